@@ -124,7 +124,7 @@ def root(
         bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error; can be given before or after the command.")
     ] = False,
 ) -> None:
-    """Label-balanced synthetic CT cohorts through MAISI's ControlNet, with lesions of the size you ask for.
+    """Label-balanced synthetic CT cohorts through MAISI's ControlNet, with lesions of the size you request.
 
     Start with: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
     """
@@ -154,7 +154,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _is_resumable(words: Sequence[str]) -> bool:
-    """Whether the same command line goes on where it was stopped."""
+    """Whether the same command line continues where it was stopped."""
     names = tuple(word for word in words if not word.startswith("-"))
     return DRY_RUN_FLAG not in words and any(names[: len(path)] == path for path in RESUMABLE)
 

@@ -75,7 +75,7 @@ def arm(
     device: TrainingDevice = "auto",
     max_minutes: MaxMinutes = None,
 ) -> None:
-    """Run one training of one arm, or go on with it; several may run at the same time, on several machines.
+    """Run one training of one arm, or continue it; several may run at the same time, on several machines.
 
     Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
     """

@@ -51,7 +51,7 @@ def pull_command(
 ) -> None:
     """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
 
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download goes on where it stopped. The
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download continues where it stopped. The
     bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
 
     Example: maisi-aug bundles pull rflow-ct --accept-license
@@ -293,7 +293,7 @@ def bundles() -> None:
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too."""
+    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well."""
     from maisi_aug.bundle_spec.bundle import list_bundles
     from maisi_aug.bundle_spec.known_bundles import known_bundles
 

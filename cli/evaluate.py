@@ -1,4 +1,4 @@
-"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was asked for."""
+"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was requested."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def register(app: typer.Typer) -> None:
 
 @evaluate_app.callback()
 def evaluate() -> None:
-    """Measure how close synthetic cases are to real ones, and whether they show what was asked for."""
+    """Measure how close synthetic cases are to real ones, and whether they show what was requested."""
 
 
 @evaluate_app.command()
@@ -466,7 +466,7 @@ def blind_pack(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key beside them.
+    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key next to them.
 
     Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
     """

@@ -1,4 +1,4 @@
-"""`maisi-aug labels`: what can be asked for, under which names and ids, in which organs and in which sizes."""
+"""`maisi-aug labels`: what can be requested, under which names and ids, in which organs and in which sizes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def labels(
         ),
     ] = None,
 ) -> None:
-    """List the labels that can be asked for, with ids, host organs, aliases and lesion sizes.
+    """List the labels that can be requested, with ids, host organs, aliases and lesion sizes.
 
     Try: maisi-aug labels --find kidney, maisi-aug labels --sizes, maisi-aug labels --kind tumor --bundle phantom-ct.
     """

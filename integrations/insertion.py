@@ -92,7 +92,7 @@ class LesionPool:
             painter: Draws; the procedural one, or what ``open_bundle_painter`` gives.
 
         Raises:
-            RequestError: It is no single lesion with a size, or nothing tells where its host is.
+            RequestError: It is not a single lesion with a size, or nothing tells where its host is.
             VocabularyError: There is no such label.
         """
         (request,) = parse_requests([lesion], vocabulary=FULL_VOCABULARY)

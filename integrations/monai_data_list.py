@@ -87,12 +87,12 @@ def export_monai(
         like: nnU-Net raw dataset of real cases, referred to where they are; its labels decide the numbers.
         label: ``LABEL=NAME`` each: a label of the real dataset or ``background``, and what it is in the cohort.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        labels: Names or ids to export without ``like``; those that the cohort was asked for when empty.
+        labels: Names or ids to export without ``like``; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope; without ``like``.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: ``cohort_dir`` is not a cohort.
         ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, one case alone
             is to be dealt into folds, a data list cannot hold the folds, or no synthetic case may train.
         VocabularyError: An unknown label name.

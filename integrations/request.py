@@ -1,4 +1,4 @@
-"""What exports are asked for, on the command line and in Python. Nothing heavy is imported."""
+"""The requests for exports, on the command line and in Python. Nothing heavy is imported."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class ShardJob:
 
 
 def _is_cancelled() -> bool:
-    """Whether the user has ended this job with scancel, which sends SIGTERM, too.
+    """Whether the user has ended this job with scancel, which sends SIGTERM as well.
 
     Slurm shows such a job as one that completes. One that is to make room runs until its grace time is over, and shows
     the time at which it was chosen.

@@ -29,16 +29,16 @@ def load_subjects(
 
     Args:
         folder: Folder that ``synthesize`` wrote.
-        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
+        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
             empty.
         include_anatomy: Every label in the maps as well, except the body envelope.
         numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
-        CohortError: It is no cohort.
+        CohortError: It is not a cohort.
         ExportError: It is unfinished or altered, or a label occurs nowhere.
         MissingExtraError: TorchIO is not installed.
-        RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
+        RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
         VocabularyError: An unknown label name.
     """
     return list(iterate_subjects(folder, labels, include_anatomy=include_anatomy, numbers=numbers))

@@ -38,7 +38,7 @@ class VolumeError(MaisiAugError, ValueError):
 
 
 class BankError(MaisiAugError, ValueError):
-    """A mask bank that is empty, unreadable or lacks what was asked for."""
+    """A mask bank that is empty, unreadable or lacks what was requested."""
 
 
 class EmptyBankError(BankError):
@@ -66,7 +66,7 @@ class PreparationError(MaisiAugError, ValueError):
 
 
 class TrainingError(MaisiAugError, ValueError):
-    """A training run that cannot start or cannot go on."""
+    """A training run that cannot start or cannot continue."""
 
 
 class ExportError(MaisiAugError, ValueError):

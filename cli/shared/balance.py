@@ -41,7 +41,7 @@ def balance_config(
     """Return the configuration with the requests that balance the dataset, and the balance.
 
     Args:
-        config: The cohort as it is asked for.
+        config: The cohort as it is requested.
         options: The dataset, and how it is balanced.
         rules: ``LABEL=NAME`` once per lesion.
         is_quiet: Show no progress.

@@ -30,7 +30,7 @@ class ModelOption(NamedTuple):
     Attributes:
         path: Path of the field: ``name``, or ``section.name``.
         field: The field, with its type, default, limits and description.
-        option: How the command line asks for it.
+        option: How the command line offers it.
     """
 
     path: str
@@ -114,7 +114,7 @@ def with_options(
 
     Args:
         function: What the command does.
-        without: Parameters that are no options of this command.
+        without: Parameters that are not options of this command.
         fixed: Arguments of the function that this command decides.
     """
     hints = get_type_hints(function, include_extras=True)

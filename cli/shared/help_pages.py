@@ -68,7 +68,7 @@ class PagedCommand(TyperCommand):
         self.params = [*command.params, _build_flag(len(self.advanced))]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, with the advanced options only where they were asked for."""
+        """Print the help, with the advanced options only where they were requested."""
         hidden = [] if ctx.meta.get(_SHOWS_ALL) else [option for option in self.advanced if not option.hidden]
         for option in hidden:
             option.hidden = True

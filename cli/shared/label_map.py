@@ -77,7 +77,7 @@ def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What `--map` says, by what it is about: the dataset that is named beside it.
+    """What `--map` says, by what it is about: the dataset that is named next to it.
 
     Attributes:
         lesions: Of `--balance-against`, unread.
@@ -120,7 +120,7 @@ class LabelRules:
         """Return the options that were given with the fields of a configuration that the rules set.
 
         Raises:
-            typer.BadParameter: The bank's labels are given by ``--mask-labels``, too.
+            typer.BadParameter: The bank's labels are given by ``--mask-labels`` as well.
         """
         if self.bank is not None and "mask_labels" in flags:
             raise typer.BadParameter("--map and --mask-labels cannot be used together. Leave one out.")

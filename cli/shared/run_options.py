@@ -56,7 +56,7 @@ def parse_shape(text: str | None) -> Any:
     """Return ``--shape`` as voxels along I, J, K.
 
     Raises:
-        typer.BadParameter: It is no shape.
+        typer.BadParameter: It is not a shape.
     """
     return _parse("--shape", read_shape, text)
 
@@ -65,7 +65,7 @@ def parse_spacing(text: str | None) -> Any:
     """Return ``--spacing`` as millimetres along I, J, K.
 
     Raises:
-        typer.BadParameter: It is no spacing.
+        typer.BadParameter: It is not a spacing.
     """
     return _parse("--spacing", read_spacing, text)
 

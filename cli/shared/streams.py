@@ -26,7 +26,7 @@ PIPED_WIDTH = 160
 
 
 class PatientStream:
-    """A text stream whose reader may have gone (``| head``): what is written then is dropped, and work goes on."""
+    """A text stream whose reader may have gone (``| head``): what is written then is dropped, and work continues."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,7 +47,7 @@ class PatientStream:
             self._drop()
 
     def _drop(self) -> None:
-        """Point the stream to nowhere, so that the interpreter's last flush is quiet, too."""
+        """Point the stream to nowhere, so that the interpreter's last flush is quiet as well."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)

@@ -67,7 +67,7 @@ class Engine(Protocol):
     """What trains an arm and segments the test cases."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Train, or go on, and write the predictions.
+        """Train, or continue, and write the predictions.
 
         Returns:
             Whether the arm is finished; False when the time was up.

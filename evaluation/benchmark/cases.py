@@ -154,7 +154,7 @@ def _read_cohort(
         is_plain = label not in mapping and meant.label_id is not None and not meant.is_union
         wanted = (str(meant.label_id),) if is_plain else mapping.get(label, (label,))
         found[label] = _find_ids(label, wanted, cohort.vocabulary, path)
-    # The full label maps: those of the requested labels may lack a tumour that the case was not asked for.
+    # The full label maps: those of the requested labels may lack a tumour that was not requested for the case.
     cases = tuple(
         CaseFiles(
             record.case_id,

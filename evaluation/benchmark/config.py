@@ -1,4 +1,4 @@
-"""What a benchmark is asked for: arms, presets, and the configuration that its folder keeps to. Needs no torch."""
+"""The request for a benchmark: arms, presets, and the configuration that its folder keeps to. Needs no torch."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class BenchmarkPlan:
     """All that an arm needs to run by itself, as ``benchmark.json`` keeps it.
 
     Attributes:
-        config: What was asked for.
+        config: The request.
         labels: Names of the labels in the order of their classes, from 1.
         lesion_labels: Those whose connected parts are counted.
         sources: Cases by source; the real ones are called "real".
@@ -142,7 +142,7 @@ def plan_benchmark(
     Cases that cannot be read are left out of every arm and named.
 
     Args:
-        config: What was asked for.
+        config: The request.
         reads_synthetic: Whether to open every synthetic case; a dry run need not.
         notify: Called with a stage, the steps done and their number.
 
@@ -197,7 +197,7 @@ def compose_arms(
     largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
 
     Args:
-        config: What was asked for.
+        config: The request.
         train: Ids of the real cases to train on.
         sources: Cases by source.
         losses: Sentences on the cases that a source has lost; where too few are left, they say why.
@@ -240,7 +240,7 @@ def compose_draws(
     who is not in the draw is not in it either: it would show more real patients than the arm is said to have.
 
     Args:
-        config: What was asked for.
+        config: The request.
         train: Ids of the real cases to train on.
         sources: Cases by source.
         losses: Sentences on the cases that a source has lost.

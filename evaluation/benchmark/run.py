@@ -2,7 +2,7 @@
 
 bench/benchmark.json                     the plan; the folder keeps to it
 bench/prepared/                          cases at the planned spacing
-bench/arms/ARM/seed-0/checkpoint.pt      an arm on its way; a killed one goes on from here
+bench/arms/ARM/seed-0/checkpoint.pt      an arm on its way; a killed one continues from here
 bench/arms/ARM/seed-0/predictions/       label maps of the test cases, on their own grids
 bench/arms/ARM/seed-0/scores.json        written last: an arm that has it is done and never done again
 bench/arms/ARM/seed-0/failure.json       why an arm failed; gone once it has succeeded
@@ -113,11 +113,11 @@ class Benchmark:
 
 
 def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage = report_nothing) -> Benchmark:
-    """Begin a benchmark or go on with one of the same configuration.
+    """Begin a benchmark or continue one of the same configuration.
 
     Args:
         folder: New, empty, or this benchmark's.
-        config: What is asked for.
+        config: The request.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
@@ -143,7 +143,7 @@ def load_benchmark(folder: Path) -> Benchmark:
     """Read the plan of a benchmark.
 
     Raises:
-        BenchmarkError: The folder is no benchmark, or its plan is damaged.
+        BenchmarkError: The folder is not a benchmark, or its plan is damaged.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
@@ -177,9 +177,9 @@ def run_arm(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> ArmState:
-    """Run one training of an arm, or go on with it; one that is done is left alone.
+    """Run one training of an arm, or continue it; one that is done is left alone.
 
-    An error of the arm is kept in its folder and returned, so that the other arms go on.
+    An error of the arm is kept in its folder and returned, so that the other arms continue.
 
     Raises:
         BenchmarkError: There is no such arm or seed.
@@ -199,7 +199,7 @@ def run_arm(
             write_json_whole(
                 folder / SCORES_NAME, {**scores, "seconds_of_last_run": round(perf_counter() - started, 1)}
             )
-        # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report go on.
+        # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report continue.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             write_json_whole(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})

@@ -72,7 +72,7 @@ def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfi
 
     Args:
         lesions: Case id -> the lesion labels that it shows.
-        config: What was asked for.
+        config: The request.
 
     Raises:
         BenchmarkError: There are too few patients to train on one and to test on two.
@@ -105,11 +105,11 @@ def _draw_order(lesions: Mapping[str, frozenset[str]], rng: np.random.Generator)
 
 
 def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> None:
-    """Raise unless patients can be told apart and those to test on are among them.
+    """Raise unless patients can be distinguished and those to test on are among them.
 
     Args:
         cases: All real ones, before those that cannot be read are left out.
-        config: What was asked for.
+        config: The request.
 
     Raises:
         BenchmarkError: A folder says that cases are of one patient and no pattern does, or a listed one is unknown.
@@ -184,7 +184,7 @@ def find_cautions(config: BenchmarkConfig, split: Split, labels: tuple[str, ...]
     """Return the cautions about a benchmark, one sentence each.
 
     Args:
-        config: What was asked for.
+        config: The request.
         split: Cases to train and to test on.
         labels: All that are compared.
         shown: Labels of every real case.

@@ -120,7 +120,7 @@ def train_unet(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> nn.Module | None:
-    """Train an arm, or go on where it was stopped.
+    """Train an arm, or continue where it was stopped.
 
     Args:
         cases: Its training cases.
@@ -130,7 +130,7 @@ def train_unet(
         num_steps: Optimiser steps, the same in all arms.
         seed: Of the weights and the batches.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call goes on.
+        max_minutes: Stop after so long; a later call continues.
         report_step: Called after each step.
 
     Returns:

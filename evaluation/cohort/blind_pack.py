@@ -51,7 +51,7 @@ INSTRUCTIONS: Final = (
 
 
 def name_key(pack: Path) -> Path:
-    """Return where the key of a pack lies: beside it."""
+    """Return where the key of a pack lies: next to it."""
     return pack.with_name(f"{pack.name}_key.json")
 
 

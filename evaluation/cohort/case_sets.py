@@ -182,7 +182,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
 
 
 def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
-    """The cases of a folder or data list: pairs, and the CTs beside them without a label map."""
+    """The cases of a folder or data list: pairs, and the CTs next to them without a label map."""
     found = list_bank(path, lambda name: find_label_id(name, words) is not None)
     skipped = [SkippedCase(name, f"{reason}.") for name, reason in found.faults]
     # A CT with several label maps is one case; the first map in the order of names is its own.
@@ -214,7 +214,7 @@ def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
 
 
 def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Path]) -> SortedFiles:
-    """CTs that may have no label map, given those that have one, and the volumes beside them that are of no case.
+    """CTs that may have no label map, given those that have one, and the volumes next to them that are of no case.
 
     Beside these a file is a CT when it lies in a folder of images or is called one: other volumes, such as a dose or a
     PET, may lie there too.
@@ -248,7 +248,7 @@ def _is_nested(series: Path, image: Path) -> bool:
 
 
 def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> CaseSet:
-    """The cases of a prepared folder; its new labels may have other ids in the vocabulary that is asked for."""
+    """The cases of a prepared folder; its new labels may have other ids in the vocabulary that is requested."""
     names = {label_id: name for name, label_id in dataset.spec.labels.items()}
     cases = []
     for case in dataset.cases:
@@ -294,7 +294,7 @@ def measure_each(
     *,
     num_workers: int | None = 1,
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """Measure item by item; one that cannot be read is set aside with its reason, and the others go on.
+    """Measure item by item; one that cannot be read is set aside with its reason, and the others continue.
 
     Args:
         items: What to measure.

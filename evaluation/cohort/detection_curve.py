@@ -90,7 +90,7 @@ def measure_detection_curve(
         notify: Told cases done and cases in all.
 
     Raises:
-        EvaluationError: It is no cohort, none of the labels is that of a lesion, or no case can be read.
+        EvaluationError: It is not a cohort, none of the labels is that of a lesion, or no case can be read.
     """
     records = {record.case_id: record for record in require_cohort(case_set).cases}
     asked = {lesion.label_id: lesion.label for record in records.values() for lesion in record.lesions}

@@ -30,7 +30,7 @@ NUM_BANDS: Final = 16
 HALF: Final = 0.5
 MIN_VOXELS: Final = 10
 MIN_CONTRAST_HU: Final = 15.0
-"""Labels that stand out less from what is around them are no structure to be drawn."""
+"""Labels that stand out less from what is around them are not structure to be drawn."""
 TISSUES: Final[tuple[tuple[str, float, float], ...]] = (
     ("air and lung, below -200 HU", -np.inf, -200),
     ("fat, -200 to -30 HU", -200, -30),

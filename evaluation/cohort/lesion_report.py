@@ -54,7 +54,7 @@ def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | 
         num_workers: Processes; None for one per core.
 
     Raises:
-        EvaluationError: When it is no cohort, or no case can be read.
+        EvaluationError: When it is not a cohort, or no case can be read.
     """
     source = require_cohort(case_set)
     sizes = measure_lesion_sizes(source.manifest)

@@ -1,4 +1,4 @@
-"""Lesion sizes of a cohort: what was asked for against what lies in the label maps, from the manifest alone.
+"""Lesion sizes of a cohort: what was requested against what lies in the label maps, from the manifest alone.
 
 python -m maisi_aug.evaluation.cohort.lesion_sizes COHORT --out results
 """
@@ -37,7 +37,7 @@ class MeasuredLesion:
 
     Attributes:
         label: Its name.
-        requested_ml: What was asked for.
+        requested_ml: What was requested.
         realised_ml: What the label map holds.
         voxel_ml: Volume of a voxel of that map.
     """

@@ -123,7 +123,7 @@ def measure_reconstruction(
     """Encode and decode every CT, and compare.
 
     Args:
-        case_set: CTs; where they have label maps, errors are given by label, too.
+        case_set: CTs; where they have label maps, errors are given by label as well.
         autoencoder: Of the bundle.
         perceptual: LPIPS; None leaves it out.
         notify: Called with cases done and cases in all.

@@ -60,7 +60,7 @@ class FeatureSet:
     num_cached: int = 0
 
     def of_plane(self, plane: PlaneName) -> list[NDArray[np.float32]]:
-        """The features of a plane, ``(N, D)`` for each patient: scans of one patient are no independent cases."""
+        """The features of a plane, ``(N, D)`` for each patient: scans of one patient are not independent cases."""
         by_patient: dict[str, list[NDArray[np.float32]]] = {}
         for case in self.cases:
             by_patient.setdefault(case.patient or case.case_id, []).append(case.planes[plane])

@@ -1,7 +1,7 @@
 """From a CT volume to the slices that a two-dimensional network sees: the 2.5D protocol of MAISI's FID.
 
-Steps: RAS+ axes, resampled where a spacing is asked for, filled up with -1000 HU and cut to a shape about the centre
-where one is asked for, clipped to [-1000, 1000] HU; then all slices along each axis, or a central share of them.
+Steps: RAS+ axes, resampled where a spacing is requested, filled up with -1000 HU and cut to a shape about the centre
+where one is requested, clipped to [-1000, 1000] HU; then all slices along each axis, or a central share of them.
 """
 
 from __future__ import annotations

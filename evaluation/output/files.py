@@ -40,7 +40,7 @@ def share_of(flags: Iterable[bool]) -> float | None:
 
 
 def require_own_folder(folder: Path, name: str) -> None:
-    """Raise before anything is measured where the results would replace a file that is no earlier result.
+    """Raise before anything is measured where the results would replace a file that is not an earlier result.
 
     Raises:
         CohortError: When ``folder`` is a file, or holds a ``NAME.json`` of something else.

@@ -1,4 +1,4 @@
-"""A benchmark or a cohort as one page, with the same figures as JSON and Markdown beside it."""
+"""A benchmark or a cohort as one page, with the same figures as JSON and Markdown next to it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def build_report(
 
 
 def require_own_report(target: Path) -> None:
-    """Raise where the figures or the summary beside a page would replace a file that is no earlier report's.
+    """Raise where the figures or the summary beside a page would replace a file that is not an earlier report's.
 
     The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
     the plan of a benchmark.
@@ -114,7 +114,7 @@ def write_report(report: Report, target: Path) -> tuple[Path, ...]:
     """Write the page, and its figures and summary under the same name; returns the files, the page first.
 
     Raises:
-        EvaluationError: A file that is no earlier report's is in the way; nothing is written.
+        EvaluationError: A file that is not an earlier report's is in the way; nothing is written.
         VolumeError: A file cannot be written.
     """
     require_own_report(target)

@@ -40,7 +40,7 @@ def summarise_cohort(
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: The folder is no cohort.
+        CohortError: The folder is not a cohort.
     """
     manifest = load_reviewed_manifest(folder, gates=())
     num_begun = len({record.case_index for record in manifest.records})

@@ -214,7 +214,7 @@ def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> 
 
 
 def verdict(text: str) -> str:
-    """Return a verdict in its colour; the words alone say it, too."""
+    """Return a verdict in its colour; the words alone say it as well."""
     kind = "gain" if text == "gain" else "loss" if "loss" in text else "none" if text == "no gain" else "undecided"
     return f'<span class="verdict {kind}">{clean_html(text)}</span>'
 

@@ -36,7 +36,7 @@ class ShownCase:
         case: What decisions name it by.
         index: Place in the plan or the folder.
         status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` where no gate has judged.
-        request: What was asked for; empty outside of a cohort.
+        request: What was requested; empty outside of a cohort.
         reason: Why the gates refused it.
         lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
         verdicts: ``gate``, ``passed``, ``message`` of each.

@@ -143,7 +143,7 @@ class Desk:
         return case
 
     def describe(self, key: str) -> Json:
-        """Return everything on one case: volumes, labels, lesions, verdicts, origin, and what to show beside it.
+        """Return everything on one case: volumes, labels, lesions, verdicts, origin, and what to show next to it.
 
         Raises:
             EvaluationError: There is no such case.

@@ -37,7 +37,7 @@ class Reading:
         confidence: From 1, a guess, to 5, certain.
         seconds: From the image to the answer.
         reviewer: Who reads.
-        seed: Of the order; the same seed and reader go on with the same test.
+        seed: Of the order; the same seed and reader continue the same test.
         number: Place in the order, from 0.
         time: When, in ISO 8601, UTC.
     """
@@ -180,7 +180,7 @@ def load_readings(folder: Path) -> list[Reading]:
     """Return all readings of a folder; none where nobody has read. A torn last line is skipped.
 
     Raises:
-        EvaluationError: A line is no reading.
+        EvaluationError: A line is not a reading.
     """
     path = folder / READINGS_NAME
     if not path.is_file():

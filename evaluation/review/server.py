@@ -248,7 +248,7 @@ class _Pages:
 
 
 async def _send_volume(files: FolderFiles, case: ShownCase, request: Request) -> Response:
-    """A volume, or the range of it that is asked for; never more of it in memory than a piece.
+    """A volume, or the range of it that is requested; never more of it in memory than a piece.
 
     Raises:
         EvaluationError: The case has no such volume.

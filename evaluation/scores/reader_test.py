@@ -67,7 +67,7 @@ def score_answers(
         the names the other way round".
 
     Raises:
-        EvaluationError: For an item that is not in the key, a word that is no answer, or no answer at all.
+        EvaluationError: For an item that is not in the key, a word that is not an answer, or no answer at all.
     """
     unknown = sorted(set(answers) - set(key))
     if unknown:

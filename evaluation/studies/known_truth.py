@@ -5,7 +5,7 @@
 Phantoms stand for the real data. Those to train on are few and healthy, most of those to test on have tumours: no arm
 of real cases alone can find them. Synthetic cases with tumours, drawn by the embedded bundle, must help with tumours,
 and so must as many further phantoms with tumours. Synthetic cases with their label maps shifted by six centimetres must
-not help with anything, and neither must the real cases taken several times over. An interrupted run goes on when the
+not help with anything, and neither must the real cases taken several times over. An interrupted run continues when the
 command is repeated.
 """
 

@@ -3,7 +3,7 @@
     python -m maisi_aug.evaluation.studies.obedience --bundle phantom-ct --segmenter runs/segmenter --out results
 
 Without ``--segmenter`` one is trained first, in OUT/segmenter. Every measured case is kept in OUT/cases: the same
-command goes on from there, and measures again only what another bundle, segmenter or setting has changed.
+command continues from there, and measures again only what another bundle, segmenter or setting has changed.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ def _require_same_spacing(bundle: Bundle, segmenter: Segmenter) -> None:
 
 
 def prepare_segmenter(bundle: Bundle, folder: Path, *, device: str, num_workers: int | None) -> Segmenter:
-    """Train a segmenter for a bundle's grid and slots, or go on with one, or load the one that is complete."""
+    """Train a segmenter for a bundle's grid and slots, or continue one, or load the one that is complete."""
     config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots)
     if (folder / WEIGHTS_NAME).is_file():
         known = load_segmenter(folder, device=device)

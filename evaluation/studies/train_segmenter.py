@@ -118,7 +118,7 @@ class SegmenterObjective(Stateless):
         if len(lesion_voxels) and rng.random() < self.config.lesion_share:
             corner = np.clip(lesion_voxels[rng.integers(len(lesion_voxels))] - rng.integers(0, shape), 0, limits)
         box = tuple(slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
-        # No mirroring: left and right are how liver and spleen are told apart.
+        # No mirroring: left and right are how liver and spleen are distinguished.
         image_hu = VARIATION.apply(self.store.image_hu(index, box), rng)
         return image_hu, to_class_map(self.store.label_map(index, box), self.tissues)
 
@@ -133,13 +133,13 @@ def train_segmenter(
     report_phantoms: Report = report_nothing,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
-    """Build the training phantoms, train or go on training, and keep the averaged weights.
+    """Build the training phantoms, train or continue training, and keep the averaged weights.
 
     Args:
         config: What to train; a folder keeps to the first one.
         folder: Of the run.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call goes on.
+        max_minutes: Stop after so long; a later call continues.
         num_workers: Processes that build phantoms; one a core when None.
         report_phantoms: Called with (phantoms that are there, phantoms in all).
         report_step: Called after each step.
@@ -167,14 +167,14 @@ def train_on(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
-    """Train on the cases of a store, or go on, and keep the averaged weights.
+    """Train on the cases of a store, or continue, and keep the averaged weights.
 
     Args:
         config: What to train; a folder keeps to the first one.
         store: Real images with their label maps.
         folder: Of the run.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call goes on.
+        max_minutes: Stop after so long; a later call continues.
         report_step: Called after each step.
 
     Raises:
@@ -217,7 +217,7 @@ def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) ->
 
     Args:
         dataset: All prepared cases.
-        labels: Names of what it shall tell apart; the new labels of the data where none are given.
+        labels: Names of what it should tell apart; the new labels of the data where none are given.
         fold: That is left out.
 
     Raises:

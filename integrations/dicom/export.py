@@ -72,12 +72,12 @@ def export_dicom(
     Args:
         cohort_dir: Folder that ``synthesize`` wrote, or several.
         out: New or empty folder.
-        labels: Names or ids to export; those that the cohort was asked for when empty.
+        labels: Names or ids to export; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: ``cohort_dir`` is not a cohort.
         ExportError: ``out`` is in use, the cohort is unfinished or altered, a label occurs nowhere, or a grid is
             sheared.
         MissingExtraError: The extra ``dicom`` is not installed.

@@ -1,6 +1,6 @@
 """The bounded buffer between the process that makes cases and those that train on them.
 
-The buffer decides how long one waits, never what one gets: a case that is asked for and not held is made (again), and
+The buffer decides how long one waits, never what one gets: a case that is requested and not held is made (again), and
 the same number of the same epoch is always the same case.
 """
 

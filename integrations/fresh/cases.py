@@ -83,7 +83,7 @@ class FreshCases:
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
-                asked for are 1, 2, ... in the order of their ids, see :attr:`numbering`.
+                 requested are 1, 2, ... in the order of their ids, see :attr:`numbering`.
             is_quiet: Say nothing on stderr while a case is waited for.
 
         Raises:
@@ -144,7 +144,7 @@ class FreshCases:
         """What the labels become; ``to_dict()`` gives the number for each name.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.cohort.resolve import resolve
         from maisi_aug.integrations.fresh.maker import number_requested
@@ -267,7 +267,7 @@ def _choose_address(folder: Path) -> str:
 
 
 def _is_first_worker() -> bool:
-    """Whether this process is no worker of a loader, or the first of them: one voice is enough."""
+    """Whether this process is not a worker of a loader, or the first of them: one voice is enough."""
     if "torch.utils.data" not in sys.modules:
         return True
     from torch.utils.data import get_worker_info

@@ -56,7 +56,7 @@ class GrowingCohort:
         Args:
             folder: Folder that ``synthesize`` writes.
             num_items: Items of an epoch.
-            labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
+            labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
                 empty.
             numbers: Label name -> number instead, such as a real dataset's; 0 for background.
             seed: Decides which cases an epoch shows.
@@ -65,7 +65,7 @@ class GrowingCohort:
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
 
         Raises:
-            CohortError: The folder is no cohort.
+            CohortError: The folder is not a cohort.
             RequestError: ``num_items`` is too small, there is no label to train on, or ``numbers`` do not fit.
             VocabularyError: An unknown label name.
         """
@@ -172,7 +172,7 @@ class _WriterWatch:
 def _number(
     folder: Path, document: Mapping[str, Any], labels: Sequence[str], numbers: Mapping[str, int] | None
 ) -> LabelNumbering:
-    """What the labels become: those that the cohort is asked for, or those that are chosen."""
+    """What the labels become: those requested for the cohort, or those chosen."""
     names = {int(row["id"]): str(row["name"]) for row in document["requested"]}
     if labels or numbers is not None:
         vocabulary = load_bundle(str(document["configuration"]["bundle"])).vocabulary

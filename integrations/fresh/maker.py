@@ -27,7 +27,7 @@ class FreshMaker:
     """The networks on their device, and what they draw.
 
     Attributes:
-        run: What is asked for; its plan is that of one epoch.
+        run: What is requested; its plan is that of one epoch.
         maker: Draws.
         numbering: What the labels become.
         seed: Decides every case.
@@ -60,7 +60,7 @@ class FreshMaker:
             report_step: Told of every step of the sampler: case id, steps done, steps in all.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.networks.pipeline import Pipeline, resolve_device
 

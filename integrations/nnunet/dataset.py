@@ -85,7 +85,7 @@ class _Written:
 def export_alone(
     cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing
 ) -> ExportReport:
-    """Return the dataset that a request without a real one asks for, by :func:`export_nnunet`."""
+    """Return the dataset for a request without a real one, by :func:`export_nnunet`."""
     assert request.name is not None
     return export_nnunet(
         cohorts,
@@ -117,7 +117,7 @@ def export_nnunet(
         dataset_id: 1 to 999, not in use.
         name: The part after ``DatasetXXX_``.
         out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
-        labels: Names or ids to export; those that the cohort was asked for when empty.
+        labels: Names or ids to export; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope.
         copy: Copy the images instead of linking them.
         notify: Called with a stage, the steps done and their number.
@@ -126,7 +126,7 @@ def export_nnunet(
         The report; the dataset has passed nnU-Net's integrity check.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: ``cohort_dir`` is not a cohort.
         ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
         VocabularyError: An unknown label name.
     """

@@ -73,7 +73,7 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
 
     Raises:
         ExportError: It is of another form, the dataset has no such label, or the share is none.
-        RequestError: It is no single lesion of the lung with a size.
+        RequestError: It is not a single lesion of the lung with a size.
         VocabularyError: There is no such lesion.
     """
     name, _, rest = (part.strip() for part in text.partition("="))

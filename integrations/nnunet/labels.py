@@ -52,7 +52,7 @@ def map_labels(
         given: ``LABEL=NAME`` each: a name or value of the real dataset or ``background``, and a label of the cohort, or
             several joined by a plus sign.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        requested_ids: Labels that the exported cases were asked for; each has to have a place.
+        requested_ids: Labels requested for the exported cases; each has to have a place.
 
     Raises:
         ExportError: An entry cannot be read, a requested label has no place, or a real label has no source.

@@ -53,7 +53,7 @@ def export_like(cohorts: Sequence[Path], request: NnunetExport, *, notify: Repor
         The report; unless it was a dry run the dataset has passed nnU-Net's integrity check.
 
     Raises:
-        CohortError: The cohort's folder is no cohort.
+        CohortError: The cohort's folder is not a cohort.
         ExportError: Something does not fit, or nnU-Net refuses the result.
         VocabularyError: An unknown label name.
     """

@@ -51,7 +51,7 @@ class NnUNetModel:
             device: A torch device.
 
         Raises:
-            EvaluationError: When the folder is no trained model, or a fold lacks its checkpoint.
+            EvaluationError: When the folder is not a trained model, or a fold lacks its checkpoint.
             RequestError: When the orientation is none.
         """
         if len(orientation) != 3 or any(

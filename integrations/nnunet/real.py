@@ -33,11 +33,11 @@ def read_description(path: Path) -> dict[str, Any]:
     """Read ``dataset.json``.
 
     Returns:
-        Its content: ``labels`` maps names to whole numbers or lists of them, the numbers are 0, 1, 2, ... without gaps,
+        Its content: ``labels`` maps names to integers or lists of them, the numbers are 0, 1, 2, ... without gaps,
         ``channel_names`` maps numbers to names, and ``dataset``, where it is there, names files for every case.
 
     Raises:
-        ExportError: It is no JSON, or an entry is of another form.
+        ExportError: It is not JSON, or an entry is of another form.
     """
     try:
         description = read_json(path)
@@ -178,8 +178,8 @@ def load_real_dataset(folder: Path) -> RealDataset:
     """Read and check a real dataset; image headers and voxels are not read.
 
     Raises:
-        ExportError: It is no raw dataset of nnU-Net, its description has another form, it has no single CT channel, or
-            a file of it is missing.
+        ExportError: It is not a raw dataset of nnU-Net, its description has another form, it has no single CT channel,
+            or a file of it is missing.
     """
     folder = Path(os.path.abspath(find_dataset(folder)))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
     if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / DESCRIPTION_NAME).is_file():

@@ -52,7 +52,7 @@ def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[i
 
     Args:
         contacts: Of all cases, from ``count_contacts``.
-        values: Vocabulary id to value in the real dataset; ids that the user mapped to background are no surprise.
+        values: Vocabulary id to value in the real dataset; ids that the user mapped to background are expected.
 
     Returns:
         Id of the label that becomes background, to the id that it touches most.

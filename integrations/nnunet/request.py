@@ -45,7 +45,7 @@ def choose_cases(
         cases: Accepted cases in the order of the plan.
         num_real: Cases of the real dataset.
         ratio: Synthetic cases per real case; all that there are when not given.
-        max_per_label: How many cases that were asked for one label may be chosen, at most.
+        max_per_label: Largest number of cases chosen per requested label.
 
     Returns:
         The chosen cases in the order of the plan; fewer than the ratio says where there are not enough.
@@ -78,7 +78,7 @@ def choose_cases(
 
 
 def count_wanted(ratio: float, num_real: int) -> int:
-    """Return how many cases a ratio asks for."""
+    """Return how many cases a ratio requests."""
     return max(1, round(ratio * num_real))
 
 
@@ -108,7 +108,7 @@ class LikeExport:
         folds: The real dataset's folds.
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
-        num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
+        num_wanted: Synthetic cases that the ratio requests; None without a ratio.
         insertion: What the trainer draws into real cases.
     """
 
@@ -160,7 +160,7 @@ def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeE
     """Read and check everything that can be told without voxels; nothing is written.
 
     Raises:
-        CohortError: A folder is no cohort.
+        CohortError: A folder is not a cohort.
         ExportError: A setting, the real dataset or the cohort does not fit.
         VocabularyError: An unknown label name.
     """

@@ -42,7 +42,7 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
             settings: As for nnU-Net's loader.
 
         Raises:
-            TrainingError: The share asks for real or synthetic cases, and the training set holds none.
+            TrainingError: The share needs real or synthetic cases, and the training set holds none.
         """
         super().__init__(*arguments, **settings)
         self._share = share

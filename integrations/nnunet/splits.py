@@ -62,7 +62,7 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
     """Return the real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
 
     nnU-Net's planner copies the file from the raw dataset to the preprocessed one that has none
-    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts, too.
+    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts as well.
 
     With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
     training side is left to synthetic cases.
@@ -95,7 +95,7 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
 
 
 def _require_continuation(folds: Folds, raw: Folds) -> None:
-    """Raise unless the first folds are the raw dataset's, which is what nnU-Net's planner asks for.
+    """Raise unless the first folds are the raw dataset's, as nnU-Net's planner requires.
 
     Raises:
         ExportError: Naming both files.

@@ -64,7 +64,7 @@ def read_trainer_name(name: str) -> TrainerSettings | None:
     """Return the settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
 
     Raises:
-        TrainingError: The name begins like one of ours and goes on wrongly.
+        TrainingError: The name begins like one of ours and continues wrongly.
     """
     if not name.startswith(TRAINER_PREFIX):
         return None

@@ -139,7 +139,7 @@ def train_nnunet_fold(
     max_minutes: float | None = None,
     report_epoch: ReportEpoch = lambda epoch, loss: None,
 ) -> Path | None:
-    """Train a fold, or go on where it was stopped.
+    """Train a fold, or continue where it was stopped.
 
     Args:
         folder: As for :func:`prepare_nnunet_folds`.
@@ -150,7 +150,7 @@ def train_nnunet_fold(
         num_steps: Optimiser steps in all.
         seed: Of weights and batches.
         device: "cpu", "cuda" or "cuda:N".
-        max_minutes: Stop after so long; a later call goes on from the last epoch that was kept.
+        max_minutes: Stop after so long; a later call continues from the last epoch that was kept.
         report_epoch: Called with steps done and the loss after each epoch.
 
     Returns:

@@ -60,7 +60,7 @@ class Hello(NamedTuple):
         host: Name of its machine.
         node_id: Of the machine, for Ray.
         version: Of maisi-aug there.
-        sees_folders: Whether the driver's folders are on a disk that is there, too.
+        sees_folders: Whether the driver's folders are on a disk that is there as well.
         num_cores: That are really there for it.
     """
 

@@ -112,7 +112,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
 
     Args:
         nodes: What Ray counts on every node: ``CPU``, ``GPU``.
-        engine: What is asked for.
+        engine: What is requested.
 
     Raises:
         RequestError: There is no place for a single worker.

@@ -50,7 +50,7 @@ class CohortSource:
 
     @cached_property
     def requested_ids(self) -> tuple[int, ...]:
-        """Vocabulary ids that the accepted cases were asked for, lesions and organs, ascending."""
+        """Vocabulary ids requested for the accepted cases, lesions and organs, ascending."""
         return find_requested_ids(self.cases)
 
     @property
@@ -108,7 +108,7 @@ class CohortSource:
 
 
 def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
-    """Return vocabulary ids that cases were asked for, lesions and organs, ascending."""
+    """Return the vocabulary ids requested for cases, lesions and organs, ascending."""
     return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
 
 
@@ -120,7 +120,7 @@ def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSo
         gates: Whose figures are wanted.
 
     Raises:
-        CohortError: The folder is no cohort, or its manifest is damaged.
+        CohortError: The folder is not a cohort, or its manifest is damaged.
         ExportError: The cohort is being written to, or has no accepted case.
     """
     recorded = load_manifest(folder, gates=gates)
@@ -148,7 +148,7 @@ def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
     The cases of several are called after their folder too, such as ``small_case_0001``.
 
     Raises:
-        CohortError: A folder is no cohort, or its manifest is damaged.
+        CohortError: A folder is not a cohort, or its manifest is damaged.
         ExportError: A cohort is being written to or has no accepted case; two have the same name, or call an id
             differently.
     """

@@ -1,6 +1,6 @@
 """Which labels of a cohort an export holds, and how they are numbered in the files of a training framework.
 
-Labels are taken from the cohort's full label maps: a map may hold a tumour that its own case was not asked for, and
+Labels are taken from the cohort's full label maps: a map may hold a tumour that was not requested for its own case, and
 leaving that one as background would teach the wrong thing.
 """
 
@@ -79,7 +79,7 @@ def number_labels(
     Args:
         vocabulary: Names of the ids in the label maps.
         numbers: Label name or id -> number, 0 for what is to be background; ``background`` itself may be among them.
-        requested_ids: Labels that the cases are asked for; each needs a number.
+        requested_ids: Labels requested for the cases; each needs a number.
         name_of: Name of an id.
 
     Raises:
@@ -129,7 +129,7 @@ def choose_labels(
     numbers: Mapping[str, int] | None = None,
     notify: ReportStage = report_nothing,
 ) -> LabelNumbering:
-    """Return the labels to export: those named, or else those that the cohort was asked for.
+    """Return the labels to export: those named, or else those requested for the cohort.
 
     Args:
         cohort: The cohort.

@@ -94,7 +94,7 @@ def import_torchio() -> Any:
 
 @dataclass(frozen=True)
 class CohortPairs:
-    """Reads a case when it is asked for.
+    """Reads a case when it is requested.
 
     Attributes:
         cohort: The cohort.
@@ -139,15 +139,15 @@ def open_pairs(
 
     Args:
         folder: Folder that ``synthesize`` wrote.
-        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
+        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
             empty.
         include_anatomy: Every label in the maps as well, except the body envelope.
         numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
-        CohortError: It is no cohort.
+        CohortError: It is not a cohort.
         ExportError: It is unfinished, or a label occurs nowhere.
-        RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
+        RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
         VocabularyError: An unknown label name.
     """
     cohort = load_cohort_source(Path(folder))

@@ -122,7 +122,7 @@ def balance_cohort(
     Args:
         request: Its requests name the lesions.
         options: The dataset, and how it is balanced.
-        read_map: Given the lesions that are asked for, tells which label of the dataset each is; lesion -> label.
+        read_map: Given the lesions that are requested, tells which label of the dataset each is; lesion -> label.
         needs_weights: Whether the bundle must be on this machine.
         report: Called with (label maps measured, label maps in all).
 
@@ -204,13 +204,13 @@ def find_balance(
     least_ml: float = 0.0,
     report: Report = report_nothing,
 ) -> Balance:
-    """Return what a dataset has of the lesions that are asked for, and what a cohort adds.
+    """Return what a dataset has of the lesions that are requested, and what a cohort adds.
 
     Args:
         labels: Label requests.
         options: The dataset, and how it is balanced.
         read_map: Tells which label of the dataset each lesion is.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         num_cases: Of the cohort.
         least_ml: Smallest volume that the grid can show.
         report: Called with (label maps measured, label maps in all).

@@ -90,7 +90,7 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
     Args:
         is_shown: Draw them where there is a terminal, and print lines in their place where there is none.
         is_transient: Take them away when the work is done.
-        is_telling: Print what our own modules warn of, too, whether bars are shown or not.
+        is_telling: Print what our own modules warn of as well, whether bars are shown or not.
     """
     from rich.progress import (
         BarColumn,
@@ -170,7 +170,7 @@ def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
 
 
 class _Log:
-    """Lines in the place of a bar that is not drawn because there is no terminal."""
+    """Lines in place of a bar that is not drawn because there is no terminal."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars

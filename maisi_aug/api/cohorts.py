@@ -55,7 +55,7 @@ class CohortStatus:
 
     Attributes:
         folder: Where it is.
-        num_cases: That it shall have; 0 where nothing says.
+        num_cases: That it should have; 0 where nothing says.
         manifest: What was made, by all shards.
         shards: Names of the manifests of shards.
         running: What is at work on it.

@@ -89,7 +89,7 @@ def finetune(
     """Open the data, and train; under ``torchrun`` all processes together.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Folder of the run.
         device: Where the networks run.
         max_minutes: Wall-clock limit; the same call continues.
@@ -98,7 +98,7 @@ def finetune(
         self_contained: Copy the base's weights and the label maps into the bundle.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.networks.pipeline import resolve_device
@@ -201,7 +201,7 @@ def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
     folder = Path(text)
     if not folder.is_dir() or (folder / "dataset.json").is_file():
         return Sources(nnunet=text, organs=organs)
-    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was asked for
+    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was requested
     image_folders, label_folders = find_folders(folder, IMAGE_FOLDERS), find_folders(folder, own_labels)
     if image_folders and label_folders:
         return Sources(images=image_folders[0], labels=label_folders[0], organs=organs)

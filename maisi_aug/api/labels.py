@@ -1,4 +1,4 @@
-"""What can be asked for: what ``labels`` lists, for the command line and for Python."""
+"""What can be requested: what ``labels`` lists, for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LabelChoice = Literal["organ", "tumor", "slot"]
 def labels(
     find: str | None = None, *, kind: LabelChoice | None = None, bundle: str | Path | None = None
 ) -> tuple[Label, ...]:
-    """Return the labels that can be asked for; ``maisi-aug labels``.
+    """Return the labels that can be requested; ``maisi-aug labels``.
 
     >>> import maisi_aug as ma
     >>> [(label.id, label.name) for label in ma.labels("gallbladder")]

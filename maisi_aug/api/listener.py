@@ -7,7 +7,7 @@ from maisi_aug.system.progress import ReportStage
 
 
 class RunListener(Listener):
-    """A listener that also hears what goes on before a run; does nothing unless a method is overridden."""
+    """A listener that also hears what happens before a run; does nothing unless a method is overridden."""
 
     def measures(self, done: int, total: int) -> None:
         """Another file of the size or the HU reference has been measured."""

@@ -103,7 +103,7 @@ class Pipeline:
         """Draw the CT image of a label map, and judge both.
 
         The result has the map's own grid where the networks take that, in RAS+ whatever the orientation of the map; it
-        is cropped, padded or resampled where they do not, with a warning, or where ``shape`` or ``spacing_mm`` ask for
+        is cropped, padded or resampled where they do not, with a warning, or where ``shape`` or ``spacing_mm`` request
         another. Without ``plant`` the image is the one that ``synthesize(mask_source="given", mask_bank=...)`` makes of
         the same file and seed; without a label map, the one that ``synthesize(plant, num_cases=1)`` makes.
 

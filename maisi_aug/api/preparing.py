@@ -89,7 +89,7 @@ class Preparation:
         """Check everything that can be checked before the work; nothing is written.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.preparation.resolve import resolve_preparation
         from maisi_aug.preparation.run import plan_preparation

@@ -114,7 +114,7 @@ class CohortProgress(RunListener):
             self._bar.update(self._task, description=f"{case_id}, step {done} of {total}")
 
     def generates(self, number: int, done: int, total: int) -> None:
-        """Count the steps of a label map as long as no image is being sampled beside it."""
+        """Count the steps of a label map as long as no image is being sampled next to it."""
         if self._task is not None and self._first_at is None:
             self._bar.update(self._task, description=f"label map {number}, step {done} of {total}")
 

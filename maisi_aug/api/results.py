@@ -31,9 +31,9 @@ class Case:
 
     Attributes:
         id: Name of the case.
-        request: What was asked for.
+        request: The request.
         seed: What everything random in the case derives from.
-        lesions: Its lesions, as they were asked for and as they are.
+        lesions: Its lesions, as they were requested and as they are.
         verdicts: What each quality gate said: ``gate``, ``passed``, ``figures``, ``message``.
         reason: Why the gates refused it; empty where they did not.
     """

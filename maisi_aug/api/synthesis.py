@@ -64,8 +64,8 @@ def synthesize(
     Args:
         labels: Requests, ``NAME[:SIZE][@SHARE]``, such as ``"lung nodule:8-20mm"``; several lesions in one case are
             joined with ``+``.
-        out: Folder of the cohort: new, empty, or one that the same call began, which it goes on with.
-        recipe: Name or file of a recipe, or a ``cohort.yaml``; what else is given stands above it.
+        out: Folder of the cohort: new, empty, or one that the same call began, which it continues.
+        recipe: Name or file of a recipe, or a ``cohort.yaml``; other arguments override it.
         balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
             a folder of label maps. ``labels`` then names the lesions alone.
         map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
@@ -192,10 +192,10 @@ def make_cohort(
     redraw_rejected: bool = False,
     listener: RunListener | None = None,
 ) -> CohortSummary:
-    """Resolve what is asked for and make it.
+    """Resolve what is requested and make it.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, and for which cases.
@@ -203,10 +203,10 @@ def make_cohort(
         may_resume: Whether the folder may hold the cohort already.
         verify: Compare the bytes of finished cases with the manifest.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.generate.run import synthesize_cohort
 
@@ -246,13 +246,13 @@ class Outlook:
 def look_ahead(
     request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: RunListener | None = None
 ) -> Outlook:
-    """Resolve and try what is asked for; nothing is made.
+    """Resolve and try what is requested; nothing is made.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Where the cohort would go, if that is to be checked.
         may_resume: Whether the folder may hold the cohort already.
-        listener: Is told of files that are measured and label maps that are tried.
+        listener: Is notified of files that are measured and label maps that are tried.
 
     Raises:
         MaisiAugError: A run would be refused.

@@ -4,7 +4,7 @@ A name is read without its format's suffix. It may hold, each at most once:
 
 - a word for what the file is: at the end (``P1_ct``, ``P1.seg``, ``P1_seg_v2``), alone (``imaging``), or in front of
   the case (``volume-0``, ``label0001``);
-- nnU-Net's number of a channel, ``_0000``, at the end; where cases are counted in four digits that is no channel;
+- nnU-Net's number of a channel, ``_0000``, at the end; where cases are counted in four digits that is not a channel;
 - the case: what is left, or the folder's name where nothing is.
 
 Names alone never decide against the company that they are in: ``L1`` beside an image ``L1_0000`` is a case and not a
@@ -78,7 +78,7 @@ class FileName:
         role: What the file is; None where the name does not tell.
         case: What is left beside the word that tells it; empty where nothing is.
         word: That word, in small letters; empty without one.
-        is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that, too.
+        is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that as well.
     """
 
     role: Role | None
@@ -133,7 +133,7 @@ class Pair:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """Return the readable files of a folder that are no DICOM; hidden ones, such as macOS' ``._x``, are none."""
+    """Return the readable files of a folder that are not DICOM; hidden ones, such as macOS' ``._x``, are none."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -268,7 +268,7 @@ def sort_files(
         files: Files of one folder.
         ct_channel: nnU-Net's channel that is the CT.
         are_images: Whether the folder is one of images: names that say another thing are then names of cases, unless
-            an image lies beside them that they would be the label map of.
+            an image lies next to them that they would be the label map of.
         labels_elsewhere: Label maps of these images in another folder.
     """
     files = list(files)
@@ -400,7 +400,7 @@ def _is_alone(base: str) -> bool:
 
 
 def _find_images_like_labels(names: Mapping[Path, FileName]) -> set[Path]:
-    """Images of cases that are called like label maps, such as ``gt1`` with ``gt1_seg`` beside it."""
+    """Images of cases that are called like label maps, such as ``gt1`` with ``gt1_seg`` next to it."""
     sure = {name.case for name in names.values() if name.role == "label" and not name.is_front}
     stems = {_stem_of(path) for path in names}
     found = set()
@@ -456,8 +456,8 @@ def _find_channels(
     """The cases whose images' four digits number channels, as the label maps tell; without any, the numbers themselves.
 
     A label map that is called as a case says that they do, one that is called as an image that they do not; both at
-    once say nothing. What most of them say goes for cases without a label map, too. Without label maps four digits are
-    channels where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
+    once say nothing. What most of them say goes for cases without a label map as well. Without label maps four digits
+    are channels where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
     """
     votes: dict[str, int] = defaultdict(int)
     for label in labels:

@@ -1,7 +1,8 @@
 """The one reader of CTs and of the label maps that belong to them: is it a CT in HU, and do both lie in one place?
 
-Whoever asks is told the same of the same files. A label map that was cropped along its CT's voxels, as 3D Slicer stores
-it, is put into its place; every other difference is refused, but where the same field of view is all that is needed.
+Every caller gets the same answer of the same files. A label map that was cropped along its CT's voxels, as 3D Slicer
+stores it, is put into its place; every other difference is refused, but where the same field of view is all that is
+needed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, load_image, load_label_map
 
 MAX_AIR_HU = -150
-"""An image without anything as dark as fat is no CT in HU."""
+"""An image without anything as dark as fat is not a CT in HU."""
 LEAST_HU = -1024
 """What a CT's 12 bits hold, but for padding and noise."""
 MAX_BELOW = 0.05

@@ -267,7 +267,7 @@ class _Search:
                 self.look_into(child, depth=depth - 1)
 
     def look_for(self, label: Path) -> None:
-        """One label map, whose image may lie beside it."""
+        """One label map, whose image may lie next to it."""
         folder = label.parent
         series = _find_series(folder, list_volumes(folder), is_inner=False)
         if series is not None:
@@ -355,7 +355,7 @@ class _Search:
     ) -> BankEntry | None:
         """One entry of all masks, if most files are named after organs.
 
-        A name such as ``L1`` is a vertebra's and a case's: it counts where a CT lies beside it that is called nothing
+        A name such as ``L1`` is a vertebra's and a case's: it counts where a CT lies next to it that is called nothing
         but that, or where other organs do.
         """
         masks = [path for path in files if not is_image_name(path)]
@@ -380,11 +380,11 @@ def _find_series(folder: Path, files: Sequence[Path], *, is_inner: bool) -> Path
 
     Args:
         folder: The folder.
-        files: Its files that are no DICOM; where one is called an image, that is the CT.
+        files: Its files that are not DICOM; where one is called an image, that is the CT.
         is_inner: Whether it lies in the bank, which a folder per case does.
 
     Returns:
-        The image, as :func:`find_case_series` has it; None where the folder is no case.
+        The image, as :func:`find_case_series` has it; None where the folder is not a case.
     """
     if any(map(is_image_name, files)):
         return None

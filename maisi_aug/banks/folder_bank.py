@@ -347,7 +347,7 @@ class FolderBank:
         return labels
 
     def _place(self, entry: BankEntry, labels: Volume) -> Volume:
-        """The map where its CT is, if there is one: a map that brings its own body lies there, too."""
+        """The map where its CT is, if there is one: a map that brings its own body lies there as well."""
         if entry.image_path is None:
             return labels
         return place_labels(labels, load_grid(entry.image_path), subject=entry.name, on="its own grid")

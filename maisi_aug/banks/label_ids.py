@@ -205,7 +205,7 @@ def _from_mapping(
 def _complete(stated: Mapping[int, int], names: Mapping[int, str], vocabulary: Vocabulary) -> Translation:
     """The translation of ids that somebody stated, and of all others by their names.
 
-    A lesion that was stated to be body or background is no hole in its organ either: it becomes the organ.
+    A lesion that was stated to be body or background is not a hole in its organ either: it becomes the organ.
     """
     meanings = resolve_names(names.values(), vocabulary, context=[vocabulary.name_of(i) for i in stated.values()])
     rest = {source_id: name for source_id, name in names.items() if source_id not in stated}

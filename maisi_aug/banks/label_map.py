@@ -141,7 +141,7 @@ def cut_map(
     Args:
         bank_map: The map.
         grid: Shape and spacing of the cut; its place in the world does not matter.
-        focus: Boxes of the map that shall be inside; none for the middle of the map.
+        focus: Boxes of the map that must be inside; none for the middle of the map.
         rng: Draws by how much the cut is shifted.
         keep_ids: Ids whose lesions keep their volume.
 
@@ -311,7 +311,7 @@ def choose_centre(
         label_map: ``(I, J, K)`` with body (200).
         source: Its geometry.
         grid: Shape and spacing of the cut.
-        focus: Boxes of the map that shall be inside, with a margin; none for the middle of the map.
+        focus: Boxes of the map that must be inside, with a margin; none for the middle of the map.
         shift_mm: By how much the cut is moved along I, J, K, as far as the focus allows.
 
     Returns:

@@ -76,7 +76,7 @@ class RawDataset:
         """Read ``dataset.json``; no case is looked for yet.
 
         Raises:
-            BankError: It is no JSON object.
+            BankError: It is not a JSON object.
         """
         path = folder / DESCRIPTION_NAME
         try:

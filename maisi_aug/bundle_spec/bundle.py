@@ -41,7 +41,7 @@ __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile
 
 BUNDLE_FILE = "bundle.yaml"
 RUN_FOLDER = "bundle"
-"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it, too."""
+"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it as well."""
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
 _LOG = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class Bundle:
 
     @property
     def default_steps(self) -> int:
-        """Number of sampling steps when the user asks for no other."""
+        """Number of sampling steps when the user requests no other."""
         return self.spec.num_inference_steps
 
     @cached_property
@@ -201,7 +201,7 @@ class Bundle:
         return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
 
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
-        """Raise unless the networks listen to what is asked for; a word that changes nothing would mislead.
+        """Raise unless the networks listen to what is requested; a word that changes nothing would mislead.
 
         Raises:
             RecipeError: For a modality or a body region that they are not told.
@@ -238,7 +238,7 @@ class Bundle:
             What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
 
         Raises:
-            GridError: When a side is no multiple of the factor, or the networks cannot work with the grid.
+            GridError: When a side is not a multiple of the factor, or the networks cannot work with the grid.
         """
         limits = self.spec.grid_limits
         if limits is None:

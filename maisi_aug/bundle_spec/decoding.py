@@ -1,4 +1,4 @@
-"""What networks compute in, and how an image is decoded: what a recipe may ask for, and what was done. No torch."""
+"""What networks compute in, and how an image is decoded: what a recipe may request, and what was done. No torch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def latent_factor(autoencoder: Mapping[str, Any]) -> int:
 
 
 def kept_in(num_splits: int) -> Keep:
-    """Return what is kept between passes where so many parts are asked for: the less memory they leave, the less."""
+    """Return what is kept between passes where so many parts are requested: the less memory they leave, the less."""
     return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 
@@ -88,7 +88,7 @@ class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
 
     @property
     def takes_windows(self) -> bool:
-        """Whether windows are asked for, of some size or of the bundle's."""
+        """Whether windows are requested, of some size or of the bundle's."""
         return self.mode == "windows" or isinstance(self.window, tuple)
 
 

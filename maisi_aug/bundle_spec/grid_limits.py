@@ -26,7 +26,7 @@ AXES = "IJK"
 
 
 class GridSpec(StrictModel):
-    """A grid in a bundle: the default one, used when the user asks for no other, or a recommended one."""
+    """A grid in a bundle: the default one, used when the user requests no other, or a recommended one."""
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     spacing_mm: tuple[PositiveFinite, PositiveFinite, PositiveFinite]
@@ -201,7 +201,7 @@ def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = Fal
     twice.
 
     Args:
-        grid: What was asked for.
+        grid: What was requested.
         limits: Of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """

@@ -207,8 +207,8 @@ class BundleSpec(StrictModel):
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
-            float32 everywhere, unless another precision is asked for.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are asked for
+            float32 everywhere, unless another precision is requested.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are requested
             (``--decode windows``); they overlap by 0.4 and are blended. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).
         networks: Network definitions by role.

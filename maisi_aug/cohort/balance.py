@@ -105,7 +105,7 @@ def read_targets(
 
     Args:
         texts: Requests, one lesion each, with organs and a share if wanted.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         bins: Their outer edges are the limits where a request has no size.
         least_ml: Smallest volume that the grid can show.
 
@@ -257,7 +257,7 @@ def count_lesions(
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:
-        RequestError: For a number of lesions that no case can be asked for, or where all lesions of the dataset are
+        RequestError: For a number of lesions that cannot be requested for a case, or where all lesions of the dataset are
             smaller than anything that can be planned, and no size says that larger ones are wanted.
     """
     if not 1 <= max_lesions <= MAX_COUNT:

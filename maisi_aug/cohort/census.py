@@ -1,4 +1,4 @@
-"""The lesions of a real dataset, counted and measured: what a cohort shall be balanced against."""
+"""The lesions of a real dataset, counted and measured: what a cohort is to be balanced against."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
     """Return the content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
 
     Raises:
-        CohortError: When the folder holds something that is no cohort, or ``cohort.yaml`` is damaged.
+        CohortError: When the folder holds something that is not a cohort, or ``cohort.yaml`` is damaged.
     """
     path = folder / COHORT_NAME
     if folder.exists() and not folder.is_dir():
@@ -126,7 +126,7 @@ class BegunCohort:
             may_resume: Whether it may hold one.
 
         Raises:
-            CohortError: It holds something that is no cohort or, where a run must not go on, one.
+            CohortError: It holds something that is not a cohort or, where a run must not continue, one.
         """
         stamp, document = _stamp_of(path), read_cohort_document(path)
         if document is None:
@@ -144,10 +144,10 @@ class BegunCohort:
         return read_cohort_document(path)
 
     def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
-        """Return numbers of cases that the cohort had before it grew, one more where more cases are asked for.
+        """Return numbers of cases that the cohort had before it grew, one more where more cases are requested.
 
         Args:
-            num_cases: That are asked for; fewer than there are is left for the comparison to refuse.
+            num_cases: That are requested; fewer than there are is left for the comparison to refuse.
             asked: The steps that the request names.
         """
         written = self.document.get("configuration", {})
@@ -214,14 +214,14 @@ def find_cohort(
     *,
     is_shared: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Return the content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
+    """Return the content of ``cohort.yaml`` where a run can continue a cohort; ``None`` where it begins one.
 
     Args:
         path: Folder of the cohort; nothing in it is changed.
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
-            may allow more attempts, or go on from its number of cases.
+            may allow more attempts, or continue from its number of cases.
         begun: What is known of the folder already.
-        is_shared: Tells whether others are at work in it, so that it is theirs, too, before anything was made.
+        is_shared: Tells whether others are at work in it, so that it is theirs as well, before anything was made.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
@@ -232,7 +232,7 @@ def find_cohort(
     grown = _allow_growth(_allow_attempts(existing, document), document)
     different = _find_differences(grown, document)
     if different and not any(_holds_files(path / name) for name in FOLDERS) and not is_shared():
-        # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
+        # Nothing was made, because the bank was missing for instance: the next try may request something else.
         return None
     before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
     if isinstance(before, int) and isinstance(after, int) and after < before:
@@ -246,7 +246,7 @@ def find_cohort(
 
 
 def _holds_files(folder: Path) -> bool:
-    """Whether a folder holds a file that is no leftover of a killed process."""
+    """Whether a folder holds a file that is not a leftover of a killed process."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -272,8 +272,8 @@ def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list
 
     Args:
         folder: Of the cohort.
-        manifest: What it shall hold.
-        verify: Compare the bytes of every file, too; otherwise files are listed and not opened.
+        manifest: What it must contain.
+        verify: Compare the bytes of every file as well; otherwise files are listed and not opened.
     """
     listed: dict[str, frozenset[str]] = {}
     lost = []
@@ -340,7 +340,7 @@ def open_cohort(
     begun: BegunCohort = NOT_BEGUN,
     manifest: str = MANIFEST_NAME,
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
-    """Begin a cohort or go on with one; nobody else can write to it meanwhile, but for the other shards of a shard.
+    """Begin a cohort or continue one; nobody else can write to it meanwhile, but for the other shards of a shard.
 
     Args:
         path: Folder, made where there is none.

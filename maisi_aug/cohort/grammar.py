@@ -1,4 +1,4 @@
-"""Label requests: what a user asks for in one line of text, read, checked and dealt out to the cases of a cohort.
+"""Label requests: what a user requests in one line of text, read, checked and dealt out to the cases of a cohort.
 
 Grammar: ``NAME[:SIZE][@SHARE]``. SIZE is a percentile (``0.3``, ``0.1-0.6``), an equivalent diameter (``8mm``,
 ``8-20mm``, ``1cm``) or a volume (``4mL``, ``1-3mL``, ``5cc``, ``2cm3``), each with an optional count (``x3``). ``+``
@@ -40,10 +40,10 @@ class SizeRange:
     Attributes:
         low_ml: Smallest volume in mL.
         high_ml: Largest volume in mL; equal to ``low_ml`` for a single size.
-        low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were asked for.
-        high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were asked for.
+        low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were requested.
+        high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were requested.
         text: The size as it was written.
-        distribution: What the percentiles refer to, or None when mm or mL were asked for.
+        distribution: What the percentiles refer to, or None when mm or mL were requested.
     """
 
     low_ml: float
@@ -91,7 +91,7 @@ class CaseRequest:
     """What one case must hold, and which share of the cohort such cases are.
 
     Attributes:
-        lesions: The labels asked for together, in the order written.
+        lesions: The labels requested together, in the order written.
         share: Fraction in (0, 1] of the cohort, or None for an equal part of what the others leave.
         text: The request as it was written.
     """
@@ -152,7 +152,7 @@ def parse_requests(
 
     Args:
         texts: One request per entry, in the grammar of this module.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         distributions: Label name -> the sizes its percentiles refer to, instead of the package's own.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A cohort folder holds it as ``manifest.jsonl``; of a cohort that is made in shards, each has a manifest of its own, as
 ``manifest.2-of-4.jsonl``, and they are read as one. The file is also the lock of the folder: who appends to it holds an
-``flock``, which the kernel drops when the process dies, however it dies, and beside it a lease, for disks whose locks
+``flock``, which the kernel drops when the process dies, however it dies, and next to it a lease, for disks whose locks
 reach no further than one machine.
 
 A manifest may come from somebody else. What is read is checked: case ids and paths become names of files in exports, so
@@ -88,7 +88,7 @@ class AttemptRecord:
         licence: Licence of the weights.
         settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
             ``precision``, ``num_threads`` on a CPU, and ``body_region``, ``compile`` and ``gates`` where they were
-            asked for), and how the image was decoded (``decoding``).
+            requested), and how the image was decoded (``decoding``).
         files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most, and under
             ``rejected/`` the others of a rejected case whose user keeps them.
         seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
@@ -116,7 +116,7 @@ class AttemptRecord:
 
     @property
     def requested_ids(self) -> frozenset[int]:
-        """Labels that the case was asked for, lesions and organs."""
+        """Labels requested for the case, lesions and organs."""
         return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
 
     def keep_figures(self, gates: Collection[str]) -> AttemptRecord:
@@ -136,7 +136,7 @@ class AttemptRecord:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            pydantic.ValidationError: When the line is no record.
+            pydantic.ValidationError: When the line is not a record.
         """
         return _RECORD.validate_json(line)
 
@@ -223,7 +223,7 @@ def find_holder(manifest: Path) -> Holder | None:
     if not manifest.is_file() or not is_fresh(lease):
         return None
     holder = read_holder(lease)
-    # The lock is not asked for where there is another way to tell: who begins at that moment would find it taken.
+    # The lock is not taken where there is another way to tell: a process that begins at that moment would find it taken.
     has_ended = holder.is_dead(has_lock=None) or (holder.is_hidden and is_locked(manifest) is False)
     return None if has_ended else holder
 
@@ -407,7 +407,7 @@ class _NamesOfCases:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """The lock of a manifest, asked for again where somebody may just be looking whether it is held."""
+    """The lock of a manifest, tried again where somebody may just be looking whether it is held."""
     for _ in range(NUM_TRIES):
         if (has_lock := try_lock(descriptor)) is not False:
             return has_lock

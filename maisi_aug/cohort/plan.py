@@ -4,7 +4,7 @@ A plan depends on the requests, the number of cases and the cohort seed alone. S
 request is cut into as many equal parts as it has cases, each case gets one part, in random order. The requests take
 turns, so that a cohort that is stopped early is balanced too. A cohort that grows keeps its cases: the further ones are
 planned by themselves in the same way, their sizes stratified among each other, and dealt to the requests so that all
-cases together have the shares that were asked for.
+cases together have the shares that were requested.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FindRule = Callable[[str], GrowthRule]
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """What one case shall hold.
+    """What one case must contain.
 
     Attributes:
         case_id: Name of the case and stem of its files, ``case_0001`` for the first.
         index: Position in the cohort, from 0.
         request: The request it serves, as the user typed it.
-        lesions: Its lesions, as asked for and, once a label map is drawn, as they lie in it.
+        lesions: Its lesions, as requested and, once a label map is drawn, as they lie in it.
         required_ids: Organs that the request or the user's ``anatomy`` names, or that a given map holds.
         map_index: Place of the given label map in its bank that the case is drawn from as it is; None otherwise.
     """
@@ -48,21 +48,21 @@ class CasePlan:
 
     @property
     def label_ids(self) -> tuple[int, ...]:
-        """Lesions and organs that the case shall hold, ascending."""
+        """Lesions and organs that the case must contain, ascending."""
         return tuple(sorted({*self.required_ids, *(lesion.label_id for lesion in self.lesions)}))
 
     @property
     def asked(self) -> str:
-        """What the case shall hold, as the seed knows it: lesions with their volumes, and organs.
+        """What the case must contain, as the seed knows it: lesions with their volumes, and organs.
 
-        The words of the request do not matter, unless the case asks for neither: a given map has its name.
+        The words of the request do not matter, unless the case requests neither: a given map has its name.
         """
         lesions = [f"{lesion.label_id}:{lesion.requested_ml:.6g}" for lesion in self.lesions]
         organs = [str(label_id) for label_id in sorted(self.required_ids)]
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Return organs without which it cannot be made: those that are asked for, and the only hosts of lesions."""
+        """Return organs without which it cannot be made: those that are requested, and the only hosts of lesions."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
@@ -105,7 +105,7 @@ class CohortPlan:
 
     @property
     def size_sources(self) -> dict[str, str]:
-        """What the percentiles of every label refer to; a label that is asked for in mm or mL has none."""
+        """What the percentiles of every label refer to; a label that is requested in mm or mL has none."""
         lesions = (lesion for case in self.cases for lesion in case.lesions)
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
@@ -204,7 +204,7 @@ def plan_cohort(
     """Deal the cases out to the requests and draw the size of every lesion.
 
     Args:
-        requests: What the user asked for.
+        requests: The user's requests.
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
@@ -238,7 +238,7 @@ def _plan_batch(
     """Cases that are planned together, as many of every request as the counts say.
 
     Args:
-        requests: What the user asked for.
+        requests: The user's requests.
         counts: Cases of every request.
         stream: Of the random numbers.
         seed: Cohort seed.
@@ -276,7 +276,7 @@ def plan_from_texts(
 
     Args:
         texts: One request per entry.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.

@@ -25,7 +25,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     The ``cohort.yaml`` of a cohort is a recipe too: it makes the same cohort again.
 
     Raises:
-        RecipeError: When there is no such recipe, it is no YAML mapping, or it is for training.
+        RecipeError: When there is no such recipe, it is not a YAML mapping, or it is for training.
     """
     path = find_recipe(name_or_path)
     document = _read_document(path)
@@ -43,7 +43,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
 
 def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
-    """Return the fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one, too.
+    """Return the fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one as well.
 
     Raises:
         RecipeError: When there is no such recipe, or it is for something else.

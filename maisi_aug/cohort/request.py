@@ -1,4 +1,4 @@
-"""What a cohort is asked for: strict fields, from a recipe with flags on top; what is left open is decided later."""
+"""The request for a cohort: strict fields, from a recipe with flags on top; what is left open is decided later."""
 
 from __future__ import annotations
 
@@ -398,7 +398,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
 
     @property
     def takes_requests(self) -> bool:
-        """Whether lesions and organs are asked for: not of given maps, nor of images without any map."""
+        """Whether lesions and organs are requested: not of given maps, nor of images without any map."""
         return self.mask_source not in (GIVEN, NO_MAP)
 
     @property
@@ -446,7 +446,7 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     """Return the recipe's values with those flags on top that were given (are not ``None``).
 
     A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
-    A preset that is given as a flag stands above the recipe's shape, spacing, decode window and overlap.
+    A preset that is given as a flag overrides the recipe's shape, spacing, decode window and overlap.
     """
     merged = dict(values)
     if flags.get("preset") is not None:
@@ -464,7 +464,7 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _with_fields(section: object, fields: Mapping[str, Any]) -> object:
-    """A section with some fields replaced; what is no section is refused where the whole is validated."""
+    """A section with some fields replaced; what is not a section is refused where the whole is validated."""
     before = section or {}
     return {**before, **fields} if isinstance(before, Mapping) else before
 

@@ -1,4 +1,4 @@
-"""From what is asked for to a run: every open field decided once, the plan made; cheap, and free of torch."""
+"""From what is requested to a run: every open field decided once, the plan made; cheap, and free of torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CohortRun:
     """A cohort ready to be made: nothing in it is left open.
 
     Attributes:
-        request: What was asked for, as it was asked.
+        request: What was requested, as it was given.
         configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
         begun: What lies in the cohort's folder already.
         bundle: The weights and their vocabulary.
@@ -55,9 +55,9 @@ class CohortRun:
         num_inference_steps: Of the sampler of images.
         decoding: How images are decoded.
         seed: Cohort seed.
-        requests: What cases are asked for; none of given maps and of images without any.
+        requests: What is requested of the cases; none of given maps and of images without any.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        plan: What every case shall hold.
+        plan: What every case must contain.
         hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
@@ -81,7 +81,7 @@ class CohortRun:
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region that label maps have to show; None where none are asked for."""
+        """Uppermost and lowest body region that label maps have to show; None where none are requested."""
         return spell_out(self.request.body_region)
 
     @property
@@ -127,7 +127,7 @@ def resolve(
     """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
 
     Args:
-        request: What the user asked for.
+        request: The user's request.
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
         may_resume: Whether the folder may hold a cohort already.
@@ -136,7 +136,7 @@ def resolve(
 
     Raises:
         CohortError: When the folder is not a cohort's.
-        BundleError: When there is no such bundle, or it has no mask networks and label maps shall be generated.
+        BundleError: When there is no such bundle, or it has no mask networks and label maps are to be generated.
         GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
             not fill it.
         RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
@@ -235,7 +235,7 @@ def _find_preset(request: CohortRequest, bundle: Bundle) -> Preset | None:
 
 
 def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
-    """The preset's windows, or the whole where it has none, where windows of no size are asked for."""
+    """The preset's windows, or the whole where it has none, where windows of no size are requested."""
     decoding, preset = request.decoding, _find_preset(request, bundle)
     if preset is None or decoding.mode != "windows" or decoding.window is not None:
         return decoding
@@ -263,7 +263,7 @@ def _build_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
-    Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
+    Given label maps decide on what is left open, each for itself: of theirs only the sides requested are checked.
     """
     grid = _build_grid(request, bundle)
     if request.follows_maps:
@@ -276,7 +276,7 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it asks for."""
+    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it requests."""
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))
@@ -334,7 +334,7 @@ def _plan_cases(
     grown_from: Sequence[int],
     distributions: Mapping[str, SizeDistribution],
 ) -> CohortPlan:
-    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
+    """What every case must contain: by the requests, or by the given label maps, or nothing."""
     num_cases, first = request.num_cases or DEFAULT_NUM_CASES, min(grown_from, default=None)
     if (twins := _find_twins(request)) is not None:
         plan = plan_twins(
@@ -395,7 +395,7 @@ def _require_makeable(
     bank: BankFiles,
     organ_sizes: Mapping[int, float],
 ) -> None:
-    """Raise where a plan asks for what its label maps or its grid cannot show."""
+    """Raise where a plan requests what its label maps or its grid cannot show."""
     for case in plan.cases:
         organs = [row.label for row in case.lesions if vocabulary.label(row.label_id).kind == "organ"]
         if organs:
@@ -408,10 +408,10 @@ def _require_makeable(
 
 
 def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, bank: BankFiles) -> None:
-    """Raise unless organs that are asked for with a size come from label maps that a user has.
+    """Raise unless organs that are requested with a size come from label maps that a user has.
 
     Raises:
-        RequestError: For organs of a size without such maps, or beside lesions that the maps shall hold, too.
+        RequestError: For organs of a size without such maps, or beside lesions that the maps must contain as well.
     """
     subject = f"Label request '{case.request}': '{organs[0]}' is not planted, so that label maps must contain it"
     if source not in ("plant", "bank"):
@@ -428,7 +428,7 @@ def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, 
 
 
 def _absolute(text: str, *names: str) -> str:
-    """A path made absolute, so that a cohort can be gone on with from another folder; a name is no path."""
+    """A path made absolute, so that a cohort can be continued from another folder; a name is not a path."""
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
@@ -444,7 +444,7 @@ def _absolute_dataset(text: str | None, *names: str) -> str | None:
 def _find_hu_ranges(
     request: CohortRequest, bundle: Bundle, grid: Grid, begun: Mapping[str, Any], report_file: Report | None
 ) -> tuple[HuRange, ...]:
-    """HU of the user's organs: from the cohort that is gone on with, else measured or read from a file."""
+    """HU of the user's organs: from the cohort that is continued, else measured or read from a file."""
     path = _absolute_dataset(request.hu_reference)
     if path is None:
         return ()
@@ -456,7 +456,7 @@ def _find_hu_ranges(
 def _find_distributions(
     request: CohortRequest, vocabulary: Vocabulary, begun: Mapping[str, Any], report_file: Report | None
 ) -> dict[str, SizeDistribution]:
-    """The sizes of the user's lesions: from the cohort that is gone on with, else measured."""
+    """The sizes of the user's lesions: from the cohort that is continued, else measured."""
     path = _absolute_dataset(request.size_reference)
     if path is None or request.size_label is None:
         return {}

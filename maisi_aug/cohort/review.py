@@ -137,7 +137,7 @@ def load_review(folder: Path) -> Review:
     A last line without a line break is what a killed process leaves; it is skipped.
 
     Raises:
-        CohortError: A line is no decision.
+        CohortError: A line is not a decision.
     """
     review = Review()
     read_on(review, folder / REVIEW_NAME)
@@ -155,7 +155,7 @@ def read_on(review: Review, path: Path) -> bool:
         Whether there were any.
 
     Raises:
-        CohortError: A line is no decision.
+        CohortError: A line is not a decision.
     """
     begin = review.num_bytes
     try:

@@ -116,13 +116,13 @@ def merge_shards(folder: Path) -> int:
         How many manifests of shards there were.
 
     Raises:
-        CohortError: It is no cohort, a shard is at work, or two have made the same attempt to different bytes.
+        CohortError: It is not a cohort, a shard is at work, or two have made the same attempt to different bytes.
     """
     load_manifest(folder, gates=())
     with ExitStack() as locks:
         locks.enter_context(ManifestWriter(folder / MANIFEST_NAME))
         shards = list_manifests(folder)[1:]
-        for path in shards:  # nobody goes on with a shard while it is merged
+        for path in shards:  # nobody continues a shard while it is merged
             locks.enter_context(ManifestWriter(path))
         if shards:
             load_manifest(folder, gates=())  # once more, now that nothing is written
@@ -169,7 +169,7 @@ def _bring(folder: Path, out: Path, file: FileRecord) -> None:
         return
     target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if (folder / file.path).is_file():  # else the case is drawn again when the cohort is gone on with
+    if (folder / file.path).is_file():  # else the case is drawn again when the cohort is continued
         link_or_copy(folder / file.path, target)
 
 

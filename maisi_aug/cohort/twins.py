@@ -101,7 +101,7 @@ def plan_twins(
     Args:
         texts: Label requests; without sizes where the size is what differs.
         twins: What differs.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         num_groups: Groups of the cohort.
         seed: Cohort seed.
         distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
@@ -146,8 +146,9 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
         vocabulary: Of the bundle.
 
     Raises:
-        RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is no host.
-        VocabularyError: For a place that is no label.
+        RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is not a
+            host.
+        VocabularyError: For a place that is not a label.
     """
     if twins.factor not in MAP_FACTORS:
         raise RequestError(
@@ -178,7 +179,7 @@ def with_size(text: str, value: str) -> str:
     """Return the request of a lesion with a size.
 
     Raises:
-        RequestError: It has one already, or asks for several lesions.
+        RequestError: It has one already, or requests several lesions.
     """
     body, at, share = text.partition("@")
     if ":" in body or "+" in body:

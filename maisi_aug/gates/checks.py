@@ -1,4 +1,4 @@
-"""Quality gates: each compares a case with what was asked for and returns a verdict with its figures.
+"""Quality gates: each compares a case with what was requested and returns a verdict with its figures.
 
 A gate never raises on a bad image or label map: whatever is wrong is a verdict that did not pass, so that one bad case
 never stops a cohort. Arrays have axes ``I J K``; intensities are Hounsfield units.
@@ -79,7 +79,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
         image_hu: ``(I, J, K)`` intensities.
         label_map: ``(I, J, K)`` label ids; None for an image without one.
         grid: Grid of both.
-        expected: Grid that was asked for.
+        expected: Grid that was requested.
     """
     finite = np.isfinite(image_hu)
     low, high = (float(image_hu[finite].min()), float(image_hu[finite].max())) if finite.any() else (math.nan, math.nan)
@@ -346,7 +346,7 @@ def check_lesion_visibility(
         label_map: ``(I, J, K)`` label ids.
         lesion: ``(I, J, K)`` mask of one lesion.
         host_ids: Ids that the lesion may have grown in.
-        tumor_ids: Ids of all tumors, those of bound slots included; they are no surroundings to compare with.
+        tumor_ids: Ids of all tumors, those of bound slots included; they are not surroundings to compare with.
         expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         minimum_cnr: How many times the noise the contrast has to be.

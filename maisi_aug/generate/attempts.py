@@ -1,4 +1,4 @@
-"""One attempt at a case: its label map, its image, and what the gates say; whatever becomes of it afterwards."""
+"""One attempt at a case: its label map, its image, and what the gates say; the outcome of it afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Attempt:
     """One attempt at a case, as far as it has come.
 
     Attributes:
-        case: What it shall hold, its lesions as far as they are drawn; of a given map what that holds.
+        case: What it must contain, its lesions as far as they are drawn; of a given map what that holds.
         number: From 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.

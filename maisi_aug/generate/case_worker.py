@@ -113,7 +113,7 @@ def write_group(attempts: Sequence[Attempt], item: CaseItem, writer: CaseWriter)
 
     Args:
         attempts: One at every case of the group.
-        item: What was asked for. Cases that are not wanted were written by a stopped run; they have been drawn again to
+        item: What was requested. Cases that are not wanted were written by a stopped run; they have been drawn again to
             the same bytes, and are not written twice.
         writer: Judges and writes.
     """

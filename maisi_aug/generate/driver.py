@@ -41,7 +41,7 @@ class Listener:
         """A worker begins to load what it needs, at the beginning or once more."""
 
     def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """A worker has told of ``enters``, ``steps`` or ``generates``; those methods are called, too."""
+        """A worker has told of ``enters``, ``steps`` or ``generates``; those methods are called as well."""
 
     def loses(self, worker: str, how: str) -> None:
         """A worker was ended from outside; its cases are drawn by others, or by it once it was started again."""
@@ -103,7 +103,7 @@ class CaseDriver:
 
     Attributes:
         recorder: Records them.
-        listener: Is told how it goes.
+        listener: Is notified of progress.
         has_map: Whether a label map could be drawn for any case. Until one could, the fault may be the bank's and not
             the cases', and nothing is recorded.
         leaves_hope: Whether one of the other cases may succeed where a case has failed with an error.
@@ -134,8 +134,8 @@ class CaseDriver:
             scratch: Folder that they may write in.
 
         Raises:
-            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
-                for no less; nothing is recorded then.
+            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left
+                 request no less; nothing is recorded then.
         """
         items, self._began_at = list(items), monotonic()
         self._open_cases = {case.index: case for item in items for case in item.cases}

@@ -58,12 +58,12 @@ def write_phantoms(
     *,
     report: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Write phantoms, or go on where an earlier call stopped; asking for more later keeps those that are there.
+    """Write phantoms, or continue where an earlier call stopped; asking for more later keeps those that are there.
 
     Args:
         folder: New, empty, or phantoms' with the same settings.
         settings: What they are like.
-        num_phantoms: How many there shall be in the end.
+        num_phantoms: Number of phantoms in the end.
         report: Called with (phantoms there, phantoms in all).
 
     Returns:

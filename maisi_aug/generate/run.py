@@ -95,7 +95,7 @@ def synthesize_cohort(
     shard: Shard | None = None,
     verify: bool = False,
 ) -> CohortSummary:
-    """Make a cohort, or go on with one that was begun with the same configuration.
+    """Make a cohort, or continue one that was begun with the same configuration.
 
     Going on with a larger ``max_attempts`` takes up again what was rejected, and draws again, to the same bytes, the
     cases that were accepted and whose files are gone. As long as no label map could be drawn for
@@ -107,10 +107,10 @@ def synthesize_cohort(
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         engine: Draws the cases; without one this process does, on the device.
         compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
         case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
         shard: Makes every N-th case only, while others make the rest; the picture of all comes with the merge.
-        verify: Compare the bytes of finished cases with the manifest, too, and draw altered ones again.
+        verify: Compare the bytes of finished cases with the manifest as well, and draw altered ones again.
 
     Returns:
         What the manifest holds at the end; cases may have been rejected.
@@ -118,7 +118,7 @@ def synthesize_cohort(
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
         BundleError: When the weights, the device or the compiler cannot be used.
-        RecipeError: When the device does not compute in the precision asked for.
+        RecipeError: When the device does not compute in the precision requested.
         MissingExtraError: When the compiler is not installed.
         MemoryShortageError: When not even the smallest part of an image can be decoded.
         BankError: When the mask bank has no usable map, or none that any case needs.

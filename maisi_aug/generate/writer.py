@@ -98,7 +98,7 @@ class CaseWriter:
     def _write_files(self, attempt: Attempt, status: Status, written: list[Path]) -> dict[str, FileRecord]:
         """Write what an attempt leaves behind: everything when accepted, else a picture, if there is an image.
 
-        Of a rejected case the volumes are kept, too, where the user wants that, in a folder apart.
+        Of a rejected case the volumes are kept as well, where the user wants that, in a folder apart.
         """
         drawn, image_hu = attempt.drawn, attempt.image_hu
         if drawn is None or image_hu is None:

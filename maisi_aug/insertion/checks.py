@@ -46,7 +46,7 @@ class LesionLook:
         noise_hu: Deviation of what is fine in the lung around.
         noise_ratio: That of the lung in the zone to that outside of it; nan where there is no lung in the zone.
         inner_noise_ratio: That of the lesion to the lung's around.
-        seam: Steps across the border of the zone to those beside it.
+        seam: Steps across the border of the zone to those next to it.
     """
 
     contrast_hu: float
@@ -74,7 +74,7 @@ def measure_look(
         lung: Voxels of its host, the lung for nodules, without lesions, vessels included.
         zone: Voxels that were drawn.
         spacing_mm: Along I, J, K.
-        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are no seam; None for a real lesion.
+        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are not a seam; None for a real lesion.
     """
     image = image_hu.astype(np.float32)
     outside_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
@@ -108,9 +108,9 @@ def judge_look(
 
     Args:
         look: What was measured.
-        texture: What was asked for.
-        sign: Whether the lesion shall be brighter (1) or darker (-1) than its host, or either (0).
-        wanted_hu: The contrast, where one was asked for.
+        texture: What was requested.
+        sign: Whether the lesion is to be brighter (1) or darker (-1) than its host, or either (0).
+        wanted_hu: The contrast, where one was requested.
     """
     return (
         _judge_contrast(look, texture, sign) if wanted_hu is None else _judge_wanted_contrast(look, wanted_hu),
@@ -145,7 +145,7 @@ def _judge_contrast(look: LesionLook, texture: Texture, sign: int) -> Verdict:
 
 
 def _judge_wanted_contrast(look: LesionLook, wanted_hu: float) -> Verdict:
-    """The surroundings of a lesion are not even: what the noise and a quarter of the contrast hide is no error."""
+    """The surroundings of a lesion are not even: what the noise and a quarter of the contrast hide is not an error."""
     most_hu = max(CONTRAST_TOLERANCE * abs(wanted_hu), look.noise_hu)
     return Verdict(
         "lesion contrast",
@@ -181,7 +181,7 @@ def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Ve
 
 
 def _measure_seam(image: NDArray[np.float32], lung: Mask, zone: Mask, before: NDArray[np.float32] | None) -> float:
-    """Median step between neighbours in a slice across the zone's border, to that beside it or, if larger, before."""
+    """Median step between neighbours in a slice across the zone's border, to that next to it or, if larger, before."""
     near = ndimage.binary_dilation(zone, iterations=4) & ~zone
     across, beside, earlier = [], [], []
     for axis in (0, 1):

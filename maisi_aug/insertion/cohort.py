@@ -1,4 +1,4 @@
-"""A cohort of real CTs with drawn lesions: made case by case, judged, recorded, and gone on with after a stop."""
+"""A cohort of real CTs with drawn lesions: made case by case, judged, recorded, and continued after a stop."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def insert_cohort(
     shard: Shard | None = None,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Make a cohort, or go on with one that was begun with the same configuration.
+    """Make a cohort, or continue one that was begun with the same configuration.
 
     Args:
         cohort: What to make.
@@ -63,7 +63,7 @@ def insert_cohort(
         device: Of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
 
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
@@ -179,7 +179,7 @@ class Inserter:
     Attributes:
         cohort: What is made.
         painter: Draws lesions.
-        lungs: By index of the CT, lungs that were told from HU; all cases into a CT need them.
+        lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
         unfit: By index of the CT and labels, why it cannot take lesions of them.
     """
 
@@ -268,7 +268,7 @@ class Inserter:
 
 
 class InsertionSource(MapSource):
-    """Draws lesions into one CT; what it has drawn is told, too, where a later lesion of the case finds no room.
+    """Draws lesions into one CT; what it has drawn is told as well, where a later lesion of the case finds no room.
 
     Attributes:
         origin: Of what is drawn so far, for the manifest.

@@ -36,7 +36,7 @@ class ResolvedInsertion:
     """A cohort of inserted lesions ready to be made.
 
     Attributes:
-        config: As it was asked for.
+        config: The request.
         configuration: The same with paths made absolute, as ``cohort.yaml`` has it.
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
@@ -134,7 +134,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
     Raises:
         PreparationError: The CTs or their labels cannot be used.
         BundleError: There is no such bundle.
-        RequestError, VocabularyError: A request cannot be met, or asks for an organ.
+        RequestError, VocabularyError: A request cannot be met, or requests an organ.
     """
     bundle, painter = choose_painter(config)
     backgrounds = find_backgrounds(

@@ -111,7 +111,7 @@ def blend(image: NDArray[Any], drawn_hu: NDArray[np.float32], weight: NDArray[np
     """Return the image with the drawn one blended in; voxels of weight 0 are the very same.
 
     Args:
-        image: ``(I, J, K)`` of any type, not modified; a type of whole numbers is rounded to and kept in its range.
+        image: ``(I, J, K)`` of any type, not modified; a type of integers is rounded to and kept in its range.
         drawn_hu: ``(I, J, K)``.
         weight: ``(I, J, K)`` in [0, 1].
     """

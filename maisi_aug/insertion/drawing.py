@@ -49,7 +49,7 @@ BLUR_MM = 0.7
 MARGIN_MM = 6.0
 """What the networks are shown of a crop around what they draw, at least."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
-"""Coarser CTs are drawn on voxels a whole number of times finer: the embedded bundle has seen few as coarse."""
+"""Coarser CTs are drawn on voxels an integer of times finer: the embedded bundle has seen few as coarse."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.fl
 
 
 def coarsen_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Means over so many voxels: what a scanner with larger voxels would have measured."""
+    """Means over a given number of voxels: what a scanner with larger voxels would have measured."""
     if factors == (1, 1, 1):
         return image_hu
     split = [part for side, factor in zip(image_hu.shape, factors, strict=True) for part in (side // factor, factor)]
@@ -184,7 +184,7 @@ def _repeat(array: NDArray[Scalar], factors: Shape) -> NDArray[Scalar]:
 def _replace_lesion(
     label_map: NDArray[np.uint8], lesion: NDArray[np.bool_], host: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """The map with the nearest host in place of the lesion: else the wall beside it would be drawn there."""
+    """The map with the nearest host in place of the lesion: else the wall next to it would be drawn there."""
     if not host.any():
         host = ~lesion
     nearest = ndimage.distance_transform_edt(~host, return_distances=False, return_indices=True)
@@ -208,7 +208,7 @@ def _match_usual(
     wall_hu = find_wall_hu(task.image_hu)
     opaque = lesion if task.texture == "solid" else np.zeros_like(lesion)
     gains = np.geomspace(1.0, MOST_GAIN, NUM_GAINS) if float(np.median(added_hu[core])) > 0 else [1.0]
-    # From the outline to the core: a rim that is raised, too, is brighter than those of patients.
+    # From the outline to the core: a rim that is also raised is brighter than those of patients.
     inwards = np.clip(ndimage.distance_transform_edt(lesion, sampling=spacing_mm) / RIM_MM, 0.0, 1.0)
     for gain in gains:
         raised = added_hu * (1 + np.float32(gain - 1) * inwards.astype(np.float32))

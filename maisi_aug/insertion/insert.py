@@ -70,7 +70,7 @@ class Host(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LungHost:
-    """The lungs, told from HU."""
+    """The lungs, found from HU."""
 
     coarse: CoarseMask
 

@@ -202,7 +202,7 @@ def _write_crop(crop: Crop, folder: Path, num_folds: int) -> PreparedCase:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the crops that the command line asks for."""
+    """Make the crops that the command line requests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nodules", type=Path)
     parser.add_argument("lungs", type=Path)

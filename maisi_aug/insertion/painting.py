@@ -169,7 +169,7 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
 
     Args:
         image_hu: ``(I, J, K)``.
-        where: The voxels that count, so that the edge of a lesion is not taken for noise beside it.
+        where: The voxels that count, so that the edge of a lesion is not taken for noise next to it.
         spacing_mm: Along I, J, K.
     """
     sigma = [NOISE_MM / step for step in spacing_mm]

@@ -1,4 +1,4 @@
-"""What a cohort of inserted lesions is asked for with, on the command line and in Python. Nothing heavy is imported."""
+"""The request for a cohort of inserted lesions, on the command line and in Python. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
 
 
 def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> InsertConfig:
-    """Validate what is asked for.
+    """Validate what is requested.
 
     Args:
         values: Field names to values, as YAML or flags give them.

@@ -26,7 +26,7 @@ NUM_SPICULES = (3, 9)
 
 
 def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, rng: np.random.Generator) -> Mask:
-    """Return a connected shape of so many voxels.
+    """Return a connected shape of a given number of voxels.
 
     A level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones (spicules).
 

@@ -30,7 +30,7 @@ MAX_SLAB_VOXELS = 2_000_000
 MUSCLE_IDS = tuple(range(98, 108))
 BONE_IDS = MAISI.hosts_of(128)
 STIFF_IDS = (*BONE_IDS, *MUSCLE_IDS, 114, 121)
-"""Bones, muscles, costal cartilages and the spinal cord: no mass of the organs beside them moves or crosses these."""
+"""Bones, muscles, costal cartilages and the spinal cord: no mass of the organs next to them moves or crosses these."""
 BRAIN_ID = 22
 CLOSING_MM = 25.0
 """Half of the widest gap between organs that counts as the inside of chest or belly."""
@@ -146,7 +146,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
 
 def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """How deep below the skin each voxel lies; the border of the array is no skin, as a scan ends inside a patient."""
+    """How deep below the skin each voxel lies; the border of the array is not skin, as a scan ends inside a patient."""
     strides, body = _thin(label_map > 0, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
     depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
@@ -250,7 +250,7 @@ def _shift_mm(radii_mm: NDArray[np.float64], radius_mm: float, room_share: float
 
 
 def _distance_inside(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """Distance in mm from each voxel of a mask to what is not in it; the border of the array is no limit."""
+    """Distance in mm from each voxel of a mask to what is not in it; the border of the array is not a limit."""
     strides, coarse = _thin(mask, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
     distance = np.full(coarse.shape, 1e3) if coarse.all() else ndimage.distance_transform_edt(coarse, sampling=steps_mm)

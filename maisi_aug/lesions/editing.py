@@ -20,7 +20,7 @@ from maisi_aug.volumes.components import TOUCHING, Box, Mask, connected_parts, l
 
 HOST_REACH_MM = 12.0
 HOST_CONTACT = 0.2
-"""Share of a lesion's surroundings that its host makes up at least: a lymph node that touches the aorta is no part of
+"""Share of a lesion's surroundings that its host makes up at least: a lymph node that touches the aorta is not part of
 it."""
 MAX_RESIZE = 2.0
 """A lesion is made at most twice or half as large; beyond that it would no longer be the one that was drawn."""
@@ -41,7 +41,7 @@ def remove_lesions(
         vocabulary: Which ids are tumours, and their hosts.
         spacing_mm: Voxel sides along I, J, K.
         keep: ``(I, J, K)`` voxels to leave alone; a lesion is kept or removed as a whole.
-        with_cysts: Turn kidney cysts into their kidney, too, as MAISI does for the unconditional branch of guidance;
+        with_cysts: Turn kidney cysts into their kidney as well, as MAISI does for the unconditional branch of guidance;
             else they are anatomy like any other.
 
     Returns:

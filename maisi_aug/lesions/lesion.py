@@ -1,4 +1,4 @@
-"""One lesion, from the plan that asks for it, through the label map that it is drawn in, to the manifest.
+"""One lesion, from the plan that requests it, through the label map that it is drawn in, to the manifest.
 
 How tumours of a kind grow out of their hosts is data (``data/lesion_growth.json``), each figure with its source.
 """
@@ -75,14 +75,14 @@ def growth_rule_of(label_name: str) -> GrowthRule:
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """One lesion, as asked for and, once it is drawn, as it lies in the label map.
+    """One lesion, as requested and, once it is drawn, as it lies in the label map.
 
     The bounds hold for what is read from a manifest, which may be somebody else's.
 
     Attributes:
         label_id: Vocabulary id of its voxels.
         label: Its name in the vocabulary.
-        requested_ml: Volume that is asked for; of a given map that of the lesion on the map's own grid.
+        requested_ml: Volume that is requested; of a given map that of the lesion on the map's own grid.
         percentile: The same as a fraction of the size reference, where the request was one.
         realised_ml: Volume on the output grid; ``None`` while the lesion is not drawn.
         diameter_mm: Equivalent-sphere diameter of the realised volume.
@@ -115,7 +115,7 @@ class Lesion:
 
     @property
     def requested_mm(self) -> float:
-        """Diameter of the sphere of the volume that is asked for."""
+        """Diameter of the sphere of the volume that is requested."""
         return diameter_mm(self.requested_ml)
 
     @property
@@ -151,7 +151,7 @@ class Lesion:
         return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
 
     def to_plan(self) -> dict[str, Any]:
-        """Return what is asked for, as JSON types."""
+        """Return what is requested, as JSON types."""
         return {
             "label_id": self.label_id,
             "label": self.label,

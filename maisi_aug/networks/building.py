@@ -39,8 +39,8 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
     """MAISI's U-Net with ControlNet's residuals added out of place.
 
     MONAI adds them with ``+=`` to tensors that the backward pass still needs, which is an error as soon as the U-Net
-    trains together with the ControlNet. Same weights, same values: the deepest skip is the very tensor that goes on
-    to the middle block, so that MONAI's ``+=`` reaches the middle block, too.
+    trains together with the ControlNet. Same weights, same values: the deepest skip is the very tensor that continues
+    to the middle block, so that MONAI's ``+=`` reaches the middle block as well.
     """
 
     def _apply_down_blocks(
@@ -195,7 +195,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
 def require_sound_cudnn(version: int | None) -> None:
     """Raise for a cuDNN whose 3D convolutions in bfloat16 are silently wrong on large inputs.
 
-    Torch's own wheels of the versions that are asked for come with a later one; one of the system may be found first.
+    Torch's own wheels of the versions that are requested come with a later one; one of the system may be found first.
     Source: https://github.com/pytorch/pytorch/issues/163539 and 166643.
 
     Args:

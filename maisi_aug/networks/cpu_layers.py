@@ -35,7 +35,7 @@ CHUNK_NUMBERS = 1 << 20
 
 
 class CpuConv3d(nn.Conv3d):
-    """``torch.nn.Conv3d`` that computes in a faster way on a CPU in float32, where no gradient is asked for."""
+    """``torch.nn.Conv3d`` that computes in a faster way on a CPU in float32, where no gradient is requested."""
 
     @classmethod
     def sharing(cls, plain: nn.Conv3d) -> CpuConv3d:
@@ -262,7 +262,7 @@ def _convolve_groups(part: Tensor, kernels: list[Tensor], bias: Tensor | None, o
 def use_cpu_layers(network: nn.Module) -> int:
     """Swap convolutions for ``CpuConv3d`` with the same weights and names, and fuse attention, in place.
 
-    MONAI's switch of fused attention asks for a CUDA device where a network is built; its blocks do not.
+    MONAI's switch of fused attention requires a CUDA device where a network is built; its blocks do not.
 
     Returns:
         The number of layers that have changed.

@@ -29,7 +29,7 @@ class Decoder:
         autoencoder: MAISI's VAE.
         definition: Of the autoencoder.
         scale_factor: The bundle's.
-        default_window: Latent voxels decoded at once when nobody asks for anything else; None for the whole.
+        default_window: Latent voxels decoded at once when nobody requests anything else; None for the whole.
         default_splits: The same for parts in which it is computed.
         may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
             default where it cannot.
@@ -44,11 +44,11 @@ class Decoder:
     _too_much: dict[LatentShape, set[DecodeSettings]] = field(default_factory=dict, repr=False)
 
     def decode(self, latent: Tensor, config: DecodingConfig | None = None) -> tuple[Tensor, DecodeSettings]:
-        """Decode a latent, in smaller windows or with more splits than asked for where memory is short.
+        """Decode a latent, in smaller windows or with more splits than requested where memory is short.
 
         Args:
             latent: ``(B, C, i, j, k)``, still multiplied by the scale factor.
-            config: What was asked for.
+            config: The request.
 
         Returns:
             ``(B, 1, I, J, K)`` float32 in [0, 1], and how it was decoded.

@@ -137,7 +137,7 @@ def settings_by_memory(
         yield current
     for num_splits in NUM_SPLITS if may_split else ():
         if num_splits > current.num_splits:
-            # A bus is faster than computing features a second time, which is what so many parts ask for.
+            # A bus is faster than computing features a second time, which is what so many parts require.
             on_host = has_host and (current.on_host or kept_in(num_splits) != "all")
             current = replace(current, num_splits=num_splits, on_host=on_host)
             yield current

@@ -70,14 +70,14 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
 
 
 def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI) -> dict[int, float]:
-    """Return the sizes of organs that a user asks for, by id.
+    """Return the sizes of organs that a user requests, by id.
 
     Args:
-        sizes: Percentile by name; -1 for an organ that shall be absent.
+        sizes: Percentile by name; -1 for an organ that is to be absent.
         vocabulary: Where the names are looked up.
 
     Raises:
-        RecipeError: For a name whose size cannot be asked for or that is given twice, and for a size that is neither -1
+        RecipeError: For a name whose size cannot be requested or that is given twice, and for a size that is neither -1
             nor in [0, 1].
     """
     known = [MAISI.name_of(label_id) for label_id in SIZED_ORGANS]
@@ -134,8 +134,8 @@ def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
 def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> dict[int, float]:
     """Return what a request says of the ten numbers, by id; of every tumour it says whether it is there.
 
-    A tumour's number is the percentile of the volume asked for among the lesions of the package's reference, also where
-    a percentile of the user's own lesions was asked for: that means a volume, and the networks do not know the user's.
+    A tumour's number is the percentile of the volume requested among the lesions of the package's reference, also where
+    a percentile of the user's own lesions was requested: that means a volume, and the networks do not know the user's.
 
     Args:
         lesions: The lesions of a case; those of ``find_told_tumor`` are told, all others are planted later.

@@ -52,7 +52,7 @@ def decode_label_map(
     """Decode one latent to label ids.
 
     Args:
-        autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` shall have an effect.
+        autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` should have an effect.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Of the mask networks.
         max_features: Features of the map above which the decoder goes through it in slabs, to rounding the same.

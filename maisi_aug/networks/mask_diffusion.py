@@ -83,7 +83,7 @@ def integrate_ddpm(
     Args:
         predict: Of the noise.
         scheduler: MONAI's, with its steps.
-        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken, too.
+        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken as well.
         generator: Of the noise that every step but the last adds.
         report: Called with (steps done, steps in all).
     """

@@ -176,9 +176,9 @@ class Pipeline:
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
             guidance_scale: 0 for none; 1-5 enforces the label map's tumours at twice the cost.
-            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
-            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map,
-                and without one says thorax to abdomen.
+            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are conditioned on it.
+            regions: Uppermost and lowest body region, for networks that are conditioned on it; None reads them off the
+                label map, and without one says thorax to abdomen.
             decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
             report: Called with (steps done, steps in all).
             report_decoding: Called with how the image was decoded.

@@ -29,7 +29,7 @@ class Conditions:
         label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.
         modality: ``(B,)`` int64 codes.
         spacing: ``(B, 3)`` float, hundredths of a millimetre.
-        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
+        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not conditioned on it.
         surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``, for ControlNets that listen; None where nothing of the
             image is known.
     """

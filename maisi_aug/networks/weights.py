@@ -37,7 +37,7 @@ from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 StateDict = Mapping[str, Tensor]
 
 METADATA_KEY = "__metadata__"
-"""Under which a safetensors file keeps what is no tensor."""
+"""Under which a safetensors file keeps what is not a tensor."""
 MAX_HEADER_BYTES: Final = 16 * 2**20
 """Of a safetensors file; that of a network of a thousand tensors takes a tenth of a megabyte."""
 _LENGTH_BYTES: Final = 8
@@ -119,7 +119,7 @@ def load_mask_networks(
 
 
 def _prepare(network: nn.Module, device: str, *, plain_layers: bool, cpu_layers: bool) -> None:
-    """Make a network ready for drawing, with the layers that are asked for."""
+    """Make a network ready for drawing, with the layers that are requested."""
     network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(network)
@@ -347,11 +347,11 @@ def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: boo
         mmap: Leave tensors for the CPU on the disk, which must then stay as it is.
 
     Raises:
-        ContentError: It cannot be read as such, asks for more than data, or states more than it holds.
+        ContentError: It cannot be read as such, contains more than data, or states more than it holds.
         OSError: It is missing or cannot be read.
     """
     with content_errors(path):
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        # Files of torch before 1.6 are not zip archives and cannot be mapped.
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
             _require_stored(path)

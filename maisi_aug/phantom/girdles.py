@@ -79,7 +79,7 @@ def paint_shoulders(canvas: Canvas) -> None:
 def wing_sheet(
     canvas: Canvas, side: int, *, outwards_mm: float = 0.0, thickness_mm: float = 0.0, lower: float = 0.0
 ) -> Field:
-    """Return the iliac wing, or a parallel sheet beside it for the muscles that lie on it.
+    """Return the iliac wing, or a parallel sheet next to it for the muscles that lie on it.
 
     Args:
         canvas: What the sheet is for.

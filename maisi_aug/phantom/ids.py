@@ -129,7 +129,7 @@ def vertebra_name_to_id(name: str) -> int:
     """Return the id of a vertebra from its textbook name, ``"L5"`` up to ``"C1"``.
 
     Raises:
-        KeyError: The name is no vertebra.
+        KeyError: The name is not a vertebra.
     """
     return _VERTEBRA_IDS[name]
 

@@ -59,7 +59,7 @@ class Caption:
 
     Attributes:
         title: Case id.
-        lines: What the case is, a line each; the first goes on the contact sheet too.
+        lines: What the case is, a line each; the first is also shown on the contact sheet.
     """
 
     title: str

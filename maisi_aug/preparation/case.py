@@ -51,7 +51,7 @@ class PrepareSettings:
         spacing_mm: Voxel sides along I, J, K.
         vocabulary: With the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
-        tissues: Labels told by their HU where no other is.
+        tissues: Labels found by their HU where no other is.
         organ_labels: What the ids of organ label maps mean: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
         keeps_surroundings: Whether table and air around the patient stay as they are; else they become -1000 HU.
         modality: What the U-Net is told of every image.
@@ -105,7 +105,7 @@ class CaseTask:
         organ_translations: For each folder of organ labels, what the ids of its label maps mean.
         settings: What every case is prepared with.
         has_envelope: Whether the lab drew a label that is called the whole body.
-        dropped_lesions: For each of its label files, source ids of lesions that are no label: they become what they
+        dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they
             lie in.
     """
 
@@ -156,11 +156,11 @@ class BuiltCase:
 def build_case(task: CaseTask) -> BuiltCase:
     """Prepare a case.
 
-    From the lowest to the highest, what wins where labels overlap: body (200), tissues told by their HU, organs in the
+    From the lowest to the highest, what wins where labels overlap: body (200), tissues found by their HU, organs in the
     order of their folders, the lab's own label files in their order, lesions last.
 
     Raises:
-        VolumeError: A file cannot be read, the image is no CT in HU, or shows no patient.
+        VolumeError: A file cannot be read, the image is not a CT in HU, or shows no patient.
     """
     settings = task.settings
     image, grid = load_ct(task.case.image)

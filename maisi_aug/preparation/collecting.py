@@ -120,7 +120,7 @@ def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCa
 
 
 def _collect_labelled(sources: Sources) -> tuple[list[SourceCase], list[str], list[str]]:
-    """The cases, those that are none for they have an image alone, and notes."""
+    """The cases, those that are none because they have an image alone, and notes."""
     if sources.nnunet is not None:
         if sources.images is not None or sources.labels is not None:
             raise PreparationError(

@@ -1,4 +1,4 @@
-"""What prepare is asked for, on the command line and in Python. Nothing heavy is imported."""
+"""The request for a preparation, on the command line and in Python. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
 
 
 class PrepareConfig(Sources):
-    """What the user asks for; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
+    """What the user requests; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
     """Meaning of a label; may repeat. LABEL: an id, a name, a name with *, or FILE/LABEL for one kind of label file.

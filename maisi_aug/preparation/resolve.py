@@ -1,4 +1,4 @@
-"""From what prepare is asked for to what it works with: a grid, a vocabulary, rules, and the files of every case."""
+"""From a preparation's request to its resolved settings: a grid, a vocabulary, rules, and the files of every case."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareReques
     """List the cases and read the rules; no image is opened.
 
     Args:
-        config: What is asked for.
+        config: The request.
         out: Folder of the prepared cases, by which they are called where ``config`` gives no name.
 
     Returns:
@@ -60,7 +60,7 @@ def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareReques
 
 
 def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str, ...]]:
-    """The grid asked for, or the bundle's; what a bundle that the user names has not seen is told."""
+    """The grid requested, or the bundle's; what a bundle that the user names has not seen is told."""
     own = bundle.spec.grid
     grid = Grid.from_spacing(config.shape or own.shape, config.spacing_mm or own.spacing_mm)
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")

@@ -1,4 +1,4 @@
-"""Preparing a data set: survey, meanings, cases in parallel, folds, summary; a stopped run goes on where it was."""
+"""Preparing a data set: survey, meanings, cases in parallel, folds, summary; a stopped run continues where it was."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SUMMARY_NAMES = ("summary.md", "summary.json")
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What the user asks for.
+    """What the user requests.
 
     Attributes:
         cases: Files of every case.
@@ -52,7 +52,7 @@ class PrepareRequest:
         spacing_mm: Voxel sides along I, J, K.
         name: What the data set is called.
         rules: What the lab's labels mean.
-        tissues: Labels told by their HU.
+        tissues: Labels found by their HU.
         organ_labels: What the ids of organ label maps mean.
         patients: How cases are told to be one patient's; None for a patient per case.
         num_folds: How many folds.
@@ -98,7 +98,7 @@ class PreparePlan:
     """What is known before any image is read.
 
     Attributes:
-        request: What was asked for.
+        request: The request.
         settings: What every case is prepared with.
         meanings: What the lab's labels become.
         patients: Case -> patient.
@@ -120,8 +120,8 @@ def plan_preparation(
     """Check everything that can be checked before the work; nothing is written.
 
     Args:
-        request: What is asked for.
-        report: Called with (what goes on, cases done, cases in all).
+        request: The request.
+        report: Called with (stage, cases done, cases in all).
         num_workers: Processes; None for one per core.
 
     Raises:
@@ -198,7 +198,7 @@ def run_preparation(
     Args:
         plan: From ``plan_preparation``.
         out: A folder that ``claim_folder`` made for this plan.
-        report: Called with (what goes on, cases done, cases in all).
+        report: Called with (stage, cases done, cases in all).
         num_workers: Processes; None for one per core.
 
     Raises:

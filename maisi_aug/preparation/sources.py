@@ -180,7 +180,7 @@ def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelF
 
 
 def to_case_id(text: str) -> str:
-    """Return a name for files: what is no letter, digit, dot, underscore or hyphen becomes an underscore."""
+    """Return a name for files: what is not a letter, digit, dot, underscore or hyphen becomes an underscore."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip("._-") or "case"
 
 

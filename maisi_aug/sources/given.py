@@ -1,8 +1,8 @@
 """The mask sources ``given`` and ``none``: the user's own label maps drawn as they are, and images without any map.
 
 A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it but
-the lesions that the user asks for, and nothing is deformed. It keeps its own grid where the networks take it, voxel for
-voxel. Where they do not, or where the user asks for another shape or spacing, it is cropped, padded or resampled, and a
+the lesions that the user requests, and nothing is deformed. It keeps its own grid where the networks take it, voxel for
+voxel. Where they do not, or where the user requests another shape or spacing, it is cropped, padded or resampled, and a
 warning and the manifest say so.
 """
 
@@ -47,8 +47,8 @@ class GridChoice:
 
     Attributes:
         factor: Every side must be a multiple of it.
-        shape: Voxels along I, J, K that the user asks for; None for as many as keep the field of view.
-        spacing_mm: Voxel sides that the user asks for; None for the map's own.
+        shape: Voxels along I, J, K that the user requests; None for as many as keep the field of view.
+        spacing_mm: Voxel sides that the user requests; None for the map's own.
     """
 
     factor: int
@@ -136,7 +136,7 @@ class GivenSource(BankedSource):
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
 
-        Lesions that the case asks for are planted in it, in the place of its own.
+        Lesions that the case requests are planted in it, in place of its own.
 
         Raises:
             BankError: The map cannot be used; the message names its file.
@@ -265,7 +265,7 @@ def open_given_source(run: CohortRun) -> GivenSource:
 
 
 def _compare_with(run: CohortRun) -> FindUnseen:
-    """Grids are held against those that a cohort's bundle has seen, as those that the user asks for are."""
+    """Grids are held against those that a cohort's bundle has seen, as those that the user requests are."""
 
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
@@ -322,7 +322,7 @@ def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
 def plan_lesions(
     label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
 ) -> tuple[Lesion, ...]:
-    """Return the lesions of a map as a plan would ask for them, of each label the largest first."""
+    """Return the lesions of a map as a plan would request them, of each label the largest first."""
     present = _find_ids(label_map) if lesion_ids else frozenset()
     wanted = [
         (label_id, volume_ml)

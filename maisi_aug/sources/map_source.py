@@ -28,7 +28,7 @@ class DrawnMap:
     """A label map ready for the networks.
 
     Attributes:
-        case: What it holds: its lesions measured on this grid, in the order asked for.
+        case: What it holds: its lesions measured on this grid, in the order requested.
         label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
         grid: Geometry of the map and its image.
         origin: Where it came from: plain JSON values, the same for the same seed and bank.
@@ -75,7 +75,7 @@ class MapSource(Protocol):
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
         """Whether one of the other cases may succeed where a case has failed with an error.
 
-        A size that one case does not find may be another's; what no map holds, no case that asks for it finds.
+        A size that one case does not find may be another's; what no map holds, no case that requests it finds.
         """
         is_missing = isinstance(error, BankError) and all(other.asks_for_all_of(case) for other in others)
         return bool(others) and not is_missing

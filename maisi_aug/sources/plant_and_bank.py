@@ -193,7 +193,7 @@ class BankSource(BankedSource):
     """Takes maps of a bank that already hold the lesions.
 
     A lesion of the nearest volume is chosen, all other tumours are turned back into their host, the map is deformed,
-    and the lesion is then brought to the volume asked for, if that is at most twice or half its own.
+    and the lesion is then brought to the volume requested, if that is at most twice or half its own.
 
     Attributes:
         bank: A bank of stored maps.
@@ -209,7 +209,7 @@ class BankSource(BankedSource):
         """Return a map that holds the lesions of a case, in which all required organs are present.
 
         Raises:
-            LesionError: The bank's lesions are all far from the volume asked for.
+            LesionError: The bank's lesions are all far from the volume requested.
             BankError: No map holds such lesions.
         """
         found = islice(self._find(case, seed), self.max_bases)
@@ -269,7 +269,7 @@ class BankSource(BankedSource):
 
 
 def _ratio(own: BankLesion, lesion: Lesion) -> float:
-    """By how many doublings a stored lesion is off the volume asked for."""
+    """By how many doublings a stored lesion is off the volume requested."""
     return float(abs(np.log2(own.volume_ml / lesion.requested_ml)))
 
 

@@ -38,7 +38,7 @@ DEFORM_STRENGTH = 0.6
 
 
 def is_sized_organ(label_id: int, vocabulary: Vocabulary) -> bool:
-    """Whether a label that is asked for with a size is an organ, which cannot be planted."""
+    """Whether a label that is requested with a size is an organ, which cannot be planted."""
     return vocabulary.label(label_id).kind == "organ"
 
 
@@ -48,11 +48,11 @@ class SizedOrganSource(BankedSource):
 
     Maps within a factor of the square root of ``MAX_RESIZE`` serve in random order, then others up to ``MAX_RESIZE``,
     the nearest first. The map is deformed, the organ brought to the exact volume by moving its surface evenly into or
-    out of its hosts, and lesions that are asked for beside it are planted.
+    out of its hosts, and lesions that are requested next to it are planted.
 
     Attributes:
         bank: A bank of stored maps.
-        others: Draws what is asked for without any organ of a size.
+        others: Draws what is requested without any organ of a size.
         max_bases: Maps to try before giving up.
     """
 
@@ -64,7 +64,7 @@ class SizedOrganSource(BankedSource):
         """Return a map with the organs and lesions of a case, and no other lesion.
 
         Raises:
-            LesionError: Every organ of the bank is far from the volume asked for, or a lesion finds no room.
+            LesionError: Every organ of the bank is far from the volume requested, or a lesion finds no room.
             BankError: No map holds what is needed.
         """
         organs = [lesion for lesion in case.lesions if is_sized_organ(lesion.label_id, self.bank.vocabulary)]

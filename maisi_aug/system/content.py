@@ -29,9 +29,9 @@ _MAX_DIGITS: Final = 18
 
 
 def spells_number(value: object) -> bool:
-    """Whether a value is written as a whole number, not negative, of a length that any count or id has.
+    """Whether a value is written as an integer, not negative, of a length that any count or id has.
 
-    ``int`` takes digits of every script, too, but refuses thousands of them.
+    ``int`` takes digits of every script as well, but refuses thousands of them.
     """
     text = str(value)
     return text.isdecimal() and len(text) <= _MAX_DIGITS
@@ -90,7 +90,7 @@ def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
     """Return the bytes of a file; of any size by default.
 
     Raises:
-        ContentError: It is larger, or is no file but a device or a pipe.
+        ContentError: It is larger, or is not a file but a device or a pipe.
         OSError: It is missing, a folder, or cannot be read.
     """
     about = path.stat()
@@ -131,7 +131,7 @@ def read_json(path: Path) -> Any:
     """Return a JSON document.
 
     Raises:
-        ContentError: It is no JSON, or beyond the bounds of this module.
+        ContentError: It is not JSON, or beyond the bounds of this module.
         OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
@@ -142,7 +142,7 @@ def parse_json(content: bytes) -> Any:
     """Return a JSON document that is held in memory.
 
     Raises:
-        ContentError: It is no JSON in UTF-8, is nested too deeply, has whole numbers beyond 64 bits, or text that is no
+        ContentError: It is not JSON in UTF-8, is nested too deeply, has integers beyond 64 bits, or text that is no
             Unicode.
     """
     with content_errors():
@@ -155,7 +155,7 @@ def require_plain(document: Any) -> None:
     """Raise for what later code could not count with, compare or write: level by level, without recursion.
 
     Raises:
-        ContentError: It is nested too deeply, has whole numbers beyond 64 bits, or text that is no Unicode.
+        ContentError: It is nested too deeply, has integers beyond 64 bits, or text that is not Unicode.
     """
     level = [document]
     for _ in range(MAX_DEPTH):

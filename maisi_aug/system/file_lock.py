@@ -48,7 +48,7 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process has a file for itself; asks for the lock and gives it back at once.
+    """Whether a process has a file for itself; takes the lock and gives it back at once.
 
     Returns:
         None where the platform or the disk has no locks.

@@ -249,7 +249,7 @@ def _make(path: Path, own: Holder) -> bool:
 
 
 def _take_over(path: Path, stale: str, own: Holder) -> bool:
-    """Put this process in the place of a holder, unless another one does; only one may at a time, for each holder."""
+    """Put this process in place of a holder, unless another one does; only one may at a time, for each holder."""
     guard = path.with_name(f"{path.name}.{stale or 'empty'}.taken")
     try:
         guard.open("xb").close()

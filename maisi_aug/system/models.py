@@ -1,6 +1,6 @@
 """The base of all configurations and files that pydantic validates, and one way to say all that is wrong with one.
 
-How the command line asks for a field stands at the field, as an ``Option``; the field itself says the rest: type,
+How the command line offers a field stands at the field, as an ``Option``; the field itself says the rest: type,
 default, limits.
 """
 
@@ -32,7 +32,7 @@ SHORTER = {
     "^String should have ": "a text of ",
     "^String should match pattern ": "a text like ",
 }
-"""How pydantic's sentences go on after "expected"."""
+"""How pydantic's sentences continue after "expected"."""
 
 
 class StrictModel(BaseModel):
@@ -48,7 +48,7 @@ class StrictModel(BaseModel):
 class Option:
     """Makes a field an option of the commands that are configured by its model.
 
-    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is asked for as ``--count`` or ``-n``. Its
+    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is given as ``--count`` or ``-n``. Its
     help is the docstring below it, which pydantic keeps for classes with ``use_attribute_docstrings=True``.
 
     Attributes:
@@ -93,7 +93,7 @@ def _to_text(value: object) -> object:
 
 
 PathText = Annotated[str, BeforeValidator(_to_text)]
-"""A path as it stands in a file; ``Path`` is taken, too."""
+"""A path as it stands in a file; ``Path`` is taken as well."""
 
 
 def warn_of_spelling(old: str, new: str) -> None:
@@ -106,7 +106,7 @@ def texts_of(values: Sequence[object], example: str) -> list[str]:
     """Return values that are texts as they are typed.
 
     Raises:
-        ValueError: One is no text; ``example`` says what was expected.
+        ValueError: One is not text; ``example`` says what was expected.
     """
     for value in values:
         if not isinstance(value, str):
@@ -173,7 +173,7 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
         error: To raise.
 
     Raises:
-        MaisiAugError: Of the class ``error``, for a file that cannot be read or is no YAML.
+        MaisiAugError: Of the class ``error``, for a file that cannot be read or is not YAML.
     """
     from maisi_aug.system import yaml_content  # not for the options of commands, which are fields of models
 

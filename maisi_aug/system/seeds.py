@@ -18,8 +18,8 @@ def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> in
 
     Args:
         cohort_seed: Of the cohort.
-        asked: What the case shall hold, in words that are the same for the same wish: two cohorts of different requests
-            show different patients.
+        asked: What the case must contain, in words that are the same for the same wish: two cohorts of different
+            requests show different patients.
         case_index: Position in the cohort, from 0.
         attempt: From 0.
     """

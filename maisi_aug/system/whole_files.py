@@ -89,7 +89,7 @@ def sha256_of(path: Path | str) -> str:
 
 
 def is_leftover_of(path: Path, name: str) -> bool:
-    """Whether a file is what a process left that was killed while it wrote another of a given name beside it."""
+    """Whether a file is what a process left that was killed while it wrote another of a given name next to it."""
     return path.name.startswith(f".{name}.") and path.name.endswith(TEMPORARY_SUFFIX)
 
 

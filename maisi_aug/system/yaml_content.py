@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> Any:
     """Return a YAML document of plain types.
 
     Raises:
-        ContentError: It is no YAML, or beyond the bounds of this module.
+        ContentError: It is not YAML, or beyond the bounds of this module.
         OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
@@ -36,8 +36,8 @@ def parse_yaml(text: str) -> Any:
     """Return a YAML document that is held in memory.
 
     Raises:
-        ContentError: It is no YAML, gives a key twice, is nested too deeply, has aliases that stand for more than the
-            document's own length or for themselves, whole numbers beyond 64 bits, or text that is no Unicode.
+        ContentError: It is not YAML, gives a key twice, is nested too deeply, has aliases that stand for more than the
+            document's own length or for themselves, integers beyond 64 bits, or text that is not Unicode.
     """
     try:
         with content_errors():
@@ -116,6 +116,6 @@ class _Loader(_BaseLoader):
                 is_twice = key in seen
                 seen.add(key)
             except TypeError:
-                continue  # of a type that is no key, as the loader says
+                continue  # of a type that is not a key, as the loader says
             if is_twice:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' twice", key_node.start_mark)

@@ -1,4 +1,4 @@
-"""What a stage of a training is asked for, on the command line and in Python. Needs no torch."""
+"""The request for a training stage, on the command line and in Python. Needs no torch."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 A name means the label that the vocabulary calls so. A lesion of an organ, such as ``liver_tumour`` or ``renal mass``,
 means the tumour of that organ; one that names no organ, such as ``cancer``, the tumour of the organ that is named
-beside it. An organ together with its lesion is the organ. Whatever else looks like a lesion is told apart from plain
-unknown names, so that nobody takes it for tissue.
+next to it. An organ together with its lesion is the organ. Whatever else looks like a lesion is distinguished from
+plain unknown names, so that nobody takes it for tissue.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Coll
     Args:
         names: All the names of the set, since a bare one such as "tumor" is told by the others.
         vocabulary: Of the meanings.
-        context: Names of organs that belong to the set without being asked for, such as nnU-Net's regions.
+        context: Names of organs that belong to the set without being requested, such as nnU-Net's regions.
 
     Returns:
         Name -> meaning, for every name.
@@ -132,7 +132,7 @@ def _tumors(vocabulary: Vocabulary) -> list[Label]:
 
 
 def _resolve_bare(organs: Mapping[str, tuple[Meaning, NameReading]], vocabulary: Vocabulary) -> Meaning:
-    """A lesion without an organ: the tumour of the organ that is named beside it."""
+    """A lesion without an organ: the tumour of the organ that is named next to it."""
     by_words = _tumors_by_organ(vocabulary)
     beside: dict[int, str] = {}
     others: dict[int, set[str]] = {}

@@ -194,7 +194,7 @@ class Vocabulary:
         instead.
 
         Raises:
-            VocabularyError: If the label is no lesion.
+            VocabularyError: If the label is not a lesion.
         """
         label = self.label(int(label_id))
         if label.removal_id is None:
@@ -325,7 +325,7 @@ _OTHER_LESION = re.compile(
     r".*cysts?|.*h(a|ae)?emorrhages?|.*bleed(ing)?|.*abscess(es)?|.*infarct(s|ion|ions)?|.*thromb(us|i|osis)|polyps?"
     r"|gtv\w*|(?!(stroma|zygoma|soma|coma)s?$).{2,}omas?"
 )
-"""Findings that are no tumour of any vocabulary by their name alone; a GTV of nodes is none of an organ."""
+"""Findings that are not a tumour of any vocabulary by their name alone; a GTV of nodes is none of an organ."""
 _GLUED = re.compile(
     r"(?P<before>[a-z]*?)(?P<lesion>tumou?rs?|lesions?|cancers?|nodules?|metastas[ei]s|carcinomas?|neoplasms?"
     r"|(?<=[a-z]{3})mass(?:es)?(?!.))(?P<after>[a-z]*\d*)"

@@ -1,6 +1,6 @@
 """Lesion size: percentile, volume and equivalent diameter, and the distributions that tie them together.
 
-A size percentile is a fraction in [0, 1] of the distribution of the largest lesion per patient: one lesion asked for is
+A size percentile is a fraction in [0, 1] of the distribution of the largest lesion per patient: one lesion requested is
 one patient's main lesion. The diameter of a volume is that of the sphere of equal volume.
 """
 

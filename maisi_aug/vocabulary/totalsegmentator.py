@@ -1,7 +1,7 @@
 """TotalSegmentator's class tables and what each class is for MAISI, both ways.
 
 v1 has 104 classes, task ``total`` of v2 117, and so has ``total_v3``, here called v3, with a sixth lumbar vertebra in
-the place of the first sacral one; beside them stand the tasks that find lesions, cysts, vessels and the body
+ place of the first sacral one; next to them stand the tasks that find lesions, cysts, vessels and the body
 (``map_to_binary.py`` of TotalSegmentator 2.18, whose ``lung_vessels`` tells airways, their wall, arteries and veins
 apart; versions before 2.13 had the two classes that are ``lung_vessels_LEGACY`` now).
 Several v1 classes share one MAISI label (the heart's chambers and wall are ``heart``), and some have none: the face,

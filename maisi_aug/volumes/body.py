@@ -165,7 +165,7 @@ def _find_thick_parts(solid: Mask, spacing_mm: Spacing) -> Mask:
 
 
 def _grow_back(thick: Mask, solid: Mask, tissue: Mask, spacing_mm: Spacing) -> Mask:
-    """Undo the erosion, and add thin tissue that ends near the body, such as ears; a table's shell goes on and on."""
+    """Undo the erosion, and add thin tissue that ends near the body, such as ears; a table's shell extends far."""
     reach_mm = ndimage.distance_transform_edt(~thick, sampling=spacing_mm)
     # Half a voxel more than the ball gives all but corners that are sharper than the ball.
     core: Mask = solid & (reach_mm <= SHELL_MM + 0.5 * max(spacing_mm))
@@ -181,7 +181,7 @@ def _grow_back(thick: Mask, solid: Mask, tissue: Mask, spacing_mm: Spacing) -> M
 
 
 def _depth_mm(solid: Mask, spacing_mm: Spacing) -> NDArray[np.float64]:
-    """Distance to the nearest voxel outside, where the image's border counts as inside: a cropped body goes on."""
+    """Distance to the nearest voxel outside, where the image's border counts as inside: a cropped body continues."""
     margin = [1 + int(np.ceil(LIMB_RADIUS_MM / side)) for side in spacing_mm]
     padded = np.pad(solid, [(width, width) for width in margin], mode="edge")
     depth = ndimage.distance_transform_edt(padded, sampling=spacing_mm)

@@ -90,10 +90,10 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
     Args:
         path: The file.
         tags: Keywords of what is needed, which is quicker; all by default.
-        has_pixels: Read the stored pixels, too, where they are asked for.
+        has_pixels: Read the stored pixels as well, where they are requested.
 
     Raises:
-        VolumeError: It is no DICOM file.
+        VolumeError: It is not a DICOM file.
     """
     header = open_dicom(path, stop_before_pixels=not has_pixels, specific_tags=tags)
     if "SOPClassUID" not in header:
@@ -150,7 +150,7 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
         default: What it is where the header has none or an empty one; None where it must have one.
 
     Raises:
-        VolumeError: It is missing or no whole number that is not negative.
+        VolumeError: It is missing or no integer that is not negative.
     """
     value = header.get(keyword)
     if value in (None, "") and default is not None:

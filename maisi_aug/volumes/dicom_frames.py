@@ -256,7 +256,7 @@ def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Seque
         step_mm: Distances of the slices that are tried before those which the frames themselves tell.
 
     Raises:
-        VolumeError: The frames differ in orientation, spacing or size, or are no slices of one even stack.
+        VolumeError: The frames differ in orientation, spacing or size, or are not slices of one even stack.
     """
     positions = _require_one_kind(frames, subject)
     normal = _normal_of(frames[0])

@@ -2,7 +2,7 @@
 
 Places and rescales come from the slices' own headers (:mod:`maisi_aug.volumes.dicom_frames`), values from the stored
 pixels. pydicom decodes them, and ITK the compressed slices that pydicom has no decoder for. ITK takes the pixel type
-of the first slice for all, so that one wide enough is asked for; frames of an enhanced image are not left to it, for
+of the first slice for all, so that one wide enough is requested; frames of an enhanced image are not left to it, for
 it would use the first frame's rescale and the file's order for all.
 """
 

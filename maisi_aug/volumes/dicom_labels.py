@@ -213,7 +213,7 @@ def _step_along(onto: Grid, direction: Sequence[float]) -> float | None:
 
 
 def _list_structures(dataset: Dataset, path: Path) -> dict[int, _Segment]:
-    """Structures by ROI number; their ids are these, or 1, 2, ... where a number is no id of a label map."""
+    """Structures by ROI number; their ids are these, or 1, 2, ... where a number is not an id of a label map."""
     items = items_of(dataset, "StructureSetROISequence")
     numbers = [_roi_number(item, "ROINumber", path) for item in items]
     is_id = all(0 < number <= MAX_ID for number in numbers)

@@ -1,6 +1,6 @@
 """What the header of an image promises against what its file holds, so that no memory is taken for voxels that lack.
 
-Libraries take the memory that a header asks for, and some fill it, before they find the voxels missing: ITK fills 2 GB
+Libraries allocate the memory that a header states, and some fill it, before they find the voxels missing: ITK fills 2 GB
 for an NRRD header of 300 bytes (SimpleITK 2.5.7). What is compressed is unpacked piece by piece and counted.
 """
 

@@ -40,7 +40,7 @@ LABEL_MAP_COMPRESSION = 6
 MAX_SIDE = 2**20
 """Voxels along an axis; whatever a header says."""
 ROUNDING = 1e-3
-"""Labels that are stored as fractions or with a scale come back no farther from whole numbers."""
+"""Labels that are stored as fractions or with a scale come back no farther from integers."""
 
 Kind = Literal["dicom", "nifti", "itk"]
 Stored = tuple[NDArray[Any], NDArray[np.float64]]
@@ -77,7 +77,7 @@ def load_image(path: Path | str) -> Volume:
         path: A file, or a folder for DICOM.
 
     Returns:
-        ``(I, J, K)`` in RAS+, at right angles: int16 where all values are whole numbers in its range, float32
+        ``(I, J, K)`` in RAS+, at right angles: int16 where all values are integers in its range, float32
         otherwise. A sheared image is resampled in HU, with a warning.
 
     Raises:
@@ -205,7 +205,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
         max_bytes: What it may unpack to.
 
     Raises:
-        VolumeError: It cannot be read, unpacks to more, or holds values that are no labels.
+        VolumeError: It cannot be read, unpacks to more, or holds values that are not labels.
     """
     return _straighten_labels(_to_label_map(_read(lambda: parse_nifti(content, name, max_bytes), name), name), name)
 
@@ -220,7 +220,7 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
         subject: What to call it in messages.
 
     Raises:
-        VolumeError: It is no volume, or its geometry is not known.
+        VolumeError: It is not a volume, or its geometry is not known.
     """
     return _read(lambda: _take_apart(image, affine, subject), subject)
 
@@ -229,7 +229,7 @@ def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
     """Return the same of a label map, judged as :func:`load_label_map` judges a file.
 
     Raises:
-        VolumeError: It is no volume, holds values that are no labels, or its geometry is not known.
+        VolumeError: It is not a volume, holds values that are not labels, or its geometry is not known.
     """
     return _straighten_labels(_to_label_map(take_image(image, affine, subject=subject), subject), subject)
 

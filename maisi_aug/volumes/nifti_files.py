@@ -48,7 +48,7 @@ SAME_PLACE_VOXELS = 0.1
 def parse_nifti(
     content: bytes, subject: Path | str, max_bytes: int | None = None
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NIfTI-1 or NIfTI-2; gzip is told by its content, and its checksum is verified.
+    """Read NIfTI-1 or NIfTI-2; gzip is recognised by its content, and its checksum is verified.
 
     Args:
         content: The file's bytes.

@@ -343,7 +343,7 @@ def right_angled_grid(grid: Grid) -> Grid:
     """Return the orthogonal grid that covers all voxel centres of a sheared one.
 
     Its spacing in the plane that stays is the sheared grid's, and along the normal the distance of its slices. Voxel
-    ``(0, 0, 0)`` of the sheared grid is a voxel of it, too. The same voxels stored in another order give the same
+    ``(0, 0, 0)`` of the sheared grid is a voxel of it as well. The same voxels stored in another order give the same
     grid, as long as both are turned to the closest RAS+ first.
 
     Args:
@@ -386,7 +386,7 @@ def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
 
     Returns:
         Values on the target, of the image's dtype. An image without anything as dark as air gets its own lowest value
-        there, so that what is no CT in HU is not taken for one.
+        there, so that what is not a CT in HU is not taken for one.
     """
     fill = max(float(image.min()), AIR_HU)
     return interpolate_image(image, source, target, fill=fill)

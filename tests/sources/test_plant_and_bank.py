@@ -159,7 +159,7 @@ def test_lesions_far_too_large_are_given_up_soon_and_others_are_not(
     if edges[-1] == 10:
         _require_exact(draw(PlantSource(bank), wishes, seed=1), wishes)
     else:
-        with pytest.raises(LesionError, match=r"kidney tumor: no room for .*\(left kidney\):  .* mL are free"):
+        with pytest.raises(LesionError, match=r"kidney tumor: no room for .*\(left kidney\): .* mL are free"):
             draw(PlantSource(bank), wishes, seed=1)
     assert bank.num_drawn == num_drawn
 

@@ -1,7 +1,7 @@
 """Trainers for nnU-Net that mix real and synthetic cases in a set share; the class's name holds the settings.
 
 nnU-Net imports this file on its own from the folder in nnUNet_extTrainer and asks it for a class by name, so classes
-are made when they are asked for: ``nnUNetTrainerSynthetic50``, ``nnUNetTrainerSynthetic25Fade_250epochs``, and so on.
+are made when they are requested: ``nnUNetTrainerSynthetic50``, ``nnUNetTrainerSynthetic25Fade_250epochs``, and so on.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return running
 
     def on_train_start(self) -> None:
-        """Set the share of the epoch that training starts or goes on with, before workers draw from it."""
+        """Set the share of the epoch that training starts or continues with, before workers draw from it."""
         self.share.value = self.settings.share_at(self.current_epoch, self.num_epochs)
         super().on_train_start()
 
@@ -182,7 +182,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log what was drawn beside what was asked for."""
+        """Log what was drawn beside what was requested."""
         super().on_train_epoch_end(train_outputs)
         drawn = self._num_synthetic_drawn / max(1, self._num_drawn)
         self.print_to_log_file(f"Synthetic share: {drawn:.3f} drawn, {self.share.value:.3f} set")

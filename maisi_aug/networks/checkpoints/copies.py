@@ -42,7 +42,7 @@ class Conversion:
         num_bytes_before: Of the weight files that were read.
         num_bytes: Of those written.
         scale_factor: Of the latents; None for a checkpoint that has none.
-        left_out: Entries of a checkpoint that are no weights, such as the state of its optimiser.
+        left_out: Entries of a checkpoint that are not weights, such as the state of its optimiser.
     """
 
     path: Path
@@ -72,7 +72,7 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
     Args:
         name_or_folder: Of the bundle; its files are compared with their hashes first.
         target: Folder of the copy; new or empty.
-        dtype: "float16", "bfloat16" or "float32"; whole numbers keep their type.
+        dtype: "float16", "bfloat16" or "float32"; integers keep their type.
 
     Raises:
         BundleError: For a bundle that is altered, a target that exists, or weights beyond the range of the type.
@@ -112,7 +112,7 @@ def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) 
         dtype: "float16", "bfloat16" or "float32"; None keeps every tensor's own.
 
     Raises:
-        BundleError: For a file that is no checkpoint or asks for more than data, a target that exists or has another
+        BundleError: For a file that is not a checkpoint or contains more than data, a target that exists or has another
             ending, or weights beyond the range of the type.
     """
     path = target / source.with_suffix(SUFFIX).name if target.is_dir() else target
@@ -143,7 +143,7 @@ def _require_new(target: Path) -> None:
 
 
 def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor]:
-    """The weights in a floating type; whole numbers keep theirs.
+    """The weights in a floating type; integers keep theirs.
 
     Raises:
         BundleError: Naming the first tensor with a value beyond the range of the type.

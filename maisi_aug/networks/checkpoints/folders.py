@@ -66,7 +66,7 @@ def import_bundle(
 
     Raises:
         BundleError: When checkpoints are missing, several bundles could be meant, the licence is not accepted, the
-            target is in other use, or a file asks for more than data or holds another network. Nothing is left under
+            target is in other use, or a file contains more than data or holds another network. Nothing is left under
             the bundle's name then.
     """
     say = report or (lambda _: None)
@@ -160,7 +160,7 @@ def _under_monais_licence(known: KnownBundle) -> KnownBundle:
 
 
 def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
-    """The bundles whose U-Net has these tensors, for they differ in what it is told."""
+    """The bundles whose U-Net has these tensors, because they differ in what it is told."""
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_state_dict
 

@@ -75,14 +75,14 @@ def pull_bundle(
     Args:
         known: What to fetch.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
-        with_masks: Fetch the mask networks, too.
+        with_masks: Fetch the mask networks as well.
         folder: Of the bundle; None for the user's data folder.
         hub: Where from.
         report: Told in a sentence what is going on.
 
     Raises:
         BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
-            no such file, a file is not what the hub states, asks for more than data, or holds another network.
+            no such file, a file is not what the hub states, contains more than data, or holds another network.
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()

@@ -76,7 +76,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
         subject: What is converted, for messages.
 
     Raises:
-        BundleError: When a checkpoint cannot be read, asks for more than data, or holds another network.
+        BundleError: When a checkpoint cannot be read, contains more than data, or holds another network.
     """
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
@@ -94,7 +94,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
 
 def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say, *, command: str) -> None:
-    """Name the licence of the weights and ask for it to be accepted.
+    """Name the licence of the weights and ask for its acceptance.
 
     Raises:
         BundleError: When it is not; naming the licence, and the command that accepts it.

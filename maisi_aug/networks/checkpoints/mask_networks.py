@@ -38,7 +38,7 @@ def write_mask_networks(
         provenance: Where the files come from.
 
     Raises:
-        BundleError: When a file cannot be read, asks for more than data, or holds another network.
+        BundleError: When a file cannot be read, contains more than data, or holds another network.
     """
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict

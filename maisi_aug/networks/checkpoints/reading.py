@@ -70,7 +70,7 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
         subject: What the file is, for messages.
 
     Raises:
-        BundleError: For a file that is no checkpoint, or that asks for more than data: it is named, and not run.
+        BundleError: For a file that is not a checkpoint, or that contains more than data: it is named, and not run.
     """
     with torch.serialization.safe_globals(_DATA_TYPES):
         try:
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
 
 
 def _name_surplus(path: Path, error: Exception) -> str:
-    """What the file asks for beyond data; found by reading its instructions, not by following them."""
+    """What the file needs beyond data; found by reading its instructions, not by following them."""
     message = str(error.__cause__ or error).rpartition("WeightsUnpickler error:")[2].strip()
     try:
         with content_errors():

@@ -81,7 +81,7 @@ def _read_quota(path: Path, period: str = "") -> Iterator[float]:
     try:
         words = path.read_text(encoding="ascii").split()
         words += path.with_name(period).read_text(encoding="ascii").split() if period else []
-        quota, length = map(int, words)  # "max 100000" is no limit
+        quota, length = map(int, words)  # "max 100000" is not a limit
     except (OSError, ValueError):
         return
     if quota > 0 and length > 0:

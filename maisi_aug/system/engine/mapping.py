@@ -26,7 +26,7 @@ def run_parallel(
     taken as Ctrl-C is. The item that a process was ended at from outside is given to another one.
 
     Args:
-        function: What is done with an item; a function of a module, for it is sent to other processes.
+        function: What is done with an item; a function of a module, because it is sent to other processes.
         items: What to work on.
         stage: What to call the work in reports.
         report: Called with the stage, the items done and the items in all.

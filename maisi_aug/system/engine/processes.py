@@ -170,7 +170,7 @@ def _work_in_child(connection: Connection, spec: WorkerSpec[Item, Result], post:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C at a terminal reaches processes that are just starting, too, which inherit that it is held back."""
+    """Ctrl-C at a terminal reaches processes that are just starting as well, which inherit that it is held back."""
     hold = getattr(signal, "pthread_sigmask", None)
     if hold is None:
         yield

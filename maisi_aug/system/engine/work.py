@@ -60,7 +60,7 @@ class Worker(Protocol[ItemIn, Result]):
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:
-        """Do what keeps the device busy; what is left, such as writing, may go on behind the future."""
+        """Do what keeps the device busy; what is left, such as writing, may continue behind the future."""
         ...
 
     def close(self) -> None:
@@ -69,7 +69,7 @@ class Worker(Protocol[ItemIn, Result]):
 
 
 class WorkerSpec(Protocol[ItemIn, Result]):
-    """What is sent to where a worker shall be, to open it there; can be pickled.
+    """What is sent to where a worker is to be, to open it there; can be pickled.
 
     One that works with files has ``reads``, the paths that must be there. Results that come with files in the worker's
     folder have ``paths``, theirs in it.
@@ -82,12 +82,12 @@ class WorkerSpec(Protocol[ItemIn, Result]):
 
 Settle = Callable[[Item, Result, Path], Iterable[Item]]
 """Called in the driver with an item, what became of it, and the folder that its files are in (the worker's scratch).
-Writes down what is done, and returns the items to go on with: another attempt, for instance. May be called once more
+Writes down what is done, and returns the items to continue with: another attempt, for instance. May be called once more
 with an item that was handed out twice, which it compares and drops."""
 
 
 class Watch(Protocol):
-    """Is told what goes on.
+    """Is called with what happens.
 
     Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
     and its items wait again). All other events are what workers tell.
@@ -219,7 +219,7 @@ class Calls(Generic[Item, Result]):
     """A worker that has nothing open, and calls a function with each item.
 
     Attributes:
-        function: Of a module, for it is sent to other processes.
+        function: Of a module, because it is sent to other processes.
     """
 
     function: Callable[[Item], Result]

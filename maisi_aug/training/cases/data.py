@@ -80,7 +80,7 @@ class CaseFacts:
 
 
 class CaseStore(Protocol):
-    """Training cases by index; what is not asked for is not read."""
+    """Training cases by index; what is not requested is not read."""
 
     def __len__(self) -> int: ...
 

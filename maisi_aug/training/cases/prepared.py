@@ -115,7 +115,7 @@ class PreparedStore:
             weights_hash: SHA-256 of its weights.
             device: Where to encode.
             scale_factor: That of the bundle whose diffusion model will read the latents. Either this or ``deviation``.
-            deviation: The standard deviation over all latents that the scale factor shall bring about.
+            deviation: The standard deviation over all latents that the scale factor should bring about.
             report: Called with (cases done, cases in all).
 
         Raises:

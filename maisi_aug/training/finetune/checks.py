@@ -49,7 +49,7 @@ def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> F
     convolutions were not always numbers.
 
     Raises:
-        GridError: When a side of the crop is no multiple of what the base's networks need.
+        GridError: When a side of the crop is not a multiple of what the base's networks need.
         TrainingError: When a base that predicts noise is to have the region contrastive loss, which in MAISI rectified
             flow alone has.
     """
@@ -185,7 +185,7 @@ def require_free_folder(folder: Path) -> None:
 
 
 def open_run(folder: Path, described: dict[str, Any]) -> None:
-    """Take a new or empty folder for a run, or go on with the one that is there.
+    """Take a new or empty folder for a run, or continue the one that is there.
 
     A run that has left no checkpoint may begin anew with other settings.
 

@@ -139,7 +139,7 @@ class Finetuning:
         """Train from the checkpoint where there is one, and write the bundle of the best validation so far.
 
         Args:
-            max_minutes: Wall-clock limit, encoding included; the same run goes on later.
+            max_minutes: Wall-clock limit, encoding included; the same run continues later.
             report_step: Called after each step with its number and figures.
             with_tensorboard: Also log for TensorBoard.
             self_contained: Copy the base's weights and the label maps into the bundle.
@@ -240,7 +240,7 @@ class Finetuning:
             Whether it does.
 
         Raises:
-            TrainingError: When a start from label means is asked for and it does not.
+            TrainingError: When a start from label means is requested and it does not.
         """
         lookup = find_lookup(controlnet) if self.config.start != "base" else None
         if self.config.start == "label-means" and lookup is None:

@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning run: what is asked for, and what is kept beside the run. Needs no torch."""
+"""Settings of a fine-tuning run: what is requested, and what is kept beside the run. Needs no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 
 
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
-    """What the user asks for; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
+    """What the user requests; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
     data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
     """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which is first

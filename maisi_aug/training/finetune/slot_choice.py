@@ -175,7 +175,7 @@ def remap_table(
 
 
 def _find_stand_in(label_id: int, dropped: Mapping[int, NewLabel]) -> int:
-    """The first host of a label that is not dropped itself; a host may be a new label, too."""
+    """The first host of a label that is not dropped itself; a host may be a new label as well."""
     for _ in dropped:
         if label_id in dropped:
             hosts = dropped[label_id].hosts
@@ -204,7 +204,7 @@ def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Col
     Args:
         label_map: ``(I, J, K)`` ids.
         label_id: The label.
-        ignored: Other ids that are no surroundings, such as those of other new labels.
+        ignored: Other ids that are not surroundings, such as those of other new labels.
     """
     wide = bounding_box(label_map == label_id, margin=1)
     mask = label_map[wide] == label_id

@@ -25,7 +25,7 @@ from maisi_aug.volumes.components import TOUCHING, bounding_box, is_any_of
 from maisi_aug.volumes.grid import Spacing
 
 MARGIN_VOXELS = 3
-"""Width of the band around a removed label in which nothing is asked for."""
+"""Width of the band around a removed label in which nothing is requested."""
 MAX_PATCHES = 256
 _EPSILON = 1e-5
 
@@ -38,11 +38,11 @@ class ChangedRegions(NamedTuple):
 
 
 class LabelRemover:
-    """Puts the nearest host organ in the place of tumours; what that changes of a map is computed once.
+    """Puts the nearest host organ in place of tumours; what that changes of a map is computed once.
 
     Args:
         vocabulary: Whose tumours are removed.
-        with_cysts: Remove kidney cysts, too, as MAISI does.
+        with_cysts: Remove kidney cysts as well, as MAISI does.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, with_cysts: bool = True) -> None:

@@ -86,7 +86,7 @@ class FlowObjective(Stateless):
     DDPM: target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
 
     The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
-    large lesions does not count more than one with small ones, and the other losses keep their weight beside it.
+    large lesions does not count more than one with small ones, and the other losses keep their weight next to it.
 
     Attributes:
         unet: Learns alone, or beside the ControlNet where the settings say so.

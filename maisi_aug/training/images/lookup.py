@@ -2,7 +2,7 @@
 
 Such a ControlNet's first layers are a small network from the bits of a label to its mean intensity
 (:mod:`maisi_aug.training.images.label_means`). They know nothing of a slot that was never trained: what they
-look up for it is an accident of its bits. Here they are fitted again so that a new label gets its measured
+look up because it is an accident of its bits. Here they are fitted again so that a new label gets its measured
 mean while every other label keeps what it had; by how much these moved is measured and reported.
 """
 
@@ -119,7 +119,7 @@ def choose_intensities(
     """Return the mean intensity of each new label before its first step.
 
     An organ gets its measured mean. A lesion gets what the bundle draws its hosts with, and on top the contrast to them
-    that was measured: a bundle whose livers are brighter than those of the data shall draw brighter lesions, too.
+    that was measured: a bundle whose livers are brighter than those of the data should draw brighter lesions as well.
 
     Args:
         means: Measured on the training cases.

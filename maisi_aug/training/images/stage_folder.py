@@ -27,7 +27,7 @@ class StageOptions(TypedDict):
         device: Of this process.
         report_phase: Starts the progress of a phase that it is told the name of.
         processes: All that train together; only the main one writes.
-        with_tensorboard: Log for TensorBoard, too.
+        with_tensorboard: Log for TensorBoard as well.
     """
 
     device: str

@@ -57,7 +57,7 @@ ANCHOR = 10.0
 # Differences are small against means, and mixed ones smaller still: a gain for every axis that they run along brings
 # them nearer to each other, so that diffusion sees all.
 DIFFERENCE_GAIN = 4.0
-# With all eight wavelets the mean, too, comes nearer to the others: intensities around that of thin tissue, halved.
+# With all eight wavelets the mean also comes nearer to the others: intensities around that of thin tissue, halved.
 CENTRE, MEAN_GAIN = 0.3, 0.5
 
 

@@ -88,7 +88,7 @@ class Processes:
         return self.rank == 0
 
     def device_of(self, device: str) -> str:
-        """Return the device of this process, where ``device`` is what the user asked for."""
+        """Return the device of this process, where ``device`` is what the user requested."""
         if self._state is None or self._state.device.type == "cpu":  # which Accelerate numbers
             return device
         return str(self._state.device)

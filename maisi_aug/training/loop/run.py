@@ -60,7 +60,7 @@ Figures = Mapping[str, float | Tensor]
 
 
 class Objective(Protocol):
-    """What is trained: networks, the loss of a step, and whatever the loss needs beside them."""
+    """What is trained: networks, the loss of a step, and whatever the loss needs next to them."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

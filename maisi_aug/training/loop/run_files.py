@@ -1,4 +1,4 @@
-"""What a run keeps on the disk: a checkpoint, from which it goes on exactly where it was, and figures of every step.
+"""What a run keeps on the disk: a checkpoint, from which it continues exactly where it was, and figures of every step.
 
 Those are a line of JSON each, and TensorBoard's scalars where wished.
 """
@@ -27,7 +27,7 @@ FREE_FIELDS = {"checkpoint_minutes", "accumulation_count"}
 
 
 class StepLog:
-    """Writes ``log.jsonl`` and, where wished, TensorBoard's event files beside it.
+    """Writes ``log.jsonl`` and, where wished, TensorBoard's event files next to it.
 
     Args:
         folder: Of the run.

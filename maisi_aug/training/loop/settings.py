@@ -178,7 +178,7 @@ class FlowLossConfig(StrictModel):
         whole_batch_count: Cases a step from ``whole_start_step`` on; None for ``batch_count``.
         train_unet: Whether the U-Net learns beside the ControlNet; False keeps it frozen, as MAISI does.
         contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: where a tumour is
-            removed from the label map, the output shall change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
+            removed from the label map, the output should change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
         contrastive_bound: Mean difference between the outputs with and without the tumours that is rewarded at most.
         surroundings: What a ControlNet with a condition of 10 channels is shown of the image; None for nothing.
     """

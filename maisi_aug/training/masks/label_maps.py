@@ -63,7 +63,7 @@ def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> 
 def mirrored_classes() -> NDArray[np.uint8]:
     """Return ``(125,)``: the class that each becomes when a patient is mirrored left to right.
 
-    Lobes of the lung have the side in their names, too; the right middle lobe has no partner and stays itself.
+    Lobes of the lung have the side in their names as well; the right middle lobe has no partner and stays itself.
     """
     ids = class_ids().tolist()
     partners = list(range(len(ids)))
@@ -93,7 +93,7 @@ class ClassMaps:
 
 @dataclass(frozen=True)
 class ReadMaps:
-    """Label maps that are read when they are asked for: ``read`` gives each of ``num_maps`` by its number."""
+    """Label maps that are read when they are requested: ``read`` gives each of ``num_maps`` by its number."""
 
     num_maps: int
     read: Callable[[int], NDArray[np.uint8]]

@@ -28,7 +28,7 @@ class MapFigures:
     Attributes:
         counts: ``(N, 125)`` voxels per class.
         volumes_ml: ``(N, 10)`` volumes in the order of ``CONDITION_IDS``: of organs all that the map shows, of tumours
-            the largest connected one. Generation asks for one tumour, and its percentile is one of patients' largest.
+            the largest connected one. Generation requests one tumour, and its percentile is one of patients' largest.
     """
 
     counts: NDArray[np.int64]
@@ -38,7 +38,7 @@ class MapFigures:
         """Return the conditions of the maps.
 
         An organ's size is its place among the training maps that have it. A tumour's is its percentile in the package's
-        reference, by which generation converts the volume that is asked for. What a map lacks is -1.
+        reference, by which generation converts the volume that is requested. What a map lacks is -1.
 
         Args:
             organ_volumes_ml: For each of ``SIZED_ORGANS`` its volumes in the training maps, ascending.
