@@ -257,8 +257,8 @@ def count_lesions(
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:
-        RequestError: For a number of lesions that cannot be requested for a case, or where all lesions of the dataset are
-            smaller than anything that can be planned, and no size says that larger ones are wanted.
+        RequestError: For a number of lesions that cannot be requested for a case, or where all lesions of the dataset
+            are smaller than anything that can be planned, and no size says that larger ones are wanted.
     """
     if not 1 <= max_lesions <= MAX_COUNT:
         raise RequestError(

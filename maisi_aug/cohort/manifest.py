@@ -223,7 +223,7 @@ def find_holder(manifest: Path) -> Holder | None:
     if not manifest.is_file() or not is_fresh(lease):
         return None
     holder = read_holder(lease)
-    # The lock is not taken where there is another way to tell: a process that begins at that moment would find it taken.
+    # The lock is not taken where there is another way to tell: a process that begins then would find it taken.
     has_ended = holder.is_dead(has_lock=None) or (holder.is_hidden and is_locked(manifest) is False)
     return None if has_ended else holder
 

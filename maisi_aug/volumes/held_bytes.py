@@ -1,7 +1,7 @@
-"""What the header of an image promises against what its file holds, so that no memory is taken for voxels that lack.
+"""Compare what an image's header promises with what its file holds, before memory is taken for missing voxels.
 
-Libraries allocate the memory that a header states, and some fill it, before they find the voxels missing: ITK fills 2 GB
-for an NRRD header of 300 bytes (SimpleITK 2.5.7). What is compressed is unpacked piece by piece and counted.
+Libraries allocate the memory that a header states, and some fill it, before they find the voxels missing: ITK fills
+2 GB for an NRRD header of 300 bytes (SimpleITK 2.5.7). What is compressed is unpacked piece by piece and counted.
 """
 
 from __future__ import annotations

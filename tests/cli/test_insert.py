@@ -72,7 +72,7 @@ def test_recipe_gives_what_flags_do_not(run_cli: Run, chest: Path, tmp_path: Pat
     ("recipe", "message"),
     [
         ("labels: [lung nodule]", "not a recipe for insert, which has 'kind: insertion'"),
-        ("kind: insertion\nlabel: [lung nodule]", "label: expected a known key"),
+        ("kind: insertion\nlabel: [lung nodule]", "label: unknown key"),
         ("kind: insertion\nlabels: [lung nodule]\nnum_cases: many", "num_cases: expected a valid integer"),
     ],
 )

@@ -85,8 +85,8 @@ def test_misspelt_keys_are_told_with_their_place(run_cli: Run, tmp_path: Path) -
     path.write_text("labels: [liver]\nsead: 3\nnum_case: 4\n")
     outcome = run_cli("recipes", "validate", path)
     assert outcome.code == 2
-    assert "sead: expected a known key, found 'sead'. Did you mean 'seed'" in outcome.stderr
-    assert "num_case: expected a known key, found 'num_case'. Did you mean 'num_cases'" in outcome.stderr
+    assert "sead: unknown key 'sead'. Did you mean 'seed'" in outcome.stderr
+    assert "num_case: unknown key 'num_case'. Did you mean 'num_cases'" in outcome.stderr
 
 
 def test_modality_that_no_network_knows_is_refused(run_cli: Run, tmp_path: Path) -> None:

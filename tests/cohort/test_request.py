@@ -53,11 +53,11 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         "mine.yaml: this recipe has 7 problems:",
         "  labels[1]: expected a valid string, found 3.",
         "  num_cases: expected a valid integer, found '4'.",
-        "  shape[2]: expected a value, found none. Give it in the recipe or as a flag.",
+        "  shape[2]: a value is required. Set it in the recipe or as an option.",
         "  size_label: expected a valid integer, found 'x'.",
         "  gates.organ_hu: expected a valid boolean, found 1.",
-        "  gates.size_tol: expected a known key, found 'size_tol'. Did you mean 'size_tolerance'?",
-        "  sead: expected a known key, found 'sead'. Did you mean 'seed'?",
+        "  gates.size_tol: unknown key 'size_tol'. Did you mean 'size_tolerance'?",
+        "  sead: unknown key 'sead'. Did you mean 'seed'?",
     ]
 
 
@@ -90,7 +90,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
             {"labels": ["liver"], "mask_source": "bank"},
             "mask_source 'bank': requires a mask_bank with lesions, but the phantoms have",
         ),
-        ({"labels": ["liver"], "zzz": 2}, "zzz: expected a known key, found 'zzz'. The keys are labels, num_cases"),
+        ({"labels": ["liver"], "zzz": 2}, "zzz: unknown key 'zzz'. Known keys: labels, num_cases"),
     ],
 )
 def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:

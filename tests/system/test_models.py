@@ -55,7 +55,7 @@ def problems_of(content: object) -> str:
         ({"sizes": {"liver": 0}}, "sizes.liver: expected greater than 0, found 0."),
         ({"extra": {"one": {"radius_mm": "x"}}}, "extra.one.radius_mm: expected a valid number"),
         ({"class": "euler"}, "class: expected 'ddpm' or 'rflow', found 'euler'."),
-        ({"zzz": 1}, "zzz: expected a known key, found 'zzz'. The keys are shape, num_copies, sizes, extra, class."),
+        ({"zzz": 1}, "zzz: unknown key 'zzz'. Known keys: shape, num_copies, sizes, extra, class."),
     ],
 )
 def test_a_problem_is_named_by_its_place_in_the_file(changes: dict[str, Any], problem: str) -> None:

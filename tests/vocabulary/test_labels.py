@@ -214,7 +214,10 @@ def test_two_labels_cannot_share_an_id() -> None:
     [
         ("hepatic tumr", "'hepatic tumr': .* Did you mean 'hepatic tumor'"),
         ("liver_tumr", "Did you mean 'liver tumor'"),
-        ("kidney", "a part of several names: 'right kidney', 'left kidney', 'left kidney cyst', 'right kidney cyst'"),
+        (
+            "kidney",
+            "ambiguous, part of several names: 'right kidney', 'left kidney', 'left kidney cyst', 'right kidney cyst'",
+        ),
         ("ribs", r"several names: 'left rib 1', .*, \.\.\."),
         ("kidney tumour", "this name needs a placeholder slot that this bundle does not bind"),
         ("qqqq", "'qqqq': not a name or id .* List the labels"),

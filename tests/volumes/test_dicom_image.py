@@ -76,7 +76,7 @@ def test_tilted_series_is_resampled_and_says_so(tmp_path: Path, degrees: float) 
     at = np.stack([0.7 * i, 0.8 * j * direction[4], 2.5 * k + 0.8 * j * direction[5]], axis=-1)
     slope_hu = np.array([5.0, 7.0, 11.0])  # HU per mm: linear interpolation keeps such a ramp
     path = write_series(tmp_path / "s", at @ slope_hu, direction=direction, rescale=lambda _: (0.05, -1024.0))
-    with pytest.warns(UserWarning, match="which a qform, ITK and DICOM cannot represent"):
+    with pytest.warns(UserWarning, match="s: voxel axes are not at right angles .axes that meet at .* degrees"):
         volume = load_image(path)
     assert volume.grid.has_right_angles
     assert load_grid(path).is_close(volume.grid)
@@ -197,7 +197,7 @@ def delete(keyword: str) -> Callable[[int, Dataset], None]:
             "ImageOrientationPatient must be two perpendicular directions, found",
         ),
         ({"change": set_on(3, RescaleType="ED")}, "values must be in HU, found RescaleType ED"),
-        ({"change": set_on(3, RescaleSlope="0")}, "expected a RescaleSlope, found 0"),
+        ({"change": set_on(3, RescaleSlope="0")}, "RescaleSlope is 0"),
         ({"change": set_on(3, RescaleSlope=None)}, "of 11 slices have a RescaleSlope"),
         ({"place": lambda _: (0, 0, 0)}, "two slices at the same position,"),
         ({"place": lambda k: (0, 0, 2.5 * (k // 2))}, "two slices at the same position,"),
@@ -308,7 +308,7 @@ def test_damaged_dicom_is_named(tmp_path: Path) -> None:
             with pytest.raises(VolumeError, match=rf"{re.escape(str(path))}: not a readable DICOM file"):
                 load_image(target)
     assert find_volumes(tmp_path) == [path.parent]
-    with pytest.raises(VolumeError, match="not a readable DICOM file: damaged, empty or without a SOP class"):
+    with pytest.raises(VolumeError, match="not a readable DICOM file"):
         load_label_map(path)
 
 

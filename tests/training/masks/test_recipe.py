@@ -45,7 +45,7 @@ def test_recipe_is_read(tmp_path: Path) -> None:
         ),
         (
             {"vae__loss__kl_wait": 1},
-            "vae.loss.kl_wait: expected a known key, .* Did you mean 'kl_weight'",
+            "vae.loss.kl_wait: unknown key .* Did you mean 'kl_weight'",
         ),
         ({"kind": "training"}, "not a recipe for mask networks"),
     ],
