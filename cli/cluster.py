@@ -71,7 +71,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file without submitting it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a cohort in parts, each by a job that goes on where it was stopped when it is preempted or its time is over.
+    """Make a cohort in parts, one per job; a preempted or timed-out job is queued again and continues.
 
     Example: maisi-aug cluster submit --slurm --jobs 32 -- synthesize --recipe lung -n 10000 --out cohort
     """

@@ -126,7 +126,7 @@ def fid(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """2.5D FID and KID by plane, with an interval over cases and what real cases differ by among themselves.
+    """Measure 2.5D FID and KID by plane, with intervals over cases and the floor that real cases set.
 
     MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE. On
     several GPUs: torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
@@ -168,7 +168,7 @@ def distribution(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fréchet radiomics distance, precision, recall, density and coverage, by region, with what real cases allow.
+    """Compare radiomic features by region: Fréchet distance, precision, recall, density and coverage.
 
     Example: maisi-aug evaluate distribution nnUNet_raw/Dataset003_Liver cohort --out distribution
     """
@@ -239,7 +239,7 @@ def hu(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """HU of every organ and lesion against MAISI's published ranges, your own file, or your own real cases.
+    """Compare the HU of every organ and lesion with MAISI's published ranges, your own file, or your real cases.
 
     With --reference, --out gets hu_ranges.json too, to be passed as --ranges later.
 
@@ -274,7 +274,7 @@ def hu(
 def lesions(
     cohort: Cohort, workers: Workers = None, out: Out = None, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
-    """Realised against requested lesion size, and whether each lesion can be seen against its host.
+    """Compare realised with requested lesion sizes, and check whether each lesion is visible against its host.
 
     Example: maisi-aug evaluate lesions cohort --out lesions
     """
@@ -300,7 +300,7 @@ def agreement(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Dice of an independent segmenter against the given label maps: do images show what their maps say?
+    """Measure the Dice of an independent segmenter against the given label maps: do images show what their maps say?
 
     The model must not have been trained on synthetic cases. Labels are matched by name; --map "tumor=hepatic tumor".
 
@@ -340,7 +340,7 @@ def detection_curve(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which lesions a segmenter finds, by their size or by what the twins of the cohort differ in, with intervals.
+    """Measure which lesions a segmenter finds, by size or by the factor that the cohort's twins vary, with intervals.
 
     Example: maisi-aug evaluate detection-curve cohort --predictions found --map "nodule=lung tumor" --out curve
     """
@@ -422,7 +422,7 @@ def reconstruction(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a bundle's autoencoder leaves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur, worst slices.
+    """Measure what a bundle's autoencoder preserves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur.
 
     What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
 
@@ -466,7 +466,7 @@ def blind_pack(
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key next to them.
+    """Write unlabelled pictures of real and synthetic cases for a reader test, with an answer key next to them.
 
     Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
     """
@@ -521,7 +521,7 @@ def reviewers(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """What reviewers rejected and agree on, with kappa, and how blinded readers told synthetic images from real ones.
+    """Summarise reviewers' decisions: rejections, agreement with kappa, and the blinded test of real or synthetic.
 
     Example: maisi-aug evaluate reviewers cohort
     """

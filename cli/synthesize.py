@@ -148,7 +148,7 @@ def _run(config: CohortRequest, out: Path, *, is_quiet: bool, as_lines: bool, **
 
 
 def describe_summary(summary: CohortSummary) -> str:
-    """The end of a run in a few lines: how many cases were accepted, which were rejected and why, what comes next."""
+    """Return the end of a run in a few lines: accepted cases, rejected ones with reasons, and the next command."""
     facts = summary.to_json()
     lines = [f"{summary.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted."]
     if facts["first_attempt_rate"] is not None:

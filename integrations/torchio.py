@@ -25,7 +25,7 @@ def load_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> list[Any]:
-    """All cases of a cohort as subjects with ``image``, ``label``, ``case_id``, ``request`` and ``seed``, in memory.
+    """Load all cases of a cohort as subjects with ``image``, ``label``, ``case_id``, ``request`` and ``seed``.
 
     Args:
         folder: Folder that ``synthesize`` wrote.

@@ -112,7 +112,7 @@ def guard(
 def explain(
     error: BaseException, *, is_resumable: bool = False, memory_options: Callable[[], Sequence[str]] = tuple
 ) -> tuple[str, int]:
-    """The sentence and the exit code for an error; the sentence is empty where the screen already says it all."""
+    """Return the sentence and the exit code for an error; the sentence is empty if the screen already shows it."""
     if not isinstance(error, MemoryShortageError) and (shortage := find_memory_error(error)) is not None:
         return _explain_memory(shortage, memory_options), EXIT_FAILED
     if isinstance(error, ContentError):

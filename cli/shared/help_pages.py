@@ -87,7 +87,7 @@ def _build_flag(num_advanced: int) -> Any:
             False, ALL_FLAG, is_eager=True, callback=_show_all, help=f"Show {num_advanced} more options."
         ),
     ) -> None:
-        """Nothing; it lends its option."""
+        """Do nothing; only the option is used."""
 
     scratch = typer.Typer(add_completion=False)
     scratch.command()(command)

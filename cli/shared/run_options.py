@@ -1,4 +1,4 @@
-"""Options that are no part of a configuration and that several commands have: grids, the folder, the device, output."""
+"""Options that several commands share and that no configuration has: grids, folder, device, output."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         return match[1]
 
     def with_paths_found(self) -> BenchmarkConfig:
-        """The configuration with the folders of datasets that are called by number or name, all of them absolute."""
+        """Return the configuration with absolute folders in place of datasets given by number or name."""
         from maisi_aug.banks.raw_datasets import find_dataset
 
         sources = {name: str(find_dataset(path).resolve()) for name, path in self.synthetic.items()}

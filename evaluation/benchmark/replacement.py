@@ -127,7 +127,7 @@ def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_replacement_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By label the curve of real cases alone, and the arms with synthetic ones, as SVG; none without a finished arm."""
+    """Return one SVG per label: the curve of real cases alone and the finished arms with synthetic ones."""
     charts = {}
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label and row["score"] is not None]

@@ -21,7 +21,7 @@ METRICS: Final = ("dice", "nsd")
 
 
 def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
-    """All figures of a benchmark as JSON types; arms that are not finished are named and left out of the figures."""
+    """Return all figures of a benchmark as JSON types, leaving out and naming unfinished arms."""
     scores, failures = _load_finished(benchmark)
     plan = benchmark.plan
     document: dict[str, Any] = {

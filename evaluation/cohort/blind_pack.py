@@ -144,7 +144,7 @@ def _read_next(
 
 
 def blind(image: Volume, spacing_mm: float) -> Volume:
-    """A CT without what tells where it is from: voxels, table, field of view, place in the scanner and HU beyond 1000.
+    """Return a CT without traces of its origin: voxels, table, field of view, place in the scanner, HU beyond 1000.
 
     Raises:
         VolumeError: When there is no patient.

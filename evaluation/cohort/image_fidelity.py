@@ -74,7 +74,7 @@ def measure_psnr(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
 
 def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float | None:
-    """Structural similarity of ``(I, J, K)`` images in [0, 1], in three dimensions; None for a side below 11 voxels.
+    """Return the 3D structural similarity of ``(I, J, K)`` images in [0, 1]; None for a side below 11 voxels.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004: a Gaussian window of
     1.5 voxels, slabs of at most 64 slices by themselves.
@@ -106,7 +106,7 @@ def measure_tissues(original_hu: Image, rebuilt_hu: Image) -> dict[str, Error]:
 
 
 def measure_labels(original_hu: Image, rebuilt_hu: Image, label_map: NDArray[np.uint8]) -> dict[int, Error]:
-    """HU error of every label of at least ten voxels, and how much of its contrast to what is around it is left."""
+    """Return the HU error of every label of at least ten voxels, and the share of its contrast that is kept."""
     sums = _sum_up(label_map.ravel(), original_hu, rebuilt_hu, [str(number) for number in range(256)])
     found = {}
     for number, box in enumerate(ndimage.find_objects(label_map), start=1):
@@ -182,6 +182,6 @@ def measure_spectrum(
 
 
 def find_blur(frequencies: NDArray[np.float64], kept: NDArray[np.float64]) -> float | None:
-    """Width in mm, half a wave, of the widest structures that have lost half of their power; None where none has."""
+    """Return the width in mm (half a wave) of the widest structures that lost half of their power, or None."""
     lost = np.flatnonzero(kept < HALF)
     return None if not len(lost) else float(0.5 / frequencies[lost[0]])

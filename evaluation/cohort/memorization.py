@@ -119,7 +119,7 @@ def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
 
 
 def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.float64], *, num_train: int) -> float:
-    """The relative distance that best parts planted copies from real cases, as :func:`find_threshold` with few cases.
+    """Return the relative distance that best separates planted copies from real cases.
 
     Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
     four times the share of real cases: a patient's CT that is called a copy of another's costs more than a copy missed.
@@ -324,7 +324,7 @@ def _to_portrait(small: NDArray[np.float32], grid: Grid, box: Sequence[slice]) -
 
 
 def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
-    """The box of the largest piece of tissue, without thin things such as a table; everything where there is none.
+    """Return the box of the largest piece of tissue without thin parts such as a table, or the whole image.
 
     Args:
         image_hu: ``(I, J, K)``; every n-th voxel is looked at where a side is long.

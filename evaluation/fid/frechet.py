@@ -151,7 +151,7 @@ def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> M
 def bootstrap_interval(
     value: float, influences: Sequence[Matrix], generator: np.random.Generator, *, num_draws: int = 2000
 ) -> tuple[float, float] | None:
-    """A 95% interval of a distance over which cases were drawn, to first order; it knows nothing of the bias of few.
+    """Return a 95% interval of a distance over the choice of cases, to first order; it ignores small-sample bias.
 
     Cases of each set are drawn with replacement, all slices of a case together. The distance of a draw is the value
     plus what the drawn cases add; recomputing it would cost an eigendecomposition per draw, and would answer another

@@ -105,7 +105,7 @@ class CohortCases:
     kind = "cohort"
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read yet.
+        """Create the source; nothing is read yet.
 
         Args:
             path: Of the cohort.
@@ -167,7 +167,7 @@ class FolderCases:
     """The cases of a folder that does not change: prepared, of nnU-Net, images beside labels, or label maps alone."""
 
     def __init__(self, path: Path) -> None:
-        """List the cases; no volume is opened.
+        """Create the source; only ``dataset.json`` is opened, if it exists.
 
         Raises:
             MaisiAugError: There is none.

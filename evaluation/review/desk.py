@@ -37,7 +37,7 @@ class Desk:
         may_decide: bool = True,
         predictions: Predictions | None = None,
     ) -> None:
-        """Nothing is read yet.
+        """Create the desk; nothing is read yet.
 
         Args:
             source: Lists the cases.

@@ -42,7 +42,7 @@ class PlannedCases:
     kind = "plan"
 
     def __init__(self, run: CohortRun, scratch: Path) -> None:
-        """Nothing is drawn yet.
+        """Create the source; nothing is drawn yet.
 
         Args:
             run: The plan.

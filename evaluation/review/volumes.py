@@ -30,7 +30,7 @@ class FolderFiles:
     """Hands out the files of one folder, and nothing that lies or leads outside of it."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
-        """Nothing is read yet.
+        """Create the store; nothing is read yet.
 
         Args:
             root: The folder that was named.

@@ -95,7 +95,7 @@ def build_known_truth(
 def write_real_cases(
     folder: Path, training: PhantomSettings, num_train: int, testing: PhantomSettings, num_test: int
 ) -> tuple[str, ...]:
-    """Two kinds of phantoms as one folder ``real`` of image and label pairs; returns the names of those to test on."""
+    """Write two kinds of phantoms as one folder ``real`` of image and label pairs, and return the test cases' names."""
     names: list[str] = []
     for stale in (folder / "real").glob("*/*.nii.gz"):  # of an earlier call with other numbers
         stale.unlink()

@@ -127,7 +127,7 @@ def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: 
 
 
 def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Weights ``(figures,)`` of a logistic regression with a ridge penalty; its constant does not matter to the AUC."""
+    """Return the weights ``(figures,)`` of a ridge-penalised logistic regression; its constant is left out."""
     means, deviations = figures.mean(axis=0), figures.std(axis=0) + 1e-9
     scaled, signs = (figures - means) / deviations, np.where(is_real, 1.0, -1.0)
 

@@ -102,7 +102,7 @@ def draw_request(rng: np.random.Generator, place: float) -> LesionRequest:
 
 
 def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, seed: int) -> list[NoduleStack]:
-    """Nodules that pass the gates, sizes spread evenly over the logarithm, textures by their shares in patients."""
+    """Draw nodules that pass the gates, evenly spread over log size, with textures by their shares in patients."""
 
     def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
         rng = numpy_generator(derive_seed(seed, painter.name, number, attempt), "request")

@@ -102,7 +102,7 @@ class Protocol:
         return own, [stack for stack in self.train if stack.patient not in chosen]
 
     def pool(self, arm: str, num_patients: int, draw: int) -> list[NoduleStack]:
-        """The synthetic nodules of an arm, made once and kept; those that are drawn are the same for all draws."""
+        """Return the synthetic nodules of an arm, made once and kept; drawn ones are the same for all draws."""
         is_drawn = arm in ("procedural", "synthetic", "network")
         name = {"synthetic": "procedural"}.get(arm, arm) if is_drawn else f"{arm}-{num_patients}-{draw}"
         path = self.out / "pools" / f"{name}.npz"

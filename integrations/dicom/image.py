@@ -58,7 +58,7 @@ def require_dicom() -> None:
 
 
 def build_uid(*parts: str | int) -> str:
-    """A UID that the parts decide: exported again, the same content has the same UIDs (root 2.25, DICOM PS3.5 B.2)."""
+    """Return a UID derived from the parts, so that equal content has equal UIDs (root 2.25, DICOM PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(map(str, parts))).int}"
 
 
@@ -68,7 +68,7 @@ def study_uid(case: AttemptRecord) -> str:
 
 
 def patient_id(case: AttemptRecord) -> str:
-    """The fictitious patient of a case: cohorts number their cases alike, so that the image's bytes tell them apart."""
+    """Return the fictitious patient of a case, derived from the image's bytes since cohorts number cases alike."""
     return f"SYNTHETIC-{case.files['image'].sha256[:12]}-{case.case_id}"[:64]
 
 
@@ -167,7 +167,7 @@ def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
 
 
 def to_dicom_text(text: str, max_length: int = MAX_LONG_STRING) -> str:
-    """Text that DICOM takes: without control characters and backslashes, which separate values, and no longer."""
+    """Return text that DICOM accepts: shortened, without control characters and backslashes, which separate values."""
     return clean_value(text, max_length).replace("\\", "/")[:max_length]
 
 

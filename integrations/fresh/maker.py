@@ -105,7 +105,7 @@ class FreshMaker:
 
 
 def number_requested(run: CohortRun, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
-    """The labels of the plan as 1, 2, ... or as given; of given maps without a request every label but the body."""
+    """Return the numbers of the plan's labels, 1, 2, ... or as given; without requests, of all but the body."""
     vocabulary = run.bundle.vocabulary
     if numbers is not None:
         return number_labels(vocabulary, numbers, run.plan.requested_ids, vocabulary.name_of)

@@ -61,7 +61,7 @@ def _first_words(complaint: re.Match[str] | None, done: subprocess.CompletedProc
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that a process wrote on standard error, for an error message; a sentence with its full stop."""
+    """Return the last line that a process wrote on standard error as a sentence for an error message."""
     return to_sentence((done.stderr.strip().splitlines() or ["no message"])[-1])
 
 

@@ -221,7 +221,7 @@ def channel_name(cases: Sequence[AttemptRecord]) -> str:
 
 
 def describe_case(case: AttemptRecord) -> dict[str, Any]:
-    """Where a case comes from, for the mapping file; a benchmark reads from it whose label map the case was made of."""
+    """Return the origin of a case for the mapping file, from which a benchmark reads whose label map was used."""
     return {
         "request": case.request,
         "seed": case.seed,

@@ -42,7 +42,7 @@ def require_preprocessed_folder(given: Path | None) -> Path:
 
 
 def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, ...]:
-    """Where nnU-Net may have prepared a dataset, whether it has or not: a new dataset may go elsewhere than a real one.
+    """Return the folders in which nnU-Net may have prepared, or may prepare, a dataset.
 
     Args:
         dataset: Its name.

@@ -120,7 +120,7 @@ class RemoteWorker:
         return messages
 
     def hand_in(self, key: int, item: Any) -> None:
-        """Another item, with its number."""
+        """Add another item, with its number."""
         self._inbox.put((key, item))
 
     def stop(self) -> None:

@@ -79,7 +79,7 @@ class RayEngine:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`~maisi_aug.system.engine.work.Engine` says.
+        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines.
 
         Raises:
             MissingExtraError: Ray is not installed.

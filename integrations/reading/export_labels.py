@@ -54,7 +54,7 @@ class LabelNumbering:
         return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The numbering for a mapping file, with TotalSegmentator's task and class for each label that it has."""
+        """Return the numbering for a mapping file, with TotalSegmentator's task and class where it has them."""
         return [
             {
                 "label": number,
@@ -67,7 +67,7 @@ class LabelNumbering:
 
 
 def name_in_totalsegmentator(label_id: int) -> str | None:
-    """TotalSegmentator's task and class for a vocabulary id, for mapping files; None for a label that it lacks."""
+    """Return TotalSegmentator's task and class for a vocabulary id, or None if it has none."""
     return "/".join(totalsegmentator_class(label_id) or ()) or None
 
 

@@ -30,7 +30,7 @@ _PANEL = "Balance"
 
 
 def parse_size_bins(value: object) -> object:
-    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
+    """Return ``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a final unit applies to all without one.
 
     Raises:
         ValueError: The text is anything else.

@@ -85,7 +85,7 @@ def tell_warnings(console: Console) -> Iterator[None]:
 
 @contextmanager
 def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: bool = True) -> Iterator[Progress]:
-    """Bars with their counts, the time they took and the time that is left, to be used as a context.
+    """Open bars with counts, elapsed time and remaining time, to be used as a context.
 
     Args:
         is_shown: Draw them where there is a terminal, and print lines in their place where there is none.
@@ -118,7 +118,7 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
 
 @contextmanager
 def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
-    """One bar that names the stage of some work, gone when the work is done.
+    """Show one bar that names the stage of some work and disappears when the work is done.
 
     Args:
         first: What it says before the first report.
@@ -131,14 +131,14 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
 
 @contextmanager
 def count_up(name: str, *, is_quiet: bool) -> Iterator[Report]:
-    """A bar for work that is counted, gone when the work is done."""
+    """Show a bar for counted work that disappears when the work is done."""
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:
         yield add_phase(bars, name)
 
 
 @contextmanager
 def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
-    """A bar from the first second on, while the libraries are imported that take several; gone afterwards."""
+    """Show a bar from the first second on while slow libraries are imported, and remove it afterwards."""
     is_main = os.environ.get("RANK", "0") == "0"  # of torchrun, which is not asked before torch is there
     with open_bars(is_shown=is_main and not is_quiet, is_transient=True, is_telling=False) as bars:
         bars.add_task("loading libraries", total=None)

@@ -10,13 +10,13 @@ class RunListener(Listener):
     """A listener that also hears what happens before a run; does nothing unless a method is overridden."""
 
     def measures(self, done: int, total: int) -> None:
-        """Another file of the size or the HU reference has been measured."""
+        """Report that another file of the size or HU reference has been measured."""
 
     def tries(self, done: int, total: int) -> None:
-        """Another label map of a plan has been tried."""
+        """Report that another label map of a plan has been tried."""
 
     def advises(self, sentence: str) -> None:
-        """The user should know something of the bundle or of the images."""
+        """Report a sentence on the bundle or the images that the user should know."""
 
 
 Progress = bool | ReportStage | RunListener

@@ -62,12 +62,12 @@ class CohortProgress(RunListener):
         self._console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def measures(self, done: int, total: int) -> None:
-        """Another file of the size or the HU reference has been measured."""
+        """Show that another file of the size or HU reference has been measured."""
         self._close_opening()
         self._count("measuring the reference", done, total)
 
     def tries(self, done: int, total: int) -> None:
-        """Another label map of a plan has been tried."""
+        """Show that another label map of a plan has been tried."""
         self._close_opening()
         self._count("trying label maps", done, total)
 
@@ -243,7 +243,7 @@ def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[RunL
 
 @contextmanager
 def count_stages(*, is_quiet: bool, tells_warnings: bool = True) -> Iterator[ReportStage]:
-    """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
+    """Show a bar per stage of some work on a terminal; in a log, a line when a stage is done."""
     console = PlainConsole(stderr=True, quiet=is_quiet)
     has_bar = can_draw(console) and not is_quiet
     tasks: dict[str, TaskID] = {}

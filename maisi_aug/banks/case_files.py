@@ -154,7 +154,7 @@ def find_folders(folder: Path, names: Sequence[str]) -> list[Path]:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Files that may be images, and DICOM images: folders with a series, this one included, and files of frames."""
+    """List files that may be images, and DICOM images: folders with a series, and files of frames."""
     return [*list_volumes(folder), *find_volumes(folder)]
 
 

@@ -128,7 +128,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
 
 
 def digest_of(entries: Sequence[BankEntry]) -> str:
-    """SHA-256 over what tells one bank from another without opening its maps: files, their sizes, names of labels."""
+    """Return the SHA-256 that distinguishes banks without opening their maps: files, sizes, names of labels."""
     rows = [
         {
             "name": entry.name,
@@ -235,7 +235,7 @@ class _Search:
         self._has_channels = False
 
     def look_into_dataset(self, folder: Path) -> None:
-        """A bank's own folder, which may be a raw dataset with channels, or with files elsewhere."""
+        """Look into a bank's own folder, which may be a raw dataset with channels or with files elsewhere."""
         if (folder / DESCRIPTION_NAME).is_file():
             dataset = RawDataset.read(folder)
             self._ct_channel, self._has_channels = dataset.ct_channel, len(dataset.channels) > 1
@@ -247,7 +247,7 @@ class _Search:
         self.look_into(folder, depth=1)
 
     def look_into(self, folder: Path, *, depth: int) -> None:
-        """A folder, and where it holds nothing, those in it."""
+        """Look into a folder and, if it holds nothing, into its subfolders."""
         for label_folder in find_folders(folder, LABEL_FOLDERS)[:1]:
             self._look_into_labels(folder, label_folder, is_inner=not depth)
             return
@@ -267,7 +267,7 @@ class _Search:
                 self.look_into(child, depth=depth - 1)
 
     def look_for(self, label: Path) -> None:
-        """One label map, whose image may lie next to it."""
+        """Look for one label map, whose image may lie next to it."""
         folder = label.parent
         series = _find_series(folder, list_volumes(folder), is_inner=False)
         if series is not None:

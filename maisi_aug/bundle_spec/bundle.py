@@ -369,7 +369,7 @@ def _bundle_name(folder_name: str) -> str:
 
 
 def pulled_bundles_folder() -> Path:
-    """Where fetched bundles are kept: in the folder that ``MAISI_AUG_HOME`` names, else in the user's data folder."""
+    """Return the folder of downloaded bundles: ``MAISI_AUG_HOME`` or the user's data folder."""
     home = os.environ.get(HOME_VARIABLE)
     base = Path(home).expanduser() if home else platformdirs.user_data_path("maisi-aug", appauthor=False)
     return base.absolute() / "bundles"
@@ -383,7 +383,7 @@ def pulled_bundles() -> tuple[str, ...]:
 
 
 def list_bundles() -> list[Bundle]:
-    """All bundles inside the package, then those that were fetched; damaged ones are left out, and named in the log."""
+    """List the packaged bundles, then the downloaded ones; damaged ones are left out and logged."""
     found = (_find_whole_bundle(name) for name in dict.fromkeys((*embedded_bundles(), *pulled_bundles())))
     return [bundle for bundle in found if bundle is not None]
 
@@ -436,7 +436,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def load_outline(name_or_path: str | Path) -> Bundle:
-    """A bundle as :func:`load_bundle` reads it; one that has not been fetched yet as far as is known without weights.
+    """Load a bundle as :func:`load_bundle` does or, if it is not downloaded yet, what is known without weights.
 
     That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 

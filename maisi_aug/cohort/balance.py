@@ -205,7 +205,7 @@ class LabelBalance:
         return part
 
     def lacking(self, *, planned: bool) -> list[list[int]]:
-        """Lesions that every open bin lacks to the fullest one among cases with as many lesions; 0 for other bins."""
+        """Return the lesions that every open bin lacks to the fullest one of its row; 0 for other bins."""
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         result = []
         for row in rows:

@@ -377,7 +377,7 @@ def open_cohort(
 
 @contextmanager
 def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
-    """A hidden folder in that of a cohort, on the same disk, for what has no line in the manifest yet.
+    """Open a hidden folder inside a cohort's, on the same disk, for files that have no line in the manifest yet.
 
     Args:
         path: Of the cohort, whose manifest is locked.

@@ -229,7 +229,7 @@ def find_holder(manifest: Path) -> Holder | None:
 
 
 def list_manifests(folder: Path) -> list[Path]:
-    """The manifests of a cohort: that of the whole, then those of shards, by the number of shards and their own."""
+    """List the manifests of a cohort: that of the whole, then those of shards in order."""
     shards = [(found, path) for path in folder.glob("manifest.*.jsonl") if (found := SHARD_NAME.match(path.name))]
     ordered = sorted(shards, key=lambda shard: (int(shard[0]["count"]), int(shard[0]["number"])))
     whole = folder / MANIFEST_NAME
@@ -308,7 +308,7 @@ class ManifestReader:
     """Reads a manifest that may still be written, each line once, and checks it against those before."""
 
     def __init__(self, path: Path, *, gates: Collection[str] | None = None) -> None:
-        """Nothing is read yet.
+        """Create the reader; nothing is read yet.
 
         Args:
             path: Of the manifest.

@@ -396,7 +396,7 @@ def check_label_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> tuple[Verdict, ...]:
-    """``check_lesion_visibility`` for each connected lesion of a label, in scan order; empty if there is none."""
+    """Run ``check_lesion_visibility`` on each connected lesion of a label, in scan order."""
     verdicts = []
     for part, lesion in connected_parts(label_map == label_id):
         margins = [(min(SHELL_VOXELS + 1, side.start), SHELL_VOXELS + 1) for side in part]

@@ -103,7 +103,7 @@ class CaseWorker:
         return CaseResult((record,), attempt.error, tuple(self.maker.source.skipped))
 
     def close(self) -> None:
-        """Finish what is being written, also after Ctrl-C; nothing new is begun."""
+        """Finish writing, also after Ctrl-C, without beginning anything new."""
         self._draw_pool.shutdown(wait=True, cancel_futures=True)
         self._write_pool.shutdown(wait=True, cancel_futures=True)
 

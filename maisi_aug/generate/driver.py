@@ -20,31 +20,31 @@ class Listener:
     """What a run tells while it works; does nothing unless a method is overridden."""
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """The cohort is open; the manifest holds what earlier runs have done."""
+        """Report that the cohort is open and the manifest holds the results of earlier runs."""
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Accepted cases have lost files and are drawn again; not told where there are none."""
+        """Report accepted cases that have lost files and are drawn again; not called if there are none."""
 
     def enters(self, stage: str) -> None:
-        """A stage that may take a while begins, such as loading the weights."""
+        """Report that a stage that may take a while begins, such as loading the weights."""
 
     def steps(self, case_id: str, done: int, total: int) -> None:
-        """The sampler has done another step."""
+        """Report another step of the sampler."""
 
     def generates(self, number: int, done: int, total: int) -> None:
-        """The mask networks have done another step of a label map, the first, second, ... for its case."""
+        """Report another step of the mask networks for the first, second, ... label map of a case."""
 
     def records(self, record: AttemptRecord) -> None:
-        """An attempt has ended and is in the manifest."""
+        """Report that an attempt has ended and is in the manifest."""
 
     def opens(self, worker: str) -> None:
-        """A worker begins to load what it needs, at the beginning or once more."""
+        """Report that a worker begins to load what it needs, for the first time or again."""
 
     def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """A worker has told of ``enters``, ``steps`` or ``generates``; those methods are called as well."""
+        """Report that a worker called ``enters``, ``steps`` or ``generates``; those methods are called as well."""
 
     def loses(self, worker: str, how: str) -> None:
-        """A worker was ended from outside; its cases are drawn by others, or by it once it was started again."""
+        """Report that a worker was ended from outside; its cases are drawn by others, or by it after a restart."""
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ def _longest_first(run: CohortRun, items: Sequence[CaseItem]) -> list[CaseItem]:
 
 
 def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
-    """The pictures of all accepted cases as one."""
+    """Draw the pictures of all accepted cases as one."""
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""

@@ -130,7 +130,7 @@ class InsertionWorker:
     writer: CaseWriter
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Nothing is done ahead."""
+        """Do nothing: nothing is prepared ahead."""
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw into CTs, judge and write."""
@@ -138,7 +138,7 @@ class InsertionWorker:
         return finished(CaseResult(write_group(attempts, item, self.writer)))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
@@ -403,7 +403,7 @@ def _cut_for_preview(
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
-    """The pictures of all accepted cases as one."""
+    """Draw the pictures of all accepted cases as one."""
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)

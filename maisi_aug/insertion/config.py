@@ -83,7 +83,7 @@ class ResolvedInsertion:
         return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
 
     def order_backgrounds(self, case_index: int, attempt: int) -> list[int]:
-        """The CTs that an attempt may go into, in order: they take turns, and a failed attempt takes the next."""
+        """Return the CTs for an attempt in order: they are used in turn, and a failed attempt takes the next."""
         case_index = case_index if self.twins is None else self.twins.group_of(case_index)
         count = len(self.backgrounds.cases)
         order = numpy_generator(self.config.seed, f"backgrounds/{case_index // count}").permutation(count)

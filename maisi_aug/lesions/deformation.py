@@ -121,7 +121,7 @@ def visceral_ids() -> tuple[int, ...]:
 
 
 def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, margin_mm: float = 0.0) -> Mask:
-    """The inside of chest and belly: the organs there and the gaps of at most 50 mm between them, without the stiff.
+    """Return the inside of chest and belly: organs and the gaps of at most 50 mm between them, without stiff parts.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
@@ -146,7 +146,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
 
 def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """How deep below the skin each voxel lies; the border of the array is not skin, as a scan ends inside a patient."""
+    """Return the depth of each voxel below the skin in mm; the array's border is not skin, since scans end inside."""
     strides, body = _thin(label_map > 0, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
     depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
@@ -156,7 +156,7 @@ def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> 
 def find_outside_room(
     label_map: NDArray[np.uint8], host: Mask, *, rim_mm: float, in_cavity: bool, spacing_mm: Sequence[float]
 ) -> Mask:
-    """Body without an organ that a lesion may grow into from its host: never bone, muscle, an organ or the body wall.
+    """Return body without an organ into which a lesion may grow from its host: no bone, muscle or body wall.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.

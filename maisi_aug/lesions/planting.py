@@ -394,7 +394,7 @@ def _surroundings(mask: Mask) -> Mask:
 def draw_part(
     host: Mask, room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> tuple[Box, Mask, Mask] | None:
-    """A box, the part of the host in it to start from, and the connected room to grow in; None if nothing fits."""
+    """Return a box, the part of the host in it to start from, and the connected room to grow in; None if too small."""
     if np.count_nonzero(room) < num_voxels or not host.any():
         return None
     radius_mm = radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
@@ -527,7 +527,7 @@ def _draw_score(
 
 
 def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
-    """Root mean square distance from the centre of mass, relative to a ball of the same volume: 1 is the least."""
+    """Return the root mean square distance from the centre of mass relative to a ball of equal volume, which has 1."""
     points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
     return float(np.sqrt(variance / 0.6)) / radius_mm_of(len(points_mm) * voxel_volume_ml(spacing_mm))

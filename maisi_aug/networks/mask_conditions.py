@@ -124,7 +124,7 @@ def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[
 
 
 def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
-    """The kind of the one lesion that the generator can be told of; None for no lesion, several, or another kind.
+    """Return the kind of a case's only lesion if the generator is conditioned on it, else None.
 
     It draws as many lesions of a kind as it likes, and the clean-up leaves one: several are planted.
     """

@@ -140,7 +140,7 @@ def integrate_fast(
 
 
 def choose_timesteps(levels: Sequence[float], num_steps: int) -> list[int]:
-    """Time steps from the noisiest to the last one, evenly spread in l_t as far as whole steps allow, none twice.
+    """Return distinct time steps from the noisiest to the last, evenly spread in l_t as far as integers allow.
 
     Args:
         levels: l_t of every time step, falling.

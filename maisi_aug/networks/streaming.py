@@ -226,7 +226,7 @@ class _Residual:
         return self.finish(hidden, inner[0], part[:, :, start - first : stop - first], start, stop)
 
     def finish(self, hidden: Tensor, first: int, part: Tensor, start: int, stop: int) -> Tensor:
-        """The block's output from its first convolution's, which begins at ``first``, and the input of the range."""
+        """Return the block's output from its first convolution's output, which begins at ``first``, and the input."""
         output = self.tail(hidden)[:, :, start - first : stop - first]
         shortcut: Tensor = self.block.nin_shortcut(part)
         return output + shortcut

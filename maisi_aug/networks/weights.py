@@ -339,7 +339,7 @@ def require_header(path: Path) -> None:
 
 
 def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: bool = True) -> Any:
-    """What ``torch.save`` wrote: tensors and plain containers, no code, its tensors on the disk until they are used.
+    """Load what ``torch.save`` wrote: tensors and plain containers, no code; tensors stay on the disk until used.
 
     Args:
         path: The file.

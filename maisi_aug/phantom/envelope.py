@@ -165,7 +165,7 @@ def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
 
 
 def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
-    """Height of the diaphragm in mm: two domes, the right one higher, deep recesses at the back and the sides."""
+    """Return the height of the diaphragm in mm: two domes, the right one higher, with deep recesses."""
     rim = np.float32(338) + np.float32(48) * np.clip((y + 10) / np.float32(90), 0, 1)
     dome = np.float32(409 + raised_mm) + np.float32(9) * np.tanh(x / np.float32(35))
     dome -= np.float32(8) * np.exp(-((x / np.float32(28)) ** 2))

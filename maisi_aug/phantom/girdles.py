@@ -62,7 +62,7 @@ def one_side(knots: Knots, side: int) -> Knots:
 
 
 def paint_shoulders(canvas: Canvas) -> None:
-    """Scapulae turned outwards and raised claviculae, as with the arms up."""
+    """Paint scapulae turned outwards and raised claviculae, as with the arms up."""
     frame = canvas.frame
     for side in SIDES:
         scapula = RIGHT_SCAPULA if side > 0 else LEFT_SCAPULA
@@ -101,7 +101,7 @@ def wing_sheet(
 
 
 def paint_pelvis(canvas: Canvas) -> None:
-    """Hip bones with acetabulum, pubis and ischium, and the femurs in their sockets."""
+    """Paint the hip bones with acetabulum, pubis and ischium, and the femurs in their sockets."""
     frame = canvas.frame
     for side in SIDES:
         hip, femur = (RIGHT_HIP, RIGHT_FEMUR) if side > 0 else (LEFT_HIP, LEFT_FEMUR)

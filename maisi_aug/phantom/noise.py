@@ -11,7 +11,7 @@ _SPLINE_VARIANCE = 0.48
 
 
 def spline_basis(coordinates_mm: NDArray[np.float64], *, origin_mm: float, spacing_mm: float, count: int) -> F32:
-    """``(n, count)`` weights of uniform cubic B-splines at ``(n,)`` coordinates; clamped at the outermost knots."""
+    """Return ``(n, count)`` weights of uniform cubic B-splines at ``(n,)`` coordinates, clamped at the outer knots."""
     position = np.clip((coordinates_mm - origin_mm) / spacing_mm, 1.0, count - 2.001)
     first = np.floor(position).astype(int)
     t = position - first

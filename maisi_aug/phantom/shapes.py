@@ -139,7 +139,7 @@ def capsules(frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64
 def patient_capsules(
     frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64], *, margin_mm: float = 3.0
 ) -> Field:
-    """Union of tapered capsules between ``(N, 4)`` points of patient space; each is evaluated in its own box only."""
+    """Return the union of tapered capsules between ``(N, 4)`` points, each evaluated in its own box only."""
     first, last, radius_first, radius_last = starts[:, :3], ends[:, :3], starts[:, 3], ends[:, 3]
     reach = np.maximum(radius_first, radius_last)[:, None] + margin_mm
     low, high = np.minimum(first, last) - reach, np.maximum(first, last) + reach

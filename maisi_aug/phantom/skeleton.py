@@ -57,7 +57,7 @@ def spine_y(z_mm: float) -> float:
 
 
 def paint_spine(canvas: Canvas) -> None:
-    """Vertebrae C6 to L5, discs, sacrum with S1, and the cord in its canal."""
+    """Paint vertebrae C6 to L5, discs, sacrum with S1, and the cord in its canal."""
     heights = list(VERTEBRA_Z_MM.items())
     for number, (name, z) in enumerate(heights):
         above = heights[number + 1][1] - z if number + 1 < len(heights) else 16.0
@@ -152,7 +152,7 @@ def _paint_sacrum(canvas: Canvas) -> None:
 
 
 def rib_path(number: int, side: int, habitus: Habitus) -> Knots:
-    """Knots of rib ``number`` (1 to 12) on ``side`` (+1 right, -1 left), from the spine to the costochondral joint."""
+    """Return the knots of rib ``number`` (1 to 12) on ``side`` (+1 right, -1 left), from spine to cartilage."""
     z_start = VERTEBRA_Z_MM[f"T{number}"] + 5.0
     drop, end = _RIB_DROP_MM[number - 1], np.deg2rad(_RIB_END_DEG[number - 1])
     half_width = _body_size(z_start)[0]
@@ -180,7 +180,7 @@ def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: f
 
 
 def paint_ribs(canvas: Canvas, habitus: Habitus) -> None:
-    """Twelve pairs of ribs, their cartilages and the sternum."""
+    """Paint twelve pairs of ribs, their cartilages and the sternum."""
     _paint_sternum(canvas, habitus)
     for side, first_id in ((1, RIGHT_RIB_1), (-1, LEFT_RIB_1)):
         ends = []

@@ -339,7 +339,7 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
 
 
 def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
-    """The axial panels of a preview, plain and, where there is a label map, outlined; its title and its first line.
+    """Load the axial panels of a preview, plain and outlined if there is a label map, its title and first line.
 
     Returns:
         None where the picture cannot be read or is another program's.

@@ -103,7 +103,7 @@ class NoMapSource(MapSource):
     grid: Grid
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return the case, and the grid of its image."""
+        """Return the map of a case, and the case with that map's lesions at their volumes and its organs."""
         return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
@@ -185,7 +185,7 @@ class GivenSource(BankedSource):
         return replace(drawn, case=replace(drawn.case, required_ids=tuple(sorted({*case.required_ids, *shown}))))
 
     def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
-        """What is wrong with the grid of the image of such a map: a fault and a warning, empty where nothing is."""
+        """Return a fault and a warning about the grid of a map's image, each empty if there is none."""
         shape, spacing_mm = self.grids.choose(own)
         try:
             return "", " ".join(self.find_unseen(Grid.from_spacing(shape, spacing_mm), frozenset(label_ids)))
@@ -343,7 +343,7 @@ def plan_lesions(
 
 
 def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesion]) -> tuple[Lesion, ...]:
-    """The lesions of a map where they lie in its image's grid, the largest of each label where its largest is now.
+    """Return the lesions of a map on its image's grid, the largest of each label first.
 
     Each is looked at in its own neighbourhood, which is quick; one that was lost on the way stays undrawn.
     """

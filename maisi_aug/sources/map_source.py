@@ -144,7 +144,7 @@ def draw_from_any(
     *,
     gives_up: Callable[[Base], bool] = lambda base: False,
 ) -> Drawn | None:
-    """The first map, or maps, that a draw from one of the bases succeeds with; None where all of them lack something.
+    """Return the first map or maps that a draw from one of the bases succeeds with, or None.
 
     Args:
         bases: What to draw from.
@@ -173,7 +173,7 @@ def draw_from_any(
 def deform_at_random(
     label_map: NDArray[np.uint8], spacing_mm: Spacing, rng: np.random.Generator, *, most: float
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
-    """The map, deformed with a strength between half of ``most`` and that; the strength, for the map's origin."""
+    """Return the map deformed with a strength between half of ``most`` and ``most``, and the strength."""
     strength = round(float(rng.uniform(0.5, 1.0)) * most, 3)
     deformed = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
     return deformed, {"deform_strength": strength}

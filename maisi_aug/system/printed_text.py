@@ -28,7 +28,7 @@ _CONTINUATION: Final = re.compile("\n(?=  )")
 
 
 def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
-    """A value on one line: every control character and line break spelt out, the middle of a long one left out."""
+    """Return a value on one line: control characters and line breaks spelt out, a long middle left out."""
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
@@ -38,7 +38,7 @@ def clean_lines(text: str) -> str:
 
 
 def clean_message(text: str) -> str:
-    """A message, each of its lines shortened: its further lines are those that are indented, as a list of faults is.
+    """Return a message with each line shortened; only indented lines, such as lists of faults, are kept apart.
 
     Any other line break comes from a value and is spelt out, so that no value can pass for a message of its own.
     """

@@ -22,4 +22,4 @@ Say = Callable[[str], None]
 
 
 def report_nothing(*_: object) -> None:
-    """A :data:`Report` and a :data:`ReportStage` for nobody."""
+    """Ignore progress: a :data:`Report` and a :data:`ReportStage` for nobody."""

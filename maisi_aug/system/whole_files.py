@@ -107,7 +107,7 @@ def remove_leftovers(folder: Path | str) -> list[Path]:
 
 @contextmanager
 def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
-    """A file under a hidden name that gets its own name once it is complete and on the disk.
+    """Open a file under a hidden name that takes its own name once it is complete and on the disk.
 
     Args:
         path: Its own name.

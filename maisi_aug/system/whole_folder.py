@@ -39,7 +39,7 @@ def require_new_folder(folder: Path) -> None:
 
 @contextmanager
 def folders_that_appear_whole(*targets: Path, require_free: Callable[[], object] | None = None) -> Iterator[list[Path]]:
-    """Hidden folders that become the targets together when the block ends without an error.
+    """Provide hidden folders that become the targets together when the block ends without an error.
 
     A folder that is there already, and may be the current one or a mounted disk, stays itself: what was written moves
     into it.
@@ -95,7 +95,7 @@ def _place(building: Path, place: Path, placed: list[Path], *, is_there: bool) -
 
 @contextmanager
 def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
-    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete.
+    """Open a folder under a hidden name that takes its own name, replacing an earlier one, once it is complete.
 
     Args:
         folder: What it will be called.

@@ -70,7 +70,7 @@ def _reference() -> dict[str, Any]:
 
 @cache
 def bundle_hu_ranges(name: str) -> tuple[HuRange, ...]:
-    """The published bounds with what is usual for a bundle's images, and its further organs; as published for others.
+    """Return the published HU bounds adapted to a bundle's usual images, with its further organs.
 
     Args:
         name: Of the bundle, or of the base that it shares its networks with.

@@ -414,7 +414,7 @@ def read_label_name(name: str) -> NameReading:
 
 
 def lesion_word(name: str) -> str | None:
-    """The word of a label's name that says that it is a lesion, such as "tumor" in "KidneyTumor"; None without one.
+    """Return the word that marks a label's name as a lesion, such as "tumor" in "KidneyTumor", or None.
 
     An organ together with its lesion, such as nnU-Net's region ``kidney_and_mass``, is none.
     """

@@ -30,7 +30,7 @@ USUAL_REGIONS: Regions = ("thorax", "abdomen")
 
 
 def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
-    """The uppermost and the lowest body region of a label map; thorax to abdomen where none of their organs is shown.
+    """Return the uppermost and lowest body region of a label map; thorax to abdomen if no organ shows any.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.

@@ -206,7 +206,7 @@ def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
 
 
 def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
-    """MAISI's id for every id of a task's label map, background (0 -> 0) included; body where MAISI has no label.
+    """Return MAISI's id for every id of a task's label map, with 0 -> 0 and body where MAISI has no label.
 
     Raises:
         VocabularyError: If the task is unknown.

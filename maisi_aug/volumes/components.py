@@ -22,7 +22,7 @@ TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
 
 def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
-    """Smallest box around a mask, widened by a margin of voxels within the array; empty slices for an empty mask."""
+    """Return the smallest box around a mask, with a margin within the array; empty slices for an empty mask."""
     box = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -97,7 +97,7 @@ def part_sizes(mask: Mask) -> list[int]:
 
 
 def is_any_of(label_map: NDArray[Any], label_ids: Iterable[int]) -> Mask:
-    """Mask of the voxels that carry one of the ids; quick for uint8, where a table of 256 entries is looked up."""
+    """Return the mask of the voxels that carry one of the ids; uint8 maps use a table of 256 entries."""
     ids = sorted(set(label_ids))
     if label_map.dtype != np.uint8:
         return np.isin(label_map, ids)

@@ -1,4 +1,4 @@
-"""Which files are DICOM, told by their content, and what they hold: slices, a segmentation, contours, or none of these.
+"""Recognise DICOM files by their content, and what they hold: slices, a segmentation, contours, or none of these.
 
 Scanners and archives name files ``IM00001``, ``0000.IMA`` or after a UID, in folders of patient, study and series; no
 rule here goes by a name, except that what is called like another format is not opened.

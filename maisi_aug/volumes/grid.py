@@ -130,7 +130,7 @@ def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
 
 
 def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:
-    """A grid in a few words: ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, with its field of view or without."""
+    """Return a grid as ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, optionally without its field of view."""
     extent = "x".join(f"{side * step:.0f}" for side, step in zip(shape, spacing_mm, strict=True))
     words = f"{'x'.join(map(str, shape))} at {'x'.join(f'{step:.4g}' for step in spacing_mm)} mm"
     return f"{words} ({extent} mm)" if with_extent else words

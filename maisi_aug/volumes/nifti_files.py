@@ -94,7 +94,7 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 
 
 def read_stored_geometry(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """The first three sides and the affine as nibabel has it, units and all; for files of this package's own kind.
+    """Return the first three sides and the affine as nibabel has them, including units; for our own files.
 
     Raises:
         ContentError: It is damaged.

@@ -202,7 +202,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return outcome
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's prediction of the validation cases; on a CPU in bfloat16 if the trainer is for one."""
+        """Predict the validation cases as nnU-Net does, on a CPU in bfloat16 if the trainer is for one."""
         with self._autocast():
             super().perform_actual_validation(save_probabilities)
 

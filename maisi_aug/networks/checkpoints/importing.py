@@ -54,7 +54,7 @@ def write_known_bundle(
 
 
 def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
-    """The bundle that an earlier conversion of the same origin put into a folder, if nothing has changed since."""
+    """Return the bundle of an earlier conversion of the same origin in a folder, if it is unchanged."""
     try:
         bundle = read_converted(folder, name, origin)
         if bundle is not None:

@@ -113,7 +113,7 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str | None, dict[str, Tensor]]:
-    """The weights of a checkpoint whose network is not known, and the key that wraps them; None where nothing does.
+    """Return the weights of a checkpoint of an unknown network and the key that wraps them, if any.
 
     Raises:
         BundleError: When there is no state dict; the keys that were found are named.

@@ -133,7 +133,7 @@ class Crew(Generic[Item, Result]):
     _is_stopping: bool = False
 
     def work_off(self) -> None:
-        """Work until no item is left; whatever happens, no worker is left behind.
+        """Work until no item is left, without leaving a worker behind.
 
         Raises:
             MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.

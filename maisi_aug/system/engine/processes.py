@@ -44,7 +44,7 @@ class Processes:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`~maisi_aug.system.engine.work.Engine` says."""
+        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines."""
         waiting = deque(items)
         names = enumerate(self.devices[: len(waiting)], start=1)
         threads = count_threads(len(self.devices))

@@ -56,7 +56,7 @@ class Worker(Protocol[ItemIn, Result]):
     """Works on one item after the other, with what takes long to open, such as networks, opened once."""
 
     def look_ahead(self, item: ItemIn) -> None:
-        """Begin in the background what can be done before the item's turn comes; called once for each."""
+        """Do nothing: nothing is prepared ahead."""
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:
@@ -64,7 +64,7 @@ class Worker(Protocol[ItemIn, Result]):
         ...
 
     def close(self) -> None:
-        """Finish what is being written, begin nothing new."""
+        """Finish writing, without beginning anything new."""
         ...
 
 
@@ -94,7 +94,7 @@ class Watch(Protocol):
     """
 
     def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """An event of a worker."""
+        """Report an event of a worker."""
         ...
 
 
@@ -133,7 +133,7 @@ class Engine(Protocol):
 
 
 def ignore_events(worker: str, event: str, details: tuple[Any, ...]) -> None:
-    """A :class:`Watch` for nobody."""
+    """Ignore events: a :class:`Watch` for nobody."""
 
 
 def work_off(
@@ -143,7 +143,7 @@ def work_off(
     *,
     after_work: Callable[[Item], None] = lambda item: None,
 ) -> None:
-    """What every worker does: looks at the next item while it works on one and the results before are written.
+    """Run every worker's loop: look ahead while one item is worked on and earlier results are written.
 
     Args:
         worker: Open; it is closed.
@@ -200,7 +200,7 @@ class InProcess:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`Engine` says."""
+        """Run the items as :class:`Engine` defines."""
         name, waiting = "worker 1", deque(items)
         folder = scratch / "1"
         folder.mkdir(exist_ok=True)
@@ -236,7 +236,7 @@ class Calls(Generic[Item, Result]):
         return finished(self.function(item))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def finished(result: Result) -> Future[Result]:

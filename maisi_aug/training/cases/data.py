@@ -281,7 +281,7 @@ def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
 
 
 def encode_image(image_hu: NDArray[np.int16], autoencoder: nn.Module, device: str) -> Tensor:
-    """The posterior mean of an ``(I, J, K)`` image, ``(C, i, j, k)``; a large one is encoded window by window."""
+    """Return the posterior mean ``(C, i, j, k)`` of an ``(I, J, K)`` image; large images are encoded by windows."""
 
     def encode(image: Tensor) -> Tensor:
         mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]

@@ -95,7 +95,7 @@ class FinetunedBank:
 
 
 def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint8]) -> FinetunedBank:
-    """The label maps of the training cases and those of the base, so that what the base learnt can still be drawn.
+    """Collect the label maps of the training cases and of the base, so that earlier labels can still be drawn.
 
     Warns of maps of the base that are no longer where they were.
 

@@ -214,7 +214,7 @@ def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Col
 
 
 def choose_hosts(traits: LabelTraits) -> tuple[int, ...]:
-    """The tissues that make up a good part of a label's surroundings, the largest part first; body where none does."""
+    """Return the tissues that make up much of a label's surroundings, largest part first; body if there are none."""
     total = sum(traits.surroundings.values())
     ordered = sorted(traits.surroundings, key=lambda label_id: -traits.surroundings[label_id])
     return tuple(i for i in ordered if traits.surroundings[i] >= HOST_SHARE * total) or tuple(ordered[:1]) or (BODY_ID,)

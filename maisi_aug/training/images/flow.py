@@ -412,7 +412,7 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """``(B, 256)`` weights of the labels of each case: the square root of their voxels, lesions by a factor more."""
+    """Return ``(B, 256)`` label weights of each case: the square root of their voxels, with a factor for lesions."""
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

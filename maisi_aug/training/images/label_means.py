@@ -114,7 +114,7 @@ def start_from_label_means(
 
 
 def freeze_lookup(controlnet: nn.Module) -> None:
-    """Freeze the first layers of the condition embedding, which look intensities up.
+    """Freeze the first layers of the condition embedding, which look up intensities.
 
     Hundreds of weights add up in every intensity, and a step of each would move organs by tens of HU.
     """

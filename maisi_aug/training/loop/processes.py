@@ -164,7 +164,7 @@ class Processes:
                 gradient.copy_(part.view(gradient.shape))
 
     def leave(self) -> None:
-        """Part from the other processes at the end."""
+        """Leave the other processes at the end."""
         if self._state is not None:
             self._state.destroy_process_group()
 

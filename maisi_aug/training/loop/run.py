@@ -67,23 +67,23 @@ class Objective(Protocol):
         """The networks whose weights the loop trains, averages and keeps, by name."""
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Figures]:
-        """The loss of a share of a step's batch as a scalar, and the figures to log; scalars may stay on the device."""
+        """Return the scalar loss of a share of a step's batch, and the figures to log, which may stay on the device."""
 
     def after_step(self, step: int) -> None:
-        """What follows the optimiser step, such as training a discriminator."""
+        """Run what follows the optimiser step, such as training a discriminator."""
 
     def state(self) -> dict[str, Any]:
         """Return tensors and plain values to keep in a checkpoint beside the networks'."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Do nothing: there is no state."""
 
 
 class Stateless:
     """The part of an objective that has nothing beside its networks and does nothing after a step."""
 
     def after_step(self, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def state(self) -> dict[str, Any]:
         """Return nothing beside the networks."""

@@ -123,7 +123,7 @@ class MaskTrainingFolder(StageFolder):
         return objective, MaskNoiseValidation(objective, held_out, processes=self.processes)
 
     def encode(self) -> tuple[SizedLatents, SizedLatents, float]:
-        """Latents and sizes of the training maps with their variants, those of the held-out maps, and the scale factor.
+        """Return latents and sizes of training maps (with variants) and held-out maps, and the scale factor.
 
         Raises:
             TrainingError: When the autoencoder has not been trained.
