@@ -70,7 +70,7 @@ def append_to_shared(path: Path, text: str) -> None:
             os.close(descriptor)
     except OSError as error:
         is_full = is_disk_full(error)
-        found = "a full disk" if is_full else (error.strerror or str(error)).lower()
+        found = "the disk is full" if is_full else (error.strerror or str(error)).lower()
         raise CohortError(
             f"{path}: cannot append a line: {found}. Earlier lines are kept; free some space or choose a writable "
             "folder, and try again."

@@ -77,11 +77,11 @@ def _require_bounds(text: str) -> None:
             continue
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == opened for opened, _ in open_parts):
-                raise ContentError(f"an alias of what it stands in on line {line}")
+                raise ContentError(f"an alias that contains itself on line {line}")
             size = sizes.get(str(event.anchor), 1)
             num_aliased += size
             if num_aliased > len(text) + _FREE_ALIASES:
-                raise ContentError(f"aliases of more than the document is long on line {line}")
+                raise ContentError(f"aliases that expand to more than the document's length on line {line}")
             anchor = None
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_parts.pop()
@@ -118,4 +118,5 @@ class _Loader(_BaseLoader):
             except TypeError:
                 continue  # of a type that is not a key, as the loader says
             if is_twice:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' twice", key_node.start_mark)
+                message = f"the key '{key}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)

@@ -156,7 +156,7 @@ def test_bad_label_names_are_refused(tmp_path: Path, text: str, message: str) ->
         ("d.json", '[{"label": "x"}, {"label": "x"}]', "x' in row 1 is listed before"),
         ("e.json", '[{"label": "x\\u0000"}]', "row 0"),
         ("f.json", '[{"label": "x", "label_list": [1, "two"]}]', "must hold label ids from 0 to 65535, found"),
-        ("g.json", '[{"label": "x", "label_list": [70000]}]', r"in row 0, found \[70000\]"),
+        ("g.json", '[{"label": "x", "label_list": [70000]}]', r"in row 0 must hold .*, found \[70000\]"),
     ],
 )
 def test_bad_banks_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:

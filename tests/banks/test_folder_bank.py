@@ -95,7 +95,7 @@ def test_bad_files_are_skipped_named_and_counted(tmp_path: Path) -> None:
     reasons = dict(bank.skipped)
     assert set(reasons) == {"empty_seg.nii.gz", "torn_seg.nii.gz", "blank_seg.nii.gz"}
     assert reasons["empty_seg.nii.gz"] == "empty_seg.nii.gz is empty"
-    assert "damaged or empty file" in reasons["torn_seg.nii.gz"]
+    assert "damaged or empty" in reasons["torn_seg.nii.gz"]
     assert "has no labels, only background" in reasons["blank_seg.nii.gz"]
     assert len(bank) == 1
 

@@ -153,8 +153,13 @@ def test_masks_of_single_organs_are_measured(tmp_path: Path) -> None:
     [
         ({"liver": 1, "vessel": 2}, {}, BankError, "no label is recognised as 'hepatic tumor', found 1 'liver'"),
         ({"spleen": 1, "cancer": 2}, {}, BankError, "no label is recognised as 'hepatic tumor', found 1 'spleen'"),
-        ({"liver": 1, "cancer": 2}, {"hepatic tumor": "canser"}, BankError, "found none. Did you mean 'cancer'?"),
-        ({"liver": 1, "cancer": 2}, {"hepatic tumor": "7"}, BankError, "expected a label of"),
+        (
+            {"liver": 1, "cancer": 2},
+            {"hepatic tumor": "canser"},
+            BankError,
+            "has no such label; .* Did you mean 'cancer'?",
+        ),
+        ({"liver": 1, "cancer": 2}, {"hepatic tumor": "7"}, BankError, "has no such label"),
         (
             {"liver": 1, "cancer": 2},
             {"lung tumor": "2"},
@@ -175,5 +180,5 @@ def test_folders_without_whole_label_maps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BankError, match="neither an nnU-Net dataset with labelsTr nor a folder of label maps"):
         take_census(tmp_path, targets("hepatic tumor"), vocabulary=MAISI)
     (tmp_path / "labelsTr" / "a.nii.gz").touch()
-    with pytest.raises(BankError, match="expected whole label maps, found labelsTr/a.nii.gz: a.nii.gz is empty"):
+    with pytest.raises(BankError, match="labelsTr/a.nii.gz cannot be used as a label map: a.nii.gz is empty"):
         take_census(tmp_path, targets("hepatic tumor"), vocabulary=MAISI)

@@ -115,7 +115,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["labels: [", "- 1\n", "labels: [liver]\n"])
 def test_damaged_configuration_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "cohort.yaml").write_text(text)
-    with pytest.raises(CohortError, match="cohort.yaml: is not the configuration of a cohort"):
+    with pytest.raises(CohortError, match="cohort.yaml: (is not the configuration|cannot be read)"):
         begin(tmp_path)
 
 

@@ -65,7 +65,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
     ("values", "message"),
     [
         ({}, "labels: a value is required"),
-        ({"labels": []}, "labels: expected .* at least 1 item"),
+        ({"labels": []}, "labels: at least one lesion or organ is required"),
         ({"labels": "liver"}, "labels: expected a list, found 'liver'"),
         ({"labels": ["liver"], "num_cases": 0}, "num_cases: expected greater than 0, found 0"),
         ({"labels": ["liver"], "seed": True}, "seed: expected a valid integer, found True"),
@@ -135,10 +135,10 @@ def test_cohort_file_is_a_recipe(tmp_path: Path) -> None:
         ("- liver\n", "expected a mapping of fields, found a list"),
         ("", "expected a mapping of fields, found nothing"),
         ("labels: [liver\nseed: 1\n", "not valid YAML: .* on line 2"),
-        ("labels: [liver]\nseed: 1\nseed: 2\n", "found the key 'seed' twice on line 3"),
+        ("labels: [liver]\nseed: 1\nseed: 2\n", "the key 'seed' is given twice on line 3"),
         (
             "labels: !!python/object/apply:os.system ['true']\n",
-            "expected YAML, found could not determine a constructor",
+            "not valid YAML: could not determine a constructor",
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_unreadable_recipe_is_refused(tmp_path: Path, text: str, message: str) -
 
 def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match=r"mine\.yaml: expected YAML, found .*invalid start byte"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml: not valid YAML: .*invalid start byte"):
         read_recipe(str(tmp_path / "mine.yaml"))
 
 

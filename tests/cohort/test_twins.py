@@ -15,7 +15,7 @@ def test_values_are_read_in_their_order() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sizes=6mm,8mm", "found the factor 'sizes'. Did you mean 'size'?"),
+        ("sizes=6mm,8mm", "unknown factor 'sizes'. Did you mean 'size'?"),
         ("6mm,8mm", "unknown factor"),
         ("size=6mm", "needs two or more different values, found '6mm'"),
         ("size=6mm,,8mm", "needs two or more different values, found '"),

@@ -130,7 +130,7 @@ def test_pattern_finds_cases_whose_names_are_no_file_names(tmp_path: Path) -> No
 
 
 def test_faults_of_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(PreparationError, match="no images found."):
+    with pytest.raises(PreparationError, match="nowhere: folder not found."):
         find_images(tmp_path / "nowhere")
     with pytest.raises(PreparationError, match="no images found."):
         find_images(tmp_path)
@@ -221,7 +221,7 @@ def test_files_that_are_left_out_or_laid_over_others_are_told(tmp_path: Path) ->
     assert notes[1:] == ("Label files of p1, p1.nii.gz, p1_2.nii.gz, are merged; later ones override earlier ones.",)
     lab = touch(tmp_path / "lab", *(f"p{n}_{kind}.nii.gz" for n in range(9) for kind in ("ct", "oar", "ptv")))
     _, notes = collect_cases(Sources(images=lab, labels=lab))
-    assert [note.rpartition("; ")[2] for note in notes] == ["likewise for 8 other cases"]
+    assert [note.rpartition("; ")[2] for note in notes] == ["likewise for 8 other cases."]
     patterns = ("{id}_oar", "{id}_ptv")
     assert collect_cases(Sources(images=lab, labels=lab, label_patterns=patterns))[1] == ()
     assert collect_cases(Sources(images=lab, labels=lab, label_patterns=patterns[:1]))[1] == ()

@@ -267,7 +267,7 @@ def test_missing_file_and_unknown_suffix_are_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="gone.nii.gz: not found"):
         volume_io.load_image(tmp_path / "gone.nii.gz")
     (tmp_path / "a.png").write_bytes(b"x")
-    with pytest.raises(VolumeError, match=r"a.png: expected one of .nii.gz"):
+    with pytest.raises(VolumeError, match=r"a.png: the name must end in one of .nii.gz"):
         volume_io.load_image(tmp_path / "a.png")
 
 

@@ -183,7 +183,10 @@ class _Poison:
             {"state_dict": {"a": torch.ones(2)}, "scale_factor": -1.0},
             "scale_factor' must be a positive number, found -1.0",
         ),
-        ({"a": torch.ones(2), "b": _Poison()}, "expected weights alone, found a pickle that needs .*; it was not run"),
+        (
+            {"a": torch.ones(2), "b": _Poison()},
+            "must contain weights only, found a pickle that needs .*; it was neither run",
+        ),
     ],
 )
 def test_what_is_no_checkpoint_is_refused_and_not_run(
