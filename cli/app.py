@@ -22,7 +22,7 @@ DRY_RUN_FLAG = "--dry-run"
 
 
 class Verb(NamedTuple):
-    """Where a verb lives and what the list of commands says about it."""
+    """Module of a verb and its line in the list of commands."""
 
     module: str
     summary: str

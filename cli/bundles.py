@@ -166,7 +166,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 class DtypeName(StrEnum):
-    """What `--dtype` takes."""
+    """Values of `--dtype`."""
 
     float16 = "float16"
     bfloat16 = "bfloat16"

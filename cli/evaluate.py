@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ResamplingName(StrEnum):
-    """What `evaluate fid --resampling` takes."""
+    """Values of `evaluate fid --resampling`."""
 
     centred = "centred"
     maisi = "maisi"

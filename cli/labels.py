@@ -24,7 +24,7 @@ NEEDS_BUNDLE = "* only in bundles that define it, such as phantom-ct"
 
 
 class Kind(StrEnum):
-    """What `--kind` selects."""
+    """Values of `--kind`."""
 
     organ = "organ"
     tumor = "tumor"

@@ -13,7 +13,7 @@ from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 
 
 class Region(StrEnum):
-    """What `--region` takes."""
+    """Values of `--region`."""
 
     any = "any"
     chest = "chest"

@@ -37,7 +37,7 @@ DATA_LIST_NAME, TASK_NAME, MAPPING_NAME = "datalist.json", "task.yaml", "maisi_a
 
 @dataclass(frozen=True, slots=True)
 class MonaiReport:
-    """What an export wrote.
+    """Result of an export to a MONAI data list.
 
     Attributes:
         path: The folder.

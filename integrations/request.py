@@ -15,7 +15,7 @@ _ALONE, _LIKE = "Without --like", "With --like"
 
 
 class DicomExport(StrictModel, use_attribute_docstrings=True):
-    """Which labels become DICOM segmentations."""
+    """Labels that become DICOM segmentations."""
 
     labels: Annotated[tuple[str, ...], Option()] = ()
     """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
@@ -24,7 +24,7 @@ class DicomExport(StrictModel, use_attribute_docstrings=True):
 
 
 class MonaiExport(DicomExport):
-    """Which labels become which numbers, and which real cases stand beside the cohort's."""
+    """Labels and their numbers, and the real cases to export with the cohort's."""
 
     like: Annotated[Path | None, Option()] = None
     """nnU-Net raw dataset of real cases, which supplies the folds and the label numbers."""

@@ -32,7 +32,7 @@ NAME: Final = "maisi-aug"
 
 @dataclass(frozen=True)
 class JobLimits:
-    """What every job gets.
+    """Limits of every job.
 
     Attributes:
         minutes: Wall-clock time; a job that has not finished by then is queued again.
@@ -73,7 +73,7 @@ class JobLimits:
 
 @dataclass
 class ShardJob:
-    """What a job does: runs the command for its shard, and stops it when it has to.
+    """A job that runs the command for its shard, and stops it when it must.
 
     Attributes:
         words: Of the command, after ``maisi-aug``.

@@ -24,7 +24,7 @@ from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_grid, load_image,
 
 EXTRA = "totalsegmentator"
 VERSION = "totalsegmentator-v2"
-"""What the ids of its label maps mean, as ``--organ-labels`` names it."""
+"""Meaning of the ids of its label maps, as in ``--organ-labels``."""
 
 
 def require_totalsegmentator() -> Callable[..., Any]:

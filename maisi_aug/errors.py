@@ -86,7 +86,7 @@ class EvaluationError(MaisiAugError, ValueError):
 
 
 class MemoryShortageError(MaisiAugError, MemoryError):
-    """Less memory than the smallest piece of work needs."""
+    """Raised when the smallest piece of work needs more memory than there is."""
 
 
 class MissingExtraError(MaisiAugError, ImportError):

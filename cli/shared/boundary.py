@@ -31,7 +31,7 @@ from maisi_aug.system.whole_files import is_disk_full
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 130
-"""Of a command that Ctrl-C ended, as shells have it: 128 and the number of the signal."""
+"""Exit code of a command that Ctrl-C ended, as in shells: 128 plus the number of the signal."""
 
 OTHER_DEVICE = "another --device"
 LESS_MEMORY = {
@@ -42,7 +42,7 @@ LESS_MEMORY = {
     "--spacing": "a larger --spacing",
     "--device": OTHER_DEVICE,
 }
-"""What takes less memory, by the option that says it."""
+"""Advice that reduces memory, by the option that it concerns."""
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
 _STOPPED = "nothing was written."

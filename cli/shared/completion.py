@@ -1,4 +1,4 @@
-"""What a shell offers after a tab: labels, bundles, recipes, presets. Nothing here fails or imports anything heavy."""
+"""Shell completion of labels, bundles, recipes and presets. Nothing here fails or imports anything heavy."""
 
 from __future__ import annotations
 

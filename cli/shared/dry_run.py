@@ -1,4 +1,4 @@
-"""What `plan` and `synthesize --dry-run` print: every case, the given maps, the balance."""
+"""Output of `plan` and `synthesize --dry-run`: every case, the given maps, the balance."""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "benchmark run": ("--out", "--device", "--max-minutes", "--json"),
     "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
 }
-"""What ``--help`` shows of a command with more options than fit on a screen, apart from fields of its configuration
-that say so themselves; all other options are for ``--help-all``. Arguments, required options and commands that are not
-named here are shown whole."""
+"""Options that ``--help`` shows of commands with more than fit on a screen, in addition to fields of their
+configuration that say so themselves; all others are shown by ``--help-all``. Arguments and required options are
+always shown, and commands that are not listed here are shown whole.
+"""
 
 
 def fit_help(command: Any, path: Sequence[str]) -> Any:

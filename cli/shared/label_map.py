@@ -77,7 +77,7 @@ def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What `--map` says, by what it is about: the dataset that is named next to it.
+    """Rules of `--map`, by the dataset whose labels they explain.
 
     Attributes:
         lesions: Of `--balance-against`, unread.

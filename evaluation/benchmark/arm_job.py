@@ -64,7 +64,7 @@ class ArmJob:
 
 
 class Engine(Protocol):
-    """What trains an arm and segments the test cases."""
+    """An engine that trains an arm and segments the test cases."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
         """Train, or continue, and write the predictions.

@@ -1,4 +1,4 @@
-"""Which files a benchmark trains and tests on: real and synthetic cases, and their labels."""
+"""Choose the files that a benchmark trains and tests on: real and synthetic cases, and their labels."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _MAX_VOXELS_COUNTED: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How cases are brought to the network: the same in all arms.
+    """Preprocessing of cases for the network, the same in all arms.
 
     Attributes:
         spacing_mm: Voxel sides along I, J, K.

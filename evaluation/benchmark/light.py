@@ -1,4 +1,4 @@
-"""How the light engine runs an arm: prepared cases, one training, predictions of the test cases as files."""
+"""Run an arm with the light engine: prepared cases, one training, predictions of the test cases as files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How nnU-Net runs an arm: one dataset with the cases of all arms, a fold for each arm, plans from the real cases.
+"""Run an arm with nnU-Net: one dataset with the cases of all arms, a fold per arm, plans from the real cases.
 
 The cases are written once, in RAS+ and with the benchmark's classes as labels, so that images and label maps lie on one
 grid whatever their files were like. Preprocessing is shared by all arms; whoever comes first does it. A case that

@@ -1,4 +1,4 @@
-"""What a benchmark would do and how long it would take, before anything is written."""
+"""Outlook on a benchmark, before anything is written: what it would do, and how long it would take."""
 
 from __future__ import annotations
 

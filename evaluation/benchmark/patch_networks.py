@@ -1,4 +1,4 @@
-"""What all networks that segment patches share: the U-Net, how its images are varied, and windows over a whole case."""
+"""Shared parts of networks that segment patches: the U-Net, augmentation, and windows over a whole case."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WINDOW_OVERLAP: Final = 0.5
 
 @dataclass(frozen=True)
 class Variation:
-    """How far a training image may stray from its case; mirroring would make left organs right ones.
+    """Limits of the augmentation; there is no mirroring, which would make left organs right ones.
 
     Attributes:
         share: Of the images that are blurred, and of those that get noise.

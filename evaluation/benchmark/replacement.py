@@ -1,4 +1,4 @@
-"""What synthetic cases are worth in real ones: the learning curve of a benchmark with several numbers of real cases."""
+"""Worth of synthetic cases in real ones: the learning curve of a benchmark with several numbers of real cases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the arms of a benchmark have shown: scores with intervals, comparisons with verdicts, lesions by size."""
+"""Results of a benchmark's arms: scores with intervals, comparisons with verdicts, lesions by size."""
 
 from __future__ import annotations
 

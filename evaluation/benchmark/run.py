@@ -39,7 +39,7 @@ LOCK_NAME: Final = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class ArmState:
-    """Where a training of an arm stands.
+    """State of a training of an arm.
 
     Attributes:
         arm: Name of the arm.

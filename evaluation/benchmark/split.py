@@ -1,4 +1,4 @@
-"""Which patients a benchmark trains and tests on, and what it can tell at best, before anything is trained.
+"""Choose the patients that a benchmark trains and tests on, and state its limits before anything is trained.
 
 That is a matter of who shows a label, of which synthetic cases show a test patient to the training, and of what the
 networks that drew them have seen.

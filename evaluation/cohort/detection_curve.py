@@ -42,7 +42,9 @@ NUM_DRAWS: Final = 300
 LEAST_FITTED: Final = 0.8
 """Share of the bootstrap's draws that must have a fit for an interval to be given."""
 SLOPE_DEVIATION: Final = 10.0
-"""Of the prior of the slope per unit of the log diameter: keeps the fit finite where sizes part found from missed."""
+"""Standard deviation of the prior of the slope per unit of log diameter; it keeps the fit finite if sizes separate
+found from missed lesions perfectly.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ LOWEST_HU: Final = -1200
 HIGHEST_HU: Final = 4095
 MIN_REFERENCE_CASES: Final = 3
 NUM_SIGMAS: Final = 6.0
-"""As in MAISI's published statistics."""
+"""Width of a reference range in standard deviations, as in MAISI's published statistics."""
 SLAB: Final = 16
 CHART_LIMITS_HU: Final = (-1100.0, 1100.0)
 
@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What medians are held against.
+    """Reference ranges that medians are compared with.
 
     Attributes:
         name: In words.

@@ -1,4 +1,4 @@
-"""How much of a CT is left in another image of it: PSNR, SSIM, HU by label and by tissue, and the spectrum.
+"""Fidelity of an image to a CT: PSNR, SSIM, HU by label and by tissue, and the spectrum.
 
 PSNR and SSIM are of intensities in [0, 1], which are HU clipped to -1000..1000 as MAISI's networks see them; errors in
 HU are against the CT as it is, so that what lies above 1000 HU counts.
@@ -39,7 +39,7 @@ TISSUES: Final[tuple[tuple[str, float, float], ...]] = (
     ("cortical bone, 700 to 1000 HU", 700, 1000),
     ("dense bone and metal, above 1000 HU", 1000, np.inf),
 )
-"""By the HU of the CT itself; no label map is needed."""
+"""Name, lowest and highest HU of each tissue. Tissues are found by the HU of the CT itself; no label map is needed."""
 
 Image = NDArray[Any]
 

@@ -33,7 +33,7 @@ MIN_FIT_LESIONS: Final = 3
 
 
 class SeenLesion(NamedTuple):
-    """How a lesion stands out in its image."""
+    """Visibility of a lesion in its image."""
 
     case_id: str
     label: str

@@ -1,4 +1,4 @@
-"""How alike two CTs are after a flip, a small turn, a cut field of view and a shift of HU.
+"""Likeness of two CTs up to a flip, a small turn, a cut field of view and a shift of HU.
 
 A CT is a picture of its body's box, as for the plain comparison. Of every training case 280 variants are made: all
 eight flips, turns of 10 degrees about each axis, and cuts of a quarter along feet-head or of a fifth all around. Of the

@@ -1,4 +1,4 @@
-"""What a bundle's autoencoder leaves of real CTs: whatever it cannot draw, no training on its latents will.
+"""Fidelity of a bundle's autoencoder on real CTs: what it cannot draw, no training on its latents will draw.
 
 Every CT is encoded and decoded on its own grid, filled up at its ends to whole latent voxels, one at a time.
 """
@@ -47,7 +47,7 @@ DIFFERENCE: Final = Window("difference", 0.0, 400.0)
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """What was measured of a case.
+    """Measurements of a case.
 
     Attributes:
         case_id: Its name.

@@ -1,4 +1,4 @@
-"""How far a synthetic set is from a real one in radiomic features, region by region, with what real cases allow.
+"""Distance of a synthetic set from a real one in radiomic features, by region, against the variation of real cases.
 
 The Fréchet distance of radiomic features is that of Konz et al., "Fréchet Radiomic Distance (FRD): A Versatile Metric
 for Comparing Medical Imaging Datasets", 2024: features are scaled by the real set's mean and standard deviation. Theirs
@@ -39,7 +39,7 @@ from maisi_aug.system.seeds import numpy_generator
 
 REPORT_NAME: Final = "distribution"
 MIN_CASES: Final = 10
-"""Of each set: halves of fewer have no three neighbours."""
+"""Smallest number of cases in each set; halves of fewer do not have three neighbours."""
 NUM_SPLITS: Final = 10
 NUM_SHUFFLES: Final = 200
 DEFAULT_SPACING_MM: Final = 3.0
@@ -48,7 +48,7 @@ TINY: Final = 1e-9
 
 Matrix = NDArray[np.float64]
 Side = Sequence[Matrix]
-"""Of each case its ``(number of regions, D)`` features."""
+"""Features of each case, ``(number of regions, D)``."""
 
 
 def collect_regions(

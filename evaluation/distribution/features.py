@@ -28,7 +28,7 @@ LOW_HU: Final = -1000.0
 HIGH_HU: Final = 1000.0
 NUM_LEVELS: Final = int((HIGH_HU - LOW_HU) / BIN_HU)
 MIN_VOXELS: Final = 20
-"""On the isotropic grid; fewer have no texture and no shape."""
+"""Smallest number of voxels on the isotropic grid for texture and shape."""
 TISSUE_HU: Final = -300.0
 DIRECTIONS: Final = tuple(offset for offset in product((-1, 0, 1), repeat=3) if offset > (0, 0, 0))
 
@@ -44,7 +44,7 @@ FEATURE_NAMES: Final = (*INTENSITY_NAMES, *TEXTURE_NAMES, *SHAPE_NAMES)
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What is measured of a label of a case, or of one lesion of it.
+    """Measurements of a label of a case, or of one of its lesions.
 
     Attributes:
         name: Of the label; "body" for the patient as a whole.

@@ -39,7 +39,7 @@ MIN_HASH_DIGITS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ExtractorSpec:
-    """What is known of an extractor before its weights are there.
+    """Properties of an extractor that are known without its weights.
 
     Attributes:
         name: As the command line has it.

@@ -32,7 +32,7 @@ KID_EXACT_ROWS: Final = 2000
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the Fréchet distance needs to know of a set of features.
+    """Moments of a set of features that the Fréchet distance needs.
 
     Attributes:
         num: Number of features.

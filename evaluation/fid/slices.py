@@ -1,4 +1,4 @@
-"""From a CT volume to the slices that a two-dimensional network sees: the 2.5D protocol of MAISI's FID.
+"""Slices of a CT volume for a two-dimensional network: the 2.5D protocol of MAISI's FID.
 
 Steps: RAS+ axes, resampled where a spacing is requested, filled up with -1000 HU and cut to a shape about the centre
 where one is requested, clipped to [-1000, 1000] HU; then all slices along each axis, or a central share of them.
@@ -27,12 +27,12 @@ AXIS_OF: Final[dict[PlaneName, int]] = {"xy": 2, "yz": 0, "zx": 1}
 AIR_HU: Final = -1000.0
 CLIP_HU: Final = (-1000.0, 1000.0)
 MIN_SIDE: Final = 32
-"""Below this, a network that halves the sides five times has nothing left."""
+"""Smallest side in voxels: a network that halves the sides five times has nothing left below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SliceProtocol:
-    """How volumes become slices; FID figures can be compared only where all of this is the same.
+    """Protocol that turns volumes into slices; FID figures are comparable only if all of it is equal.
 
     Attributes:
         spacing_mm: Voxel sides to resample to; None keeps each volume's own.

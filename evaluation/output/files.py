@@ -1,4 +1,4 @@
-"""What the measurements share: Markdown tables, JSON files and the way a command ends."""
+"""Shared output of measurements: Markdown tables, JSON files and the end of a command."""
 
 from __future__ import annotations
 

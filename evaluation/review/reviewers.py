@@ -1,4 +1,4 @@
-"""What reviewers of a cohort agree on, and how well blinded readers told its images from real ones."""
+"""Agreement between reviewers of a cohort, and how well blinded readers distinguished its images from real ones."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class DecisionBody:
-    """What a page sends with a decision."""
+    """Body of a request with a decision."""
 
     key: Annotated[str, Field(max_length=200)]
     choice: Literal["accept", "reject"]
@@ -58,7 +58,7 @@ class DecisionBody:
 
 @dataclass(frozen=True, slots=True)
 class ReadingBody:
-    """What a page sends with a reading of the blinded test."""
+    """Body of a request with a reading of the blinded test."""
 
     number: Annotated[int, Field(ge=0, lt=100_000)]
     answer: Kind

@@ -31,7 +31,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """What is looked at, and how.
+    """What the viewer shows, and how.
 
     Attributes:
         path: A cohort, or another folder with CTs or label maps.

@@ -1,4 +1,4 @@
-"""What of a folder may leave the server: volumes as they lie there, converted ones, and small pictures."""
+"""Files that the server may hand out: volumes as they are, converted ones, and small pictures."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from maisi_aug.pictures.slices import SOFT_TISSUE, Plane, draw_slice, label_colo
 from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
 
 SHOWN_SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""What NiiVue reads; anything else is converted to NIfTI first."""
+"""Suffixes that NiiVue reads; anything else is converted to NIfTI first."""
 THUMB_PX: Final = 260
 MAX_THUMBS: Final = 2000
 MAX_THUMB_VOXELS: Final = 20_000_000
-"""Of a volume that a small picture is drawn from: the server stays small, and larger ones show their name alone."""
+"""Largest volume in voxels from which a small picture is drawn, to bound the server's memory; larger ones show only
+their name.
+"""
 
 
 class FolderFiles:

@@ -97,11 +97,11 @@ MIN_PATIENTS: Final = 6
 MOST: Final = 1.0
 """Scores lie between 0 and this."""
 FOUND: Final = 0.01
-"""Least mean score of an arm that finds a label at all."""
+"""Mean score from which on an arm counts as finding a label."""
 
 
 class Verdict(StrEnum):
-    """What a comparison has shown."""
+    """Verdict of a comparison."""
 
     GAIN = "gain"
     NO_GAIN = "no gain"

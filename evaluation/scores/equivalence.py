@@ -25,7 +25,9 @@ from maisi_aug.evaluation.scores.statistics import ALPHA, adjust_holm
 
 MIN_CASES: Final = 6
 DEFAULT_MARGIN: Final = 0.5
-"""In standard deviations of the real set: a "medium" difference in Cohen's words, hardly seen in single cases."""
+"""Margin in standard deviations of the real set: a "medium" difference in Cohen's terms, hardly visible in single
+cases.
+"""
 SPREAD_MARGIN: Final = float(np.log(2.0))
 """Standard deviations may differ by a factor of two."""
 TINY: Final = 1e-9

@@ -36,7 +36,7 @@ _MARGIN_VOXELS: Final = 2  # a surface lies between voxels, so that a mask in a 
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """How well one label of a case was found.
+    """Scores of one label of a case.
 
     Attributes:
         dice: Dice coefficient; None when the reference does not show the label.

@@ -1,4 +1,4 @@
-"""How many real cases a training set with synthetic ones is worth, read off a learning curve of real cases alone.
+"""Worth of a training set with synthetic cases in real ones, read from a learning curve of real cases alone.
 
 The curve is ``a - b n^(-c)``, the form that error follows in the number of training cases (Hestness et al., "Deep
 Learning Scaling is Predictable, Empirically", 2017), fitted to the mean scores by least squares. A training set is
@@ -53,7 +53,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What a training set is worth.
+    """Worth of a training set in real cases.
 
     Attributes:
         estimate: Number of real cases; None beyond the counts that were trained on.

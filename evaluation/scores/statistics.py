@@ -114,7 +114,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where the variance of a mean, or of a difference of two, comes from.
+    """Sources of the variance of a mean, or of a difference of two means.
 
     Attributes:
         patients: Variance by patients.

@@ -50,7 +50,7 @@ MAX_ROWS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How images are drawn.
+    """Settings for drawing the images.
 
     Attributes:
         num_seeds: Images of each label map, from different noise.

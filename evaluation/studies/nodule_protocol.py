@@ -46,7 +46,7 @@ NUM_RESAMPLES: Final = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and how.
+    """Settings of the trainings.
 
     Attributes:
         patients: Numbers of real training patients.

@@ -59,7 +59,7 @@ _CASE: Final[TypeAdapter[CaseFigures]] = TypeAdapter(CaseFigures)
 
 @dataclass(frozen=True, slots=True)
 class ObedienceSettings:
-    """What to measure.
+    """Settings of the study.
 
     Attributes:
         num_cases: Held-out maps.

@@ -70,7 +70,7 @@ class OrganFigures:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How a lesion stands out from its host, as ``gates.visibility.check_lesion_visibility`` measures it."""
+    """Contrast of a lesion to its host, as ``gates.visibility.check_lesion_visibility`` measures it."""
 
     contrast_hu: float
     noise_hu: float

@@ -34,7 +34,7 @@ SEGMENTATION_NAME = "SEG.dcm"
 
 @dataclass(frozen=True, slots=True)
 class DicomReport:
-    """What an export wrote.
+    """Result of an export to DICOM.
 
     Attributes:
         path: The folder.

@@ -40,7 +40,7 @@ from maisi_aug.integrations.reading.items import Item, Pair, to_monai_item, to_s
 
 CONNECT_SECONDS = 120.0
 MAX_ADDRESS_BYTES = 100
-"""Of a socket's path: Linux takes 107, macOS 103."""
+"""Largest length of a socket's path in bytes; Linux takes 107, macOS 103."""
 TELL_SECONDS = 10.0
 ERROR_NAME = "stderr.txt"
 

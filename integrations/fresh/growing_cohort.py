@@ -33,7 +33,7 @@ from maisi_aug.vocabulary.labels import MAISI
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
-"""How long nobody may be writing before the wait for a case ends; synthesize may be being started again."""
+"""Seconds without any writer after which waiting for a case ends; synthesize may be restarting meanwhile."""
 
 
 class GrowingCohort:

@@ -1,4 +1,4 @@
-"""Which fresh case each item of an epoch is: decided by the seed and the epoch alone, never by timing.
+"""Assignment of fresh cases to the items of an epoch, by the seed and the epoch alone, never by timing.
 
 The rule. An epoch of ``num_items`` items uses ``ceil(num_items / reuse)`` cases, each at most ``reuse`` times. At any
 moment at most ``window`` cases are in use; every item takes one of them at random, and a case that is used up makes

@@ -36,7 +36,7 @@ def main() -> int:
 
 
 WAITING_SECONDS = 0.5
-"""How often a client that waits for a case is told what is being done."""
+"""Seconds between progress reports to a client that waits for a case."""
 
 
 class _Maker:

@@ -43,7 +43,7 @@ Without it nnU-Net compares every case with every file, in its check, its planne
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote.
+    """Result of an export to nnU-Net.
 
     Attributes:
         path: The dataset's folder.

@@ -21,14 +21,14 @@ from maisi_aug.integrations.nnunet.folders import MARK_KEY
 from maisi_aug.volumes.grid import Grid
 
 INSERT_KEY = "insert"
-"""In the mark of ``dataset.json``: what to draw, as :class:`InsertSettings`."""
+"""Key in the mark of ``dataset.json`` for the lesions to insert, see :class:`InsertSettings`."""
 SCHEME, DEFAULT_SHARE = "CTNormalization", 0.5
 _NUMBER = re.compile(r"\d*\.?\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class InsertSettings:
-    """What is drawn into the real cases.
+    """Lesions that are inserted into the real cases.
 
     Attributes:
         lesion: As for ``maisi-aug insert --labels``: one lesion of the lung with its sizes.

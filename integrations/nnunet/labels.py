@@ -21,7 +21,7 @@ BACKGROUND_NAME = "background"
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Which value each label of the cohort becomes; every id that is not named becomes background.
+    """Value in the dataset of each label of the cohort; ids that are not listed become background.
 
     Attributes:
         values: Vocabulary id to value in the real dataset; 0 where the user said ``=background``.

@@ -1,4 +1,4 @@
-"""What an export next to a real dataset did, as JSON and as a page of Markdown."""
+"""Result of an export next to a real dataset, as JSON and as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ DEFAULT_TRAINER = "nnUNetTrainerSynthetic50"
 
 @dataclass
 class Seen:
-    """What the label maps of the exported cases hold.
+    """Contents of the label maps of the exported cases.
 
     Attributes:
         counts: Vocabulary id to the number of cases that hold it, background left out.
@@ -94,7 +94,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class LikeReport:
-    """What was exported, or would be.
+    """Result of an export, or its outlook.
 
     Attributes:
         path: The raw dataset.

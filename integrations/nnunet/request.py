@@ -1,4 +1,4 @@
-"""What is to be exported when a cohort is added to a real nnU-Net dataset, checked before anything is written."""
+"""Request to add a cohort to a real nnU-Net dataset, checked before anything is written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the name of a trainer says: the share of synthetic cases, whether it fades, and how long training lasts.
+"""Settings in the name of a trainer: the share of synthetic cases, whether it fades, and the length of training.
 
 nnU-Net chooses a trainer by the name of a class and names the folder of results after it, so every setting is part of
 the name: ``nnUNetTrainerSynthetic50Fade_250epochs`` draws half of all cases from the synthetic ones at first and none

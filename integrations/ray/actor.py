@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: one worker, which lives as long as its driver has work.
+"""Worker on a node of a Ray cluster; it lives as long as its driver has work.
 
 The driver hands items in and listens for messages, which wait here until it does; what it is sent in one answer stays
 small, for volumes go to a disk that both see or, where there is none, in pieces.
@@ -30,13 +30,13 @@ PIECE_BYTES: Final = 8 << 20
 LISTEN_SECONDS: Final = 10.0
 """Longest wait for a message in one call."""
 NEWS_SECONDS: Final = 0.5
-"""How long events that nothing waits for are collected."""
+"""Seconds for which events that nothing waits for are collected."""
 FOLDER_PREFIX: Final = "maisi-aug-ray-"
 _NEWS: Final = ("told", "warned")
 
 
 class Assignment(NamedTuple):
-    """What an actor is made of.
+    """Arguments of an actor.
 
     Attributes:
         name: Of the worker.

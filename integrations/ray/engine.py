@@ -27,16 +27,16 @@ from maisi_aug.system.engine.crew import Crew, Ending, Message
 from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
 
 PATIENCE_SECONDS: Final = 120.0
-"""How long workers may wait for a place on the cluster before the user hears of it."""
+"""Seconds that workers may wait for a place on the cluster before the user is notified."""
 NODE_SECONDS: Final = 2.0
-"""How long a node may take to answer whether it is there."""
+"""Seconds that a node may take to answer whether it is there."""
 # What Ray says of an actor whose code is not there.
 _IMPORT_WORDS: Final = ("failed to import", "No module named")
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
 
 
 class Shape(NamedTuple):
-    """What each worker is given.
+    """Resources of each worker.
 
     Attributes:
         num_workers: Workers in all.

@@ -13,7 +13,7 @@ ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
 """Set by ``ray job submit``, for instance."""
 CONNECT_SECONDS: Final = 10.0
 STORE_BYTES: Final = 200 << 20
-"""Of the object store of a cluster of our own, through which only records and pieces of files pass."""
+"""Size in bytes of the object store of a cluster of our own, which only carries records and pieces of files."""
 _QUIET: Final = {"log_to_driver": False, "logging_level": "ERROR"}
 
 

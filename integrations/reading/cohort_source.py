@@ -1,4 +1,4 @@
-"""What every export reads: the accepted cases of a cohort, the names of its labels, and whether files are intact."""
+"""Accepted cases of a cohort for exports: names of their labels, and whether files are intact."""
 
 from __future__ import annotations
 

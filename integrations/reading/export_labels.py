@@ -1,4 +1,4 @@
-"""Which labels of a cohort an export holds, and how they are numbered in the files of a training framework.
+"""Labels of a cohort that an export contains, and their numbers in the files of a training framework.
 
 Labels are taken from the cohort's full label maps: a map may hold a tumour that was not requested for its own case, and
 leaving that one as background would teach the wrong thing.

@@ -48,7 +48,7 @@ def parse_size_bins(value: object) -> object:
 
 
 class BalanceOptions(StrictModel, use_attribute_docstrings=True):
-    """Which dataset a cohort balances, and how."""
+    """The dataset that a cohort balances, and the options for it."""
 
     against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
     """Real dataset to balance: an nnU-Net raw dataset (path, number or name) or label maps; cases are planned for the

@@ -51,7 +51,7 @@ class RunningJob:
 
 @dataclass(frozen=True)
 class CohortStatus:
-    """How far a cohort is.
+    """Progress of a cohort.
 
     Attributes:
         folder: Where it is.
@@ -129,7 +129,7 @@ def _describe_job(manifest: Path, holder: Holder) -> RunningJob:
 
 @dataclass(frozen=True)
 class Verification:
-    """What is wrong with a cohort.
+    """Faults of a cohort's files.
 
     Attributes:
         status: How far it is.

@@ -1,4 +1,4 @@
-"""What ``progress=`` of the functions for Python means.
+"""Meaning of ``progress=`` in the functions for Python.
 
 True for bars where somebody looks, at a terminal or in a notebook, False for nothing, or something to call with
 ``(stage, done, total)``. Warnings stay warnings.

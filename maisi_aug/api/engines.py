@@ -1,4 +1,4 @@
-"""Where a run computes: in this process, in one for each of several devices or on a Ray cluster, and which part."""
+"""Place of a run's computations: this process, one process per device, or a Ray cluster; and its shard."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RAY_DEVICES = ("auto", "cpu", "cuda")
 
 
 class EngineOptions(StrictModel, use_attribute_docstrings=True):
-    """Which engine runs the workers, and what a Ray cluster gives each."""
+    """The engine that runs the workers, and the resources of each worker on a Ray cluster."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
     """Where workers run: local (this machine) or ray (a Ray cluster; pip install 'maisi-aug[ray]')."""
@@ -46,7 +46,7 @@ class EngineOptions(StrictModel, use_attribute_docstrings=True):
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run computes.
+    """Place of a run's computations.
 
     Attributes:
         device: Of this process.
@@ -129,4 +129,4 @@ def read_engine(
 
 
 HERE = Where()
-"""In this process, all of the cohort."""
+"""All of the cohort, in this process."""

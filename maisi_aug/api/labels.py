@@ -1,4 +1,4 @@
-"""What can be requested: what ``labels`` lists, for the command line and for Python."""
+"""Labels that can be requested, as ``labels`` lists them for the command line and for Python."""
 
 from __future__ import annotations
 

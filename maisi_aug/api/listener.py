@@ -1,4 +1,4 @@
-"""Who is told how a run comes along."""
+"""Listeners that are notified of a run's progress."""
 
 from __future__ import annotations
 
@@ -20,4 +20,4 @@ class RunListener(Listener):
 
 
 Progress = bool | ReportStage | RunListener
-"""What ``progress=`` takes."""
+"""Values of ``progress=``."""

@@ -1,4 +1,4 @@
-"""What the functions give back: cohorts on the disk, and their cases."""
+"""Results of the functions: cohorts on the disk, and their cases."""
 
 from __future__ import annotations
 

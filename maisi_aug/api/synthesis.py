@@ -232,7 +232,7 @@ def make_cohort(
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run would make.
+    """Outlook on a run, before anything is made.
 
     Attributes:
         cohort: With its plan.

@@ -1,4 +1,4 @@
-"""How files of images and label maps are named: the one grammar by which every command pairs them and names the cases.
+"""Names of image and label map files: the one grammar by which every command pairs them and names the cases.
 
 A name is read without its format's suffix. It may hold, each at most once:
 
@@ -72,7 +72,7 @@ _LETTER_AND_NUMBER = re.compile(r"[A-Za-z]{1,2}\d{1,2}")
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """What a name says, the format's suffix and a channel's number taken off.
+    """Parts of a file name, without the format's suffix and a channel number.
 
     Attributes:
         role: What the file is; None where the name does not tell.
@@ -484,7 +484,7 @@ _BY_CHANNEL = 1
 _BY_WORD_IN_FRONT = 2
 _BY_LAST_DIGITS = 4
 _DIGITS = "#"
-"""In front of a number that alone is common to two names, as PANCREAS_0001 and label0001."""
+"""Prefix of a number that is all two names have in common, as in PANCREAS_0001 and label0001."""
 
 
 def _keys_of(stem: str, role: Role) -> dict[str, int]:

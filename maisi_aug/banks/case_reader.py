@@ -23,18 +23,21 @@ from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, l
 MAX_AIR_HU = -150
 """An image without anything as dark as fat is not a CT in HU."""
 LEAST_HU = -1024
-"""What a CT's 12 bits hold, but for padding and noise."""
+"""Lowest HU in a CT's 12 bits, apart from padding and noise."""
 MAX_BELOW = 0.05
-"""Of voxels apart from padding more than :data:`BELOW_HU`: the offset of 1024 was taken off twice."""
+"""Share of voxels, apart from padding, below :data:`BELOW_HU`; a larger share means that the offset of 1024 was
+subtracted twice.
+"""
 BELOW_HU = -1300
 AIR_TWICE_HU = -1900
 SOFT_TISSUE_HU = (-250, 350)
 MIN_SOFT_TISSUE = 0.05
 TISSUE_TWICE_HU = (-1250, -950)
-"""Where soft tissue comes to lie when the offset is taken off twice."""
+"""HU of soft tissue when the offset was subtracted twice."""
 BONE_HU = 600
 MAX_BONE = 0.1
-"""More of an image that shows no air, no fat and no skin: tissue whose offset of 1024 was never taken off."""
+"""Share of bone in an image without air, fat and skin; a larger share means that tissue still has its offset of 1024.
+"""
 NUM_LOOKED_AT = 250_000
 """Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
 SAME_PLACE = 0.1

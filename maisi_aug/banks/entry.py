@@ -114,7 +114,7 @@ class BankEntry:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a map has to hold.
+    """Requirements on a map.
 
     Attributes:
         required_ids: All of these.
@@ -132,7 +132,7 @@ class Needs:
 
 
 class BankListing:
-    """What is known of the maps of a bank.
+    """Known properties of the maps of a bank.
 
     Attributes:
         ids: Ids of each map that a list promises; None where only the map itself can tell.

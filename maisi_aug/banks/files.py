@@ -1,4 +1,4 @@
-"""Which files of a folder or data list are label maps, and which CT belongs to each.
+"""Find the label maps of a folder or data list, and the CT that belongs to each.
 
 Layouts, tried in this order: a raw dataset whose ``dataset.json`` points at files elsewhere, a cohort of this package
 (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``), ``labels/`` beside ``images/``, one mask per organ
@@ -57,7 +57,7 @@ MAX_PATH_LETTERS = 3000
 
 @dataclass(frozen=True)
 class BankFiles:
-    """What lies in a bank; nothing of it is opened.
+    """Files of a bank; none of them is opened.
 
     Attributes:
         path: Where it is.

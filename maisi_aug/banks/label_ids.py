@@ -1,4 +1,4 @@
-"""What the ids of a bank's label maps mean in the vocabulary.
+"""Meaning of the ids of a bank's label maps in the vocabulary.
 
 The meaning is always explicit: names in ``labels.json`` or ``dataset.json``, one file per organ, or a mapping that the
 user states. A label without a counterpart becomes body (200) and is reported, never guessed; a lesion without one is
@@ -33,7 +33,7 @@ _ENVELOPE_NAMES = ("body", "soft tissue", "body envelope", "body_trunc", "skin")
 
 @dataclass(frozen=True, eq=False)
 class Translation:
-    """From a bank's ids to the vocabulary's.
+    """Translation from a bank's ids to the vocabulary's.
 
     Attributes:
         ids: Source id -> vocabulary id; ids that are not listed become body.

@@ -29,10 +29,12 @@ from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resampl
 
 HOST_MARGIN_MM = 10.0
 MIN_BODY_SHARE = 0.05
-"""Of all that is labelled; in a map with every organ of MAISI's, what is body alone is several times as much."""
+"""Smallest share of body in all labelled voxels; in a map with all of MAISI's organs the share is several times as
+large.
+"""
 MAX_IDS = 8
 NUM_DIGITS = 16
-"""Of a hash that a cohort remembers."""
+"""Number of digits of a hash that a cohort records."""
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
 

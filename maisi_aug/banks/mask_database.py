@@ -28,7 +28,7 @@ from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
 MAPS_STEM, LIST_STEM = "all_masks", "candidate_masks"
 PATH_FIELD = "pseudo_label_filename"
 MAX_VOXEL_BYTES = 8
-"""Of the widest type that NIfTI stores a label in."""
+"""Bytes per voxel of the widest type in which NIfTI stores labels."""
 HEADER_BYTES = 2**20
 MAX_DEPTH = 32
 """Folders in a path; every end of every path is looked up."""
@@ -40,7 +40,7 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Database:
-    """Where a mask database lies.
+    """Place of a mask database.
 
     Attributes:
         list_path: The JSON list.

@@ -12,7 +12,7 @@ from maisi_aug.errors import BankError, MaisiAugWarning
 from maisi_aug.vocabulary.labels import Vocabulary
 
 MIN_ORGANS = 3
-"""Fewer organs than this, as in maps of the liver and its tumours alone, are not anatomy."""
+"""Smallest number of organs that counts as an anatomy; maps of the liver and its tumours alone have fewer."""
 NUM_LOOKS = 3
 """Usable maps that are looked at before a bank is said to hold no more organs."""
 HOW_TO_COMPLETE = (

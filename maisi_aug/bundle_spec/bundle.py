@@ -41,14 +41,15 @@ __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile
 
 BUNDLE_FILE = "bundle.yaml"
 RUN_FOLDER = "bundle"
-"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it as well."""
+"""Subfolder in which trainings and fine-tunings leave their bundle, so that the folder of a run can be given instead.
+"""
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
 _LOG = logging.getLogger(__name__)
 SCHEDULER_STEPS = 1000
 """``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
-"""What makes images of label maps; every bundle has them."""
+"""Networks that make images of label maps; every bundle has them."""
 
 
 @dataclass(frozen=True)

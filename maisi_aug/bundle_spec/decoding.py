@@ -1,4 +1,4 @@
-"""What networks compute in, and how an image is decoded: what a recipe may request, and what was done. No torch."""
+"""Precision of the networks and decoding of an image: values of a recipe, and what was done. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maisi_aug.system.models import Option, StrictModel
 from maisi_aug.volumes.grid_words import read_shape
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
-"""What networks may be asked to compute in."""
+"""Floating-point types in which networks may compute."""
 ComputeType = Literal["float32", "bfloat16", "float16"]
 LatentShape = tuple[int, int, int]
 NumSplits = Literal[1, 2, 4, 8, 16, 32, 64, 128]
@@ -22,8 +22,9 @@ WHOLE: Literal["whole"] = "whole"
 DecodeMode = Literal["exact", "windows"]
 Keep = Literal["all", "most", "least"]
 KEEPS: tuple[Keep, ...] = get_args(Keep)
-"""What is kept between passes over slabs: all features, none of an upsampling but those that it is made from, and no
-features within a residual block either. What is not kept is computed a second time."""
+"""What is kept between passes over slabs: all features; none of an upsampling except its inputs; or additionally no
+features within a residual block. Anything else is computed a second time.
+"""
 WINDOW_MULTIPLE = 16
 DEFAULT_OVERLAP = 0.4
 _IMAGES = "Images"
@@ -55,7 +56,7 @@ def _read_window(value: object) -> object:
 
 
 class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """How images are decoded from their latents; what takes less memory takes more time."""
+    """Settings for decoding latents to images; less memory takes more time."""
 
     mode: Annotated[DecodeMode | None, Option("--decode", panel=_IMAGES)] = None
     """`exact`: the whole image, in parts if memory is short, without seams; `windows`: overlapping windows that are
@@ -94,7 +95,7 @@ class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """How one image is decoded, nothing left open.
+    """Resolved decoding settings of one image.
 
     Attributes:
         window: Latent voxels decoded at once; None for the whole.

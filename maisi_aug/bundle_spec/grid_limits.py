@@ -91,7 +91,7 @@ class GridLimits(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """What a grid lacks.
+    """A way in which a grid is outside of a bundle's limits.
 
     Attributes:
         expected: What it should have, to follow the word "expected".

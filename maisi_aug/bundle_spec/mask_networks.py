@@ -1,4 +1,4 @@
-"""What a bundle says of its mask networks, for runs that generate label maps. Needs no torch."""
+"""A bundle's description of its mask networks, for runs that generate label maps. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.volumes.grid import Grid
 
 FIELD_TOLERANCE = 1.02
-"""How much longer than the generated map a grid may be along the body: a margin of air at either end does no harm."""
+"""Factor by which a grid may be longer than the generated map along the body; a margin of air at either end is
+harmless.
+"""
 
 
 def require_masks(bundle: Bundle) -> MaskGenerationSpec:

@@ -138,7 +138,7 @@ class SizeSpec(StrictModel):
 
 
 class HuSpec(StrictModel):
-    """What the median of a label may be in an image, in HU.
+    """Allowed range of the median HU of a label in an image.
 
     Attributes:
         low_hu: Lowest plausible median.
@@ -174,7 +174,7 @@ class MaskBankSpec(StrictModel):
 
 
 class MaskGenerationSpec(StrictModel):
-    """How the mask networks of a bundle are run.
+    """Settings of a bundle's mask networks.
 
     Attributes:
         grid: Of the label maps that they generate.

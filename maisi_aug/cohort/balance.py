@@ -1,4 +1,4 @@
-"""Which lesions a cohort needs to balance a real dataset: by label, by lesions per case, and by size.
+"""Lesions that a cohort needs to balance a real dataset: by label, by lesions per case, and by size.
 
 The rule. Every planned case takes the number of lesions per case that the fewest cases have; each of its lesions goes
 to the size that the fewest lesions of such cases have. Real and planned ones count alike, so that the largest deficit
@@ -157,7 +157,7 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
 
 @dataclass(frozen=True)
 class LabelBalance:
-    """What one label has and gets.
+    """Existing and planned cases of one label.
 
     Counts of cases are by lesions per case, 0, 1, ..., the last meaning "and more"; counts of lesions by lesions per
     case (from 1) and size bin. Lesions below the first bin do not count for lesions per case: many are specks.

@@ -25,7 +25,7 @@ from maisi_aug.volumes.own_names import load_own_names
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
 _Names = Mapping[str, tuple[int, ...]]
-"""What a dataset's names mean: one id, or the several that a region joins."""
+"""Meaning of a dataset's names: one id, or the several ids that a region joins."""
 
 
 def take_census(

@@ -103,7 +103,7 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class BegunCohort:
-    """What lies in the folder that a cohort goes to, before a run opens it.
+    """Contents of a cohort's folder before a run opens it.
 
     Attributes:
         path: The folder.

@@ -88,7 +88,7 @@ class LesionRequest:
 
 @dataclass(frozen=True, slots=True)
 class CaseRequest:
-    """What one case must hold, and which share of the cohort such cases are.
+    """Contents of one case, and the share of such cases in the cohort.
 
     Attributes:
         lesions: The labels requested together, in the order written.

@@ -1,4 +1,4 @@
-"""What organs look like in the user's own CTs: HU ranges, measured in CTs with label maps or read from a file."""
+"""HU ranges of organs in the user's own CTs, measured in CTs with label maps or read from a file."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ _Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class VerdictRecord:
-    """What one quality gate said about an attempt."""
+    """Verdict of one quality gate on an attempt."""
 
     gate: str
     passed: bool

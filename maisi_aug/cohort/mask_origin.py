@@ -1,4 +1,4 @@
-"""Which real cases a synthetic case was made from, told by what its manifest says of its label map.
+"""Real cases from which a synthetic case was made, by the origin of its label map in the manifest.
 
 Such a case shows a real patient's anatomy: it must not train where that patient is validated or tested on.
 """

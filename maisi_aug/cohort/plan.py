@@ -28,7 +28,7 @@ FindRule = Callable[[str], GrowthRule]
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """What one case must contain.
+    """Contents of one planned case.
 
     Attributes:
         case_id: Name of the case and stem of its files, ``case_0001`` for the first.

@@ -48,7 +48,7 @@ _CaseCount = Annotated[int, Field(gt=0, le=MAX_CASES)]
 
 
 class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """What a case must fulfil to be accepted."""
+    """Quality gates that a case must pass to be accepted."""
 
     presence: bool = True
     """Check that every requested label is present."""
@@ -67,9 +67,9 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     hu_bias: bool = True
     """Check that the organs of a case, taken together, have the usual brightness; needs organ_hu."""
     max_dark_hu: PositiveFinite = 38.0
-    """How many HU darker than usual they may be."""
+    """How many HU darker than usual the organs may be."""
     max_bright_hu: PositiveFinite = 60.0
-    """How many HU brighter than usual they may be."""
+    """How many HU brighter than usual the organs may be."""
     visibility: bool = True
     """Check that lesions stand out from their host organ."""
     minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0

@@ -1,4 +1,4 @@
-"""From what is requested to a run: every open field decided once, the plan made; cheap, and free of torch."""
+"""Resolve a request into a run: every open field is decided once and the plan is made. Cheap, and without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What people say of the cases of a folder: accepted or rejected, line by line in ``review.jsonl``.
+"""Reviewers' decisions on the cases of a folder, accepted or rejected, one per line of ``review.jsonl``.
 
 The file is only ever appended to. The last decision of each reviewer on an attempt counts, and one rejection by anybody
 leaves the case out of exports, datasets, evaluation and reports until it is taken back.

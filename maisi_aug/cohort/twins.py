@@ -21,15 +21,15 @@ from maisi_aug.vocabulary.sizes import SizeDistribution
 Factor = Literal["size", "texture", "place", "contrast"]
 FACTORS: Final[tuple[Factor, ...]] = get_args(Factor)
 MAP_FACTORS: Final[tuple[Factor, ...]] = ("size", "place")
-"""What can differ between label maps that lesions are planted in."""
+"""Factors that can differ between label maps in which lesions are planted."""
 ORIGIN_KEY: Final = "twins"
-"""Under which the origin of a case names its group, the factor and the value."""
+"""Key in the origin of a case for its group, the factor and the value."""
 MOST_CONTRAST_HU: Final = 2000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """What differs between the cases of a group.
+    """Difference between the cases of a group.
 
     Attributes:
         factor: Which property of the lesion.

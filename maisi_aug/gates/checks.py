@@ -38,10 +38,11 @@ NOISE_FLOOR_HU = 1.0
 TISSUE_HU = (-200.0, 200.0)
 """Fat, muscle and parenchyma; all that is neither air, lung nor bone."""
 BODY_SHARE = (0.01, 0.98)
-"""Of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to a trunk that leaves air
-in the corners only."""
+"""Range of the body's share of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to
+a trunk that leaves air in the corners only.
+"""
 MIN_TISSUE_SHARE = 0.2
-"""Of the body; in a chest with large lungs about half of it is soft tissue."""
+"""Smallest share of soft tissue in the body; in a chest with large lungs it is about half."""
 MAX_STEP_HU = 80.0
 """Median difference of neighbours in soft tissue. It is 13 to 28 HU in CTs of TotalSegmentator and OpenKBP at 3 to
 5 mm, and more in thin slices; values drawn at random between the two bounds above differ by 117 HU."""

@@ -32,7 +32,7 @@ from maisi_aug.volumes.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the gates said.
+    """Verdicts of the gates on an attempt.
 
     Attributes:
         verdicts: In the order in which the gates ran.

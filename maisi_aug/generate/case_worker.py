@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CohortSpec:
-    """What a worker of a cohort is opened from.
+    """Specification from which a worker of a cohort is opened.
 
     Attributes:
         run: What is made.

@@ -17,7 +17,7 @@ from maisi_aug.system.engine.work import Engine, WorkerSpec
 
 
 class Listener:
-    """What a run tells while it works; does nothing unless a method is overridden."""
+    """Listener to a run's events; does nothing unless a method is overridden."""
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
         """Report that the cohort is open and the manifest holds the results of earlier runs."""

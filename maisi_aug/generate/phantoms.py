@@ -29,7 +29,7 @@ RegionName = Literal["chest", "abdomen", "pelvis", "any"]
 
 @dataclass(frozen=True, slots=True)
 class PhantomSettings:
-    """What decides the bytes of phantoms; their number does not.
+    """Settings that determine the bytes of phantoms; their number does not.
 
     Attributes:
         seed: Every phantom's own seed derives from it and from its number.

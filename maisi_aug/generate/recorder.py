@@ -1,4 +1,4 @@
-"""What the driver alone does with an attempt that a worker has made: its files get their place, then it gets its line.
+"""Record attempts in the driver: an attempt's files are put in place, then its line is written.
 
 A line in the manifest means that the files are whole and where they belong. A worker that was taken for lost may hand
 in an attempt that another has made again meanwhile: it must be the same.

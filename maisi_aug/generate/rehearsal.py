@@ -1,4 +1,4 @@
-"""What a dry run tries out: that the bank serves the plan, and that its largest lesions find room, as a run would see.
+"""Try a plan without making it: whether the bank serves it, and whether its largest lesions find room.
 
 The label map of the hardest case of every kind is drawn with the seed that a run gives it; nothing is kept of it.
 """
@@ -19,7 +19,9 @@ from maisi_aug.volumes.grid import Grid
 REHEARSED_SOURCES = ("plant", "bank")
 """Sources that draw a label map without networks, in a second or so."""
 MAX_VOXELS = 2_000_000
-"""On larger grids a coarser one of the same field of view is tried: room is told in millilitres, not in voxels."""
+"""Largest number of voxels that is tried; larger grids are replaced by a coarser one of the same field of view, since
+room is counted in millilitres.
+"""
 MIN_LESION_VOXELS = 8
 
 

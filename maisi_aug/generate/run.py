@@ -1,4 +1,4 @@
-"""From a resolved run to its files: the folder opened, cases handed to an engine, and the picture of all at the end."""
+"""Run a resolved cohort: open the folder, hand cases to an engine, and draw the picture of all at the end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COHORT_HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class CohortSummary:
-    """How a cohort turned out, earlier runs included.
+    """Summary of a cohort, including earlier runs.
 
     Attributes:
         folder: Where it is.

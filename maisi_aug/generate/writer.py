@@ -29,7 +29,7 @@ MAX_LESION_LINES = 4
 
 @dataclass(frozen=True)
 class CohortFacts:
-    """What every attempt of a run has in common.
+    """Facts that all attempts of a run have in common.
 
     Attributes:
         bundle: Name of what draws.

@@ -38,7 +38,7 @@ MOST_SEAM = 1.35
 
 @dataclass(frozen=True, slots=True)
 class LesionLook:
-    """How a lesion looks in its surroundings.
+    """Appearance of a lesion in its surroundings.
 
     Attributes:
         contrast_hu: Median of the lesion without its rim minus that of the lung around it.

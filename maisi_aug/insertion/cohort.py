@@ -97,7 +97,7 @@ def insert_cohort(
 
 @dataclass(frozen=True)
 class InsertionSpec:
-    """What a worker is opened from.
+    """Specification from which a worker is opened.
 
     Attributes:
         cohort: What is made.

@@ -1,4 +1,4 @@
-"""What a cohort of inserted lesions is made of, and its plan; read and checked before any image is."""
+"""Configuration and plan of a cohort of inserted lesions, read and checked before any image is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NODULE_BUNDLE, PLAIN_BUNDLE = "lung-nodule-ct", "phantom-ct"
 NUM_LABEL_BITS = 8
 """Channels of a ControlNet's condition that is the label map alone."""
 TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "ground-glass": 0.11}
-"""Of the nodules of LIDC-IDRI, by its readers' scores."""
+"""Shares of textures among the nodules of LIDC-IDRI, by its readers' scores."""
 
 
 @dataclass(frozen=True)

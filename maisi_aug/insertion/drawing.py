@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Method = Literal["replace", "difference", "whole"]
-"""How the known part comes in: its latents are put back at every step; two drawings with the same noise, with the
-lesion and without, are subtracted and the difference is added to the CT; or only the ControlNet is shown it."""
+"""How the known part is used: ``replace`` puts its latents back at every step; ``difference`` subtracts two drawings
+with the same noise, with and without the lesion, and adds the difference to the CT; ``whole`` only shows it to the
+ControlNet.
+"""
 TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
 """Labels of their own that a bundle may know textures by."""
 USUAL_HU: Mapping[Texture, tuple[tuple[float, float, float], ...]] = {
@@ -47,7 +49,7 @@ KNEE_HU, HEADROOM_HU = -100.0, 50.0
 BLUR_MM = 0.7
 """Structure finer than this is not compressed."""
 MARGIN_MM = 6.0
-"""What the networks are shown of a crop around what they draw, at least."""
+"""Smallest margin in mm around the drawn part that the networks see."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 """Coarser CTs are drawn on voxels an integer of times finer: the embedded bundle has seen few as coarse."""
 

@@ -29,9 +29,9 @@ Mask = NDArray[np.bool_]
 
 LEAST_VOXELS = 4
 CONTEXT_MM = 9.0
-"""What a crop shows beyond a lesion's ball."""
+"""Margin in mm of a crop around a lesion's ball."""
 REACH_RADII = 1.7
-"""How far a lesion with spicules reaches, in radii of its ball."""
+"""Extent of a lesion with spicules, in radii of its ball."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LesionRequest:
 
 
 class Host(Protocol):
-    """Where lesions may grow, of one image."""
+    """Places in an image where lesions may grow."""
 
     @property
     def coarse(self) -> CoarseMask:
@@ -125,7 +125,7 @@ class LabelledHost:
 
 @dataclass(frozen=True, eq=False)
 class Insertion:
-    """What became of one lesion.
+    """Outcome of the insertion of one lesion.
 
     Attributes:
         box: Where in the image the crop lies, slices along I, J, K.

@@ -27,7 +27,7 @@ LUNG_LOBES = frozenset(range(28, 33))
 COARSE_MM = 2.0
 AIR_HU = -500.0
 LUNG_HU = (-940.0, -550.0)
-"""Between these lies the median inside a lung, and not that of bowel gas or an airway."""
+"""Range of the median HU inside a lung; bowel gas and airways are outside of it."""
 LEAST_LUNG_ML = 30.0
 """A slab of a few slices shows no more of a lung."""
 VESSEL_MM = 4.0

@@ -1,4 +1,4 @@
-"""What draws a lesion into a crop, and the procedural painter, which needs no weights.
+"""Painters that draw a lesion into a crop, including the procedural painter, which needs no weights.
 
 It is also the control that a network must face: a lesion of plausible HU, softened by the point spread of a scanner,
 with the noise of its surroundings.
@@ -18,15 +18,15 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 Mask = NDArray[np.bool_]
 Texture = Literal["solid", "part-solid", "ground-glass", "soft"]
-"""How dense a lesion is: three kinds of nodules in the lung, and "soft" for lesions of other organs."""
+"""Texture of a lesion: three kinds of lung nodules, and "soft" for lesions of other organs."""
 TEXTURES: tuple[Texture, ...] = ("solid", "part-solid", "ground-glass")
 
 SOLID_HU = (20.0, 130.0)
 GROUND_GLASS_HU = (-680.0, -420.0)
 HALO_HU = (-480.0, -240.0)
-"""Of the part of a part-solid nodule that is not solid; in LIDC-IDRI it is denser than ground-glass alone."""
+"""HU of the non-solid part of a part-solid nodule; in LIDC-IDRI it is denser than ground-glass alone."""
 SOFT_CONTRAST_HU = (25.0, 60.0)
-"""Between a lesion of soft tissue and its host."""
+"""Contrast in HU between a lesion of soft tissue and its host."""
 CORE_SHARE = (0.15, 0.5)
 """Share of a part-solid nodule's volume that is solid."""
 POINT_SPREAD_MM = (0.6, 1.0)

@@ -1,4 +1,4 @@
-"""Where a lesion goes: deep enough in its host, or at its surface, and clear of what is there."""
+"""Choice of a lesion's place: deep enough in its host, or at its surface, and clear of other structures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape
 
 PLEURAL_SHARE = 0.3
-"""Of the nodules of LIDC-IDRI about a third touch the pleura."""
+"""Share of juxta-pleural nodules; about a third of the nodules of LIDC-IDRI touch the pleura."""
 CLEARANCE_MM = 6.0
-"""Between the surfaces of two lesions; the zone that is drawn anew around one must not reach the other."""
+"""Distance in mm between the surfaces of two lesions; the zone drawn anew around one must not reach the other."""
 SURFACE_DEPTHS = (0.3, 0.7)
 """Depth of the centre of a lesion that touches the surface, in radii."""
 

@@ -20,7 +20,7 @@ train patients of LIDC-IDRI: their axes, their volume against that of the ellips
 STRETCH = (0.12, 0.15)
 """Deviation of the logarithms of the axes."""
 ROUGHNESS = ((0.08, 0.12), (0.28, 0.46))
-"""Least and most deviation of the surface from the ellipsoid, in radii."""
+"""Smallest and largest deviation of the surface from the ellipsoid, in radii."""
 SPICULATED_SHARE = (0.04, 0.4)
 NUM_SPICULES = (3, 9)
 

@@ -1,4 +1,4 @@
-"""What lies around a lesion in the lung, found from HU alone: aerated lung with its vessels, and body."""
+"""Surroundings of a lesion in the lung, found from HU alone: aerated lung with its vessels, and body."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ CLOSING_MM = 25.0
 MIN_DEPTH_MM = 12.0
 """Skin and the fat and muscle under it: nothing that grows inside comes closer to the air."""
 WALL_MM = 10.0
-"""How much of the wall around the organs gives way to a large lesion, and is pressed together."""
+"""Thickness in mm of the wall around the organs that gives way to a large lesion and is compressed."""
 COARSE_MM = 4.0
 REACH = 3.0
 """Radii of the lesion within which tissue is moved."""

@@ -27,7 +27,7 @@ _UNWRITTEN = Field(exclude=True)
 
 @dataclass(frozen=True, slots=True)
 class GrowthRule:
-    """How a tumour grows out of its host.
+    """Rule by which a tumour grows out of its host.
 
     Attributes:
         max_share_outside: Share of the lesion that may lie in tissue that was no host.

@@ -50,7 +50,8 @@ ROUND_ENOUGH = 1.35
 TOO_STRETCHED = 1.5
 """Spread above which a lesion leaves its host, where it may, rather than follow it; about twice as long as a ball."""
 RELUCTANCES = (1.5, 3.0, 10.0)
-"""How many times further a voxel outside the host seems than one inside, until enough of the lesion stays inside."""
+"""Factors by which voxels outside the host seem farther than those inside, tried until enough of the lesion is inside.
+"""
 ROOMY = 0.6
 """Share of a host part that a lesion may fill before parts with more room are preferred."""
 MAX_SEARCH_VOXELS = 60_000

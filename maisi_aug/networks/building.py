@@ -55,7 +55,7 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class FastPaths:
-    """What is done in a faster way than MAISI's own; each can be switched off to see how far it moves the result.
+    """Optimisations of MAISI's computations; each can be switched off to measure its effect on the result.
 
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.

@@ -1,4 +1,4 @@
-"""What the networks are told beside the noise: label map, spacing, modality and body regions, encoded as MAISI does.
+"""Conditions of the networks: label map, spacing, modality and body regions, encoded as in MAISI.
 
 Source: Guo et al., "MAISI: Medical AI for Synthetic Imaging", WACV 2025, and NVIDIA's published configurations.
 """

@@ -25,11 +25,11 @@ from torch.nn import functional
 
 Triple = tuple[int, int, int]
 MIN_CHANNELS = 32
-"""Of input and output, below which the additions take as long as the products that they spare."""
+"""Smallest number of input and output channels; with fewer, the additions take as long as the products they save."""
 MIN_VOXELS = 1024
-"""Of an image, below which transforming the weights takes as long."""
+"""Smallest number of voxels of an image; with fewer, transforming the weights takes as long as it saves."""
 FEW_VOXELS = 128
-"""Of an image, below which reordering the weights of a convolution takes as long as the convolution."""
+"""Number of voxels of an image below which reordering the weights of a convolution takes as long as the convolution."""
 CHUNK_NUMBERS = 1 << 20
 """Numbers of the input that are transformed at once: few enough for a processor's cache, and little memory."""
 

@@ -1,4 +1,4 @@
-"""From a latent to an image: the VAE's decoder, whole or in overlapping windows."""
+"""Decode a latent to an image with the VAE's decoder, whole or in overlapping windows."""
 
 from __future__ import annotations
 

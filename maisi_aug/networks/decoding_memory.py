@@ -1,4 +1,4 @@
-"""How much memory a decoding takes, how much there is, and what takes less."""
+"""Estimate the memory that decoding takes, find what is free, and choose settings that take less."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maisi_aug.networks.streaming import MIN_THICKNESS
 ComputeKind = tuple[str, str]
 FLOAT_BYTES = 4
 USABLE_SHARE = 0.9
-"""Of the free memory; the rest is for what an allocator cannot use of it."""
+"""Usable share of the free memory; the rest cannot be used by an allocator."""
 
 # Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
 # quarter and at half of its width, 64^3 to 128^3 voxels (tests/networks/test_decoding_memory.py). On a CUDA device,
@@ -33,13 +33,14 @@ USABLE_SHARE = 0.9
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
 WHOLE_COPIES = {("cpu", "float32"): 3.7, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
 HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
-"""In float32, by what is kept between passes; in half precision half of it."""
+"""Memory of kept features in float32, by what is kept between passes, relative to the whole; half precision takes half.
+"""
 PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
-"""Of the part that is computed, as a share of the whole."""
+"""Memory of the part that is computed, relative to the whole."""
 HALO = 4
 """Voxels along I that a part is longer by than what it yields."""
 SCRATCH_BYTES = 65_000_000
-"""What convolutions of the whole on a CPU take for themselves, whatever its size."""
+"""Scratch memory in bytes of convolutions of the whole on a CPU, whatever its size."""
 
 
 def estimate_decode_bytes(

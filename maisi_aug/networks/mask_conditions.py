@@ -1,4 +1,4 @@
-"""What MAISI's mask generator is told: ten numbers, the sizes of five organs and of one of five kinds of tumour.
+"""Conditions of MAISI's mask generator: ten numbers, the sizes of five organs and of one of five kinds of tumour.
 
 A size is a percentile from 0 to 1, and -1 stands for what the map does not show. Requests give some of the numbers; the
 others come from a row of the size-conditions file, one of those that agree best with what is given. Needs no torch.
@@ -29,9 +29,9 @@ SIZED_TUMORS = (23, 24, 26, 27, 128)
 CONDITION_IDS = (*SIZED_ORGANS, *SIZED_TUMORS)
 ABSENT = -1.0
 NUM_NEAREST = 20
-"""How many of the rows that agree best a case draws from; rows that agree as well as the last of them join in."""
+"""Number of best-agreeing rows from which a case draws; rows that tie with the last one are included."""
 MISMATCH = 2.0
-"""What an organ costs that must be there and is absent from a row: as much as any two numbers can differ."""
+"""Cost of a required organ that is absent from a row: as much as any two numbers can differ."""
 
 
 def load_size_conditions(path: Path) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""From the latent of a label map to label ids: MAISI's mask decoder, never holding its 125 classes for the whole map.
+"""Decode the latent of a label map to ids with MAISI's mask decoder, without holding 125 classes for the whole map.
 
 The decoder runs up to its last convolution. That one, and the choice of the most likely class, go through the map in
 slabs along I with a margin of one voxel, which is all that a convolution of width 3 sees: same values, same classes.

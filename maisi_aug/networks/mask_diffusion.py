@@ -1,4 +1,4 @@
-"""From noise and ten sizes to the latent of a label map: all DDPM steps, or a few of a faster sampler.
+"""Sample the latent of a label map from noise and ten sizes: all DDPM steps, or a few of a faster sampler.
 
 Notation: x_t = a_t x_0 + s_t e, where a_t^2 + s_t^2 = 1, e is the noise that the U-Net predicts, l_t = log(a_t / s_t).
 DDPM: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, as MONAI's scheduler steps it.
@@ -23,7 +23,7 @@ from maisi_aug.networks.building import MaskNetworks, compute_in
 from maisi_aug.system.progress import Report
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
-"""From x_t ``(B, C, i, j, k)`` and t ``(B,)`` to e."""
+"""Predict the noise e from x_t ``(B, C, i, j, k)`` and t ``(B,)``."""
 
 
 @torch.inference_mode()

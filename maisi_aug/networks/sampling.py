@@ -23,7 +23,7 @@ from maisi_aug.system.progress import Report
 
 @dataclass(frozen=True)
 class Conditions:
-    """What one sampling run is conditioned on.
+    """Conditions of one sampling run.
 
     Attributes:
         label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.

@@ -37,9 +37,10 @@ from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 StateDict = Mapping[str, Tensor]
 
 METADATA_KEY = "__metadata__"
-"""Under which a safetensors file keeps what is not a tensor."""
+"""Key under which a safetensors file keeps metadata."""
 MAX_HEADER_BYTES: Final = 16 * 2**20
-"""Of a safetensors file; that of a network of a thousand tensors takes a tenth of a megabyte."""
+"""Largest header of a safetensors file in bytes; that of a network of a thousand tensors takes a tenth of a megabyte.
+"""
 _LENGTH_BYTES: Final = 8
 
 

@@ -1,4 +1,4 @@
-"""Where the voxels of a grid lie in the body: the window, the pose and a smooth warp.
+"""Position of a grid's voxels in the body: the window, the pose and a smooth warp.
 
 Two spaces, both in millimetres with axes R, A, S:
 
@@ -31,7 +31,7 @@ KNOT_COUNTS: Final = (13, 11, 19)  # covers x, y to about 425 and z to 930 mm, f
 
 @dataclass(frozen=True)
 class Pose:
-    """How one patient's body differs from the canonical one.
+    """Difference of one patient's body from the canonical one.
 
     Attributes:
         scale: Stretch along R, A, S.

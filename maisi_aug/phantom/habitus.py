@@ -1,4 +1,4 @@
-"""Who the patient is: size, fat, sex and organ sizes, drawn once per seed and independent of the window."""
+"""Habitus of a patient: size, fat, sex and organ sizes, drawn once per seed and independent of the window."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a scan looks: contrast phase, HU of every organ, kernel and noise. Everything is drawn first, then applied.
+"""Appearance of a scan: contrast phase, HU of every organ, kernel and noise. Everything is drawn first, then applied.
 
 Means are textbook attenuation values of unenhanced, arterial, portal venous and delayed body CT (for instance Lamba et
 al., "CT Hounsfield numbers of soft tissues on unenhanced abdominal CT scans", 2014, and usual enhancement curves), set

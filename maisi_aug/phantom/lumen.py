@@ -1,4 +1,4 @@
-"""What fills the gut: gas that rises to the front of a supine patient, fluid, food and stool."""
+"""Contents of the gut: gas that rises to the front of a supine patient, fluid, food and stool."""
 
 from __future__ import annotations
 

@@ -37,14 +37,14 @@ VERSION = 2
 """Raised when the same options and sources come to give other files."""
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
-"""What a CT's 12 bits hold; beyond lie padding and the inside of metal, which would spread when averaged."""
+"""Range of HU in a CT's 12 bits; padding and the inside of metal lie beyond and would spread when averaged."""
 MIN_COVERED = 0.75
 """The share of the patient that labels fill where a body among them is the whole of it."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What every case is prepared with.
+    """Settings for the preparation of every case.
 
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.

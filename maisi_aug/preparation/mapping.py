@@ -1,4 +1,4 @@
-"""What the labels of a lab's files mean: rules such as ``3=left parotid@skull,body``, names that match, new labels.
+"""Meaning of the labels of a lab's files: rules such as ``3=left parotid@skull,body``, matching names, new labels.
 
 Nothing is guessed: a label that no rule names and whose own name, beside the others, means nothing in the vocabulary is
 reported.
@@ -92,7 +92,7 @@ class MapRule:
 
 @dataclass(frozen=True)
 class LabelMeanings:
-    """What every source label becomes.
+    """Target of every source label.
 
     Attributes:
         ids: Source label -> vocabulary id; 0 for a label that is dropped.

@@ -17,7 +17,7 @@ _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 
 class Sources(StrictModel, use_attribute_docstrings=True):
-    """Where a lab's files are."""
+    """Places of a lab's files."""
 
     images: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of CTs (NIfTI, NRRD, MHA, DICOM), or a folder per case with a DICOM series or ct.nii.gz."""
@@ -42,7 +42,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
 
 
 class PrepareConfig(Sources):
-    """What the user requests; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
+    """The user's request; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
     """Meaning of a label; may repeat. LABEL: an id, a name, a name with *, or FILE/LABEL for one kind of label file.

@@ -43,7 +43,7 @@ SUMMARY_NAMES = ("summary.md", "summary.json")
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What the user requests.
+    """The user's resolved request.
 
     Attributes:
         cases: Files of every case.
@@ -80,7 +80,7 @@ class PrepareRequest:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What came of it.
+    """Result of a preparation.
 
     Attributes:
         dataset: The prepared folder.
@@ -95,7 +95,7 @@ class PrepareResult:
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """What is known before any image is read.
+    """Plan of a preparation, known before any image is read.
 
     Attributes:
         request: The request.

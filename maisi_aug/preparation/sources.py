@@ -1,4 +1,4 @@
-"""Which files are a lab's cases: pairs of folders, one folder, patterns with ``{id}``, masks by label, nnU-Net raw."""
+"""Find a lab's cases: pairs of folders, one folder, patterns with ``{id}``, masks by label, nnU-Net raw."""
 
 from __future__ import annotations
 

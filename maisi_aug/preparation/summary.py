@@ -1,4 +1,4 @@
-"""What a prepared folder holds, for people and for scripts: volumes and HU per label, folds, notes per case."""
+"""Contents of a prepared folder, for people and for scripts: volumes and HU per label, folds, notes per case."""
 
 from __future__ import annotations
 

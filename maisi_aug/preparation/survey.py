@@ -22,7 +22,7 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class CaseSurvey:
-    """What was found in a case.
+    """Findings in a case.
 
     Attributes:
         case_id: The case.

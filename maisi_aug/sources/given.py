@@ -43,7 +43,7 @@ Change = Literal["none", "cropped or padded", "resampled"]
 
 @dataclass(frozen=True)
 class GridChoice:
-    """Which grid a given map is drawn on.
+    """Choice of the grid on which a given map is drawn.
 
     Attributes:
         factor: Every side must be a multiple of it.
@@ -379,7 +379,7 @@ def _spell(grid: Grid) -> str:
 
 @dataclass(frozen=True, eq=False)
 class MapOutlook:
-    """What a run will make of one given map.
+    """Outlook on one given map.
 
     Attributes:
         name: Path relative to the bank.

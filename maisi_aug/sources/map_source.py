@@ -1,4 +1,4 @@
-"""What every source of label maps does: it draws the map of a case, and says what becomes of those that fail."""
+"""Common interface of all sources of label maps: draw the map of a case, and handle those that fail."""
 
 from __future__ import annotations
 

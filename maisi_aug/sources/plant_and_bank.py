@@ -41,7 +41,7 @@ MAX_BASES = 12
 FAR_TOO_LARGE = 1.5
 """Largest organ of its kind among many patients, relative to the largest among ``NUM_LOOKS`` of them."""
 MAX_CANDIDATES = 64
-"""How many maps of a bank that hold the lesion are compared by its volume."""
+"""Largest number of maps with the lesion whose volumes are compared."""
 
 
 class PhantomBank(MaskBank):

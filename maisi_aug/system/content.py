@@ -22,7 +22,7 @@ from maisi_aug.errors import MaisiAugError
 MAX_JSON_BYTES: Final = 256 * 10**6
 """A list of 100,000 cases, with what was done to each, takes a fifth of it."""
 MAX_LINE_BYTES: Final = 10**6
-"""Of a line in a file of JSON lines; a case's takes some thousand."""
+"""Largest line of a file of JSON lines in bytes; that of a case takes some thousand."""
 MAX_DEPTH: Final = 64
 _MAX_REASON: Final = 200
 _MAX_DIGITS: Final = 18

@@ -26,12 +26,12 @@ BEAT_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 45.0
 POLL_SECONDS: Final = 0.5
 _NUM_BYTES: Final = 2048
-"""Of a lease, padded, so that a beat is one write of the same length."""
+"""Size of a lease in bytes, padded so that every beat writes the same length."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """Holder of a lease.
 
     Attributes:
         token: Random; nobody else has it. Empty where the file is being made.

@@ -32,7 +32,7 @@ SHORTER = {
     "^String should have ": "a text of ",
     "^String should match pattern ": "a text like ",
 }
-"""How pydantic's sentences continue after "expected"."""
+"""Replacements that turn pydantic's messages into continuations of "expected"."""
 
 
 class StrictModel(BaseModel):

@@ -1,4 +1,4 @@
-"""How what takes time says how far it is, to whoever wants to know: a bar, a notebook, a log, nobody."""
+"""Progress of long work for whoever wants it: a bar, a notebook, a log, nobody."""
 
 from __future__ import annotations
 

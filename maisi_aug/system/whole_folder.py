@@ -16,9 +16,9 @@ from maisi_aug.system.file_lock import folder_lock
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, flush_all
 
 REPLACED_SUFFIX = ".old"
-"""Of the hidden name that an earlier folder has while a new one takes its name."""
+"""Suffix of the hidden name of an earlier folder while a new one takes its name."""
 UNLOCKED_SECONDS = 86400.0
-"""How long nothing may have changed in a hidden folder, on a disk without locks, before its process counts as dead."""
+"""Seconds without any change in a hidden folder, on a disk without locks, before its process counts as dead."""
 NAMING_SECONDS = 5.0
 """Longest wait for another process that gives names in the same folder."""
 

@@ -1,4 +1,4 @@
-"""Which part of a training crop is hidden from a ControlNet that learns to draw lesions into real images."""
+"""Choose the part of a training crop that is hidden from a ControlNet that learns to draw lesions into real images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the names of somebody's labels mean in a vocabulary: the one place where names become ids.
+"""Meaning of label names in a vocabulary: the one place where names become ids.
 
 A name means the label that the vocabulary calls so. A lesion of an organ, such as ``liver_tumour`` or ``renal mass``,
 means the tumour of that organ; one that names no organ, such as ``cancer``, the tumour of the organ that is named
@@ -31,7 +31,7 @@ MANY_HOSTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What one name means.
+    """Meaning of one name.
 
     Attributes:
         label_id: The vocabulary's id; None where it has no such label.

@@ -374,12 +374,12 @@ _ADJECTIVES = {
     "duodenal": "duodenum",
     "adrenals": "adrenal",
 }
-"""What the organ of a lesion is also called."""
+"""Other names of a lesion's organ."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameReading:
-    """What a name says.
+    """Reading of a name.
 
     Attributes:
         kind: ``tumor`` may be a tumour of the vocabulary; ``finding`` is another lesion, such as a cyst; ``union`` is

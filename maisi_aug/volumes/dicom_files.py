@@ -27,13 +27,13 @@ _OTHER_SUFFIXES = (
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
 _META_START = _PREAMBLE_BYTES + len(_MAGIC) + 12
-"""Of the group of file meta information, behind the element that states its length (PS3.10, 7.1)."""
+"""Start of the group of file meta information, after the element that states its length (PS3.10, 7.1)."""
 _META_BYTES = 4096
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_UNPACKED_RATIO = 50
 _MOST_UNPACKED = 64 * 2**20
 MAX_PIXEL_RATIO = 20_000
-"""No compression of DICOM packs pixels further: JPEG 2000 needs some 100 bytes for 512x512 of one value."""
+"""Largest compression ratio of pixels in DICOM: JPEG 2000 needs some 100 bytes for 512x512 pixels of one value."""
 
 SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage, and Label Map Segmentation Storage (DICOM PS3.4 B.5)."""

@@ -1,4 +1,4 @@
-"""Where the slices of a DICOM image lie: every slice's own position, orientation and rescale decide, or it is refused.
+"""Position of a DICOM image's slices: each slice's own position, orientation and rescale decide, or it is refused.
 
 A file of one slice and a frame of an enhanced (multi-frame) image are one thing here, a :class:`Frame`. DICOM's world
 is LPS; affines are handed out in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
@@ -31,11 +31,11 @@ MAX_SPARSE_SLICES = 10_000
 MAX_SPARSE_VOXELS = 2**28
 """Slices, and voxels, that frames at a distance may span; voxels up to 64 for each one that is stored."""
 OFF_LINE_VOXELS = 0.1
-"""How far a slice may lie off the line through the first and the last one."""
+"""Largest distance, in voxels, of a slice from the line through the first and the last one."""
 SQUARE = 1e-3
 """Rows and columns meet at a right angle to this; their directions are stored with a few digits."""
 MAX_VALUE = 1e6
-"""Of a place in mm, a step or a rescale; no scan comes near."""
+"""Largest absolute value of a position in mm, a step or a rescale; no scan comes near."""
 HU_TYPES = ("", "HU", "HU_MOD", "US")
 """``RescaleType`` of a CT in HU; US is 'unspecified', which most older files say."""
 

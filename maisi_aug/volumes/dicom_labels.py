@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 ON_GRID_VOXELS = 0.1
-"""How far frames and contours may lie off the CT's voxels or slices."""
+"""Largest distance, in voxels, of frames and contours from the CT's voxels or slices."""
 MIN_SHARE = 0.5
 """A fractional segment holds a voxel of which it covers this share."""
 _ABNORMAL = "49755003"
@@ -43,7 +43,7 @@ MAX_ID = 65535
 
 @dataclass(frozen=True, eq=False)
 class DrawnLabels:
-    """What a DICOM object draws.
+    """Contents of a DICOM object with labels.
 
     Attributes:
         array: ``(I, J, K)`` in RAS+, ids of segments or structures; 0 for none.

@@ -16,10 +16,10 @@ from maisi_aug.errors import VolumeError
 from maisi_aug.system.content import ContentError, content_errors
 
 MAX_DEFLATE_RATIO: Final = 1032
-"""No byte of gzip or zlib unpacks to more (J. Gailly and M. Adler, zlib technical details: 1032:1)."""
+"""Largest ratio to which gzip or zlib unpack (J. Gailly and M. Adler, zlib technical details: 1032:1)."""
 MAX_HEADER_BYTES: Final = 10**6
 SURPLUS_BYTES: Final = 2**20
-"""What may follow the voxels."""
+"""Bytes that may follow the voxels."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _CHUNK_BYTES: Final = 2**16
 _MAX_PART_BYTES: Final = 2**20
@@ -30,7 +30,7 @@ RAW_DEFLATE: Final = -15
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where stored voxels lie.
+    """Place of stored voxels.
 
     Attributes:
         path: The file.

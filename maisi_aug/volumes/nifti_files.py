@@ -32,7 +32,7 @@ from maisi_aug.volumes.held_bytes import (
 
 _LONGEST_HEADER: Final = 540
 _PACKED_START: Final = 2**16
-"""More compressed bytes than any header takes."""
+"""Number of compressed bytes that contain any header."""
 UNIT_MM = {1: 1000.0, 3: 0.001}
 """``xyzt_units``: metres and micrometres; all others are millimetres (nifti1.h, NIFTI_UNITS_*)."""
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}

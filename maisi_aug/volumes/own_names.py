@@ -18,7 +18,7 @@ from maisi_aug.system.content import spells_number
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
 
 MAX_BYTES = 2**22
-"""Of a header that is looked at; more is not a table of labels."""
+"""Bytes of a header that are searched; larger ones have no table of labels."""
 _NRRD_FIELD = re.compile(r"^(Segment\d+)_(Name|LabelValue|Layer):=(.*)$", re.MULTILINE)
 
 

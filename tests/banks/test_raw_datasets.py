@@ -122,7 +122,8 @@ def test_damaged_description_is_refused(tmp_path: Path, text: str, found: str) -
 def test_cases_that_nnunet_leaves_out_are_told() -> None:
     assert note_never_trained(["a", "segment_1", "b_seg_2"]) == ""
     assert note_never_trained(["a", "b_seg", "a_seg"]) == (
-        "nnU-Net never trains on cases whose names end in _seg, because it takes them for label maps; 2 cases do (a_seg, b_seg). Rename them."
+        "nnU-Net never trains on cases whose names end in _seg, "
+        "because it takes them for label maps; 2 cases do (a_seg, b_seg). Rename them."
     )
 
 

@@ -32,13 +32,13 @@ from maisi_aug.system.whole_files import is_disk_full, sha256_of
 
 DEFAULT_REVISION = "main"
 MAX_TRIES = 5
-"""Of a download that breaks off without an answer of the hub."""
+"""Largest number of tries of a download that breaks off without an answer of the hub."""
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where files come from; None leaves it to the settings of ``huggingface_hub``."""
+    """Source of the files; None leaves it to the settings of ``huggingface_hub``."""
 
     endpoint: str | None = None
     cache_folder: Path | None = None
@@ -250,7 +250,7 @@ def _explain(error: Exception, subject: str) -> BundleError:
 
 
 _ADDRESS = re.compile(r"\w+://\S+")
-"""Of a proxy or of another hub, from variables that may hold a password."""
+"""Address of a proxy or of another hub, which may hold a password."""
 
 
 def _is_sha256(text: str) -> bool:

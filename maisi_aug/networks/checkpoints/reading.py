@@ -33,7 +33,7 @@ STATE_DICT_KEYS = {
     "mask_diffusion_unet": "unet_state_dict",
 }
 OTHER_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
-"""What other programs wrap weights in."""
+"""Keys under which other programs wrap weights."""
 SCALE_FACTOR_KEY = "scale_factor"
 
 # What numpy rebuilds numbers and arrays with, asked of numpy itself: their home has moved with numpy 2, and files name

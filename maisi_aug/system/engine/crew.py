@@ -43,7 +43,7 @@ Send = Callable[[str, Any], None]
 
 
 class Ending(NamedTuple):
-    """How a worker ended.
+    """End of a worker.
 
     Attributes:
         how: The rest of a sentence about the worker.
@@ -215,7 +215,7 @@ class Crew(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Post:
-    """What a worker is given that works outside of its driver's process.
+    """Place of a worker that works outside of its driver's process.
 
     Attributes:
         name: Of the worker.

@@ -1,4 +1,4 @@
-"""What workers and engines are, the loop that every worker runs, and the engine that works in this process.
+"""Workers and engines, the loop that every worker runs, and the engine that works in this process.
 
 To write another engine: run :func:`work_off` where the worker is, with a ``take`` and a ``give`` that reach the driver;
 call ``settle`` in the driver for every result, once for each item, and put what it returns before all else that waits;
@@ -29,7 +29,7 @@ NUM_AHEAD = 2
 NUM_BEHIND = 2
 """Results that may still be on their way to the disk while the next item is worked on."""
 MAX_LOSSES = 3
-"""How often an item is handed out in all when its workers are ended from outside."""
+"""Largest number of times that an item is handed out when its workers are ended from outside."""
 
 Tell = Callable[..., None]
 """Called with the name of an event and what belongs to it, values that can be sent to another process."""
@@ -37,7 +37,7 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker is.
+    """Place of a worker.
 
     Attributes:
         name: Of the worker, the same after it was restarted.
@@ -69,7 +69,7 @@ class Worker(Protocol[ItemIn, Result]):
 
 
 class WorkerSpec(Protocol[ItemIn, Result]):
-    """What is sent to where a worker is to be, to open it there; can be pickled.
+    """Specification of a worker, sent to the place where it is opened; can be pickled.
 
     One that works with files has ``reads``, the paths that must be there. Results that come with files in the worker's
     folder have ``paths``, theirs in it.

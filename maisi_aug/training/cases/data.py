@@ -66,7 +66,7 @@ REGIONS = ("chest", "abdomen", "pelvis", "any")
 
 @dataclass(frozen=True, slots=True)
 class CaseFacts:
-    """What is known of a case without its voxels.
+    """Facts about a case that are known without its voxels.
 
     Attributes:
         shape: Voxels along I, J, K.

@@ -1,4 +1,4 @@
-"""What is checked before a fine-tuning run trains: the base, the data, the folds and the folder. Needs no torch."""
+"""Checks before a fine-tuning run trains: the base, the data, the folds and the folder. Needs no torch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ CARD_NAME = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class LabelMeasures:
-    """What the training cases say of a taught label.
+    """Measurements of a taught label in the training cases.
 
     Attributes:
         sizes: Volumes, one per patient.

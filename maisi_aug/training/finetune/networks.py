@@ -25,7 +25,7 @@ from maisi_aug.training.finetune.settings import FinetuneConfig
 from maisi_aug.training.images.label_means import freeze_lookup
 
 PARTIAL_BLOCKS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
-"""What ``partial`` trains: the layers that read the label map, and those that hand over to the U-Net."""
+"""Networks' parts that ``partial`` trains: the layers that read the label map, and those that feed the U-Net."""
 SCALE = 2.0
 """s of the definition, relative to the rank: what is added does not grow with it."""
 

@@ -34,12 +34,12 @@ PANEL_PX = 300
 MARGIN_PX = 10
 LINE_PX = 22
 AROUND_MM = 45.0
-"""How much is shown around the labels at the least: a gland alone would say nothing of its place."""
+"""Smallest margin in mm around the labels; without surroundings a gland's place cannot be seen."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row of pictures shows.
+    """Contents of a row of pictures.
 
     Attributes:
         name: Of the case.

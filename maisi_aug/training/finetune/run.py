@@ -57,7 +57,7 @@ BUNDLE_FOLDER, TRAINING_FOLDER, PICTURES_FOLDER = "bundle", "training", "picture
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Where a run stands.
+    """State of a run.
 
     Attributes:
         bundle: What it has written.

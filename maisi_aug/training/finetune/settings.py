@@ -32,7 +32,7 @@ _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 
 
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
-    """What the user requests; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
+    """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
     data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
     """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which is first
@@ -151,7 +151,7 @@ def _split_pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
 
 
 class FinetuneConfig(StrictModel):
-    """What decides the weights of a fine-tuned ControlNet, besides the base and the data; as it is kept with a run.
+    """Configuration that, with the base and the data, determines a fine-tuned ControlNet; kept with the run.
 
     Attributes:
         labels, slots, hosts, kinds, fold, tune, start, seed, num_pictures: As in :class:`FinetuneRequest`.

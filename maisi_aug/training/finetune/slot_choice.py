@@ -1,4 +1,4 @@
-"""Which slot a new label gets, what kind of label it is, and what lies around it. Needs no torch."""
+"""Choose the slot of a new label, its kind, and its surroundings. Needs no torch."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def _find_stand_in(label_id: int, dropped: Mapping[int, NewLabel]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LabelTraits:
-    """What the training cases say of a label.
+    """Traits of a label in the training cases.
 
     Attributes:
         volumes_ml: Its volume in every patient who has it.

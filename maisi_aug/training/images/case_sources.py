@@ -1,4 +1,4 @@
-"""Where a recipe's training cases come from: phantoms, built here, or a prepared folder of real ones.
+"""Sources of a recipe's training cases: phantoms, built here, or a prepared folder of real ones.
 
 Both have a ``description`` for the bundle, ``slots`` of labels that MAISI's vocabulary lacks, an ``identity`` that a
 folder keeps to, and a ``shape``; ``open`` gives training and held-out cases, ``encode`` their latents, scaled alike.

@@ -1,4 +1,4 @@
-"""What is checked before a stage trains: shapes that the networks can take, and a folder of the same recipe."""
+"""Checks before a stage trains: shapes that the networks can take, and a folder of the same recipe."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _EPSILON = 1e-5
 
 
 class ChangedRegions(NamedTuple):
-    """Where a label was removed, and where nothing of it can be felt; ``(B, 1, i, j, k)`` float32 each."""
+    """Region of a removed label, and the region unaffected by it; ``(B, 1, i, j, k)`` float32 each."""
 
     changed: Tensor
     outside: Tensor

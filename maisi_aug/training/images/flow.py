@@ -57,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network was given and made of it: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+    """Input and output of a network: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
 
     noisy: Tensor
     timesteps: Tensor

@@ -28,7 +28,7 @@ HU_PER_UNIT = HU_MAXIMUM - HU_MINIMUM
 
 @dataclass(frozen=True, slots=True)
 class LookupChange:
-    """What fitting a lookup again has done, in HU.
+    """Change in HU by fitting a lookup again.
 
     Attributes:
         largest_old_hu: By how much the label that moved most has moved, of those the bundle knew.

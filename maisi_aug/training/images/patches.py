@@ -49,7 +49,7 @@ class PatchPlan:
 
 
 class LesionPlaces:
-    """Where the lesions of each case are, looked up once a case."""
+    """Places of the lesions of each case, found once per case."""
 
     def __init__(self, store: CaseStore, lesion_ids: Sequence[int]) -> None:
         self.store = store

@@ -101,7 +101,7 @@ class ControlNetStage(FlowStage):
 
 
 class BundleHeader(StrictModel):
-    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
+    """Header of the finished bundle, with the fields of ``bundle.BundleSpec``.
 
     ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
     be fetched: its definitions are known without its weights.

@@ -21,7 +21,7 @@ from maisi_aug.training.loop.settings import LoopConfig
 
 
 class StageOptions(TypedDict):
-    """Where and beside whom a training in stages runs.
+    """Options of a training in stages: device, processes and output.
 
     Attributes:
         device: Of this process.
@@ -37,7 +37,7 @@ class StageOptions(TypedDict):
 
 
 class StageFolder:
-    """What trainings in stages share.
+    """Shared part of trainings in stages.
 
     Args:
         folder: Of the training.

@@ -17,7 +17,7 @@ LEAST_SCALE = 2.0**-14
 
 
 class Precision:
-    """How forward passes compute and how the optimiser steps.
+    """Precision of forward passes and of the optimiser's steps.
 
     Args:
         device: Where the networks are.

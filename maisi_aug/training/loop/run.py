@@ -60,7 +60,7 @@ Figures = Mapping[str, float | Tensor]
 
 
 class Objective(Protocol):
-    """What is trained: networks, the loss of a step, and whatever the loss needs next to them."""
+    """Training objective: networks, the loss of a step, and whatever the loss needs in addition."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -95,7 +95,7 @@ class Stateless:
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Where a run stands.
+    """State of a run.
 
     Attributes:
         num_steps_done: Optimiser steps made.

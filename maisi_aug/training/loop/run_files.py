@@ -1,4 +1,4 @@
-"""What a run keeps on the disk: a checkpoint, from which it continues exactly where it was, and figures of every step.
+"""Files of a run: a checkpoint, from which it continues exactly where it was, and the figures of every step.
 
 Those are a line of JSON each, and TensorBoard's scalars where wished.
 """

@@ -14,7 +14,7 @@ LEAST_SLICE_SIDE = 20
 
 
 class LoopConfig(StrictModel, strict=True):
-    """How long and how fast to train.
+    """Length and learning rate of a training.
 
     Attributes:
         num_steps: Optimiser steps of the whole run.
@@ -139,7 +139,7 @@ class VaeLossConfig(StrictModel):
 
 
 class SurroundingsConfig(StrictModel):
-    """What of its surroundings a ControlNet is shown that learns to draw lesions into real images.
+    """Surroundings shown to a ControlNet that learns to draw lesions into real images.
 
     Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
 

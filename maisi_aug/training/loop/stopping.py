@@ -1,4 +1,4 @@
-"""How runs end early: after the step that they are at, with a checkpoint, or between two cases that are prepared."""
+"""Early end of runs: after the current step with a checkpoint, or between two cases that are prepared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the label maps of mask networks come from: phantoms, a bank, or a prepared folder; training and held-out."""
+"""Label maps for mask networks: phantoms, a bank, or a prepared folder; training and held-out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.grid import Grid, spell_grid
 
 HELD_OUT_SHARE = 5
-"""Of the user's own maps at most one in so many is held out."""
+"""One in this many of the user's own maps is held out, at most."""
 
 
 @dataclass(frozen=True, eq=False)

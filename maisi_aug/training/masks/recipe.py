@@ -37,7 +37,7 @@ class MaskDataConfig(StrictModel):
 
 
 class WarpConfig(StrictModel):
-    """By how much label maps are varied: small changes of posture and build, which leave the anatomy what it is.
+    """Variation of label maps: small changes of posture and build that leave the anatomy as it is.
 
     Attributes:
         degrees: Largest angle of a rotation about each axis.

@@ -23,7 +23,7 @@ NUM_DIGITS = 4
 
 @dataclass(frozen=True, eq=False)
 class MapFigures:
-    """What is measured once on the maps of a set.
+    """Measurements of the maps of a set, taken once.
 
     Attributes:
         counts: ``(N, 125)`` voxels per class.
