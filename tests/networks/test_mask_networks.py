@@ -127,10 +127,13 @@ def rewrite(bundle: Bundle, folder: Path, change: Any) -> Bundle:
             lambda c: c["mask_generation"].update({"scheduler": {"class": "RFlowScheduler"}}),
             "mask_generation.scheduler must be a DDPMScheduler that predicts noise and",
         ),
-        (lambda c: c["networks"]["mask_diffusion_unet"].update({"cross_attention_dim": 9}), "cross_attention_dim 10"),
-        (lambda c: c["networks"]["mask_autoencoder"].update({"out_channels": 9}), "expected out_channels 125"),
-        (lambda c: c["networks"]["mask_diffusion_unet"].update({"num_res_blocks": 2}), r"found \d+ missing"),
-        (lambda c: c["weights"].pop("mask_autoencoder"), "expected weights for mask_autoencoder"),
+        (
+            lambda c: c["networks"]["mask_diffusion_unet"].update({"cross_attention_dim": 9}),
+            "cross_attention_dim must be 10",
+        ),
+        (lambda c: c["networks"]["mask_autoencoder"].update({"out_channels": 9}), "out_channels must be 125"),
+        (lambda c: c["networks"]["mask_diffusion_unet"].update({"num_res_blocks": 2}), r"definition: \d+ missing"),
+        (lambda c: c["weights"].pop("mask_autoencoder"), "no weights for mask_autoencoder"),
     ],
 )
 def test_bundle_that_cannot_generate_is_refused(change: Any, message: str, bundle: Bundle, tmp_path: Path) -> None:

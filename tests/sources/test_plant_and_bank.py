@@ -182,9 +182,7 @@ def test_all_maps_of_a_small_bank_are_tried_once(tmp_path: Path, monkeypatch: py
 
 def test_missing_host_and_missing_organ_are_named(healthy_bank: FolderBank) -> None:
     lung_tumor, pancreas = 23, 4
-    with pytest.raises(
-        BankError, match=r"expected a map with a host of lung tumor \(left lung upper lobe, .*found none"
-    ):
+    with pytest.raises(BankError, match=r"no map has a host of lung tumor \(left lung upper lobe"):
         draw(PlantSource(healthy_bank), [_wish(lung_tumor, 2.0)], seed=1)
     with pytest.raises(BankError, match=" and pancreas"):
         draw(PlantSource(healthy_bank), [_wish(HEPATIC_TUMOR, 2.0)], required_ids=(pancreas,), seed=1)

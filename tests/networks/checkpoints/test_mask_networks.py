@@ -221,4 +221,4 @@ def test_commands_pull_list_show_and_verify(
     shown = run_cli("bundles", "show", "rflow-ct").stdout
     assert "mask_diffusion_unet: DiffusionModelUNet, channels 8/16" in shown
     assert "label maps: generated, 64x48x48 at 6.4x6.4x6.4 mm (410x307x307 mm), 3 steps" in shown
-    assert run_cli("bundles", "verify", "rflow-ct").stdout.endswith("all 5 files are intact")
+    assert run_cli("bundles", "verify", "rflow-ct").stdout.endswith("all 5 files are intact.\n")
