@@ -27,7 +27,7 @@ def test_shards_are_made_watched_merged_and_verified(run_cli: Run, recipe: Path,
     words = ["synthesize", "--recipe", recipe, "--device", "cpu", "--out", out]
     first = run_cli(*words, "--shard", "1/2", "--json-lines")
     assert first.code == 0
-    assert f"Shard 1/2. When all have ended: maisi-aug cohort merge {out}" in first.stdout
+    assert f"Shard 1/2. When all shards have ended: maisi-aug cohort merge {out}" in first.stdout
     rows = [json.loads(line) for line in first.stderr.splitlines()]
     assert {"starts", "opens", "enters", "records"} <= {row["event"] for row in rows}
     status = json.loads(run_cli("cohort", "status", out, "--json").stdout)

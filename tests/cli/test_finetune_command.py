@@ -205,7 +205,7 @@ def test_label_named_in_the_data_needs_no_rule(places: tuple[Path, Path], tmp_pa
     }  # the user's rule goes first
     assert "gland" in open_of(str(lab), base, tmp_path / "out", **again).dataset.spec.labels  # nothing depends on it
     (tmp_path / "out" / "finetune.yaml").touch()
-    with pytest.raises(PreparationError, match="was begun with other settings"):
+    with pytest.raises(PreparationError, match="was prepared with other options"):
         open_of(str(lab), base, tmp_path / "out", labels=("node",), rules=(), organs=())
 
 

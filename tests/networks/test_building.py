@@ -209,7 +209,9 @@ def test_class_that_is_no_network_is_refused_with_the_closest() -> None:
 
 @pytest.mark.parametrize("changes", [{"num_chanels": [8]}, {"norm_num_groups": 3}], ids=["misspelt", "impossible"])
 def test_hyper_parameters_that_maisi_refuses_are_named(changes: dict[str, Any]) -> None:
-    with pytest.raises(BundleError, match="definition of DiffusionModelUNetMaisi: MONAI refused it: .*(chanels|group)"):
+    with pytest.raises(
+        BundleError, match="definition of DiffusionModelUNetMaisi: rejected by MONAI: .*(chanels|group)"
+    ):
         build_network(definition("diffusion_unet", **changes))
 
 

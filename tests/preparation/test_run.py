@@ -202,7 +202,7 @@ def test_organs_come_from_totalsegmentators_output(prepare: Run, tmp_path: Path)
     save_label_map(organs / "p2_a.nii.gz", np.where(build_trunk(seed=2) == SPLEEN, 1, 0), trunk_grid())
     untold = prepare(lab, "--organs", organs, folds=2)
     assert untold.code == 1
-    assert "found neither labels.json nor dataset.json. Choose --organ-labels totalsegmentator-v2" in untold.stderr
+    assert "neither labels.json nor dataset.json is there. Choose --organ-labels totalsegmentator-v2" in untold.stderr
     assert prepare(lab, "--organs", organs, "--organ-labels", "totalsegmentator-v2", folds=2).code == 0
     for case in load_prepared(tmp_path / "out").cases:
         own = build_trunk(seed=int(case.patient[1])) == SPLEEN

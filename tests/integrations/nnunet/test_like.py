@@ -136,7 +136,7 @@ def test_dry_run_refuses_what_nnunets_check_would(place: Place) -> None:
     label_map[0, 0, 0] = 9
     save_label_map(path, label_map, GRID)
     with pytest.raises(
-        ExportError, match=r"integrity check: .*liver_0.*\. Nothing was exported; repair the case that it"
+        ExportError, match=r"integrity check complains: .*liver_0.*\. Nothing was exported; repair the case that it"
     ):
         place.export(dry_run=True)
     place.require_nothing_exported()
@@ -477,7 +477,7 @@ class TestContent:
     def test_label_that_leaves_a_hole_is_named(self, place: Place) -> None:
         notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
         assert notes == (
-            "'hepatic vessel' becomes background and lies mostly in or at 'liver'; where the real dataset counts it as "
+            "'hepatic vessel' becomes background and lies mostly in or at 'liver'; if the real dataset counts it as "
             "part of a label, give --map 'LABEL=hepatic vessel'.",
             *notes[1:],
         )
@@ -511,7 +511,11 @@ class TestRefusals:
                 "0, 1, 2, ... without gaps, with 0 for background, found 0, 1, 3, without 2",
             ),
             ({"labels": {"liver": 0, "tumor": 1}}, {}, "found another number for background"),
-            ({"labels": {"0": "background", "1": "liver"}}, {}, "a name for each number as the Medical Segmentation"),
+            (
+                {"labels": {"0": "background", "1": "liver"}},
+                {},
+                "a name for each number, as in the Medical Segmentation",
+            ),
             ({"labels": ["liver"]}, {}, r"expected a number for each name.* as 'labels', found \[\"liver\"\]. Correct"),
             ({"labels": {"background": 0, "liver": None}}, {}, "an integer, or a list of them, for 'liver'"),
             ({"dataset": [{"image": "a"}]}, {}, r"expected files of each case by its name as 'dataset', found \[\{"),
