@@ -155,15 +155,17 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
         synthetic: The same.
         seed: Of intervals, halves and shuffles.
     """
-    rows = np.concatenate(list(real))
-    deviation = rows.std(axis=0, ddof=1)
+    rows = np.concatenate(list(real))  # (rows of all cases, D)
+    deviation = rows.std(axis=0, ddof=1)  # (D,)
     used = deviation > TINY
+    # one (regions of the case, D used) array per case and side, in units of the real set's deviation
     scaled = [
         [(case[:, used] - rows.mean(axis=0)[used]) / deviation[used] for case in side] for side in (real, synthetic)
     ]
     moments = measure_moments(scaled[0]), measure_moments(scaled[1])
     distance = frechet_distance(*moments)
     influences = case_influence(scaled[0], *moments), case_influence(scaled[1], moments[1], moments[0])
+    # (cases, D used) of each side: the mean over a case's regions
     points = [np.stack([case.mean(axis=0) for case in side]) for side in scaled]
     nearest = choose_nearest(len(real), len(synthetic))
     figures = measure_neighbours(points[0], points[1], nearest)
@@ -191,6 +193,7 @@ def _find_p(scaled: Sequence[Side], distance: float, rng: np.random.Generator) -
     larger = 0
     for _ in range(NUM_SHUFFLES):
         order = rng.permutation(len(pooled))
+        # a random split of all cases into two sets of the original sizes
         parts = [measure_moments([pooled[i] for i in part]) for part in (order[:num_real], order[num_real:])]
         larger += frechet_distance(*parts) >= distance
     return (1 + larger) / (1 + NUM_SHUFFLES)

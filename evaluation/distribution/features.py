@@ -114,7 +114,7 @@ def _describe_labels(
     body_box: Box,
 ) -> list[Region | None]:
     found = []
-    for label_id in np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)):
+    for label_id in np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)):  # ids present
         number = int(label_id)
         if number in (BACKGROUND_ID, BODY_ID):
             continue
@@ -126,6 +126,7 @@ def _describe_labels(
             host_box = bounding_box(mask | np.isin(label_map, vocabulary.hosts_of(number)))
         for box, part in connected_parts(mask) if is_lesion else iter([_whole(mask)]):
             wide = _widen(box, label_map.shape)
+            # part placed in the widened box
             inside = np.zeros(tuple(part.stop - part.start for part in wide), dtype=bool)
             inside[tuple(slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True))] = part
             found.append(
@@ -158,16 +159,18 @@ def _describe(
     is_lesion: bool = False,
 ) -> Region | None:
     """A region, of its crop; None for one that is too small."""
-    even = grid.with_voxels_of(spacing_mm)
+    even = grid.with_voxels_of(spacing_mm)  # isotropic grid with the same field of view
     inside = resample_label_map(mask.astype(np.uint8), grid, even) > 0
     if np.count_nonzero(inside) < MIN_VOXELS:
         return None
     hu = resample_image(image_hu.astype(np.float32), grid, even)
     volume_ml = np.count_nonzero(mask) * grid.voxel_ml
+    # (D,)
     features = np.array(
         [*measure_intensities(hu[inside]), *measure_texture(hu, inside), *measure_shape(inside, volume_ml)]
     )
     centre = [(part.start + part.stop) / 2 for part in box]
+    # in [0, 1] along I, J, K of the host's box
     place = [(c - h.start) / max(h.stop - h.start, 1) for c, h in zip(centre, host_box, strict=True)]
     return Region(name, is_lesion, features, (place[0], place[1], place[2]))
 
@@ -182,7 +185,7 @@ def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
     values = hu.astype(np.float64)
     mean, deviation = float(values.mean()), float(values.std())
     scaled = (values - mean) / deviation if deviation > 0 else np.zeros_like(values)
-    shares = np.bincount(to_levels(values), minlength=NUM_LEVELS) / len(values)
+    shares = np.bincount(to_levels(values), minlength=NUM_LEVELS) / len(values)  # (NUM_LEVELS,)
     p10, median, p90 = np.percentile(values, [10, 50, 90])
     return (
         *(mean, deviation, float((scaled**3).mean()), float((scaled**4).mean() - 3 if deviation > 0 else 0.0)),
@@ -204,8 +207,8 @@ def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
     total = pairs.sum()
     if not total:
         return (0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
-    chances = pairs / total
-    first, second = np.indices(chances.shape)
+    chances = pairs / total  # (levels, levels) joint probability
+    first, second = np.indices(chances.shape)  # grey levels of the pair
     apart = first - second
     mean = float((first * chances).sum())
     variance = float(((first - mean) ** 2 * chances).sum())
@@ -227,11 +230,11 @@ def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
     for offset in DIRECTIONS:
         here = tuple(slice(max(0, -o), min(side, side - o)) for o, side in zip(offset, mask.shape, strict=True))
         there = tuple(slice(max(0, o), min(side, side + o)) for o, side in zip(offset, mask.shape, strict=True))
-        both = mask[here] & mask[there]
-        places = levels[here][both] * NUM_LEVELS + levels[there][both]
+        both = mask[here] & mask[there]  # (I', J', K') pairs whose voxels are both in the mask
+        places = levels[here][both] * NUM_LEVELS + levels[there][both]  # flat index into (levels, levels)
         counts += np.bincount(places, minlength=counts.size)
     square = counts.reshape(NUM_LEVELS, NUM_LEVELS)
-    return square + square.T
+    return square + square.T  # each pair in both orders
 
 
 def measure_shape(mask: Mask, volume_ml: float) -> tuple[float, ...]:
@@ -242,12 +245,15 @@ def measure_shape(mask: Mask, volume_ml: float) -> tuple[float, ...]:
     """
     from skimage.measure import marching_cubes
 
-    places = np.argwhere(mask).astype(np.float64)
+    places = np.argwhere(mask).astype(np.float64)  # (N, 3)
+    # (3,) standard deviations along the principal axes, longest first
     lengths = np.sqrt(np.clip(np.linalg.eigvalsh(np.cov(places.T))[::-1], 0, None))
     vertices, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5)
-    corners = vertices[faces].astype(np.float64)
+    corners = vertices[faces].astype(np.float64)  # (faces, 3 corners, 3)
+    # (faces, 3): twice the area, along the normal
     crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = float(np.linalg.norm(crossed, axis=1).sum() / 2)
+    # sum of signed tetrahedra from the origin
     volume = abs(float(np.einsum("fd,fd->f", corners[:, 0], crossed).sum() / 6))
     sphericity = float((36 * np.pi * volume**2) ** (1 / 3) / area)
     most = max(float(lengths[0]), 1e-9)

@@ -203,13 +203,14 @@ def _push_in(
 ) -> _Grown | None:
     """A large lesion that pushes its host and its neighbours aside; None for a small one, or where that fails."""
     rule = wish.rule
-    free = is_any_of(label_map, wish.hosts) & ~blocked
+    free = is_any_of(label_map, wish.hosts) & ~blocked  # (I, J, K) voxels of the hosts without another lesion
     num_voxels = require_num_voxels(wish.requested_ml, spacing_mm)
     is_large = rule is not None and wish.requested_ml >= max(
         LARGE_ML, LARGE_SHARE * host_volumes_ml(free, spacing_mm)[1]
     )
     if rule is None or rule.room_share <= 0 or not is_large:
         return None
+    # voxels that must fit into the host, since pushing makes room for the rest
     num_needed = int(np.ceil((1.0 - rule.room_share) * (1.0 - rule.max_share_outside) * num_voxels))
     part = draw_part(free, free, num_needed, spacing_mm, rng)
     if part is None:
@@ -310,7 +311,7 @@ def _host_choices(
     label_map: NDArray[np.uint8], blocked: Mask, wish: Lesion, num_voxels: int, rng: np.random.Generator
 ) -> list[tuple[int, ...]]:
     """Sets of hosts to try in order: single hosts with ample room, single hosts with room, the union."""
-    num_free = np.bincount(label_map[~blocked], minlength=256)
+    num_free = np.bincount(label_map[~blocked], minlength=256)  # (256,) free voxels by id
     choices: list[tuple[int, ...]] = []
     crosses = wish.rule is not None and wish.rule.crosses_hosts
     for share in (CROSSING,) if crosses else (ROOMY, 1.0):
@@ -402,8 +403,8 @@ def draw_part(
     margin = 0 if room is host else int(np.ceil(2.0 * radius_mm / min(spacing_mm)))
     box = bounding_box(host, margin=margin)
     labelled, _ = label_parts(room[box])
-    num_room = np.bincount(labelled.ravel())
-    num_start = np.bincount(labelled[host[box]], minlength=num_room.size)
+    num_room = np.bincount(labelled.ravel())  # (parts + 1,) voxels of each connected part
+    num_start = np.bincount(labelled[host[box]], minlength=num_room.size)  # voxels of it in the host
     num_room[0] = 0
     fits = np.flatnonzero((num_room >= num_voxels) & (num_start > 0))
     if fits.size == 0:
@@ -445,7 +446,7 @@ def grow_roundest(
     """
     if centres is None:
         centres = draw_centres(start_room, num_voxels, spacing_mm, rng)
-    farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)
+    farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)  # (I, J, K) factor of the distance
     best: tuple[Mask, float] | None = None
     for centre in centres:
         lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, farther)
@@ -466,13 +467,14 @@ def draw_centres(
     thinned = start_room[::stride, ::stride, ::stride]
     if not thinned.any():
         stride, thinned = 1, start_room
+    # (i + 2, j + 2, k + 2): padded, so that the border counts as outside
     depth_mm = ndimage.distance_transform_edt(np.pad(thinned, 1), sampling=np.asarray(spacing_mm) * stride)
-    candidates = np.argwhere(thinned)
-    depths = depth_mm[tuple((candidates + 1).T)]
+    candidates = np.argwhere(thinned)  # (N, 3)
+    depths = depth_mm[tuple((candidates + 1).T)]  # (N,)
     needed_mm = 0.9 * radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
-    weights = np.minimum(depths, max(needed_mm, min(spacing_mm))) ** 4
+    weights = np.minimum(depths, max(needed_mm, min(spacing_mm))) ** 4  # (N,)
     drawn = rng.choice(len(candidates), size=MAX_GROWTHS, p=weights / weights.sum())
-    centres: NDArray[np.int64] = candidates[drawn] * stride
+    centres: NDArray[np.int64] = candidates[drawn] * stride  # (MAX_GROWTHS, 3)
     return centres
 
 
@@ -515,12 +517,15 @@ def _draw_score(
     irregularity = IRREGULARITY * min(1.0, (num_voxels / 150) ** (1 / 3))
     stretch = np.exp(0.6 * irregularity * rng.standard_normal(3))
     rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    # (3, 3) symmetric, volume-preserving: millimetres to a ball
     to_ball = rotation @ np.diag(stretch / np.prod(stretch) ** (1 / 3)) @ rotation.T
     axes = [(np.arange(n) - s) * step for n, s, step in zip(shape, start, spacing_mm, strict=True)]
-    i, j, k = np.ix_(*axes)
+    i, j, k = np.ix_(*axes)  # (I, 1, 1), (1, J, 1), (1, 1, K) in mm
+    # (I, J, K) squared distance in the ellipsoid
     squared = sum((row[0] * i + row[1] * j + row[2] * k) ** 2 for row in to_ball)
     knots_mm = [max(0.8 * radius_mm, (axis[-1] - axis[0]) / 24, 1e-6) for axis in axes]
     bases = [spline_basis((axis - axis[0]) / knot) for axis, knot in zip(axes, knots_mm, strict=True)]
+    # (I, J, K) smooth, about unit deviation
     noise = spline_field(rng.standard_normal([basis.shape[1] for basis in bases]), bases)
     score: NDArray[np.float64] = np.sqrt(squared) * np.exp(np.clip(2.0 * irregularity * noise, -0.6, 0.6))
     score[tuple(start)] = -1.0
@@ -529,8 +534,9 @@ def _draw_score(
 
 def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
     """Return the root mean square distance from the centre of mass relative to a ball of equal volume, which has 1."""
-    points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)
+    points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)  # (N, 3)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
+    # a ball of radius r has variance 0.6 r^2
     return float(np.sqrt(variance / 0.6)) / radius_mm_of(len(points_mm) * voxel_volume_ml(spacing_mm))
 
 

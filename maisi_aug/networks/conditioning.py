@@ -37,8 +37,9 @@ def to_label_bits(label_map: Tensor) -> Tensor:
     Returns:
         ``(B, 8, I, J, K)`` float32 of zeros and ones.
     """
+    # (1, 8, 1, 1, 1)
     bits = torch.arange(NUM_LABEL_BITS, dtype=torch.uint8, device=label_map.device).view(1, -1, 1, 1, 1)
-    return torch.bitwise_and(torch.bitwise_right_shift(label_map.unsqueeze(1), bits), 1).float()
+    return torch.bitwise_and(torch.bitwise_right_shift(label_map.unsqueeze(1), bits), 1).float()  # (B, 8, I, J, K)
 
 
 def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
@@ -53,8 +54,8 @@ def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
     """
     centre_hu, scale_hu = SURROUNDINGS_HU
     known = is_known.float()
-    spread = (image * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM - centre_hu) / scale_hu
-    return torch.stack((spread * known, known), dim=1)
+    spread = (image * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM - centre_hu) / scale_hu  # (B, I, J, K)
+    return torch.stack((spread * known, known), dim=1)  # (B, 2, I, J, K)
 
 
 def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels: int) -> Tensor:
@@ -77,7 +78,7 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
         )
     if surroundings is None:
         surroundings = label_bits.new_zeros((len(label_bits), NUM_SURROUNDINGS, *label_bits.shape[2:]))
-    return torch.cat((label_bits, surroundings), dim=1)
+    return torch.cat((label_bits, surroundings), dim=1)  # (B, 10, I, J, K)
 
 
 def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:
@@ -92,8 +93,9 @@ def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Ten
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Return uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    # (B, 2)
     places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
-    top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)
+    top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)  # (B, 4) each
     return top, bottom
 
 

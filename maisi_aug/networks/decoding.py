@@ -114,8 +114,8 @@ def decode_windows(
     """
     sides = cast(LatentShape, tuple(latent.shape[2:]))
     starts = [window_starts(side, length, overlap) for side, length in zip(sides, window, strict=True)]
-    weights = compute_importance_map(window, mode="gaussian", device=latent.device, dtype=torch.float32)
-    totals = torch.zeros(sides, device=latent.device)
+    weights = compute_importance_map(window, mode="gaussian", device=latent.device, dtype=torch.float32)  # (window)
+    totals = torch.zeros(sides, device=latent.device)  # (i, j, k) sum of the weights of all windows
     for place in _places(starts, window):
         totals[place] += weights
     gathered: _Gathered | None = None
@@ -123,7 +123,7 @@ def decode_windows(
         if gathered is not None:
             gathered.finish_before(first)
         for place in places:
-            part = decode(latent[:, :, *place])
+            part = decode(latent[:, :, *place])  # (B, 1, f * window)
             if gathered is None:
                 gathered = _Gathered(part, totals, window, on_host=on_host)
             gathered.add(part, weights, place)
@@ -153,6 +153,7 @@ class _Gathered:
         self.first = 0
         i, j, k = (self.factor * side for side in totals.shape)
         self.thickness = window[0] if on_host else totals.shape[0]
+        # (B, 1, f * thickness, J, K)
         self.buffer = part.new_zeros((*part.shape[:2], self.factor * self.thickness, j, k))
         self.image = self.buffer
         if on_host:
@@ -160,7 +161,7 @@ class _Gathered:
 
     def add(self, part: Tensor, weights: Tensor, place: Place) -> None:
         """Add a decoded window, weighted in place."""
-        _by_latent_voxel(part, self.factor).mul_(_spread(weights))
+        _by_latent_voxel(part, self.factor).mul_(_spread(weights))  # weights are constant within a latent voxel
         i, j, k = (slice(self.factor * axis.start, self.factor * axis.stop) for axis in place)
         moved = self.factor * (self.first if self.image is not self.buffer else 0)
         self.buffer[:, :, i.start - moved : i.stop - moved, j, k] += part

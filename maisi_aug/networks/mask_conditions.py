@@ -166,11 +166,11 @@ def draw_condition(
         ``(10,)`` float32 in the order of ``CONDITION_IDS``.
     """
     places = [CONDITION_IDS.index(label_id) for label_id in given]
-    wanted = np.array(list(given.values()), dtype=np.float32)
-    distances = np.abs(rows[:, places] - wanted).sum(axis=1)
+    wanted = np.array(list(given.values()), dtype=np.float32)  # (given,)
+    distances = np.abs(rows[:, places] - wanted).sum(axis=1)  # (N,)
     needed = [CONDITION_IDS.index(label_id) for label_id in SIZED_ORGANS if label_id in set(present_ids) - set(given)]
     distances += MISMATCH * (rows[:, needed] == ABSENT).sum(axis=1)
-    farthest = np.sort(distances)[min(NUM_NEAREST, len(rows)) - 1]
+    farthest = np.sort(distances)[min(NUM_NEAREST, len(rows)) - 1]  # distance of the NUM_NEAREST-th row
     nearest = np.flatnonzero(distances <= farthest + 1e-6)
     condition: NDArray[np.float32] = rows[rng.choice(nearest)].copy()
     condition[places] = wanted

@@ -82,14 +82,14 @@ def decode_classes(
         ``(B, I, J, K)`` uint8 classes, on the device of the latent.
     """
     *blocks, convolution = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
-    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
+    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))  # (B, C', i, j, k)
     num_classes, num_channels = next(convolution.parameters()).shape[:2]
 
     def classify(part: Tensor) -> Tensor:
         # Classes whose logits bfloat16 cannot tell apart would be decided by their order.
         with torch.autocast(part.device.type, enabled=False):
-            logits: Tensor = convolution(part.float())
-        return logits.argmax(dim=1, keepdim=True).to(torch.uint8)
+            logits: Tensor = convolution(part.float())  # (B, classes, slab, J, K)
+        return logits.argmax(dim=1, keepdim=True).to(torch.uint8)  # (B, 1, slab, J, K)
 
     def classify_slabs(part: Tensor) -> Tensor:
         thickness = _thickness(part[:, 0], num_classes, max_logits)
@@ -114,5 +114,5 @@ def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[T
     side = features.shape[2]
     for start in range(0, side, thickness):
         stop = min(side, start + thickness)
-        low, high = max(0, start - 1), min(side, stop + 1)
+        low, high = max(0, start - 1), min(side, stop + 1)  # one voxel more on either side, which is cut off again
         yield function(features[:, :, low:high])[:, :, start - low : stop - low]

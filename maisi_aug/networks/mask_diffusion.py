@@ -54,9 +54,9 @@ def sample_mask_latent(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
-    context = condition.unsqueeze(1).to(networks.device)
+    context = condition.unsqueeze(1).to(networks.device)  # (B, 1, 10): one token for cross-attention
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((len(condition), *latent_shape), generator=generator)
+    noise = torch.randn((len(condition), *latent_shape), generator=generator)  # (B, C, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         moved = latent.to(networks.device)
@@ -117,13 +117,15 @@ def integrate_fast(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
+    # (T,)
     kept = scheduler.alphas_cumprod.double().cpu()  # a_t^2
+    # l_t = log(a_t / s_t), half the log signal-to-noise ratio
     levels = [0.5 * math.log(share / (1 - share)) for share in kept.tolist()]
     timesteps = choose_timesteps(levels, num_steps)
     latent, clean, before, h_before = noise, noise, None, 0.0
     for done, timestep in enumerate(timesteps, start=1):
         a, s = math.sqrt(kept[timestep]), math.sqrt(1 - kept[timestep])
-        predicted = predict(latent, torch.full((len(latent),), float(timestep)))
+        predicted = predict(latent, torch.full((len(latent),), float(timestep)))  # (B, C, i, j, k) noise e
         clean = (latent - s * predicted) / a  # x_0
         if done < num_steps:
             following = timesteps[done]
@@ -132,7 +134,7 @@ def integrate_fast(
             # A line through this x_0 and the one before stands for x_0 along the step.
             lean = 0.0 if before is None else h / (2 * h_before)
             along = clean if before is None else (1 + lean) * clean - lean * before
-            latent = (s_next / s) * latent - a_next * math.expm1(-h) * along
+            latent = (s_next / s) * latent - a_next * math.expm1(-h) * along  # exact for a constant x_0 along the step
             before, h_before = clean, h
         if report is not None:
             report(done, num_steps)

@@ -114,7 +114,7 @@ def sample_latent(
 
     def guided(latent: Tensor, timesteps: Tensor) -> Tensor:
         base = without_condition(latent, timesteps)
-        return base + guidance_scale * (with_condition(latent, timesteps) - base)
+        return base + guidance_scale * (with_condition(latent, timesteps) - base)  # classifier-free guidance
 
     return _integrate(networks, noise, guided, num_inference_steps, generator, known, report)
 
@@ -129,7 +129,7 @@ def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> 
     if conditions.label_bits is not None:
         num_channels = count_control_channels(networks.controlnet)
         control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
-    known = embedding(control) if embed_once and control is not None else None
+    known = embedding(control) if embed_once and control is not None else None  # (B, channels, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
@@ -148,6 +148,7 @@ def _forward(
 ) -> Tensor:
     down, middle = None, None
     if controlnet_cond is not None:
+        # residuals of the U-Net's levels, and of its middle block
         down, middle = networks.controlnet(
             x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
         )
@@ -179,13 +180,14 @@ def _integrate(
     timesteps = scheduler.timesteps
     if timesteps.is_floating_point():
         timesteps = timesteps.float()  # MONAI keeps float16, which autocast on a CPU cannot concatenate; same values
+    # (steps,) the time step after each, 0 at the end
     following = torch.cat((timesteps[1:], torch.zeros(1, dtype=timesteps.dtype, device=timesteps.device)))
     for done, (timestep, next_timestep) in enumerate(zip(timesteps, following, strict=True), start=1):
         num_times = 1 if known is None or done == num_steps else known.num_resamplings
         for time in range(num_times):
             if known is not None:
                 latent = _put_back(scheduler, known, latent, noise, timestep)
-            output = predict(latent, timestep.expand(len(latent)).to(noise.device))
+            output = predict(latent, timestep.expand(len(latent)).to(noise.device))  # timesteps: (B,)
             if isinstance(scheduler, RFlowScheduler):
                 latent, _ = scheduler.step(output, timestep, latent, next_timestep)
             else:
@@ -194,6 +196,7 @@ def _integrate(
                 latent = _noise_again(scheduler, latent, timestep, next_timestep, generator)
         if report is not None:
             report(done, num_steps)
+    # the known part ends without noise
     return latent if known is None else torch.where(known.is_known, known.latent, latent)
 
 
@@ -203,7 +206,7 @@ def _put_back(
     """The latent with its known part as noisy as the rest: along the same noise at every step."""
     timesteps = timestep.expand(len(latent)).to(noise.device)
     noisy = scheduler.add_noise(original_samples=known.latent, noise=noise, timesteps=timesteps)
-    mixed: Tensor = torch.where(known.is_known, noisy, latent)
+    mixed: Tensor = torch.where(known.is_known, noisy, latent)  # is_known (B, 1, i, j, k) broadcasts over C
     return mixed
 
 
@@ -226,6 +229,6 @@ def _noise_again(
     else:
         signal, next_signal = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_timestep))
         share, variance = (signal / next_signal) ** 0.5, 1 - signal / next_signal
-    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)
+    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)  # (B, C, i, j, k)
     noisy: Tensor = share * latent + max(0.0, variance) ** 0.5 * fresh
     return noisy

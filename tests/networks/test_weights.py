@@ -109,7 +109,8 @@ def test_missing_surplus_and_misshapen_tensors_are_named(rewrite: Callable[..., 
         load_networks(bundle)
     assert str(caught.value) == (
         "Bundle 'tiny', diffusion_unet.safetensors: tensors differ from the definition: 1 missing "
-        "(conv_in.conv.weight); 1 surplus (conv_in.conv.wait); 1 of a different shape (out.0.weight (16,) instead of (8,))."
+        "(conv_in.conv.weight); 1 surplus (conv_in.conv.wait); 1 of a different shape (out.0.weight (16,) instead of "
+        "(8,))."
     )
 
 
