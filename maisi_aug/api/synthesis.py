@@ -139,7 +139,7 @@ def plan(
     [('case_0001', 'lung nodule:10mm'), ('case_0002', 'spleen')]
     >>> ma.plan("hepatic tumor:15mm", num_case=4)
     Traceback (most recent call last):
-    maisi_aug.errors.RecipeError: plan: expected a known keyword, found 'num_case'. Did you mean 'num_cases'?
+    maisi_aug.errors.RecipeError: plan: unknown keyword 'num_case'. Did you mean 'num_cases'?
 
     Args:
         labels: As for :func:`synthesize`, like all that follow.
