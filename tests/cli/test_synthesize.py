@@ -164,7 +164,7 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--size-label", "2"], 2, "size_reference is missing"),
         (["--recipe", "livr"], 2, "Did you mean 'liver'"),
         (["--bundle", "no-such-bundle"], 1, "Bundle 'no-such-bundle': expected"),
-        (["--mask-bank", "no/such/folder"], 1, "Mask bank no/such/folder: expected"),
+        (["--mask-bank", "no/such/folder"], 1, "Mask bank no/such/folder: not found"),
         (["-n", "0"], 2, "Invalid value for '--num-cases' / '-n'"),
     ],
 )
@@ -226,8 +226,8 @@ def test_cohort_of_another_configuration_is_refused(
 @pytest.mark.parametrize(
     ("field", "value", "code", "message"),
     [
-        ("mask_bank", "no/such/folder", 1, "Mask bank no/such/folder: expected"),
-        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: expected a JSON file"),
+        ("mask_bank", "no/such/folder", 1, "Mask bank no/such/folder: not found"),
+        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: not a readable JSON file"),
         ("labels", ["lung tumor:4mm"], 2, "lung tumor of 0.034 mL (4.0 mm)"),
     ],
     ids=["bank", "mapping", "size"],
