@@ -78,7 +78,7 @@ def _parse_features(text: str) -> list[int]:
     parts = text.split(",")
     if not all(spells_number(part.strip()) for part in parts):
         raise typer.BadParameter(
-            f"expected whole numbers separated by commas, such as 16,32,64,128; found '{text}'.",
+            f"expected integers separated by commas, such as 16,32,64,128; found '{text}'.",
             param_hint="--features",
         )
     return [int(part) for part in parts]

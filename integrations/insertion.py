@@ -82,9 +82,9 @@ class LesionPool:
 
         Args:
             lesion: As for ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``: one lesion with its sizes.
-            number: Of lesions in the label maps of the training; new lesions keep clear of those that are there.
-            host_numbers: Of the organs in the label maps in which lesions may grow; without them lesions of the lung
-                find it by HU.
+            number: Number of lesions in the label maps of the training; new lesions keep clear of those that are there.
+            host_numbers: Numbers in the label maps of the organs in which lesions may grow; without them, the lung is
+                found by HU for its lesions.
             reuse: How often a lesion is shown before another takes its place.
             per_ct: Lesions that are kept for every CT; one of them is shown at a time.
             texture: Of nodules; as in patients when not given.

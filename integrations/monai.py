@@ -83,9 +83,9 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
-            keys: Of the image and of the label map.
+            keys: Keys of the image and of the label map.
             probability: That an item gets a lesion.
-            name_key: Of the item's name, where it is not the image's ``filename_or_obj``.
+            name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
             pool: As for :class:`LesionPool`.
 
         Raises:

@@ -39,7 +39,7 @@ class JobLimits:
         num_gpus: GPUs.
         num_cpus: Cores.
         memory: As Slurm writes it, such as 32GB; empty for the cluster's default.
-        partition: Of the cluster; empty for its default.
+        partition: Partition of the cluster; empty for its default.
         account: That pays; empty for the user's default.
         num_running: Most jobs that run at the same time; None for all.
         num_timeouts: How often a job is queued again because its time was over; preemptions do not count.
@@ -76,7 +76,7 @@ class ShardJob:
     """A job that runs the command for its shard, and stops it when it must.
 
     Attributes:
-        words: Of the command, after ``maisi-aug``.
+        words: Words of the command, after ``maisi-aug``.
         shard: Which part it makes.
     """
 
@@ -182,7 +182,7 @@ def submit_shards(
     """Queue an array of jobs, each of which makes a shard.
 
     Args:
-        words: Of the command, after ``maisi-aug``, without ``--shard``.
+        words: Words of the command, after ``maisi-aug``, without ``--shard``.
         folder: For logs and what the jobs are made of.
         num_jobs: Jobs, and shards.
         limits: What every job gets.

@@ -77,7 +77,7 @@ class InsertLesion:
             probability: That a subject gets a lesion.
             image: Name of the image in the subject.
             label: Name of the label map.
-            seed: Of everything random.
+            seed: Seed of everything random.
             pool: As for :class:`LesionPool`.
 
         Raises:

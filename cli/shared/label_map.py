@@ -81,7 +81,7 @@ class LabelRules:
 
     Attributes:
         lesions: Of `--balance-against`, unread.
-        sizes: Of `--size-reference`: lesion -> id.
+        sizes: Sizes of `--size-reference`: lesion -> id.
         bank: Of `--mask-bank`: label -> what it is.
     """
 

@@ -21,10 +21,10 @@ class ArmJob:
     """One training of one arm, as an engine gets it.
 
     Attributes:
-        plan: Of the benchmark.
+        plan: Plan of the benchmark.
         arm: Name of the arm.
         seed: Number of the training, from 0.
-        folder: Of this training.
+        folder: Folder of this training.
         bench: Folder of the benchmark.
         device: "cpu" or "cuda".
     """

@@ -126,7 +126,7 @@ class Preset:
         batch_count: Patches a step.
         num_steps: Optimiser steps of every arm.
         learning_rate: Its peak.
-        max_voxels: Of a case at the planned spacing; larger ones are planned coarser.
+        max_voxels: Largest number of voxels of a case at the planned spacing; larger ones are planned coarser.
     """
 
     widths: tuple[int, ...]

@@ -25,7 +25,7 @@ class Variation:
     """Limits of the augmentation; there is no mirroring, which would make left organs right ones.
 
     Attributes:
-        share: Of the images that are blurred, and of those that get noise.
+        share: Share of the images that are blurred, and of those that get noise.
         max_blur_voxels: Standard deviation of the blur.
         max_noise_hu: Standard deviation of the noise.
         max_shift_hu: Up or down.
@@ -97,8 +97,8 @@ def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) ->
 
     Args:
         widths: Channels of the levels.
-        num_channels: Of the input.
-        num_classes: Of the output, the background among them.
+        num_channels: Number of channels of the input.
+        num_classes: Number of classes of the output, the background among them.
     """
     num_levels = len(widths)
     network: nn.Module = DynUNet(

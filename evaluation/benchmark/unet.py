@@ -128,7 +128,7 @@ def train_unet(
         preset: Size of the network.
         folder: Gets the checkpoint.
         num_steps: Optimiser steps, the same in all arms.
-        seed: Of the weights and the batches.
+        seed: Seed of the weights and the batches.
         device: "cpu" or "cuda".
         max_minutes: Stop after so long; a later call continues.
         report_step: Called after each step.

@@ -58,7 +58,7 @@ def match_labels(
 
     Args:
         label_values: Label name -> values, as nnU-Net's ``dataset.json`` has them.
-        vocabulary: Of the given maps.
+        vocabulary: Vocabulary of the given maps.
         mapping: ``LABEL=NAME`` or ``LABEL=NAME+NAME`` for names that the vocabulary lacks or means otherwise.
 
     Returns:
@@ -140,7 +140,7 @@ def measure_agreement(
         labels: What to compare.
         segmenter: What the segmenter is, in words.
         unmatched: Labels of the segmenter that are not compared.
-        seed: Of the bootstrap over cases.
+        seed: Seed of the bootstrap over cases.
         notify: Told cases done and cases in all.
 
     Raises:

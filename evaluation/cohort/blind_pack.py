@@ -87,7 +87,7 @@ def write_blind_pack(
         num_each: Items of each kind.
         spacing_mm: Side of the voxels that both are brought to.
         with_volumes: Write each item as NIfTI as well.
-        seed: Of the choice and the order.
+        seed: Seed of the choice and the order.
         notify: Called with items done and items in all.
 
     Returns:

@@ -52,14 +52,14 @@ class JudgedLesion:
     """A lesion of the cohort and what the segmenter made of it.
 
     Attributes:
-        case_id: Of its case.
+        case_id: Id of its case.
         patient: Whose CT or label map it lies in.
         label: Its name.
-        group: Of the twins; its own case without any.
+        group: Group of the twins; the case itself without twins.
         value: Of the factor; empty without twins.
         diameter_mm: Realised.
         is_found: Whether a predicted lesion was matched to it.
-        iou: Of the match.
+        iou: Intersection over union of the match.
     """
 
     case_id: str
@@ -88,7 +88,7 @@ def measure_detection_curve(
         segment: The segmenter.
         labels: What of it is compared with what.
         segmenter: What it is, in words.
-        seed: Of the bootstrap over patients.
+        seed: Seed of the bootstrap over patients.
         notify: Told cases done and cases in all.
 
     Raises:

@@ -152,7 +152,7 @@ def measure_spectrum(
     Args:
         original: ``(I, J, K)``.
         rebuilt: The same.
-        spacing_mm: Of the voxels.
+        spacing_mm: Spacing in mm of the voxels.
 
     Returns:
         Middles of the bands in cycles per mm, and power of the rebuilt image divided by that of the original, for the

@@ -55,7 +55,7 @@ class Portrait:
 
     Attributes:
         picture: ``(32, 32, 32)`` of the body's box, HU above air, clipped to 0..2000; 0 outside.
-        size_mm: Of the box.
+        size_mm: Size in mm of the box.
     """
 
     picture: NDArray[np.float32]

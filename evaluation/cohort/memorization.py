@@ -57,7 +57,7 @@ class Nearest:
     """Nearest training cases of some cases.
 
     Attributes:
-        distances: Of each case to its nearest training case.
+        distances: Distances of each case to its nearest training case.
         relative: The same divided by the median distance to all training cases.
         indices: Which training case that is.
     """
@@ -96,8 +96,8 @@ def find_reference(
 
     Args:
         distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
-        patients: Of the real cases; empty where they are not known.
-        train_patients: Of the training cases.
+        patients: Patients of the real cases; empty where they are not known.
+        train_patients: Training patients of the training cases.
 
     Returns:
         The relative distances, of as many cases as still have a training case to be held against, and the pairs that
@@ -151,7 +151,7 @@ def judge(
 
     Args:
         synthetic: Of the synthetic cases.
-        reference: Of the held-out cases; may be empty.
+        reference: Reference of the held-out cases; may be empty.
         num_train: How many training cases there are.
         threshold: Below which a case is a copy; from the held-out cases when not given.
 
@@ -283,9 +283,9 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
     """Read a case and cut it down to the size at which it is compared.
 
     Args:
-        case_set: Of the case.
+        case_set: Set that the case belongs to.
         case: To read.
-        planted_seed: Of the copy to plant; None plants none.
+        planted_seed: Seed of the copy to plant; None plants none.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.

@@ -57,7 +57,7 @@ class Rebuilt:
         spectrum: Frequencies and power kept.
         note: Why labels are missing, or what the grid lacks; empty for nothing.
         worst: The axial slice with the largest mean error, in the CT and rebuilt, ``(I, J, 1)``.
-        grid: Of that slice.
+        grid: Grid of that slice.
     """
 
     case_id: str
@@ -124,7 +124,7 @@ def measure_reconstruction(
 
     Args:
         case_set: CTs; where they have label maps, errors are given by label as well.
-        autoencoder: Of the bundle.
+        autoencoder: Autoencoder of the bundle.
         perceptual: LPIPS; None leaves it out.
         notify: Called with cases done and cases in all.
 

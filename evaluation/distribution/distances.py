@@ -107,7 +107,7 @@ def measure_distribution(
         real: Real cases, ten or more.
         synthetic: Synthetic cases, ten or more.
         spacing_mm: Side of the isotropic voxels on which features are measured.
-        seed: Of intervals and halves.
+        seed: Seed of intervals and halves.
         notify: Called with a stage, steps done and steps in all.
 
     Raises:
@@ -153,7 +153,7 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
     Args:
         real: Features of each case.
         synthetic: The same.
-        seed: Of intervals, halves and shuffles.
+        seed: Seed of intervals, halves and shuffles.
     """
     rows = np.concatenate(list(real))  # (rows of all cases, D)
     deviation = rows.std(axis=0, ddof=1)  # (D,)

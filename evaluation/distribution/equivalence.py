@@ -38,8 +38,8 @@ class Quantity(NamedTuple):
 
     Attributes:
         name: In words, with its unit.
-        feature: Of the region; empty for a place.
-        axis: Of a place.
+        feature: Feature of the region; empty for a place.
+        axis: Axis of a place.
     """
 
     name: str
@@ -81,7 +81,7 @@ def measure_equivalence(
         synthetic: Labelled synthetic cases.
         margin: Differences of means up to here do not matter, in standard deviations of the real set.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
-        seed: Of the real halves.
+        seed: Seed of the real halves.
         notify: Called with a stage, steps done and steps in all.
 
     Raises:

@@ -47,7 +47,7 @@ class Region:
     """Measurements of a label of a case, or of one of its lesions.
 
     Attributes:
-        name: Of the label; "body" for the patient as a whole.
+        name: Name of the label; "body" for the patient as a whole.
         is_lesion: Whether it is one connected part of a lesion's label.
         features: By ``FEATURE_NAMES``; volumes are logarithms of mL.
         place: Where its centre lies in the box of its host, or of the body, along right-left, back-front and
@@ -70,7 +70,7 @@ class CaseRegions:
 
     Attributes:
         case_id: Its name.
-        spacing_mm: Of its voxels.
+        spacing_mm: Spacing in mm of its voxels.
         regions: The body first; lesions part by part.
     """
 
@@ -83,7 +83,7 @@ def measure_regions(case_set: CaseSet, case: EvaluatedCase, spacing_mm: float) -
     """Return features of the body and of every label of a case.
 
     Args:
-        case_set: Of the case.
+        case_set: Set that the case belongs to.
         case: With or without a label map; without one, the body alone.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
 

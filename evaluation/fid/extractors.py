@@ -64,7 +64,7 @@ class Extractor:
         spec: What it is.
         network: In evaluation mode, on ``device``.
         device: Where it runs.
-        sha256: Of the file of weights; part of every figure.
+        sha256: SHA-256 of the file of weights; part of every figure.
         source: Where the weights are from, in words.
     """
 
@@ -110,7 +110,8 @@ def load_extractor(
         name: ``efficientnet_lite0``, ``radimagenet_resnet50`` or ``squeezenet1_1``.
         weights: A file of ``torch.save`` or safetensors, or an address that begins with ``https://`` or ``http://``;
             not for the default extractor.
-        sha256: Of the weights. An address needs it whole; for a file it is optional, its first eight digits or more.
+        sha256: SHA-256 of the weights. An address needs it whole; for a file it is optional, its first eight digits or
+            more.
         device: A torch device.
 
     Raises:

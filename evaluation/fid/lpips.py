@@ -31,7 +31,7 @@ class PerceptualDistance:
     """LPIPS with its weights.
 
     Attributes:
-        network: Of the package ``lpips``, on ``device``.
+        network: Network of the package ``lpips``, on ``device``.
         device: Where it runs.
         name: Network and weights in words.
     """
@@ -67,7 +67,7 @@ def load_perceptual_distance(weights: str, *, sha256: str | None = None, device:
 
     Args:
         weights: torchvision's ``squeezenet1_1-b8a52dc0.pth``: a file, or an address with its hash.
-        sha256: Of the weights; an address needs it.
+        sha256: SHA-256 of the weights; an address needs it.
         device: A torch device.
 
     Raises:

@@ -59,7 +59,7 @@ def measure_fid(
         protocol: How volumes become slices.
         cache: Folder of features; None keeps none.
         processes: This process among its fellows of ``torchrun``; the first computes the distances.
-        seed: Of the halves of the real cases, of the bootstrap and of the kernel's subsets.
+        seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.
         notify: Told stage, steps done and steps in all.
 
     Returns:

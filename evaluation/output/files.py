@@ -67,7 +67,7 @@ def save_results(
 
     Args:
         folder: Made where there is none.
-        name: Of the measurement.
+        name: Name of the measurement.
         document: Its figures as JSON types.
         report: Its Markdown.
         charts: File name -> SVG.

@@ -34,7 +34,7 @@ def summarise_cohort(
     """Return all figures of a cohort's report as JSON types; what cannot be measured is named.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         fid_file: What ``evaluate fid --out`` wrote; None for none.
         curve_file: What ``evaluate detection-curve --out`` wrote; None for none.
         notify: Called with a stage, the steps done and their number.

@@ -27,7 +27,7 @@ class Measurement(NamedTuple):
     """A measurement of ``evaluate`` that can be shown.
 
     Attributes:
-        title: Of its section.
+        title: Title of its section.
         module: With its report and chart; some bring torch, so they are imported when there is something to show.
         has_chart: Whether it draws one.
     """

@@ -108,7 +108,7 @@ class CohortCases:
         """Create the source; nothing is read yet.
 
         Args:
-            path: Of the cohort.
+            path: Path of the cohort.
         """
         self.path, self.title = path, path.resolve().name
         self._reader = ManifestReader(path / MANIFEST_NAME, gates=())

@@ -45,7 +45,7 @@ class Desk:
             partners: Finds what they are looked at beside.
             reviewer: Who looks; empty for nobody in particular.
             may_decide: Whether decisions can be saved in the folder.
-            predictions: Of a segmenter on the cases.
+            predictions: Predictions of a segmenter on the cases.
         """
         self.source, self.files, self.partners = source, files, partners
         self.reviewer, self.may_decide, self._predictions = reviewer, may_decide, predictions

@@ -37,7 +37,7 @@ class Reading:
         confidence: From 1, a guess, to 5, certain.
         seconds: From the image to the answer.
         reviewer: Who reads.
-        seed: Of the order; the same seed and reader continue the same test.
+        seed: Seed of the order; the same seed and reader continue the same test.
         number: Place in the order, from 0.
         time: When, in ISO 8601, UTC.
     """
@@ -79,12 +79,12 @@ class ReaderTest:
         """Choose the images, half of each kind as far as there are enough, and mix them.
 
         Args:
-            folder: Of the cohort, which gets the readings.
+            folder: Folder of the cohort, which gets the readings.
             synthetic: Accepted cases, and what hands out their files.
             real: The same of the reference.
             reviewer: Who reads.
             num_images: In all.
-            seed: Of the choice and the order.
+            seed: Seed of the choice and the order.
 
         Raises:
             EvaluationError: There is none of one kind.
@@ -203,7 +203,7 @@ def measure_readings(readings: Sequence[Reading]) -> dict[str, Any]:
     reader's confidence that they are synthetic; 0.5 is chance for both.
 
     Args:
-        readings: Of one reader; at least one.
+        readings: Readings of one reader; at least one.
 
     Returns:
         ``num_images``, ``num_right``, ``accuracy``, ``low``, ``high``, ``p_chance``, ``verdict``, ``auc`` (None where

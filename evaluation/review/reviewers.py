@@ -24,7 +24,7 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
 
     Args:
         folder: With ``review.jsonl``, ``reader_test.jsonl`` or both.
-        seed: Of the bootstrap over cases.
+        seed: Seed of the bootstrap over cases.
 
     Raises:
         EvaluationError: Nobody has looked at it.

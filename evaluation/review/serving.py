@@ -39,8 +39,8 @@ class ViewOptions:
         predictions: A folder of predicted label maps, CASE.nii.gz.
         reviewer: Who looks.
         is_blind: Hold the blinded test.
-        num_images: Of the blinded test.
-        seed: Of the blinded test.
+        num_images: Number of images of the blinded test.
+        seed: Seed of the blinded test.
         port: To listen on; 0 for any that is free.
         plan: A plan whose label maps are shown, instead of a folder.
     """

@@ -49,7 +49,7 @@ def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> floa
     step), and a mean above the margin.
 
     Args:
-        spread: Of the difference of two arms.
+        spread: Spread of the difference of two arms.
         margin: Gains up to here do not matter.
         num_labels: Labels over which the test is corrected.
 
@@ -115,7 +115,7 @@ class Comparison:
     Attributes:
         difference: Mean difference of the score, the arm's minus the other's, with its interval; None when no patient
             shows the label.
-        p_value: Of Wilcoxon's signed-rank test; None below two patients.
+        p_value: P-value of Wilcoxon's signed-rank test; None below two patients.
         p_holm: The same after Holm's correction over the labels.
         smallest_gain: Least true gain that a test set of this size and spread shows four times in five; None when it
             could not show any.

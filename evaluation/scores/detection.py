@@ -28,7 +28,7 @@ class LesionMatch:
     """One lesion of a case, real or made up.
 
     Attributes:
-        diameter_mm: Of the sphere of the same volume: the real lesion's, or a false positive's own.
+        diameter_mm: Diameter in mm of the sphere of the same volume: the real lesion's, or a false positive's own.
         is_real: Whether the reference has it.
         is_found: Whether a predicted lesion was matched to it; False for a false positive.
         iou: Intersection over union of the match; 0 without one.

@@ -42,7 +42,7 @@ class Estimate:
     Attributes:
         value: The difference.
         error: Its standard error.
-        degrees: Of freedom.
+        degrees: Degrees of freedom.
         margin: Up to here it does not matter.
         margin_error: Standard error of the margin.
     """
@@ -75,10 +75,10 @@ class SetComparison:
     """One quantity of a synthetic against a real set.
 
     Attributes:
-        mean: Of the means, synthetic minus real.
-        spread: Of the logarithms of the standard deviations.
+        mean: Mean of the means, synthetic minus real.
+        spread: Spread of the logarithms of the standard deviations.
         verdict: "equivalent", "different" or "cannot tell".
-        p_holm: Of either difference, corrected for two of them and over the table.
+        p_holm: Holm-adjusted p-value of either difference, corrected for two of them and over the table.
         num_needed: Cases of each set that show equivalence nine times in ten where nothing differs.
     """
 
@@ -113,7 +113,7 @@ def compare_sets(
     Args:
         pairs: Name -> real and synthetic values, one of each case, ``(N,)`` and ``(M,)``; of at least six cases, and
             not all of them equal.
-        margin: Of the mean, in standard deviations of the real values.
+        margin: Margin of the mean, in standard deviations of the real values.
     """
     estimates = {name: (_compare_means(*pair, margin), _compare_spreads(*pair)) for name, pair in pairs.items()}
     p_values = [min(1.0, 2 * min(mean.p_value, spread.p_value)) for mean, spread in estimates.values()]

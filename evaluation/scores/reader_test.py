@@ -28,7 +28,7 @@ class Share:
 
     Attributes:
         num_right: How many.
-        num: Of how many; 0 has no share.
+        num: Number of how many; 0 has no share.
     """
 
     num_right: int

@@ -54,8 +54,8 @@ class Settings:
 
     Attributes:
         num_seeds: Images of each label map, from different noise.
-        num_inference_steps: Of the sampler; None for the bundle's default.
-        seed: Of the noise.
+        num_inference_steps: Number of inference steps of the sampler; None for the bundle's default.
+        seed: Seed of the noise.
     """
 
     num_seeds: int = 1
@@ -71,7 +71,7 @@ def measure_label(
     Args:
         image_hu: ``(I, J, K)`` HU.
         label_map: ``(I, J, K)`` ids that hold the label.
-        label_id: Of the label.
+        label_id: Id of the label.
         found: ``(I, J, K)`` where the segmenter finds the label; None without one.
 
     Returns:

@@ -56,13 +56,13 @@ def build_known_truth(
     """Write phantoms, cohort and shifted cohort where they are missing; returns the benchmark that compares them.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         num_train: Healthy phantoms to train on.
         num_test: Phantoms to test on, most of them with tumours.
         num_synthetic: Synthetic cases.
         num_seeds: Trainings of every arm.
         num_steps: Optimiser steps of every arm.
-        seed: Of everything.
+        seed: Seed of everything.
     """
     settings = PhantomSettings(seed=seed, region="abdomen", shape=SHAPE, spacing_mm=SPACING_MM)
     healthy = replace(settings, seed=seed + 1, has_lesions=False)

@@ -112,7 +112,7 @@ def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: 
     Args:
         figures: ``(pictures, figures)``.
         is_real: ``(pictures,)``.
-        seed: Of the halves.
+        seed: Seed of the halves.
     """
     rng, found = numpy_generator(seed, "halves"), []
     kinds = [np.flatnonzero(is_real == kind) for kind in (True, False)]

@@ -39,7 +39,7 @@ class ChestCt:
     """A whole CT that nodules go into.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file.
         image_hu: ``(I, J, K)``.
         spacing_mm: Along I, J, K.
         occupied: ``(I, J, K)`` what is labelled in it, to keep clear of.

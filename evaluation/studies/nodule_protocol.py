@@ -52,10 +52,10 @@ class Settings:
         patients: Numbers of real training patients.
         draws: How often they are drawn.
         seeds: Trainings of each draw.
-        arms: Of ``ARMS``, the first of which the others are compared with.
-        num_steps: Of a training.
-        num_nodules: Of a pool.
-        share: Of synthetic nodules in a batch.
+        arms: Arms of ``ARMS``, the first of which the others are compared with.
+        num_steps: Number of steps of a training.
+        num_nodules: Number of nodules of a pool.
+        share: Share of synthetic nodules in a batch.
         bundle: That draws in the arm ``network``.
     """
 
@@ -183,7 +183,7 @@ def compare_arms(
     Args:
         scores: For each arm ``(draws, seeds, nodules)`` Dice.
         tested: The nodules.
-        num_patients: Of the real patients that were trained on.
+        num_patients: Number of patients of the real patients that were trained on.
     """
     first = next(iter(scores))
     rows = []
@@ -222,7 +222,7 @@ def bootstrap_difference(differences: NDArray[np.float64], *, seed: int) -> tupl
 
     Args:
         differences: ``(draws, patients)``.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     rng = numpy_generator(seed, "protocol")
     num_draws, num_patients = differences.shape

@@ -46,9 +46,9 @@ class NoduleStack:
     """A nodule with what is around it.
 
     Attributes:
-        name: Of the nodule.
+        name: Name of the nodule.
         patient: Whose it is.
-        diameter_mm: Of the sphere of its volume.
+        diameter_mm: Diameter in mm of the sphere of its volume.
         image_hu: ``(K, I, J)`` float32 at ``PIXEL_MM`` in the slice.
         mask: ``(K, I, J)`` its voxels.
         spacing_mm: As the CT had it, along I, J, K.
@@ -140,9 +140,9 @@ def train_segmenter(
     Args:
         real: Of patients.
         synthetic: Drawn or pasted; may be empty with a share of 0.
-        share: Of the synthetic ones in every batch.
-        num_steps: Of ``BATCH`` patches.
-        seed: Of the weights and of every patch.
+        share: Share of the synthetic ones in every batch.
+        num_steps: Number of steps of ``BATCH`` patches.
+        seed: Seed of the weights and of every patch.
     """
     torch.manual_seed(derive_seed(seed, "weights"))
     network: nn.Module = UNet(

@@ -63,9 +63,9 @@ class ObedienceSettings:
 
     Attributes:
         num_cases: Held-out maps.
-        seed: Of the held-out phantoms and of the noise that the bundle starts from.
-        num_inference_steps: Of the sampler; None for the bundle's default.
-        guidance_scale: Of the sampler.
+        seed: Seed of the held-out phantoms and of the noise that the bundle starts from.
+        num_inference_steps: Number of inference steps of the sampler; None for the bundle's default.
+        guidance_scale: Guidance scale of the sampler.
     """
 
     num_cases: int = 40

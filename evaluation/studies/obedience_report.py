@@ -100,8 +100,8 @@ class CaseFigures:
     Attributes:
         case_id: Name of the case.
         key: Tells with which bundle, segmenter and settings it was measured.
-        phantom_seed: Of the held-out phantom.
-        region: Of the trunk.
+        phantom_seed: Phantom seed of the held-out phantom.
+        region: Region of the trunk.
         phase: Contrast phase.
         organs: Organs with a reference range that are in view.
         lesions: All lesions.

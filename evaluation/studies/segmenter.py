@@ -36,9 +36,9 @@ class SegmenterConfig(StrictModel):
     """Everything that the segmenter's weights depend on.
 
     Attributes:
-        grid: Of the training phantoms or cases; its spacing is that of the images to judge.
+        grid: Grid of the training phantoms or cases; its spacing is that of the images to judge.
         slots: Tumors bound to placeholder slots, by name.
-        seed: Of the training phantoms, the initial weights and the batches.
+        seed: Seed of the training phantoms, the initial weights and the batches.
         num_phantoms: Training phantoms, where ``dataset`` names no cases.
         labels: What a segmenter of prepared cases tells apart, name -> id in their label maps; empty for the tissues
             of phantoms. The first counts as class 1.
@@ -47,7 +47,7 @@ class SegmenterConfig(StrictModel):
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
         batch_count: Patches a step.
         lesion_share: Share of patches centred on a lesion, or on one of ``labels``, where the case has one.
-        lesion_weight: Of these in the loss, where the other tissues and the background weigh 1.
+        lesion_weight: Lesion weight of these in the loss, where the other tissues and the background weigh 1.
         loop: How long and how fast to train.
     """
 

@@ -43,7 +43,7 @@ def list_tissues(vocabulary: Vocabulary) -> tuple[Tissue, ...]:
     """Return organs, bone, muscle and, last, every tumor of the vocabulary as one tissue; the others are background.
 
     Args:
-        vocabulary: Of the label maps; tumors bound to its slots count.
+        vocabulary: Vocabulary of the label maps; tumors bound to its slots count.
 
     Returns:
         Tissue ``n`` of the list has class ``n + 1`` in a class map; class 0 is everything else.

@@ -137,7 +137,7 @@ def train_segmenter(
 
     Args:
         config: What to train; a folder keeps to the first one.
-        folder: Of the run.
+        folder: Folder of the run.
         device: "cpu" or "cuda".
         max_minutes: Stop after so long; a later call continues.
         num_workers: Processes that build phantoms; one a core when None.
@@ -172,7 +172,7 @@ def train_on(
     Args:
         config: What to train; a folder keeps to the first one.
         store: Real images with their label maps.
-        folder: Of the run.
+        folder: Folder of the run.
         device: "cpu" or "cuda".
         max_minutes: Stop after so long; a later call continues.
         report_step: Called after each step.

@@ -78,7 +78,7 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -
     Args:
         case: Its record, for names, UIDs and provenance.
         image_hu: ``(I, J, K)`` in HU.
-        grid: Of the image, at right angles.
+        grid: Grid of the image, at right angles.
     """
     axes, origin, steps = to_dicom_axes(grid)
     intercept = min(USUAL_INTERCEPT, int(image_hu.min()))

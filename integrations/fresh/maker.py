@@ -52,9 +52,10 @@ class FreshMaker:
         """Load the weights.
 
         Args:
-            configuration: Of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is that below.
+            configuration: Configuration of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is
+                that below.
             device: Where the networks run.
-            num_cases: Of an epoch.
+            num_cases: Number of cases of an epoch.
             seed: Decides every case.
             numbers: Label name -> number, such as a real dataset's; 1, 2, ... in the order of their ids without.
             report_step: Told of every step of the sampler: case id, steps done, steps in all.

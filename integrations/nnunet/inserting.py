@@ -32,8 +32,8 @@ class InsertSettings:
 
     Attributes:
         lesion: As for ``maisi-aug insert --labels``: one lesion of the lung with its sizes.
-        number: Of the lesion in the dataset.
-        share: Of the real cases that are read which get one.
+        number: Number of the lesion in the dataset.
+        share: Share of the real cases that are read which get one.
     """
 
     lesion: str
@@ -69,7 +69,7 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
 
     Args:
         text: As the user wrote it.
-        labels: Of the real dataset, by name.
+        labels: Labels of the real dataset, by name.
 
     Raises:
         ExportError: It is of another form, the dataset has no such label, or the share is none.
@@ -96,7 +96,7 @@ class CtScaling:
     """How nnU-Net has scaled HU: clipped to percentiles, then minus the mean and divided by the deviation.
 
     Attributes:
-        mean_hu: Of the voxels with a label.
+        mean_hu: Mean HU of the voxels with a label.
         deviation_hu: Of the same.
         limits_hu: What is clipped to.
     """
@@ -183,7 +183,7 @@ class InsertingDataset:
         Args:
             dataset: nnU-Net's.
             settings: What is drawn.
-            scaling: Of its images.
+            scaling: Scaling of its images.
             spacing_mm: Along the axes of its arrays, Z, Y, X.
             left_alone: Identifiers of cases that get none, such as synthetic ones.
             pool: Draws; the procedural painter's when not given.

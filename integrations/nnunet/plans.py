@@ -128,7 +128,7 @@ def plan_on_cases(
 
     Args:
         description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
-        name: Of the dataset of these cases alone.
+        name: Name of the dataset of these cases alone.
         target: Name of the dataset that the plans are moved to.
         plans: What is planned already.
         building: Gets the moved plans, without cascades, and the fingerprint of the cases.

@@ -51,7 +51,7 @@ def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[i
     """Labels without a place that mostly touch one that has one.
 
     Args:
-        contacts: Of all cases, from ``count_contacts``.
+        contacts: Contacts of all cases, from ``count_contacts``.
         values: Vocabulary id to value in the real dataset; ids that the user mapped to background are expected.
 
     Returns:

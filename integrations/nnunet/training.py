@@ -148,7 +148,7 @@ def train_nnunet_fold(
         fold: Number of the fold.
         results: Gets nnU-Net's results.
         num_steps: Optimiser steps in all.
-        seed: Of weights and batches.
+        seed: Seed of weights and batches.
         device: "cpu", "cuda" or "cuda:N".
         max_minutes: Stop after so long; a later call continues from the last epoch that was kept.
         report_epoch: Called with steps done and the loss after each epoch.

@@ -39,7 +39,7 @@ class Assignment(NamedTuple):
     """Arguments of an actor.
 
     Attributes:
-        name: Of the worker.
+        name: Name of the worker.
         device: That it computes on.
         scratch: Folder of its own, as the driver sees it.
         home: Folder that the driver works in, where relative paths begin.
@@ -58,8 +58,8 @@ class Hello(NamedTuple):
 
     Attributes:
         host: Name of its machine.
-        node_id: Of the machine, for Ray.
-        version: Of maisi-aug there.
+        node_id: Id of the machine, for Ray.
+        version: Version of maisi-aug there.
         sees_folders: Whether the driver's folders are on a disk that is there as well.
         num_cores: That are really there for it.
     """
@@ -75,7 +75,7 @@ class Piece(NamedTuple):
     """A part of a file.
 
     Attributes:
-        path: Of the file, below the worker's folder.
+        path: Path of the file, below the worker's folder.
         offset: Where it begins, in bytes.
         content: Its bytes.
     """

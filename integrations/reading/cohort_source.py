@@ -116,7 +116,7 @@ def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSo
     """Open a cohort for export.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         gates: Whose figures are wanted.
 
     Raises:

@@ -68,7 +68,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_use(self) -> Self:
         for name in self.model_fields_set - {"against"} if self.against is None else ():
-            raise ValueError(f"{name}: can only be used with --balance-against")
+            raise ValueError(f"{name} can only be used with --balance-against")
         return self
 
 
@@ -211,7 +211,7 @@ def find_balance(
         options: The dataset, and how it is balanced.
         read_map: Tells which label of the dataset each lesion is.
         vocabulary: The labels that may be requested.
-        num_cases: Of the cohort.
+        num_cases: Number of cases of the cohort.
         least_ml: Smallest volume that the grid can show.
         report: Called with (label maps measured, label maps in all).
 
@@ -247,12 +247,12 @@ def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) 
 def _require_requests_in_mm(request: CohortRequest) -> None:
     if not request.takes_requests:
         raise RequestError(
-            f"--balance-against: cannot be used with mask source '{request.mask_source}', which takes no requests. "
+            f"--balance-against cannot be used with mask source '{request.mask_source}', which takes no requests. "
             "Use --mask-source plant, bank or diffusion."
         )
     if request.size_reference is not None:
         raise RequestError(
-            "--balance-against: cannot be used with --size-reference, because planned sizes are in mm. Leave "
+            "--balance-against cannot be used with --size-reference, because planned sizes are in mm. Leave "
             "--size-reference out."
         )
 

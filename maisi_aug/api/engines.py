@@ -49,10 +49,10 @@ class Where:
     """Place of a run's computations.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         devices: A process for each; none to stay in this one.
         shard: The part of the cohort that is made; None for all of it.
-        options: Of the engine.
+        options: Options of the engine.
     """
 
     device: str = "auto"

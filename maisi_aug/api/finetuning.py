@@ -175,7 +175,7 @@ def open_data(
         if rules or organs:
             option = "--map" if rules else "--organs"
             raise PreparationError(
-                f"{option}: cannot be used with {text}, which is already prepared. Leave it out, or prepare the data "
+                f"{option} cannot be used with {text}, which is already prepared. Leave it out, or prepare the data "
                 "again."
             )
         return PreparedStore.from_folder(text)

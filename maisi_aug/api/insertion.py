@@ -60,9 +60,9 @@ def insert(
         devices: As for :func:`synthesize`, like what follows.
         shard: Which part to make.
         engine: Whether workers run here or on a Ray cluster.
-        address: Of that cluster.
+        address: Address of that cluster.
         num_workers: On it.
-        gpus_per_worker: Of each.
+        gpus_per_worker: GPUs per worker of each.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
         **fields: See below.

@@ -150,7 +150,7 @@ class Cohort:
 
         Args:
             folder: Where it is.
-            summary: Of the run that has just made it.
+            summary: Summary of the run that has just made it.
 
         Raises:
             CohortError: It is none, or its manifest is damaged.

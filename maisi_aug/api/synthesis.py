@@ -199,7 +199,7 @@ def make_cohort(
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, and for which cases.
-        compiler: Of the networks.
+        compiler: Compiler for the networks.
         may_resume: Whether the folder may hold the cohort already.
         verify: Compare the bytes of finished cases with the manifest.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
@@ -286,7 +286,7 @@ def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -
     """
     if labels and options.against is None:
         raise RequestError(
-            "map: can only be used with balance_against. For the labels of a mask bank use mask_labels, for a size "
+            "map can only be used with balance_against. For the labels of a mask bank use mask_labels, for a size "
             "reference size_label."
         )
     mapping = {name: str(label) for label, name in (labels or {}).items()}

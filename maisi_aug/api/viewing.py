@@ -24,7 +24,7 @@ def view(
         cohort: A cohort or its folder, or one of its cases.
         case: Which one, by number from 0 or by its id.
         window_hu: HU that are black and white.
-        height: Of the widget in pixels.
+        height: Height of the widget in pixels.
 
     Returns:
         A ``NiiVue`` widget of ipyniivue.

@@ -203,8 +203,8 @@ class FolderBank:
         """Raise unless the files that cases were made from are those that lie in the bank now.
 
         Args:
-            origins: Of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT that
-                gave the body.
+            origins: Origins of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT
+                that gave the body.
 
         Raises:
             CohortError: Naming the first that is not.

@@ -169,7 +169,7 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     Args:
         entry: What to read.
         translation: What its ids mean; None where only the map itself can tell, which masks of organs never need.
-        vocabulary: Of the translation.
+        vocabulary: Vocabulary of the translation.
 
     Raises:
         VolumeError: A file cannot be read, or masks differ in their grid.

@@ -230,7 +230,7 @@ class Bundle:
         """Compare a grid with those that the networks have seen; a bundle without limits takes all that they can halve.
 
         Args:
-            grid: Of the images to be made.
+            grid: Grid of the images to be made.
             shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
             allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
             remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
@@ -459,7 +459,7 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
 
     Args:
         spec: What the fine-tuned bundle says of it.
-        folder: Of the fine-tuned bundle.
+        folder: Folder of the fine-tuned bundle.
         subject: The fine-tuned bundle, for messages.
 
     Raises:

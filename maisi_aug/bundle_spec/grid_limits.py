@@ -107,7 +107,7 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
 
     Args:
         grid: Shape and spacing count.
-        limits: Of the bundle.
+        limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """
     if limits.is_recommended(grid):
@@ -202,7 +202,7 @@ def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = Fal
 
     Args:
         grid: What was requested.
-        limits: Of the bundle.
+        limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """
     least_mm = _least_extent_mm(limits, shows_head_alone)

@@ -24,7 +24,7 @@ class KnownMasks:
 
     Attributes:
         files: Checkpoint within the bundle's repository by role of the network, and the file of ``SIZE_CONDITIONS``.
-        download_size: Of all these files, to be read by people.
+        download_size: Download size of all these files, to be read by people.
         networks: Definitions by role.
         settings: What ``bundle.yaml`` will say of their use, as far as it is known before the files are there.
     """
@@ -43,7 +43,7 @@ class KnownBundle:
         header: What ``bundle.yaml`` will say, as far as it is known before the files are there.
         repository: On the Hugging Face hub, ``owner/name``.
         files: Checkpoint within the repository by role of the network.
-        download_size: Of all files, to be read by people.
+        download_size: Download size of all files, to be read by people.
         licence_url: Where the licence named in the header can be read.
         notice: What the licence asks to be kept beside the weights.
         masks: The networks that generate label maps, fetched on request.

@@ -35,7 +35,7 @@ class Preset:
         spacing_mm: Voxel sides along I, J, K.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.
         overlap: Share of a window that neighbours have in common.
-        memory_gb: Of the GPU that is enough.
+        memory_gb: Memory in GB of the GPU that is enough.
         peak_gb: The most that was used of it, or a bound, for presets by region.
         source: Where grid and window come from.
     """

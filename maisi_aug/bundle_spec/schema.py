@@ -99,7 +99,7 @@ class SlotSpec(StrictModel):
     """A name bound to a placeholder slot or free id.
 
     Attributes:
-        id: Of the slot.
+        id: Id of the slot.
         hosts: Organs that it may lie in: those that a lesion grows in, and what takes an organ's place where it is
             taken out of a label map.
         kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps; None for a lesion where there are
@@ -115,8 +115,8 @@ class BaseSpec(StrictModel):
     """The bundle that another one was fine-tuned from, and whose weights it shares.
 
     Attributes:
-        name: Of the base.
-        fingerprint: Of the base; one that has changed since cannot be used.
+        name: Name of the base.
+        fingerprint: Fingerprint of the base; one that has changed since cannot be used.
         paths: Where it may lie when its name does not find it: relative to this bundle's folder, or absolute.
     """
 
@@ -177,7 +177,7 @@ class MaskGenerationSpec(StrictModel):
     """Settings of a bundle's mask networks.
 
     Attributes:
-        grid: Of the label maps that they generate.
+        grid: Grid of the label maps that they generate.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
         scheduler: Definition of the DDPM scheduler that they were trained with.
@@ -201,7 +201,7 @@ class BundleSpec(StrictModel):
         advice: A sentence shown when the bundle is used, or empty.
         advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
             else empty.
-        licence: Of the weights, inherited by what they generate.
+        licence: Licence of the weights, inherited by what they generate.
         grid: Default grid.
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.

@@ -165,7 +165,7 @@ class LabelBalance:
     Attributes:
         target: The lesion and its limits.
         source: What the dataset calls it.
-        bins: Of the sizes.
+        bins: Bins of the sizes.
         real_cases: Cases of the dataset.
         real_lesions: Lesions of the dataset.
         planned_cases: Cases that the plan adds.
@@ -253,7 +253,7 @@ def count_lesions(
     Args:
         census: What was measured.
         target: The lesion and its limits.
-        bins: Of the sizes.
+        bins: Bins of the sizes.
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:

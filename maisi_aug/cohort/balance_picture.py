@@ -25,7 +25,7 @@ class _Panel:
 
     Attributes:
         title: On top.
-        names: Of the bars.
+        names: Names of the bars.
         real: What the dataset has.
         planned: What the plan adds.
         is_open: Whether the plan may fill a bar.

@@ -122,7 +122,7 @@ class BegunCohort:
         """Look into a folder; nothing in it is changed.
 
         Args:
-            path: Of the cohort.
+            path: Path of the cohort.
             may_resume: Whether it may hold one.
 
         Raises:
@@ -271,7 +271,7 @@ def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list
     """Return accepted cases with files that are gone, or altered; in the order of the plan.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         manifest: What it must contain.
         verify: Compare the bytes of every file as well; otherwise files are listed and not opened.
     """
@@ -380,7 +380,7 @@ def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
     """Open a hidden folder inside a cohort's, on the same disk, for files that have no line in the manifest yet.
 
     Args:
-        path: Of the cohort, whose manifest is locked.
+        path: Path of the cohort, whose manifest is locked.
         manifest: Its name; what killed processes left that were writing for it is removed.
     """
     place = scratch_of(path / manifest)

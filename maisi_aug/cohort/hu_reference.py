@@ -32,7 +32,7 @@ def load_hu_reference(
         path: A folder, data list or dataset of CTs with label maps, read as mask banks are, or a JSON file such as
             ``evaluate hu --reference`` writes.
         vocabulary: Meaning of the names.
-        grid: Of the cohort.
+        grid: Grid of the cohort.
         report: Told (CTs measured, CTs in all).
 
     Raises:

@@ -311,7 +311,7 @@ class ManifestReader:
         """Create the reader; nothing is read yet.
 
         Args:
-            path: Of the manifest.
+            path: Path of the manifest.
             gates: Whose figures are kept, which are most of a manifest; all when not given.
         """
         self._path, self._gates = path, gates

@@ -129,7 +129,7 @@ class CohortPlan:
 
         Args:
             names: Names, aliases or ids.
-            vocabulary: Of the bundle.
+            vocabulary: Vocabulary of the bundle.
 
         Raises:
             VocabularyError: For an unknown name; the closest are offered.
@@ -240,7 +240,7 @@ def _plan_batch(
     Args:
         requests: The user's requests.
         counts: Cases of every request.
-        stream: Of the random numbers.
+        stream: Stream of the random numbers.
         seed: Cohort seed.
         begin: Index of the first of them in the cohort.
         first: Cases that the cohort was begun with, which decides how its names are written.
@@ -296,7 +296,7 @@ def plan_given_maps(
     """Plan one case for each label map, going round again where more are wanted.
 
     Args:
-        names: Of the label maps, in the order of their bank.
+        names: Names of the label maps, in the order of their bank.
         num_cases: Cases of the cohort.
         label_ids: Labels to keep in the label files; every label but the body when there are none.
         first: Cases that the cohort was begun with, where it has grown.

@@ -330,18 +330,18 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         source = self.mask_source
         if self.plant and source != GIVEN:
             return (
-                f"plant: cannot be used with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
+                f"plant cannot be used with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
                 "labels, or use mask_source 'given' to plant them in your own label maps"
             )
         if self.twins is not None and source != "plant":
-            return f"twins: cannot be used with mask_source '{source}', found {self.twins}; use mask_source 'plant'"
+            return f"twins cannot be used with mask_source '{source}', found {self.twins}; use mask_source 'plant'"
         if self.takes_requests:
             return "" if self.labels else "labels: at least one lesion or organ is required"
         if self.size_reference is not None:
-            return f"size_reference: cannot be used with mask_source '{source}', which takes no sizes"
+            return f"size_reference cannot be used with mask_source '{source}', which takes no sizes"
         if self.anatomy is not None:
             return (
-                f"anatomy: cannot be used with mask_source '{source}'; name the labels of the given maps to keep in "
+                f"anatomy cannot be used with mask_source '{source}'; name the labels of the given maps to keep in "
                 "labels"
             )
         if source == GIVEN:
@@ -393,7 +393,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
             advice = "use mask_source 'diffusion', or leave it out"
         for name, found in idle.items():
             if found is not None:
-                return f"{name}: cannot be used with mask_source '{self.mask_source}', found {found}; {advice}"
+                return f"{name} cannot be used with mask_source '{self.mask_source}', found {found}; {advice}"
         return ""
 
     @property

@@ -46,13 +46,13 @@ class CohortRun:
         configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
         begun: What lies in the cohort's folder already.
         bundle: The weights and their vocabulary.
-        grid: Of every case; the bundle's where given label maps keep their own.
+        grid: Grid of every case; the bundle's where given label maps keep their own.
         bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
         mask_bank: What tells those label maps, or mask networks, from others, as plain JSON values.
         mask_labels: What their ids mean, a file read.
-        mask_steps: Of the sampler of label maps; 0 where none are generated.
+        mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
         organ_sizes: Percentile by id of organs in generated label maps.
-        num_inference_steps: Of the sampler of images.
+        num_inference_steps: Number of inference steps of the sampler of images.
         decoding: How images are decoded.
         seed: Cohort seed.
         requests: What is requested of the cases; none of given maps and of images without any.

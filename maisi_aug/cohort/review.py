@@ -77,7 +77,7 @@ class Review:
     """The decisions that stand.
 
     Attributes:
-        num_bytes: Of the file that were read.
+        num_bytes: Number of bytes of the file that were read.
     """
 
     num_bytes: int = 0
@@ -149,7 +149,7 @@ def read_on(review: Review, path: Path) -> bool:
 
     Args:
         review: What was read so far.
-        path: Of the file, which need not be there yet.
+        path: Path of the file, which need not be there yet.
 
     Returns:
         Whether there were any.
@@ -234,7 +234,7 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     between finds cases with lost files, and draws these again.
 
     Args:
-        folder: Of a cohort that nothing is writing to.
+        folder: Folder of a cohort that nothing is writing to.
 
     Returns:
         What the manifest held of these cases.

@@ -41,7 +41,7 @@ class Shard:
 
     Attributes:
         number: From 1.
-        count: Of all shards.
+        count: Number of shards.
     """
 
     number: int
@@ -79,7 +79,7 @@ def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
     """Yield manifests of a cohort that other processes are writing.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         own: Name of the manifest that is to be written.
     """
     for path in list_manifests(folder):
@@ -91,7 +91,7 @@ def require_compatible(folder: Path, own: str) -> None:
     """Raise where a process is at work in a cohort that does not divide it in the same way.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         own: Name of the manifest that is to be written.
 
     Raises:
@@ -110,7 +110,7 @@ def merge_shards(folder: Path) -> int:
     A process that is killed meanwhile leaves what there was, or what will be; giving the command again is enough.
 
     Args:
-        folder: Of the cohort, in which nothing is at work.
+        folder: Folder of the cohort, in which nothing is at work.
 
     Returns:
         How many manifests of shards there were.
@@ -137,7 +137,7 @@ def gather_shards(folders: Sequence[Path], out: Path) -> None:
     """Bring shards that have a folder each into one, as links where the disk has them.
 
     Args:
-        folders: Of the shards, begun with the same configuration; they stay as they are.
+        folders: Folders of the shards, begun with the same configuration; they stay as they are.
         out: A new folder, an empty one, or one that the same call began.
 
     Raises:

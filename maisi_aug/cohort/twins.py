@@ -33,7 +33,7 @@ class Twins:
 
     Attributes:
         factor: Which property of the lesion.
-        values: Of the property, one for each case of a group: sizes as in a request, names, or contrasts in HU.
+        values: Values of the property, one for each case of a group: sizes as in a request, names, or contrasts in HU.
     """
 
     factor: Factor
@@ -141,9 +141,9 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
     """Return the plan of twins whose lesions are planted in label maps: their places are host organs.
 
     Args:
-        plan: Of :func:`plan_twins`.
+        plan: Plan of :func:`plan_twins`.
         twins: What differs.
-        vocabulary: Of the bundle.
+        vocabulary: Vocabulary of the bundle.
 
     Raises:
         RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is not a

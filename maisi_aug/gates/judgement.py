@@ -56,7 +56,7 @@ def judge_label_map(
     Args:
         case: What was requested, with its lesions as the mask source says that it drew them.
         label_map: ``(I, J, K)`` on the output grid.
-        grid: Of the label map.
+        grid: Grid of the label map.
         vocabulary: Names for messages.
         gates: Tolerances.
 
@@ -137,7 +137,7 @@ def judge_image(
         case: What was requested.
         image_hu: ``(I, J, K)`` in HU.
         label_map: ``(I, J, K)`` of the same grid.
-        grid: Of both.
+        grid: Grid of both.
         expected: The grid that was requested; shape and spacing count, not the place, which a map from a bank keeps.
         vocabulary: Names and host organs.
         gates: Which gates count, and their tolerances.
@@ -202,7 +202,7 @@ def judge_bare_image(
 
     Args:
         image_hu: ``(I, J, K)`` in HU.
-        grid: Of the image.
+        grid: Grid of the image.
         expected: The grid that was requested.
         gates: Which gates count; ``organ_hu`` stands for all that judges tissue.
         is_known_poor: Whether the bundle says of itself that it draws poorly without a label map.

@@ -35,7 +35,7 @@ class Attempt:
         number: From 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
-        verdicts: Of the gates that have run.
+        verdicts: Verdicts of the gates that have run.
         reason: Why the attempt has failed already; empty while it has not.
         image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
         decoding: How the image was decoded; empty without one.
@@ -66,8 +66,8 @@ class AttemptMaker:
 
     Attributes:
         run: What is made.
-        source: Of the label maps.
-        pipeline: Of the images; None where label maps alone are wanted.
+        source: Source of the label maps.
+        pipeline: Pipeline of the images; None where label maps alone are wanted.
         report_step: Told of every step of the sampler: case id, steps done, steps in all.
     """
 

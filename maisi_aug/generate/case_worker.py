@@ -33,7 +33,7 @@ class CohortSpec:
     Attributes:
         run: What is made.
         home: Folder of the cohort, for messages.
-        compiler: Of the networks.
+        compiler: Compiler for the networks.
     """
 
     run: CohortRun

@@ -53,7 +53,7 @@ class CaseItem:
 
     Attributes:
         cases: One, or those that are accepted together or not at all.
-        number: Of the attempt, from 0.
+        number: Number of the attempt, from 0.
         wanted: Indices of the cases to be written; others are there already.
     """
 
@@ -67,7 +67,7 @@ def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo:
 
     Args:
         groups: In the order in which they are begun; those that are settled are left out.
-        manifest: Of earlier runs.
+        manifest: Manifest of earlier runs.
         todo: Indices of cases that are not settled.
     """
     own = ((group, frozenset(case.index for case in group if case.index in todo)) for group in groups)
@@ -79,7 +79,7 @@ class CaseResult:
     """An attempt that was made.
 
     Attributes:
-        records: Of the cases that were wanted; their files are in the worker's folder.
+        records: Records of the cases that were wanted; their files are in the worker's folder.
         error: Why no label map could be drawn.
         skipped: ``(name, reason)`` of files of the mask bank that the worker could not use so far.
     """

@@ -23,7 +23,7 @@ class Recorder:
     """Records attempts.
 
     Attributes:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         manifest: Open and locked.
         made: The attempts of this run, without the gates' figures.
     """

@@ -67,7 +67,7 @@ def find_hardest(plan: CohortPlan, *, has_own_lesions: bool) -> list[CasePlan]:
     """Return for each set of labels the case with the most lesion volume; for a bank's lesions also the least.
 
     Args:
-        plan: Of the cohort.
+        plan: Plan of the cohort.
         has_own_lesions: Whether lesions are a bank's own, of which one may be too small as well as too large.
     """
     groups: dict[tuple[int, ...], list[CasePlan]] = {}

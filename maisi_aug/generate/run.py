@@ -106,7 +106,7 @@ def synthesize_cohort(
         folder: Where to; new, empty, or this cohort's.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
         engine: Draws the cases; without one this process does, on the device.
-        compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
+        compiler: Compiler for the networks: ``none``, ``inductor`` or ``trt``.
         listener: Is notified of progress.
         case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
         shard: Makes every N-th case only, while others make the rest; the picture of all comes with the merge.

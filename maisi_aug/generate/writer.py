@@ -34,7 +34,7 @@ class CohortFacts:
     Attributes:
         bundle: Name of what draws.
         bundle_fingerprint: Hash over its weights and definition; empty where no weights draw.
-        licence: Of the images.
+        licence: Licence of the images.
         settings: What is drawn with.
         max_attempts: Per case before it is rejected.
         kept_ids: Labels of the label files; those of each case where there are none.
@@ -55,11 +55,11 @@ class CaseWriter:
     """Judges images and writes attempts; meant to run in a thread of its own, one attempt at a time.
 
     Attributes:
-        facts: Of the run.
+        facts: Facts of the run.
         folder: Where the files are written, in places as in a cohort.
         judge: Runs the gates that are left.
         draw_preview: Draws the picture of an attempt that has an image.
-        home: Of the cohort, for messages.
+        home: Folder of the cohort, for messages.
     """
 
     facts: CohortFacts
@@ -179,9 +179,9 @@ def open_writer(
     Args:
         run: What is being made.
         folder: Where the files are written.
-        home: Of the cohort, for messages.
+        home: Folder of the cohort, for messages.
         device: Type of the device that samples, ``cpu`` for instance.
-        compiler: Of the networks, or ``none``.
+        compiler: Compiler for the networks, or ``none``.
         precision: What the networks compute in.
         num_threads: That a CPU computes with, which decides in what order it sums; None on other devices.
     """

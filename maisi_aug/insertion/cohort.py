@@ -60,7 +60,7 @@ def insert_cohort(
     Args:
         cohort: What to make.
         folder: Where to; new, empty, or this cohort's.
-        device: Of the networks, where they draw.
+        device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
         listener: Is notified of progress.
@@ -271,7 +271,7 @@ class InsertionSource(MapSource):
     """Draws lesions into one CT; what it has drawn is told as well, where a later lesion of the case finds no room.
 
     Attributes:
-        origin: Of what is drawn so far, for the manifest.
+        origin: Origin of what is drawn so far, for the manifest.
         verdicts: On what is drawn so far.
     """
 
@@ -280,7 +280,7 @@ class InsertionSource(MapSource):
 
         Args:
             inserter: Knows the cohort and what draws.
-            index: Of the CT.
+            index: Index of the CT.
         """
         self._inserter, self._index, self._backgrounds = inserter, index, inserter.cohort.backgrounds
         files = self._backgrounds.cases[index]

@@ -93,10 +93,10 @@ class ResolvedInsertion:
         """Return what to draw of a lesion of a case.
 
         Args:
-            case: Of the plan.
+            case: Case of the plan.
             lesion: One of its lesions.
             is_lung: Whether it grows in the lung; textures are those of nodules.
-            seed: Of the lesion.
+            seed: Seed of the lesion.
 
         Raises:
             LesionError: Its texture is to be varied, and it has none.

@@ -262,7 +262,7 @@ def limit_brightness(
         image_hu: ``(I, J, K)``.
         added_hu: ``(I, J, K)``.
         opaque: ``(I, J, K)`` voxels that vessels do not show through.
-        wall_hu: Of the chest wall.
+        wall_hu: HU of the chest wall.
         spacing_mm: Along I, J, K.
 
     Returns:

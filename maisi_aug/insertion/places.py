@@ -45,11 +45,12 @@ def draw_place(
     Args:
         host: Where lesions may grow.
         image_shape: Voxels of the image; the lesion stays inside.
-        radius_mm: Of the ball.
+        radius_mm: Radius in mm of the ball.
         occupied: Blocks that hold lesions, of the host's shape; None for none.
         rng: Draws.
         attachment: None leaves it to chance, and takes the other where the host has no room for one.
-        least_radius_mm: Of the smallest lesion that is put at the same place, which must touch the surface too.
+        least_radius_mm: Radius in mm of the smallest lesion that is put at the same place, which must touch the surface
+            too.
 
     Raises:
         UnfitCtError: The host has no room.

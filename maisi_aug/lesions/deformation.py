@@ -203,7 +203,7 @@ def make_room(
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
         centre_ijk: Voxel of the centre.
-        radius_mm: Of the lesion.
+        radius_mm: Radius in mm of the lesion.
         room_share: Share of its volume that is made by pushing.
         loose: ``(I, J, K)`` what may move, by :func:`find_loose`, without lesions that are there already.
         spacing_mm: Voxel sides along I, J, K.

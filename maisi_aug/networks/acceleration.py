@@ -59,7 +59,7 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
     Args:
         networks: On their device.
         compiler: ``none`` leaves them alone.
-        fingerprint: Of the bundle; TensorRT's engines are kept in the user's cache under it.
+        fingerprint: Fingerprint of the bundle; TensorRT's engines are kept in the user's cache under it.
 
     Raises:
         MissingExtraError, BundleError: When the compiler cannot be used.

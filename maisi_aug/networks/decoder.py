@@ -27,7 +27,7 @@ class Decoder:
 
     Attributes:
         autoencoder: MAISI's VAE.
-        definition: Of the autoencoder.
+        definition: Definition of the autoencoder.
         scale_factor: The bundle's.
         default_window: Latent voxels decoded at once when nobody requests anything else; None for the whole.
         default_splits: The same for parts in which it is computed.

@@ -57,9 +57,9 @@ def estimate_decode_bytes(
     G the voxels of the image that is gathered on the device, and S what convolutions of the whole take on a CPU.
 
     Args:
-        definition: Of the autoencoder; ``num_channels`` from the finest level to the coarsest.
+        definition: Definition of the autoencoder; ``num_channels`` from the finest level to the coarsest.
         settings: How it is decoded.
-        sides: Of the latent.
+        sides: Sides of the latent.
         kind: Type of the device, and what it computes in.
     """
     channels = [int(number) for number in definition["num_channels"]]
@@ -126,7 +126,7 @@ def settings_by_memory(
 
     Args:
         wanted: Comes first.
-        sides: Of the latent.
+        sides: Sides of the latent.
         device_type: Gathering elsewhere than on a ``cpu`` makes a difference.
         may_split: Whether the number of splits is open.
     """

@@ -54,7 +54,7 @@ def decode_label_map(
     Args:
         autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` should have an effect.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
-        scale_factor: Of the mask networks.
+        scale_factor: Scale factor of the mask networks.
         max_features: Features of the map above which the decoder goes through it in slabs, to rounding the same.
         precision: What the network computes in.
 

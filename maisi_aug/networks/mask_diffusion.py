@@ -44,7 +44,7 @@ def sample_mask_latent(
         condition: ``(B, 10)`` float32 sizes, of ``mask_conditions``.
         latent_shape: ``(C, i, j, k)``.
         num_inference_steps: All time steps of the scheduler for DDPM, fewer for the faster sampler.
-        seed: Of all noise, which is drawn on the CPU: the same on every device.
+        seed: Seed of all noise, which is drawn on the CPU: the same on every device.
         report: Called with (steps done, steps in all).
         precision: What the network computes in.
 
@@ -81,10 +81,10 @@ def integrate_ddpm(
     """Take every time step of DDPM.
 
     Args:
-        predict: Of the noise.
+        predict: Predicts the noise.
         scheduler: MONAI's, with its steps.
         noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken as well.
-        generator: Of the noise that every step but the last adds.
+        generator: Generator of the noise that every step but the last adds.
         report: Called with (steps done, steps in all).
     """
     scheduler.set_timesteps(scheduler.num_train_timesteps)
@@ -108,7 +108,7 @@ def integrate_fast(
     """Take fewer steps, each with one prediction, and add no noise on the way.
 
     Args:
-        predict: Of the noise.
+        predict: Predicts the noise.
         scheduler: Tells how much noise there is at every time step.
         noise: ``(B, C, i, j, k)``.
         num_steps: How many.

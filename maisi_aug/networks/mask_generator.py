@@ -29,8 +29,8 @@ class MaskGenerator:
 
     Attributes:
         networks: On their device.
-        grid: Of the label maps.
-        num_inference_steps: Of the sampler.
+        grid: Grid of the label maps.
+        num_inference_steps: Number of inference steps of the sampler.
         latent_shape: ``(C, i, j, k)``.
         size_conditions: ``(N, 10)``, what conditions are drawn from.
         precision: What the networks compute in.

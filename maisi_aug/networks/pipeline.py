@@ -92,7 +92,7 @@ class Pipeline:
         bundle: Where they come from.
         networks: On their device.
         fast_paths: Which are taken.
-        compiler: Of the networks.
+        compiler: Compiler for the networks.
         precision: What the networks compute in.
     """
 
@@ -118,7 +118,7 @@ class Pipeline:
             bundle: The bundle.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             fast_paths: Which to take.
-            compiler: Of the networks; they are compiled when the first image is drawn.
+            compiler: Compiler for the networks; they are compiled when the first image is drawn.
             precision: What the networks compute in; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
                 float32 elsewhere.
 
@@ -172,7 +172,7 @@ class Pipeline:
         Args:
             label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
                 the ControlNet stays out.
-            grid: Of the label map and the image; every side a multiple of the bundle's factor.
+            grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
             guidance_scale: 0 for none; 1-5 enforces the label map's tumours at twice the cost.
@@ -250,7 +250,7 @@ class Pipeline:
             image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
             label_maps: ``(I, J, K)`` ids each; 0 where there is no image.
             hidden: ``(I, J, K)`` voxels to draw.
-            grid: Of all of them; every side a multiple of the bundle's factor.
+            grid: Grid of all of them; every side a multiple of the bundle's factor.
             seed: The same seed gives the same images on the same type of device.
             num_inference_steps: None for the bundle's default.
             num_resamplings: How often each step is taken, see ``KnownLatent``.

@@ -86,14 +86,14 @@ def sample_latent(
 
     Args:
         networks: ControlNet, U-Net and scheduler.
-        conditions: Of the images wanted.
+        conditions: Conditions of the images wanted.
         noise: ``(B, C, i, j, k)`` standard normal.
         num_inference_steps: Steps of the scheduler.
         guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
-        generator: Of the noise that DDPM adds at every step and resampling between steps, on the device of ``noise``;
-            rectified flow alone adds none.
+        generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
+            ``noise``; rectified flow alone adds none.
         known: What is put back at every step; None for nothing.
         report: Called with (steps done, steps in all).
 

@@ -267,7 +267,7 @@ class Stream:
         keep: What is kept between passes.
         on_host: Whether it is kept in the host's memory.
         pending: Steps from what is kept to the features at hand, not yet computed.
-        moments: Of the features at hand by number of groups, where a pass has collected them.
+        moments: Moments of the features at hand by number of groups, where a pass has collected them.
     """
 
     kept: Slabs

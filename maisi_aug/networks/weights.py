@@ -235,7 +235,7 @@ def write_bundle(
         folder: Created when missing; existing files of the same names are replaced.
         header: Everything of ``BundleSpec`` but ``weights``.
         weights: State dicts by role.
-        dtype: Of the written weights; None keeps every tensor's own. Whole numbers always keep theirs.
+        dtype: Floating-point type of the written weights; None keeps every tensor's own. Integers always keep theirs.
 
     Raises:
         BundleError: When the result does not validate.

@@ -223,7 +223,7 @@ class _OneMap(MaskBank):
     """A given map as the only anatomy of a bank, on its image's grid and not deformed.
 
     Attributes:
-        name: Of the user's bank.
+        name: Name of the user's bank.
         base: The map.
         grid: Its own.
         vocabulary: Meaning of its ids.
@@ -384,8 +384,8 @@ class MapOutlook:
     Attributes:
         name: Path relative to the bank.
         own: Its own grid; None where the map cannot be used.
-        shape: Of its image.
-        spacing_mm: Of its image.
+        shape: Shape of its image.
+        spacing_mm: Spacing in mm of its image.
         change: What becomes of the map on the way to that grid.
         label_ids: Labels that it holds, body left out.
         fault: Why it cannot be used; empty where it can.
@@ -421,7 +421,7 @@ def look_at_maps(source: GivenSource, cases: Sequence[CasePlan], report: Report)
 
     Args:
         source: The maps.
-        cases: Of the plan.
+        cases: Cases of the plan.
         report: Called with (maps read, maps in all).
 
     Raises:

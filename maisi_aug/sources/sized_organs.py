@@ -167,7 +167,7 @@ def resize_organ(
 
     Args:
         label_map: ``(I, J, K)`` ids that hold the organ; not modified.
-        label_id: Of the organ.
+        label_id: Id of the organ.
         num_voxels: Wanted voxels; fewer where the hosts have no room.
         hosts: Ids that the organ may grow into; voxels that it leaves get the most frequent of them around it.
         spacing_mm: Voxel sides along I, J, K.

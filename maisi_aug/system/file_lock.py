@@ -32,7 +32,7 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     warning: refusing to work there would help nobody.
 
     Args:
-        descriptor: Of the file.
+        descriptor: Descriptor of the file.
         wait: Whether to wait for the others.
 
     Returns:

@@ -36,9 +36,9 @@ class Holder:
     Attributes:
         token: Random; nobody else has it. Empty where the file is being made.
         host: Name of the machine.
-        pid: Of the process, among those of its machine or container.
+        pid: Process id of the process, among those of its machine or container.
         boot: What tells one run of a machine from others; empty where nothing does.
-        namespace: Of process ids, in which the number is one.
+        namespace: Namespace of process ids, in which the number is one.
         beat: How often the file was written.
         state: What the holder tells of its work, in JSON.
     """
@@ -136,7 +136,7 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
     """Return a lease, to be ended by the caller; one that was left is waited for until it is stale.
 
     Args:
-        path: Of its file.
+        path: Path of its file.
         has_lock: Whether this process has the kernel's lock that goes with it; None where there are none.
 
     Raises:

@@ -168,7 +168,7 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
     """Return what a YAML file holds.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         subject: What to call it in the message.
         error: To raise.
 

@@ -17,7 +17,7 @@ def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> in
     """Return the seed of one attempt at one case; the same in any order, shard, batch or engine.
 
     Args:
-        cohort_seed: Of the cohort.
+        cohort_seed: Cohort seed of the cohort.
         asked: What the case must contain, in words that are the same for the same wish: two cohorts of different
             requests show different patients.
         case_index: Position in the cohort, from 0.

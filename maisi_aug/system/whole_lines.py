@@ -14,7 +14,7 @@ def cut_torn_line(descriptor: int) -> None:
     """Cut off a last line without a line break, which a killed process left.
 
     Args:
-        descriptor: Of a file that is open for reading and writing.
+        descriptor: Descriptor of a file that is open for reading and writing.
     """
     end = position = os.fstat(descriptor).st_size
     while position > 0:
@@ -32,7 +32,7 @@ def append_line(descriptor: int, text: str) -> None:
     """Write one line and wait until it is on the disk; after an error nothing of it is left.
 
     Args:
-        descriptor: Of a file that is open for appending.
+        descriptor: Descriptor of a file that is open for appending.
         text: Without the line break.
 
     Raises:
@@ -54,7 +54,7 @@ def append_to_shared(path: Path, text: str) -> None:
     """Add a line to a file that several processes may add to at the same time.
 
     Args:
-        path: Of the file, made where there is none; a link is not followed.
+        path: Path of the file, made where there is none; a link is not followed.
         text: Without the line break.
 
     Raises:

@@ -53,7 +53,7 @@ class MaskTrainRequest(StrictModel, use_attribute_docstrings=True):
         if self.data is not None and self.mask_bank is not None:
             raise ValueError("--data and --mask-bank cannot be used together. Leave one out.")
         if self.mask_labels is not None and self.mask_bank is None:
-            raise ValueError("mask_labels: can only be used with --mask-bank; it gives the meaning of that bank's ids.")
+            raise ValueError("mask_labels can only be used with --mask-bank; it gives the meaning of that bank's ids.")
         return self
 
 

@@ -73,7 +73,7 @@ def bundle_hu_ranges(name: str) -> tuple[HuRange, ...]:
     """Return the published HU bounds adapted to a bundle's usual images, with its further organs.
 
     Args:
-        name: Of the bundle, or of the base that it shares its networks with.
+        name: Name of the bundle, or of the base that it shares its networks with.
     """
     own = _reference()["bundles"].get(name)
     if own is None:

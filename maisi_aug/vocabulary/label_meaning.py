@@ -66,7 +66,7 @@ def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Coll
 
     Args:
         names: All the names of the set, since a bare one such as "tumor" is told by the others.
-        vocabulary: Of the meanings.
+        vocabulary: Vocabulary of the meanings.
         context: Names of organs that belong to the set without being requested, such as nnU-Net's regions.
 
     Returns:

@@ -108,7 +108,7 @@ def open_dicom(path: Path, **options: Any) -> Dataset:
 
     Args:
         path: The file.
-        options: Of ``pydicom.dcmread``.
+        options: Options of ``pydicom.dcmread``.
 
     Raises:
         VolumeError: It is damaged.
@@ -145,7 +145,7 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
 
     Args:
         header: The header.
-        keyword: Of the value.
+        keyword: Keyword (name) of the value.
         path: For messages.
         default: What it is where the header has none or an empty one; None where it must have one.
 

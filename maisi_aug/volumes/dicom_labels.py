@@ -299,7 +299,7 @@ def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: 
     Args:
         indices: ``(points, 3)`` voxel indices.
         onto: The CT's grid.
-        axis: Of the slices.
+        axis: Axis of the slices.
         subject: For messages.
 
     Raises:

@@ -455,8 +455,8 @@ def _build_nifti_header(dtype: str, shape: Shape, affine: bytes) -> bytes:
     """Everything before the voxels; the files of a cohort mostly share it.
 
     Args:
-        dtype: Of the voxels, as NumPy spells it.
-        shape: Of the array.
+        dtype: Floating-point type of the voxels, as NumPy spells it.
+        shape: Shape of the array.
         affine: The bytes of its affine, ``(4, 4)`` float64.
     """
     import nibabel as nib

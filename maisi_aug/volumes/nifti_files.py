@@ -151,7 +151,7 @@ def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | st
 
     Args:
         read: nibabel's header, NIfTI-1 or NIfTI-2.
-        sides: Of the image.
+        sides: Sides of the image.
         stored: The file's first bytes, at least its header's: nibabel clears the scale and mends steps on reading.
         subject: The file, for messages.
 

@@ -140,7 +140,7 @@ def test_cohort_of_given_maps_gets_lesions_as_they_are_asked_for(bundle_path: Pa
     for case in cohort.cases:
         assert case.lesions[0].realised_ml == pytest.approx(case.lesions[0].requested_ml, rel=0.1)
         assert {LIVER, HEPATIC_TUMOR} <= set(np.unique(load_label_map(case.files["label"]).array))
-    with pytest.raises(RecipeError, match="plant: cannot be used with mask_source 'plant', found hepatic tumor:9mm"):
+    with pytest.raises(RecipeError, match="plant cannot be used with mask_source 'plant', found hepatic tumor:9mm"):
         ma.plan("hepatic tumor:9mm", plant="hepatic tumor:9mm")
 
 

@@ -81,11 +81,11 @@ def test_bundle_is_made_and_told_of(run_cli: Callable[..., Any], places: tuple[P
         (("--host", "body"), "--host: expected NAME=VALUE such as 'left parotid=body', found 'body'"),
         (("--host", "glnd=body"), "--host: unknown label 'glnd'; expected one of gland. Did you mean 'gland'?"),
         (("--kind", "Gland=organ"), "--kind: unknown label 'Gland'; expected one of gland. Did you mean 'gland'?"),
-        (("--rank", "8"), "--rank: can only be used with tune low-rank, found full."),
+        (("--rank", "8"), "--rank can only be used with tune low-rank, found full."),
         (("--kind", "gland=thing"), "--kind.gland: expected 'lesion' or 'organ', found 'thing'"),
         (("--crop", "10x16x16"), "Crop for bundle 'tiny'"),
         (("--slot", "gland=liver"), "Slot of 'gland': expected 'auto', a placeholder"),
-        (("--map", "1=gland"), "--map: cannot be used with"),
+        (("--map", "1=gland"), "--map cannot be used with"),
         (("--learning-rate", "0"), "--learning-rate: expected greater than 0, found 0.0."),
     ],
 )

@@ -84,16 +84,16 @@ def test_cohort_is_balanced_and_made_again_without_the_dataset(run_cli: Run, tmp
             "--map and --mask-labels cannot be used together",
         ),
         (["--size-reference", ".", "--map", "canser=liver tumor"], "--map 'canser=liver tumor': "),
-        (["--size-bins", "5,10"], "--size-bins: can only be used with --balance-against."),
-        (["--balance-picture", "x.png"], "--balance-picture: can only be used with --balance-against."),
+        (["--size-bins", "5,10"], "--size-bins can only be used with --balance-against."),
+        (["--balance-picture", "x.png"], "--balance-picture can only be used with --balance-against."),
         (["--balance-against", "nowhere"], "Mask bank nowhere: not found"),
         (
             ["--balance-against", "x", "--mask-source", "given", "--mask-bank", "."],
-            "--balance-against: cannot be used with mask source 'given'",
+            "--balance-against cannot be used with mask source 'given'",
         ),
         (
             ["--balance-against", "x", "--size-reference", "y", "--size-label", "2"],
-            "--balance-against: cannot be used with --size-reference, because planned sizes",
+            "--balance-against cannot be used with --size-reference, because planned sizes",
         ),
     ],
 )

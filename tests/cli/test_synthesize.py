@@ -373,7 +373,7 @@ def test_size_reference_with_an_empty_map_or_with_masks_is_refused(run_cli: Run,
         made = tmp_path / "masks" / "labelsTr" / "patient_0.nii.gz"
         made.rename(made.with_name(f"{organ}.nii.gz"))
     for folder, words in (
-        ("mine", "expected whole label maps, found labelsTr/patient_1.nii.gz: patient_1.nii.gz is empty"),
+        ("mine", "a label map cannot be used: labelsTr/patient_1.nii.gz: patient_1.nii.gz is empty"),
         ("masks", "or a folder of label maps, found a mask for each label (labelsTr)"),
         ("gone", "neither an nnU-Net dataset with labelsTr nor a folder of label maps"),
     ):

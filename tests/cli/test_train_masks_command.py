@@ -60,7 +60,7 @@ def test_diffusion_without_a_base_is_refused_at_once(train: Callable[..., Any], 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mask-labels", "maisi"], "mask_labels: can only be used with --mask-bank; it gives the meaning of that"),
+        (["--mask-labels", "maisi"], "--mask-labels can only be used with --mask-bank; it gives the meaning of that"),
         (["--data", "one", "--mask-bank", "two"], "--data and --mask-bank cannot be used together"),
         (["--recipe", "train-phantom-ct"], r"found kind 'training'"),
     ],

@@ -90,7 +90,7 @@ def test_port_in_use_is_refused(tmp_path: Path) -> None:
     with serving.serve_in_background(serving.ViewOptions(path=folder)) as address:
         port = int(address.split(":")[2].split("/")[0])
         taken = serving.open_server(serving.ViewOptions(path=folder, port=port))
-        with pytest.raises(ValueError, match=f"found that {port} is in use"):
+        with pytest.raises(ValueError, match=f"port {port} is in use"):
             taken.__enter__()
 
 

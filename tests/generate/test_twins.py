@@ -147,7 +147,7 @@ def test_detection_curve_counts_the_twins(folder: Path, tmp_path: Path) -> None:
             "needs one lesion without a size, because --twins sets it, found '",
         ),
         ({"twins": PLACES, "labels": ["lung tumor:20mmx2"]}, RequestError, "--twins needs exactly one lesion, found 2"),
-        ({"mask_source": "diffusion"}, RecipeError, "twins: cannot be used with mask_source 'diffusion'"),
+        ({"mask_source": "diffusion"}, RecipeError, "twins cannot be used with mask_source 'diffusion'"),
     ],
 )
 def test_what_label_maps_cannot_show_is_refused(

@@ -112,7 +112,7 @@ def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., Coho
         ({"mask_bank": "maps"}, "mask_bank: expected none with mask_source 'none', .*, found one"),
         ({"mask_labels": "maisi"}, "mask_labels: expected none with mask_source 'none', .*, found maisi"),
         ({"guidance_scale": 2.0}, "guidance_scale: expected 0 with mask_source 'none', .*, found 2"),
-        ({"size_reference": "x", "size_label": 1}, "size_reference: cannot be used with mask_source '"),
+        ({"size_reference": "x", "size_label": 1}, "size_reference cannot be used with mask_source '"),
     ],
 )
 def test_field_that_does_not_go_without_label_maps_is_refused(values: dict[str, Any], message: str) -> None:

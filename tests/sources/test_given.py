@@ -402,7 +402,7 @@ def test_lesion_that_resampling_joins_is_rejected_at_once(resolve: Callable[...,
         ),
         (
             {"mask_bank": "x", "size_reference": "y", "size_label": 2},
-            "size_reference: cannot be used with mask_source '",
+            "size_reference cannot be used with mask_source '",
         ),
     ],
 )

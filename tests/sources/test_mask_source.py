@@ -227,10 +227,10 @@ def test_cohort_is_made_and_says_how(resolve: Callable[..., CohortRun], tmp_path
         (
             {"mask_bank": "some/folder"},
             RecipeError,
-            "mask_bank: cannot be used with mask_source 'diffusion', found some",
+            "mask_bank cannot be used with mask_source 'diffusion', found some",
         ),
-        ({"mask_labels": "maisi"}, RecipeError, "mask_labels: cannot be used with mask_source 'diffusion'"),
-        ({"mask_source": "plant", "mask_steps": 3}, RecipeError, "mask_steps: cannot be used with mask_source 'plant'"),
+        ({"mask_labels": "maisi"}, RecipeError, "mask_labels cannot be used with mask_source 'diffusion'"),
+        ({"mask_source": "plant", "mask_steps": 3}, RecipeError, "mask_steps cannot be used with mask_source 'plant'"),
         ({"mask_source": "plant", "size_of": {"liver": 0.5}}, RecipeError, "size_of: cannot be used .*'diffusion', or"),
         ({"size_of": {"liver": "big"}}, RecipeError, "size_of"),
     ],

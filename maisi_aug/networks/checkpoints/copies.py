@@ -38,10 +38,10 @@ class Conversion:
 
     Attributes:
         path: The bundle's folder, or the safetensors file.
-        dtype: Of the weights; None where every tensor kept its own.
-        num_bytes_before: Of the weight files that were read.
-        num_bytes: Of those written.
-        scale_factor: Of the latents; None for a checkpoint that has none.
+        dtype: Floating-point type of the weights; None where every tensor kept its own.
+        num_bytes_before: Bytes before the conversion of the weight files that were read.
+        num_bytes: Number of bytes of those written.
+        scale_factor: Scale factor of the latents; None for a checkpoint that has none.
         left_out: Entries of a checkpoint that are not weights, such as the state of its optimiser.
     """
 
@@ -70,7 +70,7 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
     Everything else is carried over: definitions, scale factor, licence files, and the provenance, with what was done.
 
     Args:
-        name_or_folder: Of the bundle; its files are compared with their hashes first.
+        name_or_folder: Name or folder of the bundle; its files are compared with their hashes first.
         target: Folder of the copy; new or empty.
         dtype: "float16", "bfloat16" or "float32"; integers keep their type.
 
@@ -167,7 +167,7 @@ def _copy_bank(bundle: Bundle, folder: Path) -> None:
 
     Args:
         bundle: With or without such a list.
-        folder: Of the copy.
+        folder: Folder of the copy.
     """
     bank = bundle.spec.mask_bank
     if bank is None:

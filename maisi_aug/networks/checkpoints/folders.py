@@ -58,7 +58,7 @@ def import_bundle(
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
         accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
         name: Which of the known bundles it is; None where the folder tells.
-        folder: Of the bundle; None for the user's data folder.
+        folder: Folder of the bundle; None for the user's data folder.
         report: Told in a sentence what is going on.
 
     Returns:
@@ -121,7 +121,7 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
-        name: Of the bundle; None where the folder tells.
+        name: Name of the bundle; None where the folder tells.
 
     Raises:
         BundleError: For an unknown name, when a checkpoint is missing, or when several bundles could be meant.

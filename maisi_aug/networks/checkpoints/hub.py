@@ -80,7 +80,7 @@ def pull_bundle(
         known: What to fetch.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
         with_masks: Fetch the mask networks as well.
-        folder: Of the bundle; None for the user's data folder.
+        folder: Folder of the bundle; None for the user's data folder.
         hub: Where from.
         report: Told in a sentence what is going on.
 

@@ -34,7 +34,7 @@ def write_known_bundle(
     Args:
         known: Definitions and licence, which has been accepted.
         files: Checkpoint by role.
-        folder: Of the bundle; an earlier copy from the same origin is replaced.
+        folder: Folder of the bundle; an earlier copy from the same origin is replaced.
         provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
             so that the same files give the same bundle anywhere.
         command: That the user gave, for the record of the licence.
@@ -72,7 +72,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
     Args:
         header: Everything of ``bundle.yaml`` but scale factor and weight files.
         files: Checkpoint by role.
-        folder: Of the bundle; created when missing.
+        folder: Folder of the bundle; created when missing.
         subject: What is converted, for messages.
 
     Raises:
@@ -118,8 +118,8 @@ def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
     """Return the bundle that an earlier conversion of the same origin put into a folder; None if there is none.
 
     Args:
-        folder: Of the bundle.
-        name: Of the bundle.
+        folder: Folder of the bundle.
+        name: Name of the bundle.
         origin: ``provenance.origin``: where its checkpoints came from.
 
     Raises:

@@ -61,7 +61,7 @@ class Hand(Protocol[Item]):
         scratch: Folder that its files are in.
         watch: Told how it goes.
         items: Handed out and not settled, by number, in that order.
-        num_at_hand: Of them, those that are not worked on yet or are being worked on.
+        num_at_hand: Number of items that wait or are being worked on.
     """
 
     scratch: Path
@@ -218,7 +218,7 @@ class Post:
     """Place of a worker that works outside of its driver's process.
 
     Attributes:
-        name: Of the worker.
+        name: Name of the worker.
         device: That it computes on.
         scratch: Folder of its own.
     """

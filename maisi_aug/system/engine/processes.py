@@ -61,7 +61,7 @@ class _Process(Generic[Item, Result]):
 
     Attributes:
         items: Handed out and not settled, by number, in that order.
-        num_at_hand: Of them, those that are not worked on yet or are being worked on.
+        num_at_hand: Number of items that wait or are being worked on.
     """
 
     spec: WorkerSpec[Item, Result]

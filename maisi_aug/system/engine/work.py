@@ -40,7 +40,7 @@ class WorkerPlace:
     """Place of a worker.
 
     Attributes:
-        name: Of the worker, the same after it was restarted.
+        name: Name of the worker, the same after it was restarted.
         device: That it computes on: ``auto``, ``cpu``, ``cuda:1``, ...
         scratch: Folder of its own, for files that the driver puts in their place when their result is settled.
         tell: Tells the driver how it goes.
@@ -219,7 +219,7 @@ class Calls(Generic[Item, Result]):
     """A worker that has nothing open, and calls a function with each item.
 
     Attributes:
-        function: Of a module, because it is sent to other processes.
+        function: A module-level function, because it is sent to other processes.
     """
 
     function: Callable[[Item], Result]

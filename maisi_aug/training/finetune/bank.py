@@ -45,7 +45,7 @@ class FinetunedBank:
     """All label maps of a fine-tuned bundle.
 
     Attributes:
-        rows: Of the training cases, then those of the base.
+        rows: Rows of the training cases, then those of the base.
         source: Which they are, for people.
     """
 

@@ -117,7 +117,7 @@ def write_finetuned(
     """Write the bundle, whole or not at all; one that this run wrote before is replaced.
 
     Args:
-        folder: Of the bundle.
+        folder: Folder of the bundle.
         base: The bundle that was fine-tuned.
         controlnet: Its new weights, in MAISI's layout.
         taught: What it was taught.

@@ -44,7 +44,7 @@ def write_model_card(
     """Write the card of a fine-tuned bundle.
 
     Args:
-        folder: Of the bundle.
+        folder: Folder of the bundle.
         header: What ``bundle.yaml`` will say.
         taught: The labels.
         measures: What the training cases say of them.

@@ -115,8 +115,8 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
 
     Args:
         network: To be changed.
-        rank: Of the added matrices.
-        seed: Of their start.
+        rank: Rank of the added matrices.
+        seed: Seed of their start.
 
     Returns:
         The number of layers that learn.

@@ -42,7 +42,7 @@ class Subject:
     """Contents of a row of pictures.
 
     Attributes:
-        name: Of the case.
+        name: Name of the case.
         label_map: ``(I, J, K)`` ids.
         grid: Its geometry.
         images_hu: Heading -> ``(I, J, K)`` HU.

@@ -93,7 +93,7 @@ class Finetuning:
         base: The bundle to start from.
         store: All prepared cases.
         config: How to train.
-        folder: Of the run.
+        folder: Folder of the run.
         device: Where the networks run.
         processes: All that train this run together.
         report_phase: Gives a listener for each phase that takes a while.

@@ -127,7 +127,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_use_of_rank(self) -> Self:
         if self.rank is not None and self.tune != "low-rank":
-            raise ValueError(f"rank: can only be used with tune low-rank, found {self.tune}")
+            raise ValueError(f"rank can only be used with tune low-rank, found {self.tune}")
         return self
 
     def describe_loop(self) -> LoopConfig:
@@ -158,7 +158,7 @@ class FinetuneConfig(StrictModel):
         rank: Rank of the matrices of ``low-rank``.
         contrastive_weight: Weight of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
         contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
-        loss: Of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
+        loss: Loss of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
         loop: How long and how fast.
     """
 

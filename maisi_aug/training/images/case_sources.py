@@ -132,8 +132,8 @@ def open_source(recipe: TrainingRecipe, folder: Path) -> PhantomSource | Prepare
     """Return the cases that a recipe names.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run, where phantoms are built.
+        recipe: Recipe of the training.
+        folder: Folder of the run, where phantoms are built.
 
     Raises:
         PreparationError: A prepared folder that cannot be read.

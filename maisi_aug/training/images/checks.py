@@ -35,7 +35,7 @@ def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -
     """Check the grid, the patches of the autoencoder and the crops of the U-Net.
 
     Args:
-        recipe: Of the training.
+        recipe: Recipe of the training.
         data_shape: Voxels of the training cases; None where the recipe's grid is theirs.
 
     Raises:
@@ -58,7 +58,7 @@ def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -
     """Raise unless prepared cases are on a grid that the recipe's bundle is for; warn of one that is barely so.
 
     Args:
-        recipe: Of the training. Without ``grid_limits`` its bundle is for one grid.
+        recipe: Recipe of the training. Without ``grid_limits`` its bundle is for one grid.
         data: The grid of the cases.
         subject: The cases, for messages.
 
@@ -99,8 +99,8 @@ def require_same_settings(
     weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run.
+        recipe: Recipe of the training.
+        folder: Folder of the run.
         stage: That is to train.
         identity: What tells the training cases from others; None for the seed of the recipe's phantoms.
 

@@ -96,7 +96,7 @@ class FlowObjective(Stateless):
         latents: Theirs.
         config: What counts.
         lesion_ids: Labels that count as lesions.
-        seed: Of batches, noise and timesteps.
+        seed: Seed of batches, noise and timesteps.
         device: Where the networks are.
         label_weights: Id -> factor on the loss of latent voxels that hold the label.
         remover: Takes labels out of maps, for the region contrastive loss.

@@ -89,7 +89,7 @@ def start_from_label_means(
         store: Training cases, of which the first 60 are measured.
         latents: Theirs, half as wide as the images along every axis.
         vocabulary: Tumors with their hosts.
-        seed: Of the fit.
+        seed: Seed of the fit.
         faint_gain: Factor on the contrast of faint tumors.
 
     Raises:

@@ -26,7 +26,7 @@ class PatchPlan:
     """One patch.
 
     Attributes:
-        index: Of the case.
+        index: Index of the case.
         corner: First voxel along I, J, K.
         box: Voxels that are cut out; what reaches beyond the image is air.
         flipped_axes: Turned round after the cut.

@@ -146,7 +146,7 @@ class TrainingRecipe(StrictModel):
 
     Attributes:
         kind: Tells training recipes from cohort recipes.
-        seed: Of initial weights, batches and noise.
+        seed: Seed of initial weights, batches and noise.
         data: Training cases.
         latent_deviation: Standard deviation that latents are scaled to, against noise of 1. MAISI's is 1; more moves
             training and sampling towards little noise, where a map that tells almost everything leaves the work to be

@@ -24,7 +24,7 @@ class StageOptions(TypedDict):
     """Options of a training in stages: device, processes and output.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         report_phase: Starts the progress of a phase that it is told the name of.
         processes: All that train together; only the main one writes.
         with_tensorboard: Log for TensorBoard as well.
@@ -40,7 +40,7 @@ class StageFolder:
     """Shared part of trainings in stages.
 
     Args:
-        folder: Of the training.
+        folder: Folder of the training.
         how: Where and beside whom it runs.
     """
 

@@ -67,8 +67,8 @@ class TrainingFolder(StageFolder):
     """A run of a recipe in a folder: phantoms and latents, one folder a stage, and ``bundle``.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run.
+        recipe: Recipe of the training.
+        folder: Folder of the run.
         how: Where and beside whom it runs.
     """
 

@@ -22,7 +22,7 @@ class Precision:
     Args:
         device: Where the networks are.
         is_mixed: False computes in float32.
-        dtype: Of the passes; None for what suits the device.
+        dtype: Floating-point type of the passes; None for what suits the device.
     """
 
     def __init__(self, device: str, *, is_mixed: bool, dtype: torch.dtype | None = None) -> None:

@@ -131,7 +131,7 @@ class TrainingRun:
     Args:
         objective: What is trained.
         config: How.
-        folder: Of the checkpoint and the log; only the main process writes there.
+        folder: Folder of the checkpoint and the log; only the main process writes there.
         device: Where the networks are.
         processes: All that train this run; each makes its share of every step.
         validate: Gives the figures of the held-out cases, "loss" among them, the same in every process; called with

@@ -30,7 +30,7 @@ class StepLog:
     """Writes ``log.jsonl`` and, where wished, TensorBoard's event files next to it.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         last_step: What is logged of later steps is dropped: a run that was killed makes them again.
         with_tensorboard: Also write event files.
 

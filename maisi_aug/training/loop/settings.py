@@ -93,7 +93,7 @@ class VaeLossConfig(StrictModel):
         window_weight: Weight of that extra term, an L1 over the window mapped to [0, 1].
         adversarial_weight: Weight of the least-squares adversarial term; 0 for none.
         adversarial_start_step: Step from which the adversary counts.
-        discriminator_learning_rate: Of Adam for the patch discriminator.
+        discriminator_learning_rate: Discriminator learning rate of Adam for the patch discriminator.
         rotation_share: Share of patches that are turned by 90, 180 or 270 degrees in a random plane.
         intensity_scale: Intensities are multiplied by up to so much more or less than 1.
         intensity_shift: So much of the intensity range is added or taken away at most.

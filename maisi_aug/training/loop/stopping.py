@@ -50,7 +50,7 @@ class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, a
     Args:
         phase: What was going on.
         done: How many cases were done.
-        total: Of how many.
+        total: Total of how many.
     """
 
     def __init__(self, phase: str, done: int, total: int) -> None:

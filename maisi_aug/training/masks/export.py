@@ -32,7 +32,7 @@ def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle
     """Return the bundle with image networks that mask networks are added to.
 
     Args:
-        name_or_path: Of the bundle; None where the user named none.
+        name_or_path: Name or path of the bundle; None where the user named none.
         recipe: Tells how long the label maps will be.
 
     Raises:

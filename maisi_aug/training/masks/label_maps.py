@@ -116,7 +116,7 @@ def store_maps(
 
     Args:
         folder: This program's own.
-        names: Of the maps.
+        names: Names of the maps.
         build: Gives a map, or None for one that cannot be had.
         report: Called with (maps done, maps in all), after those that were built now and after the last.
 
@@ -184,7 +184,7 @@ def take_patch(classes: Classes, shape: Shape, centre: NDArray[np.float64], matr
 
     Args:
         classes: ``(I, J, K)``.
-        shape: Of the patch.
+        shape: Shape of the patch.
         centre: Its middle in voxels of the map.
         matrix: ``(3, 3)`` from offsets in the patch to offsets in the map.
     """

@@ -91,7 +91,7 @@ class MaskNoiseValidation:
     """The loss on held-out maps, with the same noise at the same time steps every time.
 
     Attributes:
-        objective: Of the network that trains.
+        objective: Objective of the network that trains.
         held_out: Latents and sizes of the held-out maps.
         processes: Share the maps among them.
     """

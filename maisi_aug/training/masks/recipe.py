@@ -129,9 +129,9 @@ class MaskTrainingRecipe(StrictModel):
 
     Attributes:
         kind: Tells it from other recipes.
-        seed: Of initial weights, batches and noise.
+        seed: Seed of initial weights, batches and noise.
         data: Training cases.
-        grid: Of the label maps that the networks will generate.
+        grid: Grid of the label maps that the networks will generate.
         num_inference_steps: Default number of sampling steps of the finished bundle.
         scheduler: Definition of the DDPM scheduler.
         networks: Definitions by role.

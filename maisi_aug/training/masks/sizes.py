@@ -73,7 +73,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
 
     Args:
         maps: As classes.
-        path: Of the file; its name says what was measured.
+        path: Path of the file; its name says what was measured.
         voxel_ml: Volume of a voxel.
         report: Called with (maps done, maps in all).
     """

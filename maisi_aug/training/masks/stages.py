@@ -38,9 +38,9 @@ class MaskTrainingFolder(StageFolder):
     """A run of a recipe in a folder: label maps, latents, one folder a stage.
 
     Args:
-        recipe: Of the training.
+        recipe: Recipe of the training.
         split: Label maps to learn from and to hold out.
-        folder: Of the run.
+        folder: Folder of the run.
         how: Where and beside whom it runs.
     """
 

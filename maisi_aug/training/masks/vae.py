@@ -48,8 +48,8 @@ class MaskVaeObjective(Stateless):
         maps: As classes.
         config: Losses and patches.
         counts: ``(N, 125)`` voxels per class of the maps.
-        spacing_mm: Of the maps.
-        seed: Of patches and noise.
+        spacing_mm: Spacing in mm of the maps.
+        seed: Seed of patches and noise.
         device: Where the autoencoder is.
     """
 
@@ -219,7 +219,7 @@ class MaskVaeValidation:
         maps: Held-out classes.
         device: Where the autoencoder is.
         processes: Share the maps among them.
-        dice_per_label: Of the last call, by the name of the label, averaged over the maps that have it.
+        dice_per_label: Dice per label of the last call, by the name of the label, averaged over the maps that have it.
     """
 
     autoencoder: nn.Module

@@ -65,7 +65,7 @@ def test_mapping_names_labels_by_name_or_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda folder: None, "no images with label maps found"),
+        (lambda folder: None, "folder not found"),
         (lambda folder: folder.mkdir(), "no images with label maps found"),
         (lambda folder: write_dataset(folder, 1, channel_names={"0": "CT", "1": "PET"}), "expected one channel"),
         (
@@ -91,7 +91,9 @@ def test_regions_are_labels_where_they_are_asked_for(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(description))
     source = find_real_cases(folder, None)
     assert source.label_ids == {"tumor": (2,), "cyst": (4, 5)}
-    assert source.notes == ("kidney, masses",)
+    assert source.notes == (
+        "Regions that contain other labels were left out (kidney, masses): choose them with --label.",
+    )
     asked = find_real_cases(folder, {"kidney": (), "masses": ()})
     assert (asked.label_ids, asked.notes) == ({"kidney": (1, 2, 3), "masses": (2, 3)}, ())
     found = find_synthetic_cases("s", folder, ["tumor", "lesion"], {"lesion": ("masses",)})
@@ -200,7 +202,7 @@ def test_dataset_of_both_kinds_is_no_real_one_and_gives_its_synthetic_cases(tmp_
     folder = write_dataset(tmp_path / "d", 3, maisi_aug=mark)
     source = find_synthetic_cases("synthetic", folder, ["tumor"], {})
     assert [case.case_id for case in source.cases] == ["case_001", "case_002"]
-    assert source.notes[0] == "1 of the 3 cases of 'synthetic' are real and left out."
+    assert source.notes[0] == "1 of the 3 cases of 'synthetic' are real and are left out."
     with pytest.raises(
         BenchmarkError, match="was exported with --like and has synthetic cases, but tests need real ones"
     ):

@@ -71,7 +71,7 @@ def test_label_that_the_base_knows_keeps_its_id(dataset: PreparedDataset, tmp_pa
 @pytest.mark.parametrize(
     ("slot", "message"),
     [
-        ("129", "found 129, taken by 'kidney tumor' of bundle 'tiny'"),
+        ("129", "129 is taken by 'kidney tumor' of bundle 'tiny'"),
         ("5", "expected 'auto', a placeholder .dummy1 to dummy8. or a free id .133-199, 201-255., found '5'"),
         ("dummy9", "found 'dummy9'"),
     ],

@@ -94,7 +94,10 @@ def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: P
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vae__loop__validation_steps": 5}, "vae.loop.validation_steps: needs held-out cases, a data.validation_fold"),
+        (
+            {"vae__loop__validation_steps": 5},
+            "vae.loop.validation_steps: needs held-out cases, which data.validation_fold",
+        ),
         ({"controlnet__loss__label_weights": {"livver": 9.0}}, "'livver'"),
         (
             {"diffusion__loss__contrastive_weight": 0.01},
@@ -139,7 +142,7 @@ def test_file_of_the_users_own_is_found(tmp_path: Path) -> None:
 
 
 def test_unknown_recipe_is_refused_with_the_closest() -> None:
-    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-lu"):
+    with pytest.raises(RecipeError, match="'train-fantom-ct': not a file or one of train-ddpm-ct, train-lu"):
         training_recipe_path("train-fantom-ct")
     with pytest.raises(RecipeError, match="Did you mean 'train-phantom-ct'"):
         training_recipe_path("train-fantom-ct")

@@ -142,7 +142,7 @@ def test_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_other_configuration_is_refused_by_its_fields(tmp_path: Path) -> None:
     start(tmp_path).train(max_minutes=0.0)
-    with pytest.raises(TrainingError, match="was begun with other values of learning_rate, num_steps"):
+    with pytest.raises(TrainingError, match="its checkpoint has other values of learning_rate, num_steps"):
         start(tmp_path, learning_rate=0.02, num_steps=21)
 
 

@@ -37,7 +37,7 @@ def test_recipe_is_read(tmp_path: Path) -> None:
         ),
         (
             {"scheduler__clip_sample": True},
-            "scheduler: .*expected a DDPMScheduler that predicts noise and clips nothing",
+            "scheduler: .*must be a DDPMScheduler that predicts noise and clips nothing",
         ),
         (
             {"scheduler__class": "RFlowScheduler"},

@@ -180,7 +180,9 @@ def test_other_recipe_in_the_same_folder_is_refused(trained: MaskTrainingFolder)
     with pytest.raises(TrainingError, match="mask-vae was begun with other values of vae.loss"):
         open_folder(trained.folder, vae__loss__dice_weight=0.5).train("mask-vae")
     other = open_folder(trained.folder, networks__mask_diffusion_unet__num_res_blocks=2)
-    with pytest.raises(TrainingError, match=r"found other values of data\.num_variants, networks\.mask_diffusion_unet"):
+    with pytest.raises(
+        TrainingError, match=r"begun with other values of data\.num_variants, networks\.mask_diffusion_unet"
+    ):
         other.train("mask-diffusion")
 
 
