@@ -89,7 +89,7 @@ def test_too_few_synthetic_cases_are_explained_by_those_that_were_lost(tmp_path:
         plan_benchmark(config)
     for path in (made / "images").iterdir():
         path.write_bytes(b"torn")
-    with pytest.raises(BenchmarkError, match=r"found 0 that can be used. Case made_0000 \(synthetic\) was left out"):
+    with pytest.raises(BenchmarkError, match=r"has 0 usable ones. Case made_0000 \(synthetic\) was left out"):
         plan_benchmark(config)
 
 
@@ -134,7 +134,7 @@ def test_label_that_no_training_case_shows_is_named(tmp_path: Path) -> None:
     config = build_config(tmp_path, num_train=1, test_patients=tuple(f"case_00{n}" for n in (0, 1, 2, 3, 5)))
     warnings = " ".join(plan_benchmark(config).warnings)
     assert "No real training case shows tumor" in warnings
-    assert "too few show: liver by 5, tumor by 5." in warnings
+    assert "test patients show a label: liver by 5, tumor by 5." in warnings
 
 
 def test_benchmark_runs_scores_and_reports(benchmark_of: Callable[..., Benchmark]) -> None:
@@ -265,7 +265,7 @@ def test_folder_keeps_to_its_configuration(benchmark_of: Callable[..., Benchmark
 def test_unknown_arm_and_seed_are_refused(benchmark_of: Callable[..., Benchmark]) -> None:
     benchmark = benchmark_of()
     with pytest.raises(
-        BenchmarkError, match=r"Arm 'reel': unknown arm; expected one of real, real\+synthetic:1, .*Did you mean"
+        BenchmarkError, match=r"Arm 'reel': unknown arm; expected one of real, real\+synthetic:1. Did you mean"
     ):
         run_arm(benchmark, "reel", 0, device="cpu")
     with pytest.raises(BenchmarkError, match="Seed 1: must be 0 to 0"):

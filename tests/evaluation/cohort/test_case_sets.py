@@ -109,7 +109,7 @@ def test_empty_files_are_named(tmp_path: Path) -> None:
     for seed in (1, 2):
         (tmp_path / "images" / f"real_0{seed}.nii.gz").unlink()
     shutil.rmtree(tmp_path / "labels")
-    with pytest.raises(EvaluationError, match=r"found none that can be read \(.*real_03.nii.gz is empty"):
+    with pytest.raises(EvaluationError, match=r"no CT volumes that can be read \(.*real_03.nii.gz is empty"):
         find_case_set(tmp_path)
 
 
