@@ -1,6 +1,6 @@
-"""The last stage of an attempt that a worker does: gates on the image, files, picture, and the record of them.
+"""Last stage of an attempt in a worker: gates on the image, the files, the picture, and their record.
 
-The files lie in a folder of the worker's own, from where :mod:`maisi_aug.generate.recorder` gives them their place.
+The files are written to a folder of the worker, from which :mod:`maisi_aug.generate.driver` moves them to their place.
 """
 
 from __future__ import annotations

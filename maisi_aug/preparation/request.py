@@ -42,7 +42,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
 
 
 class PrepareConfig(Sources):
-    """The user's request; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
+    """Request of the user; :func:`~maisi_aug.preparation.run.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
     """Meaning of a label; may repeat. LABEL: an id, a name, a name with *, or FILE/LABEL for one kind of label file.

@@ -229,7 +229,7 @@ class Calls(Generic[Item, Result]):
         return self
 
     def look_ahead(self, item: Item) -> None:
-        """Nothing is done ahead."""
+        """Do nothing: nothing is prepared ahead."""
 
     def work(self, item: Item) -> Future[Result]:
         """Call the function."""

@@ -1,0 +1,333 @@
+"""Benchmarks and reports, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maisi_aug.api.displays import Progress, listen_to_stages
+from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
+from maisi_aug.errors import BenchmarkError, RequestError
+from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+from maisi_aug.system.progress import ReportStage, Say, report_nothing
+
+if TYPE_CHECKING:
+    from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
+
+
+@dataclass(frozen=True)
+class BenchmarkOutlook:
+    """Plan of a benchmark.
+
+    Attributes:
+        figures: Arms, cases, steps and minutes, as JSON types.
+        text: The same as Markdown; shown in notebooks.
+    """
+
+    figures: Mapping[str, Any] = field(repr=False)
+    text: str
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Progress of a benchmark, and the results of its finished trainings.
+
+    Attributes:
+        folder: Folder of the benchmark.
+        states: State of every training of every arm: done, failed, begun or waiting.
+        commands: A command for each training, to run it on another machine.
+        warnings: Warnings about the cases, a sentence each.
+        figures: Scores, differences and verdicts of finished trainings, as JSON types.
+        text: The same as Markdown; shown in notebooks.
+    """
+
+    folder: Path
+    states: tuple[ArmState, ...] = field(repr=False)
+    commands: tuple[str, ...] = field(repr=False)
+    warnings: tuple[str, ...]
+    figures: Mapping[str, Any] = field(repr=False)
+    text: str = field(repr=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every training is done."""
+        return all(state.status == "done" for state in self.states)
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
+class ReportResult:
+    """Result of :func:`report`.
+
+    Attributes:
+        files: Page, figures (JSON) and summary (Markdown).
+        figures: Figures as JSON types.
+        text: Summary as Markdown; shown in notebooks.
+    """
+
+    files: tuple[Path, ...]
+    figures: Mapping[str, Any] = field(repr=False)
+    text: str = field(repr=False)
+
+    def _repr_markdown_(self) -> str:
+        return self.text
+
+
+@takes_fields_of(BenchmarkConfig)
+def plan_benchmark(
+    real: str | Path, *, device: str = "auto", progress: Progress = True, **fields: Any
+) -> BenchmarkOutlook:
+    """Return the plan of a benchmark without writing anything; ``maisi-aug benchmark run --dry-run``.
+
+    Args:
+        real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
+        device: Device on which a training step is timed.
+        progress: As for :func:`benchmark`.
+        **fields: As for :func:`benchmark`.
+
+    Raises:
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
+    """
+    require_known(plan_benchmark, fields)
+    config = _read_config(real, fields, source="plan_benchmark")
+    with listen_to_stages(progress) as notify:
+        return look_ahead(config, Path("BENCH"), device=device, notify=notify)
+
+
+@takes_fields_of(BenchmarkConfig)
+def benchmark(
+    real: str | Path,
+    *,
+    out: str | Path,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    plan_only: bool = False,
+    progress: Progress = True,
+    **fields: Any,
+) -> BenchmarkResult:
+    """Train a network on the cases of every arm, and compare on held-out patients; ``maisi-aug benchmark run``.
+
+    Args:
+        real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
+        out: Folder of the benchmark: new, or one that the same call began, which is continued.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_minutes: Time limit; calling again continues.
+        plan_only: Only write the plan; trainings are then run with :func:`run_arm` or the commands of the result.
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
+            ``(stage, done, total)``.
+        **fields: See below. ``synthetic`` may be one folder, several, or a mapping of names to folders; ``labels`` one
+            name or several; ``mapping`` a mapping of labels to names.
+
+    Raises:
+        MaisiAugError: The request is invalid; the message is the one that the command prints. A training that fails
+            does not raise an error, but is a state of the result.
+    """
+    require_known(benchmark, fields)
+    config = _read_config(real, fields, source="benchmark")
+    with listen_to_stages(progress) as notify:
+        opened = open_benchmark(config, Path(out), device=None if plan_only else device, notify=notify)
+        if not plan_only:
+            run_trainings(opened, device=device, max_minutes=max_minutes, notify=notify)
+    return summarise(opened)
+
+
+def run_arm(
+    bench: str | Path,
+    arm: str,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    max_minutes: float | None = None,
+    progress: Progress = True,
+) -> ArmState:
+    """Run one training of one arm of a benchmark, or continue it; ``maisi-aug benchmark arm``.
+
+    Several may run at the same time, on several machines that share the folder.
+
+    Args:
+        bench: Folder of the benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_minutes: Time limit; calling again continues.
+        progress: As for :func:`benchmark`.
+
+    Returns:
+        State of the training: done, begun, or failed with the reason.
+
+    Raises:
+        BenchmarkError: The benchmark, arm or seed was not found.
+        ArmBusyError: Another process is running it.
+    """
+    from maisi_aug.evaluation.benchmark.run import load_benchmark
+
+    with listen_to_stages(progress) as notify:
+        return train_arm(load_benchmark(Path(bench)), arm, seed, device=device, max_minutes=max_minutes, notify=notify)
+
+
+def report(
+    path: str | Path,
+    out: str | Path = "report.html",
+    *,
+    fid: str | Path | None = None,
+    detection_curve: str | Path | None = None,
+    evidence: str | Path | Sequence[str | Path] = (),
+    progress: Progress = True,
+) -> ReportResult:
+    """Write a benchmark or a cohort as one page that needs no network and no other file; ``maisi-aug report``.
+
+    >>> import maisi_aug as ma
+    >>> [path.name for path in ma.report("cohort", "cohort.html", progress=False).files]
+    ['cohort.html', 'cohort.json', 'cohort.md']
+
+    Args:
+        path: Folder of a benchmark or of a cohort.
+        out: The page; figures (``.json``) and summary (``.md``) are written next to it.
+        fid: ``fid.json`` of ``ma.evaluate.fid(..., out=...)``, to be shown with a cohort.
+        detection_curve: ``detection_curve.json`` of ``ma.evaluate.detection_curve``, likewise.
+        evidence: Folders of other measurements, for the scorecard of a cohort.
+        progress: As for :func:`benchmark`.
+
+    Raises:
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
+    """
+    from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
+
+    page = Path(out)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise RequestError(f"--out: the file name must end in .html, found '{out}'.")
+    require_own_report(page)
+    folders = [evidence] if isinstance(evidence, str | Path) else evidence
+    with listen_to_stages(progress) as notify:
+        built = build_report(
+            Path(path),
+            fid_file=None if fid is None else Path(fid),
+            curve_file=None if detection_curve is None else Path(detection_curve),
+            evidence=[Path(folder) for folder in folders],
+            notify=notify,
+        )
+    return ReportResult(write_report(built, page), built.document, built.markdown)
+
+
+def look_ahead(config: BenchmarkConfig, out: Path, *, device: str, notify: ReportStage) -> BenchmarkOutlook:
+    """Plan a benchmark and time a step, without writing anything.
+
+    Raises:
+        MaisiAugError: The benchmark cannot be run.
+    """
+    from maisi_aug.evaluation.benchmark import outlook
+    from maisi_aug.networks.pipeline import resolve_device
+
+    found = outlook.look_ahead(config.with_paths_found(), out, device=resolve_device(device), notify=notify)
+    return BenchmarkOutlook(found, outlook.to_outlook_text(found))
+
+
+def open_benchmark(config: BenchmarkConfig, out: Path, *, device: str | None, notify: ReportStage) -> Benchmark:
+    """Begin a benchmark, or continue one of the same configuration.
+
+    Args:
+        config: The request.
+        out: Folder of the benchmark.
+        device: Device of the trainings, checked before a folder is made; None if they run elsewhere.
+        notify: Called with (stage, done, total).
+
+    Raises:
+        MaisiAugError: The request is invalid.
+    """
+    from maisi_aug.evaluation.benchmark import run
+    from maisi_aug.networks.pipeline import resolve_device
+
+    config = config.with_paths_found()
+    if device is not None:
+        resolve_device(device)
+    return run.open_benchmark(out, config, notify=notify)
+
+
+def run_trainings(
+    opened: Benchmark, *, device: str, max_minutes: float | None, notify: ReportStage, say: Say = report_nothing
+) -> None:
+    """Run unfinished trainings, seed by seed. Failed ones are tried again, and a failure does not stop the others.
+
+    Trainings that another process is running are named and left to it.
+
+    Args:
+        opened: The benchmark.
+        device: Device of the networks.
+        max_minutes: Time limit for all together; None for no limit.
+        notify: Called with (stage, done, total).
+        say: Called with the command of each training, and with its result.
+    """
+    from maisi_aug.errors import ArmBusyError
+    from maisi_aug.evaluation.benchmark.text import arm_command, spell_state
+    from maisi_aug.training.loop.stopping import TimeLimit
+
+    limit = TimeLimit(max_minutes)
+    for state in opened.states:
+        if state.status == "done":
+            continue
+        left = limit.minutes_left
+        if left == 0.0:
+            return
+        say(arm_command(opened.folder, state.arm, state.seed))
+        try:
+            done = train_arm(opened, state.arm, state.seed, device=device, max_minutes=left, notify=notify)
+        except ArmBusyError:
+            say(f"  {state.arm}, seed {state.seed}: running elsewhere; run this command again when it has finished")
+        else:
+            say(f"  {spell_state(done)}")
+
+
+def train_arm(
+    opened: Benchmark, arm: str, seed: int, *, device: str, max_minutes: float | None, notify: ReportStage
+) -> ArmState:
+    """Run or continue one training, and report its loss.
+
+    Raises:
+        BenchmarkError: The arm or seed was not found.
+        ArmBusyError: Another process is running it.
+    """
+    from maisi_aug.evaluation.benchmark import run
+    from maisi_aug.networks.pipeline import resolve_device
+
+    total = opened.plan.config.steps
+
+    def report_step(step: int, figures: dict[str, float]) -> None:
+        notify(f"{arm}, seed {seed}, loss {figures['loss']:.3f}", step, total)
+
+    return run.run_arm(
+        opened, arm, seed, device=resolve_device(device), max_minutes=max_minutes, report_step=report_step
+    )
+
+
+def summarise(opened: Benchmark) -> BenchmarkResult:
+    """Summarise the finished trainings of a benchmark."""
+    from maisi_aug.evaluation.benchmark.results import summarise_benchmark
+    from maisi_aug.evaluation.benchmark.text import list_commands, to_report_text
+
+    document = summarise_benchmark(opened)
+    commands = tuple(list_commands(opened.folder, opened.plan.config))
+    warnings = tuple(opened.plan.warnings)
+    return BenchmarkResult(opened.folder, opened.states, commands, warnings, document, to_report_text(document))
+
+
+def _read_config(real: str | Path, fields: Mapping[str, Any], *, source: str) -> BenchmarkConfig:
+    """Read the configuration from Python arguments, in the forms that the command line also takes.
+
+    Raises:
+        BenchmarkError: A value is invalid; the message lists every problem.
+    """
+    values = {"real": real, **fields}
+    for name in ("synthetic", "labels"):
+        if isinstance(values.get(name), str | Path):
+            values[name] = [values[name]]
+    if isinstance(rules := values.get("mapping"), Mapping):
+        spelt = {label: names if isinstance(names, str) else "+".join(names) for label, names in rules.items()}
+        values["mapping"] = [f"{label}={names}" for label, names in spelt.items()]
+    return build_model(BenchmarkConfig, values, source=source, error=BenchmarkError)
