@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.api.bars import show_stages
+from maisi_aug.api.bars import open_bars, show_stages
+from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.cli.shared.from_models import with_options
-from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, TrainingDevice
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Devices, MaxMinutes, TrainingDevice
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
 
 
@@ -32,8 +36,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     config: BenchmarkConfig,
+    cluster: ClusterOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=RUN)],
     device: TrainingDevice = "auto",
+    devices: Devices = None,
     max_minutes: MaxMinutes = None,
     plan_only: Annotated[
         bool,
@@ -50,19 +56,20 @@ def run(
     """
     from maisi_aug.evaluation.benchmark.text import list_commands
 
+    where = Where.read(device, devices, options=cluster.to_engine())
     config = config.with_paths_found()
     if dry_run:
         _show_plan(config, out, device=device, as_json=as_json)
         return
     if not plan_only:  # whose trainings run elsewhere
-        _require_device(device)
+        where.require_devices()
     benchmark = _open(out, config)
     for warning in benchmark.plan.warnings:
         tell(f"Note: {warning}")
     if plan_only:
         typer.echo("\n".join(list_commands(out, config)))
         return
-    _run_all(benchmark, device=device, max_minutes=max_minutes)
+    _run_all(benchmark, where, max_minutes=max_minutes)
     _show_figures(benchmark, as_json=as_json)
 
 
@@ -85,13 +92,6 @@ def arm(
         raise typer.Exit(1)
 
 
-def _require_device(device: str) -> None:
-    """Raise for a device that cannot be used, before a folder is made."""
-    from maisi_aug.networks.pipeline import resolve_device
-
-    resolve_device(device)
-
-
 def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
     from maisi_aug.evaluation.benchmark.run import open_benchmark
 
@@ -99,30 +99,43 @@ def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
         return open_benchmark(out, config, notify=update)
 
 
-def _run_all(benchmark: Benchmark, *, device: str, max_minutes: float | None) -> None:
-    """Run what is not done, seed by seed; a failed arm is tried again, and does not stop the others.
+def _run_all(benchmark: Benchmark, where: Where, *, max_minutes: float | None) -> None:
+    """Run what is not done, and say what becomes of each training."""
+    from maisi_aug.evaluation.benchmark.trainings import run_trainings
 
-    Nor does one that another process is at work on: it is named, and its figures come once it has ended.
-    """
-    from time import monotonic
+    with open_bars(is_transient=True) as bars:
+        run_trainings(
+            benchmark,
+            where.open_engine(),
+            max_minutes=max_minutes,
+            on_state=lambda state: tell(f"  {_spell_state(state)}"),
+            watch=_TrainingLines(benchmark, bars),
+        )
 
-    from maisi_aug.errors import ArmBusyError
-    from maisi_aug.evaluation.benchmark.text import arm_command
 
-    ends = None if max_minutes is None else monotonic() + 60 * max_minutes
-    for state in benchmark.states:
-        if state.status == "done":
-            continue
-        left = None if ends is None else (ends - monotonic()) / 60
-        if left is not None and left <= 0:
-            return
-        tell(arm_command(benchmark.folder, state.arm, state.seed))
-        try:
-            done = _run_one(benchmark, state.arm, state.seed, device=device, max_minutes=left)
-        except ArmBusyError:
-            tell(f"  {state.arm}, seed {state.seed}: running elsewhere; run again once it has ended")
-        else:
-            tell(f"  {_spell_state(done)}")
+@dataclass
+class _TrainingLines:
+    """A bar for each worker, and the command of each training that begins."""
+
+    benchmark: Benchmark
+    bars: Progress
+    lines: dict[str, TaskID] = field(default_factory=dict)
+
+    def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """As engines and trainings tell it."""
+        from maisi_aug.evaluation.benchmark.text import arm_command
+
+        if event == "loses":
+            tell(f"Note: {worker} {details[0]}. Its training is begun again.")
+        if worker not in self.lines:
+            self.lines[worker] = self.bars.add_task("opening", total=None)
+        if event == "begins":
+            tell(arm_command(self.benchmark.folder, *details))
+            self.bars.update(self.lines[worker], description="reading cases", completed=0, total=None)
+        elif event == "steps":
+            arm, seed, step, loss = details
+            text, total = f"{arm}, seed {seed}, loss {loss:.3f}", self.benchmark.plan.config.steps
+            self.bars.update(self.lines[worker], description=text, completed=step, total=total)
 
 
 def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_minutes: float | None) -> ArmState:
@@ -141,8 +154,12 @@ def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_min
 
 
 def _spell_state(state: ArmState) -> str:
-    again = {"begun": "; run again to go on", "failed": f": {state.reason}"}.get(state.status, "")
-    return f"{state.arm}, seed {state.seed}: {state.status}{again}"
+    said = {
+        "begun": "begun; run again to go on",
+        "failed": f"failed: {state.reason}",
+        "busy": "running elsewhere; run again once it has ended",
+    }
+    return f"{state.arm}, seed {state.seed}: {said.get(state.status, state.status)}"
 
 
 def _show_figures(benchmark: Benchmark, *, as_json: bool) -> None:

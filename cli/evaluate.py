@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
@@ -12,9 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from maisi_aug.api.bars import show_stages
+from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.completion import complete_bundles
+from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
+from maisi_aug.errors import RequestError
 from maisi_aug.system.content import spells_number
 
 if TYPE_CHECKING:
@@ -44,6 +48,10 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the fi
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Devices = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE,...", help="Several devices, such as cuda:0,cuda:1; a process for each."),
+]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core for a dozen cases each by default.")]
 Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
 FeatureSpacing = Annotated[
@@ -73,10 +81,10 @@ def evaluate() -> None:
     """Measure how close synthetic cases are to real ones, and whether they show what was asked for."""
 
 
-@evaluate_app.command()
 def fid(
     real: Annotated[Path, typer.Argument(help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort or the same kinds.")],
+    engine: EngineOptions,
     extractor: Annotated[
         str, typer.Option(help="efficientnet_lite0 (needs no download), radimagenet_resnet50 or squeezenet1_1.")
     ] = "efficientnet_lite0",
@@ -101,6 +109,7 @@ def fid(
     every: Annotated[int, typer.Option(help="Take only every n-th slice: faster, with other figures.")] = 1,
     seed: Seed = 0,
     device: Device = "auto",
+    devices: Devices = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder of features, kept by content; beside the fetched bundles by default.")
     ] = None,
@@ -111,34 +120,49 @@ def fid(
 ) -> None:
     """2.5D FID and KID by plane, with an interval over cases and what real cases differ by among themselves.
 
-    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE. On
-    several GPUs: torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
+    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE.
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
     from maisi_aug.evaluation.fid import measurement
-    from maisi_aug.evaluation.fid.extractors import load_extractor
-    from maisi_aug.evaluation.fid.feature_store import default_cache, join_processes
+    from maisi_aug.evaluation.fid.extractors import find_extractor
+    from maisi_aug.evaluation.fid.feature_store import default_cache
     from maisi_aug.evaluation.fid.slices import SliceProtocol
-    from maisi_aug.networks.pipeline import resolve_device
 
+    _require_one_process()
     protocol = SliceProtocol(parse_spacing(spacing), parse_shape(shape), centre_share, every, resampling.value)
+    where = Where.read(device, devices, options=engine)
     _require_out(out, measurement.REPORT_NAME)
     sets = _list_cases(real), _list_cases(synthetic)
-    with join_processes(resolve_device(device)) as (processes, place), show_stages("reading", is_quiet=quiet) as notify:
-        network = load_extractor(extractor, weights=weights, sha256=sha256, device=place)
+    where.require_devices()
+    with show_stages("reading", is_quiet=quiet) as notify:
         document = measurement.measure_fid(
             *sets,
-            network,
+            find_extractor(extractor, weights=weights, sha256=sha256),
             protocol,
             cache=None if no_cache else cache or default_cache(),
-            processes=processes,
+            engine=where.open_engine(),
             seed=seed,
-            notify=notify if processes.is_first else lambda stage, done, total: None,
+            notify=notify,
         )
-    if document is not None:
-        charts = {"fid.svg": measurement.draw_chart(document)}
-        _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+    charts = {"fid.svg": measurement.draw_chart(document)}
+    _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
+
+
+evaluate_app.command("fid")(with_options(fid))
+
+
+def _require_one_process() -> None:
+    """Raise where several processes would measure the same, each for itself.
+
+    Raises:
+        RequestError: ``torchrun`` has started this one.
+    """
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise RequestError(
+            f"evaluate fid: expected one process, found {count} of torchrun. Name the GPUs instead: --devices "
+            "cuda:0,cuda:1"
+        )
 
 
 @evaluate_app.command()
@@ -147,6 +171,7 @@ def distribution(
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
     spacing: FeatureSpacing = 3.0,
     seed: Seed = 0,
+    workers: Workers = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -162,7 +187,12 @@ def distribution(
     own = find_case_set(synthetic)
     with show_stages("reading", is_quiet=quiet) as notify:
         document = measurement.measure_distribution(
-            find_case_set(real, vocabulary=own.vocabulary), own, spacing_mm=spacing, seed=seed, notify=notify
+            find_case_set(real, vocabulary=own.vocabulary),
+            own,
+            spacing_mm=spacing,
+            seed=seed,
+            notify=notify,
+            num_workers=workers,
         )
     charts = {"distribution.svg": measurement.draw_chart(document)}
     _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
@@ -178,6 +208,7 @@ def equivalence(
     ] = 0.5,
     spacing: FeatureSpacing = 3.0,
     seed: Seed = 0,
+    workers: Workers = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -201,6 +232,7 @@ def equivalence(
             spacing_mm=spacing,
             seed=seed,
             notify=notify,
+            num_workers=workers,
         )
     charts = {"equivalence.svg": measurement.draw_chart(document)}
     _finish(document, measurement.to_report(document), charts, out=out, as_json=as_json)
@@ -354,6 +386,7 @@ def memorization(
             metavar="DIR", help="Real cases that it was not trained on; else training cases, left out in turn."
         ),
     ] = None,
+    workers: Workers = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -370,7 +403,9 @@ def memorization(
     real = [None if path is None else _list_cases(path, vocabulary=synthetic.vocabulary) for path in (train, held_out)]
     assert real[0] is not None
     with show_stages("reading", is_quiet=quiet) as notify:
-        document, pairs = measurement.measure_memorization(synthetic, real[0], real[1], notify=notify)
+        document, pairs = measurement.measure_memorization(
+            synthetic, real[0], real[1], notify=notify, num_workers=workers
+        )
     report = measurement.to_report(document)
     if out is not None:
         save_picture(out / measurement.PICTURE_NAME, pairs)
@@ -379,9 +414,9 @@ def memorization(
     _finish(document, report, charts, out=out, as_json=as_json)
 
 
-@evaluate_app.command()
 def reconstruction(
     cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
+    engine: EngineOptions,
     bundle: Annotated[
         str,
         typer.Option(autocompletion=complete_bundles, help="Name or folder of the bundle whose autoencoder is tried."),
@@ -394,6 +429,7 @@ def reconstruction(
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
     device: Device = "auto",
+    devices: Devices = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -407,26 +443,28 @@ def reconstruction(
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.evaluation.cohort import reconstruction as measurement
     from maisi_aug.evaluation.cohort.case_sets import find_case_set
-    from maisi_aug.evaluation.fid.lpips import load_perceptual_distance
-    from maisi_aug.networks.pipeline import resolve_device
     from maisi_aug.pictures.preview import save_picture
 
+    where = Where.read(device, devices, options=engine)
     _require_out(out, measurement.REPORT_NAME)
-    found, place = load_bundle(bundle), resolve_device(device)
-    case_set = find_case_set(cases, vocabulary=found.vocabulary)
-    perceptual = None
-    if lpips_weights is not None:
-        perceptual = load_perceptual_distance(lpips_weights, sha256=sha256, device=place)
+    found = load_bundle(bundle)
+    where.require_devices()
     with show_stages("reading", is_quiet=quiet) as notify:
-        autoencoder = measurement.Autoencoder.load(found, place)
         document, worst = measurement.measure_reconstruction(
-            case_set, autoencoder, perceptual, partial(notify, "cases")
+            find_case_set(cases, vocabulary=found.vocabulary),
+            found,
+            partial(notify, "cases"),
+            engine=where.open_engine(),
+            lpips=None if lpips_weights is None else measurement.LpipsWeights(lpips_weights, sha256),
         )
     report = measurement.to_report(document)
     if out is not None:
         save_picture(out / measurement.PICTURE_NAME, worst)
         report += f"\n![worst slices]({measurement.PICTURE_NAME})\n"
     _finish(document, report, {"reconstruction.svg": measurement.draw_chart(document)}, out=out, as_json=as_json)
+
+
+evaluate_app.command("reconstruction")(with_options(reconstruction))
 
 
 @evaluate_app.command("blind-pack")

@@ -31,6 +31,23 @@ ShardOption = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Compare the bytes of finished cases with the manifest, and draw altered ones again; missing ones always "
+        "are.",
+        rich_help_panel=RUN,
+    ),
+]
+RedrawRejected = Annotated[
+    bool,
+    typer.Option(
+        "--redraw-rejected",
+        help="Make another attempt at cases that were rejected with maisi-aug view.",
+        rich_help_panel=RUN,
+    ),
+]
 TrainingDevice = Annotated[
     str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]

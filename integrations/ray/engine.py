@@ -24,7 +24,7 @@ from maisi_aug.integrations.ray.actor import Assignment, Hello, Piece, RemoteWor
 from maisi_aug.integrations.ray.joining import join
 from maisi_aug.system.engine.cores import THREAD_VARIABLES, limit_threads
 from maisi_aug.system.engine.crew import Crew, Ending, Message
-from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
 
 PATIENCE_SECONDS: Final = 120.0
 """How long workers may wait for a place on the cluster before the user hears of it."""
@@ -97,7 +97,7 @@ class RayEngine:
             for number in range(1, min(shape.num_workers, len(waiting)) + 1)
         )
         hands = [_RayHand[Item](office, assignment, watch) for assignment in assignments]
-        Crew(waiting, hands, settle, office.listen).work_off()
+        Crew(waiting, hands, settle, office.listen, num_ahead_of(spec)).work_off()
 
 
 def write_token(folder: Path) -> tuple[Path, str]:

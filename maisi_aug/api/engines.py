@@ -21,7 +21,29 @@ _PANEL = "Ray"
 _RAY_DEVICES = ("auto", "cpu", "cuda")
 
 
-class EngineOptions(StrictModel, use_attribute_docstrings=True):
+class ClusterOptions(StrictModel, use_attribute_docstrings=True):
+    """A Ray cluster, where one is named, and what it gives each worker."""
+
+    address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
+    """Head of a Ray cluster to work on (pip install 'maisi-aug[ray]'), or auto for one that runs on this machine."""
+    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Workers; default: one for each GPU, or for each core."""
+    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
+    """GPUs of each worker, such as 0.5 for two on one GPU; default: 1 where the cluster has any."""
+
+    def to_engine(self) -> EngineOptions:
+        """The same for a command on which the address alone asks for Ray.
+
+        Raises:
+            RequestError: There is none, but other options of Ray.
+        """
+        given = self.model_dump(exclude_none=True)
+        if given and self.address is None:
+            raise RequestError(f"--{next(iter(given)).replace('_', '-')} can only be used with --address.")
+        return EngineOptions(engine="ray", **given) if given else EngineOptions()
+
+
+class EngineOptions(ClusterOptions, use_attribute_docstrings=True):
     """Which engine runs the workers, and what a Ray cluster gives each."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
@@ -29,17 +51,12 @@ class EngineOptions(StrictModel, use_attribute_docstrings=True):
     address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
     """Head of the cluster, or auto for one that runs on this machine; default: RAY_ADDRESS, else a cluster is started
     on this machine alone."""
-    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Workers; default: one for each GPU, or for each core."""
-    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
-    """GPUs of each worker, such as 0.5 for two on one GPU; default: 1 where the cluster has any."""
 
     @model_validator(mode="after")
     def _need_no_ray(self) -> Self:
-        if self.engine != "ray":
-            given = [name for name in ("address", "num_workers", "gpus_per_worker") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
+        given = [name for name in ClusterOptions.model_fields if getattr(self, name) is not None]
+        if given and self.engine != "ray":
+            raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
         return self
 
 
@@ -93,6 +110,17 @@ class Where:
 
             shard = Shard.parse(shard)
         return cls(device, names, shard, options)
+
+    def require_devices(self) -> None:
+        """Raise for a device that cannot be used, before a folder is made.
+
+        Raises:
+            BundleError: Naming it.
+        """
+        from maisi_aug.networks.pipeline import resolve_device
+
+        for device in dict.fromkeys(self.open_engine().devices):
+            resolve_device(device)
 
     def open_engine(self) -> Engine:
         """What runs the workers."""
