@@ -111,6 +111,6 @@ def _explain(address: str, error: Exception) -> WorkerError:
         )
     return WorkerError(
         f"{place}: expected a Ray cluster that this machine is a node of and whose access token it has "
-        f"(RAY_AUTH_TOKEN, or ~/.ray/auth_token), found: {text or type(error).__name__} Run ray status "
-        "there to see more."
+        f"(RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or ~/.ray/auth_token; ray start --head asks for it where that file "
+        f"exists), found: {text or type(error).__name__} Run ray status there to see more."
     )

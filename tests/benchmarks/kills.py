@@ -41,13 +41,13 @@ KILLS: Final = {
 }
 """Command -> how often it is killed."""
 ENGINE_KILLS: Final = {
-    "devices: the driver": 40,
-    "devices: a worker": 40,
-    "shards": 35,
-    "cohort merge": 25,
-    "ray: the driver": 20,
-    "ray: a worker": 20,
-    "ray: a node": 20,
+    "devices: the driver": 45,
+    "devices: a worker": 45,
+    "shards": 40,
+    "cohort merge": 30,
+    "ray: the driver": 16,
+    "ray: a worker": 12,
+    "ray: a node": 12,
 }
 """The same of cohorts that several processes make; those on Ray need it installed, and start a cluster of two nodes."""
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -128,9 +128,7 @@ class RayNodes:
             folder: For the cluster's own files; a short path, since sockets are made in it.
         """
         self._folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        self.address, self._client_port = f"127.0.0.1:{find_free_port()}", find_free_port()
         self._head: subprocess.Popen[bytes] | None = None
         self._second: subprocess.Popen[bytes] | None = None
 
@@ -138,7 +136,7 @@ class RayNodes:
         """Start the nodes that do not run."""
         port = self.address.rpartition(":")[2]
         head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
-        self._head = self._start(self._head, [*head, "--ray-client-server-port=0"])
+        self._head = self._start(self._head, [*head, f"--ray-client-server-port={self._client_port}"])
         self._second = self._start(self._second, [f"--address={self.address}"])
 
     def _start(self, process: subprocess.Popen[bytes] | None, words: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -343,6 +341,13 @@ def list_descendants(process: int, begin: bytes = b"") -> list[int]:
     return found
 
 
+def find_free_port() -> int:
+    """A port that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def find_raylets(process: int) -> list[int]:
     """The process of a node, of a command that has started one."""
     return [child for child, command in _list_children(process) if b"raylet/raylet" in command.partition(b"\0")[0]]
@@ -483,6 +488,7 @@ def main() -> None:
     with ExitStack() as open_things:
         scratch = open_things.enter_context(tempfile.TemporaryDirectory(prefix="kills-"))
         os.environ["MAISI_AUG_HOME"] = str(Path(scratch, "home"))
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster that listens on this machine alone
         nodes = RayNodes(Path(scratch, "ray"))
         open_things.callback(nodes.end)
         for command, build in list_cases(Path(scratch), nodes).items():
