@@ -17,13 +17,16 @@ import pytest
 import torch
 import yaml
 
+from maisi_aug import __version__
 from maisi_aug.api.engines import Where, read_engine
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
 from maisi_aug.generate.driver import Listener
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.ray import actor, engine, joining
+from maisi_aug.integrations.ray.actor import Assignment, Hello
 from maisi_aug.integrations.ray.engine import RayEngine, Shape, shape_workers
+from maisi_aug.system.engine.work import ignore_events
 from tests.builders.cohorts_compared import hash_files, sort_lines
 from tests.builders.resolver import GATES_OFF, resolver
 
@@ -98,6 +101,29 @@ def test_address_that_nothing_answers_at_is_told_at_once() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(WorkerError, match=f"^--address {address}: expected the head of a Ray cluster, found none"):
         joining._join(None, address)
+
+
+def meet(hello: Hello) -> engine._RayHand[object]:
+    """A worker that has said hello, of which a cluster gives each two cores."""
+    assignment = Assignment("worker 1", "cpu", Path(), Path(), (Path("token"), ""))
+    hand = engine._RayHand[object](engine.Office(None, Shape(1, 2, 0), None), assignment, ignore_events)
+    hand._welcome(hello)
+    return hand
+
+
+def test_node_with_another_version_or_without_the_package_is_told() -> None:
+    hello = Hello("node7", "id", __version__, sees_folders=True, num_cores=2)
+    with pytest.raises(WorkerError, match=rf"worker 1 on node7: expected maisi-aug {__version__} as here, found 0.0.1"):
+        meet(hello._replace(version="0.0.1"))
+    hand = meet(hello)
+    hand.is_ready, hand._error = False, RuntimeError("the actor died: No module named 'maisi_aug'")
+    with pytest.raises(WorkerError, match=r"worker 1: expected maisi-aug .* on every node .*: No module named 'maisi_"):
+        hand.bury()
+
+
+def test_cores_that_ray_counts_and_are_not_there_are_told() -> None:
+    with pytest.warns(UserWarning, match="node7: Ray gives each worker 2 cores, 1 are there. Start that node with ray"):
+        meet(Hello("node7", "id", __version__, sees_folders=True, num_cores=1))
 
 
 class Cluster:
