@@ -163,7 +163,7 @@ def measure_reconstruction(
     Raises:
         EvaluationError: When no case can be read.
     """
-    name = None if lpips is None else load_perceptual_distance(lpips.place, sha256=lpips.sha256).name
+    network = None if lpips is None else load_perceptual_distance(lpips.place, sha256=lpips.sha256).name
     cases, skipped = measure_each_on(
         engine,
         case_set.cases,
@@ -185,7 +185,7 @@ def measure_reconstruction(
         "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint[:16]},
         "device": ", ".join(sorted({case.device for case in cases})),
         "precision": ", ".join(sorted({case.precision for case in cases})),
-        "lpips_network": name,
+        "lpips_network": network,
         "num_cases": len(cases),
         "summary": {name: _summarise([case.figures[name] for case in cases]) for name in METRICS},
         "tissues": [_describe_errors(name, errors) for name, errors in tissues.items() if errors],

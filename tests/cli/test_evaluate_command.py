@@ -49,7 +49,7 @@ def test_fid_prints_and_saves_its_figures(run_cli: RunCli, cohort: Path, tmp_pat
 def test_fid_under_torchrun_is_told_of_devices(run_cli: RunCli, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
     outcome = run_cli("evaluate", "fid", cohort, cohort)
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "evaluate fid: expected one process, found 4 of torchrun. Name the GPUs instead: --devices" in outcome.stderr
 
 
