@@ -19,8 +19,6 @@ from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
-
 
 def register(app: typer.Typer) -> None:
     """Add the group ``benchmark``."""
@@ -54,23 +52,55 @@ def run(
 
     Example: maisi-aug benchmark run --real nnUNet_raw/Dataset003_Liver --synthetic cohort --out bench
     """
+    from maisi_aug.api.benchmarking import look_ahead, open_benchmark, run_trainings, summarise
     from maisi_aug.evaluation.benchmark.text import list_commands
 
     where = Where.read(device, devices, options=cluster.to_engine())
-    config = config.with_paths_found()
     if dry_run:
-        _show_plan(config, out, device=device, as_json=as_json)
+        with show_stages("reading cases") as notify:
+            outlook = look_ahead(config, out, device=where.devices[0] if where.devices else device, notify=notify)
+        typer.echo(json.dumps(outlook.figures, indent=1) if as_json else outlook.text)
         return
-    if not plan_only:  # whose trainings run elsewhere
-        where.require_devices()
-    benchmark = _open(out, config)
+    with show_stages("reading cases") as notify:
+        benchmark = open_benchmark(config, out, where=None if plan_only else where, notify=notify)
     for warning in benchmark.plan.warnings:
         tell(f"Note: {warning}")
     if plan_only:
-        typer.echo("\n".join(list_commands(out, config)))
+        typer.echo("\n".join(list_commands(out, benchmark.plan.config)))
         return
-    _run_all(benchmark, where, max_minutes=max_minutes)
-    _show_figures(benchmark, as_json=as_json)
+    with open_bars(is_transient=True) as bars:
+        lines = _TrainingLines(bars, benchmark.plan.config.steps)
+        run_trainings(benchmark, where, max_minutes=max_minutes, watch=lines, say=tell)
+    result = summarise(benchmark)
+    typer.echo(json.dumps(result.figures, indent=1) if as_json else result.text)
+    tell(f"Next: maisi-aug report {out} --out report.html")
+    if result.figures["failures"]:
+        raise typer.Exit(1)
+
+
+@dataclass
+class _TrainingLines:
+    """A bar for each worker, with the training that it is at.
+
+    Attributes:
+        bars: That it is drawn among.
+        num_steps: Of a training.
+    """
+
+    bars: Progress
+    num_steps: int
+    _lines: dict[str, TaskID] = field(default_factory=dict)
+
+    def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """As engines and trainings tell it."""
+        if worker not in self._lines:
+            self._lines[worker] = self.bars.add_task("opening", total=None)
+        if event == "begins":
+            self.bars.update(self._lines[worker], description="reading cases", completed=0, total=None)
+        elif event == "steps":
+            name, seed, step, loss = details
+            text = f"{name}, seed {seed}, loss {loss:.3f}"
+            self.bars.update(self._lines[worker], description=text, completed=step, total=self.num_steps)
 
 
 def arm(
@@ -84,99 +114,11 @@ def arm(
 
     Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
     """
-    from maisi_aug.evaluation.benchmark.run import load_benchmark
+    from maisi_aug.api.benchmarking import run_arm
+    from maisi_aug.evaluation.benchmark.text import spell_state
 
-    state = _run_one(load_benchmark(bench), name, seed, device=device, max_minutes=max_minutes)
-    typer.echo(_spell_state(state))
+    with show_stages("reading cases") as notify:
+        state = run_arm(bench, name, seed=seed, device=device, max_minutes=max_minutes, progress=notify)
+    typer.echo(spell_state(state))
     if state.status == "failed":
         raise typer.Exit(1)
-
-
-def _open(out: Path, config: BenchmarkConfig) -> Benchmark:
-    from maisi_aug.evaluation.benchmark.run import open_benchmark
-
-    with show_stages("reading cases") as update:
-        return open_benchmark(out, config, notify=update)
-
-
-def _run_all(benchmark: Benchmark, where: Where, *, max_minutes: float | None) -> None:
-    """Run what is not done, and say what becomes of each training."""
-    from maisi_aug.evaluation.benchmark.trainings import run_trainings
-
-    with open_bars(is_transient=True) as bars:
-        run_trainings(
-            benchmark,
-            where.open_engine(),
-            max_minutes=max_minutes,
-            on_state=lambda state: tell(f"  {_spell_state(state)}"),
-            watch=_TrainingLines(benchmark, bars),
-        )
-
-
-@dataclass
-class _TrainingLines:
-    """A bar for each worker, and the command of each training that begins."""
-
-    benchmark: Benchmark
-    bars: Progress
-    lines: dict[str, TaskID] = field(default_factory=dict)
-
-    def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """As engines and trainings tell it."""
-        from maisi_aug.evaluation.benchmark.text import arm_command
-
-        if event == "loses":
-            tell(f"Note: {worker} {details[0]}. Its training is begun again.")
-        if worker not in self.lines:
-            self.lines[worker] = self.bars.add_task("opening", total=None)
-        if event == "begins":
-            tell(arm_command(self.benchmark.folder, *details))
-            self.bars.update(self.lines[worker], description="reading cases", completed=0, total=None)
-        elif event == "steps":
-            arm, seed, step, loss = details
-            text, total = f"{arm}, seed {seed}, loss {loss:.3f}", self.benchmark.plan.config.steps
-            self.bars.update(self.lines[worker], description=text, completed=step, total=total)
-
-
-def _run_one(benchmark: Benchmark, name: str, seed: int, *, device: str, max_minutes: float | None) -> ArmState:
-    from maisi_aug.evaluation.benchmark.run import run_arm
-    from maisi_aug.networks.pipeline import resolve_device
-
-    total = benchmark.plan.config.steps
-    with show_stages("reading cases") as update:
-
-        def report_step(step: int, figures: dict[str, float]) -> None:
-            update(f"{name}, seed {seed}, loss {figures['loss']:.3f}", step, total)
-
-        return run_arm(
-            benchmark, name, seed, device=resolve_device(device), max_minutes=max_minutes, report_step=report_step
-        )
-
-
-def _spell_state(state: ArmState) -> str:
-    said = {
-        "begun": "begun; run again to go on",
-        "failed": f"failed: {state.reason}",
-        "busy": "running elsewhere; run again once it has ended",
-    }
-    return f"{state.arm}, seed {state.seed}: {said.get(state.status, state.status)}"
-
-
-def _show_figures(benchmark: Benchmark, *, as_json: bool) -> None:
-    from maisi_aug.evaluation.benchmark.results import summarise_benchmark
-    from maisi_aug.evaluation.benchmark.text import to_report_text
-
-    document = summarise_benchmark(benchmark)
-    typer.echo(json.dumps(document, indent=1) if as_json else to_report_text(document))
-    tell(f"Next: maisi-aug report {benchmark.folder} --out report.html")
-    if document["failures"]:
-        raise typer.Exit(1)
-
-
-def _show_plan(config: BenchmarkConfig, out: Path, *, device: str, as_json: bool) -> None:
-    from maisi_aug.evaluation.benchmark.outlook import look_ahead, to_outlook_text
-    from maisi_aug.networks.pipeline import resolve_device
-
-    with show_stages("reading cases") as update:
-        outlook = look_ahead(config, out, device=resolve_device(device), notify=update)
-    typer.echo(json.dumps(outlook, indent=1) if as_json else to_outlook_text(outlook))

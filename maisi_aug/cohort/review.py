@@ -36,7 +36,7 @@ from maisi_aug.cohort.shards import Shard
 from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.system.content import MAX_LINE_BYTES
-from maisi_aug.system.whole_lines import append_to_shared
+from maisi_aug.system.whole_files import append_to_shared
 
 REVIEW_NAME = "review.jsonl"
 MAX_LETTERS = 500

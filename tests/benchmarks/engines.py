@@ -88,8 +88,7 @@ def make_by_loop(folder: Path, num_cases: int) -> None:
     from maisi_aug.cohort.request import build_request
     from maisi_aug.cohort.resolve import resolve
     from maisi_aug.generate.case_worker import CohortSpec
-    from maisi_aug.generate.driver import CaseItem
-    from maisi_aug.generate.recorder import Recorder
+    from maisi_aug.generate.driver import CaseItem, Recorder
     from maisi_aug.generate.run import COHORT_HEADER, draw_contact_sheet
     from maisi_aug.system.engine.work import WorkerPlace
 

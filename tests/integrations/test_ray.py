@@ -21,14 +21,22 @@ from maisi_aug import __version__
 from maisi_aug.api.engines import Where, read_engine
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
+from maisi_aug.evaluation.benchmark.run import open_benchmark
+from maisi_aug.evaluation.benchmark.trainings import run_trainings
+from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.evaluation.fid.extractors import find_extractor
+from maisi_aug.evaluation.fid.measurement import measure_fid
+from maisi_aug.evaluation.fid.slices import SliceProtocol
 from maisi_aug.generate.driver import Listener
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.ray import actor, engine, joining
 from maisi_aug.integrations.ray.actor import Assignment, Hello
 from maisi_aug.integrations.ray.engine import RayEngine, Shape, shape_workers
-from maisi_aug.system.engine.work import ignore_events
+from maisi_aug.system.engine.work import InProcess, ignore_events
 from tests.builders.cohorts_compared import hash_files, sort_lines
+from tests.builders.made_cases import write_folder
 from tests.builders.resolver import GATES_OFF, resolver
+from tests.builders.tiny_benchmark import build_config
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_CASES = 6
@@ -309,6 +317,19 @@ def test_worker_without_the_bundle_is_told(cluster: Cluster, bundle_path: Path, 
     there.rename(gone)
     with pytest.raises(WorkerError, match=rf"worker 1 on \S+: expected {there} as on the driver's machine"):
         synthesize_cohort(run, tmp_path / "cohort", engine=RayEngine(cluster.address, 1))
+
+
+@pytest.mark.slow
+def test_trainings_and_features_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
+    benches = [open_benchmark(tmp_path / name, build_config(tmp_path)) for name in ("alone", "shared")]
+    sets = [find_case_set(write_folder(tmp_path / name, seeds)) for name, seeds in (("a", (1, 2)), ("b", (3, 4, 5)))]
+    scores, figures = [], []
+    for bench, way in zip(benches, (InProcess("cpu"), RayEngine(cluster.address, 2, device="cpu")), strict=True):
+        run_trainings(bench, way)
+        scores.append([bench.load_scores(arm, 0)["cases"] for arm in bench.plan.config.arms])
+        figures.append(measure_fid(*sets, find_extractor(), SliceProtocol(every=10), cache=None, engine=way))
+    assert scores[0] == scores[1]
+    assert figures[0] == figures[1]
 
 
 def test_cluster_of_another_version_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
