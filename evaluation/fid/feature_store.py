@@ -107,7 +107,10 @@ def collect_features(
     for case_set in case_sets:
         found = FeatureSet(skipped=list(case_set.skipped))
         for item, is_cached in islice(measured, len(case_set.cases)):
-            (found.skipped if isinstance(item, SkippedCase) else found.cases).append(item)
+            if isinstance(item, SkippedCase):
+                found.skipped.append(item)
+            else:
+                found.cases.append(item)
             found.num_cached += is_cached
         require_some(len(found.cases), found.skipped)
         sets.append(found)

@@ -32,7 +32,7 @@ from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.ray import actor, engine, joining
 from maisi_aug.integrations.ray.actor import Assignment, Hello
 from maisi_aug.integrations.ray.engine import RayEngine, Shape, shape_workers
-from maisi_aug.system.engine.work import InProcess, ignore_events
+from maisi_aug.system.engine.work import Engine, InProcess, ignore_events
 from tests.builders.cohorts_compared import hash_files, sort_lines
 from tests.builders.made_cases import write_folder
 from tests.builders.resolver import GATES_OFF, resolver
@@ -321,13 +321,16 @@ def test_worker_without_the_bundle_is_told(cluster: Cluster, bundle_path: Path, 
 
 @pytest.mark.slow
 def test_trainings_and_features_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
-    benches = [open_benchmark(tmp_path / name, build_config(tmp_path)) for name in ("alone", "shared")]
-    sets = [find_case_set(write_folder(tmp_path / name, seeds)) for name, seeds in (("a", (1, 2)), ("b", (3, 4, 5)))]
+    real, made = (
+        find_case_set(write_folder(tmp_path / name, seeds)) for name, seeds in (("a", (1, 2)), ("b", (3, 4, 5)))
+    )
+    ways: dict[str, Engine] = {"alone": InProcess("cpu"), "shared": RayEngine(cluster.address, 2, device="cpu")}
     scores, figures = [], []
-    for bench, way in zip(benches, (InProcess("cpu"), RayEngine(cluster.address, 2, device="cpu")), strict=True):
+    for name, way in ways.items():
+        bench = open_benchmark(tmp_path / name, build_config(tmp_path))
         run_trainings(bench, way)
         scores.append([bench.load_scores(arm, 0)["cases"] for arm in bench.plan.config.arms])
-        figures.append(measure_fid(*sets, find_extractor(), SliceProtocol(every=10), cache=None, engine=way))
+        figures.append(measure_fid(real, made, find_extractor(), SliceProtocol(every=10), cache=None, engine=way))
     assert scores[0] == scores[1]
     assert figures[0] == figures[1]
 

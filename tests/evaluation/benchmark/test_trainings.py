@@ -85,7 +85,8 @@ class Elsewhere(InProcess):
 
     def run(self, spec: Any, items: Iterable[Any], settle: Callable[..., Any], *, scratch: Path, watch: Any) -> None:
         for item in items:
-            settle(item, (ArmState(*item[1], "done"), []), scratch)
+            arm, seed = item[1]
+            settle(item, (ArmState(arm, seed, "done"), []), scratch)
 
 
 def test_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
