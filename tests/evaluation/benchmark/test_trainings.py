@@ -42,6 +42,7 @@ def scores_of(benchmark: Benchmark) -> list[Any]:
     return [benchmark.load_scores(arm, 0)["cases"] for arm in ARMS]
 
 
+@pytest.mark.slow
 def test_workers_one_of_which_is_killed_find_the_same_scores(tmp_path: Path) -> None:
     alone, shared = begin(tmp_path, "alone"), begin(tmp_path, "shared")
     run_trainings(alone, InProcess("cpu"))

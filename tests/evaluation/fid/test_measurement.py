@@ -178,6 +178,7 @@ def test_cache_lies_in_the_users_folder(user_folder: Path) -> None:
     assert default_cache() == user_folder / "features"
 
 
+@pytest.mark.slow
 def test_two_processes_find_the_same_figures(places: dict[str, Path], extractor: ExtractorFile, tmp_path: Path) -> None:
     """Cases do not divide evenly, and a bad one fails in one process only."""
     write_folder(tmp_path / "real", range(2), labelled=False)
