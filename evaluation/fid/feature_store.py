@@ -62,7 +62,7 @@ class FeatureSet:
     num_cached: int = 0
 
     def of_plane(self, plane: PlaneName) -> list[NDArray[np.float32]]:
-        """The features of a plane, ``(N, D)`` for each patient: scans of one patient are no independent cases."""
+        """Return a plane's features, one ``(N, D)`` array per patient: scans of a patient are not independent."""
         by_patient: dict[str, list[NDArray[np.float32]]] = {}
         for case in self.cases:
             by_patient.setdefault(case.patient or case.case_id, []).append(case.planes[plane])
@@ -70,7 +70,7 @@ class FeatureSet:
 
 
 def default_cache() -> Path:
-    """Where features are kept: beside fetched bundles, in the folder that ``MAISI_AUG_HOME`` names or the user's."""
+    """Return the folder for features: next to downloaded bundles, in ``MAISI_AUG_HOME`` or the user's folder."""
     return pulled_bundles_folder().parent / "features"
 
 
@@ -83,7 +83,7 @@ def collect_features(
     engine: Engine,
     notify: Report,
 ) -> list[FeatureSet]:
-    """Features of every case of some sets.
+    """Return features of every case of several sets.
 
     Args:
         case_sets: The cases.

@@ -34,10 +34,10 @@ OpenFunction = Callable[[WorkerPlace], Callable[[Item], Result]]
 def run_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], stage: str, report: ReportStage, num_workers: int | None
 ) -> list[Result]:
-    """Results in the order of the items, from as many processes as there are cores and items; see :func:`map_items`.
+    """Return the results in the order of the items, from up to one process per core; see :func:`map_items`.
 
     Args:
-        function: What is done with an item; a function of a module, for it is sent to other processes.
+        function: What is done with an item; a function of a module, because it is sent to other processes.
         items: What to work on.
         stage: What to call the work in reports.
         report: Called with the stage, the items done and the items in all.
