@@ -121,16 +121,16 @@ def meet(hello: Hello) -> engine._RayHand[object]:
 
 def test_node_with_another_version_or_without_the_package_is_told() -> None:
     hello = Hello("node7", "id", __version__, sees_folders=True, num_cores=2)
-    with pytest.raises(WorkerError, match=rf"worker 1 on node7: expected maisi-aug {__version__} as here, found 0.0.1"):
+    with pytest.raises(WorkerError, match=rf"worker 1 on node7: has maisi-aug 0.0.1, this machine {__version__}"):
         meet(hello._replace(version="0.0.1"))
     hand = meet(hello)
     hand.is_ready, hand._error = False, RuntimeError("the actor died: No module named 'maisi_aug'")
-    with pytest.raises(WorkerError, match=r"worker 1: expected maisi-aug .* on every node .*: No module named 'maisi_"):
+    with pytest.raises(WorkerError, match=r"worker 1: maisi-aug .* must be on every node .*: No module named 'maisi_"):
         hand.bury()
 
 
 def test_cores_that_ray_counts_and_are_not_there_are_told() -> None:
-    with pytest.warns(UserWarning, match="node7: Ray gives each worker 2 cores, 1 are there. Start that node with ray"):
+    with pytest.warns(UserWarning, match="node7: Ray gives each worker 2 cores, but 1 are available. Start that"):
         meet(Hello("node7", "id", __version__, sees_folders=True, num_cores=1))
 
 
