@@ -34,6 +34,23 @@ ShardOption = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Check the bytes of finished cases against the manifest and draw altered ones again; missing files are "
+        "always drawn again.",
+        rich_help_panel=RUN,
+    ),
+]
+RedrawRejected = Annotated[
+    bool,
+    typer.Option(
+        "--redraw-rejected",
+        help="Try again for cases that were rejected in maisi-aug view.",
+        rich_help_panel=RUN,
+    ),
+]
 TrainingDevice = Annotated[
     str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]

@@ -20,7 +20,7 @@ from typing import Any, Generic
 
 from maisi_aug.system.engine.cores import count_threads, environment_of
 from maisi_aug.system.engine.crew import Crew, Ending, Message, Post, serve
-from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Processes:
             _Process[Item, Result](spec, number, device, scratch / str(number), threads, watch)
             for number, device in names
         ]
-        Crew(waiting, workers, settle, _listen).work_off()
+        Crew(waiting, workers, settle, _listen, num_ahead_of(spec)).work_off()
 
 
 @dataclass
