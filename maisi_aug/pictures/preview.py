@@ -132,22 +132,25 @@ def build_preview(
     return _compose([plain, outlined], caption, window, legend)
 
 
-def build_plain_preview(image_hu: NDArray[Any], grid: Grid, caption: Caption) -> Image.Image:
+def build_plain_preview(
+    image_hu: NDArray[Any], grid: Grid, caption: Caption, window: Window = SOFT_TISSUE
+) -> Image.Image:
     """Draw an image that has no label map: three planes through its middle.
 
     Args:
-        image_hu: ``(I, J, K)`` in HU.
+        image_hu: ``(I, J, K)`` in HU, or in the unit of the window.
         grid: Its geometry.
         caption: Words to put on top.
+        window: What is shown from black to white.
     """
     scale = PANEL_PX / max(grid.extent_mm)
     i, j, k = (side // 2 for side in grid.shape)
     pictures = []
     for plane in (Plane("axial", k), Plane("coronal", j), Plane("sagittal", i)):
-        picture = draw_slice(image_hu, plane, plane.size_px(grid, scale), SOFT_TISSUE)
+        picture = draw_slice(image_hu, plane, plane.size_px(grid, scale), window)
         annotate(picture, plane, scale)
         pictures.append(picture)
-    return _compose([pictures], caption, SOFT_TISSUE, [])
+    return _compose([pictures], caption, window, [])
 
 
 def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
@@ -252,8 +255,7 @@ def _compose(
     height = top + below + LINE_PX * len(rows) + MARGIN_PX // 2
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     write_text(canvas, (MARGIN_PX, MARGIN_PX), caption.title, size_px=20)
-    shown = f"{window.name} window, {window.centre_hu:g} / {window.width_hu:g} HU"
-    write_text(canvas, (width - MARGIN_PX, MARGIN_PX + 4), shown, size_px=13, colour=DIM_TEXT, anchor="ra")
+    write_text(canvas, (width - MARGIN_PX, MARGIN_PX + 4), str(window), size_px=13, colour=DIM_TEXT, anchor="ra")
     for number, line in enumerate(caption.lines):
         write_text(canvas, (MARGIN_PX, MARGIN_PX + 30 + LINE_PX * number), line, size_px=14, colour=DIM_TEXT)
     boxes = []

@@ -92,9 +92,9 @@ def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
         build_request(values)
 
 
-@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast"])
+@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast", "mri", "mri_swi_skull_stripped"])
 def test_networks_know_every_modality_that_can_be_asked_for(modality: str) -> None:
-    from maisi_aug.networks.conditioning import MODALITY_CODES
+    from maisi_aug.vocabulary.modalities import MODALITY_CODES
 
     assert build_request({"labels": ["liver"], "modality": modality}).modality in MODALITY_CODES
 

@@ -109,7 +109,7 @@ def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., Coho
         ({"labels": ["liver"]}, "labels: expected none with mask_source 'none', .*, found liver; leave it out"),
         ({"mask_bank": "maps"}, "mask_bank: expected none with mask_source 'none', .*, found one"),
         ({"mask_labels": "maisi"}, "mask_labels: expected none with mask_source 'none', .*, found maisi"),
-        ({"guidance_scale": 2.0}, "guidance_scale: expected 0 with mask_source 'none', .*, found 2"),
+        ({"hu_reference": "cts"}, "hu_reference: expected none with mask_source 'none', .*, found cts"),
         ({"size_reference": "x", "size_label": 1}, "size_reference: expected none with mask_source 'none'"),
     ],
 )

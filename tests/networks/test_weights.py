@@ -142,9 +142,9 @@ def test_file_that_is_no_safetensors_is_refused(rewrite: Callable[..., Bundle]) 
 
 def test_bundle_without_a_network_is_refused(weights: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
     header: dict[str, Any] = build_header()
-    del header["networks"]["controlnet"]
+    del header["networks"]["autoencoder"]
     bundle = write_bundle(tmp_path, header, weights)
-    with pytest.raises(BundleError, match="expected a definition in networks.controlnet, found autoencoder, diffusion"):
+    with pytest.raises(BundleError, match="expected a definition in networks.autoencoder, found diffusion_unet"):
         load_networks(bundle)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.bundle import IMAGE_ROLES, Bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES
 from maisi_aug.errors import BundleError
@@ -61,6 +61,8 @@ def import_bundle(
         folder: Of the bundle; None for the user's data folder.
         report: Told in a sentence what is going on.
 
+    Without the checkpoint of a ControlNet it is a bundle of images alone.
+
     Returns:
         The bundle; at once where the same checkpoints were imported before and it is intact.
 
@@ -72,7 +74,9 @@ def import_bundle(
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    mask_files = find_mask_files(source, say)
+    if "controlnet" not in files and "controlnet" in known.files:
+        say(f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none.")
+    mask_files = find_mask_files(source, say) if known.masks is not None and "controlnet" in files else {}
     described, about_masks = _describe(files), {"files": _describe(mask_files)}
     present = find_intact(target, known.name, ORIGIN)
     known_as = present.spec.provenance if present is not None else {}
@@ -131,10 +135,13 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
     candidates = [find_known_bundle(name)] if name is not None else list(known_bundles().values())
     layouts = [{role: Path(file).name for role, file in known.files.items()} for known in candidates]
     found = [(known, _find_all(source, names)) for known, names in zip(candidates, layouts, strict=True)]
-    found = [(known, files) for known, files in found if files]
-    unnamed = {} if found else _find_all(source, MONAI_NAMES)
+    # Those that lack nothing first: the networks of images alone are also found where the others are.
+    is_whole = any(set(files) == set(known.files) for known, files in found)
+    found = [(known, files) for known, files in found if files and (set(files) == set(known.files) or not is_whole)]
+    of_ct = [known for known in candidates if set(known.files) == set(MONAI_NAMES)]
+    unnamed = _find_all(source, MONAI_NAMES) if of_ct and not found else {}
     if unnamed:
-        meant = candidates if name is not None else _choose_by_unet(candidates, unnamed)
+        meant = of_ct if name is not None else _choose_by_unet(of_ct, unnamed)
         found = [(_under_monais_licence(known), unnamed) for known in meant]
     if len(found) == 1:
         return found[0]
@@ -143,7 +150,7 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
         raise BundleError(f"{source}: expected checkpoints of one bundle, found those of {names}. Choose with --as.")
     if unnamed:
         raise BundleError(
-            f"{source}: expected the U-Net of {' or '.join(known.name for known in candidates)}, found another one. "
+            f"{source}: expected the U-Net of {' or '.join(known.name for known in of_ct)}, found another one. "
             "Say with --as which it should be, to see how it differs."
         )
     wanted = " or ".join(", ".join(names.values()) for names in (*layouts, MONAI_NAMES))
@@ -172,9 +179,9 @@ def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]
 
 
 def _find_all(source: Path, names: Mapping[str, str]) -> dict[str, Path]:
-    """The checkpoint of every role, or nothing."""
+    """The checkpoint of every role that is there, or nothing where images cannot be drawn."""
     for folder in (source / "models", source):
-        files = {role: folder / names[role] for role in NETWORK_ROLES}
-        if all(path.is_file() for path in files.values()):
+        files = {role: folder / name for role, name in names.items() if (folder / name).is_file()}
+        if set(IMAGE_ROLES) <= set(files):
             return files
     return {}
