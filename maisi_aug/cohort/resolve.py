@@ -156,8 +156,6 @@ def resolve(
 
 
 def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: Report | None) -> CohortRun:
-    if request.has_maps:
-        bundle.require_controlnet()
     named = _name_maps(request, bundle)
     bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
     sampling = _choose_sampling(request, bundle, bank)
@@ -201,6 +199,8 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
 
 def _choose_sampling(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> dict[str, Any]:
     """Steps, guidance and modality of the images; what their networks have not seen is warned of."""
+    if request.has_maps:
+        bundle.require_controlnet()
     modality = bundle.choose_modality(request.modality)
     bundle.require_told(modality=modality, body_region=_find_told_region(request, bundle, bank))
     num_steps = bundle.choose_steps(request.num_inference_steps)

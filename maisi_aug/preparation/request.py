@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import PositiveInt
 
 from maisi_aug.system.models import Option, PathText, StrictModel
+from maisi_aug.vocabulary.modalities import CtModality
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 OrganLabels = Literal["auto", "totalsegmentator-v2", "totalsegmentator-v3", "totalsegmentator-v1", "maisi"]
 """What the ids of organ label maps mean; ``auto`` reads it beside the files, or off the names of masks."""
-ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
+CtModalityName = Literal["unknown", CtModality]
 _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 
@@ -73,7 +74,7 @@ class PrepareConfig(Sources):
     """Number of folds that patients are divided into."""
     keeps_surroundings: Annotated[bool, Option("--keep-surroundings", panel=_RESULT)] = False
     """Keep table and air as they are, instead of setting them to -1000 HU."""
-    modality: Annotated[ModalityName, Option(panel=_RESULT)] = "ct"
+    modality: Annotated[CtModalityName, Option(panel=_RESULT)] = "ct"
     """Modality of the images that the networks are given."""
     name: Annotated[str | None, Option(panel=_RESULT)] = None
     """Name of the dataset (default: that of --out)."""

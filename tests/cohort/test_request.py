@@ -73,7 +73,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "mask_source": "magic"}, "mask_source: expected 'plant', 'bank', .*, found 'magic'"),
         (
             {"labels": ["liver"], "modality": "mr"},
-            "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'",
+            "modality: expected 'ct', 'ct_contrast', 'ct_wo_contrast', 'mri', .*, found 'mr'",
         ),
         ({"labels": ["liver"], "body_region": ["abdomen", "thorax"]}, "the uppermost region before the lowest"),
         ({"labels": ["liver"], "body_region": ["chest"]}, r"body_region\[0\]: expected 'head', 'thorax', 'abdomen' or"),

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from maisi_aug.bundle_spec.bundle import IMAGE_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.bundle import IMAGE_ROLES, Bundle, embedded_bundles, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.checkpoints.importing import (
     AcceptLicence,
+    convert_checkpoints,
     find_intact,
     require_accepted,
     require_free,
     write_known_bundle,
 )
 from maisi_aug.networks.checkpoints.mask_networks import write_mask_networks
+from maisi_aug.networks.checkpoints.own_networks import build_own_header, match_checkpoints, read_network_file
 from maisi_aug.system.progress import Say
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.whole_folder import open_whole_folder
 
 # Of MONAI's bundle maisi_ct_generative; it does not tell by names which of NVIDIA's models it holds.
 MONAI_NAMES: Mapping[str, str] = {
@@ -93,6 +97,52 @@ def import_bundle(
     provenance = {"origin": ORIGIN, "files": described}
     add = partial(write_mask_networks, known, mask_files, provenance=about_masks) if mask_files else None
     return write_known_bundle(known, files, target, provenance=provenance, command=command, complete=add)
+
+
+def import_networks(
+    source: Path,
+    network_file: Path,
+    *,
+    name: str | None = None,
+    modalities: Sequence[str] = (),
+    folder: Path | None = None,
+    report: Say | None = None,
+) -> Bundle:
+    """Make a bundle of networks of one's own, of any width, that NVIDIA's training scripts made.
+
+    Args:
+        source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed. Without the
+            checkpoint of a ControlNet the bundle is one of images alone.
+        network_file: ``config_network_*.json`` that defines them.
+        name: Of the bundle; None for that of the source's folder.
+        modalities: What the networks were taught to draw, the default first; empty for CT.
+        folder: Of the bundle; None for the user's data folder.
+        report: Told in a sentence what is going on.
+
+    Raises:
+        BundleError: When the definitions cannot be read, a checkpoint is missing or holds another network, or the name
+            or the target is taken.
+    """
+    say = report or (lambda _: None)
+    name = name or re.sub("[^a-z0-9._-]+", "-", source.resolve().name.lower()).strip("-._") or "own"
+    if name in (*known_bundles(), *embedded_bundles()):
+        raise BundleError(f"Bundle '{name}': expected a name of your own, found that of another. Choose with --as.")
+    network = read_network_file(network_file)
+    files, notes = match_checkpoints(source, network)
+    for sentence in notes:
+        say(sentence)
+    target = (folder or pulled_bundles_folder() / name).expanduser().resolve()
+    provenance = {"origin": ORIGIN, "files": _describe({"definitions": network_file, **files})}
+    header = {**build_own_header(name, network, tuple(files), modalities), "provenance": provenance}
+    present = find_intact(target, name, ORIGIN)
+    is_same = present is not None and present.spec.provenance == provenance
+    if present is not None and is_same and tuple(modalities) in ((), present.spec.modalities):
+        return present
+    require_free(target, name, ORIGIN)
+    say("Checking the networks and writing the bundle.")
+    with open_whole_folder(target, require_replaceable=partial(require_free, target, name, ORIGIN)) as unfinished:
+        convert_checkpoints(header, files, unfinished, subject=f"Bundle '{name}'")
+    return load_bundle(target)
 
 
 def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:

@@ -86,7 +86,7 @@ class SampleDrawer:
     def _draw_case(self, index: int) -> Subject:
         facts, label_map = self.store.facts(index), self.store.label_map(index)
         grid = Grid.from_spacing(facts.shape, facts.spacing_mm)
-        modality = facts.modality if self._is_told(facts.modality) else "ct"
+        modality = facts.modality if self._is_told(facts.modality) else None
         drawn = self.pipeline.synthesize_image(
             label_map, grid, seed=derive_seed("validation picture", self.seed, index), modality=modality
         )
