@@ -153,9 +153,10 @@ def open_data(
 ) -> PreparedStore:
     """The cases to train on.
 
-    NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared``, the embeddings kept. An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
-    ``OUT/prepared`` as by ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the
-    data that are called like those to be taught need no rule.
+    NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared``, the embeddings kept. An nnU-Net dataset,
+    by folder, name or number, and a folder of images and label maps are prepared into ``OUT/prepared`` as by
+    ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the data that are called
+    like those to be taught need no rule.
 
     Args:
         request: Names the data, the labels to teach, the rules and the folders of organ labels.

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec
-from maisi_aug.errors import PreparationError
+from maisi_aug.errors import PreparationError, VocabularyError
 from maisi_aug.networks.conditioning import unit_to_hu
 from maisi_aug.networks.decoder import Decoder
 from maisi_aug.networks.weights import load_autoencoder
@@ -54,10 +53,10 @@ from maisi_aug.volumes.image_files import load_channels, load_label_map, save_im
 NOISE_SHARE = 0.275
 """Of the variance of embeddings: the noise of the draw."""
 DEFAULT_FOLDS = 5
-_OneHot = Annotated[tuple[int, int, int, int], Field()]
+_OneHot = tuple[int, int, int, int]
 
 
-class EmbeddedRow(StrictModel):
+class EmbeddedRow(StrictModel, extra="ignore"):
     """A row of the list; further fields are those of other steps of NVIDIA's and are let through.
 
     Attributes:
@@ -70,8 +69,6 @@ class EmbeddedRow(StrictModel):
         bottom_region_index: The lowest one.
         fold: The fold in which the case is held out; None deals the cases out.
     """
-
-    model_config = {"extra": "ignore", "frozen": True}
 
     image: str
     label: str
@@ -337,8 +334,6 @@ def _name_ids(
 
 def _find(vocabulary: Vocabulary, name: str) -> int | None:
     """The id of a label that is known by a name, and no placeholder."""
-    from maisi_aug.errors import VocabularyError
-
     try:
         label = vocabulary.label(name)
     except VocabularyError:
