@@ -84,10 +84,12 @@ def train_stage(
         from maisi_aug.training.loop.processes import Processes
 
     settings = load_training_recipe(training_recipe_path(request.recipe_name))
-    settings = settings if request.data is None else settings.with_prepared(request.data)
     num_steps = getattr(settings, stage).loop.num_steps
     device = resolve_device(device)
     processes = Processes.connect(device)
+    with processes.main_first():
+        data = _open_data(request, out, device=device, is_main=processes.is_main)
+    settings = settings if data is None else settings.with_prepared(data)
     result: LoopResult | TimeIsUp
     with open_bars(is_shown=processes.is_main, is_telling=processes.is_main) as bars:
         folder = TrainingFolder(
@@ -107,6 +109,36 @@ def train_stage(
     processes.leave()
     if processes.is_main:
         tell_result(stage, result, path, num_steps=num_steps)
+
+
+def _open_data(request: TrainRequest, out: Path, *, device: str, is_main: bool) -> Path | None:
+    """The prepared folder to train on, made of a list of embeddings by the main process; None for the recipe's data."""
+    from maisi_aug.api.finetuning import PREPARED_FOLDER
+    from maisi_aug.api.progress import count_stages
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.preparation.prepared import SPEC_NAME
+    from maisi_aug.training.cases.embeddings import is_embedded_list, prepare_embeddings
+
+    if request.data is None or not is_embedded_list(request.data):
+        if request.embedded_by is not None:
+            raise typer.BadParameter("--embedded-by can only be used with a JSON list of embeddings as --data.")
+        return request.data
+    if request.embedded_by is None:
+        raise typer.BadParameter(
+            f"--embedded-by: expected the bundle whose autoencoder made the embeddings of {request.data}, found none."
+        )
+    folder = out / PREPARED_FOLDER
+    if is_main and not (folder / SPEC_NAME).is_file():
+        with count_stages(is_quiet=False) as report:
+            prepare_embeddings(
+                request.data,
+                folder,
+                load_bundle(request.embedded_by),
+                device=device,
+                report=partial(report, "reading embeddings"),
+                say=tell,
+            )
+    return folder
 
 
 def tell_result(stage: str, result: LoopResult | TimeIsUp, path: Path, *, num_steps: int) -> None:

@@ -137,4 +137,5 @@ def unit_to_mr(image: NDArray[np.float32]) -> NDArray[np.int16]:
     Returns:
         ``(I, J, K)`` int16, cut and not rounded.
     """
-    return np.maximum(image * np.float32(MR_MAXIMUM), 0.0).astype(np.int16)
+    cut: NDArray[np.int16] = np.maximum(image * np.float32(MR_MAXIMUM), 0.0).astype(np.int16)
+    return cut

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -151,7 +151,7 @@ def prepare_embeddings(
     folder: Path,
     base: Bundle,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     rules: Sequence[str] = (),
     device: str = "cpu",
     report: Report = report_nothing,
@@ -163,7 +163,8 @@ def prepare_embeddings(
         source: The list.
         folder: New.
         base: The bundle whose autoencoder made the embeddings.
-        labels: What is to be taught; the only id without a name is taken for the only label that is new.
+        labels: What is to be taught; the only id without a name is taken for the only label that is new. None calls
+            ids without a name by themselves, such as "label 150".
         rules: ``ID=NAME[@HOSTS]`` each, for ids that the base's vocabulary has no name for.
         device: Where the images are decoded.
         report: Called with (cases done, cases in all).
@@ -182,10 +183,12 @@ def prepare_embeddings(
     )
     _require_kind(listed, base)
     encoder = _Encoder(base, device)
-    found: set[int] = set()
+    found: set[int] = set()  # of ids, before anything is written
     for row in listed.rows:
         found |= set(np.unique(load_label_map(listed.root / row.label).array).tolist())
-    table, new_labels = _name_ids(found, base.vocabulary, labels, tuple(map(parse_rule, rules)), source, say)
+    read_rules = {rule.source: rule for rule in map(parse_rule, rules)}
+    table, new_labels, unnamed = _name_ids(found, base.vocabulary, read_rules)
+    new_labels |= _name_others(unnamed, labels, new_labels, base.vocabulary, source, say)
     with open_whole_folder(folder, require_replaceable=lambda: None) as unfinished:
         cases = []
         for number, row in enumerate(listed.rows):
@@ -292,44 +295,58 @@ def _cross(sides: Sequence[int]) -> str:
 
 
 def _name_ids(
-    found: set[int],
-    vocabulary: Vocabulary,
-    labels: Sequence[str],
-    rules: Sequence[MapRule],
-    source: Path,
-    say: Say,
-) -> tuple[NDArray[np.uint8], dict[str, NewLabel]]:
-    """From the ids of the label maps to those of the prepared ones, and the labels that MAISI's vocabulary lacks."""
-    table, new_labels = np.arange(256, dtype=np.uint8), {}
-    by_id = {rule.source: rule for rule in rules}
-    named = {name: label for name in labels if (label := _find(vocabulary, name)) is not None}
-    unnamed = []
+    found: set[int], vocabulary: Vocabulary, rules: Mapping[str, MapRule]
+) -> tuple[NDArray[np.uint8], dict[str, NewLabel], list[int]]:
+    """What the ids of label maps mean.
+
+    Returns:
+        A table from these ids to those of the prepared label maps, the labels that MAISI's vocabulary lacks, and the
+        ids that nobody has named.
+    """
+    table, new_labels, unnamed = np.arange(256, dtype=np.uint8), {}, []
     for label_id in sorted(found - {BACKGROUND_ID, BODY_ID}):
-        rule, own = by_id.get(str(label_id)), vocabulary.label(label_id) if vocabulary.contains(label_id) else None
+        rule, own = rules.get(str(label_id)), vocabulary.label(label_id) if vocabulary.contains(label_id) else None
+        target = None if rule is None else _find(vocabulary, rule.target)
         if rule is not None and rule.target == DROP:
             table[label_id] = BODY_ID
+        elif target is not None:
+            table[label_id] = target
         elif rule is not None:
-            target = _find(vocabulary, rule.target)
-            if target is not None:
-                table[label_id] = target
-            else:
-                hosts = tuple(vocabulary.id_of(host) for host in rule.hosts)
-                new_labels[rule.target] = NewLabel(id=label_id, hosts=hosts)
+            hosts = tuple(vocabulary.id_of(host) for host in rule.hosts)
+            new_labels[rule.target] = NewLabel(id=label_id, hosts=hosts)
         elif own is None or own.kind == "slot":
             unnamed.append(label_id)
         elif not MAISI.contains(label_id) or MAISI.label(label_id).kind == "slot":
             new_labels[own.name] = NewLabel(id=label_id, hosts=own.hosts)
-    wanted = [name for name in labels if name not in named and name not in new_labels]
+    return table, new_labels, unnamed
+
+
+def _name_others(
+    unnamed: Sequence[int],
+    labels: Sequence[str] | None,
+    named: Collection[str],
+    vocabulary: Vocabulary,
+    source: Path,
+    say: Say,
+) -> dict[str, NewLabel]:
+    """Names of the ids that nobody has named.
+
+    Raises:
+        PreparationError: When it is not clear what they mean.
+    """
+    if labels is None:
+        return {f"label {label_id}": NewLabel(id=label_id) for label_id in unnamed}
+    wanted = [name for name in labels if name not in named and _find(vocabulary, name) is None]
     if len(unnamed) == len(wanted) == 1:
         say(f"Note: id {unnamed[0]} of the label maps is taken for '{wanted[0]}'.")
-        new_labels[wanted[0]] = NewLabel(id=unnamed[0])
-    elif unnamed:
+        return {wanted[0]: NewLabel(id=unnamed[0])}
+    if unnamed:
         raise PreparationError(
             f"{source}: expected names for all ids of its label maps, found none for {', '.join(map(str, unnamed))}. "
             f"Name them, such as --map '{unnamed[0]}={wanted[0] if wanted else 'kidney tumor'}', or drop them with "
             f"--map '{unnamed[0]}=-'."
         )
-    return table, new_labels
+    return {}
 
 
 def _find(vocabulary: Vocabulary, name: str) -> int | None:

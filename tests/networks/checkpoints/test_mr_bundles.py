@@ -155,6 +155,9 @@ def test_cohort_of_mr_images(mr: Bundle, run_cli: Callable[..., Any], tmp_path: 
     assert record.verdicts[0].figures["lowest"] == image.min()
     with Image.open(out / record.files["preview"].path) as preview:
         assert preview.width > 2 * preview.height
+    exported = run_cli("export", "dicom", out, "--out", tmp_path / "dicom")
+    assert exported.code == 1
+    assert "case_0001: expected a CT image, found 'mri_t2'." in exported.stderr
     again = run_cli(*words, "--gate", "organ-hu=off", "--out", tmp_path / "again")
     assert again.code == 0
     other = load_image(tmp_path / "again" / record.files["image"].path).array

@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from maisi_aug.api.finetuning import finetune_controlnet
 from maisi_aug.bundle_spec.bundle import Bundle
@@ -23,7 +24,7 @@ from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 from tests.builders.tiny_prepared import GLAND, build_labels, write_tiny_base
-from tests.builders.tiny_training import BODY, LIVER, SHAPE, SPACING_MM, tiny_grid
+from tests.builders.tiny_training import BODY, LIVER, SHAPE, SPACING_MM, build_recipe_content, tiny_grid
 
 TUMOR = 129
 HU = {0: -1000, BODY: 20, LIVER: 110, TUMOR: 60}
@@ -112,15 +113,35 @@ def test_controlnet_is_taught_from_a_list(write: Callable[..., Path], base: Bund
     assert again.bundle.fingerprint == result.bundle.fingerprint
 
 
+def test_networks_are_trained_from_a_list(
+    write: Callable[..., Path], base: Bundle, tmp_path: Path, run_cli: Callable[..., Any]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(build_recipe_content()), encoding="utf-8")
+    words = ["train", "vae", "--recipe", recipe, "--data", write(label_id=150), "--out", tmp_path / "run"]
+    refused = run_cli(*words)
+    assert refused.code == 2
+    assert "--embedded-by: expected the bundle whose autoencoder made the embeddings" in refused.stderr
+    done = run_cli(*words, "--embedded-by", base.path, "--device", "cpu")
+    assert done.code == 0, done.stderr
+    assert "27.5% of their variance is noise" in done.stderr
+    assert len(PreparedStore.from_folder(tmp_path / "run" / "prepared")) == 4
+    misplaced = run_cli("train", "vae", "--out", tmp_path / "other", "--embedded-by", base.path)
+    assert misplaced.code == 2
+    assert "--embedded-by can only be used with a JSON list of embeddings as --data." in misplaced.stderr
+
+
 def test_ids_without_a_name_are_asked_for(write: Callable[..., Path], base: Bundle, tmp_path: Path) -> None:
     source = write(2, label_id=150)
     with pytest.raises(
         PreparationError, match="names for all ids .*, found none for 150. Name them, such as --map '150"
     ):
-        prepare_embeddings(source, tmp_path / "out", base, labels=["cyst", "tumour of the kidney"])
+        prepare_embeddings(source, tmp_path / "out", base, labels=["fibroid", "myoma"])
     assert not (tmp_path / "out").exists()
-    named = prepare_embeddings(source, tmp_path / "named", base, labels=["cyst"], rules=["150=cyst@liver"])
-    assert named.spec.new_labels["cyst"].model_dump() == {"id": 150, "hosts": (LIVER,)}
+    numbered = prepare_embeddings(source, tmp_path / "numbered", base)
+    assert numbered.spec.labels["label 150"] == 150
+    named = prepare_embeddings(source, tmp_path / "named", base, labels=["fibroid"], rules=["150=fibroid@liver"])
+    assert named.spec.new_labels["fibroid"].model_dump() == {"id": 150, "hosts": (LIVER,)}
     known = prepare_embeddings(source, tmp_path / "known", base, labels=["spleen"], rules=["150=spleen"])
     assert known.spec.labels["spleen"] == 3
     dropped = prepare_embeddings(source, tmp_path / "dropped", base, labels=["liver"], rules=["150=-"])
