@@ -120,8 +120,8 @@ def _require_ct(cohort: CohortSource) -> None:
         modality = str(case.settings.get("modality", "ct"))
         if is_mr(modality):
             raise ExportError(
-                f"{case.case_id}: expected a CT image, found '{modality}'. Use the NIfTI files of the cohort: MR series "
-                "are not written."
+                f"{case.case_id}: expected a CT image, found '{modality}'. Use the cohort's NIfTI files: MR series are "
+                "not written."
             )
 
 

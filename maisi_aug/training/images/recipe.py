@@ -13,8 +13,8 @@ from maisi_aug.bundle_spec.known_bundles import find_known_bundle
 from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
-from maisi_aug.vocabulary.modalities import ImageModality
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
+from maisi_aug.vocabulary.modalities import ImageModality
 
 # What ``bundle.like`` takes over.
 SHARED_FIELDS = (
@@ -105,8 +105,9 @@ class ControlNetStage(FlowStage):
 
 
 class BundleHeader(StrictModel):
-    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``, and those without a value
-    are left to its defaults.
+    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
+
+    Those without a value are left to its defaults.
 
     ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
     be fetched: its definitions are known without its weights.
