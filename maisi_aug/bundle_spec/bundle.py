@@ -148,7 +148,9 @@ class Bundle:
         """Whether a lesion is brighter (1) or darker (-1) than its host, or either (0)."""
         name = self.vocabulary.name_of(label_id)
         own = self.spec.hu_ranges.get(name)
-        return expected_contrast_sign(name) if own is None else own.contrast_sign
+        if own is not None:
+            return own.contrast_sign
+        return 0 if self.is_mr else expected_contrast_sign(name)
 
     def find_mask_bank(self) -> tuple[str, str] | None:
         """The list of label maps that it draws from by default, and what their ids mean; None for the phantoms.

@@ -132,7 +132,7 @@ def judge_image(
     bundle: Bundle | None = None,
     own_ranges: Sequence[HuRange] = (),
 ) -> tuple[VerdictRecord, ...]:
-    """Run the gates that need the image: geometry, HU of the organs, visibility of every lesion.
+    """Run the gates that need the image: geometry, HU of the organs or of MR the anatomy, visibility of every lesion.
 
     Args:
         case: What was asked for.
@@ -145,8 +145,11 @@ def judge_image(
         bundle: Knows what the labels that it was taught look like; None for the published figures alone.
         own_ranges: HU of labels in the user's own CTs; they stand above all others.
     """
-    verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid))]
-    if gates.organ_hu:
+    is_mr = bundle is not None and bundle.is_mr
+    verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid), is_mr=is_mr)]
+    if gates.organ_hu and is_mr:
+        verdicts.append(check_anatomy(image_hu))
+    elif gates.organ_hu:
         verdicts += judge_organ_hu(image_hu, label_map, bundle=bundle, gates=gates, own_ranges=own_ranges)
     lesion_ids = {lesion.label_id for lesion in case.lesions}.intersection(vocabulary.tumor_ids)
     for label_id in sorted(lesion_ids) if gates.visibility else ():

@@ -217,9 +217,9 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
     assert drawn is not None
     assert image_hu is not None
     caption = describe_attempt(attempt, drawn.grid.voxel_ml, run.bundle.name)
+    window = choose_mr_window(image_hu) if run.bundle.is_mr else None
     if drawn.label_map is None:
-        window = choose_mr_window(image_hu) if run.bundle.is_mr else SOFT_TISSUE
-        return build_plain_preview(image_hu, drawn.grid, caption, window)
+        return build_plain_preview(image_hu, drawn.grid, caption, window or SOFT_TISSUE)
     return build_preview(
         image_hu,
         drawn.label_map,
@@ -229,6 +229,7 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
         organ_ids=attempt.case.label_ids,
         outlined_ids=None if run.request.anatomy is None else run.plan.requested_ids,
         names={label.id: label.name for label in vocabulary},
+        window=window,
     )
 
 

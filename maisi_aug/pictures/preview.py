@@ -93,6 +93,7 @@ def build_preview(
     organ_ids: Sequence[int] = (),
     outlined_ids: Sequence[int] | None = None,
     names: Mapping[int, str],
+    window: Window | None = None,
 ) -> Image.Image:
     """Draw a case.
 
@@ -105,13 +106,14 @@ def build_preview(
         organ_ids: Labels that the planes go through where there is no lesion.
         outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
+        window: What is shown from black to white; None for that of the tissue around the lesion.
 
     Returns:
         An RGB picture whose ``info`` tells the contact sheet where the axial panels are.
     """
     focus = find_focus(label_map, lesion_ids, organ_ids)
     lesion_voxel = _widest_voxel(focus)
-    window = choose_window(label_map, focus)
+    window = window or choose_window(label_map, focus)
     present_ids = np.unique(label_map)
     shown_ids = tuple(label_id for label_id in lesion_ids if label_id in present_ids)
     has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))

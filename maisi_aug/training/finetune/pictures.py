@@ -90,6 +90,8 @@ class SampleDrawer:
         drawn = self.pipeline.synthesize_image(
             label_map, grid, seed=derive_seed("validation picture", self.seed, index), modality=modality
         )
+        if self.pipeline.bundle.is_mr:  # on the scale of the training images, from -1000 to 1000
+            drawn = 2 * drawn - 1000
         return Subject(self.names[index], label_map, grid, {"real": self.store.image_hu(index), "drawn": drawn})
 
     def _is_told(self, modality: str) -> bool:
