@@ -52,7 +52,7 @@ _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
 
 
-def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
+def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     """Raise for numbers that no network or scheduler has, and that would take hours to build."""
     if not isinstance(definition.get("class"), str):
         raise ValueError("expected the name of a 'class'")
@@ -68,7 +68,7 @@ def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
@@ -85,8 +85,8 @@ def _require_path(text: str) -> str:
 
 _Path = Annotated[str, AfterValidator(_require_path)]
 _InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=MAX_PART_BYTES)]
-_Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
-_Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
+_Definition = Annotated[dict[str, Any], AfterValidator(require_definition)]
+_Networks = Annotated[dict[str, _Definition], AfterValidator(require_levels)]
 
 
 class WeightFile(StrictModel):

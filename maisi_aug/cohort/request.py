@@ -228,9 +228,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     guidance_scale: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Option(panel=_IMAGES)] = None
     """Strength of the guidance towards the lesions, or without label maps towards the modality; above 0 it takes twice
     the time (default: 0, or of images alone the bundle's)."""
-    modality: Annotated[
-        ImageModality | None, Option(metavar="NAME", takes=str, complete="modalities", panel=_IMAGES)
-    ] = None
+    modality: Annotated[ImageModality | None, Option(metavar="NAME", complete="modalities", panel=_IMAGES)] = None
     """ct, ct_contrast, ct_wo_contrast; of MR bundles mri, mri_t1, mri_t2, mri_flair and others, as bundles show lists
     (default: the bundle's first)."""
     body_region: Annotated[

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.bundle_spec.bundle import IMAGE_ROLES, NETWORK_ROLES, SCHEDULER_STEPS
+from maisi_aug.bundle_spec.schema import require_definition, require_levels
 from maisi_aug.errors import BundleError
 from maisi_aug.system.content import ContentError, read_json
 
@@ -73,8 +74,16 @@ def read_network_file(path: Path) -> NetworkFile:
     missing = [name for name in needed if not isinstance(content.get(name), dict)]
     if missing:
         raise BundleError(f"{path}: expected {', '.join(missing)} among its definitions, found {', '.join(content)}.")
-    networks = {role: _to_definition(content, name, path) for role, name in DEFINITIONS.items() if name in content}
-    return NetworkFile(path, networks, _to_definition(content, SCHEDULER, path))
+    names = {role: name for role, name in DEFINITIONS.items() if isinstance(content.get(name), dict)}
+    networks = {role: _to_definition(content, name, path) for role, name in names.items()}
+    scheduler = _to_definition(content, SCHEDULER, path)
+    try:
+        for definition in (*networks.values(), scheduler):
+            require_definition(definition)
+        require_levels(networks)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}.") from error
+    return NetworkFile(path, networks, scheduler)
 
 
 def _to_definition(content: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
