@@ -103,6 +103,25 @@ def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., Coho
     assert draw("plain", "tiny") != draw("contrast", "tiny", modality="ct_contrast")
 
 
+def test_fewer_steps_of_ddpm_are_warned_of_and_drawn(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="num_inference_steps: expected 20 .*, a DDPM one, found 8. .*DPM-Solver"):
+        run = resolve("tiny-ddpm", num_inference_steps=8, num_cases=1)
+    summary = synthesize_cohort(run, tmp_path / "few", device="cpu")
+    (record,) = summary.manifest.accepted
+    assert record.settings["num_inference_steps"] == 8
+    few = load_image(summary.folder / record.files["image"].path).array
+    assert np.unique(few).size > 50
+    whole = synthesize_cohort(resolve("tiny-ddpm", num_cases=1), tmp_path / "whole", device="cpu")
+    assert not np.array_equal(few, load_image(whole.folder / record.files["image"].path).array)
+
+
+def test_guidance_towards_a_modality_needs_networks_that_are_told_one(resolve: Callable[..., CohortRun]) -> None:
+    assert resolve("tiny", guidance_scale=2.0).guidance_scale == 2.0
+    assert resolve("tiny").guidance_scale == 0.0
+    with pytest.raises(RecipeError, match="guidance_scale: expected 0 without a label map, .*'tiny-ddpm' are told"):
+        resolve("tiny-ddpm", guidance_scale=2.0)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
