@@ -154,7 +154,8 @@ def test_all_presets_are_listed_with_their_bundles() -> None:
     of_ct = NUM_BY_MEMORY + NUM_BY_REGION
     assert counts == {("rflow-ct", "ddpm-ct"): of_ct, ("rflow-mr",): 7, ("rflow-mr-brain",): 10}
     (brain,) = (preset for preset, _ in rows if preset.name == "brain-t1")
-    assert (brain.shape, brain.grid.extent_mm) == ((128, 256, 256), pytest.approx((160, 256, 256)))
+    assert brain.shape == (128, 256, 256)
+    assert brain.grid.extent_mm == pytest.approx((160, 256, 256))
 
 
 def test_window_asked_for_stands_above_that_of_the_preset(tmp_path: Path) -> None:

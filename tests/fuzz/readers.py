@@ -554,7 +554,12 @@ def _write_embeddings(folder: Path) -> None:
 
     nib.save(nib.Nifti1Image(np.zeros((2, 3, 4, 4), dtype=np.float32), np.eye(4)), folder / "a_emb.nii.gz")
     (folder / "a_label.nii.gz").write_bytes(b"not read")
-    row = {"image": "a_emb.nii.gz", "label": "a_label.nii.gz", "dim": [8, 12, 16], "spacing": [1.0, 1.0, 2.0]}
+    row: dict[str, Any] = {
+        "image": "a_emb.nii.gz",
+        "label": "a_label.nii.gz",
+        "dim": [8, 12, 16],
+        "spacing": [1.0, 1.0, 2.0],
+    }
     row |= {"modality": "ct", "top_region_index": [0, 1, 0, 0], "bottom_region_index": [0, 0, 1, 0], "fold": 0}
     (folder / "list.json").write_text(json.dumps({"training": [row]}), encoding="utf-8")
 

@@ -28,7 +28,7 @@ def head(rng: np.random.Generator) -> NDArray[np.int16]:
 
 
 def test_real_mr_image_shows_anatomy() -> None:
-    image = np.asarray(nib.load(f"{data_path}/anatomical.nii").dataobj)  # type: ignore[attr-defined]
+    image = np.asarray(nib.load(f"{data_path}/anatomical.nii").dataobj)
     verdict = check_anatomy(image)
     assert verdict.passed
     assert verdict.figures["edge_share"] == pytest.approx(0.142, abs=0.001)

@@ -98,7 +98,8 @@ def test_bundle_is_pulled_from_where_its_files_lie(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    own, others = {}, {}
+    own: dict[str, bytes] = {}
+    others: dict[str, bytes] = {}
     for role, file in known[name].files.items():
         (own if known[name].repositories.get(role) is None else others)[file] = checkpoints[role]
     with serve(known[name].repository, own) as server:
