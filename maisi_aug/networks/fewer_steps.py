@@ -21,7 +21,7 @@ from torch import Tensor
 from maisi_aug.system.progress import Report
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
-"""From x_t ``(B, C, i, j, k)`` and t ``(B,)`` to e."""
+"""Predict the noise e from x_t ``(B, C, i, j, k)`` and t ``(B,)``."""
 
 
 def integrate_fast(
@@ -35,7 +35,7 @@ def integrate_fast(
     """Take fewer steps, each with one prediction, and add no noise on the way.
 
     Args:
-        predict: Of the noise.
+        predict: Predicts the noise.
         scheduler: Tells how much noise there is at every time step.
         noise: ``(B, C, i, j, k)``.
         num_steps: How many.
@@ -44,13 +44,15 @@ def integrate_fast(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
+    # (T,)
     kept = scheduler.alphas_cumprod.double().cpu()  # a_t^2
+    # l_t = log(a_t / s_t), half the log signal-to-noise ratio
     levels = [0.5 * math.log(share / (1 - share)) for share in kept.tolist()]
     timesteps = choose_timesteps(levels, num_steps)
     latent, clean, before, h_before = noise, noise, None, 0.0
     for done, timestep in enumerate(timesteps, start=1):
         a, s = math.sqrt(kept[timestep]), math.sqrt(1 - kept[timestep])
-        predicted = predict(latent, torch.full((len(latent),), float(timestep), device=latent.device))
+        predicted = predict(latent, torch.full((len(latent),), float(timestep), device=latent.device))  # (B, C, i, j, k) noise e
         clean = (latent - s * predicted) / a  # x_0
         if done < num_steps:
             following = timesteps[done]
@@ -59,7 +61,7 @@ def integrate_fast(
             # A line through this x_0 and the one before stands for x_0 along the step.
             lean = 0.0 if before is None else h / (2 * h_before)
             along = clean if before is None else (1 + lean) * clean - lean * before
-            latent = (s_next / s) * latent - a_next * math.expm1(-h) * along
+            latent = (s_next / s) * latent - a_next * math.expm1(-h) * along  # exact for a constant x_0 along the step
             before, h_before = clean, h
         if report is not None:
             report(done, num_steps)
@@ -67,7 +69,7 @@ def integrate_fast(
 
 
 def choose_timesteps(levels: Sequence[float], num_steps: int) -> list[int]:
-    """Time steps from the noisiest to the last one, evenly spread in l_t as far as whole steps allow, none twice.
+    """Return distinct time steps from the noisiest to the last, evenly spread in l_t as far as integers allow.
 
     Args:
         levels: l_t of every time step, falling.

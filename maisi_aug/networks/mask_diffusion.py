@@ -1,4 +1,4 @@
-"""From noise and ten sizes to the latent of a label map: all DDPM steps, or a few of a faster sampler.
+"""Sample the latent of a label map from noise and ten sizes: all DDPM steps, or a few of a faster sampler.
 
 DDPM: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, as MONAI's scheduler steps it.
 """
@@ -35,7 +35,7 @@ def sample_mask_latent(
         condition: ``(B, 10)`` float32 sizes, of ``mask_conditions``.
         latent_shape: ``(C, i, j, k)``.
         num_inference_steps: All time steps of the scheduler for DDPM, fewer for the faster sampler.
-        seed: Of all noise, which is drawn on the CPU: the same on every device.
+        seed: Seed of all noise, which is drawn on the CPU: the same on every device.
         report: Called with (steps done, steps in all).
         precision: What the network computes in.
 
@@ -45,9 +45,9 @@ def sample_mask_latent(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
-    context = condition.unsqueeze(1).to(networks.device)
+    context = condition.unsqueeze(1).to(networks.device)  # (B, 1, 10): one token for cross-attention
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((len(condition), *latent_shape), generator=generator)
+    noise = torch.randn((len(condition), *latent_shape), generator=generator)  # (B, C, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         moved = latent.to(networks.device)
@@ -72,10 +72,10 @@ def integrate_ddpm(
     """Take every time step of DDPM.
 
     Args:
-        predict: Of the noise.
+        predict: Predicts the noise.
         scheduler: MONAI's, with its steps.
-        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken, too.
-        generator: Of the noise that every step but the last adds.
+        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken as well.
+        generator: Generator of the noise that every step but the last adds.
         report: Called with (steps done, steps in all).
     """
     scheduler.set_timesteps(scheduler.num_train_timesteps)

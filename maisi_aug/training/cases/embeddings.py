@@ -26,7 +26,7 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec
-from maisi_aug.errors import PreparationError, VocabularyError
+from maisi_aug.errors import MaisiAugWarning, PreparationError, VocabularyError
 from maisi_aug.networks.conditioning import unit_to_hu
 from maisi_aug.networks.decoder import Decoder
 from maisi_aug.networks.weights import load_autoencoder
@@ -261,6 +261,7 @@ def _write_case(
         warnings.warn(
             f"{listed.path}, {row.image}: expected dim {_cross(label_map.shape)}, the size of the label map, found "
             f"{_cross(row.dim)}. The size of the label map is taken.",
+            MaisiAugWarning,
             stacklevel=2,
         )
     grid = Grid.from_spacing(label_map.shape, row.spacing)

@@ -88,7 +88,7 @@ def test_file_that_is_not_what_the_hub_states_is_not_kept(pull: Callable[..., Pa
 
 def test_nothing_is_fetched_without_leave(pull: Callable[..., Path], server: HubServer) -> None:
     with pytest.raises(
-        BundleError, match="licence to be accepted.*bundles pull rflow-ct --with-mask-database --accept"
+        BundleError, match="licence must be accepted first.*bundles pull rflow-ct --with-mask-database --accept"
     ):
         pull(accept_licence=lambda _: False)
     assert server.requests == []

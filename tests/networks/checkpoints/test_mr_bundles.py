@@ -137,7 +137,7 @@ def test_licence_of_the_mr_bundle_is_not_for_commercial_use(mr: Bundle) -> None:
 def test_folder_of_both_asks_which(source: Callable[[str], Path]) -> None:
     for name in NAMES:
         folder = source(name)
-    with pytest.raises(BundleError, match="found those of rflow-mr and rflow-mr-brain. Choose with --as"):
+    with pytest.raises(BundleError, match="several bundles, rflow-mr and rflow-mr-brain. Choose one with --as"):
         import_bundle(folder, accept_licence=lambda _: True)
     assert import_bundle(folder, accept_licence=lambda _: True, name="rflow-mr-brain").name == "rflow-mr-brain"
 
@@ -183,13 +183,13 @@ def test_listings_name_the_modalities(mr: Bundle, run_cli: Callable[..., Any]) -
     [
         (
             {"labels": ["liver"]},
-            "'rflow-mr': expected a ControlNet, .*NVIDIA has published none for MR. Use --mask-source",
+            "'rflow-mr': has no ControlNet, .*NVIDIA has not published one for MR.. Use --mask-source",
         ),
         (
             {"mask_source": "none", "modality": "ct"},
-            "modality: expected mri_t1 or .*, found 'ct'. Use a CT bundle such as",
+            "modality: bundle 'rflow-mr' draws mri_t1, .*, found 'ct'. Use a CT bundle such as",
         ),
-        ({"mask_source": "diffusion", "labels": ["liver"]}, "'rflow-mr': expected a ControlNet"),
+        ({"mask_source": "diffusion", "labels": ["liver"]}, "'rflow-mr': has no ControlNet"),
     ],
 )
 def test_what_an_mr_bundle_does_not_draw_is_refused(mr: Bundle, values: dict[str, Any], message: str) -> None:
@@ -200,14 +200,14 @@ def test_what_an_mr_bundle_does_not_draw_is_refused(mr: Bundle, values: dict[str
 def test_ct_bundle_draws_no_mr() -> None:
     request = build_request({"labels": ["liver"], "modality": "mri_t1"})
     with pytest.raises(
-        RecipeError, match="expected ct or ct_contrast or .*, found 'mri_t1'. Use an MR bundle such as rflow"
+        RecipeError, match="draws ct, ct_contrast, .*, found 'mri_t1'. Use an MR bundle such as rflow"
     ):
         resolve(request)
 
 
 def test_sequence_that_was_not_taught_is_warned_of(mr: Bundle) -> None:
     request = build_request({"bundle": "rflow-mr", "mask_source": "none", "modality": "mri_swi"})
-    with pytest.warns(UserWarning, match="which bundle 'rflow-mr' was trained with, found 'mri_swi'"):
+    with pytest.warns(UserWarning, match="bundle 'rflow-mr' was trained with mri_t1, .*, not with 'mri_swi'"):
         run = resolve(request)
     assert (run.modality, run.guidance_scale) == ("mri_swi", 15.0)
     quiet = resolve(build_request({"bundle": "rflow-mr", "mask_source": "none"}))

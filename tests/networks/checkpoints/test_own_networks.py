@@ -133,11 +133,11 @@ def test_folder_without_a_controlnet_draws_images_alone(
     grid = Grid.from_spacing(SHAPE, SPACING_MM)
     found = pipeline.synthesize_image(None, grid, seed=SEED, num_inference_steps=2)
     assert np.array_equal(found, draw_plainly(bundle, states, None))
-    with pytest.raises(BundleError, match="'mine': expected a ControlNet, .*, found none: .* Use --mask-source none"):
+    with pytest.raises(BundleError, match="'mine': has no ControlNet, .* Use --mask-source none"):
         pipeline.synthesize_image(np.full(SHAPE, 200, dtype=np.uint8), grid, seed=SEED)
     refused = run_cli("synthesize", "--labels", "liver", "--bundle", "mine", "--out", tmp_path / "out", "--dry-run")
     assert refused.code != 0
-    assert "expected a ControlNet, which images of label maps need" in refused.stderr
+    assert "has no ControlNet, which images of label maps need" in refused.stderr
     assert "mine: all 2 files are as they should be." in run_cli("bundles", "verify", "mine").stdout
     assert "autoencoder" in run_cli("bundles", "show", "mine").stdout
 
@@ -186,7 +186,7 @@ def test_missing_network_is_named(trained: Callable[..., Trained]) -> None:
     with pytest.raises(BundleError, match="expected a checkpoint of the diffusion_unet .*, found none among autoenc"):
         import_networks(source, network_file)
     (source / "models" / "diff_unet_ckpt.pt").write_bytes(b"broken")
-    with pytest.raises(BundleError, match="diff_unet_ckpt.pt: expected weights alone, found a file that cannot be"):
+    with pytest.raises(BundleError, match="diff_unet_ckpt.pt: must contain weights only, found a file that cannot be"):
         import_networks(source, network_file)
     with pytest.raises(BundleError, match="'rflow-ct': expected a name of your own, found that of another"):
         import_networks(source, network_file, name="rflow-ct")
