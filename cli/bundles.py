@@ -48,7 +48,9 @@ def pull_command(
     ] = False,
     with_mask_database: Annotated[
         bool,
-        typer.Option("--with-mask-database", help="Also NVIDIA's 4,000 label maps, for --mask-bank (11.6 GB)."),
+        typer.Option(
+            "--with-mask-database", help="Also download NVIDIA's 4,000 label maps, for --mask-bank (11.6 GB)."
+        ),
     ] = False,
     accept_license: AcceptOption = False,
     to: ToOption = None,
@@ -197,8 +199,8 @@ def import_command(
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not show it; "
-            "with --network the name of the new bundle.",
+            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not show "
+            "it; with --network the name of the new bundle.",
         ),
     ] = None,
     network: Annotated[

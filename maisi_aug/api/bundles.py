@@ -93,8 +93,8 @@ def pull_bundle(
         name: One of those that :func:`list_bundles` names.
         accept_license: Whether you have read and accept the licence of the weights.
         with_masks: Whether to include the networks that generate label maps.
-        with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called with
-            their folder.
+        with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
+            with their folder.
         to: Folder of the bundle (default: the folder where bundles are found by name).
         say: Called with a sentence about each step.
 
@@ -139,7 +139,8 @@ def import_bundle(
         say: Called with a sentence about each step.
 
     Raises:
-        BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another network.
+        BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
+            network.
         RequestError: There are modalities and no network.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over

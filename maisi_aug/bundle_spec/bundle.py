@@ -215,7 +215,8 @@ class Bundle:
         if is_mr(chosen) != self.is_mr:
             remedy = "an MR bundle such as rflow-mr" if is_mr(chosen) else "a CT bundle such as rflow-ct"
             raise RecipeError(
-                f"modality: bundle '{self.name}' draws {', '.join(self.spec.modalities)}, found '{chosen}'. Use {remedy}."
+                f"modality: bundle '{self.name}' draws {', '.join(self.spec.modalities)}, found '{chosen}'. Use "
+                f"{remedy}."
             )
         return chosen
 
@@ -224,8 +225,8 @@ class Bundle:
         if modality in self.spec.modalities:
             return ()
         return (
-            f"modality: bundle '{self.name}' was trained with {', '.join(self.spec.modalities)}, not with '{modality}'. "
-            "Images may be poor.",
+            f"modality: bundle '{self.name}' was trained with {', '.join(self.spec.modalities)}, not with "
+            f"'{modality}'. Images may be poor.",
         )
 
     def choose_guidance(self, guidance_scale: float | None, *, has_map: bool) -> float:

@@ -240,8 +240,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     the sampling time (default: 0; for images without label maps the bundle's).
     """
     modality: Annotated[ImageModality | None, Option(metavar="NAME", complete="modalities", panel=_IMAGES)] = None
-    """Image modality used as conditioning: ct (contrast unspecified), ct_contrast or ct_wo_contrast; for MR bundles mri,
-    mri_t1, mri_t2, mri_flair and others, listed by 'maisi-aug bundles show' (default: the bundle's first).
+    """Image modality used as conditioning: ct (contrast unspecified), ct_contrast or ct_wo_contrast; for MR bundles
+    mri, mri_t1, mri_t2, mri_flair and others, listed by 'maisi-aug bundles show' (default: the bundle's first).
     """
     body_region: Annotated[
         Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None,

@@ -52,7 +52,8 @@ def integrate_fast(
     latent, clean, before, h_before = noise, noise, None, 0.0
     for done, timestep in enumerate(timesteps, start=1):
         a, s = math.sqrt(kept[timestep]), math.sqrt(1 - kept[timestep])
-        predicted = predict(latent, torch.full((len(latent),), float(timestep), device=latent.device))  # (B, C, i, j, k) noise e
+        # (B, C, i, j, k) noise e
+        predicted = predict(latent, torch.full((len(latent),), float(timestep), device=latent.device))
         clean = (latent - s * predicted) / a  # x_0
         if done < num_steps:
             following = timesteps[done]

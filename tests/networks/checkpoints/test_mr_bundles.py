@@ -199,9 +199,7 @@ def test_what_an_mr_bundle_does_not_draw_is_refused(mr: Bundle, values: dict[str
 
 def test_ct_bundle_draws_no_mr() -> None:
     request = build_request({"labels": ["liver"], "modality": "mri_t1"})
-    with pytest.raises(
-        RecipeError, match="draws ct, ct_contrast, .*, found 'mri_t1'. Use an MR bundle such as rflow"
-    ):
+    with pytest.raises(RecipeError, match="draws ct, ct_contrast, .*, found 'mri_t1'. Use an MR bundle such as rflow"):
         resolve(request)
 
 
