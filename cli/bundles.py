@@ -199,8 +199,8 @@ def import_command(
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not show "
-            "it; with --network the name of the new bundle.",
+            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not "
+            "show it; with --network the name of the new bundle.",
         ),
     ] = None,
     network: Annotated[
