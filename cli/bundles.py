@@ -6,16 +6,18 @@ import json
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles
+from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles, complete_modalities
 from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
+    from maisi_aug.bundle_spec.known_bundles import KnownBundle
     from maisi_aug.bundle_spec.presets import Preset
 
 AcceptOption = Annotated[
@@ -44,6 +46,12 @@ def pull_command(
             "--with-masks", help="Also download the networks that generate label maps, for --mask-source diffusion."
         ),
     ] = False,
+    with_mask_database: Annotated[
+        bool,
+        typer.Option(
+            "--with-mask-database", help="Also download NVIDIA's 4,000 label maps, for --mask-bank (11.6 GB)."
+        ),
+    ] = False,
     accept_license: AcceptOption = False,
     to: ToOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -56,24 +64,33 @@ def pull_command(
     Example: maisi-aug bundles pull rflow-ct --accept-license
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+    from maisi_aug.networks.checkpoints.databases import pull_database
     from maisi_aug.networks.checkpoints.hub import pull_bundle
 
-    bundle = pull_bundle(
-        find_known_bundle(name),
-        accept_licence=lambda _: accept_license or ask_for_licence(),
-        with_masks=with_masks,
-        folder=to,
-        report=lambda sentence: tell(sentence),
-    )
-    tell_ready(bundle, to, as_json=as_json)
+    known = find_known_bundle(name)
+    if with_mask_database:
+        known.require_database()
+    accept = partial(_accept, accept_license)
+    bundle = pull_bundle(known, accept_licence=accept, with_masks=with_masks, folder=to, report=tell)
+    database = pull_database(known, accept_licence=accept, report=tell) if with_mask_database else None
+    tell_ready(bundle, to, as_json=as_json, database=database)
 
 
-def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool) -> None:
-    """Say where a bundle is and how it is used."""
+def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path | None = None) -> None:
+    """Say where a bundle, and the label maps that came with it, are and how they are used."""
     if as_json:
-        typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}, indent=1))
+        found = {"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}
+        typer.echo(json.dumps(found | ({"mask_database": str(database)} if database else {}), indent=1))
         return
-    typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
+    usage = "" if bundle.has_controlnet else " --mask-source none"
+    typer.echo(f"{bundle.name}: ready in {bundle.path}.")
+    if database is not None:
+        typer.echo(f"Label maps: in {database}.\nUse them with: --mask-bank {database}")
+    typer.echo(f"Use it with: --bundle {bundle.name if to is None else to}{usage}")
+
+
+def _accept(is_accepted: bool, _: KnownBundle) -> bool:
+    return is_accepted or ask_for_licence()
 
 
 def ask_for_licence() -> bool:
@@ -177,12 +194,25 @@ def import_command(
         Path,
         typer.Argument(metavar="DIR", help="Folder of NV-Generate-CTMR, or of MONAI's bundle maisi_ct_generative."),
     ],
-    known_name: Annotated[
+    name: Annotated[
         str | None,
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Which bundle the files are, rflow-ct or ddpm-ct, if the folder does not show it.",
+            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not "
+            "show it; with --network the name of the new bundle.",
+        ),
+    ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The config_network_*.json that defines networks of your own."),
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=complete_modalities,
+            help="Modality that networks of your own were trained on, the default first; may repeat (default: CT).",
         ),
     ] = None,
     accept_license: AcceptOption = False,
@@ -191,19 +221,20 @@ def import_command(
 ) -> None:
     """Take over NVIDIA's checkpoints (.pt) from a folder: check them, and keep them as a bundle of safetensors.
 
-    Only data is read from the files; one that asks to run code is refused by name. The folder is not changed.
+    Only data is read from the files; one that asks to run code is refused by name. The folder is not changed. Without a
+    ControlNet the bundle draws images alone.
 
     Example: maisi-aug bundles import NV-Generate-CTMR --as rflow-ct --accept-license
     """
-    from maisi_aug.networks.checkpoints.folders import import_bundle
+    from maisi_aug.networks.checkpoints.folders import import_bundle, import_networks
 
-    bundle = import_bundle(
-        source,
-        accept_licence=lambda _: accept_license or ask_for_licence(),
-        name=known_name,
-        folder=to,
-        report=lambda sentence: tell(sentence),
-    )
+    if network is None:
+        if modality:
+            raise typer.BadParameter("--modality can only be used with --network.")
+        accept = partial(_accept, accept_license)
+        bundle = import_bundle(source, accept_licence=accept, name=name, folder=to, report=tell)
+    else:
+        bundle = import_networks(source, network, name=name, modalities=modality or (), folder=to, report=tell)
     tell_ready(bundle, to, as_json=as_json)
 
 
@@ -342,6 +373,9 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     lines = [f"{described['name']}: {described['description']}"]
     masks = described["mask_generation"]
     facts = {
+        "draws": "" if "controlnet" in described["networks"] else "images alone, with --mask-source none",
+        "modalities": ", ".join(described["modalities"]),
+        "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} unless another is asked for",
         "advice": described["advice"],
         "without a label map": described["advice_without_map"],
         "licence": described["licence"],

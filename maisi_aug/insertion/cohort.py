@@ -167,7 +167,7 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     is_network = cohort.painter == "network"
     settings: dict[str, JsonValue] = {"painter": cohort.painter}
     if is_network:
-        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps)
+        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps, takes_fewer=False)
     return CohortFacts(
         cohort.painter_name,
         bundle.fingerprint if is_network else "",

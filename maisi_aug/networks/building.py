@@ -324,6 +324,10 @@ def _plain_twin(layer: nn.Module) -> nn.Module | None:
     return None
 
 
+class NoControlNet(nn.Module):
+    """Stands where a bundle has no ControlNet: images are drawn without a label map, and nobody calls it."""
+
+
 @dataclass(frozen=True)
 class Networks:
     """The networks of a bundle on one device, ready for inference, and its scheduler."""

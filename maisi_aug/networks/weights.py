@@ -15,13 +15,14 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.mask_networks import require_masks
 from maisi_aug.bundle_spec.schema import MASK_ROLES, dump_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import (
     MaskNetworks,
     Networks,
+    NoControlNet,
     build_network,
     build_scheduler,
     describe_tensors,
@@ -59,13 +60,13 @@ def load_networks(
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
     """
-    bundle.require_intact(NETWORK_ROLES)
-    networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
+    bundle.require_intact(bundle.image_roles)
+    networks = {role: _load_network(bundle, role, device=device) for role in bundle.image_roles}
     for network in networks.values():
         _prepare(network, device, plain_layers=plain_layers, cpu_layers=cpu_layers)
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
-        **networks,
+        **{"controlnet": NoControlNet(), **networks},
         scheduler=build_scheduler(bundle.spec.scheduler),
         scale_factor=bundle.spec.scale_factor,
         device=device,

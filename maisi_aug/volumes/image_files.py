@@ -101,6 +101,27 @@ def load_image(path: Path | str) -> Volume:
     return Volume(np.ascontiguousarray(array, dtype=np.float32), target)
 
 
+def load_channels(path: Path | str) -> NDArray[np.float32]:
+    """Read a NIfTI file whose fourth axis counts channels, such as an encoded image.
+
+    Returns:
+        ``(C, I, J, K)`` float32 in RAS+.
+
+    Raises:
+        VolumeError: The file is missing, damaged, has no fourth axis, or holds values that are not finite.
+    """
+    path = Path(path)
+    with _in_a_sentence(path):
+        array, affine = parse_nifti(read_bounded(path), path)
+        if array.ndim != 4:
+            raise VolumeError(f"{path}: expected four axes, three of space and one of channels, found {array.ndim}.")
+        channels = [_reorient_to_ras(array[..., number], affine, path).array for number in range(array.shape[3])]
+    stacked: NDArray[np.float32] = np.stack(channels).astype(np.float32)
+    if not np.isfinite(stacked).all():
+        raise VolumeError(f"{path}: expected finite values, found NaN or infinity. Make the file again.")
+    return stacked
+
+
 def load_grid(path: Path | str) -> Grid:
     """Return geometry of what ``load_image`` gives, from the headers alone.
 

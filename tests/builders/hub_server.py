@@ -15,10 +15,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves the files of one repository, with faults on demand.
+    """Serves the files of a repository, with faults on demand.
 
     Attributes:
         files: Content by path in the repository.
+        others: The same of other repositories, by name.
+        kept_in_git: Paths of small files, of which the hub states git's hash and no SHA-256.
         stated: What the hub states instead of the truth: path -> (sha256, size).
         status: Answered to everything when set.
         cut: Paths whose first GET breaks off half-way.
@@ -31,6 +33,8 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repository = repository
         self.files = files
+        self.others: dict[str, dict[str, bytes]] = {}
+        self.kept_in_git: set[str] = set()
         self.stated: dict[str, tuple[str, int]] = {}
         self.status: HTTPStatus | None = None
         self.cut: set[str] = set()
@@ -70,15 +74,16 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, *, has_body: bool) -> None:
         wanted_range = self.headers.get("Range")
         self.server.requests.append((f"{self.command} {self.path}", wanted_range))
-        found = re.fullmatch(rf"/{self.server.repository}/resolve/(main|{COMMIT})/(.+)", unquote(self.path))
+        repositories = {self.server.repository: self.server.files, **self.server.others}
+        found = re.fullmatch(rf"/([^/]+/[^/]+)/resolve/(?:main|{COMMIT})/(.+)", unquote(self.path))
         if self.server.status is not None:
             self._refuse(self.server.status, None)
-        elif found is None:
+        elif found is None or found[1] not in repositories:
             self._refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
-        elif found[2] not in self.server.files:
+        elif found[2] not in repositories[found[1]]:
             self._refuse(HTTPStatus.NOT_FOUND, "EntryNotFound")
         else:
-            self._send(found[2], wanted_range, has_body=has_body)
+            self._send(found[2], repositories[found[1]][found[2]], wanted_range, has_body=has_body)
 
     def _refuse(self, status: HTTPStatus, code: str | None) -> None:
         self.send_response(status)
@@ -87,8 +92,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def _send(self, name: str, wanted_range: str | None, *, has_body: bool) -> None:
-        content = self.server.files[name]
+    def _send(self, name: str, content: bytes, wanted_range: str | None, *, has_body: bool) -> None:
         sha256, num_bytes = self.server.stated.get(name, (hashlib.sha256(content).hexdigest(), len(content)))
         start = int(wanted_range.removeprefix("bytes=").partition("-")[0]) if wanted_range else 0
         self.send_response(HTTPStatus.PARTIAL_CONTENT if start else HTTPStatus.OK)
@@ -96,9 +100,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("ETag", '"not-the-hash"')
-        self.send_header("X-Linked-ETag", f'"{sha256}"')
-        self.send_header("X-Linked-Size", str(num_bytes))
+        if name in self.server.kept_in_git:
+            head = f"blob {len(content)}\0".encode()
+            self.send_header("ETag", f'"{hashlib.sha1(head + content).hexdigest()}"')
+        else:
+            self.send_header("ETag", '"not-the-hash"')
+            self.send_header("X-Linked-ETag", f'"{sha256}"')
+            self.send_header("X-Linked-Size", str(num_bytes))
         self.send_header("X-Repo-Commit", COMMIT)
         self.end_headers()
         if not has_body:

@@ -34,9 +34,9 @@ _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
-    data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
-    """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which is first
-    prepared into OUT/prepared.
+    data: Annotated[PathText, Option(metavar="DIR|DATASET|LIST", panel=_WHAT, everyday=True)]
+    """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON
+    list of embeddings, which is first prepared into OUT/prepared.
     """
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
