@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Train, or continue, and write the predictions.
 
         Returns:
-            Whether the arm is finished; False when the time was up.
+            Whether the arm is finished; False if the time limit was reached.
         """
 
 

@@ -2,7 +2,7 @@
 
 Nothing but the patient may tell the two apart: both are brought to the same isotropic voxels, cut to the body's box,
 made air outside the body, clipped to -1000..1000 HU and saved under numbers in a drawn order. The key lies beside the
-pack, so that the pack can be handed over as it is.
+pack, so that the pack can be given to readers as it is.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ r"""What fine-tuning has taught: images drawn from held-out patients' own label 
 
 "Before" is the bundle that was fine-tuned, from the same label map and noise. ``--segmenter`` adds how well an
 independent network, trained on real pairs alone (``train_segmenter --data``), finds each label in each image. Every
-measured case is kept in OUT/cases: the same command goes on from there.
+measured case is kept in OUT/cases: the same command continues from there.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ def synthesize(
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
         redraw_rejected: Make another attempt at cases that reviewers rejected; ``maisi-aug view``.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
 
@@ -93,7 +93,7 @@ def synthesize(
         The cohort, with cases that were rejected in ``cohort.summary``.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(synthesize, fields)
     request = read_request(labels, recipe, fields, source="synthesize")
@@ -154,7 +154,7 @@ def plan(
         **fields: As for :func:`synthesize`.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(plan, fields)
     request = read_request(labels, recipe, fields, source="plan")
@@ -272,7 +272,7 @@ def look_ahead(
 
 
 def _find_advice(cohort: CohortRun) -> list[str]:
-    """What the bundle wants its user to know."""
+    """Return the bundle's advice to its user."""
     bundle = cohort.bundle
     found = [bundle.advice, "" if cohort.request.has_maps else bundle.advice_without_map]
     return [" ".join(text.split()) for text in found if text]

@@ -68,7 +68,7 @@ class FolderBank:
         varies: False: a draw may repeat an anatomy, so that it is worth deforming.
         skipped: ``(path, reason)`` of files that could not be used, so far.
         grid: The networks' grid; maps are cut to its shape and spacing.
-        vocabulary: Meaning of the ids in the maps handed out.
+        vocabulary: Meaning of the ids in the returned maps.
     """
 
     varies = False

@@ -1,7 +1,7 @@
 """Position of a DICOM image's slices: each slice's own position, orientation and rescale decide, or it is refused.
 
 A file of one slice and a frame of an enhanced (multi-frame) image are one thing here, a :class:`Frame`. DICOM's world
-is LPS; affines are handed out in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
+is LPS; affines are returned in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
 C.7.6.2.1.1).
 """
 

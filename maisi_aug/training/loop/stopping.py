@@ -44,11 +44,11 @@ class StopRequest:
         self._before = {}
 
 
-class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, and the next run goes on
-    """The time of a run was over while its cases were prepared.
+class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, and the next run continues
+    """The time limit of a run was reached while its cases were prepared.
 
     Args:
-        phase: What was going on.
+        phase: What was being done.
         done: How many cases were done.
         total: Total of how many.
     """
