@@ -1,4 +1,4 @@
-"""2.5D FID and KID of a synthetic against a real set of CT volumes, with what real cases differ by among themselves."""
+"""2.5D FID and KID between synthetic and real CT volumes, and between halves of the real ones for comparison."""
 
 from __future__ import annotations
 

@@ -220,7 +220,7 @@ def verdict(text: str) -> str:
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """Return a number with a true minus sign, and none before nothing."""
+    """Return a number with a true minus sign, and without one if it rounds to zero."""
     return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 

@@ -157,7 +157,7 @@ class FreshCases:
 
     @property
     def epoch(self) -> int:
-        """The epoch that items are of."""
+        """Epoch whose items are returned."""
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:

@@ -39,7 +39,7 @@ def finetune_controlnet(
 ) -> FinetuneResult | None:
     """Teach a ControlNet new labels from labelled CTs; ``maisi-aug finetune-controlnet``.
 
-    The bundle that comes of it, ``result.bundle.path``, serves :func:`synthesize` and :class:`Pipeline`.
+    The resulting bundle, ``result.bundle.path``, can be used with :func:`synthesize` and :class:`Pipeline`.
 
     Args:
         labels: Labels to teach, by name.

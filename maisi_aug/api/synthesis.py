@@ -200,7 +200,7 @@ def make_cohort(
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, and for which cases.
         compiler: Compiler for the networks.
-        may_resume: Whether the folder may hold the cohort already.
+        may_resume: Whether the folder may already contain the cohort.
         verify: Compare the bytes of finished cases with the manifest.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
         listener: Is notified of progress.
@@ -246,16 +246,16 @@ class Outlook:
 def look_ahead(
     request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: Listener | None = None
 ) -> Outlook:
-    """Resolve and try what is requested; nothing is made.
+    """Resolve and check a request without generating anything.
 
     Args:
         request: The request.
-        out: Where the cohort would go, if that is to be checked.
-        may_resume: Whether the folder may hold the cohort already.
-        listener: Is notified of files that are measured and label maps that are tried.
+        out: Folder of the cohort, to check it as well; None to skip this check.
+        may_resume: Whether the folder may already contain the cohort.
+        listener: Notified of measured files and tried label maps.
 
     Raises:
-        MaisiAugError: A run would be refused.
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.generate.rehearsal import rehearse
     from maisi_aug.sources.given import look_at_maps, open_given_source

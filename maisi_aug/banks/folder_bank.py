@@ -1,4 +1,4 @@
-"""A user's label maps as a bank: listed at once, read one by one when they are drawn, translated to the vocabulary."""
+"""Bank of a user's label maps, which are listed at once, and read and translated to the vocabulary when drawn."""
 
 from __future__ import annotations
 

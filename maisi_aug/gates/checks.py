@@ -113,7 +113,7 @@ def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, voca
 
     Args:
         label_map: ``(I, J, K)`` label ids.
-        required_ids: Ids that must be there.
+        required_ids: Ids that must be present.
         vocabulary: Names for the message.
     """
     # Slice by slice, and all ids at once: a user's map may have a hundred of them.

@@ -267,7 +267,7 @@ class Inserter:
 
 
 class InsertionSource(MapSource):
-    """Draws lesions into one CT; what it has drawn is told as well, where a later lesion of the case finds no room.
+    """Draws lesions into one CT, and reports drawn ones even if a later lesion of the case finds no room.
 
     Attributes:
         origin: Origin of what is drawn so far, for the manifest.

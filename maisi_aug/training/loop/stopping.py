@@ -59,10 +59,10 @@ class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, a
 
 
 class TimeLimit:
-    """The wall-clock time of a run, what comes before its first step included.
+    """Wall-clock limit of a run, including the time before its first step.
 
     Args:
-        max_minutes: From now; None for no limit.
+        max_minutes: Limit from now on; None for no limit.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
