@@ -52,7 +52,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Where links lead."""
+        """Target of links."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 

@@ -1,4 +1,4 @@
-r"""What fine-tuning has taught: images drawn from held-out patients' own label maps, before and after.
+r"""Effect of fine-tuning on images generated from held-out patients' own label maps, before and after.
 
     python -m maisi_aug.evaluation.studies.finetuned_labels --bundle runs/parotid/bundle --data prepared \
         --fold 0 --out results

@@ -66,7 +66,7 @@ class SegmenterConfig(StrictModel):
 
     @property
     def tissues(self) -> tuple[Tissue, ...]:
-        """What the segmenter tells apart."""
+        """Classes of the segmenter."""
         if self.labels:
             return tuple(Tissue(name, (label_id,)) for name, label_id in self.labels.items())
         return list_tissues(bind_slots(self.slots))

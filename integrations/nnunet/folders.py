@@ -74,7 +74,7 @@ def choose_same(files: Sequence[Path], what: str) -> Path | None:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, however it is spaced."""
+    """Read the content of a file, ignoring whitespace."""
     content = path.read_bytes()
     try:
         return parse_json(content)

@@ -279,7 +279,7 @@ def _find_advice(cohort: CohortRun) -> list[str]:
 
 
 def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -> ReadMap:
-    """What the user says of the dataset's labels, the other way round.
+    """Invert the user's mapping of the dataset's labels.
 
     Raises:
         RequestError: There is no dataset.

@@ -138,12 +138,12 @@ class FolderBank:
 
     @property
     def num_looks(self) -> int:
-        """How many maps show about what the bank has: all of them, for files may show parts of patients."""
+        """Number of maps that represent the bank: all, since files may show parts of patients."""
         return max(NUM_LOOKS, len(self))
 
     @property
     def path(self) -> Path:
-        """Where the maps are."""
+        """Folder or file of the maps."""
         return self._path
 
     @property
@@ -298,7 +298,7 @@ class FolderBank:
         return self._translations[key]
 
     def _translate_by_own_names(self, entry: BankEntry) -> Translation | None:
-        """What the ids of a map mean by the names in its own header; None without any.
+        """Translate the ids of a map by the names in its own header; None if it has none.
 
         Raises:
             VolumeError: None of the names is the vocabulary's.

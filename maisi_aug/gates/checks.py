@@ -446,7 +446,7 @@ def _core(lesion: Mask) -> Mask:
 def _find_shell(
     label_map: NDArray[Any], lesion: Mask, host_ids: Sequence[int], tumor_ids: Sequence[int]
 ) -> tuple[Mask, str]:
-    """What the lesion is compared with, and whether that is its host or any body."""
+    """Find the surroundings to compare the lesion with, and whether they are its host or any body."""
     near = ndimage.binary_dilation(lesion, TOUCHING, iterations=SHELL_VOXELS) & ~lesion
     apart = near & ~ndimage.binary_dilation(lesion, TOUCHING)
     host = is_any_of(label_map, host_ids)

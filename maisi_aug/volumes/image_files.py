@@ -288,7 +288,7 @@ def _lay_out(path: Path) -> Stored:
 
 
 def _kind_of(path: Path) -> Kind:
-    """Who reads a file or folder.
+    """Return the reader of a file or folder.
 
     Raises:
         VolumeError: It is not there, or called like none that can be read.

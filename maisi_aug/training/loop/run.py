@@ -90,7 +90,7 @@ class Stateless:
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+        """Do nothing: there is no state."""
 
 
 @dataclass(frozen=True)
