@@ -534,7 +534,7 @@ def test_bank_of_one_real_scan_gives_cases_on_the_bundles_grid(
     [
         ({}, {"device": "no such device"}, "Device 'no such device': torch cannot use it"),
         ({}, {"device": "cpu", "compiler": "trt"}, "--compile trt: needs the packages"),
-        ({"precision": "float16"}, {"device": "mps"}, "precision: device 'mps'"),
+        ({"precision": "float16"}, {"device": "mps"}, "Device 'mps': torch cannot use it|precision: device 'mps'"),
     ],
 )
 def test_what_cannot_be_computed_leaves_no_folder(
