@@ -532,8 +532,8 @@ def _spell_planted(planted: Mapping[str, Any]) -> str:
     area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
     return (
         f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
-        f"flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
-        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic cases are; {planted['num_matched']} "
+        f"flipped at random, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
+        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged like synthetic cases; {planted['num_matched']} "
         f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
         f"below the same threshold, the one that best separates the two.{area}\n"
     )

@@ -124,7 +124,7 @@ class SavedCase(Case):
 
     @cached_property
     def grid(self) -> Grid:
-        """Shape and affine of both, from the image's header."""
+        """Shape and affine of the image and the label map, from the header of the image."""
         from maisi_aug.volumes.image_files import load_grid
 
         return load_grid(self.files["image"])

@@ -153,7 +153,7 @@ def parse_requests(
     Args:
         texts: One request per entry, in the grammar of this module.
         vocabulary: The labels that may be requested.
-        distributions: Label name -> the sizes its percentiles refer to, instead of the package's own.
+        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
 
     Raises:
         VocabularyError: If a label is unknown; the message offers the closest names.

@@ -454,7 +454,7 @@ def stream_slabs(
     num_parts: int,
     keep: Keep = "all",
 ) -> Iterator[Tensor]:
-    """Yield the same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
+    """Yield slabs of the output of a last function that needs one neighbouring voxel."""
     run = Stream(Slabs(features), num_parts, keep)
     del features
     _send(run, blocks)

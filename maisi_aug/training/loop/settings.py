@@ -56,7 +56,7 @@ class LoopConfig(StrictModel, strict=True):
     @model_validator(mode="after")
     def _require_validation_for_patience(self) -> Self:
         if self.patience is not None and self.validation_steps is None:
-            raise ValueError("patience: counts validations and needs validation_steps")
+            raise ValueError("patience: needs validation_steps, because it counts validations")
         return self
 
     def learning_rate_at(self, step: int) -> float:
