@@ -47,7 +47,7 @@ class Arm:
 
     Attributes:
         name: As the user wrote it.
-        kind: What its training set holds.
+        kind: Kind of its training set.
         source: Name of the synthetic source; empty without one.
         ratio: Added cases per real case; 0 where nothing is added.
         count: Real patients of every draw; 0 for an arm with all real training cases and no draws.

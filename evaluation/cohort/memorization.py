@@ -230,7 +230,7 @@ def measure_memorization(
 
     Args:
         synthetic: The cases to judge.
-        train: What the generator was trained on; at least two cases.
+        train: Cases that the generator was trained on, at least two.
         held_out: Real cases that it was not trained on; without them, each training case is held against the others.
         notify: Told stage, cases done and cases in all.
 

@@ -78,7 +78,7 @@ class Balance:
 
     Attributes:
         dataset: Its path.
-        labels: What each label has and gets.
+        labels: Existing and planned cases of each label.
     """
 
     dataset: Path

@@ -431,7 +431,7 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
     Args:
         values: Field names to values, as YAML or flags give them.
-        source: What to call them in messages, a file name for instance.
+        source: Name for messages, a file name for instance.
 
     Raises:
         RecipeError: Listing every problem with its place.

@@ -56,7 +56,7 @@ def decode_label_map(
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Scale factor of the mask networks.
         max_features: Features of the map above which the decoder goes through it in slabs, to rounding the same.
-        precision: What the network computes in.
+        precision: Precision of the network.
 
     Returns:
         ``(I, J, K)`` MAISI's label ids.

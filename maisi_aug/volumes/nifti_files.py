@@ -53,7 +53,7 @@ def parse_nifti(
     Args:
         content: The file's bytes.
         subject: For messages.
-        max_bytes: What it may unpack to, whatever its header says.
+        max_bytes: Largest unpacked size, regardless of its header.
 
     Returns:
         The voxels with their axes as they are stored, and the affine to RAS+ mm.

@@ -31,8 +31,8 @@ class BankRow:
 
     Attributes:
         path: The file.
-        listed: What it holds, in the bundle's ids.
-        ids: What the ids of the file are in the bundle.
+        listed: Its labels, as ids of the bundle.
+        ids: Ids in the bundle by id in the file.
     """
 
     path: Path

@@ -61,7 +61,7 @@ class FinetuneResult:
 
     Attributes:
         bundle: What it has written.
-        taught: What the bundle was taught.
+        taught: Labels that the bundle was fine-tuned on.
         loop: Steps and the best validation.
         num_steps: Steps of the whole run.
     """
