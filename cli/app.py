@@ -134,7 +134,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process.
 
     Args:
-        arguments: What follows the program's name; ``--debug`` may stand anywhere before ``--``.
+        arguments: Arguments after the program's name; ``--debug`` may stand anywhere before ``--``.
 
     Returns:
         The exit code: 0, 1 (the run failed or some cases were rejected), 2 (usage or recipe) or 130 (Ctrl-C).

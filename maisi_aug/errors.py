@@ -105,7 +105,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return the closest candidates as a phrase to append to a message, or an empty string.
 
     Args:
-        word: What the user typed.
+        word: Word that the user typed.
         candidates: The names that would have been right.
 
     Returns:

@@ -52,11 +52,11 @@ RedrawRejected = Annotated[
     ),
 ]
 TrainingDevice = Annotated[
-    str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
+    str, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Time limit in minutes; the same command continues later.", rich_help_panel=RUN),
+    typer.Option(min=0.0, help="Time limit; the same command continues later.", rich_help_panel=RUN),
 ]
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.", rich_help_panel=RUN)

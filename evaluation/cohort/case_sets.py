@@ -97,7 +97,7 @@ class CaseSet:
         cases: In the order of their names; at least one.
         vocabulary: Meaning of the ids in the label maps that are returned.
         cohort: The cohort, where it is one.
-        skipped: What lies there and is missing or empty.
+        skipped: Files that are missing or empty.
     """
 
     path: Path
@@ -298,8 +298,8 @@ def measure_each(
     """Measure item by item; one that cannot be read is set aside with its reason, and the others continue.
 
     Args:
-        items: What to measure.
-        name_of: What to call an item.
+        items: Items to measure.
+        name_of: Returns the name of an item.
         measure: A function of a module, or a partial one, where several processes measure.
         notify: Told items done and items in all.
         num_workers: Processes; None for one per core, but none for a few items.

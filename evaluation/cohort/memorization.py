@@ -231,7 +231,7 @@ def measure_memorization(
 
     Args:
         synthetic: The cases to judge.
-        train: What the generator was trained on; at least two cases.
+        train: Cases that the generator was trained on, at least two.
         held_out: Real cases that it was not trained on; without them, each training case is held against the others.
         notify: Told stage, cases done and cases in all.
         num_workers: Processes that read cases; None for one per core.
@@ -542,8 +542,8 @@ def _spell_planted(planted: Mapping[str, Any]) -> str:
     area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
     return (
         f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
-        f"flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
-        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic cases are; {planted['num_matched']} "
+        f"flipped at random, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
+        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged like synthetic cases; {planted['num_matched']} "
         f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
         f"below the same threshold, the one that best separates the two.{area}\n"
     )

@@ -103,7 +103,7 @@ class Autoencoder:
     Attributes:
         bundle: Where it comes from.
         device: Where it runs.
-        precision: What it computes in.
+        precision: Precision to compute in.
         decoder: Holds it; takes less at once where memory is short.
     """
 

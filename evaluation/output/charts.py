@@ -121,7 +121,7 @@ def draw_dot_chart(
     Args:
         title: On top.
         rows: At least one.
-        axis: What the values are, with their unit.
+        axis: Name of the values, with unit.
         subtitle: Below the title; how it was measured.
         limits: Ends of the axis; from the values when not given, and values beyond are drawn at its end.
 
@@ -148,7 +148,7 @@ def draw_scatter(
     Args:
         title: On top.
         series: At least one point in all; positive on log axes.
-        axes: What x and y are, with their unit.
+        axes: Names of x and y, with units.
         subtitle: Below the title.
         is_log: Whether both axes are logarithmic.
 
@@ -185,7 +185,7 @@ def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[s
     Args:
         title: On top.
         series: At least one point in all.
-        axes: What x and y are, with their unit.
+        axes: Names of x and y, with units.
 
     Returns:
         A complete SVG document.

@@ -35,8 +35,8 @@ def summarise_cohort(
 
     Args:
         folder: Folder of the cohort.
-        fid_file: What ``evaluate fid --out`` wrote; None for none.
-        curve_file: What ``evaluate detection-curve --out`` wrote; None for none.
+        fid_file: File that ``evaluate fid --out`` wrote, or None.
+        curve_file: File that ``evaluate detection-curve --out`` wrote, or None.
         notify: Called with a stage, the steps done and their number.
 
     Raises:

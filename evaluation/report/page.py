@@ -184,7 +184,7 @@ def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str
         rows: At least one.
         low: Left end of the axis.
         high: Right end.
-        unit: What the values are.
+        unit: Unit of the values.
         has_zero: Whether to draw a line at zero.
     """
     body = "".join(_interval_row(row, low, high, has_zero) for row in rows)

@@ -37,7 +37,7 @@ class ViewOptions:
         path: A cohort, or another folder with CTs or label maps.
         beside: A folder to compare with; also where blinded readers' real images come from.
         predictions: A folder of predicted label maps, CASE.nii.gz.
-        reviewer: Who looks.
+        reviewer: Name of the reviewer.
         is_blind: Hold the blinded test.
         num_images: Number of images of the blinded test.
         seed: Seed of the blinded test.

@@ -43,7 +43,7 @@ class DicomReport:
         num_slices: Files of all series.
         num_segmentations: Segmentations; a case that holds none of the labels has none.
         segments: Names of the exported labels.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path

@@ -74,7 +74,7 @@ class FreshCases:
         """Start the process; the weights are loaded while the training prepares.
 
         Args:
-            configuration: What to draw, with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
+            configuration: Request with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
             num_items: Items of an epoch.
             reuse: Most items that show the same case; how often a transform may vary it.
             buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.

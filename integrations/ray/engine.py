@@ -115,7 +115,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     """Choose how many workers a cluster gets, and what of it each has.
 
     Args:
-        nodes: What Ray counts on every node: ``CPU``, ``GPU``.
+        nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
         engine: What is requested.
 
     Raises:
@@ -152,7 +152,7 @@ class Office:
 
     Attributes:
         ray: The package.
-        shape: What each actor is given.
+        shape: Resources of each actor.
         spec: Reference to what opens workers, pickled.
     """
 

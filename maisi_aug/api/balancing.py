@@ -51,9 +51,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """The dataset that a cohort balances, and the options for it."""
 
     against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
-    """Real dataset to balance: an nnU-Net raw dataset (path, number or name) or label maps; cases are planned for the
-    lesions that it lacks.
-    """
+    """Real dataset whose missing cases are planned: an nnU-Net raw dataset (path, number or name) or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),
@@ -78,7 +76,7 @@ class Balance:
 
     Attributes:
         dataset: Its path.
-        labels: What each label has and gets.
+        labels: Existing and planned cases of each label.
     """
 
     dataset: Path

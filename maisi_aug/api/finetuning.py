@@ -254,7 +254,7 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
     cases, notes = collect_cases(sources)
     if len(cases) < 2:
         raise PreparationError(
-            f"--data: needs at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases."
+            f"--data: needs at least two cases, one of them to validate on, found only {cases[0].id}. Add cases."
         )
     own_rules = tuple(map(parse_rule, wanted.map))
     request = PrepareRequest(

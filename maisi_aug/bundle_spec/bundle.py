@@ -555,7 +555,7 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
     """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
 
     Args:
-        spec: What the fine-tuned bundle says of it.
+        spec: Its entry in the fine-tuned bundle.
         folder: Folder of the fine-tuned bundle.
         subject: The fine-tuned bundle, for messages.
 

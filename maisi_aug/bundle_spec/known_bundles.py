@@ -26,7 +26,7 @@ class KnownMasks:
         files: Checkpoint within the bundle's repository by role of the network, and the file of ``SIZE_CONDITIONS``.
         download_size: Download size of all these files, to be read by people.
         networks: Definitions by role.
-        settings: What ``bundle.yaml`` will say of their use, as far as it is known before the files are there.
+        settings: Entry on their use in ``bundle.yaml``, as far as known before the files exist.
     """
 
     files: Mapping[str, str]
@@ -55,12 +55,12 @@ class KnownBundle:
     """A bundle that others publish.
 
     Attributes:
-        header: What ``bundle.yaml`` will say, as far as it is known before the files are there.
+        header: Content of ``bundle.yaml``, as far as known before the files exist.
         repository: On the Hugging Face hub, ``owner/name``.
         files: Checkpoint within the repository by role of the network.
         download_size: Download size of all files, to be read by people.
         licence_url: Where the licence named in the header can be read.
-        notice: What the licence asks to be kept beside the weights.
+        notice: Notice that the licence requires next to the weights.
         masks: The networks that generate label maps, fetched on request; None where none are published.
         repositories: Where checkpoints lie that the bundle's own repository lacks, by role of the network.
         mask_database: The label maps, fetched on request; None where none are published.

@@ -31,7 +31,7 @@ class Preset:
     """A grid, and how to decode images of it.
 
     Attributes:
-        name: What ``--preset`` takes.
+        name: Name to pass as ``--preset``.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.

@@ -165,7 +165,7 @@ class MaskBankSpec(StrictModel):
 
     Attributes:
         list: File with the list of maps, relative to the bundle's folder.
-        labels: What their ids mean: ``maisi``, or a file that maps them, relative to the bundle's folder.
+        labels: Meaning of their ids: ``maisi``, or a file that maps them, relative to the bundle's folder.
         source: Which maps they are, for people.
     """
 
@@ -197,7 +197,7 @@ class BundleSpec(StrictModel):
 
     Attributes:
         format: Version of this layout.
-        name: What users call the bundle.
+        name: Name of the bundle.
         description: One line for listings.
         advice: A sentence shown when the bundle is used, or empty.
         advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;

@@ -179,7 +179,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     them, so that existing cases stay as they are.
     """
     seed: Annotated[int, Field(ge=0), Option(metavar="N", panel=_WHAT, everyday=True)] = 0
-    """Random seed; another seed gives other patients."""
+    """Random seed of the patients."""
     twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
     """One case per value for each of the -n patients, all else equal: size=6mm,10mm,20mm, or place= with host organs of
     the lesion; for 'evaluate detection-curve'.
@@ -201,8 +201,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     mask_source: Annotated[
         Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
     ] = "plant"
-    """Where label maps come from. plant: lesions planted in tumour-free maps; bank: maps that have lesions; diffusion:
-    generated maps; given: your maps, unchanged; none: images without maps.
+    """Source of label maps. plant: lesions planted in tumour-free maps; bank: maps with lesions; diffusion: generated
+    maps; given: your maps, unchanged; none: images only.
     """
     mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
         EMBEDDED_BANK
@@ -254,9 +254,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     preset: Annotated[
         str | None, Field(min_length=1), Option(metavar="NAME", complete="presets", panel=_IMAGES, everyday=True)
     ] = None
-    """Grid and decoding windows for a GPU memory or body region, such as 16g-256x256x256 or chest; list them with:
-    maisi-aug bundles presets.
-    """
+    """Grid and decoding windows by GPU memory or body region; list them with: maisi-aug bundles presets."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxels along I, J, K, which point right, anterior, superior (default: from the preset, bundle or given map)."""
     spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="IxJxK", takes=str, panel=_IMAGES)] = None
@@ -435,7 +433,7 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
     Args:
         values: Field names to values, as YAML or flags give them.
-        source: What to call them in messages, a file name for instance.
+        source: Name for messages, a file name for instance.
 
     Raises:
         RecipeError: Listing every problem with its place.

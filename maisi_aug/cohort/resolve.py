@@ -42,14 +42,14 @@ class CohortRun:
     """A cohort ready to be made: nothing in it is left open.
 
     Attributes:
-        request: What was requested, as it was given.
+        request: The request as given.
         configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
-        begun: What lies in the cohort's folder already.
+        begun: State of the cohort's existing folder.
         bundle: The weights and their vocabulary.
         grid: Grid of every case; the bundle's where given label maps keep their own.
         bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
-        mask_bank: What tells those label maps, or mask networks, from others, as plain JSON values.
-        mask_labels: What their ids mean, a file read.
+        mask_bank: Identity of those label maps or mask networks, as plain JSON values.
+        mask_labels: Meaning of their ids, as read from a file.
         mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
         organ_sizes: Percentile by id of organs in generated label maps.
         num_inference_steps: Number of inference steps of the sampler of images.
@@ -57,9 +57,9 @@ class CohortRun:
         modality: Modality of the images.
         decoding: How images are decoded.
         seed: Cohort seed.
-        requests: What is requested of the cases; none of given maps and of images without any.
+        requests: Requests for the cases; none for given maps and for images without maps.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        plan: What every case must contain.
+        plan: Required content of every case.
         hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 

@@ -62,7 +62,7 @@ class Decision:
         attempt: Which attempt at it was looked at.
         choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
         reason: Why it is rejected; may be empty.
-        reviewer: Who decides; empty where no name was given.
+        reviewer: Name of the reviewer; empty if none was given.
         time: When, in ISO 8601, UTC.
     """
 
@@ -158,7 +158,7 @@ def read_on(review: Review, path: Path) -> bool:
     """Take in the lines that were added since the last time.
 
     Args:
-        review: What was read so far.
+        review: Decisions read so far.
         path: Path of the file, which need not be there yet.
 
     Returns:

@@ -64,7 +64,7 @@ class Verdict:
         gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias",
             "lesion visibility", "patient" or "anatomy".
         passed: Whether the case may be kept as far as this gate is concerned.
-        figures: What was measured and what was expected.
+        figures: Measured and expected figures.
         message: One sentence for people.
     """
 
@@ -147,7 +147,7 @@ def check_lesion_size(
 
     Args:
         requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
-        realised_ml: What was measured on the output grid, in any order: largest is compared with largest.
+        realised_ml: Volumes on the output grid, in any order: the largest is compared with the largest.
         voxel_ml: Volume of a voxel in millilitres.
         tolerance: Share of the requested volume that a lesion may be off by.
     """
@@ -177,8 +177,8 @@ def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged
     """Check that every lesion of a label lies in its host as far as usual, and is about as compact as a ball.
 
     Args:
-        lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
-        rule: What is usual for the label.
+        lesions: Lesions that a mask source added to the map; earlier ones have no share outside.
+        rule: Growth that is usual for the label.
         is_judged: Whether the lesions have to pass; else the figures are noted all the same.
     """
     rows, problems = [], []
@@ -258,7 +258,7 @@ def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: 
     organs brighter and nothing makes all of them darker, hence two limits.
 
     Args:
-        organ_hu: What :func:`check_organ_hu` says of the case.
+        organ_hu: Result of :func:`check_organ_hu` for the case.
         ranges: The reference that it was held against.
         max_dark_hu: Largest bias to the dark side.
         max_bright_hu: Largest bias to the bright side.

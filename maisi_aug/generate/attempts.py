@@ -31,7 +31,7 @@ class Attempt:
     """One attempt at a case, as far as it has come.
 
     Attributes:
-        case: What it must contain, its lesions as far as they are drawn; of a given map what that holds.
+        case: Its required content, with the lesions drawn so far; for a given map its content.
         number: From 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
@@ -65,7 +65,7 @@ class AttemptMaker:
     """Makes attempts; what one becomes depends on its seed alone.
 
     Attributes:
-        run: What is made.
+        run: The cohort to be made.
         source: Source of the label maps.
         pipeline: Pipeline of the images; None where label maps alone are wanted.
         report_step: Told of every step of the sampler: case id, steps done, steps in all.

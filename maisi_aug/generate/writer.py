@@ -178,13 +178,13 @@ def open_writer(
     """Return the writer of a cohort that is drawn whole.
 
     Args:
-        run: What is being made.
+        run: The cohort that is being made.
         folder: Where the files are written.
         home: Folder of the cohort, for messages.
         device: Type of the device that samples, ``cpu`` for instance.
         compiler: Compiler for the networks, or ``none``.
-        precision: What the networks compute in.
-        num_threads: That a CPU computes with, which decides in what order it sums; None on other devices.
+        precision: Precision of the networks.
+        num_threads: Number of threads on a CPU, which affects the order of sums; None on other devices.
     """
     request, bundle = run.request, run.bundle
     settings: dict[str, JsonValue] = {

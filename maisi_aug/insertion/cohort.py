@@ -60,7 +60,7 @@ def insert_cohort(
     Cases that were accepted and whose files are gone are drawn again, to the same bytes.
 
     Args:
-        cohort: What to make.
+        cohort: The cohort to make.
         folder: Where to; new, empty, or this cohort's.
         device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
@@ -108,7 +108,7 @@ class InsertionSpec:
     """Specification from which a worker is opened.
 
     Attributes:
-        cohort: What is made.
+        cohort: The cohort to be made.
         home: Folder of the cohort, for messages.
     """
 
@@ -185,7 +185,7 @@ class Inserter:
     """Makes attempts: draws the lesions of a case into one of the CTs.
 
     Attributes:
-        cohort: What is made.
+        cohort: The cohort to be made.
         painter: Draws lesions.
         lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
         unfit: By index of the CT and labels, why it cannot take lesions of them.

@@ -41,8 +41,8 @@ class ResolvedInsertion:
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
-        painter: What draws.
-        twins: What differs between the cases of a group; None where every case stands for itself.
+        painter: Painter of the lesions.
+        twins: Factor that differs between the cases of a group; None if there are no groups.
     """
 
     config: InsertConfig

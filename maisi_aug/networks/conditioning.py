@@ -65,7 +65,7 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
     Args:
         label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
         surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``; None where nothing is known.
-        num_channels: What the ControlNet takes: 8, or 10 with surroundings.
+        num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
     Raises:
         ValueError: It takes neither 8 nor 10.

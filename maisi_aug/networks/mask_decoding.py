@@ -54,7 +54,7 @@ def decode_label_map(
         autoencoder: MAISI's VAE of label maps; one with plain layers goes through large maps in slabs.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Scale factor of the mask networks.
-        precision: What the network computes in.
+        precision: Precision of the network.
 
     Returns:
         ``(I, J, K)`` MAISI's label ids.

@@ -37,7 +37,7 @@ def sample_mask_latent(
         num_inference_steps: All time steps of the scheduler for DDPM, fewer for the faster sampler.
         seed: Seed of all noise, which is drawn on the CPU: the same on every device.
         report: Called with (steps done, steps in all).
-        precision: What the network computes in.
+        precision: Precision of the network.
 
     Returns:
         ``(B, C, i, j, k)`` float32, still multiplied by the networks' scale factor.

@@ -94,7 +94,7 @@ class Pipeline:
         networks: On their device.
         fast_paths: Which are taken.
         compiler: Compiler for the networks.
-        precision: What the networks compute in.
+        precision: Precision of the networks.
     """
 
     bundle: Bundle
@@ -120,7 +120,7 @@ class Pipeline:
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             fast_paths: Which to take.
             compiler: Compiler for the networks; they are compiled when the first image is drawn.
-            precision: What the networks compute in; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
+            precision: Precision of the networks; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
                 float32 elsewhere.
 
         Raises:

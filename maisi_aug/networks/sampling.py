@@ -96,7 +96,7 @@ def sample_latent(
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
         generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
             ``noise``; rectified flow alone adds none.
-        known: What is put back at every step; None for nothing.
+        known: Known part, which is put back at every step; None for none.
         report: Called with (steps done, steps in all).
 
     Returns:

@@ -264,7 +264,7 @@ class Stream:
     Attributes:
         kept: The features that are kept.
         num_parts: Slabs into which every output is divided.
-        keep: What is kept between passes.
+        keep: Features to keep between passes.
         on_host: Whether it is kept in the host's memory.
         pending: Steps from what is kept to the features at hand, not yet computed.
         moments: Moments of the features at hand by number of groups, where a pass has collected them.
@@ -434,7 +434,7 @@ def stream(
             block, such as attention, is computed as a whole.
         features: ``(B, C, I, J, K)``.
         num_parts: Slabs into which every output is divided along I; fewer where they would be too thin for a CPU.
-        keep: What is kept between passes.
+        keep: Features to keep between passes.
         on_host: Whether it is kept in the host's memory.
 
     Returns:
@@ -453,7 +453,7 @@ def stream_slabs(
     *,
     num_parts: int,
 ) -> Iterator[Tensor]:
-    """Yield the same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
+    """Yield slabs of the output of a last function that needs one neighbouring voxel."""
     run = Stream(Slabs(features), num_parts)
     del features
     _send(run, blocks)

@@ -252,7 +252,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
 
     Args:
         path: Where to.
-        content: What ``safetensors`` made of tensors and metadata.
+        content: Bytes that ``safetensors`` made of tensors and metadata.
 
     Raises:
         VolumeError: When the file cannot be written.

@@ -59,7 +59,7 @@ class Caption:
 
     Attributes:
         title: Case id.
-        lines: What the case is, a line each; the first is also shown on the contact sheet.
+        lines: Description of the case; the first line is also shown on the contact sheet.
     """
 
     title: str

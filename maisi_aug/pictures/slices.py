@@ -120,7 +120,7 @@ def draw_contours(
     """Outline the labels of a slice on its picture.
 
     Args:
-        picture: What :func:`draw_slice` returned; not modified.
+        picture: Result of :func:`draw_slice`; not modified.
         label_map: ``(I, J, K)`` label ids.
         plane: The slice.
         colours: Colour of each id; ids without one are not outlined.

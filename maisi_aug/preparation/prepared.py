@@ -50,7 +50,7 @@ class PreparedSpec(StrictModel):
 
     Attributes:
         format: Version of this layout.
-        name: What the data set is called.
+        name: Name of the data set.
         grid: Grid of every case.
         labels: Name -> id of every label that occurs in some case, body included.
         new_labels: Those of them that MAISI's vocabulary lacks.
@@ -74,7 +74,7 @@ class PreparedCase(StrictModel):
         id: Name of the case's files.
         patient: Cases of one patient share their fold.
         fold: The fold in which the case is held out.
-        modality: What the diffusion U-Net is told of the image.
+        modality: Modality of the image, for the diffusion U-Net.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         voxels: Voxels per label id, ids that do not occur left out; background included.
@@ -114,7 +114,7 @@ class PreparedDataset:
 
     Attributes:
         path: The folder.
-        spec: What all cases share.
+        spec: Settings that all cases share.
         cases: The cases in the order of their ids.
     """
 
@@ -174,9 +174,9 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
 
     Args:
         folder: With the images and label maps.
-        spec: What all cases share.
+        spec: Settings that all cases share.
         cases: In any order.
-        command: That made them.
+        command: Command that made them.
 
     Raises:
         VolumeError: When a file cannot be written.

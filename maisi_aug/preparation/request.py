@@ -23,14 +23,14 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     images: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of CTs (NIfTI, NRRD, MHA, DICOM), or a folder per case with a DICOM series or ct.nii.gz."""
     labels: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
-    """Folder of label maps named after the images (ID.nii.gz; several per case, such as ID_oar.nii.gz, are merged), or
-    a folder per case with masks, a DICOM SEG or an RT structure set. May be the same folder as --images.
+    """Folder of label maps ID.nii.gz (several per case, such as ID_oar.nii.gz, are merged), or a folder per case with
+    masks, DICOM SEG or RT structure set; may be the folder of --images.
     """
     nnunet: Annotated[PathText | None, Option(metavar="FOLDER|NAME|ID", panel=_FILES, everyday=True)] = None
     """nnU-Net raw dataset, instead of --images and --labels."""
     organs: Annotated[tuple[Path, ...], Option(panel=_LABELS, everyday=True)] = ()
-    """Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; may repeat. Later
-    folders override earlier ones, and your own labels override them all.
+    """Folder of TotalSegmentator's organ labels: ID.nii.gz, or a folder ID of masks; may repeat. Later folders override
+    earlier ones; your own labels override all.
     """
     image_pattern: Annotated[str | None, Option(metavar="PATH", panel=_FILES)] = None
     """File name pattern of images, without suffix: '{id}_ct', '{id}/ct' (default: the usual endings)."""

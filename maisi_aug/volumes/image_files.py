@@ -223,7 +223,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
     Args:
         content: The file's bytes, compressed or not.
         name: For messages.
-        max_bytes: What it may unpack to.
+        max_bytes: Largest unpacked size.
 
     Raises:
         VolumeError: It cannot be read, unpacks to more, or holds values that are not labels.
@@ -238,7 +238,7 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
         image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
             affine of its own.
         affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
-        subject: What to call it in messages.
+        subject: Name for messages.
 
     Raises:
         VolumeError: It is not a volume, or its geometry is not known.

@@ -53,7 +53,7 @@ def parse_nifti(
     Args:
         content: The file's bytes.
         subject: For messages.
-        max_bytes: What it may unpack to, whatever its header says.
+        max_bytes: Largest unpacked size, regardless of its header.
 
     Returns:
         The voxels with their axes as they are stored, and the affine to RAS+ mm.
@@ -94,7 +94,7 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 
 
 def read_stored_geometry(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Return the first three sides and the affine as nibabel has them, including units; for our own files.
+    """Return the first three sides and the affine as nibabel does, including units; only for our own files.
 
     Raises:
         ContentError: It is damaged.

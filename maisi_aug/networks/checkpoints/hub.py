@@ -82,7 +82,7 @@ def pull_bundle(
     Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
 
     Args:
-        known: What to fetch.
+        known: Bundle to download.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
         with_masks: Fetch the mask networks as well.
         folder: Folder of the bundle; None for the user's data folder.

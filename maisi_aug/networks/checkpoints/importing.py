@@ -37,7 +37,7 @@ def write_known_bundle(
         folder: Folder of the bundle; an earlier copy from the same origin is replaced.
         provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
             so that the same files give the same bundle anywhere.
-        command: That the user gave, for the record of the licence.
+        command: Command of the user, for the record of the licence.
         complete: Adds to the bundle before its folder takes its name.
 
     Raises:
@@ -78,7 +78,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
         header: Everything of ``bundle.yaml`` but scale factor and weight files.
         files: Checkpoint by role of every network that the header defines.
         folder: Folder of the bundle; created when missing.
-        subject: What is converted, for messages.
+        subject: Name of the converted item for messages.
 
     Raises:
         BundleError: When a checkpoint cannot be read, contains more than data, or holds another network.

@@ -221,7 +221,7 @@ class Post:
 
     Attributes:
         name: Name of the worker.
-        device: That it computes on.
+        device: Device to compute on.
         scratch: Folder of its own.
     """
 

@@ -37,9 +37,9 @@ def run_parallel(
     """Return the results in the order of the items, from up to one process per core; see :func:`map_items`.
 
     Args:
-        function: What is done with an item; a function of a module, because it is sent to other processes.
-        items: What to work on.
-        stage: What to call the work in reports.
+        function: Applied to each item; defined in a module, because it is sent to other processes.
+        items: Items to process.
+        stage: Name of the work in reports.
         report: Called with the stage, the items done and the items in all.
         num_workers: Processes; None for one per core.
 

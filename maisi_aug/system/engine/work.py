@@ -41,7 +41,7 @@ class WorkerPlace:
 
     Attributes:
         name: Name of the worker, the same after it was restarted.
-        device: That it computes on: ``auto``, ``cpu``, ``cuda:1``, ...
+        device: Device to compute on: ``auto``, ``cpu``, ``cuda:1``, ...
         scratch: Folder of its own, for files that the driver puts in their place when their result is settled.
         tell: Tells the driver how it goes.
     """
@@ -186,7 +186,7 @@ class InProcess:
     """One worker, in this process.
 
     Attributes:
-        device: That it computes on.
+        device: Device to compute on.
     """
 
     device: str = "auto"

@@ -1,7 +1,7 @@
 """Teaching a ControlNet new labels: from a prepared folder and a base to a bundle, in one folder that can be resumed.
 
-OUT/finetune.yaml says what the run is, OUT/labels.json what was decided about the labels, OUT/training holds the
-checkpoint and the log, OUT/pictures what held-out cases look like, OUT/bundle the result.
+OUT/finetune.yaml contains the settings of the run, OUT/labels.json the choices about labels, OUT/training the
+checkpoint and the log, OUT/pictures images of held-out cases, and OUT/bundle the result.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class FinetuneResult:
 
     Attributes:
         bundle: What it has written.
-        taught: What the bundle was taught.
+        taught: Labels that the bundle was fine-tuned on.
         loop: Steps and the best validation.
         num_steps: Steps of the whole run.
     """
@@ -228,7 +228,7 @@ class Finetuning:
             hosts = ", ".join(map(names, label.hosts))
             self.say(f"{label.name}: {label.kind} in slot {label.id}, lies in {hosts} ({label.why}).")
         for name, label_id in self.replayed.items():
-            self.say(f"{name}: taught earlier (id {label_id}) and also in these data, so it is trained along.")
+            self.say(f"{name}: taught earlier (id {label_id}) and also in these data, so it is trained as well.")
         for name, target in dropped.items():
             self.say(f"{name}: not taught; its voxels count as {target}.")
         forgotten = sorted(set(self.base.spec.slots) - set(self.replayed) - {label.name for label in self.taught})

@@ -35,8 +35,8 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
     data: Annotated[PathText, Option(metavar="DIR|DATASET|LIST", panel=_WHAT, everyday=True)]
-    """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON
-    list of embeddings, which is first prepared into OUT/prepared.
+    """Folder of 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list of
+    embeddings, to prepare first.
     """
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
@@ -62,8 +62,8 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_WHAT)] = ()
     """Folder of organ labels for unprepared data, as TotalSegmentator writes them; may repeat."""
     tune: Annotated[Tune, Option(panel=_HOW, everyday=True)] = "full"
-    """Which weights are trained. full: the whole ControlNet; partial: only the layers that read the label map and that
-    feed the U-Net; low-rank: matrices added to all layers, which needs little memory.
+    """Weights to train. full: all; partial: only layers that read the label map or feed the U-Net; low-rank: matrices
+    added to all layers, which needs little memory.
     """
     rank: Annotated[PositiveInt | None, Option(panel=_HOW)] = None
     """Rank of --tune low-rank (default: 8)."""
@@ -80,7 +80,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     crop_shape: Annotated[
         ShapeField | None, Option("--crop", metavar="IxJxK", takes=str, panel=_HOW, everyday=True)
     ] = None
-    """Train on crops of this many voxels (default: whole cases)."""
+    """Crop size in voxels (default: whole cases)."""
     label_weight: Annotated[float, Field(ge=1), Option(panel=_HOW)] = 100.0
     """Weight of the taught labels in the loss."""
     contrastive_weight: Annotated[NonNegativeFloat | None, Option(panel=_HOW)] = None

@@ -1,4 +1,4 @@
-"""The three stages of a training recipe, each in a folder of its own, each resumable, and the bundle they end in."""
+"""The three stages of a training recipe, each resumable and in its own folder, and the resulting bundle."""
 
 from __future__ import annotations
 
