@@ -188,7 +188,9 @@ def _summarise(bundle: Bundle) -> BundleRow:
         "pull": None,
         "download_size": None,
     }
-    return {**row, "base": bundle.spec.base.name} if bundle.spec.base else row
+    if bundle.spec.base:
+        row["base"] = bundle.spec.base.name
+    return row
 
 
 def _announce(known: KnownBundle) -> BundleRow:

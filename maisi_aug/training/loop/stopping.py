@@ -44,11 +44,11 @@ class StopRequest:
         self._before = {}
 
 
-class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, and the next run goes on
-    """The time of a run was over while its cases were prepared.
+class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, and the next run continues
+    """The time limit of a run was reached while its cases were prepared.
 
     Args:
-        phase: What was going on.
+        phase: What was being done.
         done: How many cases were done.
         total: Total of how many.
     """
@@ -57,12 +57,15 @@ class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, a
         super().__init__(phase, done, total)
         self.phase, self.done, self.total = phase, done, total
 
+    def __str__(self) -> str:
+        return f"{self.phase[0].lower()}{self.phase[1:]}, {self.done} of {self.total}"
+
 
 class TimeLimit:
-    """The wall-clock time of a run, what comes before its first step included.
+    """Wall-clock limit of a run, including the time before its first step.
 
     Args:
-        max_minutes: From now; None for no limit.
+        max_minutes: Limit from now on; None for no limit.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
