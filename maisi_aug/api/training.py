@@ -158,8 +158,7 @@ def train_stage(
             loop = folder.train(stage, max_minutes=limit.minutes_left, report_step=report_step)  # type: ignore[arg-type]
             result = TrainResult(stage, asked.finish(folder, out), asked.num_steps, loop)  # type: ignore[arg-type]
         except TimeIsUp as stop:
-            phase = f"{stop.phase[0].lower()}{stop.phase[1:]}, {stop.done} of {stop.total}"
-            result = TrainResult(stage, out, asked.num_steps, stopped_while=phase)
+            result = TrainResult(stage, out, asked.num_steps, stopped_while=str(stop))
     processes.leave()
     return result if processes.is_main else None
 
