@@ -68,12 +68,12 @@ def insert(
         gpus_per_worker: GPUs per worker.
         verify: Check the bytes of finished cases against the manifest and draw altered ones again.
         redraw_rejected: Try again for cases that reviewers rejected; ``maisi-aug view``.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(insert, fields)
     given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})
