@@ -339,7 +339,7 @@ def test_folder_in_other_use_is_left_alone(pull: Callable[..., Bundle], tiny: Bu
 
 
 def test_unknown_name_offers_the_closest() -> None:
-    with pytest.raises(BundleError, match="'rflow': expected one that can be fetched .*Did you mean 'rflow-ct'"):
+    with pytest.raises(BundleError, match="'rflow': cannot be downloaded; .*Did you mean .*'rflow-ct'"):
         table.find_known_bundle("rflow")
 
 

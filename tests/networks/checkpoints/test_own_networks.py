@@ -138,7 +138,7 @@ def test_folder_without_a_controlnet_draws_images_alone(
     refused = run_cli("synthesize", "--labels", "liver", "--bundle", "mine", "--out", tmp_path / "out", "--dry-run")
     assert refused.code != 0
     assert "has no ControlNet, which images of label maps need" in refused.stderr
-    assert "mine: all 2 files are as they should be." in run_cli("bundles", "verify", "mine").stdout
+    assert "mine: all 2 files are intact." in run_cli("bundles", "verify", "mine").stdout
     assert "autoencoder" in run_cli("bundles", "show", "mine").stdout
 
 
@@ -162,7 +162,7 @@ def test_weights_of_another_width_are_told_by_their_differences(
 ) -> None:
     source, _, _ = trained(8)
     other = write_network_file(tmp_path / "wide.json", define(16))
-    difference = r"wide.json, autoencoder against autoencoder_epoch273.pt: .* of another shape .*instead of \(32"
+    difference = r"wide.json, autoencoder against autoencoder_epoch273.pt: .* of a different shape .*instead of \(32"
     with pytest.raises(BundleError, match=difference):
         import_networks(source, other)
     assert not list(pulled_bundles_folder().glob("*"))
