@@ -40,6 +40,9 @@ def view(
     ] = False,
     num_images: Annotated[int, typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Order of --blind; the same one goes on.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Show this report of the cohort, too; pictures lead to their cases.")
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
 ) -> None:
@@ -55,6 +58,8 @@ def view(
 
     if blind and beside is None:
         raise typer.BadParameter("--blind can only be used with --beside, the folder of the real images.")
+    if blind and report is not None:
+        raise typer.BadParameter("--report can only be used without --blind, whose reader is not to know the cases.")
     options = ViewOptions(
         path=path,
         beside=beside,
@@ -64,6 +69,7 @@ def view(
         num_images=num_images,
         seed=seed,
         port=port,
+        report=report,
     )
     tell("Ctrl-C stops.")
     serve(options, tell=typer.echo, opens_browser=not no_browser)

@@ -10,10 +10,10 @@ export const WINDOWS = [
   { name: "Brain", centre: 40, width: 80 },
 ];
 const NUM_LAYOUTS = 5; // all planes, axial, coronal, sagittal, 3D
+const OUTLINE_PX = 1.6;
+const RANGE_HU = [-1024, 3071]; // of twelve bits, as scanners store them
 const MAX_CACHED_BYTES = 600e6;
 const WHOLE_SCAN_VOXELS = 40e6;
-// A processor that stands in for a graphics card draws no larger volume in 3D unless asked to.
-const SOFTWARE_3D_VOXELS = 20e6;
 
 // Decoded volumes by address, the least recently shown first; shared by all canvases.
 const cache = new Map();
@@ -47,32 +47,153 @@ export function loadVolume(url) {
 }
 
 async function fetchVolume(url) {
-  const name = url.split("/").pop().split("?")[0];
-  const answer = await fetch(url);
-  if (!answer.ok) throw new Error(await readFault(answer));
-  let content = await answer.arrayBuffer();
+  const name = url.split("/").pop().split("?")[0].replace(/\.gz$/, "");
+  const content = await unpack(url);
   try {
-    if (name.endsWith(".gz")) {
-      const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"));
-      content = await new Response(stream).arrayBuffer();
-    }
-    const image = await niivue.NVImage.loadFromUrl({ url: content, name: name.replace(/\.gz$/, "") });
+    const image = await niivue.NVImage.loadFromUrl({ url: content, name, colormap: "ct" });
     const dims = image?.hdr?.dims ?? [];
     if (!image?.img?.length || image.img.length < dims[1] * dims[2] * dims[3]) throw new Error("too few voxels");
+    image.hdr.intent_code = 0; // a label map is drawn by its own table, whether its header calls it one or not
     return image;
   } catch (error) {
-    throw new Error(`This volume cannot be read (${error?.message ?? error}). The file is damaged or no image.`);
+    throw new Error(damaged(error));
   }
+}
+
+const damaged = (error) => `This volume cannot be read (${error?.message ?? error}). The file is damaged or no image.`;
+
+// Fetching and unpacking, so that an image and its label map come at once and the page goes on scrolling meanwhile.
+const workers = [];
+const waiting = new Map();
+let numAsked = 0;
+
+/** The bytes of a file, unpacked. */
+function unpack(url) {
+  if (!workers.length) {
+    for (let n = 0; n < 2; n++) {
+      const worker = new Worker(new URL("unpack.js", import.meta.url));
+      worker.onmessage = ({ data }) => {
+        const { resolve, reject } = waiting.get(data.number);
+        waiting.delete(data.number);
+        if (data.content) resolve(data.content);
+        else if (data.fault !== undefined) reject(new Error(damaged(data.fault)));
+        else reject(new Error(spellFault(data.status, data.text)));
+      };
+      workers.push(worker);
+    }
+  }
+  const number = numAsked++;
+  workers[number % workers.length].postMessage({ number, url: new URL(url, document.baseURI).href });
+  return new Promise((resolve, reject) => waiting.set(number, { resolve, reject }));
 }
 
 /** The sentence that the server answered. */
 export async function readFault(answer) {
-  const text = await answer.text();
+  return spellFault(answer.status, await answer.text());
+}
+
+function spellFault(status, text) {
   try {
     return JSON.parse(text).error ?? text;
   } catch {
-    return text || `The server answered ${answer.status}.`;
+    return text || `The server answered ${status}.`;
   }
+}
+
+// Labels have the smooth borders that half of their neighbourhood gives at any enlargement, filled or as an outline of
+// some pixels; NiiVue's own outlines are a voxel thick, and drawn for files with a label intent in their header only.
+const SLICE_SHADER = `#version 300 es
+precision highp float;
+precision highp int;
+uniform highp sampler3D volume;
+uniform highp sampler3D overlay;
+uniform int axCorSag;
+uniform float overlays;
+uniform float opacity;
+uniform float overlayAlphaShader;
+uniform float overlayOutlineWidth;
+in vec3 texPos;
+out vec4 color;
+
+vec4 labelAt(vec3 place) {
+  vec3 at = place * vec3(textureSize(overlay, 0)) - 0.5;
+  int through = 2 - axCorSag;
+  at[through] = round(at[through]);
+  ivec3 across = through == 0 ? ivec3(0, 1, 0) : ivec3(1, 0, 0);
+  ivec3 up = through == 2 ? ivec3(0, 1, 0) : ivec3(0, 0, 1);
+  ivec3 last = textureSize(overlay, 0) - 1;
+  ivec3 low = ivec3(floor(at));
+  ivec3 high = clamp(low + across + up, ivec3(0), last);
+  low = clamp(low, ivec3(0), last);
+  vec4 a = texelFetch(overlay, low, 0);
+  vec4 d = texelFetch(overlay, high, 0);
+  vec4 b = texelFetch(overlay, low + across * (high - low), 0);
+  vec4 c = texelFetch(overlay, low + up * (high - low), 0);
+  if (a == b && a == c && a == d) return a;
+  float x = dot(fract(at), vec3(across));
+  float y = dot(fract(at), vec3(up));
+  vec4 share = vec4((1.0 - x) * (1.0 - y), x * (1.0 - y), (1.0 - x) * y, x * y);
+  vec4 total = share.x * vec4(1.0, float(a == b), float(a == c), float(a == d));
+  total += share.y * vec4(float(a == b), 1.0, float(b == c), float(b == d));
+  total += share.z * vec4(float(a == c), float(b == c), 1.0, float(c == d));
+  total += share.w * vec4(float(a == d), float(b == d), float(c == d), 1.0);
+  float most = max(max(total.x, total.y), max(total.z, total.w));
+  return total.x == most ? a : total.y == most ? b : total.z == most ? c : d;
+}
+
+void main() {
+  vec4 ground = texture(volume, texPos);
+  color = vec4(ground.rgb, opacity);
+  if (overlays < 1.0) return;
+  vec3 right = dFdx(texPos) * overlayOutlineWidth;
+  vec3 down = dFdy(texPos) * overlayOutlineWidth;
+  vec4 label = labelAt(texPos);
+  float shown = label.a > 0.0 ? overlayAlphaShader : 0.0;
+  if (overlayOutlineWidth > 0.0 && shown > 0.0) {
+    bool isInside = label == labelAt(texPos + right) && label == labelAt(texPos - right)
+      && label == labelAt(texPos + down) && label == labelAt(texPos - down);
+    if (isInside) shown = 0.0;
+  }
+  color.rgb = mix(color.rgb, label.rgb, shown);
+}`;
+
+/** Spare what NiiVue prepares and this page does not use; without a graphics card it is most of the time and memory. */
+function spare(nv) {
+  const { gl } = nv;
+  const [OVERLAY, GRADIENT, BLURRED] = [2, 6, 8].map((unit) => gl.TEXTURE0 + unit);
+  const { rgbaTex } = nv;
+  const { framebufferTextureLayer, bindFramebuffer, drawArrays } = gl;
+  const unused = new WeakSet();
+  let isSpared = false;
+  nv.rgbaTex = (texture, unit, dims, ...rest) => {
+    // A layer that is drawn anew leaves its old texture behind.
+    if (unit === OVERLAY && !texture) gl.deleteTexture(nv.overlayTexture);
+    // Gradients would light the 3D view; here it has none.
+    if (unit !== GRADIENT && unit !== BLURRED) return rgbaTex.call(nv, texture, unit, dims, ...rest);
+    const made = rgbaTex.call(nv, texture, unit, [3, 1, 1, 1], ...rest);
+    unused.add(made);
+    return made;
+  };
+  gl.framebufferTextureLayer = (...values) => {
+    isSpared = unused.has(values[2]);
+    if (!isSpared) framebufferTextureLayer.apply(gl, values);
+  };
+  gl.bindFramebuffer = (...values) => {
+    isSpared = false;
+    bindFramebuffer.apply(gl, values);
+  };
+  gl.drawArrays = (...values) => {
+    if (!isSpared) drawArrays.apply(gl, values);
+  };
+  // Asked after every slice, and each time the page waits for the graphics process.
+  gl.checkFramebufferStatus = () => gl.FRAMEBUFFER_COMPLETE;
+}
+
+// Windows are in HU and labels have their table: no range is looked for in the voxels.
+function setRange() {
+  const [least, most] = RANGE_HU;
+  Object.assign(this, { cal_min: least, cal_max: most, robust_min: least, robust_max: most, global_min: least, global_max: most });
+  return [least, most, least, most];
 }
 
 export class Viewer {
@@ -90,7 +211,6 @@ export class Viewer {
     this.plane = 2;
     this.shown = 0;
     this.follower = null;
-    this.isSoftware = false;
     this.leavesOut3D = false;
   }
 
@@ -128,10 +248,15 @@ export class Viewer {
     // Grey; in 3D what is darker than soft tissue is clear, so that air and fat do not hide the rest.
     const grey = [0, 100, 150, 255];
     nv.addColormap("ct", { R: grey, G: grey, B: grey, A: [0, 0, 40, 150], I: grey });
+    niivue.NVImage.prototype.calMinMax = setRange;
+    nv.meshShaders = []; // no surfaces here
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
+    spare(nv);
+    nv.setCustomSliceShader(SLICE_SHADER);
     const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
-    this.isSoftware = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
+    // Where a processor stands in for a graphics card, 3D takes most of the time of every step: it has a layout of its own.
+    this.leavesOut3D = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
     this.setLayout(0);
     new ResizeObserver(() => this.layout === 0 && this.setLayout(0)).observe(this.canvas);
   }
@@ -147,8 +272,6 @@ export class Viewer {
     this.map = overlay ? volumes[volumes.length - 1] : null;
     this.ids = this.map ? findIds(this.map) : new Map();
     if (this.ct) {
-      this.ct.colormap = "ct";
-      this.ct.opacity = 1;
       this.ct.cal_min = this.window.centre - this.window.width / 2;
       this.ct.cal_max = this.window.centre + this.window.width / 2;
     }
@@ -159,11 +282,6 @@ export class Viewer {
     nv.back = volumes[0];
     nv.overlays = volumes.slice(1);
     nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
-    const isLarge = (volumes[0].img?.length ?? 0) > SOFTWARE_3D_VOXELS && this.isSoftware;
-    if (isLarge !== this.leavesOut3D) {
-      this.leavesOut3D = isLarge;
-      if (this.layout === 0) this.setLayout(0);
-    }
     // In place before anything is drawn: drawing 3D is what takes time without a graphics card.
     const voxel = findPlace() ?? [1, 2, 3].map((axis) => Math.floor(volumes[0].hdr.dims[axis] / 2));
     nv.scene.crosshairPos = nv.vox2frac(voxel);
@@ -189,23 +307,33 @@ export class Viewer {
       table.R.push(red);
       table.G.push(green);
       table.B.push(blue);
-      const isShown = id !== 0 && !this.hidden.has(id) && this.ids.has(id);
-      table.A.push(isShown ? (this.outlined ? 1 : 255) : 0);
+      table.A.push(id !== 0 && !this.hidden.has(id) && this.ids.has(id) ? 255 : 0);
       table.I.push(id);
       table.labels.push(label?.name ?? (id ? `label ${id}` : ""));
     }
-    // NiiVue outlines labels that are transparent as well: for outlines they are taken out.
-    this.map.allLabels ??= this.map.img;
-    this.map.img = this.outlined ? without(this.map.allLabels, this.hidden) : this.map.allLabels;
     this.map.setColormapLabel(table);
-    this.map.opacity = this.ct ? this.opacity : 1;
-    this.nv.opts.atlasOutline = this.outlined ? 1 : 0;
   }
 
+  /** Draw the labels in their colours, after some were hidden or shown. */
   recolour() {
     if (!this.map) return;
     this.colour();
-    this.nv.updateGLVolume();
+    this.nv.refreshLayers(this.map, this.ct ? 1 : 0);
+    this.nv.drawScene();
+  }
+
+  /** Labels filled, in this opacity, or outlined. */
+  setLabelStyle({ opacity, outlined }) {
+    this.opacity = opacity;
+    this.outlined = outlined;
+    const { nv } = this;
+    if (!nv) return;
+    nv.overlayAlphaShader = opacity;
+    nv.overlayOutlineWidth = outlined ? OUTLINE_PX * window.devicePixelRatio : 0;
+    nv.opts.renderOverlayBlend = opacity;
+    nv.renderShader.use(nv.gl);
+    nv.gl.uniform1f(nv.renderShader.uniforms.renderOverlayBlend, opacity);
+    nv.drawScene();
   }
 
   setWindow(wanted, { redraws = true } = {}) {
@@ -213,7 +341,8 @@ export class Viewer {
     if (this.ct && redraws) {
       this.ct.cal_min = wanted.centre - wanted.width / 2;
       this.ct.cal_max = wanted.centre + wanted.width / 2;
-      this.nv.updateGLVolume();
+      this.nv.refreshLayers(this.ct, 0);
+      this.nv.drawScene();
     }
     this.onWindow(this.window);
   }
@@ -292,12 +421,12 @@ export class Viewer {
 
   labelAt({ vox }, values) {
     if (!this.map) return 0;
-    const { allLabels, permRAS, dimsRAS } = this.map;
+    const { img, permRAS, dimsRAS } = this.map;
     const isPlain = permRAS?.every((axis, n) => axis === n + 1);
     const isSameGrid = !this.ct || dimsRAS.every((side, n) => side === this.ct.dimsRAS[n]);
     if (isPlain && isSameGrid) {
       const [i, j, k] = vox.map(Math.round);
-      return allLabels[i + dimsRAS[1] * (j + dimsRAS[2] * k)] ?? 0;
+      return img[i + dimsRAS[1] * (j + dimsRAS[2] * k)] ?? 0;
     }
     return Math.round(values[this.ct ? 1 : 0]?.value ?? 0);
   }
@@ -313,18 +442,10 @@ export class Viewer {
   }
 }
 
-/** A copy of labels without some of them. */
-function without(labels, hidden) {
-  const kept = labels.slice();
-  if (!hidden.size) return kept;
-  for (let at = 0; at < kept.length; at++) if (kept[at] && hidden.has(kept[at])) kept[at] = 0;
-  return kept;
-}
-
 /** Ids of a label map with the voxel in the middle of the slice that shows most of each, axes I J K. */
 function findIds(map) {
   const [, ni, nj, nk] = map.hdr.dims;
-  const img = map.allLabels ?? map.img;
+  const { img } = map;
   const size = ni * nj;
   const step = img.length > WHOLE_SCAN_VOXELS ? 3 : 1;
   const num = 65536;
