@@ -41,7 +41,8 @@ def view(
     num_images: Annotated[int, typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.")] = 40,
     seed: Annotated[int, typer.Option(min=0, help="Order of --blind; the same one goes on.")] = 0,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Show this report of the cohort, too; pictures lead to their cases.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Show this report of the cohort, too; pictures lead to their cases."),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.")] = 0,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,

@@ -123,9 +123,7 @@ def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack
         desk.refresh()
         if options.report is not None:
             read_report(options.report)
-        app = build_app(
-            desk, token, beside_files=beside_files, predicted_files=predicted_files, report=options.report
-        )
+        app = build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files, report=options.report)
         return app, ""
     test = _build_test(options, desk, beside_files)
     return build_app(desk, token, test=test), test.find_giveaway()

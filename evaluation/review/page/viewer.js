@@ -367,10 +367,11 @@ export class Viewer {
   arrangePlanes() {
     const { AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
     const isWide = this.canvas.clientWidth > 1.15 * this.canvas.clientHeight;
-    const boxes = isWide
-      ? [[0, 0, 0.64, 1], [0.64, 0, 0.36, 0.34], [0.64, 0.34, 0.36, 0.33], [0.64, 0.67, 0.36, 0.33]]
-      : [[0, 0, 1, 0.62], [0, 0.62, 0.34, 0.38], [0.34, 0.62, 0.33, 0.38], [0.67, 0.62, 0.33, 0.38]];
-    const planes = this.leavesOut3D ? [AXIAL, CORONAL, SAGITTAL] : [AXIAL, CORONAL, SAGITTAL, RENDER];
+    const others = this.leavesOut3D ? [CORONAL, SAGITTAL] : [CORONAL, SAGITTAL, RENDER];
+    const share = 1 / others.length;
+    const boxes = others.map((_, n) => (isWide ? [0.64, n * share, 0.36, share] : [n * share, 0.62, share, 0.38]));
+    const planes = [AXIAL, ...others];
+    boxes.unshift(isWide ? [0, 0, 0.64, 1] : [0, 0, 1, 0.62]);
     return planes.map((sliceType, n) => ({ sliceType, position: boxes[n] }));
   }
 
