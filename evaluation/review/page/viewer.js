@@ -1,5 +1,7 @@
 // One canvas of NiiVue with a CT and its label map; windows in HU, labels by id.
 
+import { Planes } from "./planes.js";
+
 // Centres and widths in HU as they are usual in reading rooms.
 export const WINDOWS = [
   { name: "Soft tissue", centre: 50, width: 400 },
@@ -100,95 +102,6 @@ function spellFault(status, text) {
   }
 }
 
-// Labels have the smooth borders that half of their neighbourhood gives at any enlargement, filled or as an outline of
-// some pixels; NiiVue's own outlines are a voxel thick, and drawn for files with a label intent in their header only.
-const SLICE_SHADER = `#version 300 es
-precision highp float;
-precision highp int;
-uniform highp sampler3D volume;
-uniform highp sampler3D overlay;
-uniform int axCorSag;
-uniform float overlays;
-uniform float opacity;
-uniform float overlayAlphaShader;
-uniform float overlayOutlineWidth;
-in vec3 texPos;
-out vec4 color;
-
-vec4 labelAt(vec3 place) {
-  vec3 at = place * vec3(textureSize(overlay, 0)) - 0.5;
-  int through = 2 - axCorSag;
-  at[through] = round(at[through]);
-  ivec3 across = through == 0 ? ivec3(0, 1, 0) : ivec3(1, 0, 0);
-  ivec3 up = through == 2 ? ivec3(0, 1, 0) : ivec3(0, 0, 1);
-  ivec3 last = textureSize(overlay, 0) - 1;
-  ivec3 low = ivec3(floor(at));
-  ivec3 high = clamp(low + across + up, ivec3(0), last);
-  low = clamp(low, ivec3(0), last);
-  vec4 a = texelFetch(overlay, low, 0);
-  vec4 d = texelFetch(overlay, high, 0);
-  vec4 b = texelFetch(overlay, low + across * (high - low), 0);
-  vec4 c = texelFetch(overlay, low + up * (high - low), 0);
-  if (a == b && a == c && a == d) return a;
-  float x = dot(fract(at), vec3(across));
-  float y = dot(fract(at), vec3(up));
-  vec4 share = vec4((1.0 - x) * (1.0 - y), x * (1.0 - y), (1.0 - x) * y, x * y);
-  vec4 total = share.x * vec4(1.0, float(a == b), float(a == c), float(a == d));
-  total += share.y * vec4(float(a == b), 1.0, float(b == c), float(b == d));
-  total += share.z * vec4(float(a == c), float(b == c), 1.0, float(c == d));
-  total += share.w * vec4(float(a == d), float(b == d), float(c == d), 1.0);
-  float most = max(max(total.x, total.y), max(total.z, total.w));
-  return total.x == most ? a : total.y == most ? b : total.z == most ? c : d;
-}
-
-void main() {
-  vec4 ground = texture(volume, texPos);
-  color = vec4(ground.rgb, opacity);
-  if (overlays < 1.0) return;
-  vec3 right = dFdx(texPos) * overlayOutlineWidth;
-  vec3 down = dFdy(texPos) * overlayOutlineWidth;
-  vec4 label = labelAt(texPos);
-  float shown = label.a > 0.0 ? overlayAlphaShader : 0.0;
-  if (overlayOutlineWidth > 0.0 && shown > 0.0) {
-    bool isInside = label == labelAt(texPos + right) && label == labelAt(texPos - right)
-      && label == labelAt(texPos + down) && label == labelAt(texPos - down);
-    if (isInside) shown = 0.0;
-  }
-  color.rgb = mix(color.rgb, label.rgb, shown);
-}`;
-
-/** Spare what NiiVue prepares and this page does not use; without a graphics card it is most of the time and memory. */
-function spare(nv) {
-  const { gl } = nv;
-  const [OVERLAY, GRADIENT, BLURRED] = [2, 6, 8].map((unit) => gl.TEXTURE0 + unit);
-  const { rgbaTex } = nv;
-  const { framebufferTextureLayer, bindFramebuffer, drawArrays } = gl;
-  const unused = new WeakSet();
-  let isSpared = false;
-  nv.rgbaTex = (texture, unit, dims, ...rest) => {
-    // A layer that is drawn anew leaves its old texture behind.
-    if (unit === OVERLAY && !texture) gl.deleteTexture(nv.overlayTexture);
-    // Gradients would light the 3D view; here it has none.
-    if (unit !== GRADIENT && unit !== BLURRED) return rgbaTex.call(nv, texture, unit, dims, ...rest);
-    const made = rgbaTex.call(nv, texture, unit, [3, 1, 1, 1], ...rest);
-    unused.add(made);
-    return made;
-  };
-  gl.framebufferTextureLayer = (...values) => {
-    isSpared = unused.has(values[2]);
-    if (!isSpared) framebufferTextureLayer.apply(gl, values);
-  };
-  gl.bindFramebuffer = (...values) => {
-    isSpared = false;
-    bindFramebuffer.apply(gl, values);
-  };
-  gl.drawArrays = (...values) => {
-    if (!isSpared) drawArrays.apply(gl, values);
-  };
-  // Asked after every slice, and each time the page waits for the graphics process.
-  gl.checkFramebufferStatus = () => gl.FRAMEBUFFER_COMPLETE;
-}
-
 // Windows are in HU and labels have their table: no range is looked for in the voxels.
 function setRange() {
   const [least, most] = RANGE_HU;
@@ -252,8 +165,7 @@ export class Viewer {
     nv.meshShaders = []; // no surfaces here
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
-    spare(nv);
-    nv.setCustomSliceShader(SLICE_SHADER);
+    this.planes = new Planes(nv);
     const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
     // Where a processor stands in for a graphics card, 3D takes most of the time of every step: it has a layout of its own.
     this.leavesOut3D = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
@@ -276,6 +188,7 @@ export class Viewer {
       this.ct.cal_max = this.window.centre + this.window.width / 2;
     }
     this.hidden = this.chooseHidden();
+    this.planes.show(this.ct, this.map, this.labelStyle);
     if (this.map) this.colour();
     const nv = this.nv;
     nv.volumes = volumes;
@@ -311,6 +224,7 @@ export class Viewer {
       table.I.push(id);
       table.labels.push(label?.name ?? (id ? `label ${id}` : ""));
     }
+    this.planes.setPalette(table);
     this.map.setColormapLabel(table);
   }
 
@@ -326,14 +240,16 @@ export class Viewer {
   setLabelStyle({ opacity, outlined }) {
     this.opacity = opacity;
     this.outlined = outlined;
-    const { nv } = this;
-    if (!nv) return;
-    nv.overlayAlphaShader = opacity;
-    nv.overlayOutlineWidth = outlined ? OUTLINE_PX * window.devicePixelRatio : 0;
-    nv.opts.renderOverlayBlend = opacity;
-    nv.renderShader.use(nv.gl);
-    nv.gl.uniform1f(nv.renderShader.uniforms.renderOverlayBlend, opacity);
-    nv.drawScene();
+    if (!this.nv) return;
+    this.planes.style(this.labelStyle);
+    this.nv.drawScene();
+  }
+
+  get labelStyle() {
+    return {
+      opacity: this.ct ? this.opacity : 1,
+      outlinePx: this.outlined ? OUTLINE_PX * window.devicePixelRatio : 0,
+    };
   }
 
   setWindow(wanted, { redraws = true } = {}) {
@@ -356,11 +272,15 @@ export class Viewer {
   setLayout(number) {
     if (!this.nv) return;
     this.layout = (number + NUM_LAYOUTS) % NUM_LAYOUTS;
+    const has3D = this.layout === 4 || (this.layout === 0 && !this.leavesOut3D);
+    const is3DNew = has3D && !this.planes.hasVolumesOfColours;
+    this.planes.hasVolumesOfColours = has3D;
     const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
     if (this.layout === 0) this.nv.setCustomLayout(this.arrangePlanes());
     else this.nv.clearCustomLayout();
     this.nv.setSliceType([MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER][this.layout]);
     this.plane = [2, 2, 1, 0, 2][this.layout];
+    if (is3DNew) this.nv.updateGLVolume();
   }
 
   // The axial plane large, the others in a column or, in a narrow pane, in a row.
