@@ -131,8 +131,8 @@ export class Viewer {
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.49, 0.7, 0.94, 0.55],
-      crosshairWidth: 0.5,
-      crosshairWidthUnit: "mm",
+      crosshairWidth: 0.35, // of the body's width: a pixel in the small panes
+      crosshairWidthUnit: "percent",
       crosshairGap: 14,
       showAllOrientationMarkers: true,
       isRadiologicalConvention: true,
@@ -196,7 +196,7 @@ export class Viewer {
     nv.overlays = volumes.slice(1);
     nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
     // In place before anything is drawn: drawing 3D is what takes time without a graphics card.
-    const voxel = findPlace() ?? [1, 2, 3].map((axis) => Math.floor(volumes[0].hdr.dims[axis] / 2));
+    const voxel = findPlace() ?? volumes[0].dimsRAS.slice(1, 4).map((side) => Math.floor(side / 2));
     nv.scene.crosshairPos = nv.vox2frac(voxel);
     nv.updateGLVolume();
     nv.createOnLocationChange();
@@ -342,12 +342,9 @@ export class Viewer {
 
   labelAt({ vox }, values) {
     if (!this.map) return 0;
-    const { img, permRAS, dimsRAS } = this.map;
-    const isPlain = permRAS?.every((axis, n) => axis === n + 1);
-    const isSameGrid = !this.ct || dimsRAS.every((side, n) => side === this.ct.dimsRAS[n]);
-    if (isPlain && isSameGrid) {
-      const [i, j, k] = vox.map(Math.round);
-      return img[i + dimsRAS[1] * (j + dimsRAS[2] * k)] ?? 0;
+    const { img, dimsRAS, img2RASstart: start, img2RASstep: step } = this.map;
+    if (!this.ct || dimsRAS.every((side, n) => side === this.ct.dimsRAS[n])) {
+      return img[[0, 1, 2].reduce((at, axis) => at + start[axis] + step[axis] * Math.round(vox[axis]), 0)] ?? 0;
     }
     return Math.round(values[this.ct ? 1 : 0]?.value ?? 0);
   }
@@ -363,7 +360,7 @@ export class Viewer {
   }
 }
 
-/** Ids of a label map with the voxel in the middle of the slice that shows most of each, axes I J K. */
+/** Ids of a label map with the voxel in the middle of the slice that shows most of each, along R, A and S. */
 function findIds(map) {
   const [, ni, nj, nk] = map.hdr.dims;
   const { img } = map;
@@ -392,6 +389,9 @@ function findIds(map) {
       }
       counts[id] = places[id] = columns[id] = 0;
     }
+  }
+  for (const found of best.values()) {
+    found.voxel = map.permRAS.map((axis) => (axis > 0 ? found.voxel[axis - 1] : map.hdr.dims[-axis] - 1 - found.voxel[-axis - 1]));
   }
   return best;
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+from PIL import Image
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestWriter, load_manifest
 from maisi_aug.cohort.review import load_review
@@ -18,6 +22,7 @@ from maisi_aug.evaluation.review.serving import ViewOptions, serve_in_background
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
+from maisi_aug.volumes.orientation import turn_volume
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, LIVER, build_record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -109,7 +114,15 @@ def test_cohort_is_reviewed_from_the_keyboard(browser: Any, tmp_path: Path) -> N
         before = page.locator("#canvas").screenshot()
         page.keyboard.press("3")
         sync_api.expect(page.locator("#windows button >> nth=2")).to_have_attribute("aria-pressed", "true")
-        assert page.locator("#canvas").screenshot() != before
+        filled = page.locator("#canvas").screenshot()
+        assert filled != before
+        page.keyboard.press("o")
+        sync_api.expect(page.locator("#outline")).to_contain_text("Outline")
+        assert page.locator("#canvas").screenshot() != filled
+        page.keyboard.press("o")
+        page.keyboard.press("o")
+        sync_api.expect(page.locator("#outline")).to_contain_text("Fill")
+        assert page.locator("#canvas").screenshot() == filled
 
         page.keyboard.press("a")
         wait_for(page, "case_0002.0")
@@ -133,6 +146,38 @@ def test_cohort_is_reviewed_from_the_keyboard(browser: Any, tmp_path: Path) -> N
         assert page.locator(".mark.accept").count() == page.locator(".mark.reject").count() == 1
         page.select_option("#f-review", "open")
         sync_api.expect(page.locator("#count")).to_have_text("2 of 4")
+        assert complaints == []
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_volumes_look_the_same_however_they_are_stored(browser: Any, tmp_path: Path, dtype: Any) -> None:
+    """Left is left, and the crosshair is in the lesion, for every order and direction of the stored axes."""
+    label_map = np.zeros(GRID.shape, dtype=np.uint8)
+    label_map[15:21, 3:8, 9:13] = 1
+    image = np.full(GRID.shape, -100, dtype=dtype)
+    image[:6, 14:, :4] = 200
+    dataset = tmp_path / "Dataset001_Turned"
+    codes = ("RAS", "LPS", "SAR")
+    for code in codes:
+        for folder, array in (("imagesTr", image), ("labelsTr", label_map)):
+            (dataset / folder).mkdir(parents=True, exist_ok=True)
+            turned, grid = turn_volume(array, GRID, code)
+            name = f"{code}_0000.nii.gz" if folder == "imagesTr" else f"{code}.nii.gz"
+            nib.Nifti1Image(np.ascontiguousarray(turned), grid.affine).to_filename(dataset / folder / name)
+    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "tumor": 1}, "file_ending": ".nii.gz"}
+    (dataset / "dataset.json").write_text(json.dumps({**content, "numTraining": len(codes)}))
+    with open_page(browser, ViewOptions(path=dataset)) as (page, complaints):
+        pictures, words = [], set()
+        for number in range(len(codes)):
+            page.goto(f"{page.url.partition('#')[0]}#case=c{number}")
+            wait_for(page, f"c{number}")
+            pictures.append(np.asarray(Image.open(io.BytesIO(page.locator("#canvas").screenshot())), dtype=np.int16))
+            words.add(page.locator("#readout").inner_text())
+        (readout,) = words
+        assert readout.startswith("-100 HU · tumor · ")
+        assert f"axial {10} of {GRID.shape[2]}" in readout or f"axial {11} of {GRID.shape[2]}" in readout
+        for picture in pictures[1:]:
+            assert np.mean(np.abs(picture - pictures[0]) > 30) < 0.003
         assert complaints == []
 
 

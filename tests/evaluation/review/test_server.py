@@ -25,6 +25,7 @@ from maisi_aug.evaluation.review.server import PAGE, build_app, read_report
 from maisi_aug.evaluation.review.volumes import FolderFiles
 from tests.builders.tiny_benchmark import LABELS, write_dataset
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, LUNG_TUMOR, save_case, write_cohort
+from tests.builders.tiny_prepared import write_prepared
 
 TOKEN = "s3cret"
 
@@ -365,6 +366,16 @@ def test_dataset_of_nnunet_is_shown_with_its_own_labels(tmp_path: Path) -> None:
             (name, "tumor" in name) for name in LABELS if name != "background"
         ]
         assert gzip.decompress(client.get(case["volumes"]["label"]).content)
+
+
+def test_prepared_folder_is_shown_with_its_new_labels(tmp_path: Path) -> None:
+    with open_client(write_prepared(tmp_path / "prepared", num_cases=2)) as client:
+        assert client.get("api/state").json()["kind"] == "prepared folder"
+        rows = rows_of(client)
+        assert [row["id"] for row in rows.values()] == ["p0", "p1"]
+        case = client.get(f"api/case/{next(iter(rows))}").json()
+        assert {"gland", "bright nodule", "liver"} <= {label["name"] for label in case["labels"]}
+        assert all(client.get(address).status_code == 200 for address in case["volumes"].values())
 
 
 def test_bank_of_label_maps_alone_is_shown(cohort: Path, tmp_path: Path) -> None:
