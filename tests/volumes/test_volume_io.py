@@ -319,7 +319,7 @@ def test_axial_slice_is_that_of_the_volume(
     shift = [0.0 if flip == 1 else side - 1.0 for flip, side in zip(flips, SHAPE, strict=True)]
     to_ras = np.diag([*map(float, flips), 1.0])
     to_ras[:3, 3] = shift
-    stored = np.flip(image_hu, [axis for axis, flip in enumerate(flips) if flip == -1])
+    stored = np.flip(image_hu, tuple(axis for axis, flip in enumerate(flips) if flip == -1))
     image = nib.Nifti1Image(stored, grid.affine @ to_ras)
     image.header.set_slope_inter(2.0, -5.0)
     path = tmp_path / f"a{suffix}"

@@ -61,7 +61,7 @@ async function refresh() {
 function sayProgress() {
   const rows = [...known.rows.values()].filter((row) => row.status === "accepted" || row.status === "given");
   const count = (choice) => rows.filter((row) => row.mine?.choice === choice).length;
-  const parts = [`${rows.length} cases`, `${count("accept")} accepted`, `${count("reject")} rejected`];
+  const parts = [`${rows.length} case${rows.length === 1 ? "" : "s"}`, `${count("accept")} accepted`, `${count("reject")} rejected`];
   if (!known.mayDecide) parts.splice(1);
   if (known.isGrowing) parts.push("being written");
   if (known.reviewer) parts.push(`reviewer ${known.reviewer}`);
@@ -171,10 +171,20 @@ async function showBeside() {
   second.setLabelStyle(viewer);
   if (await showIn(second, wanted, "fault-2", "caption-2")) {
     second.setLayout(viewer.layout);
+    matchLabels();
     second.copyFrom(viewer);
+    viewer.nv.createOnLocationChange(); // the readout is that of the case
     viewer.follower = second;
     second.follower = viewer;
   }
+}
+
+/** Show beside the case the labels that are shown on it. */
+function matchLabels() {
+  const change = new Map(viewer.labels.filter((label) => viewer.ids.has(label.id))
+    .map((label) => [label.name, viewer.hidden.has(label.id) ? "add" : "delete"]));
+  for (const { id, name } of second.labels) if (change.has(name)) second.hidden[change.get(name)](id);
+  second.recolour();
 }
 
 function describe() {
@@ -231,6 +241,7 @@ function listLabels() {
       if (box.checked) viewer.hidden.delete(label.id);
       else viewer.hidden.add(label.id);
       viewer.recolour();
+      if (second && !$("second").hidden) matchLabels();
     };
     const swatch = make("span");
     swatch.className = "swatch";
