@@ -89,6 +89,7 @@ function startViewer() {
 
 async function openCase(key) {
   const started = performance.now();
+  startViewer().catch(() => {}); // said below
   const detail = await (ahead?.key === key ? ahead.detail.catch(() => askCase(key)) : askCase(key));
   ahead = null;
   if (location.hash !== hashOf(key)) return;
@@ -98,6 +99,7 @@ async function openCase(key) {
   $("case-view").hidden = false;
   $("to-grid").hidden = false;
   describe();
+  for (const url of [detail.volumes.image, chosenMap(detail.volumes)]) if (url) loadVolume(url).catch(() => {});
   await startViewer();
   // The window of the label, until another is chosen; it then stays as long as the label does.
   const label = detail.labels.find((one) => one.id === detail.lesions[0]?.id)?.name ?? detail.request;

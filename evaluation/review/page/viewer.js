@@ -103,11 +103,11 @@ function spellFault(status, text) {
 }
 
 // Windows are in HU and labels have their table: no range is looked for in the voxels.
-function setRange() {
+niivue.NVImage.prototype.calMinMax = function () {
   const [least, most] = RANGE_HU;
   Object.assign(this, { cal_min: least, cal_max: most, robust_min: least, robust_max: most, global_min: least, global_max: most });
   return [least, most, least, most];
-}
+};
 
 export class Viewer {
   constructor(canvas, { onMove = () => {}, onWindow = () => {} } = {}) {
@@ -162,7 +162,6 @@ export class Viewer {
     // Grey; in 3D what is darker than soft tissue is clear, so that air and fat do not hide the rest.
     const grey = [0, 100, 150, 255];
     nv.addColormap("ct", { R: grey, G: grey, B: grey, A: [0, 0, 40, 150], I: grey });
-    niivue.NVImage.prototype.calMinMax = setRange;
     nv.meshShaders = []; // no surfaces here
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
