@@ -33,6 +33,7 @@ MAX_THUMBS: Final = 2000
 MAX_THUMB_VOXELS: Final = 20_000_000
 """Of a volume that has to be read whole for a small picture; larger ones show their name alone."""
 MAX_LABEL: Final = 65535
+AIR_HU: Final = -1000.0
 MAX_DRAWN_AT_ONCE: Final = 2
 """Small pictures: each holds a volume in memory while it is drawn."""
 
@@ -153,7 +154,7 @@ def _load_slice(path: Path, role: str, index: int) -> NDArray[Any]:
         MaisiAugError: It cannot be read.
     """
     if (found := load_axial_slice(path, index)) is not None:
-        return found.array
+        return np.nan_to_num(found.array, nan=AIR_HU)
     if prod(load_grid(path).shape) > MAX_THUMB_VOXELS:
         raise EvaluationError(f"{path.name}: expected at most {MAX_THUMB_VOXELS} voxels, found more.")
     whole = load_image(path) if role == "image" else load_label_map(path)
