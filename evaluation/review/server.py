@@ -49,7 +49,7 @@ HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class DecisionBody:
-    """What a page sends with a decision."""
+    """Body of a request with a decision."""
 
     key: Annotated[str, Field(max_length=200)]
     choice: Literal["accept", "reject"]
@@ -58,7 +58,7 @@ class DecisionBody:
 
 @dataclass(frozen=True, slots=True)
 class ReadingBody:
-    """What a page sends with a reading of the blinded test."""
+    """Body of a request with a reading of the blinded test."""
 
     number: Annotated[int, Field(ge=0, lt=100_000)]
     answer: Kind
@@ -112,7 +112,7 @@ class RequireToken:
         if scope["type"] == "http":
             first = scope["path"].lstrip("/").partition("/")[0]
             if not hmac.compare_digest(first.encode(), self._token.encode()):
-                text = "Refused: expected the address that maisi-aug view printed, with its token."
+                text = "Refused: use the address that maisi-aug view printed, with its token."
                 await PlainTextResponse(text, 403, headers=HEADERS)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -127,7 +127,7 @@ def build_app(
     test: ReaderTest | None = None,
     report: Path | None = None,
 ) -> Starlette:
-    """The application that answers a page.
+    """Return the application that answers a page.
 
     Args:
         desk: Cases and decisions.
@@ -135,7 +135,7 @@ def build_app(
         beside_files: Hands out files of the reference.
         predicted_files: Hands out predictions.
         test: The blinded test, if the page is to hold one; cases are then shown by number alone.
-        report: A report on the cases, whose pictures then lead to them.
+        report: A report on the cases, shown with links from its pictures to them.
     """
     pages = _Pages(desk, beside_files, predicted_files, test, report)
     routes = [Route("/", pages.index), Route("/page/{name}", pages.own_file)]
@@ -193,7 +193,7 @@ class _Pages:
     async def own_file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in {path.name for path in PAGE.iterdir()}:
-            raise EvaluationError(f"{name[:80]!r}: expected a file of the page, found none of that name.")
+            raise EvaluationError(f"{name[:80]!r}: the page has no such file.")
         return FileResponse(PAGE / name, headers={"Cache-Control": "max-age=3600"})
 
     async def state(self, request: Request) -> Response:
@@ -206,7 +206,7 @@ class _Pages:
 
     async def report(self, request: Request) -> Response:
         if self._report is None:
-            raise EvaluationError("Report: expected one, found none. Name it with --report.")
+            raise EvaluationError("Report: there is none. Name it with --report.")
         from maisi_aug.evaluation.report.page import link_cases
 
         html = await run_in_threadpool(read_report, self._report)
@@ -262,29 +262,29 @@ class _Pages:
 
 
 def read_report(path: Path) -> str:
-    """A report that was written earlier.
+    """Return a report that was written earlier.
 
     Raises:
-        EvaluationError: It is not there, or no page.
+        EvaluationError: The file is missing or not a report.
     """
     try:
         html = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path}: expected a page of maisi-aug report, found: {error}") from error
+        raise EvaluationError(f"{path}: cannot be read as a report of maisi-aug ({error}).") from error
     if not html.startswith("<!doctype html>"):
-        raise EvaluationError(f"{path}: expected a page of maisi-aug report, found another file.")
+        raise EvaluationError(f"{path}: is not a report of maisi-aug.")
     return html
 
 
 async def _send_volume(files: FolderFiles, case: ShownCase, request: Request) -> Response:
-    """A volume, or the range of it that is asked for; never more of it in memory than a piece.
+    """A volume, or the range of it that is requested; never more of it in memory than a piece.
 
     Raises:
         EvaluationError: The case has no such volume.
     """
     role = request.path_params["name"].partition(".")[0]
     if role not in case.files or role == "preview":
-        raise EvaluationError(f"{case.case.case_id}: expected a volume of it, found none of that name.")
+        raise EvaluationError(f"{case.case.case_id}: has no such volume.")
     path = await run_in_threadpool(files.volume, case, role)
     return FileResponse(path, media_type="application/octet-stream", headers={"Cache-Control": "private, max-age=3600"})
 
@@ -299,10 +299,10 @@ async def _read_body(request: Request, form: TypeAdapter[Body]) -> Body:
     async for part in request.stream():
         content += part
         if len(content) > MAX_BODY_BYTES:
-            raise EvaluationError(f"Request: expected at most {MAX_BODY_BYTES} bytes, found more.")
+            raise EvaluationError(f"Request: larger than {MAX_BODY_BYTES} bytes.")
     try:
         return form.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise EvaluationError(f"Request: expected a decision, found another form ({place}: {first['msg']}).") from error
+        raise EvaluationError(f"Request: not a decision ({place}: {first['msg']}).") from error
