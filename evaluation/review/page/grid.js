@@ -2,7 +2,7 @@
 
 const CELL = { width: 210, height: 236 };
 const OVERSCAN_ROWS = 2;
-// A browser opens six connections; the volumes of a case that is opened must not wait for small pictures.
+// A browser opens six connections per server, and volumes of an opened case must not wait for small pictures.
 const MAX_LOADING = 3;
 
 /** Loads the small pictures that are in view, the last asked for first. */

@@ -1,12 +1,12 @@
-// Planes straight from voxels. NiiVue turns each layer into a second volume, of colours, again at every change of a
-// window or a label; that takes seconds for a large CT without a graphics card. Here the shader of its planes looks up
-// HU and ids itself, and volumes of colours are made only while 3D is in view.
+// Draws the planes directly from voxels. NiiVue converts every layer into a volume of colours, again after each change
+// of the window or the labels, which takes seconds for a large CT without a graphics card. Here the shader of its planes
+// reads HU and label ids itself, and the volumes of colours are only made while 3D is visible.
 
-const UNITS = { image: 12, labels: 13, palette: 14 }; // NiiVue needs them for drawing only
+const UNITS = { image: 12, labels: 13, palette: 14 }; // NiiVue uses these texture units for its drawing tools only
 const PALETTE_SIDE = 256;
 
-// Labels have the smooth borders that half of their neighbourhood gives at any enlargement, filled or as outlines of
-// some pixels.
+// A pixel has the label with the largest bilinear weight around it, so that borders are smooth at any zoom; outlines
+// have a width in pixels.
 const shaderFor = (sampler) => `#version 300 es
 precision highp float;
 precision highp int;
@@ -26,7 +26,7 @@ out vec4 color;
 
 struct Corners { ivec3 a; ivec3 b; ivec3 c; ivec3 d; vec4 share; bool isOutside; };
 
-// The voxels around a place within the plane, and the share of each in it.
+// The four voxels around a place in the plane, and their bilinear weights.
 Corners findCorners(vec3 place, mat4 matrix, ivec3 sides) {
   vec3 at = (vec4(place, 1.0) * matrix).xyz * vec3(sides) - 0.5;
   vec4 normal = vec4(axCorSag == 2, axCorSag == 1, axCorSag == 0, 0.0) * matrix;
@@ -86,12 +86,12 @@ void main() {
   color.rgb = mix(color.rgb, label.rgb, labelsShown);
 }`;
 
-/** The planes of one NiiVue, which places volumes and arranges views. */
+/** Draws the planes of a NiiVue instance, which still places the volumes and arranges the views. */
 export class Planes {
   constructor(nv) {
     this.nv = nv;
     this.gl = nv.gl;
-    this.hasVolumesOfColours = true; // while 3D is in view
+    this.hasVolumesOfColours = true; // needed while 3D is visible
     this.textures = {};
     this.sampler = "";
     this.follow();
@@ -101,7 +101,7 @@ export class Planes {
     this.setPalette({ R: [0], G: [0], B: [0], A: [0] });
   }
 
-  /** Learn from NiiVue where it places a layer, and spare it what is not used. */
+  /** Take over where NiiVue places each layer, and skip what it computes for it that is not used. */
   follow() {
     const { nv, gl } = this;
     const { refreshLayers, rgbaTex } = nv;
@@ -121,9 +121,9 @@ export class Planes {
       if (matrix) this.place(volume, matrix);
     };
     nv.rgbaTex = (texture, unit, dims, ...rest) => {
-      // A layer that is drawn anew leaves its old texture behind.
+      // NiiVue does not delete the old texture of a layer that it updates.
       if (unit === OVERLAY && !texture) gl.deleteTexture(nv.overlayTexture);
-      // Gradients would light the 3D view; here it has none.
+      // Gradients are for lighting in 3D, which is off.
       const isUsed = unit === GRADIENT || unit === BLURRED ? false : this.hasVolumesOfColours || ![COLOURS, OVERLAY].includes(unit);
       const wasRefreshing = isRefreshing;
       isRefreshing = false;
@@ -148,7 +148,7 @@ export class Planes {
       if (isRefreshing) matrix = values[2];
       uniformMatrix4fv.apply(gl, values);
     };
-    // Asked after every slice, and each time the page waits for the graphics process.
+    // NiiVue calls it after every slice, and each call waits for the graphics process.
     gl.checkFramebufferStatus = () => gl.FRAMEBUFFER_COMPLETE;
   }
 
@@ -194,7 +194,7 @@ export class Planes {
     gl.texSubImage3D(gl.TEXTURE_3D, 0, 0, 0, 0, i, j, k, format, type, values.subarray(0, i * j * k));
   }
 
-  /** A new texture in place of the old one. */
+  /** Replace a texture by a new one, and bind it. */
   bind(name, target) {
     const { gl } = this;
     gl.deleteTexture(this.textures[name] ?? null);
@@ -206,7 +206,7 @@ export class Planes {
     gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
   }
 
-  /** Where NiiVue places a volume in the view, and the window that it gives it. */
+  /** Set where a volume lies in the view and, for the image, its window. */
   place(volume, matrix) {
     if (volume === this.image) {
       const { scl_slope: slope, scl_inter: intercept } = volume.hdr;
@@ -216,7 +216,7 @@ export class Planes {
     } else if (volume === this.labels) this.set("labelsMatrix", "uniformMatrix4fv", false, matrix);
   }
 
-  /** Colours of ids: what is at 0 in A is not shown. */
+  /** Set the colours of label ids; ids with 0 in A are not shown. */
   setPalette({ R, G, B, A }) {
     const { gl } = this;
     const colours = new Uint8Array(PALETTE_SIDE * PALETTE_SIDE * 4);
@@ -236,7 +236,7 @@ export class Planes {
   }
 }
 
-/** Values as a texture takes them: whole numbers of sixteen bits where they fit. */
+/** The values as a type that a texture can hold: int16 if they fit, else float32. */
 function toUploadable(values) {
   if (values instanceof Int16Array || values instanceof Float32Array) return values;
   return values instanceof Uint8Array || values instanceof Int8Array ? new Int16Array(values) : new Float32Array(values);

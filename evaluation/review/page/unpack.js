@@ -1,4 +1,4 @@
-// Fetches a file and unpacks it if it is compressed, in a thread of its own.
+// Worker that fetches a file and unpacks it if it is compressed.
 onmessage = async ({ data: { number, url } }) => {
   try {
     const answer = await fetch(url);

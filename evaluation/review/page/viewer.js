@@ -55,7 +55,7 @@ async function fetchVolume(url) {
     const image = await niivue.NVImage.loadFromUrl({ url: content, name, colormap: "ct" });
     const dims = image?.hdr?.dims ?? [];
     if (!image?.img?.length || image.img.length < dims[1] * dims[2] * dims[3]) throw new Error("too few voxels");
-    image.hdr.intent_code = 0; // a label map is drawn by its own table, whether its header calls it one or not
+    image.hdr.intent_code = 0; // label maps have their own colours, whether or not the header marks them as labels
     return image;
   } catch (error) {
     throw new Error(damaged(error));
@@ -64,7 +64,7 @@ async function fetchVolume(url) {
 
 const damaged = (error) => `This volume cannot be read (${error?.message ?? error}). The file is damaged or no image.`;
 
-// Fetching and unpacking, so that an image and its label map come at once and the page goes on scrolling meanwhile.
+// Files are fetched and unpacked in workers: an image and its label map at the same time, while the page stays responsive.
 const workers = [];
 const waiting = new Map();
 let numAsked = 0;
@@ -102,7 +102,7 @@ function spellFault(status, text) {
   }
 }
 
-// Windows are in HU and labels have their table: no range is looked for in the voxels.
+// Windows are given in HU and labels have a table, so NiiVue need not search all voxels for their range.
 niivue.NVImage.prototype.calMinMax = function () {
   const [least, most] = RANGE_HU;
   Object.assign(this, { cal_min: least, cal_max: most, robust_min: least, robust_max: most, global_min: least, global_max: most });
@@ -167,7 +167,7 @@ export class Viewer {
     this.nv = nv;
     this.planes = new Planes(nv);
     const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
-    // Where a processor stands in for a graphics card, 3D takes most of the time of every step: it has a layout of its own.
+    // Without a graphics card, 3D takes most of the time of every redraw, so it is only shown in its own layout.
     this.leavesOut3D = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
     this.setLayout(0);
     new ResizeObserver(() => this.layout === 0 && this.setLayout(0)).observe(this.canvas);
