@@ -156,7 +156,8 @@ def _load_slice(path: Path, role: str, index: int) -> NDArray[Any]:
         MaisiAugError: It cannot be read.
     """
     if (found := load_axial_slice(path, index)) is not None:
-        return np.nan_to_num(found.array, nan=AIR_HU)
+        numbers: NDArray[Any] = np.nan_to_num(found.array, nan=AIR_HU)
+        return numbers
     if prod(load_grid(path).shape) > MAX_THUMB_VOXELS:
         raise EvaluationError(f"{path.name}: has more than {MAX_THUMB_VOXELS} voxels.")
     whole = load_image(path) if role == "image" else load_label_map(path)
