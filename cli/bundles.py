@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|presets|pull|import|convert|verify`: weights and their licences."""
+"""`maisi-aug bundles list|show|presets|pull|push|import|export|convert|verify`: weights and their licences."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def pull_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
+            metavar="NAME|OWNER/NAME",
             autocompletion=complete_known_bundles,
-            help="A bundle that can be fetched: see bundles list.",
+            help="A bundle that can be fetched (see bundles list), or the repository of one that somebody has shared.",
         ),
     ],
     with_masks: Annotated[
@@ -54,7 +54,19 @@ def pull_command(
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.hub import pull_bundle
+    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
+    if is_repository(name):
+        if with_masks:
+            raise typer.BadParameter("--with-masks can only be used with a bundle of NVIDIA's.")
+        shared = pull_shared(
+            name,
+            accept_licence=lambda _: accept_license or ask_for_licence(),
+            folder=to,
+            report=lambda sentence: tell(sentence),
+        )
+        tell_ready(shared, to, as_json=as_json)
+        return
     bundle = pull_bundle(
         find_known_bundle(name),
         accept_licence=lambda _: accept_license or ask_for_licence(),
@@ -70,12 +82,90 @@ def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}, indent=1))
         return
-    typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
+    from maisi_aug.bundle_spec.bundle import reference_of
+
+    used = reference_of(bundle) if to is None else to
+    typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {used}")
 
 
 def ask_for_licence() -> bool:
     """Ask on a terminal; elsewhere nobody can answer."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
+
+
+def push_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to share.")
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub; made if it is not there.")
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository that only its owner reads.")] = False,
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Include the weights of the base that it was fine-tuned from.")
+    ] = False,
+    with_label_maps: Annotated[
+        bool,
+        typer.Option("--with-label-maps", help="Include its label maps, which are those of the training patients."),
+    ] = False,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Share a bundle on the Hugging Face hub: safetensors, bundle.yaml, a model card and the licence's notice.
+
+    A fine-tuned bundle names its base by hash instead of holding its weights. Needs a token that may write, in HF_TOKEN
+    or by 'hf auth login'. Others fetch it with: maisi-aug bundles pull OWNER/NAME
+
+    Example: maisi-aug bundles push runs/parotid anna/parotid-ct --private
+    """
+    from maisi_aug.networks.checkpoints.sharing import push_bundle
+
+    files, address = push_bundle(
+        source,
+        repository,
+        is_private=private,
+        self_contained=self_contained,
+        with_label_maps=with_label_maps,
+        folder=to,
+        uploads=not dry_run,
+        report=lambda sentence: tell(sentence),
+    )
+    if as_json:
+        typer.echo(json.dumps({"address": address, "files": [file.to_json() for file in files]}, indent=1))
+        return
+    for file in files:
+        typer.echo(f"{file.name}: {file.num_bytes / 1e6:.2f} MB, SHA-256 {file.sha256[:12]}...")
+    typer.echo(f"{repository}: nothing uploaded." if address is None else address)
+
+
+def export_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to export.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the MONAI bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Write a bundle as a MONAI bundle, which draws images of label maps without maisi-aug.
+
+    Example: maisi-aug bundles export phantom-ct --to phantom-ct-monai
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.integrations.monai_bundle.export import export_monai_bundle
+
+    bundle = load_bundle(source)
+    export_monai_bundle(bundle, to)
+    if as_json:
+        typer.echo(json.dumps({"name": bundle.name, "path": str(to), "licence": bundle.licence}, indent=1))
+        return
+    typer.echo(
+        f"{to}: {bundle.name} as a MONAI bundle. With pip install fire:\n"
+        f"cd {to} && python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz"
+    )
 
 
 def presets_command(
@@ -265,7 +355,7 @@ def verify_command(
 WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, share, convert and verify bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -275,7 +365,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch, convert and verify bundles of weights: networks, licence, grids, where they come from."""
+    """List, show, fetch, share, convert and verify bundles of weights: networks, licence, grids, where they come from."""
 
 
 @bundles_app.command("list")
@@ -328,15 +418,19 @@ def show_command(
 
 bundles_app.command("presets")(presets_command)
 bundles_app.command("pull")(pull_command)
+bundles_app.command("push")(push_command)
 bundles_app.command("import")(import_command)
+bundles_app.command("export")(export_command)
 bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 
 
 def _summarise(bundle: Bundle) -> dict[str, Any]:
     """What a listing tells of a bundle."""
+    from maisi_aug.bundle_spec.bundle import reference_of
+
     return {
-        "name": bundle.name,
+        "name": reference_of(bundle),
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),

@@ -1,11 +1,13 @@
 """Fetching bundles from the Hugging Face hub: licence, download, hashes, and conversion to our own layout.
 
 The download is ``huggingface_hub``'s, with its cache, its resumption and its settings (``HF_HOME``, ``HF_ENDPOINT``,
-``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and SHA-256 are those that the hub states.
+``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and hash are those that the hub states: the
+SHA-256 of a large file, and git's SHA-1 of a small one, such as JSON, that is kept in the repository itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shlex
 from collections.abc import Mapping
@@ -52,10 +54,16 @@ class FetchedFile:
 
 @dataclass(frozen=True)
 class _Statement:
-    """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it."""
+    """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it.
+
+    Attributes:
+        revision: Commit of the repository.
+        digest: SHA-256, or git's SHA-1 of a small file, in hexadecimal.
+        num_bytes: Size.
+    """
 
     revision: str
-    sha256: str
+    digest: str
     num_bytes: int | None
 
 
@@ -134,19 +142,21 @@ def _fetch(
     return fetch_files(known.repository, names, hub or Hub())
 
 
-def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
+def fetch_files(
+    repository: str, names: Mapping[str, str], hub: Hub, *, revision: str = DEFAULT_REVISION
+) -> dict[str, FetchedFile]:
     """Download files of one repository, all from the same revision, and compare them with what the hub states.
 
     Args:
         repository: ``owner/name``.
         names: Path in the repository by role.
         hub: Where from.
+        revision: Branch or commit that they are taken from.
 
     Raises:
         BundleError: In one sentence for whatever went wrong, naming the file.
     """
     fetched: dict[str, FetchedFile] = {}
-    revision = DEFAULT_REVISION
     for role, name in names.items():
         stated = _ask_hub(repository, name, revision, hub)
         if stated is None:
@@ -156,7 +166,7 @@ def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str
             path = _download(repository, name, revision, hub)
         _require_as_stated(path, stated, subject=f"{repository}/{name}")
         revision = stated.revision
-        fetched[role] = FetchedFile(path, name, revision, stated.sha256)
+        fetched[role] = FetchedFile(path, name, revision, sha256_of(path))
     return fetched
 
 
@@ -173,9 +183,9 @@ def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement 
         raise _explain(error, f"{repository}/{name}") from error
     except Exception:  # of whichever HTTP library huggingface_hub is built on, and its own offline mode
         return None
-    if stated.commit_hash is None or stated.etag is None or not _is_sha256(stated.etag):
+    if stated.commit_hash is None or stated.etag is None or not _is_digest(stated.etag):
         raise BundleError(
-            f"{repository}/{name}: expected the hub to state revision and SHA-256, found neither or one. Check "
+            f"{repository}/{name}: expected the hub to state revision and hash, found neither or one. Check "
             "HF_ENDPOINT, and any proxy on the way."
         )
     return _Statement(stated.commit_hash, stated.etag, stated.size)
@@ -203,8 +213,8 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
             "the connection, HF_ENDPOINT and HF_HUB_OFFLINE."
         ) from error
     commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
-    if not _is_sha256(blob):
-        raise BundleError(f"{subject}: expected a SHA-256 to compare the cached file with, found none. Go online once.")
+    if not _is_digest(blob):
+        raise BundleError(f"{subject}: expected a hash to compare the cached file with, found none. Go online once.")
     return path, _Statement(commit, blob, None)
 
 
@@ -244,22 +254,32 @@ _ADDRESS = re.compile(r"\w+://\S+")
 """Of a proxy or of another hub, from variables that may hold a password."""
 
 
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch("[0-9a-f]{64}", text) is not None
+def _is_digest(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", text) is not None
 
 
 def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
     """Compare a file with what the hub states; one that differs leaves the cache, so that nothing trusts it later."""
-    num_bytes, sha256 = path.stat().st_size, sha256_of(path)
-    if sha256 == stated.sha256 and stated.num_bytes in (None, num_bytes):
+    is_large = len(stated.digest) == hashlib.sha256().digest_size * 2
+    num_bytes, digest = path.stat().st_size, sha256_of(path) if is_large else _git_sha1_of(path)
+    if digest == stated.digest and stated.num_bytes in (None, num_bytes):
         return
     path.resolve().unlink()
     path.unlink(missing_ok=True)
     size = "" if stated.num_bytes is None else f" and {stated.num_bytes} bytes"
     raise BundleError(
-        f"{subject}: expected SHA-256 {stated.sha256[:12]}...{size}, found {sha256[:12]}... and {num_bytes} bytes; "
-        "the file was removed from the cache. Run the same command again."
+        f"{subject}: expected {'SHA-256' if is_large else 'SHA-1'} {stated.digest[:12]}...{size}, found "
+        f"{digest[:12]}... and {num_bytes} bytes; the file was removed from the cache. Run the same command again."
     )
+
+
+def _git_sha1_of(path: Path) -> str:
+    """The name that git gives to a file's content: SHA-1 over its size and its bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _describe(files: Mapping[str, FetchedFile]) -> dict[str, Any]:
@@ -268,3 +288,57 @@ def _describe(files: Mapping[str, FetchedFile]) -> dict[str, Any]:
         "revision": next((file.revision for file in files.values()), None),
         "files": {role: {"file": file.name, "sha256": file.sha256} for role, file in files.items()},
     }
+
+
+def upload_folder(
+    repository: str, folder: Path, *, is_private: bool, message: str, removes: list[str], hub: Hub | None = None
+) -> str:
+    """Put the files of a folder into a repository, in one commit; the repository is made if it is not there.
+
+    Args:
+        repository: ``owner/name``.
+        folder: What to upload.
+        is_private: Whether only its owner may read the repository.
+        message: Of the commit.
+        removes: Patterns of files that go from the repository unless the folder has them.
+        hub: Where to.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        BundleError: When the hub refuses, cannot be reached, or has the repository in public where a private one is
+            wanted; nothing is uploaded then.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=(hub or Hub()).endpoint)
+    try:
+        address = api.create_repo(repository, private=is_private or None, exist_ok=True)
+        # The hub leaves the visibility of a repository that exists as it is.
+        if is_private and not api.repo_info(repository).private:
+            raise BundleError(
+                f"{repository}: is public already, and nothing was uploaded. Make it private in its settings, choose "
+                "another name, or leave --private out."
+            )
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=removes or None
+        )
+    except BundleError:
+        raise
+    except Exception as error:  # of whichever HTTP library huggingface_hub is built on
+        raise _explain_upload(error, repository) from error
+    return str(address)
+
+
+def _explain_upload(error: Exception, repository: str) -> BundleError:
+    status = _status_of(error)
+    if status in (401, 403):
+        advice = "Set HF_TOKEN to a token that may write, or run 'hf auth login', and check the owner's name"
+    elif status == 429:
+        advice = "The hub limits requests: wait some minutes and run the same command again"
+    else:
+        advice = "Run the same command again: what has been uploaded is not sent twice"
+    reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _ADDRESS.sub("an address", reason).rstrip(".")
+    return BundleError(f"{repository}: the hub did not take the bundle ({reason}). {advice}.")
