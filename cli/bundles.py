@@ -100,7 +100,9 @@ def push_command(
     repository: Annotated[
         str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub; made if it is not there.")
     ],
-    private: Annotated[bool, typer.Option("--private", help="Make a new repository that only its owner reads.")] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository that only its owner reads.")
+    ] = False,
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Include the weights of the base that it was fine-tuned from.")
     ] = False,
@@ -108,9 +110,7 @@ def push_command(
         bool,
         typer.Option("--with-label-maps", help="Include its label maps, which are those of the training patients."),
     ] = False,
-    to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")
-    ] = None,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
     ] = False,

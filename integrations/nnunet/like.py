@@ -187,7 +187,10 @@ def _link(source: Path, place: Path, export: LikeExport) -> None:
         ) from None
     except OSError as error:
         if export.link == "symlink":
-            raise
+            raise ExportError(
+                f"--link symlink: {place.name} could not be linked to {source}: {error.strerror}. Windows allows links in "
+                "developer mode only. Use --link hard, or none."
+            ) from error
         raise ExportError(
             f"--link hard: expected {source} on the file system of {export.target.parent}, found: {error.strerror}. "
             "Use --link symlink, or none."

@@ -208,7 +208,12 @@ def _build_paired(run: _Run, config: Mapping[str, Any]) -> None:
         run.note("Shape and spacing are those of the label map where the networks take them, as with --mask there.")
     elif sizes:
         run.fetch("--with-masks")
-        words += ["--mask-source", "diffusion", *_ask_for_sizes(run, sizes), *_option("-n", config, "num_output_samples")]
+        words += [
+            "--mask-source",
+            "diffusion",
+            *_ask_for_sizes(run, sizes),
+            *_option("-n", config, "num_output_samples"),
+        ]
         words += _option("--mask-steps", config, "mask_generation_num_inference_steps")
     else:
         run.fetch()
@@ -242,7 +247,11 @@ def _build_images(run: _Run, config: Mapping[str, Any]) -> None:
     words += _spell_steps(run, inference.get("num_inference_steps"))
     if run.version.startswith("ddpm"):
         words += _spell_regions(
-            [_name_region(inference[key], key) for key in ("top_region_index", "bottom_region_index") if key in inference]
+            [
+                _name_region(inference[key], key)
+                for key in ("top_region_index", "bottom_region_index")
+                if key in inference
+            ]
         )
     words += [*_spell_modality(inference.get("modality")), *_spell_guidance(inference.get("cfg_guidance_scale"))]
     words += _spell_decoding(IMAGE_WINDOW, IMAGE_OVERLAP, inference.get("dim"))
@@ -342,7 +351,9 @@ def _read_sizes(pairs: Sequence[Any]) -> dict[str, float]:
     sizes: dict[str, float] = {}
     for pair in pairs:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], int | float):
-            raise MigrationError(f"controllable_anatomy_size: {pair!r} is not a name and a size between 0 and 1, or -1.")
+            raise MigrationError(
+                f"controllable_anatomy_size: {pair!r} is not a name and a size between 0 and 1, or -1."
+            )
         sizes[_name_label(str(pair[0]), "controllable_anatomy_size")] = float(pair[1])
     return sizes
 
@@ -403,7 +414,9 @@ def _spell_regions(names: Sequence[str]) -> list[str]:
     regions = []
     for name in names:
         if name not in REGIONS:
-            raise MigrationError(f"body_region: '{name}' is not one of {', '.join(REGIONS)}.{did_you_mean(name, REGIONS)}")
+            raise MigrationError(
+                f"body_region: '{name}' is not one of {', '.join(REGIONS)}.{did_you_mean(name, REGIONS)}"
+            )
         regions.append(REGIONS[name])
     ordered = sorted(set(regions), key=BODY_REGIONS.index)
     return ["--body-region", ",".join(dict.fromkeys((ordered[0], ordered[-1])))] if ordered else []
@@ -438,7 +451,9 @@ def _spell_steps(run: _Run, steps: Any) -> list[str]:
     if steps is None:
         return []
     if run.version.startswith("ddpm") and steps != DDPM_STEPS:
-        run.note(f"num_inference_steps: {run.version} was trained with {DDPM_STEPS} steps, and {steps} give worse images.")
+        run.note(
+            f"num_inference_steps: {run.version} was trained with {DDPM_STEPS} steps, and {steps} give worse images."
+        )
     return ["--steps", str(steps)]
 
 

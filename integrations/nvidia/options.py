@@ -39,9 +39,7 @@ class Counterpart(NamedTuple):
 _DEFINED = Counterpart("--bundle", "Network definitions belong to the bundle.")
 _IN_RECIPE = "A field of the training recipe: 'maisi-aug recipes copy train-rflow-ct' writes one to edit."
 _NO_CACHE = Counterpart("", "Cases are kept in a bounded amount of memory; there is nothing to set.")
-_MASK_V2 = (
-    "For NVIDIA's second mask model (October 2026), which this package does not have: it draws label maps with the first."
-)
+_MASK_V2 = "For NVIDIA's second mask model (October 2026), which this package does not have: it draws label maps with the first."
 
 OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
     Kind.paired: {
@@ -103,7 +101,8 @@ OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
         "diffusion_unet_train.cache_rate": _NO_CACHE,
         "diffusion_unet_train.lr": Counterpart("diffusion.loop.learning_rate", _IN_RECIPE),
         "diffusion_unet_train.n_epochs": Counterpart(
-            "diffusion.loop.num_steps", f"Steps instead of epochs: epochs times cases, over the batch size. {_IN_RECIPE}"
+            "diffusion.loop.num_steps",
+            f"Steps instead of epochs: epochs times cases, over the batch size. {_IN_RECIPE}",
         ),
     },
     Kind.controlnet: {

@@ -15,6 +15,7 @@ from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, Laten
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks.decoding import decode_latent
 from maisi_aug.networks.decoding_memory import USABLE_SHARE, estimate_decode_bytes, find_free_bytes, settings_by_memory
+from maisi_aug.networks.devices import release_memory
 from maisi_aug.system.memory import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
@@ -115,8 +116,7 @@ class Decoder:
                 raise
         # Not before here: the error holds the frames, and those hold the tensors.
         gc.collect()
-        if latent.is_cuda:
-            torch.cuda.empty_cache()
+        release_memory(latent.device)
         return None
 
 

@@ -117,7 +117,7 @@ def integrate_fast(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
-    kept = scheduler.alphas_cumprod.double().cpu()  # a_t^2
+    kept = scheduler.alphas_cumprod.cpu().double()  # a_t^2
     levels = [0.5 * math.log(share / (1 - share)) for share in kept.tolist()]
     timesteps = choose_timesteps(levels, num_steps)
     latent, clean, before, h_before = noise, noise, None, 0.0

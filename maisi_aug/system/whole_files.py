@@ -168,7 +168,8 @@ def flush_all(folder: Path) -> None:
             if path.is_dir():
                 flush_folder(path)
             elif not path.is_symlink():
-                with path.open("rb") as file:
+                # Windows puts only what is open for writing on the disk.
+                with path.open("r+b" if os.name == "nt" else "rb") as file:
                     os.fsync(file.fileno())
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -10,6 +10,10 @@ from maisi_aug.system.file_lock import lock
 from maisi_aug.system.whole_files import is_disk_full
 
 
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+"""How a file is opened that lines are added to; without ``O_BINARY`` Windows would change line breaks."""
+
+
 def cut_torn_line(descriptor: int) -> None:
     """Cut off a last line without a line break, which a killed process left.
 
@@ -20,7 +24,8 @@ def cut_torn_line(descriptor: int) -> None:
     while position > 0:
         step = min(position, 1 << 16)
         position -= step
-        found = os.pread(descriptor, step, position).rfind(b"\n")
+        os.lseek(descriptor, position, os.SEEK_SET)  # Windows has no pread
+        found = os.read(descriptor, step).rfind(b"\n")
         if found >= 0:
             if position + found + 1 < end:
                 os.ftruncate(descriptor, position + found + 1)
@@ -61,7 +66,7 @@ def append_to_shared(path: Path, text: str) -> None:
         CohortError: The disk is full or the file cannot be written; what was there stays as it was.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        descriptor = os.open(path, APPENDING | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             lock(descriptor, wait=True)
             cut_torn_line(descriptor)

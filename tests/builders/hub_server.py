@@ -29,6 +29,7 @@ class HubServer(ThreadingHTTPServer):
         requests: ``METHOD path`` and the range asked for.
         small: Patterns of paths that are kept in git, and are named by git's hash.
         is_private: Whether only the owner may read the repository.
+        is_there: Whether the repository has been made.
         token: What an upload has to bring; None lets everybody write.
         commits: Titles of what was uploaded.
     """
@@ -86,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(has_body=True)
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = self._read_body()
         self.server.requests.append((f"POST {self.path}", None))
         if self.server.status is not None:
             self._refuse(self.server.status, None)
@@ -109,12 +110,22 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
 
     def do_PUT(self) -> None:
-        content = self.rfile.read(int(self.headers["Content-Length"]))
+        content = self._read_body()
         self.server.requests.append((f"PUT {self.path}", None))
         self.server.blobs[hashlib.sha256(content).hexdigest()] = content
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Length", "0")
         self.end_headers()
+
+    def _read_body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while length := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(length))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
 
     def _create(self, wanted: dict[str, Any]) -> None:
         address = f"{self.server.endpoint}/{self.server.repository}"
@@ -175,7 +186,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(found[2], wanted_range, has_body=has_body)
 
     def _describe_repository(self) -> None:
-        files = [{"type": "file", "path": name, "size": len(content), "oid": "0" * 40} for name, content in self.server.files.items()]
+        if not self.server.is_there:
+            self._refuse(HTTPStatus.NOT_FOUND, "RepoNotFound")
+            return
+        files = [
+            {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+            for name, content in self.server.files.items()
+        ]
         if "/tree/" in self.path:
             self._answer_json(files)
             return

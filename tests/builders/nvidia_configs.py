@@ -47,7 +47,13 @@ PAIRED = {
         anatomy=("liver", "spleen", "left lung lower lobe", "right lung lower lobe"),
     ),
     "config_infer_test_v2": Paired(
-        (256, 256, 256), (1.5, 1.5, 2.0), (48, 48, 48), 0.6666, None, anatomy=("bone lesion",), sizes=(("bone lesion", 0.5),)
+        (256, 256, 256),
+        (1.5, 1.5, 2.0),
+        (48, 48, 48),
+        0.6666,
+        None,
+        anatomy=("bone lesion",),
+        sizes=(("bone lesion", 0.5),),
     ),
 }
 

@@ -44,7 +44,10 @@ def run_monai(folder: Path, label_map: Path, *words: str, cwd: Path) -> NDArray[
     blocked = "import sys; sys.modules['maisi_aug'] = None\n"
     given = {"label_map": str(label_map), "seed": SEED, "bundle_root": str(folder)}
     given |= dict(word.split("=") for word in words)
-    program = blocked + f"from monai.bundle import run\nrun(config_file={str(folder / 'configs' / 'inference.json')!r}, **{given!r})"
+    program = (
+        blocked
+        + f"from monai.bundle import run\nrun(config_file={str(folder / 'configs' / 'inference.json')!r}, **{given!r})"
+    )
     done = subprocess.run([sys.executable, "-c", program], cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return read_image(folder)
@@ -98,7 +101,16 @@ def test_monais_command_line_runs_it_in_its_folder(bundle: Bundle, exported: Pat
         pytest.skip("MONAI's command line: needs the package fire, which is not installed")
     label_map, grid = draw_map(bundle, (32, 24, 16))
     save_label_map(exported / "data" / "map.nii.gz", label_map, grid)
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "configs/inference.json", "--seed", str(SEED)]
+    command = [
+        sys.executable,
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        "configs/inference.json",
+        "--seed",
+        str(SEED),
+    ]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(command, cwd=exported, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -137,7 +149,15 @@ def test_folder_is_laid_out_as_monai_has_it(exported: Path) -> None:
         *(f"models/{role}.safetensors" for role in ("autoencoder", "diffusion_unet", "controlnet")),
     }
     metadata = json.loads((exported / "configs" / "metadata.json").read_text())
-    for key in ("version", "monai_version", "pytorch_version", "numpy_version", "task", "network_data_format", "schema"):
+    for key in (
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "task",
+        "network_data_format",
+        "schema",
+    ):
         assert metadata[key], key
     assert metadata["network_data_format"]["outputs"]["pred"]["value_range"] == [-1000, 1000]
 

@@ -135,18 +135,14 @@ def push_bundle(
         if not is_private:
             say("The repository is public unless it is private already; --private keeps a new one to its owner.")
         message = f"{bundle.name}, written by maisi-aug"
-        address = upload_folder(
-            repository, target, is_private=is_private, message=message, removes=STALE, hub=hub
-        )
+        address = upload_folder(repository, target, is_private=is_private, message=message, removes=STALE, hub=hub)
     return files, address
 
 
 def list_files(folder: Path) -> list[SharedFile]:
     """The files of a folder by name, with their hashes."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [
-        SharedFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths
-    ]
+    return [SharedFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths]
 
 
 def write_shared_folder(
@@ -366,13 +362,13 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
 
 def _require_inner(name: object, repository: str) -> str:
     if not isinstance(name, str) or not re.match(INNER_PATH, name):
-        raise BundleError(f"Bundle {repository}: it names {name!r}, which is not a file in its folder; it is not fetched.")
+        raise BundleError(
+            f"Bundle {repository}: it names {name!r}, which is not a file in its folder; it is not fetched."
+        )
     return name
 
 
-def _fetch_named(
-    repository: str, spec: BundleSpec, header: FetchedFile, hub: Hub, say: Say
-) -> dict[str, FetchedFile]:
+def _fetch_named(repository: str, spec: BundleSpec, header: FetchedFile, hub: Hub, say: Say) -> dict[str, FetchedFile]:
     """All files that a shared bundle names, from the revision of its ``bundle.yaml``; the card and notice if there."""
     names = [named.file for named in spec.weights.values()]
     if spec.mask_generation is not None:
@@ -390,9 +386,7 @@ def _fetch_named(
     return fetched
 
 
-def _fetch_maps(
-    repository: str, bank: MaskBankSpec, revision: str, hub: Hub, say: Say
-) -> dict[str, FetchedFile]:
+def _fetch_maps(repository: str, bank: MaskBankSpec, revision: str, hub: Hub, say: Say) -> dict[str, FetchedFile]:
     names = [bank.list, *([bank.labels] if bank.labels.endswith(".json") else [])]
     fetched = fetch_files(repository, {name: name for name in names}, hub, revision=revision)
     try:
@@ -444,7 +438,9 @@ def _require_replaceable(folder: Path, repository: str) -> None:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not (folder / BUNDLE_FILE).is_file():
-        raise BundleError(f"{folder}: something else than a bundle is there. Choose another folder for {repository}: --to.")
+        raise BundleError(
+            f"{folder}: something else than a bundle is there. Choose another folder for {repository}: --to."
+        )
     try:
         spec = load_bundle(folder).spec
     except MaisiAugError as error:

@@ -121,7 +121,7 @@ class _Process(Generic[Item, Result]):
         if process is not None and process.pid is not None:  # else Ctrl-C came while it was started
             process.join()
             code = process.exitcode or 0
-        if -code == signal.SIGKILL:
+        if -code == getattr(signal, "SIGKILL", None):  # Windows has none
             return Ending("was killed, mostly for lack of memory")
         return Ending(f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
 

@@ -194,7 +194,10 @@ def test_networks_are_told_by_the_checkpoints_then_by_names(tmp_path: Path) -> N
     ("content", "message"),
     [
         ({"a": 1}, "not a configuration file of NVIDIA's scripts.*its keys are a"),
-        (paired("config_infer", anatomy_list=["livver"]), "anatomy_list: no label is called 'livver'. Did you mean 'liver'"),
+        (
+            paired("config_infer", anatomy_list=["livver"]),
+            "anatomy_list: no label is called 'livver'. Did you mean 'liver'",
+        ),
         (paired("config_infer", anatomy_list=[]), "anatomy_list: empty, and so is controllable_anatomy_size"),
         (paired("config_infer", body_region=["arm"]), "body_region: 'arm' is not one of head"),
         (paired("config_infer", modality=99), "modality: 99 is not a known code"),
