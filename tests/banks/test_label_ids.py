@@ -156,10 +156,29 @@ def test_lesions_alone_mean_nothing_and_are_refused() -> None:
         _build("auto", {1: "Vessel", 2: "Tumour"})
 
 
-CTMR = {
-    **{"liver": 1, "kidney": 2, "spleen": 3, "rectum": 18, "lung": 20, "bone": 21, "hepatic tumor": 26},
-    **{"left lung upper lobe": 28, "vertebrae L5": 33, "left kidney cyst": 116, "airway": 132, "left lung": 135},
-    **{"left mandible": 200, "larynx": 210, "brain tumor ET": 403},
+CTMR = dict(
+    zip(
+        (
+            "liver",
+            "kidney",
+            "spleen",
+            "rectum",
+            "lung",
+            "bone",
+            "hepatic tumor",
+            "left lung upper lobe",
+            "vertebrae L5",
+        ),
+        (1, 2, 3, 18, 20, 21, 26, 28, 33),
+        strict=True,
+    )
+) | {
+    "left kidney cyst": 116,
+    "airway": 132,
+    "left lung": 135,
+    "left mandible": 200,
+    "larynx": 210,
+    "brain tumor ET": 403,
 }
 """Names and ids as in NVIDIA's label_dict_ctmr.json."""
 

@@ -6,7 +6,7 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -31,12 +31,15 @@ POSIX_ONLY = {"integrations/slurm.py"}
 """Modules for what exists on Linux alone."""
 
 
-def walk() -> Iterator[tuple[str, ast.Module]]:
+@cache
+def walk() -> list[tuple[str, ast.Module]]:
+    found = []
     for folder, _, names in os.walk(PACKAGE, followlinks=True):
         for name in names:
             path = Path(folder, name)
             if name.endswith(".py") and "studies" not in path.parts:
-                yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+                found.append((path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))))
+    return found
 
 
 def is_guarded(tree: ast.Module, node: ast.AST) -> bool:
