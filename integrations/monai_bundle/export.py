@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
-from maisi_aug.bundle_spec.decoding import latent_factor
+from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, latent_factor
 from maisi_aug.errors import ExportError
 from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
@@ -34,6 +34,14 @@ TARGETS: Final[Mapping[str, str]] = {
 }
 INIT = '"""What the configurations of this bundle call."""\n\nfrom . import sampler as sampler\n'
 LABEL_CHANNELS = 8
+SAVED_AS: Final[Mapping[str, object]] = {
+    "output_postfix": "image",
+    "output_ext": ".nii.gz",
+    "output_dtype": "$np.int16",
+    "resample": False,
+    "separate_folder": False,
+}
+"""Arguments of MONAI's ``SaveImage``."""
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 LOGGING = """\
 [loggers]
@@ -100,8 +108,6 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
 def build_config(bundle: Bundle) -> dict[str, Any]:
     """``configs/inference.json``: everything that a run may override on its command line."""
     spec = bundle.spec
-    networks = {role: _to_target(bundle.definition(role)) for role in NETWORK_ROLES}
-    window = None if spec.decode_window is None else list(spec.decode_window)
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch", f"$from {SCRIPTS} import {SCRIPT[:-3]}"],
         "bundle_root": ".",
@@ -113,16 +119,24 @@ def build_config(bundle: Bundle) -> dict[str, Any]:
         "amp": f"$@device.type == 'cuda' and {spec.mixed_precision}",
         "seed": 0,
         "num_inference_steps": bundle.default_steps,
-        "modality": 1 if _is_told(bundle, "num_class_embeds") else None,
-        "decode_window": window,
-        "decode_overlap": 0.4,
-        **{f"{role}_def": definition for role, definition in networks.items()},
+        "modality": 1 if bundle.definition("diffusion_unet").get("num_class_embeds") is not None else None,
+        "decode_window": None if spec.decode_window is None else list(spec.decode_window),
+        "decode_overlap": DEFAULT_OVERLAP,
+        **{f"{role}_def": _to_target(bundle.definition(role)) for role in NETWORK_ROLES},
         "network_def": "$@diffusion_unet_def",
         **{
             role: f"$sampler.load_network(@{role}_def, @bundle_root + '/models/{role}.safetensors', @device)"
             for role in NETWORK_ROLES
         },
         "noise_scheduler": _to_target(spec.scheduler),
+        **_build_workflow(bundle),
+    }
+
+
+def _build_workflow(bundle: Bundle) -> dict[str, Any]:
+    """How label maps are read, drawn and saved."""
+    settings = ("num_inference_steps", "seed", "modality", "decode_window", "decode_overlap", "amp")
+    return {
         "preprocessing": {
             "_target_": "Compose",
             "transforms": [
@@ -139,31 +153,16 @@ def build_config(bundle: Bundle) -> dict[str, Any]:
             "_target_": "scripts.sampler.LabelMapSampler",
             **{role: f"@{role}" for role in NETWORK_ROLES},
             "scheduler": "@noise_scheduler",
-            "scale_factor": spec.scale_factor,
+            "scale_factor": bundle.spec.scale_factor,
             "region_labels": [list(REGION_LABELS[name]) for name in BODY_REGIONS] if bundle.is_told_regions else None,
             "usual_regions": [BODY_REGIONS.index(name) for name in USUAL_REGIONS],
             "latent_factor": latent_factor(bundle.definition("autoencoder")),
             "grid_factor": bundle.grid_factor,
-            **{
-                name: f"@{name}"
-                for name in ("num_inference_steps", "seed", "modality", "decode_window", "decode_overlap", "amp")
-            },
+            **{name: f"@{name}" for name in settings},
         },
-        "postprocessing": {
-            "_target_": "SaveImage",
-            "output_dir": "@output_dir",
-            "output_postfix": "image",
-            "output_ext": ".nii.gz",
-            "output_dtype": "$np.int16",
-            "resample": False,
-            "separate_folder": False,
-        },
+        "postprocessing": {"_target_": "SaveImage", "output_dir": "@output_dir", **SAVED_AS},
         "run": ["$[@postprocessing(@inferer(case['label'])) for case in @dataset]"],
     }
-
-
-def _is_told(bundle: Bundle, key: str) -> bool:
-    return bundle.definition("diffusion_unet").get(key) is not None
 
 
 def _to_target(definition: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,8 +177,9 @@ def _to_target(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 def build_metadata(bundle: Bundle) -> dict[str, Any]:
     """``configs/metadata.json``, by MONAI's schema."""
-    shape = list(bundle.spec.grid.shape)
-    shared = {"format": "segmentation", "spatial_shape": shape, "is_patch_data": False}
+    shared = {"type": "image", "spatial_shape": list(bundle.spec.grid.shape), "is_patch_data": False, "num_channels": 1}
+    label_map = {"format": "segmentation", "modality": "n/a", "dtype": "uint8", "value_range": [0, 255]}
+    image = {"format": "hounsfield", "modality": "CT", "dtype": "int16", "value_range": [-1000, 1000]}
     return {
         "schema": SCHEMA,
         "version": "1.0.0",
@@ -196,29 +196,8 @@ def build_metadata(bundle: Bundle) -> dict[str, Any]:
         "copyright": bundle.licence,
         "intended_use": "Research and the training of networks; not for diagnosis",
         "network_data_format": {
-            "inputs": {
-                "label": {
-                    **shared,
-                    "type": "image",
-                    "modality": "n/a",
-                    "num_channels": 1,
-                    "dtype": "uint8",
-                    "value_range": [0, 255],
-                    "channel_def": {"0": "label map"},
-                }
-            },
-            "outputs": {
-                "pred": {
-                    **shared,
-                    "type": "image",
-                    "format": "hounsfield",
-                    "modality": "CT",
-                    "num_channels": 1,
-                    "dtype": "int16",
-                    "value_range": [-1000, 1000],
-                    "channel_def": {"0": "image"},
-                }
-            },
+            "inputs": {"label": {**shared, **label_map, "channel_def": {"0": "label map"}}},
+            "outputs": {"pred": {**shared, **image, "channel_def": {"0": "image"}}},
         },
     }
 
