@@ -48,8 +48,8 @@ VERBS: dict[str, Verb] = {
     "report": Verb("maisi_aug.cli.report", "Write a benchmark or a cohort as one page to open in a browser."),
     "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, reviewers."),
     "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
-    "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
-    "migrate": Verb("maisi_aug.cli.migrate", "Translate configurations of NVIDIA's scripts into commands of maisi-aug."),
+    "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, share, convert and verify bundles of weights."),
+    "migrate": Verb("maisi_aug.cli.migrate", "Translate configurations of NVIDIA's scripts into commands."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),
 }
 

@@ -365,7 +365,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch, share, convert and verify bundles of weights: networks, licence, grids, where they come from."""
+    """List, show, fetch, share, convert and verify bundles of weights: networks, licence, grids, origin."""
 
 
 @bundles_app.command("list")

@@ -86,8 +86,8 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     channels = bundle.definition("controlnet").get("conditioning_embedding_in_channels", 1)
     if channels != LABEL_CHANNELS:
         raise ExportError(
-            f"Bundle '{bundle.name}': its ControlNet is conditioned on the CT around a lesion, too, and draws nothing of "
-            "a label map alone. Use it with 'maisi-aug insert'."
+            f"Bundle '{bundle.name}': its ControlNet is conditioned on the CT around a lesion, too, and draws nothing "
+            "of a label map alone. Use it with 'maisi-aug insert'."
         )
     bundle.require_intact(NETWORK_ROLES)
     with open_whole_folder(folder, require_replaceable=partial(require_new_folder, folder)) as unfinished:
@@ -217,19 +217,19 @@ def build_readme(bundle: Bundle) -> str:
         "python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz",
         "```",
         "",
-        "Run in this folder, or add `--bundle_root DIR`. Without `--label_map` every map in `data/` is drawn; images go to",
-        "`output/`. `--seed`, `--num_inference_steps`, `--output_dir` and every other key of `configs/inference.json` can",
-        "be set in the same way.",
+        "Run in this folder, or add `--bundle_root DIR`. Without `--label_map` every map in `data/` is drawn; images go",
+        "to `output/`. `--seed`, `--num_inference_steps`, `--output_dir` and every other key of `configs/inference.json`",
+        "can be set in the same way.",
         "",
         "A label map holds MAISI's ids, with 200 for the body around the organs and 0 for air. Networks were trained on",
-        f"grids such as {'x'.join(map(str, grid.shape))} at {'x'.join(f'{side:g}' for side in grid.spacing_mm)} mm; sides "
-        f"are multiples of {bundle.grid_factor}.",
+        f"grids such as {'x'.join(map(str, grid.shape))} at {'x'.join(f'{side:g}' for side in grid.spacing_mm)} mm; "
+        f"sides are multiples of {bundle.grid_factor}.",
         "",
         *(["Ids that this bundle gives a meaning:", "", *names, ""] if names else []),
         f"Licence of the weights, and of what they draw: {bundle.licence}.",
         "",
-        f"Written by maisi-aug {__version__} from fingerprint {bundle.fingerprint}. Guidance and quality checks are left",
-        "to maisi-aug.",
+        f"Written by maisi-aug {__version__} from fingerprint {bundle.fingerprint}. Guidance and quality checks are",
+        "left to maisi-aug.",
     ]
     text = "\n".join(lines) + "\n"
     return text + (f"\n---\n\n{own.read_text(encoding='utf-8')}" if own.is_file() else "")

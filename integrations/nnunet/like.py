@@ -188,8 +188,8 @@ def _link(source: Path, place: Path, export: LikeExport) -> None:
     except OSError as error:
         if export.link == "symlink":
             raise ExportError(
-                f"--link symlink: {place.name} could not be linked to {source}: {error.strerror}. Windows allows links in "
-                "developer mode only. Use --link hard, or none."
+                f"--link symlink: {place.name} could not be linked to {source}: {error.strerror}. Windows allows "
+                "links in developer mode only. Use --link hard, or none."
             ) from error
         raise ExportError(
             f"--link hard: expected {source} on the file system of {export.target.parent}, found: {error.strerror}. "

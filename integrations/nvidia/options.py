@@ -39,15 +39,15 @@ class Counterpart(NamedTuple):
 _DEFINED = Counterpart("--bundle", "Network definitions belong to the bundle.")
 _IN_RECIPE = "A field of the training recipe: 'maisi-aug recipes copy train-rflow-ct' writes one to edit."
 _NO_CACHE = Counterpart("", "Cases are kept in a bounded amount of memory; there is nothing to set.")
-_MASK_V2 = "For NVIDIA's second mask model (October 2026), which this package does not have: it draws label maps with the first."
+_MASK_V2 = "For NVIDIA's second mask model (October 2026), which this package does not have: label maps are those of the first."
 
 OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
     Kind.paired: {
         "num_output_samples": Counterpart("-n"),
         "body_region": Counterpart(
             "--body-region",
-            "chest and thorax are thorax, pelvis and lower are pelvis. It chooses among label maps of the database, and "
-            "conditions the networks of ddpm-ct; it has no effect on generated label maps, as in NVIDIA's scripts.",
+            "chest and thorax are thorax, pelvis and lower are pelvis. It chooses among label maps of the database, "
+            "and conditions the networks of ddpm-ct; it has no effect on generated label maps, as in NVIDIA's scripts.",
         ),
         "anatomy_list": Counterpart(
             "--labels",

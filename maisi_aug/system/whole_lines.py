@@ -9,7 +9,6 @@ from maisi_aug.errors import CohortError
 from maisi_aug.system.file_lock import lock
 from maisi_aug.system.whole_files import is_disk_full
 
-
 APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
 """How a file is opened that lines are added to; without ``O_BINARY`` Windows would change line breaks."""
 

@@ -119,8 +119,8 @@ def test_monais_command_line_runs_it_in_its_folder(bundle: Bundle, exported: Pat
 
 
 def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bundle, tmp_path: Path) -> None:
-    from monai.data.meta_tensor import MetaTensor
     import torch
+    from monai.data.meta_tensor import MetaTensor
 
     from maisi_aug.integrations.monai_bundle.sampler import LabelMapSampler
 

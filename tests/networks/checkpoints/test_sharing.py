@@ -118,9 +118,7 @@ def test_pushed_and_pulled_bundle_draws_the_same_bytes(finetuned: Bundle, server
 
 def test_nothing_of_the_machine_or_the_patients_is_shared(finetuned: Bundle, tmp_path: Path) -> None:
     said: list[str] = []
-    files, address = push_bundle(
-        finetuned.path, REPOSITORY, folder=tmp_path / "shared", uploads=False, report=said.append
-    )
+    _, address = push_bundle(finetuned.path, REPOSITORY, folder=tmp_path / "shared", uploads=False, report=said.append)
     assert address is None
     assert said == ["The label maps are left out (2 training cases of anna); --with-label-maps includes them."]
     texts = [path.read_text() for path in (tmp_path / "shared").iterdir() if path.suffix in (".yaml", ".md", ".txt")]
