@@ -39,7 +39,7 @@ class Counterpart(NamedTuple):
 _DEFINED = Counterpart("--bundle", "Network definitions belong to the bundle.")
 _IN_RECIPE = "A field of the training recipe: 'maisi-aug recipes copy train-rflow-ct' writes one to edit."
 _NO_CACHE = Counterpart("", "Cases are kept in a bounded amount of memory; there is nothing to set.")
-_MASK_V2 = "For NVIDIA's second mask model (October 2026), which this package does not have: label maps are those of the first."
+_MASK_V2 = "For NVIDIA's second mask model (October 2026), which is not supported: label maps are those of the first."
 
 OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
     Kind.paired: {
