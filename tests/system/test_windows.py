@@ -91,8 +91,7 @@ from maisi_aug.system import file_lock
 file_lock.fcntl = None
 from maisi_aug.system.file_lock import folder_lock, is_locked
 from maisi_aug.system.whole_folder import folders_that_appear_whole, open_whole_folder
-from maisi_aug.system.whole_files import write_text_whole
-from maisi_aug.system.whole_lines import append_to_shared
+from maisi_aug.system.whole_files import append_to_shared, write_text_whole
 from maisi_aug.system.lease import take_lease
 folder = Path(sys.argv[1])
 with open_whole_folder(folder / "whole", require_replaceable=lambda: None) as unfinished:
