@@ -129,7 +129,7 @@ class LabelMapSampler:
         if self.modality is not None:
             told["class_labels"] = torch.tensor([self.modality])
         if self.region_labels is not None:
-            present = set(ids.unique().tolist())
+            present = set(torch.unique(ids).tolist())
             shown = [place for place, labels in enumerate(self.region_labels) if present.intersection(labels)]
             shown = shown or list(self.usual_regions)
             names = ("top_region_index_tensor", "bottom_region_index_tensor")

@@ -217,7 +217,7 @@ def _build_paired(run: _Run, config: Mapping[str, Any]) -> None:
         words += _option("--mask-steps", config, "mask_generation_num_inference_steps")
     else:
         run.fetch()
-        words += ["--mask-source", "bank", "--mask-bank", _find_masks(run), *_ask_for_anatomy(config)]
+        words += [*_ask_for_anatomy(run, config), "--mask-bank", _find_masks(run)]
         words += [*_spell_regions(config.get("body_region") or []), *_option("-n", config, "num_output_samples")]
     if config.get("controllable_demographics"):
         run.note("controllable_demographics is set: label maps will not follow it, and the images will differ.")
@@ -385,13 +385,21 @@ def _ask_for_sizes(run: _Run, sizes: Mapping[str, float]) -> list[str]:
     return words
 
 
-def _ask_for_anatomy(config: Mapping[str, Any]) -> list[str]:
-    """All labels of the list in every case: tumors are asked for, and organs kept with them."""
+def _ask_for_anatomy(run: _Run, config: Mapping[str, Any]) -> list[str]:
+    """All labels of the list in every case: tumors are asked for, and organs kept with them.
+
+    Maps with tumors are drawn by the size of these; of organs alone any map that holds them will do.
+    """
     names = [_name_label(str(name), "anatomy_list") for name in config.get("anatomy_list") or []]
     if not names:
         raise MigrationError("anatomy_list: empty, and so is controllable_anatomy_size. Name a label in one of them.")
     tumors = [name for name in names if _is_tumor(name)]
-    words = ["--labels", "+".join(tumors or names)]
+    words = ["--mask-source", "bank" if tumors else "plant", "--labels", "+".join(tumors or names)]
+    if tumors:
+        run.note(
+            "A label map is chosen whose tumor is about as large as one drawn from published sizes; NVIDIA's scripts "
+            "take any. --mask-source plant plants one of exactly that size instead."
+        )
     return [*words, "--anatomy", ",".join(names)] if tumors and len(names) > len(tumors) else words
 
 

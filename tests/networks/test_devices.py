@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torchgen
 import yaml
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,18 +26,20 @@ from maisi_aug.volumes.grid import Grid
 from tests.builders.random_bundle import write_random_bundle
 from tests.builders.tiny_bundle import build_ddpm_header, build_header
 
-NATIVE_FUNCTIONS = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
+NATIVE_FUNCTIONS = (
+    Path(torch.__file__).parents[1] / "torchgen" / "packaged" / "ATen" / "native" / "native_functions.yaml"
+)
 COMPOSITE = {"CompositeImplicitAutograd", "CompositeExplicitAutograd", "CompositeExplicitAutogradNonFunctional"}
 """Kernels that are made of others, and run wherever those do."""
 ON_HOST = {"aten::_local_scalar_dense"}
 """A number that is read off a tensor; part of how tensors of any device are copied."""
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Records the operations of a block, and the types of what they take and give."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.names: set[str] = set()
         self.float64: set[str] = set()
 
@@ -103,7 +104,8 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         header |= {"num_inference_steps": 2, "scheduler": {**header["scheduler"], "num_train_timesteps": 2}}
     bundle = write_random_bundle(tmp_path_factory.mktemp("bundle"), header, seed=0)
     pipeline = Pipeline.load(bundle, "cpu", fast_paths=replace(ALL_FAST_PATHS, cpu_layers=False))
-    with Recorder() as recorder:
+    recorder = Recorder()
+    with recorder:
         draw_all(pipeline, Grid.from_spacing((80, 24, 16), (6.4, 6.4, 6.4)))
     return recorder
 

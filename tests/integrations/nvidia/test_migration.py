@@ -67,7 +67,8 @@ def test_each_configuration_becomes_a_command_that_asks_for_the_same(name: str, 
     assert request.shape == own.size
     assert request.spacing_mm == own.spacing
     assert request.num_inference_steps == own.steps
-    assert request.mask_source == ("diffusion" if own.sizes else "bank")
+    has_tumor = any("tumor" in name for name in own.anatomy)
+    assert request.mask_source == ("diffusion" if own.sizes else "bank" if has_tumor else "plant")
     assert command[-2:] == ["--out", "output"]
     is_whole = all(side <= 4 * length for side, length in zip(own.size, own.window, strict=True))
     assert request.decoding.window == (None if is_whole else own.window)
