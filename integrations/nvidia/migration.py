@@ -66,6 +66,16 @@ class Setting:
     ours: str
     difference: str = ""
 
+    @property
+    def is_felt(self) -> bool:
+        """Whether the result of the run differs by it: it is set to something, and is no path and no reference."""
+        is_empty = self.value in (None, [], {}, "", 0, ".nii.gz") or str(self.value).startswith("$@")
+        is_path = self.key in OPTIONS[Kind.environment]
+        is_default = self.key.endswith("modality") and self.value == 1
+        is_unused = self.key.startswith("mask_generation")
+        has_difference = bool(self.difference) or not self.ours
+        return has_difference and not (is_empty or is_path or is_default or is_unused)
+
     def to_json(self) -> dict[str, Any]:
         """The setting as JSON types."""
         return {"key": self.key, "value": self.value, "ours": self.ours, "difference": self.difference}
@@ -95,7 +105,7 @@ class Migration:
 
     def to_script(self) -> str:
         """Lines for a shell: what differs as comments, then the commands."""
-        differing = [one for one in self.settings if one.difference or not one.ours]
+        differing = [one for one in self.settings if one.is_felt]
         lines = [f"# {one.key}: {one.difference or 'nothing corresponds to it.'}" for one in differing]
         lines += [f"# {note}" for note in self.notes]
         return "\n".join((*lines, *(shlex.join(command) for command in self.commands)))

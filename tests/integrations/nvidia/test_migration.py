@@ -244,3 +244,15 @@ def test_command_prints_a_script_and_runs_it(
     assert done.code == 1, "random weights draw no patient, which is rejected as in any other run"
     assert "0 of 1 cases accepted" in done.stdout
     assert (out / "manifest.jsonl").is_file()
+
+
+def test_script_says_what_is_felt_and_json_says_all(tmp_path: Path) -> None:
+    contents = (paired("config_infer"), ENVIRONMENTS["environment_rflow-ct"])
+    found = translate(tmp_path, *contents)
+    keys = [line.partition(":")[0].removeprefix("# ") for line in found.to_script().splitlines()]
+    assert {"body_region", "anatomy_list", "autoencoder_sliding_window_infer_size"} <= set(keys)
+    assert not {"controlnet", "image_output_ext", "controllable_demographics", "label_dict_json", "modality"} & set(
+        keys
+    )
+    told = {row["key"] for row in found.to_json()["settings"]}
+    assert told == set(contents[0]) | set(contents[1])
