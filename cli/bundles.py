@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|presets|pull|import|convert|verify`: weights and their licences."""
+"""`maisi-aug bundles list|show|presets|pull|push|import|export|convert|verify`: weights and their licences."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
-    from maisi_aug.bundle_spec.known_bundles import KnownBundle
     from maisi_aug.bundle_spec.presets import Preset
 
 AcceptOption = Annotated[
@@ -35,9 +34,9 @@ def pull_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
+            metavar="NAME|OWNER/NAME",
             autocompletion=complete_known_bundles,
-            help="A bundle that can be downloaded; see 'maisi-aug bundles list'.",
+            help="A bundle that can be downloaded (see 'maisi-aug bundles list'), or the repository of a shared one.",
         ),
     ],
     with_masks: Annotated[
@@ -66,11 +65,18 @@ def pull_command(
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.databases import pull_database
     from maisi_aug.networks.checkpoints.hub import pull_bundle
+    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
+    accept = partial(_accept, accept_license)
+    if is_repository(name):
+        if with_masks or with_mask_database:
+            option = "--with-masks" if with_masks else "--with-mask-database"
+            raise typer.BadParameter(f"{option} can only be used with a bundle of NVIDIA's.")
+        tell_ready(pull_shared(name, accept_licence=accept, folder=to, report=tell), to, as_json=as_json)
+        return
     known = find_known_bundle(name)
     if with_mask_database:
         known.require_database()
-    accept = partial(_accept, accept_license)
     bundle = pull_bundle(known, accept_licence=accept, with_masks=with_masks, folder=to, report=tell)
     database = pull_database(known, accept_licence=accept, report=tell) if with_mask_database else None
     tell_ready(bundle, to, as_json=as_json, database=database)
@@ -82,20 +88,98 @@ def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path
         found = {"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}
         typer.echo(json.dumps(found | ({"mask_database": str(database)} if database else {}), indent=1))
         return
+    from maisi_aug.bundle_spec.bundle import reference_of
+
+    used = reference_of(bundle) if to is None else to
     usage = "" if bundle.has_controlnet else " --mask-source none"
     typer.echo(f"{bundle.name}: ready in {bundle.path}.")
     if database is not None:
         typer.echo(f"Label maps: in {database}.\nUse them with: --mask-bank {database}")
-    typer.echo(f"Use it with: --bundle {bundle.name if to is None else to}{usage}")
+    typer.echo(f"Use it with: --bundle {used}{usage}")
 
 
-def _accept(is_accepted: bool, _: KnownBundle) -> bool:
+def _accept(is_accepted: bool, _: object) -> bool:
     return is_accepted or ask_for_licence()
 
 
 def ask_for_licence() -> bool:
     """Ask on a terminal; elsewhere nobody can answer."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
+
+
+def push_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to share.")
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub; made if it is not there.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository that only its owner reads.")
+    ] = False,
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Include the weights of the base that it was fine-tuned from.")
+    ] = False,
+    with_label_maps: Annotated[
+        bool,
+        typer.Option("--with-label-maps", help="Include its label maps, which are those of the training patients."),
+    ] = False,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Share a bundle on the Hugging Face hub: safetensors, bundle.yaml, a model card and the licence's notice.
+
+    A fine-tuned bundle names its base by hash instead of holding its weights. Needs a token that may write, in HF_TOKEN
+    or by 'hf auth login'. Others fetch it with: maisi-aug bundles pull OWNER/NAME
+
+    Example: maisi-aug bundles push runs/parotid anna/parotid-ct --private
+    """
+    from maisi_aug.networks.checkpoints.sharing import push_bundle
+
+    files, address = push_bundle(
+        source,
+        repository,
+        is_private=private,
+        self_contained=self_contained,
+        with_label_maps=with_label_maps,
+        folder=to,
+        uploads=not dry_run,
+        report=lambda sentence: tell(sentence),
+    )
+    if as_json:
+        typer.echo(json.dumps({"address": address, "files": [file.to_json() for file in files]}, indent=1))
+        return
+    for file in files:
+        typer.echo(f"{file.name}: {file.num_bytes / 1e6:.2f} MB, SHA-256 {file.sha256[:12]}...")
+    typer.echo(f"{repository}: nothing uploaded." if address is None else address)
+
+
+def export_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to export.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the MONAI bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Write a bundle as a MONAI bundle, which draws images of label maps without maisi-aug.
+
+    Example: maisi-aug bundles export phantom-ct --to phantom-ct-monai
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.integrations.monai_bundle.export import export_monai_bundle
+
+    bundle = load_bundle(source)
+    export_monai_bundle(bundle, to)
+    if as_json:
+        typer.echo(json.dumps({"name": bundle.name, "path": str(to), "licence": bundle.licence}, indent=1))
+        return
+    typer.echo(
+        f"{to}: {bundle.name} as a MONAI bundle. With pip install fire:\n"
+        f"cd {to} && python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz"
+    )
 
 
 def presets_command(
@@ -301,7 +385,7 @@ def verify_command(
     typer.echo(f"{bundle.name}: all {len(files)} files are intact.")
 
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, share, convert and verify bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -311,7 +395,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch, convert and verify bundles of weights: networks, licence, grids, where they come from."""
+    """List, show, fetch, share, convert and verify bundles of weights: networks, licence, grids, origin."""
 
 
 @bundles_app.command("list")
@@ -361,7 +445,9 @@ def show_command(
 
 bundles_app.command("presets")(presets_command)
 bundles_app.command("pull")(pull_command)
+bundles_app.command("push")(push_command)
 bundles_app.command("import")(import_command)
+bundles_app.command("export")(export_command)
 bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 

@@ -15,7 +15,9 @@ RUN = "Run"
 
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
-Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)]
+Device = Annotated[
+    str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=RUN)
+]
 Devices = Annotated[
     str | None,
     typer.Option(

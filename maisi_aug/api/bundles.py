@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
-from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, reference_of
 from maisi_aug.errors import RequestError
 from maisi_aug.system.progress import Say
 
@@ -90,7 +90,7 @@ def pull_bundle(
     """Download a bundle from the Hugging Face hub, check it and save it as safetensors; ``maisi-aug bundles pull``.
 
     Args:
-        name: One of those that :func:`list_bundles` names.
+        name: One of those that :func:`list_bundles` names, or the repository ``owner/name`` of a shared one.
         accept_license: Whether you have read and accept the licence of the weights.
         with_masks: Whether to include the networks that generate label maps.
         with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
@@ -104,8 +104,12 @@ def pull_bundle(
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.databases import pull_database
     from maisi_aug.networks.checkpoints.hub import pull_bundle as pull
+    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
-    known, folder = find_known_bundle(name), None if to is None else Path(to)
+    folder = None if to is None else Path(to)
+    if is_repository(name):
+        return pull_shared(name, accept_licence=lambda _: accept_license, folder=folder, report=say)
+    known = find_known_bundle(name)
     if with_mask_database:
         known.require_database()
     bundle = pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
@@ -201,7 +205,7 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
 def _summarise(bundle: Bundle) -> BundleRow:
     """Return the row of an installed bundle."""
     row: BundleRow = {
-        "name": bundle.name,
+        "name": reference_of(bundle),
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),

@@ -72,7 +72,7 @@ def synthesize(
         size_bins: Edges in mm of the lesion sizes that are balanced.
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
             with ``if __name__ == "__main__":``.
         shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.

@@ -474,10 +474,17 @@ def pulled_bundles_folder() -> Path:
 
 
 def pulled_bundles() -> tuple[str, ...]:
-    """Names of the bundles that were fetched."""
+    """Names of the bundles that were fetched; ``owner/name`` of those that others have shared."""
     # The names of folders that are not complete begin with a dot.
-    found = pulled_bundles_folder().glob(f"[!.]*/{BUNDLE_FILE}")
-    return tuple(sorted(path.parent.name for path in found))
+    home = pulled_bundles_folder()
+    found = (path for depth in ("[!.]*", "[!.]*/[!.]*") for path in home.glob(f"{depth}/{BUNDLE_FILE}"))
+    return tuple(sorted(path.parent.relative_to(home).as_posix() for path in found))
+
+
+def reference_of(bundle: Bundle) -> str:
+    """What ``--bundle`` takes for a bundle that is embedded or was fetched: its name, or ``owner/name``."""
+    home = pulled_bundles_folder()
+    return bundle.path.relative_to(home).as_posix() if bundle.path.is_relative_to(home) else bundle.name
 
 
 def list_bundles() -> list[Bundle]:
@@ -562,9 +569,12 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
     Raises:
         BundleError: When it is nowhere to be found, or is no longer what it was.
     """
-    places: list[str | Path] = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
+    at_hand = (*embedded_bundles(), *pulled_bundles())
+    places: list[str | Path] = [spec.name] if spec.name in at_hand else []
     places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
     found = [load_bundle(place) for place in places]
+    # A base that somebody has shared is found under its owner's name.
+    found += [load_bundle(name) for name in at_hand if name.endswith(f"/{spec.name}")]
     for bundle in found:
         if bundle.fingerprint == spec.fingerprint:
             return bundle

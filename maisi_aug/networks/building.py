@@ -173,7 +173,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
 
     Args:
         wanted: ``auto`` is float16 on CUDA devices, for networks that bear it, and float32 everywhere else.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         bears_half: Whether the networks are known to draw the same in half precision.
 
     Raises:

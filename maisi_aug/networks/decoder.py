@@ -24,6 +24,7 @@ from maisi_aug.bundle_spec.decoding import (
 )
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks.decoding import cut_window, decode_latent
+from maisi_aug.networks.devices import release_memory
 from maisi_aug.networks.streaming import MIN_THICKNESS
 from maisi_aug.system.memory import is_out_of_memory
 
@@ -150,8 +151,7 @@ class Decoder:
                 raise
         # Not before here: the error holds the frames, and those hold the tensors.
         gc.collect()
-        if latent.is_cuda:
-            torch.cuda.empty_cache()
+        release_memory(latent.device)
         return None
 
 

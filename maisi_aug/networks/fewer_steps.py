@@ -45,7 +45,7 @@ def integrate_fast(
         ValueError: For more steps than the scheduler knows.
     """
     # (T,)
-    kept = scheduler.alphas_cumprod.double().cpu()  # a_t^2
+    kept = scheduler.alphas_cumprod.cpu().double()  # a_t^2
     # l_t = log(a_t / s_t), half the log signal-to-noise ratio
     levels = [0.5 * math.log(share / (1 - share)) for share in kept.tolist()]
     timesteps = choose_timesteps(levels, num_steps)

@@ -40,6 +40,7 @@ from maisi_aug.networks.conditioning import (
     unit_to_mr,
 )
 from maisi_aug.networks.decoder import Decoder
+from maisi_aug.networks.devices import explain_missing
 from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.progress import Report
@@ -62,8 +63,8 @@ def resolve_device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
-        raise BundleError(f"Device '{text}': torch cannot use it: {reason}. Use --device cpu or auto.") from error
+        reason = explain_missing(text, error)
+        raise BundleError(f"Device '{text}': torch cannot use it: {reason} Use --device cpu or auto.") from error
     return text
 
 
@@ -117,7 +118,7 @@ class Pipeline:
 
         Args:
             bundle: The bundle.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             fast_paths: Which to take.
             compiler: Compiler for the networks; they are compiled when the first image is drawn.
             precision: Precision of the networks; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
@@ -307,7 +308,8 @@ class Pipeline:
     def _encode_known(self, image: Tensor, is_known: Tensor, noise: Tensor, num_resamplings: int) -> KnownLatent:
         """The latent of an image, known where all voxels below a latent voxel are."""
         latent = self.networks.autoencoder.encode(image[:, None])[0].float()  # type: ignore[operator]
-        hidden = functional.adaptive_max_pool3d((~is_known)[:, None].float(), list(noise.shape[2:]))
+        factors = [side // small for side, small in zip(is_known.shape[1:], noise.shape[2:], strict=True)]
+        hidden = functional.max_pool3d((~is_known)[:, None].float(), factors)  # of which MPS has no adaptive one
         return KnownLatent((latent * self.networks.scale_factor).expand_as(noise), hidden == 0, num_resamplings)
 
     @property

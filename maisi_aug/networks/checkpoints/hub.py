@@ -1,7 +1,8 @@
 """Fetching bundles from the Hugging Face hub: licence, download, hashes, and conversion to our own layout.
 
 The download is ``huggingface_hub``'s, with its cache, its resumption and its settings (``HF_HOME``, ``HF_ENDPOINT``,
-``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and SHA-256 are those that the hub states.
+``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and hash are those that the hub states: the
+SHA-256 of a large file, and git's SHA-1 of a small one, such as JSON, that is kept in the repository itself.
 """
 
 from __future__ import annotations
@@ -60,11 +61,14 @@ class FetchedFile:
 class _Statement:
     """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it.
 
-    The hash is the SHA-256 of a large file, and git's of a small one that is kept in the repository itself.
+    Attributes:
+        revision: Commit of the repository.
+        digest: SHA-256, or git's SHA-1 of a small file, in hexadecimal.
+        num_bytes: Size.
     """
 
     revision: str
-    hash: str
+    digest: str
     num_bytes: int | None
 
 
@@ -147,19 +151,21 @@ def _fetch(
     return fetch_files(known.repository, names, hub or Hub())
 
 
-def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
+def fetch_files(
+    repository: str, names: Mapping[str, str], hub: Hub, *, revision: str = DEFAULT_REVISION
+) -> dict[str, FetchedFile]:
     """Download files of one repository, all from the same revision, and compare them with what the hub states.
 
     Args:
         repository: ``owner/name``.
         names: Path in the repository by role.
         hub: Where from.
+        revision: Branch or commit that they are taken from.
 
     Raises:
         BundleError: In one sentence for whatever went wrong, naming the file.
     """
     fetched: dict[str, FetchedFile] = {}
-    revision = DEFAULT_REVISION
     for role, name in names.items():
         stated = _ask_hub(repository, name, revision, hub)
         if stated is None:
@@ -186,9 +192,9 @@ def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement 
         raise _explain(error, f"{repository}/{name}") from error
     except Exception:  # of whichever HTTP library huggingface_hub is built on, and its own offline mode
         return None
-    if stated.commit_hash is None or stated.etag is None or not _is_hash(stated.etag):
+    if stated.commit_hash is None or stated.etag is None or not _is_digest(stated.etag):
         raise BundleError(
-            f"{repository}/{name}: the hub did not state both revision and SHA-256. Check HF_ENDPOINT, and any proxy "
+            f"{repository}/{name}: the hub did not state both revision and hash. Check HF_ENDPOINT, and any proxy "
             "in between."
         )
     return _Statement(stated.commit_hash, stated.etag, stated.size)
@@ -216,8 +222,8 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
             "connection, HF_ENDPOINT and HF_HUB_OFFLINE."
         ) from error
     commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
-    if not _is_hash(blob):
-        raise BundleError(f"{subject}: no SHA-256 is known to check the cached file against. Go online once.")
+    if not _is_digest(blob):
+        raise BundleError(f"{subject}: no hash is known to check the cached file against. Go online once.")
     return path, _Statement(commit, blob, None)
 
 
@@ -262,7 +268,7 @@ _ADDRESS = re.compile(r"\w+://\S+")
 """Address of a proxy or of another hub, which may hold a password."""
 
 
-def _is_hash(text: str) -> bool:
+def _is_digest(text: str) -> bool:
     return re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", text) is not None
 
 
@@ -273,23 +279,26 @@ def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> str:
         The SHA-256 of the file.
     """
     num_bytes, sha256 = path.stat().st_size, sha256_of(path)
-    is_large = len(stated.hash) == len(sha256)
-    found = sha256 if is_large else _git_hash_of(path)
-    if found == stated.hash and stated.num_bytes in (None, num_bytes):
+    is_large = len(stated.digest) == len(sha256)
+    found = sha256 if is_large else _git_sha1_of(path)
+    if found == stated.digest and stated.num_bytes in (None, num_bytes):
         return sha256
     path.resolve().unlink()
     path.unlink(missing_ok=True)
     size = "" if stated.num_bytes is None else f" and {stated.num_bytes} bytes"
     raise BundleError(
-        f"{subject}: expected {'SHA-256' if is_large else 'git hash'} {stated.hash[:12]}...{size}, found "
+        f"{subject}: expected {'SHA-256' if is_large else 'SHA-1'} {stated.digest[:12]}...{size}, found "
         f"{found[:12]}... and {num_bytes} bytes; the file was removed from the cache. Run the same command again."
     )
 
 
-def _git_hash_of(path: Path) -> str:
-    """The name that git gives to a file's content: SHA-1 over its length and itself."""
-    content = path.read_bytes()
-    return hashlib.sha1(f"blob {len(content)}\0".encode() + content, usedforsecurity=False).hexdigest()
+def _git_sha1_of(path: Path) -> str:
+    """The name that git gives to a file's content: SHA-1 over its size and its bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _describe(files: Mapping[str, FetchedFile], known: KnownBundle) -> dict[str, Any]:
@@ -303,3 +312,57 @@ def _describe(files: Mapping[str, FetchedFile], known: KnownBundle) -> dict[str,
         if file.repository != known.repository:
             described[role] |= {"repository": file.repository, "revision": file.revision}
     return {"revision": own[0].revision if own else None, "files": described}
+
+
+def upload_folder(
+    repository: str, folder: Path, *, is_private: bool, message: str, removes: list[str], hub: Hub | None = None
+) -> str:
+    """Put the files of a folder into a repository, in one commit; the repository is made if it is not there.
+
+    Args:
+        repository: ``owner/name``.
+        folder: What to upload.
+        is_private: Whether only its owner may read the repository.
+        message: Of the commit.
+        removes: Patterns of files that go from the repository unless the folder has them.
+        hub: Where to.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        BundleError: When the hub refuses, cannot be reached, or has the repository in public where a private one is
+            wanted; nothing is uploaded then.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=(hub or Hub()).endpoint)
+    try:
+        address = api.create_repo(repository, private=is_private or None, exist_ok=True)
+        # The hub leaves the visibility of a repository that exists as it is.
+        if is_private and not api.repo_info(repository).private:
+            raise BundleError(
+                f"{repository}: is public already, and nothing was uploaded. Make it private in its settings, choose "
+                "another name, or leave --private out."
+            )
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=removes or None
+        )
+    except BundleError:
+        raise
+    except Exception as error:  # of whichever HTTP library huggingface_hub is built on
+        raise _explain_upload(error, repository) from error
+    return str(address)
+
+
+def _explain_upload(error: Exception, repository: str) -> BundleError:
+    status = _status_of(error)
+    if status in (401, 403):
+        advice = "Set HF_TOKEN to a token that may write, or run 'hf auth login', and check the owner's name"
+    elif status == 429:
+        advice = "The hub limits requests: wait some minutes and run the same command again"
+    else:
+        advice = "Run the same command again: what has been uploaded is not sent twice"
+    reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _ADDRESS.sub("an address", reason).rstrip(".")
+    return BundleError(f"{repository}: the hub did not take the bundle ({reason}). {advice}.")

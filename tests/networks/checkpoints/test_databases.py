@@ -35,7 +35,7 @@ def contents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @pytest.fixture
 def pull(server: HubServer, hub: Hub) -> Callable[..., Path]:
-    server.kept_in_git.add(LIST)
+    server.small = (LIST,)
 
     def call(**arguments: Any) -> Path:
         known = find_known_bundle("rflow-ct")
