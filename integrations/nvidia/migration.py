@@ -476,7 +476,7 @@ def _spell_steps(run: _Run, steps: Any) -> list[str]:
 
 
 def _spell_modality(code: Any) -> list[str]:
-    from maisi_aug.networks.conditioning import MODALITY_CODES
+    from maisi_aug.vocabulary.modalities import MODALITY_CODES
 
     if code in (None, 1):
         return []

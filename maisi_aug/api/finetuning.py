@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from maisi_aug.preparation.request import Sources
     from maisi_aug.preparation.run import PreparePlan
     from maisi_aug.training.cases.prepared import PreparedStore
-    from maisi_aug.training.finetune.run import FinetuneResult
+    from maisi_aug.training.finetune.run import FinetuneResult, Finetuning
+    from maisi_aug.training.loop.stopping import TimeLimit
 
 PREPARED_FOLDER = "prepared"
 MAX_FOLDS = 5
@@ -101,7 +102,7 @@ def finetune(
         MaisiAugError: The request cannot be met.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
+    from maisi_aug.training.loop.stopping import TimeLimit
 
     with display.show_loading():
         from maisi_aug.networks.pipeline import resolve_device
@@ -128,18 +129,25 @@ def finetune(
             report_phase=limit.limit(display.add_phase, uninterrupted=("Looking",)),
             say=display.say,
         )
-        result: FinetuneResult | None = None
-        try:
-            result = run.train(
-                report_step=display.add_training("Training", config.loop.num_steps),
-                max_minutes=limit.minutes_left,
-                with_tensorboard=with_tensorboard,
-                self_contained=self_contained,
-            )
-        except TimeIsUp as stop:
-            display.say(f"Time limit reached while {stop}; run the same command again to continue.")
+        result = _train(
+            run, limit, display, config.loop.num_steps, with_tensorboard=with_tensorboard, self_contained=self_contained
+        )
     processes.leave()
     return result if processes.is_main else None
+
+
+def _train(
+    run: Finetuning, limit: TimeLimit, display: TrainingDisplay, num_steps: int, **options: bool
+) -> FinetuneResult | None:
+    """Train until the end or the time limit, which the display says."""
+    from maisi_aug.training.loop.stopping import TimeIsUp
+
+    try:
+        report_step = display.add_training("Training", num_steps)
+        return run.train(report_step=report_step, max_minutes=limit.minutes_left, **options)
+    except TimeIsUp as stop:
+        display.say(f"Time limit reached while {stop}; run the same command again to continue.")
+        return None
 
 
 def open_data(

@@ -191,11 +191,14 @@ def test_label_dictionary_of_nvidia_says_what_ids_are(tmp_path: Path) -> None:
     mapping = load_mapping(str(tmp_path / "label_dict_ctmr.json"))
     assert mapping == {"1": 1, "3": 3, "26": 26, "28": 28, "33": 33, "116": 116, "132": 132}
     translation = _build(mapping)
+    assert translation is not None
     assert translation.envelope_ids == frozenset(), "200 is the left mandible there, and no body"
     label_map = np.array([0, 1, 2, 26, 132, 200, 210, 403], dtype=np.uint16).reshape(2, 2, 2)
     assert translation.apply(label_map).ravel().tolist() == [0, 1, 200, 26, 132, 200, 200, 200]
     (tmp_path / "label_dict.json").write_text(json.dumps({**CTMR, "left mandible": 201, "body": 200}))
-    assert _build(load_mapping(str(tmp_path / "label_dict.json"))).envelope_ids == {200}
+    with_body = _build(load_mapping(str(tmp_path / "label_dict.json")))
+    assert with_body is not None
+    assert with_body.envelope_ids == {200}
 
 
 def test_mapping_of_names_is_no_label_dictionary(tmp_path: Path) -> None:

@@ -93,7 +93,12 @@ def test_what_a_dead_node_left_is_taken_when_it_is_stale_whatever_the_clocks_say
 ) -> None:
     monkeypatch.setattr(leases, "time", lambda: time.time() + ahead)  # this machine's clock is not asked
     naps: list[float] = []
-    monkeypatch.setattr(leases, "sleep", lambda seconds: (naps.append(seconds), time.sleep(seconds)))
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(leases, "sleep", nap)
     write(path, OTHER, age=60.0)
     begun = time.monotonic()
     with hold_lease(path, has_lock=None):
