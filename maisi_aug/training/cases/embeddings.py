@@ -244,10 +244,15 @@ class _Encoder:
         return unit_to_hu(image[0, 0].float().cpu().numpy(), None)
 
 
-def _write_case(
-    folder: Path, listed: EmbeddedList, row: EmbeddedRow, number: int, encoder: _Encoder, table: NDArray[np.uint8]
-) -> PreparedCase:
-    """Write image, label map and latent of a case, and describe it."""
+def _read_case(
+    listed: EmbeddedList, row: EmbeddedRow, encoder: _Encoder, table: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Read the ``(C, i, j, k)`` embedding and the ``(I, J, K)`` label map of a case.
+
+    Raises:
+        PreparationError: They do not belong together, or to the autoencoder.
+        VolumeError: A file cannot be read.
+    """
     image_source, label_source = listed.root / row.image, listed.root / row.label
     latent, label_map = load_channels(image_source), table[load_label_map(label_source).array.astype(np.uint8)]
     expected = (encoder.num_channels, *(side // encoder.factor for side in label_map.shape))
@@ -264,6 +269,15 @@ def _write_case(
             MaisiAugWarning,
             stacklevel=2,
         )
+    return latent, label_map
+
+
+def _write_case(
+    folder: Path, listed: EmbeddedList, row: EmbeddedRow, number: int, encoder: _Encoder, table: NDArray[np.uint8]
+) -> PreparedCase:
+    """Write image, label map and latent of a case, and describe it."""
+    image_source = listed.root / row.image
+    latent, label_map = _read_case(listed, row, encoder, table)
     grid = Grid.from_spacing(label_map.shape, row.spacing)
     image_path, label_path = (folder / f"{role}s" / f"{row.id}.nii.gz" for role in ("image", "label"))
     save_image(image_path, encoder.decode(latent), grid)
