@@ -136,10 +136,8 @@ def finetune(
                 self_contained=self_contained,
             )
         except TimeIsUp as stop:
-            display.say(
-                f"Time limit reached while {stop.phase.lower()}, {stop.done} of {stop.total}; run the same command "
-                "again to continue."
-            )
+            said = f"{stop.phase.lower()}, {stop.done} of {stop.total}"
+            display.say(f"Time limit reached while {said}; run the same command again to continue.")
     processes.leave()
     return result if processes.is_main else None
 

@@ -272,12 +272,12 @@ def test_lesion_without_room_fails_soon_and_says_why() -> None:
 def _fail_without_room(label_map: NDArray[np.uint8]) -> None:
     with pytest.raises(
         LesionError,
-        match=r"pancreatic tumor: .* 65\.45 mL \(50\.0 mm\) .*\(pancreas\), found 50\.33 mL free, 50\.33 mL",
+        match=r"pancreatic tumor: .* 65\.45 mL \(50\.0 mm\) .*\(pancreas\): 50\.33 mL are free, 50\.33 mL",
     ):
         plant_lesions(
             label_map, [ask_for(24, (4,), sphere_ml(50))], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
         )
-    with pytest.raises(LesionError, match=r"my label: .* \(label 250\), found 0\.00 mL free"):
+    with pytest.raises(LesionError, match=r"my label: .* \(label 250\): 0\.00 mL are free"):
         plant_lesions(
             label_map,
             [ask_for(251, (250,), 1.0, label="my label")],
@@ -285,7 +285,7 @@ def _fail_without_room(label_map: NDArray[np.uint8]) -> None:
             rng=np.random.default_rng(0),
         )
     crowd = [ask_for(24, (4,), 12.0)] * 6
-    with pytest.raises(LesionError, match=r"pancreatic tumor: .* 12\.00 mL .* in the largest part\. Ask for"):
+    with pytest.raises(LesionError, match=r"pancreatic tumor: .* 12\.00 mL .* in the largest part\. Request"):
         plant_lesions(label_map, crowd, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
 
 

@@ -68,7 +68,7 @@ def left_behind() -> list[Path]:
 def test_pulled_bundle_is_found_by_name_with_the_weights_as_they_came(
     pull: Callable[..., Bundle], states: States, known: KnownBundle
 ) -> None:
-    with pytest.raises(BundleError, match="not been fetched yet.*maisi-aug bundles pull rflow-ct"):
+    with pytest.raises(BundleError, match="not been downloaded to this machine yet.*maisi-aug bundles pull rflow-ct"):
         load_bundle("rflow-ct")
     bundle = pull()
     assert load_bundle("rflow-ct") == bundle
@@ -339,7 +339,7 @@ def test_folder_in_other_use_is_left_alone(pull: Callable[..., Bundle], tiny: Bu
 
 
 def test_unknown_name_offers_the_closest() -> None:
-    with pytest.raises(BundleError, match="'rflow': expected one that can be fetched .*Did you mean 'rflow-ct'"):
+    with pytest.raises(BundleError, match="'rflow': cannot be downloaded; .*Did you mean 'rflow-ct'"):
         table.find_known_bundle("rflow")
 
 
