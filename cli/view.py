@@ -47,6 +47,10 @@ def view(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed for the order of --blind; the same seed continues a test.")
     ] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also show this report of the cohort; its pictures link to their cases."),
+    ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free port.")] = 0,
     no_browser: Annotated[
         bool, typer.Option("--no-browser", help="Print the address without opening a browser.")
@@ -64,6 +68,8 @@ def view(
 
     if blind and beside is None:
         raise typer.BadParameter("--blind can only be used with --beside, the folder of real images.")
+    if blind and report is not None:
+        raise typer.BadParameter("--report can only be used without --blind, since it shows which cases are synthetic.")
     options = ViewOptions(
         path=path,
         beside=beside,
@@ -73,6 +79,7 @@ def view(
         num_images=num_images,
         seed=seed,
         port=port,
+        report=report,
     )
     tell("Ctrl-C stops.")
     serve(options, tell=typer.echo, opens_browser=not no_browser)

@@ -73,6 +73,10 @@ class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
 
 
+class MigrationError(MaisiAugError, ValueError):
+    """A configuration of another program that cannot be translated."""
+
+
 class BenchmarkError(MaisiAugError, ValueError):
     """A benchmark whose cases, arms or folder are not what it needs."""
 

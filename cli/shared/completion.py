@@ -108,6 +108,17 @@ def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
         yield preset.name, f"{shape} at {'x'.join(f'{step:g}' for step in preset.spacing_mm)} mm"
 
 
+@_offering
+def complete_modalities(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Modalities, of the bundle that the command line names or of all."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.vocabulary.modalities import CT_MODALITIES, MODALITY_CODES, MR_MODALITIES
+
+    named = _name_bundle(ctx)
+    names = load_bundle(named).spec.modalities if named else (*CT_MODALITIES, *MR_MODALITIES)
+    return ((name, f"NVIDIA's code {MODALITY_CODES[name]}") for name in names)
+
+
 def is_given(ctx: typer.Context, name: str) -> bool:
     """Whether a parameter was typed, and is not left to its default."""
     source = ctx.get_parameter_source(name)

@@ -15,7 +15,9 @@ RUN = "Run"
 
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
-Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)]
+Device = Annotated[
+    str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=RUN)
+]
 Devices = Annotated[
     str | None,
     typer.Option(
@@ -31,6 +33,23 @@ ShardOption = Annotated[
         metavar="I/N",
         help="Make only every N-th case, starting with the I-th; other jobs make the rest. Join them with: maisi-aug "
         "cohort merge.",
+        rich_help_panel=RUN,
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Check the bytes of finished cases against the manifest and draw altered ones again; missing files are "
+        "always drawn again.",
+        rich_help_panel=RUN,
+    ),
+]
+RedrawRejected = Annotated[
+    bool,
+    typer.Option(
+        "--redraw-rejected",
+        help="Try again for cases that were rejected in maisi-aug view.",
         rich_help_panel=RUN,
     ),
 ]

@@ -230,7 +230,8 @@ def _show(folder: Path, record: AttemptRecord) -> str:
     except (OSError, ContentError) as error:
         return page.warn(f"{record.case_id}: the picture {path} cannot be read. {error}")
     caption = record.reason or f"{record.case_id}, {record.request}"
-    return page.picture(shown, alt=f"Slices of {record.case_id} with its labels outlined", caption=caption)
+    alt = f"Slices of {record.case_id} with its labels outlined"
+    return page.picture(shown, alt=alt, caption=caption, case=f"{record.case_id}.{record.attempt}")
 
 
 def _count_failed_gates(manifest: Manifest) -> dict[str, int]:

@@ -148,8 +148,8 @@ class AttemptMaker:
             attempt.drawn.grid,
             seed=derive_seed(attempt.seed, "image"),
             num_inference_steps=self.run.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            modality=request.modality,
+            guidance_scale=self.run.guidance_scale,
+            modality=self.run.modality,
             regions=self.run.regions if self.run.bundle.is_told_regions else None,
             decoding=self.run.decoding,
             report=lambda done, total: self.report_step(case_id, done, total),
@@ -166,7 +166,9 @@ def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:
         return attempt
     if drawn.label_map is None:
         is_known_poor = bool(run.bundle.advice_without_map)
-        found = judge_bare_image(image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor)
+        found = judge_bare_image(
+            image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor, is_mr=run.bundle.is_mr
+        )
     else:
         found = judge_image(
             attempt.case,

@@ -103,7 +103,7 @@ def synthesize_cohort(
     Args:
         run: The cohort to make.
         folder: Where to; new, empty, or this cohort's.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         engine: Draws the cases; without one this process does, on the device.
         compiler: Compiler for the networks: ``none``, ``inductor`` or ``trt``.
         listener: Is notified of progress.

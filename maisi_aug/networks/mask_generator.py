@@ -56,7 +56,7 @@ class MaskGenerator:
 
         Args:
             bundle: A bundle that has them.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             num_inference_steps: None for the bundle's default.
             precision: Precision of the networks; ``auto`` is float16 on CUDA devices and float32 elsewhere.
 

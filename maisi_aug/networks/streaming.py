@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
+from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
 """Voxels of a slab along I; of a thinner one the halo is most."""
@@ -103,7 +104,7 @@ class Moments:
             slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
         )
         added = slab[0].numel() // self.num_groups
-        mean, squares = means.double(), rsqrts.double().square().reciprocal() * added
+        mean, squares = in_float64(means), in_float64(rsqrts).square().reciprocal() * added
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = added, mean, squares
             return
@@ -120,9 +121,12 @@ class Moments:
         deviation = (self.squares / self.count + norm.eps).sqrt()
         per_channel = norm.num_channels // norm.num_groups
         mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (self.mean, deviation))
-        scale = norm.weight / deviation
+        weight, bias = (each.to(deviation.device) for each in (norm.weight, norm.bias))
+        scale = weight / deviation
+        shift = bias - mean * scale
         shape = (*scale.shape, 1, 1, 1)
-        return scale.float().view(shape), (norm.bias - mean * scale).float().view(shape)
+        device = norm.weight.device
+        return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
 
 
 class Step(Protocol):
@@ -452,10 +456,9 @@ def stream_slabs(
     last: Callable[[Tensor], Tensor],
     *,
     num_parts: int,
-    keep: Keep = "all",
 ) -> Iterator[Tensor]:
     """Yield slabs of the output of a last function that needs one neighbouring voxel."""
-    run = Stream(Slabs(features), num_parts, keep)
+    run = Stream(Slabs(features), num_parts)
     del features
     _send(run, blocks)
     run.add(_Local(last, 1))

@@ -20,7 +20,7 @@ from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.preparation.prepared import NewLabel
-from maisi_aug.preparation.request import ModalityName
+from maisi_aug.preparation.request import CtModalityName
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID
 from maisi_aug.preparation.tissues import Tissue, add_tissues
@@ -64,7 +64,7 @@ class PrepareSettings:
     tissues: tuple[Tissue, ...] = ()
     organ_labels: str = "auto"
     keeps_surroundings: bool = False
-    modality: ModalityName = "ct"
+    modality: CtModalityName = "ct"
 
     @property
     def grid(self) -> Grid:

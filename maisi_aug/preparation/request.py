@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import PositiveInt
 
 from maisi_aug.system.models import Option, PathText, StrictModel
+from maisi_aug.vocabulary.modalities import CtModality
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 OrganLabels = Literal["auto", "totalsegmentator-v2", "totalsegmentator-v3", "totalsegmentator-v1", "maisi"]
 """Meaning of the ids in organ label maps; ``auto`` reads it from the files next to them, or from the names of masks."""
-ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
+CtModalityName = Literal["unknown", CtModality]
 _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 
@@ -82,7 +83,7 @@ class PrepareConfig(Sources):
     """Number of cross-validation folds; a patient is in one fold only."""
     keeps_surroundings: Annotated[bool, Option("--keep-surroundings", panel=_RESULT)] = False
     """Keep the table and the air around the patient, instead of setting them to -1000 HU."""
-    modality: Annotated[ModalityName, Option(panel=_RESULT)] = "ct"
+    modality: Annotated[CtModalityName, Option(panel=_RESULT)] = "ct"
     """Image modality used as conditioning."""
     name: Annotated[str | None, Option(panel=_RESULT)] = None
     """Name of the dataset (default: that of --out)."""

@@ -26,7 +26,7 @@ from maisi_aug.preparation.mapping import (
     resolve_meanings,
 )
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, PreparedSpec, write_lists
-from maisi_aug.preparation.request import ModalityName, PrepareConfig
+from maisi_aug.preparation.request import CtModalityName, PrepareConfig
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
@@ -81,7 +81,7 @@ class PrepareRequest:
     organ_labels: str = "auto"
     patients: str | None = None
     num_folds: int = 5
-    modality: ModalityName = "ct"
+    modality: CtModalityName = "ct"
     keeps_surroundings: bool = False
     allow_empty: bool = False
     runs_totalsegmentator: bool = False

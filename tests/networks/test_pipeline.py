@@ -249,9 +249,10 @@ def test_networks_that_are_told_regions_draw_others_without_a_label_map(grid: Gr
     assert not np.array_equal(ddpm.synthesize_image(None, grid, seed=1, regions=("head", "head")), usual)
 
 
-def test_guidance_without_a_label_map_is_refused(pipeline: Pipeline, grid: Grid) -> None:
-    with pytest.raises(RecipeError, match="must be 0 without a label map, which has no tumours to enforce, found 2.5"):
-        pipeline.synthesize_image(None, grid, seed=1, guidance_scale=2.5)
+def test_guidance_without_a_label_map_needs_a_modality_to_lead_to(grid: Grid, tmp_path: Path) -> None:
+    ddpm = Pipeline.load(write_random_bundle(tmp_path, build_ddpm_header(), seed=0), "cpu")
+    with pytest.raises(RecipeError, match="guidance_scale: must be 0 without a label map, .*, found 2.5. Leave it"):
+        ddpm.synthesize_image(None, grid, seed=1, guidance_scale=2.5)
 
 
 @pytest.mark.gpu

@@ -30,6 +30,7 @@ from maisi_aug.training.finetune.checks import (
     describe_run,
     open_run,
     require_fitting_grid,
+    require_one_shape,
     require_trainable,
     require_voxels,
     split_folds,
@@ -114,6 +115,7 @@ class Finetuning:
         if self.base.is_ddpm:
             self.config = self.config.model_copy(update={"contrastive_weight": 0.0})
         require_fitting_grid(self.store.dataset, self.base)
+        require_one_shape(self.store.dataset, self.config)
         parts = split_folds(self.store.dataset, self.config.fold)
         self.training, self.held_out = (self.store.part(part) for part in parts)
         self.hosts = {

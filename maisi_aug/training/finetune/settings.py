@@ -34,8 +34,10 @@ _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
-    data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
-    """Folder of 'maisi-aug prepare'; or nnU-Net dataset or folder of images and label maps, to prepare first."""
+    data: Annotated[PathText, Option(metavar="DIR|DATASET|LIST", panel=_WHAT, everyday=True)]
+    """Folder of 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list of
+    embeddings, to prepare first.
+    """
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
     ]

@@ -126,7 +126,7 @@ class TrainingFolder(StageFolder):
         kept = {stage: summary["best_step"] for stage, summary in summaries.items() if "best_step" in summary}
         header = {
             "format": 1,
-            **self.recipe.bundle.model_dump(mode="json"),
+            **self.recipe.bundle.describe(),
             "slots": {name: slot.model_dump(mode="json") for name, slot in self.slots.items()},
             "scale_factor": self._open_latents().training.scale_factor,
             "provenance": {

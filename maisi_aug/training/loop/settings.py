@@ -170,7 +170,7 @@ class FlowLossConfig(StrictModel):
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
         label_weights: Factor on the loss of latent voxels that hold a label, by its name; where labels meet, the
             largest counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
-        modality_dropout: Share of cases whose modality is told as plain "ct".
+        modality_dropout: Share of cases whose modality is told as plain "ct", or "mri" of MR.
         modality_omission: Share of cases whose modality is not told (code 0), which guidance needs.
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
