@@ -191,7 +191,7 @@ def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
 
 def test_lesion_too_large_beside_its_host_is_refused_and_the_largest_that_fits_is_found() -> None:
     rule = growth_rule_of("pancreatic tumor")
-    with pytest.raises(LesionError, match=r"at most 100% of its host, 47\.19 mL .* found 65\.45 mL \(50\.0 mm\)"):
+    with pytest.raises(LesionError, match=r"65\.45 mL \(50\.0 mm\) requested, .* at most 100% of its host, 47\.19 mL"):
         plant_pancreatic(50, rule=rule, seed=0)
     wish = ask_for(24, (4,), 65.45, rule=rule)
     largest_ml = largest_that_fits_ml(build_thin_pancreas(), wish, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
