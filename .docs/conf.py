@@ -7,12 +7,13 @@ Nothing is fetched: fonts are the reader's own, the search index is part of the 
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import typer
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -29,6 +30,7 @@ PAGES = {
         "recipes/guides/own_cts": "Lesions in your own CTs",
         "recipes/guides/cluster": "Many cases on a cluster",
         "recipes/guides/from_nvidia": "Coming from NVIDIA's scripts",
+        "recipes/guides/stand_in": "Data to try the guides with",
         "recipes/guides/faq": "Questions",
     },
     "Background": {
@@ -41,6 +43,7 @@ PAGES = {
         "maisi_aug/bundles/lung_nodule_ct/README": "lung-nodule-ct",
     },
     "Reference": {
+        "cli/tour": "A tour of the commands",
         "cli/README": "Commands",
         "recipes/README": "Recipes",
         "maisi_aug/api/README": "What is public",
@@ -140,29 +143,29 @@ def describe_parameters(command: Any) -> Iterator[str]:
     """Arguments and options by panel, each with its help."""
     panels: dict[str, list[str]] = {}
     for parameter in command.params:
-        if not getattr(parameter, "hidden", False):
-            panel = getattr(parameter, "rich_help_panel", None)
-            panel = panel or ("Arguments" if parameter.param_type_name == "argument" else "Options")
-            panels.setdefault(panel, []).append(describe_parameter(parameter))
+        if not parameter.hidden and parameter.name != "help":
+            is_argument = parameter.param_type_name == "argument"
+            panel = parameter.rich_help_panel or ("Arguments" if is_argument else "Options")
+            panels.setdefault(panel, []).append(describe_parameter(parameter, typer.Context(command)))
     for panel, rows in panels.items():
         yield from (f"\n**{panel}**\n", *rows)
 
 
-def describe_parameter(parameter: Any) -> str:
+def describe_parameter(parameter: Any, context: typer.Context) -> str:
     """A row of a definition list."""
-    names = [f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts)]
+    names = [*parameter.opts, *parameter.secondary_opts]
     if parameter.param_type_name == "argument":
-        names = [f"`{parameter.metavar or parameter.name.upper()}`"]
+        names = [parameter.display_name_raw]
     elif not parameter.is_flag:
-        names[-1] = f"{names[-1][:-1]} {parameter.metavar or parameter.type.name.upper()}`"
-    facts = [escape(getattr(parameter, "help", None) or "")]
+        names[-1] += f" {parameter.display_type_rich(context)}"
+    facts = [escape(parameter.help or "")]
     if parameter.required:
         facts.append("Required.")
-    elif isinstance(parameter.default, str | int | float | os.PathLike) and not parameter.is_flag:
-        facts.append(f"Default: `{parameter.default}`.")
-    return f"{', '.join(names)}\n: {' '.join(facts)}\n"
+    elif parameter.default not in (None, "", [], (), True, False):
+        facts.append(f"Default: `{getattr(parameter.default, 'value', parameter.default)}`.")
+    return f"{', '.join(f'`{name}`' for name in names)}\n: {' '.join(facts)}\n"
 
 
 def escape(text: str) -> str:
     """Text as Markdown that shows it as it is; typer's own escapes of brackets go."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", text.replace(r"\[", "[").strip())
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", " ".join(text.replace(r"\[", "[").split()))

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_datasets
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
 
@@ -47,7 +48,14 @@ def trainer_path(
 
 
 def compact_plans(
-    dataset: Annotated[str, typer.Argument(help="Number, name or folder of the dataset, such as 503.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|NAME|ID",
+            autocompletion=complete_datasets,
+            help="Number, name or folder of the dataset, such as 503.",
+        ),
+    ],
     plans: Annotated[
         str | None, typer.Option(help="Plans to start from; the only ones there are when not given.")
     ] = None,

@@ -26,7 +26,7 @@ class DicomExport(StrictModel, use_attribute_docstrings=True):
 class MonaiExport(DicomExport):
     """Which labels become which numbers, and which real cases stand beside the cohort's."""
 
-    like: Annotated[Path | None, Option()] = None
+    like: Annotated[Path | None, Option(complete="datasets")] = None
     """nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME")] = ()
     """A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several names are
@@ -50,7 +50,7 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """Export every organ label as well."""
     copy_images: Annotated[bool, Option("--copy", panel=_ALONE)] = False
     """Copy the images instead of hard-linking them."""
-    like: Annotated[Path | None, Option(panel=_LIKE, everyday=True)] = None
+    like: Annotated[Path | None, Option(complete="datasets", panel=_LIKE, everyday=True)] = None
     """Real raw dataset to add to: nnUNet_raw/DatasetXXX_Name, its number or its name."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_LIKE, everyday=True)] = ()
     """A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several names are

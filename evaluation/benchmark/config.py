@@ -147,7 +147,7 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Everything that the figures of a benchmark depend on; a folder keeps to the first one."""
 
-    real: Annotated[PathText, Option(takes=Path, panel=_DATA, everyday=True)]
+    real: Annotated[PathText, Option(takes=Path, complete="datasets", panel=_DATA, everyday=True)]
     """Real cases: nnU-Net raw dataset, prepared folder, or folder of pairs."""
     synthetic: Annotated[
         dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)

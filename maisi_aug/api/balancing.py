@@ -50,7 +50,7 @@ def parse_size_bins(value: object) -> object:
 class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """Which dataset a cohort balances, and how."""
 
-    against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
+    against: Annotated[Path | None, Option("--balance-against", complete="datasets", panel=_PANEL)] = None
     """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,

@@ -252,7 +252,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Keep the image and label maps of rejected cases, in OUT/rejected."""
     max_attempts: Annotated[int, Field(gt=0, le=MAX_ATTEMPTS), Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; a cohort may be continued with more."""
-    size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
+    size_reference: Annotated[PathText | None, Option(takes=Path, complete="datasets", panel=_WHAT)] = None
     """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the percentiles."""
     size_label: Annotated[
         PositiveInt | dict[str, PositiveInt] | None,

@@ -24,7 +24,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     labels: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of label maps named after the images (ID.nii.gz; several per case, such as ID_oar.nii.gz, are laid over
     each other), or a folder per case with masks, a DICOM SEG or an RT structure set. May be the images' folder."""
-    nnunet: Annotated[PathText | None, Option(metavar="FOLDER|NAME|ID", panel=_FILES, everyday=True)] = None
+    nnunet: Annotated[PathText | None, Option(metavar="FOLDER|NAME|ID", complete="datasets", panel=_FILES, everyday=True)] = None
     """nnU-Net raw dataset, instead of --images and --labels."""
     organs: Annotated[tuple[Path, ...], Option(panel=_LABELS, everyday=True)] = ()
     """Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; may repeat, the last

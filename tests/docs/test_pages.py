@@ -17,8 +17,8 @@ PAGES = list_pages()
 BLOCKS = [block for page in PAGES for block in list_blocks(page)]
 COMMANDS = [(block, words) for block in BLOCKS if block.is_shell for words in list_commands(block.text)]
 GUIDES = sorted({block.page for block in BLOCKS if block.page.startswith("recipes/guides/") and not block.need})
-FOREIGN_FLAGS = {"--no-project", "--nproc-per-node", "--env", "--input", "--address", "--system-site-packages"}
-"""Flags of other programs that pages mention."""
+FOREIGN_FLAGS = {"--array", "--input", "--own-precision", "--source", "--segmenter", "--folder", "--test"}
+"""Flags of other programs, and of the scripts of tests and studies, that pages mention."""
 
 
 def options_of(command: Any) -> Iterator[str]:
