@@ -67,7 +67,7 @@ def run(
 
 
 def arm(
-    bench: Annotated[Path, typer.Argument(help="Folder of a benchmark.")],
+    bench: Annotated[Path, typer.Argument(metavar="BENCH", help="Folder of a benchmark.")],
     name: Annotated[str, typer.Option("--arm", help="Name of the arm.")],
     seed: Annotated[int, typer.Option(min=0, help="Number of the training, from 0.")] = 0,
     device: TrainingDevice = "auto",

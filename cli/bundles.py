@@ -280,7 +280,10 @@ def bundles() -> None:
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too."""
+    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too.
+
+    Example: maisi-aug bundles list
+    """
     from maisi_aug.bundle_spec.bundle import list_bundles
     from maisi_aug.bundle_spec.known_bundles import known_bundles
 
@@ -316,7 +319,10 @@ def show_command(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be."""
+    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be.
+
+    Example: maisi-aug bundles show phantom-ct
+    """
     from maisi_aug.bundle_spec.bundle import load_bundle
 
     described = _describe(load_bundle(name))

@@ -13,7 +13,7 @@ import typer
 
 from maisi_aug.api.bars import show_stages
 from maisi_aug.cli.shared.completion import complete_bundles
-from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
+from maisi_aug.cli.shared.run_options import RUN, Device, Quiet, parse_shape, parse_spacing
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
 
@@ -39,28 +39,54 @@ evaluate_app = typer.Typer(
     help="Measure a cohort, its distance from real cases, or a bundle's autoencoder on your own CTs.",
 )
 
-Cohort = Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the figures as JSON, Markdown and pictures.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes; one per core for a dozen cases each by default.")]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")]
+GRID, SEGMENTER = "Grid", "Segmenter"
+"""Panels of the help."""
+
+Cohort = Annotated[Path, typer.Argument(metavar="COHORT", help="Folder that synthesize wrote.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", "-o", help="Folder that gets the figures as JSON, Markdown and pictures.", rich_help_panel=RUN
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.", rich_help_panel=RUN)]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes; one per core for a dozen cases each by default.", rich_help_panel=RUN),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed of the measurement.", rich_help_panel=RUN)]
 FeatureSpacing = Annotated[
     float, typer.Option(min=0.5, max=10.0, metavar="MM", help="Voxels on which texture and shape are measured.")
 ]
 ModelOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Trained nnU-Net model; its checkpoint is a pickle: trust it.", rich_help_panel=SEGMENTER
+    ),
 ]
 PredictionsOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="Ready label maps CASE.nii.gz instead, with a dataset.json.")
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Ready label maps CASE.nii.gz instead, with a dataset.json.", rich_help_panel=SEGMENTER
+    ),
 ]
 SegmenterMap = Annotated[
     list[str] | None,
-    typer.Option("--map", metavar="LABEL=NAME", help="What a label of the model is compared with; may repeat."),
+    typer.Option(
+        "--map",
+        metavar="LABEL=NAME",
+        help="What a label of the model is compared with; may repeat.",
+        rich_help_panel=SEGMENTER,
+    ),
 ]
-Folds = Annotated[str | None, typer.Option(help="Folds of the model, such as 0,1; all that are there.")]
-Orientation = Annotated[str, typer.Option(help="Orientation of the images that the model was trained on.")]
+Folds = Annotated[
+    str | None,
+    typer.Option(help="Folds of the model, such as 0,1; all that are there.", rich_help_panel=SEGMENTER),
+]
+Orientation = Annotated[
+    str,
+    typer.Option(help="Orientation of the images that the model was trained on.", rich_help_panel=SEGMENTER),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -75,7 +101,9 @@ def evaluate() -> None:
 
 @evaluate_app.command()
 def fid(
-    real: Annotated[Path, typer.Argument(help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")],
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")
+    ],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort or the same kinds.")],
     extractor: Annotated[
         str, typer.Option(help="efficientnet_lite0 (needs no download), radimagenet_resnet50 or squeezenet1_1.")
@@ -84,16 +112,27 @@ def fid(
         str | None, typer.Option(metavar="FILE|URL", help="Weights of the extractor; an https address needs --sha256.")
     ] = None,
     sha256: Annotated[str | None, typer.Option(help="SHA-256 of the weights; of a file, 8 digits or more.")] = None,
-    spacing: Annotated[str | None, typer.Option(help="Resample to these voxels in mm, such as 1 or 1x1x2.")] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM|IxJxK", help="Resample to these voxels in mm, such as 1 or 1x1x2.", rich_help_panel=GRID
+        ),
+    ] = None,
     resampling: Annotated[
         ResamplingName,
         typer.Option(
+            rich_help_panel=GRID,
             help="How to resample to --spacing: about the centre, smoothed where voxels become larger; or as in "
-            "MAISI's script, from the first voxel on and not smoothed, for figures to compare with MAISI's."
+            "MAISI's script, from the first voxel on and not smoothed, for figures to compare with MAISI's.",
         ),
     ] = ResamplingName.centred,
     shape: Annotated[
-        str | None, typer.Option(help="Fill up with air and cut to this shape, such as 256 or 512x512x256.")
+        str | None,
+        typer.Option(
+            metavar="IxJxK",
+            help="Fill up with air and cut to this shape, such as 256 or 512x512x256.",
+            rich_help_panel=GRID,
+        ),
     ] = None,
     centre_share: Annotated[
         float, typer.Option(help="Central share of the slices along each axis, such as 0.4.")
@@ -143,7 +182,9 @@ def fid(
 
 @evaluate_app.command()
 def distribution(
-    real: Annotated[Path, typer.Argument(help="Real cases, ten or more: any dataset or folder of volumes.")],
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Real cases, ten or more: any dataset or folder of volumes.")
+    ],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
     spacing: FeatureSpacing = 3.0,
     seed: Seed = 0,
@@ -170,7 +211,7 @@ def distribution(
 
 @evaluate_app.command()
 def equivalence(
-    real: Annotated[Path, typer.Argument(help="Real cases with label maps.")],
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Real cases with label maps.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases with label maps.")],
     margin: Annotated[
         float,
@@ -309,7 +350,9 @@ def agreement(
 
 @evaluate_app.command("detection-curve")
 def detection_curve(
-    cohort: Annotated[Path, typer.Argument(help="Folder that insert or synthesize wrote; best one with --twins.")],
+    cohort: Annotated[
+        Path, typer.Argument(metavar="COHORT", help="Folder that insert or synthesize wrote; best one with --twins.")
+    ],
     model: ModelOption = None,
     predictions: PredictionsOption = None,
     mapping: SegmenterMap = None,
@@ -431,9 +474,9 @@ def reconstruction(
 
 @evaluate_app.command("blind-pack")
 def blind_pack(
-    real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Real cases: any dataset or folder of volumes.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
-    out: Annotated[Path, typer.Option("--out", help="New folder of the pack; its key goes beside it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder of the pack; its key goes beside it.")],
     number: Annotated[int, typer.Option("--number", "-n", min=1, max=499, help="Items of each kind.")] = 20,
     volumes: Annotated[bool, typer.Option("--volumes", help="Write every item as NIfTI as well.")] = False,
     spacing: Annotated[
@@ -471,8 +514,10 @@ def blind_pack(
 
 @evaluate_app.command("blind-score")
 def blind_score(
-    key: Annotated[Path, typer.Argument(help="The key that blind-pack wrote.")],
-    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv, one of each reader.")],
+    key: Annotated[Path, typer.Argument(metavar="KEY", help="The key that blind-pack wrote.")],
+    answers: Annotated[
+        list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv, one of each reader.")
+    ],
     margin: Annotated[
         float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
     ] = 0.2,
@@ -492,7 +537,9 @@ def blind_score(
 
 @evaluate_app.command()
 def reviewers(
-    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were looked at with maisi-aug view.")],
+    cohort: Annotated[
+        Path, typer.Argument(metavar="COHORT", help="Folder whose cases were looked at with maisi-aug view.")
+    ],
     seed: Seed = 0,
     out: Out = None,
     as_json: AsJson = False,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 
 RESUMES = "An interrupted run continues from its checkpoint."
+EXAMPLE = "\n\nExample: maisi-aug train {} --out runs/phantom-ct"
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +41,7 @@ def register(app: typer.Typer) -> None:
         ("diffusion", "Train the diffusion U-Net on the autoencoder's latents."),
         ("controlnet", "Train the ControlNet, then write the bundle."),
     ):
-        group.command(stage, help=f"{summary} {RESUMES}")(with_options(_stage_command(stage)))
+        group.command(stage, help=f"{summary} {RESUMES}{EXAMPLE.format(stage)}")(with_options(_stage_command(stage)))
     for mask_stage, command, summary in (
         ("mask-vae", train_mask_vae, "Train the autoencoder of label maps."),
         (
@@ -50,7 +51,7 @@ def register(app: typer.Typer) -> None:
             "both mask networks into a bundle.",
         ),
     ):
-        group.command(mask_stage, help=f"{summary} {RESUMES}")(with_options(command))
+        group.command(mask_stage, help=f"{summary} {RESUMES}{EXAMPLE.format(mask_stage)}")(with_options(command))
     app.add_typer(group)
 
 

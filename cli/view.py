@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from maisi_aug.cli.shared.run_options import RUN
+
+READERS = "Reader test"
+"""A panel of the help."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the verb to the command line."""
@@ -36,12 +41,25 @@ def view(
     ] = None,
     reviewer: Annotated[str, typer.Option(help="Your name, kept with your decisions.")] = "",
     blind: Annotated[
-        bool, typer.Option("--blind", help="Mix real images of --beside with synthetic ones: which is which?")
+        bool,
+        typer.Option(
+            "--blind", help="Mix real images of --beside with synthetic ones: which is which?", rich_help_panel=READERS
+        ),
     ] = False,
-    num_images: Annotated[int, typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Order of --blind; the same one goes on.")] = 0,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.")] = 0,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+    num_images: Annotated[
+        int,
+        typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.", rich_help_panel=READERS),
+    ] = 40,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Order of --blind; the same one goes on.", rich_help_panel=READERS)
+    ] = 0,
+    port: Annotated[
+        int,
+        typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.", rich_help_panel=RUN),
+    ] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address and open nothing.", rich_help_panel=RUN)
+    ] = False,
 ) -> None:
     """Look at a cohort in the browser: scroll, window, accept and reject. Ctrl-C stops.
 

@@ -42,7 +42,7 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """Number of the dataset, not in use."""
     name: Annotated[str | None, Option(everyday=True)] = None
     """Name of the dataset: letters, digits, '_' and '-'. With --like: the real one's and 'Synthetic'."""
-    out: Annotated[Path | None, Option(everyday=True)] = None
+    out: Annotated[Path | None, Option("-o", everyday=True)] = None
     """Folder for raw datasets; the environment variable nnUNet_raw when not given."""
     labels: Annotated[tuple[str, ...], Option(panel=_ALONE, everyday=True)] = ()
     """Label to export, by name or id; may repeat (default: those that the cohort was asked for)."""

@@ -14,8 +14,8 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 LINKED = ("cli", "evaluation", "integrations", "recipes")
 NOT_PACKAGED = {"__pycache__", "studies", "guides"}
-"""Folders of the package that stay in the repository: the experiments behind the documentation's figures, which run from
-there, and the guides."""
+"""Folders of the package that stay in the repository: the experiments behind the documentation's figures, which run
+from there, and the guides."""
 
 
 @pytest.fixture(scope="module")

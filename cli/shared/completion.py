@@ -1,4 +1,4 @@
-"""What a shell offers after a tab: labels, bundles, recipes, presets, datasets. Nothing here fails or imports anything heavy."""
+"""What a shell offers after a tab: labels, bundles, recipes, presets, datasets. Nothing here fails or is slow."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     bundles presets."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxels along I, J, K: right, anterior, superior (default: the preset's, bundle's or given map's)."""
-    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="IxJxK", takes=str, panel=_IMAGES)] = None
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxel sides in mm (default: the preset's, bundle's or given map's)."""
     allow_unseen_grid: Annotated[bool, Option("--allow-unseen-grid", panel=_IMAGES)] = False
     """Warn of a grid that the bundle's networks cannot work with, instead of refusing it."""

@@ -24,7 +24,9 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     labels: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of label maps named after the images (ID.nii.gz; several per case, such as ID_oar.nii.gz, are laid over
     each other), or a folder per case with masks, a DICOM SEG or an RT structure set. May be the images' folder."""
-    nnunet: Annotated[PathText | None, Option(metavar="FOLDER|NAME|ID", complete="datasets", panel=_FILES, everyday=True)] = None
+    nnunet: Annotated[
+        PathText | None, Option(metavar="FOLDER|NAME|ID", complete="datasets", panel=_FILES, everyday=True)
+    ] = None
     """nnU-Net raw dataset, instead of --images and --labels."""
     organs: Annotated[tuple[Path, ...], Option(panel=_LABELS, everyday=True)] = ()
     """Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; may repeat, the last
@@ -62,9 +64,7 @@ class PrepareConfig(Sources):
     """Bundle that will be trained, with its grid and slots; the --base of finetune-controlnet (default: phantom-ct)."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_RESULT)] = None
     """Voxels (default: the bundle's)."""
-    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM or IxJxK", takes=str, panel=_RESULT)] = (
-        None
-    )
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_RESULT)] = None
     """Voxel sides in mm (default: the bundle's)."""
     patients: Annotated[PathText | None, Option(metavar="REGEX|CSV", panel=_RESULT)] = None
     """How a case's name tells its patient ('^[^_]+_[0-9]+'), or a CSV file with the columns id and patient (default:

@@ -136,7 +136,10 @@ def ask_shell(words: str, position: int, repository: Path, shell: str = "bash") 
 
 
 def test_fish_is_answered(repository: Path) -> None:
-    environment = {"_TYPER_COMPLETE_FISH_ACTION": "get-args", "_TYPER_COMPLETE_ARGS": "maisi-aug synthesize --bundle ph"}
+    environment = {
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": "maisi-aug synthesize --bundle ph",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "maisi_aug"],
         cwd=repository,

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NEEDS = {"gpu", "download", "data", "cluster", "setup", "browser", "long"}
-_BLOCK = re.compile(r"^```(?P<language>sh|bash|python)(?: (?P<need>\w+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^```(?P<language>sh|bash|python)(?: (?P<need>\w+))?\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 
 
@@ -36,7 +38,14 @@ class Block(NamedTuple):
 
 def list_pages() -> list[str]:
     """The Markdown that people read, by path from the repository."""
-    patterns = ("README.md", "[a-z]*/README.md", "maisi_aug/*/README.md", "recipes/guides/*.md", "cli/tour.md", "evaluation/measured.md")
+    patterns = (
+        "README.md",
+        "[a-z]*/README.md",
+        "maisi_aug/*/README.md",
+        "recipes/guides/*.md",
+        "cli/tour.md",
+        "evaluation/measured.md",
+    )
     found = {path.relative_to(REPOSITORY).as_posix() for pattern in patterns for path in REPOSITORY.glob(pattern)}
     linked = ("maisi_aug/cli/", "maisi_aug/evaluation/", "maisi_aug/integrations/", "maisi_aug/recipes/")
     return sorted(page for page in found if not page.startswith((*linked, "build/")))

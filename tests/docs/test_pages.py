@@ -38,7 +38,9 @@ def test_pages_and_blocks_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "words"), COMMANDS, ids=[f"{block.page}-{block.number}-{' '.join(words)[:50]}" for block, words in COMMANDS]
+    ("block", "words"),
+    COMMANDS,
+    ids=[f"{block.page}-{block.number}-{' '.join(words)[:50]}" for block, words in COMMANDS],
 )
 def test_command_of_a_page_is_one_that_there_is(block: Block, words: list[str]) -> None:
     """Typer takes it: verb, options, values of options and the number of arguments; nothing is run."""
@@ -60,7 +62,9 @@ def test_flags_that_a_page_mentions_exist(page: str) -> None:
     assert {flag for flag in list_flags(page) if flag not in known} == set()
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if not block.is_shell], ids=lambda block: f"{block.page}-{block.number}")
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if not block.is_shell], ids=lambda block: f"{block.page}-{block.number}"
+)
 def test_python_of_a_page_compiles(block: Block) -> None:
     compile(block.text, block.page, "exec")
 
@@ -69,7 +73,11 @@ def test_python_of_a_page_compiles(block: Block) -> None:
 @pytest.mark.parametrize("page", GUIDES)
 def test_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
     """One after the other in one folder, as a reader would paste them; each must succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": f"{write_program(tmp_path)}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "PATH": f"{write_program(tmp_path)}:{os.environ['PATH']}",
+    }
     place = tmp_path / "place"
     place.mkdir()
     for block in list_blocks(page):
