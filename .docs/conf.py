@@ -86,6 +86,7 @@ html_extra_path = ["start"]  # index.html leads to the first page
 def setup(app: Any) -> None:
     """Complete pages with what is not written by hand."""
     app.connect("source-read", complete_page)
+    app.connect("autodoc-process-docstring", escape_stars)
 
 
 def complete_page(app: Any, page: str, source: list[str]) -> None:
@@ -94,6 +95,11 @@ def complete_page(app: Any, page: str, source: list[str]) -> None:
         source[0] += "".join(write_toctree(caption, pages) for caption, pages in list_contents().items())
     if page == "cli/README":
         source[0] = source[0].replace("<!-- commands -->", "\n".join(describe_commands()))
+
+
+def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Keep a star that stands for itself, as help texts of options have it, from opening emphasis."""
+    lines[:] = [re.sub(r"(?<![*\\])\*(?![*\w])", r"\*", line) for line in lines]
 
 
 def list_contents() -> dict[str, dict[str, str]]:

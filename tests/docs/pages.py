@@ -7,12 +7,11 @@ reader's shell), ``browser`` or ``long`` (minutes of work). Such blocks are pars
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NEEDS = {"gpu", "download", "data", "cluster", "setup", "browser", "long"}
@@ -70,8 +69,3 @@ def list_commands(text: str) -> Iterator[list[str]]:
 def list_flags(page: str) -> set[str]:
     """Every ``--flag`` that a page mentions."""
     return set(_FLAG.findall((REPOSITORY / page).read_text(encoding="utf-8")))
-
-
-def read_notebook(path: Path) -> Any:
-    """A notebook as JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
