@@ -7,6 +7,7 @@ Nothing is fetched: fonts are the reader's own, the search index is part of the 
 
 from __future__ import annotations
 
+import inspect
 import re
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ PAGES = {
 NOTEBOOKS = "recipes/guides/notebooks"
 STUDIES = "evaluation/studies"
 
+MOST_SHOWN = 30
+"""Parameters of a signature."""
+
 project = "maisi-aug"
 author = "The maisi-aug authors"
 release = version = __version__
@@ -87,6 +91,7 @@ def setup(app: Any) -> None:
     """Complete pages with what is not written by hand."""
     app.connect("source-read", complete_page)
     app.connect("autodoc-process-docstring", escape_stars)
+    app.connect("autodoc-process-signature", shorten_signature)
 
 
 def complete_page(app: Any, page: str, source: list[str]) -> None:
@@ -102,6 +107,18 @@ def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines
     lines[:] = [re.sub(r"(?<![*\\])\*(?![*\w])", r"\*", line) for line in lines]
 
 
+def shorten_signature(app: Any, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str | None] | None:
+    """The keywords that a function writes out and ``**fields``; those of a configuration have a list of their own."""
+    if what not in ("function", "method") or len(inspect.signature(thing).parameters) <= MOST_SHOWN:
+        return None
+    code = inspect.unwrap(thing).__code__
+    own = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    parameters = [one.replace(annotation=one.empty) for one in inspect.signature(thing).parameters.values()]
+    shown = [one for one in parameters if one.name in own]
+    fields = inspect.Parameter("fields", inspect.Parameter.VAR_KEYWORD)
+    return str(inspect.Signature([*shown, fields])), None
+
+
 def list_contents() -> dict[str, dict[str, str]]:
     """The pages with the notebooks and studies, whose titles are their own."""
     notebooks = sorted(path.stem for path in (REPOSITORY / NOTEBOOKS).glob("*.ipynb"))
@@ -110,8 +127,8 @@ def list_contents() -> dict[str, dict[str, str]]:
         "Guides": PAGES["Guides"],
         "Notebooks": {f"{NOTEBOOKS}/{name}": "" for name in notebooks},
         "Background": PAGES["Background"],
-        "Studies": {f"{STUDIES}/{name}": "" for name in studies},
         "Reference": PAGES["Reference"],
+        "Studies": {f"{STUDIES}/{name}": "" for name in studies},
     }
 
 
