@@ -6,6 +6,7 @@ The download is ``huggingface_hub``'s, with its cache, its resumption and its se
 
 from __future__ import annotations
 
+import logging
 import re
 import shlex
 from collections.abc import Mapping
@@ -30,6 +31,9 @@ from maisi_aug.system.progress import Say
 from maisi_aug.system.whole_files import is_disk_full, sha256_of
 
 DEFAULT_REVISION = "main"
+MAX_TRIES = 5
+"""Of a download that breaks off without an answer of the hub."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,16 +213,21 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
 
 
 def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
+    """Fetch a file; a download that broke off goes on where it stopped, which not every huggingface_hub does itself."""
     from huggingface_hub import hf_hub_download
 
-    try:
-        return Path(
-            hf_hub_download(repository, name, revision=revision, cache_dir=hub.cache_folder, endpoint=hub.endpoint)
-        )
-    except Exception as error:  # of whichever HTTP library huggingface_hub is built on
-        if is_disk_full(error):
-            raise
-        raise _explain(error, f"{repository}/{name}") from error
+    for tries_left in reversed(range(MAX_TRIES)):
+        try:
+            return Path(
+                hf_hub_download(repository, name, revision=revision, cache_dir=hub.cache_folder, endpoint=hub.endpoint)
+            )
+        except Exception as error:  # of whichever HTTP library huggingface_hub is built on
+            if is_disk_full(error):
+                raise
+            if _status_of(error) or not tries_left:
+                raise _explain(error, f"{repository}/{name}") from error
+            _LOG.warning("%s/%s: the download broke off (%s); going on.", repository, name, type(error).__name__)
+    raise AssertionError("the last try returns or raises")
 
 
 def _status_of(error: Exception) -> int:
