@@ -19,7 +19,7 @@ import typer
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
-from maisi_aug import __version__  # noqa: E402
+import maisi_aug  # noqa: E402
 from maisi_aug.cli.app import VERBS, load_verb  # noqa: E402
 
 PAGES = {
@@ -61,7 +61,7 @@ MOST_SHOWN = 30
 
 project = "maisi-aug"
 author = "The maisi-aug authors"
-release = version = __version__
+release = version = maisi_aug.__version__
 root_doc = "README"
 include_patterns = [
     "README.md",
@@ -100,6 +100,17 @@ def complete_page(app: Any, page: str, source: list[str]) -> None:
         source[0] += "".join(write_toctree(caption, pages) for caption, pages in list_contents().items())
     if page == "cli/README":
         source[0] = source[0].replace("<!-- commands -->", "\n".join(describe_commands()))
+    if page == "maisi_aug/api/reference":
+        source[0] = source[0].replace("<!-- others -->", list_others(source[0]))
+
+
+def list_others(written: str) -> str:
+    """The public names that the page does not place itself."""
+    others = [name for name in maisi_aug.__all__ if not re.search(rf":: {name}$", written, re.MULTILINE)]
+    kinds = {name: "class" if inspect.isclass(getattr(maisi_aug, name)) else "function" for name in others}
+    rows = [f".. auto{kind}:: {name}" + "\n   :members:" * (kind == "class") for name, kind in kinds.items()]
+    head = "## More\n\n```{eval-rst}\n.. currentmodule:: maisi_aug\n\n"
+    return head + "\n".join(rows) + "\n```\n" if rows else ""
 
 
 def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
