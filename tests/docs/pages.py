@@ -41,6 +41,7 @@ def list_pages() -> list[str]:
         "README.md",
         "[a-z]*/README.md",
         "maisi_aug/*/README.md",
+        "maisi_aug/bundles/*/README.md",
         "recipes/guides/*.md",
         "cli/tour.md",
         "evaluation/measured.md",
