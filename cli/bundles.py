@@ -16,7 +16,6 @@ from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
-    from maisi_aug.bundle_spec.known_bundles import KnownBundle
     from maisi_aug.bundle_spec.presets import Preset
 
 AcceptOption = Annotated[
@@ -220,12 +219,9 @@ def convert_command(
 
     Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
     """
-    from maisi_aug.networks.checkpoints.copies import convert_bundle, convert_checkpoint
+    from maisi_aug.api.bundles import convert_bundle
 
-    if Path(source).is_file():
-        done = convert_checkpoint(Path(source), to, dtype=None if dtype is None else dtype.value)
-    else:
-        done = convert_bundle(source, to, dtype=(dtype or DtypeName.float16).value)
+    done = convert_bundle(source, to, dtype=None if dtype is None else dtype.value)
     if as_json:
         typer.echo(json.dumps(done.to_json(), indent=1))
         return
@@ -261,10 +257,6 @@ def verify_command(
     typer.echo(f"{bundle.name}: all {len(files)} files are as they should be.")
 
 
-# What tells the width of a network, in MAISI's own words.
-WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
-
-
 bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
 
 
@@ -284,12 +276,9 @@ def list_command(as_json: JsonOption = False) -> None:
 
     Example: maisi-aug bundles list
     """
-    from maisi_aug.bundle_spec.bundle import list_bundles
-    from maisi_aug.bundle_spec.known_bundles import known_bundles
+    from maisi_aug.api.bundles import list_bundles
 
-    rows = [_summarise(bundle) for bundle in list_bundles()]
-    at_hand = {row["name"] for row in rows}
-    rows += [_announce(known) for name, known in known_bundles().items() if name not in at_hand]
+    rows = list_bundles()
     if as_json:
         typer.echo(json.dumps(rows, indent=1, ensure_ascii=False))
         return
@@ -323,9 +312,9 @@ def show_command(
 
     Example: maisi-aug bundles show phantom-ct
     """
-    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.api.bundles import show_bundle
 
-    described = _describe(load_bundle(name))
+    described = show_bundle(name)
     if as_json:
         typer.echo(json.dumps(described, indent=1, ensure_ascii=False))
         return
@@ -339,96 +328,10 @@ bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 
 
-def _summarise(bundle: Bundle) -> dict[str, Any]:
-    """What a listing tells of a bundle."""
-    return {
-        "name": bundle.name,
-        "description": bundle.spec.description,
-        "licence": bundle.licence,
-        "grid": bundle.spec.grid.model_dump(mode="json"),
-        "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
-        **({"base": bundle.spec.base.name} if bundle.spec.base else {}),
-        "has_masks": bundle.spec.mask_generation is not None,
-        "path": str(bundle.path),
-        "pull": None,
-        "download_size": None,
-    }
-
-
-def _announce(known: KnownBundle) -> dict[str, Any]:
-    """The same of a bundle that has to be fetched first."""
-    return {
-        "name": known.name,
-        "description": known.description,
-        "licence": known.licence,
-        "grid": known.header["grid"],
-        "num_bytes": None,
-        "has_masks": False,
-        "path": None,
-        "pull": known.pull_command,
-        "download_size": known.download_size,
-    }
-
-
-def _describe(bundle: Bundle) -> dict[str, Any]:
-    """A bundle as JSON."""
-    name_of = bundle.vocabulary.name_of
-    return {
-        **_summarise(bundle),
-        "advice": bundle.advice,
-        "advice_without_map": bundle.advice_without_map,
-        "sides_multiple_of": bundle.grid_factor,
-        "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
-        "num_inference_steps": bundle.default_steps,
-        "mixed_precision": bundle.spec.mixed_precision,
-        "scheduler": str(bundle.spec.scheduler.get("class", "")),
-        "slots": {
-            name: {
-                "id": slot.id,
-                "kind": bundle.vocabulary.label(slot.id).kind,
-                "hosts": [{"id": host, "name": name_of(host)} for host in slot.hosts],
-                **_measured(bundle, name),
-            }
-            for name, slot in bundle.spec.slots.items()
-        },
-        "base_path": None if bundle.base is None else str(bundle.base.path),
-        "mask_bank": bundle.spec.mask_bank and bundle.spec.mask_bank.model_dump(mode="json"),
-        "networks": {
-            role: {
-                "class": str(definition.get("class", "")),
-                **{key: definition[key] for key in WIDTH_KEYS if key in definition},
-                **_weights(bundle, role),
-            }
-            for role, definition in bundle.spec.networks.items()
-        },
-        "mask_generation": bundle.spec.mask_generation and bundle.spec.mask_generation.model_dump(mode="json"),
-        "provenance": bundle.spec.provenance,
-    }
-
-
-def _measured(bundle: Bundle, name: str) -> dict[str, Any]:
-    """What a bundle measured of a label that it was taught."""
-    sizes, bounds = bundle.spec.sizes.get(name), bundle.spec.hu_ranges.get(name)
-    return {
-        **(
-            {"median_ml": sizes.quantiles_ml[len(sizes.quantiles_ml) // 2], "measured_on": sizes.source}
-            if sizes
-            else {}
-        ),
-        **({"median_hu_range": [bounds.low_hu, bounds.high_hu]} if bounds else {}),
-    }
-
-
-def _weights(bundle: Bundle, role: str) -> dict[str, Any]:
-    if role not in bundle.spec.weights and bundle.base is None:
-        return {}
-    owner, path = bundle.owner_of(role), bundle.weight_path(role)
-    told = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": owner.spec.weights[role].sha256}
-    return told if owner is bundle else {**told, "bundle": owner.name}
-
-
 def _spell(described: Mapping[str, Any]) -> list[str]:
     """The lines of `bundles show`."""
+    from maisi_aug.api.bundles import WIDTH_KEYS
+
     lines = [f"{described['name']}: {described['description']}"]
     masks = described["mask_generation"]
     facts = {

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from maisi_aug.api.bars import show_loading
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, NewRun, Tensorboard, TrainingDevice
 from maisi_aug.cli.shared.streams import tell
@@ -43,9 +42,8 @@ def finetune_controlnet(
 
     Example: maisi-aug finetune-controlnet --data prepared --label "left parotid" --base rflow-ct --out runs/parotid
     """
-    with show_loading():
-        from maisi_aug.api.displays import TrainingDisplay
-        from maisi_aug.api.finetuning import finetune
+    from maisi_aug.api.displays import TrainingDisplay
+    from maisi_aug.api.finetuning import finetune
 
     result = finetune(
         request,

@@ -40,23 +40,15 @@ def report(
 
     Example: maisi-aug report bench --out report.html
     """
-    from maisi_aug.api.bars import count_up
-    from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
+    from maisi_aug.api import benchmarking
+    from maisi_aug.api.bars import show_stages
 
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise typer.BadParameter(f"expected a file that ends in .html, found '{out}'.", param_hint="--out")
-    require_own_report(out)
-    with count_up("measuring", is_quiet=False) as update:
-        built = build_report(
-            path,
-            fid_file=fid,
-            curve_file=detection_curve,
-            evidence=evidence or (),
-            notify=lambda stage, done, total: update(done, total),
+    with show_stages("measuring") as notify:
+        written = benchmarking.report(
+            path, out, fid=fid, detection_curve=detection_curve, evidence=evidence or (), progress=notify
         )
-    files = write_report(built, out)
     if as_json:
-        typer.echo(json.dumps(built.document, indent=1))
+        typer.echo(json.dumps(written.figures, indent=1))
         return
-    for file in files:
+    for file in written.files:
         typer.echo(file)

@@ -10,6 +10,16 @@ __version__ = "0.2.0"
 
 TYPE_CHECKING = False  # typing's takes longer to import than this module
 if TYPE_CHECKING:
+    from maisi_aug.api import evaluate
+    from maisi_aug.api.benchmarking import benchmark, plan_benchmark, report, run_arm
+    from maisi_aug.api.bundles import (
+        convert_bundle,
+        import_bundle,
+        list_bundles,
+        pull_bundle,
+        show_bundle,
+        verify_bundle,
+    )
     from maisi_aug.api.cohorts import cohort_status, merge_cohort, verify_cohort
     from maisi_aug.api.exporting import export_dicom, export_monai, export_nnunet
     from maisi_aug.api.finetuning import finetune_controlnet
@@ -19,6 +29,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.preparing import prepare
     from maisi_aug.api.results import Case, Cohort, SavedCase, load_cohort
     from maisi_aug.api.synthesis import plan, synthesize
+    from maisi_aug.api.training import train
     from maisi_aug.api.viewing import view
     from maisi_aug.errors import MaisiAugError
     from maisi_aug.integrations.fresh.cases import FreshCases
@@ -33,18 +44,30 @@ _HOMES = {
     "MaisiAugError": "errors",
     "Pipeline": "api.pipeline",
     "SavedCase": "api.results",
+    "benchmark": "api.benchmarking",
     "cohort_status": "api.cohorts",
+    "convert_bundle": "api.bundles",
+    "evaluate": "api",
     "export_dicom": "api.exporting",
     "export_monai": "api.exporting",
     "export_nnunet": "api.exporting",
     "finetune_controlnet": "api.finetuning",
+    "import_bundle": "api.bundles",
     "insert": "api.insertion",
     "labels": "api.labels",
+    "list_bundles": "api.bundles",
     "load_cohort": "api.results",
     "merge_cohort": "api.cohorts",
     "plan": "api.synthesis",
+    "plan_benchmark": "api.benchmarking",
     "prepare": "api.preparing",
+    "pull_bundle": "api.bundles",
+    "report": "api.benchmarking",
+    "run_arm": "api.benchmarking",
+    "show_bundle": "api.bundles",
     "synthesize": "api.synthesis",
+    "train": "api.training",
+    "verify_bundle": "api.bundles",
     "verify_cohort": "api.cohorts",
     "view": "api.viewing",
 }
@@ -57,18 +80,30 @@ __all__ = [
     "MaisiAugError",
     "Pipeline",
     "SavedCase",
+    "benchmark",
     "cohort_status",
+    "convert_bundle",
+    "evaluate",
     "export_dicom",
     "export_monai",
     "export_nnunet",
     "finetune_controlnet",
+    "import_bundle",
     "insert",
     "labels",
+    "list_bundles",
     "load_cohort",
     "merge_cohort",
     "plan",
+    "plan_benchmark",
     "prepare",
+    "pull_bundle",
+    "report",
+    "run_arm",
+    "show_bundle",
     "synthesize",
+    "train",
+    "verify_bundle",
     "verify_cohort",
     "view",
 ]
@@ -79,7 +114,9 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'maisi_aug' has no attribute '{name}'", name=name)
     from importlib import import_module
 
-    value = getattr(import_module(f"maisi_aug.{_HOMES[name]}"), name)
+    home = import_module(f"maisi_aug.{_HOMES[name]}")
+    # ``evaluate`` is a module, which is no attribute of its package before it is imported.
+    value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
     globals()[name] = value
     return value
 

@@ -215,7 +215,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
             return values
         values = dict(values)
         words, rules = values.get("labels"), values.get("mapping")
-        if isinstance(words, list) or isinstance(rules, list):
+        if isinstance(words, list | tuple) or isinstance(rules, list | tuple):
             labels, values["mapping"] = parse_labels(texts_of(words or [], "tumor"), texts_of(rules or [], "2=tumor"))
             values["labels"] = labels or None
         if values.get("real_counts") is not None:
@@ -316,7 +316,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
 
 def _name_sources(value: object) -> object:
     """``NAME=FOLDER`` words as names and folders; anything else as it is."""
-    if not isinstance(value, list):
+    if not isinstance(value, list | tuple):
         return value
     sources: dict[str, str] = {}
     for word in texts_of(value, "NAME=FOLDER"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 from maisi_aug.evaluation.benchmark.replacement import to_replacement_text
 from maisi_aug.evaluation.output.files import Cell, to_markdown
 from maisi_aug.system.printed_text import from_clean_document
+
+if TYPE_CHECKING:
+    from maisi_aug.evaluation.benchmark.run import ArmState
 
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "
@@ -30,6 +33,12 @@ def arm_command(folder: Path, arm: str, seed: int) -> str:
 def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
     """Every training's command."""
     return [arm_command(folder, arm.name, seed) for seed in range(config.num_seeds) for arm in config.parsed_arms]
+
+
+def spell_state(state: ArmState) -> str:
+    """Where a training stands."""
+    again = {"begun": "; run again to go on", "failed": f": {state.reason}"}.get(state.status, "")
+    return f"{state.arm}, seed {state.seed}: {state.status}{again}"
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ from maisi_aug.errors import EvaluationError, VolumeError
 from maisi_aug.evaluation.review.cases import ShownCase
 from maisi_aug.evaluation.review.volumes import FolderFiles
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.system.whole_lines import append_to_shared
+from maisi_aug.system.whole_files import append_to_shared
 from maisi_aug.volumes.image_files import load_grid
 
 READINGS_NAME = "reader_test.jsonl"

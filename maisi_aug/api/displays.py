@@ -13,14 +13,17 @@ from typing import Self
 
 from rich.progress import Progress as Bars
 
-from maisi_aug.api.bars import PlainConsole, add_phase, add_training, open_bars
-from maisi_aug.api.listener import Progress, RunListener
+from maisi_aug.api.bars import PlainConsole, add_phase, add_training, open_bars, show_loading
 from maisi_aug.api.progress import CohortProgress, count_stages
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.generate.driver import Listener
 from maisi_aug.system.progress import Report, ReportStage, ReportStep, report_nothing
 
+Progress = bool | ReportStage | Listener
+"""What ``progress=`` takes."""
 
-class _Forward(RunListener):
+
+class _Forward(Listener):
     """Tells a function how a run goes."""
 
     def __init__(self, report: ReportStage) -> None:
@@ -45,20 +48,20 @@ class _Forward(RunListener):
         self._report("cases", self._num_settled, self._num_cases)
 
 
-def listen_to_run(progress: Progress) -> AbstractContextManager[RunListener]:
+def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
     """What a run that Python began tells its progress to. Warnings stay warnings."""
-    if isinstance(progress, RunListener):
+    if isinstance(progress, Listener):
         return nullcontext(progress)
     if not isinstance(progress, bool):
         return nullcontext(_Forward(progress))
     if progress and _is_watched():
         return CohortProgress(is_quiet=False, tells_warnings=False)
-    return nullcontext(RunListener())
+    return nullcontext(Listener())
 
 
 def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
     """The same of work that is counted by stages."""
-    if isinstance(progress, RunListener):
+    if isinstance(progress, Listener):
         return nullcontext(report_nothing)
     if not isinstance(progress, bool):
         return nullcontext(progress)
@@ -101,6 +104,10 @@ class TrainingDisplay:
         console = self._console if self._bars is None or not self._is_shown else self._bars.console
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
+    def show_loading(self) -> AbstractContextManager[None]:
+        """While libraries are imported that take seconds."""
+        return show_loading(is_quiet=not self._is_shown)
+
     def count_stages(self) -> AbstractContextManager[ReportStage]:
         """Of work that comes before the training."""
         if self._report is not None:
@@ -126,7 +133,7 @@ def show_training(progress: Progress) -> TrainingDisplay:
     """What a training that Python began is shown on. Warnings stay warnings."""
     if isinstance(progress, bool):
         return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
-    report = report_nothing if isinstance(progress, RunListener) else progress
+    report = report_nothing if isinstance(progress, Listener) else progress
     return TrainingDisplay(tells_warnings=False, report=report)
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from maisi_aug.api.displays import listen_to_stages
+from maisi_aug.api.displays import Progress, listen_to_stages
 from maisi_aug.api.keywords import Model, build_model, require_known, takes_fields_of, to_fields
-from maisi_aug.api.listener import Progress
 from maisi_aug.errors import RequestError
 from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExport
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.api.displays import TrainingDisplay, show_training
+from maisi_aug.api.displays import Progress, TrainingDisplay, show_training
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
-from maisi_aug.api.listener import Progress
 from maisi_aug.errors import PreparationError, RecipeError, VocabularyError, did_you_mean
 from maisi_aug.training.finetune.settings import FinetuneRequest
 
@@ -101,11 +100,13 @@ def finetune(
         MaisiAugError: What is asked for cannot be made.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.networks.pipeline import resolve_device
-    from maisi_aug.training.finetune.checks import require_trainable, resolve_finetuning
-    from maisi_aug.training.finetune.run import Finetuning
-    from maisi_aug.training.loop.processes import Processes
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
+
+    with display.show_loading():
+        from maisi_aug.networks.pipeline import resolve_device
+        from maisi_aug.training.finetune.checks import require_trainable, resolve_finetuning
+        from maisi_aug.training.finetune.run import Finetuning
+        from maisi_aug.training.loop.processes import Processes
 
     base, limit = load_bundle(request.base), TimeLimit(max_minutes)
     require_trainable(base)
@@ -126,7 +127,7 @@ def finetune(
             report_phase=limit.limit(display.add_phase, uninterrupted=("Looking",)),
             say=display.say,
         )
-        result: FinetuneResult | None
+        result: FinetuneResult | None = None
         try:
             result = run.train(
                 report_step=display.add_training("Training", config.loop.num_steps),
@@ -136,7 +137,6 @@ def finetune(
             )
         except TimeIsUp as stop:
             display.say(f"The time was up while {stop.phase.lower()}, {stop.done} of {stop.total}; run again to go on.")
-            result = None
     processes.leave()
     return result if processes.is_main else None
 

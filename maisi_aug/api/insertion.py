@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, balance_insertion, read_balance
-from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.displays import Progress, listen_to_run
 from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
-from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
+from maisi_aug.generate.driver import Listener
 from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def make_insertion(
     *,
     balance: Balance | None = None,
     where: Where = HERE,
-    listener: RunListener | None = None,
+    listener: Listener | None = None,
 ) -> CohortSummary:
     """Find the CTs, plan the lesions and draw them.
 
@@ -106,7 +106,7 @@ def make_insertion(
     from maisi_aug.insertion.cohort import insert_cohort
     from maisi_aug.insertion.config import resolve_insertion
 
-    listener = listener or RunListener()
+    listener = listener or Listener()
     cohort = resolve_insertion(config)
     for note in cohort.backgrounds.notes:
         listener.advises(note)

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.displays import Progress, listen_to_run
 from maisi_aug.api.keywords import require_known, takes_fields_of
-from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Case, SavedCase
 from maisi_aug.api.synthesis import read_request
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
@@ -30,6 +29,7 @@ from maisi_aug.volumes.grid import Grid
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.decoding import PrecisionName
     from maisi_aug.generate.attempts import Attempt, AttemptMaker
+    from maisi_aug.generate.driver import Listener
     from maisi_aug.networks.acceleration import Compiler
     from maisi_aug.networks.pipeline import Pipeline as ImagePipeline
 
@@ -141,7 +141,7 @@ class Pipeline:
             request = read_request(wanted if path is None else (), None, fields, source="Pipeline")
             return self._draw(self._open(resolve(request), listener))
 
-    def _open(self, run: CohortRun, listener: RunListener) -> AttemptMaker:
+    def _open(self, run: CohortRun, listener: Listener) -> AttemptMaker:
         from maisi_aug.generate.attempts import AttemptMaker
         from maisi_aug.sources.opening import open_source
 
@@ -211,7 +211,7 @@ class DrawnCase(Case):
         Raises:
             CohortError: ``synthesize`` made the folder, another process writes to it, or the disk is full.
         """
-        from maisi_aug.generate.recorder import Recorder
+        from maisi_aug.generate.driver import Recorder
         from maisi_aug.generate.writer import open_writer
 
         folder = Path(folder)

@@ -7,9 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.api.displays import listen_to_stages
+from maisi_aug.api.displays import Progress, listen_to_stages
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
-from maisi_aug.api.listener import Progress
 from maisi_aug.errors import PreparationError
 from maisi_aug.preparation.request import PrepareConfig
 from maisi_aug.system.progress import ReportStage, report_nothing
@@ -91,8 +90,7 @@ class Preparation:
         Raises:
             MaisiAugError: What is asked for cannot be made.
         """
-        from maisi_aug.preparation.resolve import resolve_preparation
-        from maisi_aug.preparation.run import plan_preparation
+        from maisi_aug.preparation.run import plan_preparation, resolve_preparation
 
         request, notes = resolve_preparation(config, out)
         plan = plan_preparation(request, report=report, num_workers=num_workers)

@@ -13,13 +13,13 @@ from typing import Any, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from maisi_aug.api.bars import PlainConsole, can_draw, open_bars, tell_warnings
-from maisi_aug.api.listener import RunListener
 from maisi_aug.cohort.folder import LostCase
 from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.generate.driver import Listener
 from maisi_aug.system.progress import ReportStage
 
 
-class CohortProgress(RunListener):
+class CohortProgress(Listener):
     """Shows how a cohort comes along, with cases per minute, attempts that failed, and the time that is left.
 
     Where several workers draw, each has a line of its own.
@@ -169,7 +169,7 @@ class CohortProgress(RunListener):
         return f"{self._num_new / minutes:.1f} cases/min, {retried}{_clock(left * 60)} left"
 
 
-class ProgressLines(RunListener):
+class ProgressLines(Listener):
     """Tells on stderr how a cohort comes along, a JSON object on each line, for schedulers and dashboards.
 
     Each has ``event`` and ``seconds`` since the beginning. ``starts`` and ``records`` count the cases; ``records``
@@ -236,7 +236,7 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[RunListener]:
+def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[Listener]:
     """What a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
     return nullcontext(ProgressLines()) if as_lines else CohortProgress(is_quiet=is_quiet)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, read_balance
-from maisi_aug.api.displays import listen_to_run
+from maisi_aug.api.displays import Progress, listen_to_run
 from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
-from maisi_aug.api.listener import Progress, RunListener
 from maisi_aug.api.results import Cohort
 from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
@@ -19,6 +18,7 @@ from maisi_aug.cohort.request import GIVEN, CohortRequest, build_request, load_r
 from maisi_aug.cohort.resolve import CohortRun, resolve
 from maisi_aug.cohort.review import reopen_rejected
 from maisi_aug.errors import RequestError
+from maisi_aug.generate.driver import Listener
 
 if TYPE_CHECKING:
     from maisi_aug.api.balancing import ReadMap
@@ -190,7 +190,7 @@ def make_cohort(
     may_resume: bool = True,
     verify: bool = False,
     redraw_rejected: bool = False,
-    listener: RunListener | None = None,
+    listener: Listener | None = None,
 ) -> CohortSummary:
     """Resolve what is asked for and make it.
 
@@ -210,7 +210,7 @@ def make_cohort(
     """
     from maisi_aug.generate.run import synthesize_cohort
 
-    listener = listener or RunListener()
+    listener = listener or Listener()
     cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
     for sentence in _find_advice(cohort):
         listener.advises(sentence)
@@ -244,7 +244,7 @@ class Outlook:
 
 
 def look_ahead(
-    request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: RunListener | None = None
+    request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: Listener | None = None
 ) -> Outlook:
     """Resolve and try what is asked for; nothing is made.
 
@@ -260,7 +260,7 @@ def look_ahead(
     from maisi_aug.generate.rehearsal import rehearse
     from maisi_aug.sources.given import look_at_maps, open_given_source
 
-    listener = listener or RunListener()
+    listener = listener or Listener()
     cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures, needs_weights=False)
     if out is not None:
         find_cohort(out, cohort.to_document(), cohort.begun)  # raises where the run would be refused

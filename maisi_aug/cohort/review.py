@@ -26,7 +26,7 @@ from maisi_aug.cohort.manifest import (
 from maisi_aug.cohort.request import COHORT_NAME
 from maisi_aug.errors import CohortError
 from maisi_aug.system.content import MAX_LINE_BYTES
-from maisi_aug.system.whole_lines import append_to_shared
+from maisi_aug.system.whole_files import append_to_shared
 
 REVIEW_NAME = "review.jsonl"
 MAX_LETTERS = 500

@@ -1,4 +1,9 @@
-"""The driver of a cohort: hands out cases to an engine, records what comes back, and tells how it goes."""
+"""The driver of a cohort: hands out cases to an engine, records what comes back, and tells how it goes.
+
+What a worker has made gets its place and then its line, from the driver alone: a line in the manifest means that the
+files are whole and where they belong. A worker that was taken for lost may hand in an attempt that another has made
+again meanwhile: it must be the same.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,28 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from maisi_aug.cohort.folder import LostCase
-from maisi_aug.cohort.manifest import AttemptRecord, Manifest
+from maisi_aug.cohort.folder import CohortFolder, LostCase
+from maisi_aug.cohort.manifest import AttemptRecord, Manifest, ManifestWriter
 from maisi_aug.cohort.plan import CasePlan
-from maisi_aug.errors import BankError, LesionError
-from maisi_aug.generate.recorder import Recorder
+from maisi_aug.errors import BankError, CohortError, LesionError
+from maisi_aug.generate.writer import explain_disk
 from maisi_aug.system.engine.work import Engine, WorkerSpec
+from maisi_aug.system.whole_files import flush_folder
+
+ROLES = ("image", "label", "anatomy", "preview")
 
 
 class Listener:
-    """What a run tells while it works; does nothing unless a method is overridden."""
+    """What a run tells before and while it works; does nothing unless a method is overridden."""
+
+    def measures(self, done: int, total: int) -> None:
+        """Another file of the size or the HU reference has been measured."""
+
+    def tries(self, done: int, total: int) -> None:
+        """Another label map of a plan has been tried."""
+
+    def advises(self, sentence: str) -> None:
+        """The user should know something of the bundle or of the images."""
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
         """The cohort is open; the manifest holds what earlier runs have done."""
@@ -92,6 +109,74 @@ class CaseResult:
     def paths(self) -> tuple[str, ...]:
         """Of its files, in the worker's folder."""
         return tuple(file.path for record in self.records for file in record.files.values())
+
+
+@dataclass
+class Recorder:
+    """Records attempts.
+
+    Attributes:
+        folder: Of the cohort.
+        manifest: Open and locked.
+        made: The attempts of this run, without the gates' figures.
+    """
+
+    folder: CohortFolder
+    manifest: ManifestWriter
+    made: list[AttemptRecord] = field(default_factory=list)
+    _files: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
+
+    def record(self, attempt: AttemptRecord, scratch: Path) -> bool:
+        """Move the files of an attempt to their place and append its line; an attempt that is there is dropped.
+
+        Args:
+            attempt: What a worker has made.
+            scratch: Folder that its files are in.
+
+        Returns:
+            Whether the attempt is new.
+
+        Raises:
+            CohortError: The disk is full, the folder cannot be written, which leaves nothing behind, or the same
+                attempt was made before to other bytes.
+        """
+        key, hashes = (attempt.case_index, attempt.attempt), {f.path: f.sha256 for f in attempt.files.values()}
+        if key in self._files:
+            self._require_same(attempt, self._files[key], hashes)
+            for path in hashes:
+                (scratch / path).unlink(missing_ok=True)
+            return False
+        placed: list[Path] = []
+        try:
+            for path in hashes:
+                self._place(scratch / path, self.folder.path / path, placed)
+            for place in dict.fromkeys(target.parent for target in placed):
+                flush_folder(place)
+            self.manifest.append(attempt)
+        except OSError as error:
+            for target in placed:
+                target.unlink(missing_ok=True)
+            raise explain_disk(self.folder.path, error) from error
+        if attempt.status != "accepted":  # what an accepted attempt left that was made again on another machine
+            for role in ROLES:
+                self.folder.file_of(role, attempt.case_id).unlink(missing_ok=True)
+        self._files[key] = hashes
+        self.made.append(attempt.keep_figures(()))
+        return True
+
+    @staticmethod
+    def _place(source: Path, target: Path, placed: list[Path]) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        placed.append(target)
+        source.replace(target)
+
+    def _require_same(self, attempt: AttemptRecord, before: dict[str, str], now: dict[str, str]) -> None:
+        if before != now:
+            different = next(path for path in {**before, **now} if before.get(path) != now.get(path))
+            raise CohortError(
+                f"{self.folder.path}: expected the same bytes from two drawings of {attempt.case_id}, found different "
+                f"ones of {different}. Use devices of one kind, and the same number of threads for each."
+            )
 
 
 LeavesHope = Callable[[LesionError | BankError, CasePlan, Sequence[CasePlan]], bool]

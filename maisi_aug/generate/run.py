@@ -15,8 +15,7 @@ from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.cohort.shards import Shard
 from maisi_aug.generate.case_worker import CohortSpec
-from maisi_aug.generate.driver import CaseDriver, CaseItem, Listener, list_items
-from maisi_aug.generate.recorder import Recorder
+from maisi_aug.generate.driver import CaseDriver, CaseItem, Listener, Recorder, list_items
 from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import may_fail_as_a_whole, open_source
 from maisi_aug.system.engine.work import Engine, InProcess

@@ -1,6 +1,6 @@
 """The last stage of an attempt that a worker does: gates on the image, files, picture, and the record of them.
 
-The files lie in a folder of the worker's own, from where :mod:`maisi_aug.generate.recorder` gives them their place.
+The files lie in a folder of the worker's own, from where :mod:`maisi_aug.generate.driver` gives them their place.
 """
 
 from __future__ import annotations

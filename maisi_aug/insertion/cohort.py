@@ -23,8 +23,7 @@ from maisi_aug.errors import LesionError, PreparationError, UnfitCtError, Volume
 from maisi_aug.gates.judgement import name_verdict, to_record
 from maisi_aug.generate.attempts import Attempt
 from maisi_aug.generate.case_worker import write_group
-from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener, list_items
-from maisi_aug.generate.recorder import Recorder
+from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener, Recorder, list_items
 from maisi_aug.generate.run import CohortSummary
 from maisi_aug.generate.writer import CaseWriter, CohortFacts
 from maisi_aug.insertion.backgrounds import Background

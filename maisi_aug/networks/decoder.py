@@ -1,24 +1,54 @@
-"""Decoding within the memory that there is: less of it at a time instead of an error, and said so."""
+"""Decoding within the memory that there is: how much it takes, and less of it at a time instead of an error."""
 
 from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, LatentShape
+from maisi_aug.bundle_spec.decoding import (
+    NUM_SPLITS,
+    WINDOW_MULTIPLE,
+    DecodeSettings,
+    DecodingConfig,
+    LatentShape,
+    kept_in,
+    latent_factor,
+)
 from maisi_aug.errors import MemoryShortageError
-from maisi_aug.networks.decoding import decode_latent
-from maisi_aug.networks.decoding_memory import USABLE_SHARE, estimate_decode_bytes, find_free_bytes, settings_by_memory
+from maisi_aug.networks.decoding import cut_window, decode_latent
+from maisi_aug.networks.streaming import MIN_THICKNESS
 from maisi_aug.system.memory import is_out_of_memory
 
 _LOG = logging.getLogger(__name__)
 _GB = 1e9
+
+ComputeKind = tuple[str, str]
+FLOAT_BYTES = 4
+USABLE_SHARE = 0.9
+"""Of the free memory; the rest is for what an allocator cannot use of it."""
+
+# Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
+# quarter and at half of its width, 64^3 to 128^3 voxels (tests/networks/test_decoding_memory.py). On a CUDA device,
+# whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
+# published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
+# for 80x80x80 latent voxels); parts are counted by the tensors that are held.
+WHOLE_COPIES = {("cpu", "float32"): 3.7, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
+HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
+"""In float32, by what is kept between passes; in half precision half of it."""
+PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
+"""Of the part that is computed, as a share of the whole."""
+HALO = 4
+"""Voxels along I that a part is longer by than what it yields."""
+SCRATCH_BYTES = 65_000_000
+"""What convolutions of the whole on a CPU take for themselves, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +152,117 @@ class Decoder:
 
 def _spell(sides: LatentShape) -> str:
     return "x".join(map(str, sides))
+
+
+def estimate_decode_bytes(
+    definition: Mapping[str, Any],
+    settings: DecodeSettings,
+    sides: LatentShape,
+    *,
+    kind: ComputeKind = ("cpu", "float32"),
+) -> int:
+    """Peak memory of a decoding beside weights and latent.
+
+    ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
+    image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
+    G the voxels of the image that is gathered on the device, and S what convolutions of the whole take on a CPU.
+
+    Args:
+        definition: Of the autoencoder; ``num_channels`` from the finest level to the coarsest.
+        settings: How it is decoded.
+        sides: Of the latent.
+        kind: Type of the device, and what it computes in.
+    """
+    channels = [int(number) for number in definition["num_channels"]]
+    factor = latent_factor(definition)
+    window = cut_window(settings.window, sides) or sides
+    coarser = [*channels[1:], channels[-1]]
+    widest = max(max(pair) / 8**level for level, pair in enumerate(zip(channels, coarser, strict=True)))
+    copies = _count_copies(settings, factor * window[0], kind)
+    activations = math.prod(window) * factor**3 * widest * copies
+    # Windows that are gathered in the host's memory leave a slab as thick as one of them on the device.
+    thickness = window[0] if settings.on_host else sides[0]
+    gathered = thickness * sides[1] * sides[2] * factor**3
+    scratch = SCRATCH_BYTES if kind == ("cpu", "float32") and settings.num_splits == 1 else 0
+    return int(FLOAT_BYTES * (activations + gathered)) + scratch
+
+
+def _count_copies(settings: DecodeSettings, side: int, kind: ComputeKind) -> float:
+    """Float32 copies of the widest activation of a window with so many image voxels along I."""
+    if settings.num_splits == 1:
+        return WHOLE_COPIES.get(kind) or max(WHOLE_COPIES.values())
+    is_on_host = settings.on_host and settings.window is None
+    held = HELD_COPIES["host" if is_on_host else kept_in(settings.num_splits)]
+    num_parts = min(settings.num_splits, side // MIN_THICKNESS)
+    per_part = PART_COPIES.get(kind) or max(PART_COPIES.values())
+    return held * (0.5 if kind[1] == "half" else 1.0) + per_part * (1 / num_parts + HALO / side)
+
+
+def find_free_bytes(device: str) -> int | None:
+    """Memory that a device can still lend; None where nobody knows."""
+    place = torch.device(device)
+    if place.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(place)
+        return free + torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+    if place.type == "cpu":
+        known = [number for number in (_machine_bytes(), _container_bytes()) if number is not None]
+        return min(known, default=None)
+    return None
+
+
+def _machine_bytes() -> int | None:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What a container (cgroup v2) leaves; None without a limit."""
+    try:
+        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        return max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def settings_by_memory(
+    wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
+) -> Iterator[DecodeSettings]:
+    """What is wanted, and then ever less memory, by how little the image changes.
+
+    Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
+    with half the longest side of the one before, change what the decoder's norms see.
+
+    Args:
+        wanted: Comes first.
+        sides: Of the latent.
+        device_type: Gathering elsewhere than on a ``cpu`` makes a difference.
+        may_split: Whether the number of splits is open.
+    """
+    current = replace(wanted, window=cut_window(wanted.window, sides))
+    yield current
+    has_host = device_type != "cpu"
+    if current.window is not None and has_host and not current.on_host:
+        current = replace(current, on_host=True)
+        yield current
+    for num_splits in NUM_SPLITS if may_split else ():
+        if num_splits > current.num_splits:
+            # A bus is faster than computing features a second time, which is what so many parts ask for.
+            on_host = has_host and (current.on_host or kept_in(num_splits) != "all")
+            current = replace(current, num_splits=num_splits, on_host=on_host)
+            yield current
+    while (window := _halve(current.window or sides)) is not None:
+        current = replace(current, window=window, on_host=has_host)
+        yield current
+
+
+def _halve(window: LatentShape) -> LatentShape | None:
+    """The window with half its longest side, a multiple of 16; None where every side has 16 or fewer."""
+    longest = max(range(3), key=lambda axis: window[axis])
+    if window[longest] <= WINDOW_MULTIPLE:
+        return None
+    half = WINDOW_MULTIPLE * math.ceil(window[longest] / 2 / WINDOW_MULTIPLE)
+    half = half if half < window[longest] else WINDOW_MULTIPLE
+    return cast(LatentShape, tuple(half if axis == longest else side for axis, side in enumerate(window)))

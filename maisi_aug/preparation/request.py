@@ -41,7 +41,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
 
 
 class PrepareConfig(Sources):
-    """What the user asks for; :func:`~maisi_aug.preparation.resolve.resolve_preparation` reads and checks it."""
+    """What the user asks for; :func:`~maisi_aug.preparation.run.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
     """What a label means; may repeat. LABEL: id, name, name with *, or FILE/LABEL for one kind of label file. NAME: one

@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from maisi_aug.banks.label_ids import Translation, build_translation
+from maisi_aug.bundle_spec.bundle import Bundle, load_outline
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.cohort.folder import CONTACT_SHEET_NAME
 from maisi_aug.errors import BankError, PreparationError
 from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.preparation.case import CaseTask, PrepareSettings
-from maisi_aug.preparation.collecting import add_organs
+from maisi_aug.preparation.collecting import add_organs, collect_cases
 from maisi_aug.preparation.folds import assign_folds, find_patients, require_enough_patients
-from maisi_aug.preparation.mapping import LabelMeanings, MapRule, allocate_new_labels, labels_of, resolve_meanings
+from maisi_aug.preparation.mapping import (
+    LabelMeanings,
+    MapRule,
+    allocate_new_labels,
+    labels_of,
+    parse_rule,
+    resolve_meanings,
+)
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, PreparedSpec, write_lists
-from maisi_aug.preparation.request import ModalityName
+from maisi_aug.preparation.request import ModalityName, PrepareConfig
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
@@ -30,14 +38,15 @@ from maisi_aug.preparation.survey import (
     survey_case,
     tables_of,
 )
-from maisi_aug.preparation.tissues import Tissue
+from maisi_aug.preparation.tissues import Tissue, parse_tissue
 from maisi_aug.preparation.writing import prepare_and_write, take_folder
 from maisi_aug.system.engine.mapping import run_parallel
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.vocabulary.labels import Vocabulary
-from maisi_aug.volumes.grid import Shape, Spacing
+from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
+DEFAULT_BUNDLE = "phantom-ct"
 SUMMARY_NAMES = ("summary.md", "summary.json")
 
 
@@ -112,6 +121,59 @@ class PreparePlan:
     patients: Mapping[str, str]
     tasks: tuple[CaseTask, ...]
     notes: tuple[str, ...]
+
+
+def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareRequest, tuple[str, ...]]:
+    """List the cases and read the rules; no image is opened.
+
+    Args:
+        config: What is asked for.
+        out: Folder of the prepared cases, by which they are called where ``config`` gives no name.
+
+    Returns:
+        What :func:`plan_preparation` takes, and notes for the user, a sentence each.
+
+    Raises:
+        BundleError: There is no such bundle.
+        GridError: The networks cannot work with the grid, or a bundle that is named cannot be trained on it.
+        PreparationError: Sources or rules that cannot be used.
+    """
+    bundle = load_outline(config.bundle or DEFAULT_BUNDLE)
+    grid, grid_notes = _choose_grid(config, bundle)
+    rules = tuple(map(parse_rule, config.map))
+    tissues = tuple(parse_tissue(text, bundle.vocabulary) for text in config.tissues)
+    cases, notes = collect_cases(config)
+    if not (tissues or config.run_totalsegmentator or any(case.labels or case.organs for case in cases)):
+        raise PreparationError(
+            "Labels: expected --labels, --organs, --run-totalsegmentator or --tissue, found none. Give at least one."
+        )
+    request = PrepareRequest(
+        cases=cases,
+        vocabulary=bundle.vocabulary,
+        shape=grid.shape,
+        spacing_mm=config.spacing_mm or bundle.spec.grid.spacing_mm,
+        name=config.name or out.resolve().name,
+        rules=rules,
+        tissues=tissues,
+        organ_labels=config.organ_labels,
+        patients=config.patients,
+        num_folds=config.num_folds,
+        modality=config.modality,
+        keeps_surroundings=config.keeps_surroundings,
+        allow_empty=config.allow_empty,
+        runs_totalsegmentator=config.run_totalsegmentator,
+    )
+    return request, (*grid_notes, *notes)
+
+
+def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str, ...]]:
+    """The grid asked for, or the bundle's; what a bundle that the user names has not seen is told."""
+    own = bundle.spec.grid
+    grid = Grid.from_spacing(config.shape or own.shape, config.spacing_mm or own.spacing_mm)
+    grid.require_multiple_of(bundle.grid_factor, subject="--shape")
+    if config.bundle is None:
+        return grid, ()
+    return grid, tuple(bundle.check_grid(grid, remedy=", or leave --bundle out if it is not to be trained on"))
 
 
 def plan_preparation(

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from maisi_aug.api import bars
 from maisi_aug.api.displays import listen_to_run, listen_to_stages, show_training
-from maisi_aug.api.listener import RunListener
 from maisi_aug.api.progress import CohortProgress, follow_run
 from maisi_aug.cohort.manifest import Manifest
+from maisi_aug.generate.driver import Listener
 from tests.cohort.test_manifest import build_record
 
 NOTHING_DONE = Manifest(())
@@ -38,7 +38,7 @@ def test_terminals_show_bars(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "0/3" in (shown := capsys.readouterr().err)
     assert "Note: something" in shown
     with listen_to_run(False) as listener:
-        assert type(listener) is RunListener
+        assert type(listener) is Listener
 
 
 def test_notebooks_show_bars_where_they_have_widgets_and_lines_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

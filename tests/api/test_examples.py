@@ -32,7 +32,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_examples_are_found() -> None:
-    assert {"synthesis", "pipeline", "results", "insertion", "preparing", "labels"} <= set(MODULES)
+    assert {
+        "synthesis",
+        "pipeline",
+        "results",
+        "insertion",
+        "preparing",
+        "labels",
+        "evaluate",
+        "benchmarking",
+        "training",
+    } <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -27,7 +27,7 @@ from torch import Tensor
 from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.bundle_spec.decoding import ComputeType, DecodingConfig
 from maisi_aug.networks.building import compute_in
-from maisi_aug.networks.decoding_memory import estimate_decode_bytes
+from maisi_aug.networks.decoder import estimate_decode_bytes
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.networks.weights import load_weight_file
 from tests.benchmarks.image_stages import read_sides

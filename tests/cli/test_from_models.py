@@ -17,6 +17,17 @@ from maisi_aug.cli.shared.boundary import guard
 from maisi_aug.cli.shared.from_models import Given, list_options, with_options
 from maisi_aug.cohort.request import CohortRequest
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+from maisi_aug.evaluation.request import (
+    BlindPackRequest,
+    DistributionRequest,
+    EquivalenceRequest,
+    FidRequest,
+    HuRequest,
+    LesionsRequest,
+    MemorizationRequest,
+    ReconstructionRequest,
+    SegmenterRequest,
+)
 from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExport
 from maisi_aug.preparation.request import PrepareConfig
@@ -37,6 +48,15 @@ MODELS: dict[type[BaseModel], tuple[str, ...]] = {
     NnunetExport: ("export nnunet",),
     MonaiExport: ("export monai",),
     DicomExport: ("export dicom",),
+    FidRequest: ("evaluate fid",),
+    DistributionRequest: ("evaluate distribution",),
+    EquivalenceRequest: ("evaluate equivalence",),
+    HuRequest: ("evaluate hu",),
+    LesionsRequest: ("evaluate lesions",),
+    SegmenterRequest: ("evaluate agreement", "evaluate detection-curve"),
+    MemorizationRequest: ("evaluate memorization",),
+    ReconstructionRequest: ("evaluate reconstruction",),
+    BlindPackRequest: ("evaluate blind-pack",),
 }
 """What users configure, and the commands that it configures. What networks are trained with stands in training recipes
 alone, which are edited: no command has an option for it."""

@@ -101,7 +101,7 @@ def test_full_disk_leaves_earlier_decisions_and_nothing_of_the_new_one(
             raise OSError(28, "No space left on device")
         return write(descriptor, content[: len(content) - 10])
 
-    monkeypatch.setattr("maisi_aug.system.whole_lines.os.write", write_half)
+    monkeypatch.setattr("maisi_aug.system.whole_files.os.write", write_half)
     with pytest.raises(CohortError, match="found a full disk"):
         decide(cohort, 2, "reject")
     assert (cohort / REVIEW_NAME).read_bytes() == before

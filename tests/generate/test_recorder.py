@@ -13,8 +13,7 @@ from maisi_aug.cohort.folder import CohortFolder, open_scratch
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, ManifestWriter, load_manifest
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.errors import CohortError
-from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener
-from maisi_aug.generate.recorder import Recorder
+from maisi_aug.generate.driver import CaseDriver, CaseItem, CaseResult, Listener, Recorder
 from maisi_aug.system.engine.work import Engine
 from tests.cohort.test_manifest import build_record
 

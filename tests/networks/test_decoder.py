@@ -13,8 +13,7 @@ from maisi_aug.bundle_spec.decoding import DecodeSettings, DecodingConfig, Laten
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks import decoder as decoder_module
 from maisi_aug.networks.building import build_network, use_plain_layers
-from maisi_aug.networks.decoder import Decoder
-from maisi_aug.networks.decoding_memory import estimate_decode_bytes
+from maisi_aug.networks.decoder import Decoder, estimate_decode_bytes
 from maisi_aug.system.memory import is_out_of_memory
 from tests.builders.tiny_bundle import build_header
 

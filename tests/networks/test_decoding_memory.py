@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maisi_aug.bundle_spec.decoding import DecodeSettings, LatentShape
-from maisi_aug.networks.decoding_memory import (
+from maisi_aug.networks.decoder import (
     _container_bytes,
     estimate_decode_bytes,
     find_free_bytes,

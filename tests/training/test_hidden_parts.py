@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from maisi_aug.training.hidden_parts import draw_hidden
+from maisi_aug.training.images.patches import draw_hidden
 from maisi_aug.training.loop.settings import SurroundingsConfig
 
 SHAPE, SPACING_MM = (24, 20, 12), (0.7, 0.9, 2.0)

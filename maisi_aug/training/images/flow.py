@@ -28,9 +28,8 @@ from maisi_aug.networks.conditioning import (
 )
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import Ahead, CaseStore, LatentSet
-from maisi_aug.training.hidden_parts import draw_hidden
 from maisi_aug.training.images.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
-from maisi_aug.training.images.patches import LesionPlaces
+from maisi_aug.training.images.patches import LesionPlaces, draw_hidden
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.loop.settings import FlowLossConfig

@@ -1,13 +1,14 @@
-"""Patches of training images: where each is cut, how it is transformed, drawn first and made then."""
+"""Patches of training images: where each is cut, how it is transformed, what is hidden; drawn first and made then."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,8 +16,8 @@ from maisi_aug.networks.conditioning import HU_MINIMUM, hu_to_unit
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.loop.processes import WHOLE, Share
-from maisi_aug.training.loop.settings import VaeLossConfig
-from maisi_aug.volumes.grid import Shape
+from maisi_aug.training.loop.settings import SurroundingsConfig, VaeLossConfig
+from maisi_aug.volumes.grid import Shape, Spacing
 
 AIR_HU = int(HU_MINIMUM)
 
@@ -166,3 +167,40 @@ def _swap(shape: Shape, plane: tuple[int, int]) -> Shape:
 def _to_shape(sides: NDArray[np.intp]) -> Shape:
     i, j, k = (int(side) for side in sides)
     return i, j, k
+
+
+def draw_hidden(
+    label_map: NDArray[np.uint8],
+    spacing_mm: Spacing,
+    lesion_ids: Collection[int],
+    config: SurroundingsConfig,
+    rng: np.random.Generator,
+) -> NDArray[np.bool_]:
+    """The part of a crop that a ControlNet that learns to draw lesions into real images does not see, and has to draw.
+
+    Args:
+        label_map: ``(I, J, K)`` ids; what is 0 is not drawn from, for it lies outside of the image.
+        spacing_mm: Along I, J, K.
+        lesion_ids: Ids of lesions.
+        config: Shares and ranges.
+        rng: Draws; every crop takes four numbers.
+
+    Returns:
+        ``(I, J, K)``.
+    """
+    what, where = rng.random(2)
+    size = rng.random()
+    is_lesion = np.isin(label_map, list(lesion_ids))
+    places = np.flatnonzero(label_map)
+    place = int(rng.integers(max(1, len(places))))
+    if what < config.hidden_share or not len(places):
+        return np.ones(label_map.shape, dtype=bool)
+    if is_lesion.any() and where >= config.elsewhere_share:
+        low, high = config.margin_mm
+        distance = ndimage.distance_transform_edt(~is_lesion, sampling=spacing_mm)
+        return np.asarray(distance <= low + size * (high - low))
+    low, high = config.radius_mm
+    centre = np.unravel_index(places[place], label_map.shape)
+    steps = [(np.arange(side) - c) * mm for side, c, mm in zip(label_map.shape, centre, spacing_mm, strict=True)]
+    squared = sum(part**2 for part in np.meshgrid(*steps, indexing="ij", sparse=True))
+    return np.asarray(squared <= (low + size * (high - low)) ** 2)

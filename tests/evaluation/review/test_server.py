@@ -202,7 +202,7 @@ def test_full_disk_while_deciding_is_said_and_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("maisi_aug.system.whole_lines.os.write", refuse)
+        patched.setattr("maisi_aug.system.whole_files.os.write", refuse)
         answer = client.post("api/decide", json={"key": "case_0002.0", "choice": "reject"})
     assert answer.status_code == 507
     assert "found a full disk" in answer.json()["error"]

@@ -1,0 +1,263 @@
+"""Bundles of weights: what ``bundles`` does, for the command line and for Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
+
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.errors import RequestError
+from maisi_aug.system.progress import Say
+
+if TYPE_CHECKING:
+    from maisi_aug.bundle_spec.known_bundles import KnownBundle
+    from maisi_aug.networks.checkpoints.copies import Conversion
+
+# What tells the width of a network, in MAISI's own words.
+WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+class BundleRow(TypedDict):
+    """A bundle in a listing.
+
+    Attributes:
+        name: What ``bundle=`` takes.
+        description: What it draws.
+        licence: Of its weights.
+        grid: ``shape`` in voxels and ``spacing_mm`` along I, J, K.
+        num_bytes: Of its files; None for one that is not at hand.
+        base: The bundle that it was fine-tuned from.
+        has_masks: Whether it generates label maps.
+        path: Its folder; None for one that is not at hand.
+        pull: The command that fetches it; None for one that is at hand.
+        download_size: What is fetched then, in words.
+    """
+
+    name: str
+    description: str
+    licence: str
+    grid: Mapping[str, Any]
+    num_bytes: int | None
+    base: NotRequired[str]
+    has_masks: bool
+    path: str | None
+    pull: str | None
+    download_size: str | None
+
+
+def list_bundles() -> list[BundleRow]:
+    """The bundles at hand, and those that can be fetched; ``maisi-aug bundles list``.
+
+    >>> import maisi_aug as ma
+    >>> {row["name"]: row["pull"] for row in ma.list_bundles()}["rflow-ct"]
+    'maisi-aug bundles pull rflow-ct'
+    """
+    from maisi_aug.bundle_spec.bundle import list_bundles as list_at_hand
+    from maisi_aug.bundle_spec.known_bundles import known_bundles
+
+    rows = [_summarise(bundle) for bundle in list_at_hand()]
+    at_hand = {row["name"] for row in rows}
+    return rows + [_announce(known) for name, known in known_bundles().items() if name not in at_hand]
+
+
+def show_bundle(bundle: str | Path) -> dict[str, Any]:
+    """Networks, slots, sizes and provenance of a bundle as JSON types; ``maisi-aug bundles show``.
+
+    >>> import maisi_aug as ma
+    >>> sorted(ma.show_bundle("phantom-ct")["networks"])
+    ['autoencoder', 'controlnet', 'diffusion_unet']
+
+    Args:
+        bundle: Name or folder.
+
+    Raises:
+        BundleError: There is no such bundle.
+    """
+    return _describe(load_bundle(bundle))
+
+
+def pull_bundle(
+    name: str,
+    *,
+    accept_license: bool = False,
+    with_masks: bool = False,
+    to: str | Path | None = None,
+    say: Say | None = None,
+) -> Bundle:
+    """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors; ``maisi-aug bundles pull``.
+
+    Args:
+        name: One of those that :func:`list_bundles` names.
+        accept_license: Whether you have read the licence of the weights, and accept it.
+        with_masks: Also the networks that generate label maps.
+        to: Folder of the bundle; without it the name is enough to use it.
+        say: Called with a sentence on what is going on.
+
+    Raises:
+        BundleError: The licence is not accepted, or something does not arrive as the hub states it.
+    """
+    from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+    from maisi_aug.networks.checkpoints.hub import pull_bundle as pull
+
+    known, folder = find_known_bundle(name), None if to is None else Path(to)
+    return pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
+
+
+def import_bundle(
+    source: str | Path,
+    *,
+    name: str | None = None,
+    accept_license: bool = False,
+    to: str | Path | None = None,
+    say: Say | None = None,
+) -> Bundle:
+    """Take over NVIDIA's checkpoints (``.pt``) from a folder as a bundle; ``maisi-aug bundles import``.
+
+    Args:
+        source: Folder of NV-Generate-CTMR, or of MONAI's bundle ``maisi_ct_generative``; it is not changed.
+        name: ``rflow-ct`` or ``ddpm-ct``, where the folder does not tell.
+        accept_license: Whether you have read the licence of the weights, and accept it.
+        to: Folder of the bundle; without it the name is enough to use it.
+        say: Called with a sentence on what is going on.
+
+    Raises:
+        BundleError: The licence is not accepted, checkpoints are missing, or one asks for more than data.
+    """
+    from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
+
+    folder = None if to is None else Path(to)
+    return take_over(Path(source), accept_licence=lambda _: accept_license, name=name, folder=folder, report=say)
+
+
+def convert_bundle(
+    source: str | Path, to: str | Path, *, dtype: Literal["float16", "bfloat16", "float32"] | None = None
+) -> Conversion:
+    """Copy a bundle with weights of another type, or make safetensors of a checkpoint; ``maisi-aug bundles convert``.
+
+    Args:
+        source: A bundle by name or folder, or one checkpoint (``.pt``) of a network.
+        to: New folder of the bundle, or new ``.safetensors`` file.
+        dtype: Floating type of the weights; when not given, float16 for a bundle and its own for a checkpoint.
+
+    Raises:
+        BundleError: The source is damaged, the target exists, or weights are beyond the range of the type.
+        RequestError: There is no such type.
+    """
+    from maisi_aug.networks.checkpoints import copies
+
+    if dtype not in (None, *DTYPES):
+        raise RequestError(f"dtype: expected one of {', '.join(DTYPES)}, found '{dtype}'.")
+    if Path(source).is_file():
+        return copies.convert_checkpoint(Path(source), Path(to), dtype=dtype)
+    return copies.convert_bundle(source, Path(to), dtype=dtype or "float16")
+
+
+def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
+    """Compare every weight file with its hash, and its tensors with its network; ``maisi-aug bundles verify``.
+
+    >>> import maisi_aug as ma
+    >>> [row["role"] for row in ma.verify_bundle("phantom-ct")][:3]
+    ['autoencoder', 'diffusion_unet', 'controlnet']
+
+    Args:
+        bundle: Name or folder.
+
+    Returns:
+        A row for each file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
+
+    Raises:
+        BundleError: Naming the first file that is not as it should be.
+    """
+    from maisi_aug.networks.weights import verify_bundle as verify
+
+    return verify(load_bundle(bundle))
+
+
+def _summarise(bundle: Bundle) -> BundleRow:
+    """What a listing tells of a bundle."""
+    return {
+        "name": bundle.name,
+        "description": bundle.spec.description,
+        "licence": bundle.licence,
+        "grid": bundle.spec.grid.model_dump(mode="json"),
+        "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
+        **({"base": bundle.spec.base.name} if bundle.spec.base else {}),
+        "has_masks": bundle.spec.mask_generation is not None,
+        "path": str(bundle.path),
+        "pull": None,
+        "download_size": None,
+    }
+
+
+def _announce(known: KnownBundle) -> BundleRow:
+    """The same of a bundle that has to be fetched first."""
+    return {
+        "name": known.name,
+        "description": known.description,
+        "licence": known.licence,
+        "grid": known.header["grid"],
+        "num_bytes": None,
+        "has_masks": False,
+        "path": None,
+        "pull": known.pull_command,
+        "download_size": known.download_size,
+    }
+
+
+def _describe(bundle: Bundle) -> dict[str, Any]:
+    """A bundle as JSON."""
+    name_of = bundle.vocabulary.name_of
+    return {
+        **_summarise(bundle),
+        "advice": bundle.advice,
+        "advice_without_map": bundle.advice_without_map,
+        "sides_multiple_of": bundle.grid_factor,
+        "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
+        "num_inference_steps": bundle.default_steps,
+        "mixed_precision": bundle.spec.mixed_precision,
+        "scheduler": str(bundle.spec.scheduler.get("class", "")),
+        "slots": {
+            name: {
+                "id": slot.id,
+                "kind": bundle.vocabulary.label(slot.id).kind,
+                "hosts": [{"id": host, "name": name_of(host)} for host in slot.hosts],
+                **_measured(bundle, name),
+            }
+            for name, slot in bundle.spec.slots.items()
+        },
+        "base_path": None if bundle.base is None else str(bundle.base.path),
+        "mask_bank": bundle.spec.mask_bank and bundle.spec.mask_bank.model_dump(mode="json"),
+        "networks": {
+            role: {
+                "class": str(definition.get("class", "")),
+                **{key: definition[key] for key in WIDTH_KEYS if key in definition},
+                **_weights(bundle, role),
+            }
+            for role, definition in bundle.spec.networks.items()
+        },
+        "mask_generation": bundle.spec.mask_generation and bundle.spec.mask_generation.model_dump(mode="json"),
+        "provenance": bundle.spec.provenance,
+    }
+
+
+def _measured(bundle: Bundle, name: str) -> dict[str, Any]:
+    """What a bundle measured of a label that it was taught."""
+    sizes, bounds = bundle.spec.sizes.get(name), bundle.spec.hu_ranges.get(name)
+    return {
+        **(
+            {"median_ml": sizes.quantiles_ml[len(sizes.quantiles_ml) // 2], "measured_on": sizes.source}
+            if sizes
+            else {}
+        ),
+        **({"median_hu_range": [bounds.low_hu, bounds.high_hu]} if bounds else {}),
+    }
+
+
+def _weights(bundle: Bundle, role: str) -> dict[str, Any]:
+    if role not in bundle.spec.weights and bundle.base is None:
+        return {}
+    owner, path = bundle.owner_of(role), bundle.weight_path(role)
+    told = {"file": path.name, "num_bytes": path.stat().st_size, "sha256": owner.spec.weights[role].sha256}
+    return told if owner is bundle else {**told, "bundle": owner.name}
