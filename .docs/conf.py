@@ -107,10 +107,17 @@ def complete_page(app: Any, page: str, source: list[str]) -> None:
 def list_others(written: str) -> str:
     """The public names that the page does not place itself."""
     others = [name for name in maisi_aug.__all__ if not re.search(rf":: {name}$", written, re.MULTILINE)]
-    kinds = {name: "class" if inspect.isclass(getattr(maisi_aug, name)) else "function" for name in others}
-    rows = [f".. auto{kind}:: {name}" + "\n   :members:" * (kind == "class") for name, kind in kinds.items()]
+    rows = [document_public(name, getattr(maisi_aug, name)) for name in others]
     head = "## More\n\n```{eval-rst}\n.. currentmodule:: maisi_aug\n\n"
     return head + "\n".join(rows) + "\n```\n" if rows else ""
+
+
+def document_public(name: str, thing: Any) -> str:
+    """The directive for a function, a class, or a module of functions."""
+    if inspect.ismodule(thing):
+        title = f"``{name}``"
+        return f".. rubric:: {title}\n\n.. automodule:: {thing.__name__}\n   :members:\n"
+    return f".. autoclass:: {name}\n   :members:\n" if inspect.isclass(thing) else f".. autofunction:: {name}\n"
 
 
 def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
