@@ -34,7 +34,9 @@ def run(
     max_minutes: MaxMinutes = None,
     plan_only: Annotated[
         bool,
-        typer.Option("--plan-only", help="Write the plan and print every arm's command.", rich_help_panel=RUN),
+        typer.Option(
+            "--plan-only", help="Write the plan, print the command of every arm, and stop.", rich_help_panel=RUN
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show arms, cases, steps and time; write nothing.", rich_help_panel=RUN)
@@ -71,12 +73,12 @@ def run(
 
 def arm(
     bench: Annotated[Path, typer.Argument(metavar="BENCH", help="Folder of a benchmark.")],
-    name: Annotated[str, typer.Option("--arm", help="Name of the arm.")],
-    seed: Annotated[int, typer.Option(min=0, help="Number of the training, from 0.")] = 0,
+    name: Annotated[str, typer.Option("--arm", help="Name of the arm, as in the plan.")],
+    seed: Annotated[int, typer.Option(min=0, help="Number of the training, starting at 0.")] = 0,
     device: TrainingDevice = "auto",
     max_minutes: MaxMinutes = None,
 ) -> None:
-    """Run one training of one arm, or go on with it; several may run at the same time, on several machines.
+    """Run one training of one arm, or continue it; several may run at the same time, on several machines.
 
     Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
     """

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from maisi_aug.bundle_spec.presets import Preset
 
 AcceptOption = Annotated[
-    bool, typer.Option("--accept-license", help="Accept the licence of the weights without being asked.")
+    bool, typer.Option("--accept-license", help="Accept the licence of the weights without a prompt.")
 ]
 ToOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of the bundle, to be named in --bundle; without it the name is enough."),
+    typer.Option(
+        metavar="DIR", help="Folder for the bundle, to be given as --bundle; without it, the bundle is found by name."
+    ),
 ]
 
 
@@ -33,12 +35,14 @@ def pull_command(
         typer.Argument(
             metavar="NAME",
             autocompletion=complete_known_bundles,
-            help="A bundle that can be fetched: see bundles list.",
+            help="A bundle that can be downloaded; see 'maisi-aug bundles list'.",
         ),
     ],
     with_masks: Annotated[
         bool,
-        typer.Option("--with-masks", help="Also the networks that generate label maps, for --mask-source diffusion."),
+        typer.Option(
+            "--with-masks", help="Also download the networks that generate label maps, for --mask-source diffusion."
+        ),
     ] = False,
     accept_license: AcceptOption = False,
     to: ToOption = None,
@@ -46,7 +50,7 @@ def pull_command(
 ) -> None:
     """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
 
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download goes on where it stopped. The
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download continues where it stopped. The
     bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
 
     Example: maisi-aug bundles pull rflow-ct --accept-license
@@ -83,7 +87,7 @@ def presets_command(
         typer.Argument(
             metavar="[NAME|FOLDER]",
             autocompletion=complete_bundles,
-            help="A bundle, to show no presets but those it takes.",
+            help="Show only the presets that fit this bundle.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -106,7 +110,10 @@ def presets_command(
         typer.echo(json.dumps([_to_json(preset, bundles) for preset, bundles in rows], indent=1))
         return
     if not rows:
-        typer.echo(f"{name}: no presets, for its networks have not seen such grids. All presets: bundles presets")
+        typer.echo(
+            f"{name}: no presets, because its networks were not trained on such grids. All presets: maisi-aug "
+            "bundles presets"
+        )
         return
     _print_table(rows)
 
@@ -158,7 +165,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 class DtypeName(StrEnum):
-    """What `--dtype` takes."""
+    """Values of `--dtype`."""
 
     float16 = "float16"
     bfloat16 = "bfloat16"
@@ -172,7 +179,11 @@ def import_command(
     ],
     known_name: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME", help="rflow-ct or ddpm-ct, where the folder does not tell."),
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Which bundle the files are, rflow-ct or ddpm-ct, if the folder does not show it.",
+        ),
     ] = None,
     accept_license: AcceptOption = False,
     to: ToOption = None,
@@ -202,13 +213,15 @@ def convert_command(
         typer.Argument(
             metavar="NAME|FOLDER|FILE",
             autocompletion=complete_bundles,
-            help="A bundle, or one checkpoint (.pt) of a network.",
+            help="A bundle, or a single network checkpoint (.pt).",
         ),
     ],
-    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
+    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder for the bundle, or new .safetensors file.")],
     dtype: Annotated[
         DtypeName | None,
-        typer.Option(help="Floating type of the weights (default: float16 for a bundle, its own for a checkpoint)."),
+        typer.Option(
+            help="Floating-point type of the weights (default: float16 for a bundle, unchanged for a checkpoint)."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,14 +241,14 @@ def convert_command(
     sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, from {done.num_bytes_before / 1e6:.1f} MB"
     typer.echo(f"{done.path}: {sizes}{f', in {done.dtype}' if done.dtype else ''}.")
     if done.left_out:
-        typer.echo(f"Left out, for they are no weights: {', '.join(done.left_out)}.")
+        typer.echo(f"Left out, because they are not weights: {', '.join(done.left_out)}.")
 
 
 def verify_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle at hand, or a bundle's folder."
+            metavar="NAME|FOLDER", autocompletion=complete_bundles, help="An available bundle, or a bundle's folder."
         ),
     ],
     as_json: JsonOption = False,
@@ -254,7 +267,7 @@ def verify_command(
         return
     for row in files:
         typer.echo(f"{row['file']}: intact, {row['num_tensors']} tensors of {row['class']}")
-    typer.echo(f"{bundle.name}: all {len(files)} files are as they should be.")
+    typer.echo(f"{bundle.name}: all {len(files)} files are intact.")
 
 
 bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
@@ -272,7 +285,7 @@ def bundles() -> None:
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too.
+    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well.
 
     Example: maisi-aug bundles list
     """

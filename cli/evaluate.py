@@ -1,4 +1,4 @@
-"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was asked for."""
+"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was requested."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 Cases = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")]
 Out = Annotated[
     Path | None,
-    typer.Option(
-        "--out", "-o", help="Folder that gets the figures as JSON, Markdown and pictures.", rich_help_panel=RUN
-    ),
+    typer.Option("--out", "-o", help="Folder for the figures as JSON, Markdown and pictures.", rich_help_panel=RUN),
 ]
 
 
@@ -56,13 +54,15 @@ def fid(
     real: Annotated[
         Path, typer.Argument(metavar="REAL", help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")
     ],
-    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort or the same kinds.")],
+    synthetic: Annotated[
+        Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort, or any of the same kinds.")
+    ],
     request: FidRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """2.5D FID and KID by plane, with an interval over cases and what real cases differ by among themselves.
+    """Measure 2.5D FID and KID by plane, with intervals over cases and the floor that real cases set.
 
     MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE. On
     several GPUs: torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
@@ -79,15 +79,15 @@ def fid(
 
 def distribution(
     real: Annotated[
-        Path, typer.Argument(metavar="REAL", help="Real cases, ten or more: any dataset or folder of volumes.")
+        Path, typer.Argument(metavar="REAL", help="Real cases, at least ten: any dataset or folder of volumes.")
     ],
-    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, at least ten.")],
     request: DistributionRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fréchet radiomics distance, precision, recall, density and coverage, by region, with what real cases allow.
+    """Compare radiomic features by region: Fréchet distance, precision, recall, density and coverage.
 
     Example: maisi-aug evaluate distribution nnUNet_raw/Dataset003_Liver cohort --out distribution
     """
@@ -106,7 +106,7 @@ def equivalence(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Whether sizes, places, HU, texture and shape of lesions and organs are like real ones: two one-sided tests.
+    """Test whether sizes, places, HU, texture and shape of lesions and organs are like real ones (two one-sided tests).
 
     Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
 
@@ -120,7 +120,7 @@ def equivalence(
 
 
 def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """HU of every organ and lesion against MAISI's published ranges, your own file, or your own real cases.
+    """Compare the HU of every organ and lesion with MAISI's published ranges, your own file, or your real cases.
 
     With --reference, --out gets hu_ranges.json too, to be passed as --ranges later.
 
@@ -134,13 +134,13 @@ def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = Fals
 
 
 def lesions(
-    cohort: Annotated[Path, typer.Argument(metavar="COHORT", help="Folder that synthesize wrote.")],
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT", help="Folder of a cohort.")],
     request: LesionsRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Realised against requested lesion size, and whether each lesion can be seen against its host.
+    """Compare realised with requested lesion sizes, and check whether each lesion is visible against its host.
 
     Example: maisi-aug evaluate lesions cohort --out lesions
     """
@@ -154,7 +154,7 @@ def lesions(
 def agreement(
     cases: Cases, request: SegmenterRequest, out: Out = None, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
-    """Dice of an independent segmenter against the given label maps: do images show what their maps say?
+    """Measure the Dice of an independent segmenter against the given label maps: do images show what their maps say?
 
     The model must not have been trained on synthetic cases. Labels are matched by name; --map "tumor=hepatic tumor".
 
@@ -169,14 +169,14 @@ def agreement(
 
 def detection_curve(
     cohort: Annotated[
-        Path, typer.Argument(metavar="COHORT", help="Folder that insert or synthesize wrote; best one with --twins.")
+        Path, typer.Argument(metavar="COHORT", help="Cohort of insert or synthesize, best made with --twins.")
     ],
     request: SegmenterRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which lesions a segmenter finds, by their size or by what the twins of the cohort differ in, with intervals.
+    """Measure which lesions a segmenter finds, by size or by the factor that the cohort's twins vary, with intervals.
 
     Example: maisi-aug evaluate detection-curve cohort --predictions found --map "nodule=lung tumor" --out curve
     """
@@ -194,7 +194,7 @@ def memorization(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Whether synthetic cases repeat training cases: how near the nearest one is, against held-out real cases.
+    """Check whether synthetic cases repeat training cases, by the nearest ones, compared with held-out real cases.
 
     Example: maisi-aug evaluate memorization cohort --train prepared --held-out test_cts --out memorization
     """
@@ -212,7 +212,7 @@ def reconstruction(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a bundle's autoencoder leaves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur, worst slices.
+    """Measure what a bundle's autoencoder preserves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur.
 
     What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
 
@@ -229,10 +229,10 @@ def blind_pack(
     real: Annotated[Path, typer.Argument(metavar="REAL", help="Real cases: any dataset or folder of volumes.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
     request: BlindPackRequest,
-    out: Annotated[Path, typer.Option("--out", "-o", help="New folder of the pack; its key goes beside it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the pack; its key is written next to it.")],
     quiet: Quiet = False,
 ) -> None:
-    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key beside them.
+    """Write unlabelled pictures of real and synthetic cases for a reader test, with an answer key next to them.
 
     Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
     """
@@ -242,16 +242,16 @@ def blind_pack(
         pack = evaluate.blind_pack(real, synthetic, out=out, progress=notify, **dict(request))
     for row in pack.skipped:
         tell(f"Left out, {row['case']}: {row['reason']}")
-    typer.echo(f"{out}: hand this folder to readers.\n{pack.key}: keep this one.")
+    typer.echo(f"{out}: give this folder to the readers.\n{pack.key}: keep this file to yourself.")
     tell(f"Next: maisi-aug evaluate blind-score {pack.key} {pack.answers}")
     if pack.skipped:
         raise typer.Exit(1)
 
 
 def blind_score(
-    key: Annotated[Path, typer.Argument(metavar="KEY", help="The key that blind-pack wrote.")],
+    key: Annotated[Path, typer.Argument(metavar="KEY", help="The key file written by blind-pack.")],
     answers: Annotated[
-        list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv, one of each reader.")
+        list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv files, one per reader.")
     ],
     margin: Annotated[
         float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
@@ -259,7 +259,7 @@ def blind_score(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Whether readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
+    """Test if readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
 
     Example: maisi-aug evaluate blind-score pack_key.json anna.csv ben.csv --out reader
     """
@@ -270,13 +270,13 @@ def blind_score(
 
 def reviewers(
     cohort: Annotated[
-        Path, typer.Argument(metavar="COHORT", help="Folder whose cases were looked at with maisi-aug view.")
+        Path, typer.Argument(metavar="COHORT", help="Folder whose cases were reviewed with maisi-aug view.")
     ],
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")] = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """What reviewers rejected and agree on, with kappa, and how blinded readers told synthetic images from real ones.
+    """Summarise reviewers' decisions: rejections, agreement with kappa, and the blinded test of real or synthetic.
 
     Example: maisi-aug evaluate reviewers cohort
     """
@@ -286,7 +286,7 @@ def reviewers(
 
 
 def _finish(measured: Measurement, *, as_json: bool) -> None:
-    """Print a measurement; cases that could not be measured are an exit code of 1."""
+    """Print a measurement; exit with code 1 if cases could not be measured."""
     for note in measured.notes:
         tell(f"Note: {note}")
     typer.echo(json.dumps(measured.figures, indent=1) if as_json else measured.text)

@@ -32,7 +32,7 @@ def insert(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=complete_insertion_recipes,
-            help="Recipe; options stand above it.",
+            help="Recipe name or YAML file; options override it.",
             rich_help_panel="What to insert",
         ),
     ] = None,

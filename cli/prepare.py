@@ -24,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     config: PrepareConfig,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared cases, new or begun.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for the prepared cases; an unfinished one is continued.")
+    ],
     device: Annotated[
         str, typer.Option(help="Device for TotalSegmentator: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
     ] = "auto",
@@ -32,7 +34,7 @@ def prepare(
         bool,
         typer.Option(
             "--update",
-            help="Bring the folder to other options, and remove its cases that are left out.",
+            help="Change an existing folder to these options; cases that are no longer given are removed.",
             rich_help_panel=RUN,
         ),
     ] = False,
@@ -40,7 +42,7 @@ def prepare(
         int | None, typer.Option(min=1, help="Number of processes (default: one per core).", rich_help_panel=RUN)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show what labels become, and stop.")
+        bool, typer.Option("--dry-run", help="Check everything, show the meaning of every label, and stop.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,

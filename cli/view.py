@@ -22,43 +22,51 @@ def view(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="COHORT", help="A cohort, also a growing one; or a prepared folder, nnU-Net dataset or bank."
+            metavar="COHORT",
+            help="A cohort (finished or still growing), prepared folder, nnU-Net dataset or mask bank.",
         ),
     ],
     beside: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Show each case beside its own of this folder: the CT before insertion, the real one, a reference.",
+            help="Folder to show next to each case: the CT before insertion, the real cohort, or a reference.",
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Show predicted label maps CASE.nii.gz, numbered as the cases are or as their dataset.json says.",
+            help="Folder of predicted label maps CASE.nii.gz, with label numbers as in the cases or in their "
+            "dataset.json.",
         ),
     ] = None,
-    reviewer: Annotated[str, typer.Option(help="Your name, kept with your decisions.")] = "",
+    reviewer: Annotated[str, typer.Option(help="Your name, stored with your decisions.")] = "",
     blind: Annotated[
         bool,
         typer.Option(
-            "--blind", help="Mix real images of --beside with synthetic ones: which is which?", rich_help_panel=READERS
+            "--blind",
+            help="Reader test: mix synthetic images with real ones from --beside, unlabelled.",
+            rich_help_panel=READERS,
         ),
     ] = False,
     num_images: Annotated[
         int,
-        typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.", rich_help_panel=READERS),
+        typer.Option(
+            min=2, max=10_000, help="Number of images in --blind, half of each kind.", rich_help_panel=READERS
+        ),
     ] = 40,
     seed: Annotated[
-        int, typer.Option(min=0, help="Order of --blind; the same one goes on.", rich_help_panel=READERS)
+        int,
+        typer.Option(
+            min=0, help="Seed for the order of --blind; the same seed continues a test.", rich_help_panel=READERS
+        ),
     ] = 0,
     port: Annotated[
-        int,
-        typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.", rich_help_panel=RUN),
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free port.", rich_help_panel=RUN)
     ] = 0,
     no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Print the address and open nothing.", rich_help_panel=RUN)
+        bool, typer.Option("--no-browser", help="Print the address without opening a browser.", rich_help_panel=RUN)
     ] = False,
 ) -> None:
     """Look at a cohort in the browser: scroll, window, accept and reject. Ctrl-C stops.
@@ -72,7 +80,7 @@ def view(
     from maisi_aug.evaluation.review.serving import ViewOptions, serve
 
     if blind and beside is None:
-        raise typer.BadParameter("--blind can only be used with --beside, the folder of the real images.")
+        raise typer.BadParameter("--blind can only be used with --beside, the folder of real images.")
     options = ViewOptions(
         path=path,
         beside=beside,

@@ -1,4 +1,4 @@
-"""What a bundle's autoencoder leaves of real CTs: whatever it cannot draw, no training on its latents will.
+"""Fidelity of a bundle's autoencoder on real CTs: what it cannot draw, no training on its latents will draw.
 
 Every CT is encoded and decoded on its own grid, filled up at its ends to whole latent voxels, one at a time.
 """
@@ -47,7 +47,7 @@ DIFFERENCE: Final = Window("difference", 0.0, 400.0)
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """What was measured of a case.
+    """Measurements of a case.
 
     Attributes:
         case_id: Its name.
@@ -57,7 +57,7 @@ class Rebuilt:
         spectrum: Frequencies and power kept.
         note: Why labels are missing, or what the grid lacks; empty for nothing.
         worst: The axial slice with the largest mean error, in the CT and rebuilt, ``(I, J, 1)``.
-        grid: Of that slice.
+        grid: Grid of that slice.
     """
 
     case_id: str
@@ -123,8 +123,8 @@ def measure_reconstruction(
     """Encode and decode every CT, and compare.
 
     Args:
-        case_set: CTs; where they have label maps, errors are given by label, too.
-        autoencoder: Of the bundle.
+        case_set: CTs; where they have label maps, errors are given by label as well.
+        autoencoder: Autoencoder of the bundle.
         perceptual: LPIPS; None leaves it out.
         notify: Called with cases done and cases in all.
 
@@ -179,7 +179,7 @@ def _measure_case(
             note = f"its label map is left out. {error}"
     limits = autoencoder.bundle.spec.grid_limits
     if limits is not None and not limits.admits(image.grid):
-        note = f"the networks of the bundle have not been trained on its grid. {note}".rstrip()
+        note = f"the networks of the bundle were not trained on its grid. {note}".rstrip()
     rebuilt = autoencoder.rebuild(image.array)
     units = fidelity.to_unit(image.array), fidelity.to_unit(rebuilt)
     frequencies, kept = fidelity.measure_spectrum(*units, image.grid.spacing_mm)
@@ -217,7 +217,7 @@ def _measure_lpips(
 
 
 def find_peak_memory_gb(device: str) -> dict[str, float | None]:
-    """Most memory that this process has held so far, and most of the GPU's; None where it cannot be known."""
+    """Return most memory that this process has held so far, and most of the GPU's; None where it cannot be known."""
     host = None
     if sys.platform != "win32":
         import resource
@@ -265,13 +265,13 @@ def _average_spectra(spectra: Sequence[tuple[NDArray[np.float64], NDArray[np.flo
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     words = {
         "psnr_db": "PSNR, dB",
         "ssim": "SSIM",
         "lpips": "LPIPS",
         "mean_error_hu": "mean absolute error, HU",
-        "blur_mm": "structures of this width lose half their power, mm",
+        "blur_mm": "structures of this width lose half of their power, mm",
     }
     lpips = document["lpips_network"]
     rows = [
@@ -280,7 +280,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         if name != "lpips" or lpips
     ]
     parts = [
-        f"# What {document['bundle']['name']}'s autoencoder leaves of {document['num_cases']} CTs\n",
+        f"# What the autoencoder of {document['bundle']['name']} preserves of {document['num_cases']} CTs\n",
         f"Encoded and decoded on their own grids in {document['precision']} on {document['device']}. PSNR and SSIM are "
         "of HU clipped to -1000..1000, in three dimensions. "
         + (f"LPIPS: {lpips}, of axial slices." if lpips else "LPIPS: not measured without --lpips-weights.")
@@ -292,12 +292,15 @@ def to_report(document: Mapping[str, Any]) -> str:
     if document["labels"]:
         parts += [
             "## HU error by label\n",
-            "Contrast kept: of the label to a shell of two voxels around it; 1 is all, below 0.5 it is hardly drawn.\n",
+            (
+                "Contrast kept: of the label to a shell of two voxels around it; 1 means all of it, below 0.5 the "
+                "label is hardly drawn.\n"
+            ),
             _error_table(document["labels"]),
         ]
     parts += [
         "## Power kept, by width of structures\n",
-        "Noise has power, too: what is lost below the width of the noise's grain need not be structure.\n",
+        "Noise has power as well: losses below the grain of the noise need not be structure.\n",
         to_markdown(["width, mm", "power kept"], ([r["width_mm"], r["power_kept"]] for r in document["spectrum"])),
         *(f"- {note}\n" for note in document["notes"]),
     ]
@@ -316,7 +319,7 @@ def _spell_memory(peak: Mapping[str, float | None]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Bias with the mean absolute error about it, by tissue and label, as SVG."""
+    """Return bias with the mean absolute error about it, by tissue and label, as SVG."""
     rows = [
         DotRow(
             row["name"],
@@ -334,7 +337,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_worst(cases: Sequence[Rebuilt]) -> Image.Image:
-    """The slice with the largest error of the worst cases: CT, rebuilt, and their difference (-200 to 200 HU)."""
+    """Draw the slice with the largest error of the worst cases: CT, rebuilt, and difference (-200 to 200 HU)."""
     gap, head = 6, 22
     sheet = Image.new("RGB", (3 * (PANEL_PX + gap) + gap, len(cases) * (PANEL_PX + head + gap) + gap), BACKGROUND)
     for number, case in enumerate(cases):

@@ -38,8 +38,8 @@ class Quantity(NamedTuple):
 
     Attributes:
         name: In words, with its unit.
-        feature: Of the region; empty for a place.
-        axis: Of a place.
+        feature: Feature of the region; empty for a place.
+        axis: Axis of a place.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
     axis: int = 0
 
     def of(self, region: Region) -> float:
-        """Its value."""
+        """Return its value."""
         return region.of(self.feature) if self.feature else region.place[self.axis]
 
 
@@ -81,7 +81,7 @@ def measure_equivalence(
         synthetic: Labelled synthetic cases.
         margin: Differences of means up to here do not matter, in standard deviations of the real set.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
-        seed: Of the real halves.
+        seed: Seed of the real halves.
         notify: Called with a stage, steps done and steps in all.
 
     Raises:
@@ -102,8 +102,8 @@ def measure_equivalence(
     if not values:
         said = f": {', '.join(short)}" if short else ""
         raise EvaluationError(
-            f"{synthetic.path} and {real.path}: expected a label in at least {MIN_CASES} cases of each, found none"
-            f"{said}. Add cases, or check what the labels are called."
+            f"{synthetic.path} and {real.path}: no label occurs in at least {MIN_CASES} cases of each{said}. Add "
+            "cases, or check the names of the labels."
         )
     document: dict[str, Any] = {"measurement": REPORT_NAME, "spacing_mm": spacing_mm, "seed": seed, "margin": margin}
     document |= describe_sets(case_sets, found, left_out)
@@ -161,13 +161,13 @@ def _values_of(cases: Sequence[CaseRegions], name: str, quantity: Quantity) -> N
 
 
 def count_verdicts(document: Mapping[str, Any]) -> dict[str, int]:
-    """How often each verdict was reached."""
+    """Return how often each verdict was reached."""
     return {verdict: sum(row["verdict"] == verdict for row in document["rows"]) for verdict in VERDICTS}
 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in count_verdicts(document).items())
     needed = max((row["num_needed"] for row in document["rows"] if row["difference"] is not None), default=None)
@@ -177,7 +177,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         "standard deviation. Equivalent: both 90% intervals lie within (two one-sided tests of 5%, "
         "whose errors are at most 5% each). Different: a difference is shown, over the whole table at 5% (Holm). One "
         f"value of each case; texture and shape on voxels of {document['spacing_mm']:g} mm."
-        + ("\n" if needed is None else f" To show equivalence takes about {needed} cases of each set.\n"),
+        + ("\n" if needed is None else f" To show equivalence, about {needed} cases of each set are needed.\n"),
     ]
     for label in dict.fromkeys(row["label"] for row in document["rows"]):
         own = [row for row in document["rows"] if row["label"] == label]
@@ -221,7 +221,7 @@ def _spell_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
+    """Return differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
     rows = []
     for row in document["rows"]:
         name = f"{row['label']}: {row['quantity'].partition(',')[0]}"

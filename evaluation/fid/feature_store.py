@@ -60,7 +60,7 @@ class FeatureSet:
     num_cached: int = 0
 
     def of_plane(self, plane: PlaneName) -> list[NDArray[np.float32]]:
-        """The features of a plane, ``(N, D)`` for each patient: scans of one patient are no independent cases."""
+        """Return a plane's features, one ``(N, D)`` array per patient: scans of a patient are not independent."""
         by_patient: dict[str, list[NDArray[np.float32]]] = {}
         for case in self.cases:
             by_patient.setdefault(case.patient or case.case_id, []).append(case.planes[plane])
@@ -79,7 +79,7 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def gather(self, item: Any) -> list[Any]:
-        """Everybody's item, in the order of ranks, in every process."""
+        """Return the items of all processes, in the order of ranks, to every process."""
         if self.world_size == 1:
             return [item]
         import torch.distributed
@@ -91,7 +91,7 @@ class Processes(NamedTuple):
 
 @contextmanager
 def join_processes(device: str) -> Iterator[tuple[Processes, str]]:
-    """Meet the other processes of ``torchrun``, if this is one of them: over nccl on CUDA devices, else over gloo.
+    """Join the other processes of ``torchrun``, if there are any, over nccl on CUDA devices and gloo elsewhere.
 
     Args:
         device: A torch device; ``cuda`` becomes that of the local rank.
@@ -116,7 +116,7 @@ def join_processes(device: str) -> Iterator[tuple[Processes, str]]:
 
 
 def default_cache() -> Path:
-    """Where features are kept: beside fetched bundles, in the folder that ``MAISI_AUG_HOME`` names or the user's."""
+    """Return the folder for features: next to downloaded bundles, in ``MAISI_AUG_HOME`` or the user's folder."""
     return pulled_bundles_folder().parent / "features"
 
 
@@ -129,7 +129,7 @@ def collect_features(
     processes: Processes,
     notify: Report,
 ) -> FeatureSet:
-    """Features of every case of a set.
+    """Return features of every case of a set.
 
     Args:
         case_set: The cases.

@@ -50,7 +50,7 @@ def measure_fid(
     seed: int = 0,
     notify: ReportStage = report_nothing,
 ) -> dict[str, Any] | None:
-    """FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
+    """Return FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
 
     Args:
         real: Real cases.
@@ -59,7 +59,7 @@ def measure_fid(
         protocol: How volumes become slices.
         cache: Folder of features; None keeps none.
         processes: This process among its fellows of ``torchrun``; the first computes the distances.
-        seed: Of the halves of the real cases, of the bootstrap and of the kernel's subsets.
+        seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.
         notify: Told stage, steps done and steps in all.
 
     Returns:
@@ -118,8 +118,8 @@ def _measure_plane(
     for cases, name in zip(sides, ("real", "synthetic"), strict=True):
         if sum(map(len, cases)) < 2:
             raise EvaluationError(
-                f"Plane {plane}: expected at least two slices of {name} cases, found one. Raise --centre-share or add "
-                "cases."
+                f"Plane {plane}: at least two slices of {name} cases are needed, found one. Raise --centre-share or "
+                "add cases."
             )
     spanned = reduce_to_span(*sides)
     moments = measure_moments(spanned[0]), measure_moments(spanned[1])
@@ -193,18 +193,18 @@ def _build_notes(real: FeatureSet, synthetic: FeatureSet, protocol: SliceProtoco
             listed = ", ".join(case.case_id for case in found.skipped[:5])
             notes.append(f"{len(found.skipped)} {name} cases could not be read and are left out: {listed}.")
         if len(found.cases) == 1:
-            notes.append(f"There is one {name} case only: no interval can be given.")
+            notes.append(f"There is only one {name} case: no interval can be given.")
     num_features = real.cases[0].planes["xy"].shape[1]
     fewest = min(sum(map(len, found.of_plane(plane))) for found in (real, synthetic) for plane in PLANES)
     if fewest <= num_features:
         notes.append(
             f"A plane has {fewest} slices for {num_features} features: covariances are singular and FID is far too "
-            "high; compare it with the floor of real halves alone, or trust KID."
+            "high; compare it only with the floor of real halves, or use KID."
         )
     elif fewest < 10 * num_features:
         notes.append(
             f"A plane has {fewest} slices for {num_features} features, fewer than ten each: FID is too high by an "
-            "amount that depends on the number of slices. Compare equal numbers only."
+            "amount that depends on the number of slices. Compare only equal numbers of slices."
         )
     if len(real.cases) < MIN_FLOOR_CASES:
         notes.append(f"With fewer than {MIN_FLOOR_CASES} real cases there is no floor of real halves.")
@@ -220,8 +220,8 @@ def _compare_grids(
         if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
             spelled = [" x ".join(f"{side:.2f}" for side in spacing) for spacing in spacings]
             notes.append(
-                f"Voxels differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). FID "
-                "then measures the grid too; pass --spacing."
+                f"Voxel sizes differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set "
+                "(medians). FID then also measures the grid; pass --spacing."
             )
     if protocol.shape is None and len({case.shape for case in (*real, *synthetic)}) > 1:
         notes.append("Volumes differ in shape, and larger ones weigh more; pass --shape to make them alike.")
@@ -230,7 +230,7 @@ def _compare_grids(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic, extractor = document["real"], document["synthetic"], document["extractor"]
     rows = [
         [
@@ -253,11 +253,13 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"Extractor {extractor['name']}: {extractor['source']}, sha256 {extractor['sha256'][:12]}, "
         f"{document['num_features']} features. Slices: {document['protocol_in_words']}. Seed {document['seed']}.\n",
         to_markdown(header, rows),
-        "Planes: xy axial, yz sagittal, zx coronal. Intervals are over which patients were drawn, all slices of one "
-        "together. FID of few cases is too high, which its interval does not know; extrapolated: what very many cases "
-        "would give, judged from halves of both sets, and still too high with fewer cases than features. Real halves: "
-        "FID of random halves of the real cases against each other, the least that sets of half the size can be "
-        "expected to reach.\n",
+        (
+            "Planes: xy axial, yz sagittal, zx coronal. Intervals are over the choice of patients, with all slices "
+            "of a patient together. FID of few cases is too high, which its interval does not reflect. Extrapolated: "
+            "estimate for very many cases, from halves of both sets; still too high with fewer cases than features. "
+            "Real halves: FID of random halves of the real cases against each other, the lowest value that sets of "
+            "half the size can be expected to reach.\n"
+        ),
     ]
     parts += [f"- {note}\n" for note in document["notes"]]
     skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
@@ -267,7 +269,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """FID by plane with intervals, above the real halves, as SVG."""
+    """Return FID by plane with intervals, above the real halves, as SVG."""
     rows = []
     for name, figures in document["planes"].items():
         rows.append(

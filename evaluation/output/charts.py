@@ -116,7 +116,7 @@ class _Scale:
 def draw_dot_chart(
     title: str, rows: Sequence[DotRow], *, axis: str, subtitle: str = "", limits: tuple[float, float] | None = None
 ) -> str:
-    """Rows of dots over one axis.
+    """Return rows of dots over one axis.
 
     Args:
         title: On top.

@@ -49,7 +49,7 @@ HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class DecisionBody:
-    """What a page sends with a decision."""
+    """Body of a request with a decision."""
 
     key: Annotated[str, Field(max_length=200)]
     choice: Literal["accept", "reject"]
@@ -58,7 +58,7 @@ class DecisionBody:
 
 @dataclass(frozen=True, slots=True)
 class ReadingBody:
-    """What a page sends with a reading of the blinded test."""
+    """Body of a request with a reading of the blinded test."""
 
     number: Annotated[int, Field(ge=0, lt=100_000)]
     answer: Kind
@@ -112,7 +112,7 @@ class RequireToken:
         if scope["type"] == "http":
             first = scope["path"].lstrip("/").partition("/")[0]
             if not hmac.compare_digest(first.encode(), self._token.encode()):
-                text = "Refused: expected the address that maisi-aug view printed, with its token."
+                text = "Refused: use the address that maisi-aug view printed, with its token."
                 await PlainTextResponse(text, 403, headers=HEADERS)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -126,7 +126,7 @@ def build_app(
     predicted_files: FolderFiles | None = None,
     test: ReaderTest | None = None,
 ) -> Starlette:
-    """The application that answers a page.
+    """Return the application that answers a page.
 
     Args:
         desk: Cases and decisions.
@@ -188,7 +188,7 @@ class _Pages:
     async def own_file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in {path.name for path in PAGE.iterdir()}:
-            raise EvaluationError(f"{name[:80]!r}: expected a file of the page, found none of that name.")
+            raise EvaluationError(f"{name[:80]!r}: the page has no such file.")
         return FileResponse(PAGE / name, headers={"Cache-Control": "max-age=3600"})
 
     async def state(self, request: Request) -> Response:
@@ -248,14 +248,14 @@ class _Pages:
 
 
 async def _send_volume(files: FolderFiles, case: ShownCase, request: Request) -> Response:
-    """A volume, or the range of it that is asked for; never more of it in memory than a piece.
+    """A volume, or the range of it that is requested; never more of it in memory than a piece.
 
     Raises:
         EvaluationError: The case has no such volume.
     """
     role = request.path_params["name"].partition(".")[0]
     if role not in case.files or role == "preview":
-        raise EvaluationError(f"{case.case.case_id}: expected a volume of it, found none of that name.")
+        raise EvaluationError(f"{case.case.case_id}: has no such volume.")
     path = await run_in_threadpool(files.volume, case, role)
     return FileResponse(path, media_type="application/octet-stream", headers={"Cache-Control": "private, max-age=3600"})
 
@@ -270,10 +270,10 @@ async def _read_body(request: Request, form: TypeAdapter[Body]) -> Body:
     async for part in request.stream():
         content += part
         if len(content) > MAX_BODY_BYTES:
-            raise EvaluationError(f"Request: expected at most {MAX_BODY_BYTES} bytes, found more.")
+            raise EvaluationError(f"Request: larger than {MAX_BODY_BYTES} bytes.")
     try:
         return form.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise EvaluationError(f"Request: expected a decision, found another form ({place}: {first['msg']}).") from error
+        raise EvaluationError(f"Request: not a decision ({place}: {first['msg']}).") from error

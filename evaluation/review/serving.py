@@ -31,7 +31,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """What is looked at, and how.
+    """What the viewer shows, and how.
 
     Attributes:
         path: A cohort, or another folder with CTs or label maps.
@@ -39,8 +39,8 @@ class ViewOptions:
         predictions: A folder of predicted label maps, CASE.nii.gz.
         reviewer: Who looks.
         is_blind: Hold the blinded test.
-        num_images: Of the blinded test.
-        seed: Of the blinded test.
+        num_images: Number of images of the blinded test.
+        seed: Seed of the blinded test.
         port: To listen on; 0 for any that is free.
         plan: A plan whose label maps are shown, instead of a folder.
     """
@@ -67,7 +67,7 @@ def require_view() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"view: expected the packages of the extra 'view', found no {error.name}. Install them with: pip install "
+            f"view: needs the packages of the extra 'view' ({error.name} is missing). Install them with: pip install "
             "'maisi-aug[view]'."
         ) from error
 
@@ -146,7 +146,7 @@ def _build_test(options: ViewOptions, desk: Desk, beside_files: FolderFiles | No
     from maisi_aug.evaluation.review.reader_test import ReaderTest
 
     if beside_files is None:
-        raise EvaluationError("Reader test: expected real images to mix with. Name their folder with --beside.")
+        raise EvaluationError("Reader test: needs real images to mix with. Give their folder with --beside.")
     shown = [case for case in desk.list_accepted() if "image" in case.files]
     return ReaderTest(
         desk.source.path,
@@ -171,7 +171,7 @@ def _bind(port: int) -> socket.socket:
         bound.listen(128)  # who is given the address may ask before the server runs
     except OSError as error:
         bound.close()
-        raise EvaluationError(f"--port: expected a free port, found that {port} is in use. Leave it out.") from error
+        raise EvaluationError(f"--port: port {port} is in use. Choose another or leave the option out.") from error
     return bound
 
 

@@ -1,4 +1,4 @@
-"""What of a folder may leave the server: volumes as they lie there, converted ones, and small pictures."""
+"""Files that the server may hand out: volumes as they are, converted ones, and small pictures."""
 
 from __future__ import annotations
 
@@ -19,18 +19,20 @@ from maisi_aug.pictures.slices import SOFT_TISSUE, Plane, draw_slice, label_colo
 from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
 
 SHOWN_SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""What NiiVue reads; anything else is converted to NIfTI first."""
+"""Suffixes that NiiVue reads; anything else is converted to NIfTI first."""
 THUMB_PX: Final = 260
 MAX_THUMBS: Final = 2000
 MAX_THUMB_VOXELS: Final = 20_000_000
-"""Of a volume that a small picture is drawn from: the server stays small, and larger ones show their name alone."""
+"""Largest volume in voxels from which a small picture is drawn, to bound the server's memory; larger ones show only
+their name.
+"""
 
 
 class FolderFiles:
     """Hands out the files of one folder, and nothing that lies or leads outside of it."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
-        """Nothing is read yet.
+        """Create the store; nothing is read yet.
 
         Args:
             root: The folder that was named.
@@ -41,20 +43,20 @@ class FolderFiles:
         self._thumbs: OrderedDict[str, bytes] = OrderedDict()
 
     def require(self, path: Path) -> Path:
-        """The file itself, after following links.
+        """Return the file itself, after following links.
 
         Raises:
             EvaluationError: It is gone, or leads out of the folder.
         """
         found = path.resolve()
         if not found.is_relative_to(self._root):
-            raise EvaluationError(f"{path.name}: expected a file inside {self._root}, found a link that leads out.")
+            raise EvaluationError(f"{path.name}: a link leads out of {self._root}.")
         if not found.exists():
-            raise EvaluationError(f"{path.name}: expected a file in {path.parent}, found nothing there.")
+            raise EvaluationError(f"{path.name}: not found in {path.parent}.")
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
-        """What a volume is called in addresses; the end of the name says how to read it."""
+        """Return what a volume is called in addresses; the end of the name says how to read it."""
         path = case.files[role]
         suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
         try:
@@ -65,7 +67,7 @@ class FolderFiles:
         return f"{role}{suffix}{stamp}"
 
     def volume(self, case: ShownCase, role: str) -> Path:
-        """A file that NiiVue can read.
+        """Return a file that NiiVue can read.
 
         Raises:
             EvaluationError: The file is gone or leads out of the folder.
@@ -86,7 +88,7 @@ class FolderFiles:
         return target
 
     def thumb(self, case: ShownCase) -> bytes:
-        """A small picture as JPEG.
+        """Return a small picture as JPEG.
 
         Raises:
             EvaluationError: There is nothing to draw it from, or too much.
@@ -110,11 +112,11 @@ class FolderFiles:
             return found[0][-1]
         role = next((role for role in ("image", "anatomy", "label") if role in case.files), None)
         if role is None:
-            raise EvaluationError(f"{case.case.case_id}: expected a volume or a picture, found none.")
+            raise EvaluationError(f"{case.case.case_id}: has no volume or picture.")
         path = self.require(case.files[role])
         grid = load_grid(path)
         if prod(grid.shape) > MAX_THUMB_VOXELS:
-            raise EvaluationError(f"{case.case.case_id}: expected at most {MAX_THUMB_VOXELS} voxels, found more.")
+            raise EvaluationError(f"{case.case.case_id}: has more than {MAX_THUMB_VOXELS} voxels.")
         plane = Plane("axial", _choose_slice(case, grid.shape[2]))
         size_px = plane.size_px(grid, THUMB_PX / max(grid.extent_mm[:2]))
         if role == "image":

@@ -42,14 +42,14 @@ Array = NDArray[np.float64]
 
 
 def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> float | None:
-    """The smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
+    """Return the smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
 
     Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
     verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first
     step), and a mean above the margin.
 
     Args:
-        spread: Of the difference of two arms.
+        spread: Spread of the difference of two arms.
         margin: Gains up to here do not matter.
         num_labels: Labels over which the test is corrected.
 
@@ -97,11 +97,11 @@ MIN_PATIENTS: Final = 6
 MOST: Final = 1.0
 """Scores lie between 0 and this."""
 FOUND: Final = 0.01
-"""Least mean score of an arm that finds a label at all."""
+"""Mean score from which on an arm counts as finding a label."""
 
 
 class Verdict(StrEnum):
-    """What a comparison has shown."""
+    """Verdict of a comparison."""
 
     GAIN = "gain"
     NO_GAIN = "no gain"
@@ -115,7 +115,7 @@ class Comparison:
     Attributes:
         difference: Mean difference of the score, the arm's minus the other's, with its interval; None when no patient
             shows the label.
-        p_value: Of Wilcoxon's signed-rank test; None below two patients.
+        p_value: P-value of Wilcoxon's signed-rank test; None below two patients.
         p_holm: The same after Holm's correction over the labels.
         smallest_gain: Least true gain that a test set of this size and spread shows four times in five; None when it
             could not show any.
@@ -162,7 +162,7 @@ class Comparison:
         return found.high < 0 and self.p_holm < ALPHA
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON types."""
+        """Return the comparison as JSON types."""
         return {
             "difference": None if self.difference is None else self.difference.to_json(),
             "p_value": self.p_value,
@@ -238,6 +238,6 @@ def _require_pairs(pairs: Mapping[str, tuple[Array, Array]]) -> None:
     for label, (arm, other) in pairs.items():
         if arm.shape[1] != other.shape[1]:
             raise BenchmarkError(
-                f"Comparison of {label}: expected both arms on the same patients, found {arm.shape[1]} and "
+                f"Comparison of {label}: both arms must have the same patients, found {arm.shape[1]} and "
                 f"{other.shape[1]}. Compare the patients that both have."
             )

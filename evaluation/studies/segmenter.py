@@ -36,9 +36,9 @@ class SegmenterConfig(StrictModel):
     """Everything that the segmenter's weights depend on.
 
     Attributes:
-        grid: Of the training phantoms or cases; its spacing is that of the images to judge.
+        grid: Grid of the training phantoms or cases; its spacing is that of the images to judge.
         slots: Tumors bound to placeholder slots, by name.
-        seed: Of the training phantoms, the initial weights and the batches.
+        seed: Seed of the training phantoms, the initial weights and the batches.
         num_phantoms: Training phantoms, where ``dataset`` names no cases.
         labels: What a segmenter of prepared cases tells apart, name -> id in their label maps; empty for the tissues
             of phantoms. The first counts as class 1.
@@ -47,7 +47,7 @@ class SegmenterConfig(StrictModel):
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
         batch_count: Patches a step.
         lesion_share: Share of patches centred on a lesion, or on one of ``labels``, where the case has one.
-        lesion_weight: Of these in the loss, where the other tissues and the background weigh 1.
+        lesion_weight: Lesion weight of these in the loss, where the other tissues and the background weigh 1.
         loop: How long and how fast to train.
     """
 
@@ -77,7 +77,7 @@ class SegmenterConfig(StrictModel):
         return self.tissues if self.labels else self.tissues[-1:]
 
     def to_text(self) -> str:
-        """JSON; what prepared cases add is left out for phantoms, whose folders are older."""
+        """Return JSON; what prepared cases add is left out for phantoms, whose folders are older."""
         hidden = set() if self.dataset is not None else {"labels", "dataset"}
         return self.model_dump_json(indent=1, exclude=hidden) + "\n"
 
@@ -127,7 +127,7 @@ class Segmenter:
 
 
 def to_channels(image_hu: Tensor) -> Tensor:
-    """The whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
+    """Return the whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
 
     Args:
         image_hu: ``(B, I, J, K)`` HU.
@@ -141,7 +141,7 @@ def to_channels(image_hu: Tensor) -> Tensor:
 
 
 def build_network(config: SegmenterConfig) -> nn.Module:
-    """The U-Net with freshly initialised weights."""
+    """Return the U-Net with freshly initialised weights."""
     return build_unet(config.widths, num_channels=len(WINDOWS_HU), num_classes=len(config.tissues) + 1)
 
 
@@ -166,8 +166,8 @@ def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise TrainingError(
-            f"Segmenter {folder}: expected {WEIGHTS_NAME}, found none. "
-            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --out FOLDER'."
+            f"Segmenter {folder}: {WEIGHTS_NAME} is missing. Train it with 'python -m "
+            "maisi_aug.evaluation.studies.train_segmenter --out FOLDER'."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -178,7 +178,5 @@ def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
         network.load_state_dict(state)
     except (SafetensorError, ValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".:")
-        raise TrainingError(
-            f"Segmenter {path}: expected a trained segmenter, found: {reason}. Train it again."
-        ) from error
+        raise TrainingError(f"Segmenter {path}: not a trained segmenter: {reason}. Train it again.") from error
     return Segmenter(network.to(device).eval(), training.config, training.num_steps, device, sha256_of(path))

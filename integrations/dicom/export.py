@@ -34,7 +34,7 @@ SEGMENTATION_NAME = "SEG.dcm"
 
 @dataclass(frozen=True, slots=True)
 class DicomReport:
-    """What an export wrote.
+    """Result of an export to DICOM.
 
     Attributes:
         path: The folder.
@@ -53,7 +53,7 @@ class DicomReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
 
 
@@ -72,12 +72,12 @@ def export_dicom(
     Args:
         cohort_dir: Folder that ``synthesize`` wrote, or several.
         out: New or empty folder.
-        labels: Names or ids to export; those that the cohort was asked for when empty.
+        labels: Names or ids to export; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: ``cohort_dir`` is not a cohort.
         ExportError: ``out`` is in use, the cohort is unfinished or altered, a label occurs nowhere, or a grid is
             sheared.
         MissingExtraError: The extra ``dicom`` is not installed.
@@ -126,9 +126,7 @@ def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbe
         return row
     anatomy = load_label_map(cohort.require_file(case, "anatomy"))
     if not anatomy.grid.is_close(volume.grid):
-        raise ExportError(
-            f"{case.case_id}: expected image and label map on one grid, found two. Make the cohort again."
-        )
+        raise ExportError(f"{case.case_id}: image and label map are on different grids. Make the cohort again.")
     segmentation = build_segmentation(case, slices, anatomy.array, numbering, cohort.vocabulary)
     if segmentation is not None:
         _save(segmentation, folder / SEGMENTATION_NAME)
@@ -153,9 +151,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise ExportError(
-            f"{folder.parent.name}: expected one case of that name, found two. Give every case a name of its own."
-        ) from None
+        raise ExportError(f"{folder.parent.name}: two cases have this name. Give every case its own name.") from None
 
 
 def _save(dataset: Dataset, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a run computes: in this process, in one for each of several devices or on a Ray cluster, and which part."""
+"""Place of a run's computations: this process, one process per device, or a Ray cluster; and its shard."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ _RAY_DEVICES = ("auto", "cpu", "cuda")
 
 
 class EngineOptions(StrictModel, use_attribute_docstrings=True):
-    """Which engine runs the workers, and what a Ray cluster gives each."""
+    """The engine that runs the workers, and the resources of each worker on a Ray cluster."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
-    """Where workers run: on this machine, or on a Ray cluster (pip install 'maisi-aug[ray]')."""
+    """Where workers run: local (this machine) or ray (a Ray cluster; pip install 'maisi-aug[ray]')."""
     address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
-    """Head of the cluster, or auto for one that runs on this machine; default: RAY_ADDRESS, else a cluster is started
-    on this machine alone."""
+    """Head of the Ray cluster, or auto for one running on this machine (default: RAY_ADDRESS, else a new cluster on
+    this machine).
+    """
     num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Workers; default: one for each GPU, or for each core."""
+    """Number of workers (default: one per GPU, or one per core)."""
     gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
-    """GPUs of each worker, such as 0.5 for two on one GPU; default: 1 where the cluster has any."""
+    """GPUs per worker, such as 0.5 for two workers on one GPU (default: 1 if the cluster has any)."""
 
     @model_validator(mode="after")
     def _need_no_ray(self) -> Self:
@@ -45,13 +46,13 @@ class EngineOptions(StrictModel, use_attribute_docstrings=True):
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run computes.
+    """Place of a run's computations.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         devices: A process for each; none to stay in this one.
         shard: The part of the cohort that is made; None for all of it.
-        options: Of the engine.
+        options: Options of the engine.
     """
 
     device: str = "auto"
@@ -77,12 +78,12 @@ class Where:
         if devices is not None and (not names or not all(names)):
             raise RequestError(f"--devices: expected names such as cuda:0,cuda:1, found '{devices}'.")
         if names and device != "auto":
-            raise RequestError("--device cannot be used with --devices, which names them all.")
+            raise RequestError("--device cannot be used with --devices, which lists all of them.")
         options = options or EngineOptions()
         if options.engine == "ray" and (names or device not in _RAY_DEVICES):
             raise RequestError(
                 f"--engine ray: expected one --device of {', '.join(_RAY_DEVICES)}, found '{devices or device}'. Ray "
-                "chooses which; use --num-workers and --gpus-per-worker."
+                "assigns the devices; use --num-workers and --gpus-per-worker."
             )
         if options.engine == "ray":
             from maisi_aug.integrations.ray.joining import require_ray
@@ -95,7 +96,7 @@ class Where:
         return cls(device, names, shard, options)
 
     def open_engine(self) -> Engine:
-        """What runs the workers."""
+        """Return what runs the workers."""
         if self.options.engine == "ray":
             from maisi_aug.integrations.ray.engine import RayEngine
 
@@ -113,7 +114,7 @@ class Where:
 def read_engine(
     engine: str, address: str | None, num_workers: int | None, gpus_per_worker: float | None
 ) -> EngineOptions:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RequestError: Something does not fit.
@@ -128,4 +129,4 @@ def read_engine(
 
 
 HERE = Where()
-"""In this process, all of the cohort."""
+"""All of the cohort, in this process."""

@@ -88,7 +88,7 @@ def finetune(
     """Open the data, and train; under ``torchrun`` all processes together.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Folder of the run.
         device: Where the networks run.
         max_minutes: Wall-clock limit; the same call continues.
@@ -97,7 +97,7 @@ def finetune(
         self_contained: Copy the base's weights and the label maps into the bundle.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
@@ -136,7 +136,10 @@ def finetune(
                 self_contained=self_contained,
             )
         except TimeIsUp as stop:
-            display.say(f"The time was up while {stop.phase.lower()}, {stop.done} of {stop.total}; run again to go on.")
+            display.say(
+                f"Time limit reached while {stop.phase.lower()}, {stop.done} of {stop.total}; run the same command "
+                "again to continue."
+            )
     processes.leave()
     return result if processes.is_main else None
 
@@ -144,7 +147,7 @@ def finetune(
 def open_data(
     request: FinetuneRequest, base: Bundle, out: Path, *, is_main: bool = True, display: TrainingDisplay | None = None
 ) -> PreparedStore:
-    """The cases to train on.
+    """Return the cases to train on.
 
     An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
     ``OUT/prepared`` as by ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the
@@ -172,8 +175,8 @@ def open_data(
         if rules or organs:
             option = "--map" if rules else "--organs"
             raise PreparationError(
-                f"{option}: expected none for {text}, which is prepared already, found one. Leave it out, or prepare "
-                "the data again."
+                f"{option} cannot be used with {text}, which is already prepared. Leave it out, or prepare the data "
+                "again."
             )
         return PreparedStore.from_folder(text)
     if (Path(text) / STATE_FOLDER).is_dir():
@@ -186,7 +189,7 @@ def open_data(
     except PreparationError as error:
         message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
         if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
-            message += " That is an option of 'maisi-aug prepare': use it first, then give its folder as --data."
+            message += " It is an option of 'maisi-aug prepare': run that first, then give its folder as --data."
         raise PreparationError(message) from error
     return PreparedStore.from_folder(out / PREPARED_FOLDER)
 
@@ -198,7 +201,7 @@ def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
     folder = Path(text)
     if not folder.is_dir() or (folder / "dataset.json").is_file():
         return Sources(nnunet=text, organs=organs)
-    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was asked for
+    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was requested
     image_folders, label_folders = find_folders(folder, IMAGE_FOLDERS), find_folders(folder, own_labels)
     if image_folders and label_folders:
         return Sources(images=image_folders[0], labels=label_folders[0], organs=organs)
@@ -214,8 +217,7 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
     cases, notes = collect_cases(sources)
     if len(cases) < 2:
         raise PreparationError(
-            f"--data: expected at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases of "
-            "more patients."
+            f"--data: needs at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases."
         )
     own_rules = tuple(map(parse_rule, wanted.map))
     request = PrepareRequest(
@@ -228,8 +230,8 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
         num_folds=max(2, min(MAX_FOLDS, len(cases))),
     )
     display.say(
-        "Note: every case counts as a patient of its own. Where patients have several, prepare the data with "
-        "'maisi-aug prepare --patients' first, or scans of one patient are trained on and validated on."
+        "Note: every case counts as a patient of its own. If patients have several cases, run 'maisi-aug prepare "
+        "--patients' first; otherwise scans of one patient are used for both training and validation."
     )
     with display.count_stages() as report:
         plan = plan_preparation(request, report=report)
@@ -262,8 +264,7 @@ def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
         except VocabularyError:
             is_there = False
         if not is_there:
-            hint = did_you_mean(name, names) or f" They hold {', '.join(names[:12]) or 'none'}."
+            hint = did_you_mean(name, names) or f" They contain {', '.join(names[:12]) or 'none'}."
             raise PreparationError(
-                f"--label '{name}': expected a label that the data will hold, found none of that name.{hint} Name one "
-                "of those, or add a --map."
+                f"--label '{name}': the data have no label of that name.{hint} Name one of those, or add a --map."
             )

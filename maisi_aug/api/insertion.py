@@ -50,7 +50,7 @@ def insert(
         labels: Lesions with their sizes, ``NAME[:SIZE][@SHARE]``.
         into: A CT, a folder of CTs, or an nnU-Net dataset.
         out: Folder of the cohort: new, empty, or one that the same call began, which is continued.
-        recipe: Name or file of a recipe for insertion; what else is given stands above it.
+        recipe: Name or file of a recipe for insertion; other arguments override it.
         balance_against: Real dataset whose missing lesions are made, as for :func:`synthesize`; ``map`` then also says
             which of its labels the lesions are.
         size_bins: Edges in mm of the lesion sizes that are balanced.
@@ -60,9 +60,9 @@ def insert(
         devices: As for :func:`synthesize`, like what follows.
         shard: Which part to make.
         engine: Whether workers run here or on a Ray cluster.
-        address: Of that cluster.
+        address: Address of that cluster.
         num_workers: On it.
-        gpus_per_worker: Of each.
+        gpus_per_worker: GPUs per worker of each.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
             ``(stage, done, total)``.
         **fields: See below.
@@ -94,14 +94,14 @@ def make_insertion(
     """Find the CTs, plan the lesions and draw them.
 
     Args:
-        config: What is asked for.
+        config: The request.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, where they draw, and for which cases.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.insertion.cohort import insert_cohort
     from maisi_aug.insertion.config import resolve_insertion

@@ -38,7 +38,7 @@ def prepare(
 
     Args:
         out: Folder of the prepared cases, new or begun.
-        device: Of TotalSegmentator.
+        device: Device of TotalSegmentator.
         update: Bring the folder to other options, and remove its cases that are left out.
         num_workers: Processes; one per core when not given.
         progress: True for bars on a terminal or in a notebook, False for none, or something to call with
@@ -88,7 +88,7 @@ class Preparation:
         """Check everything that can be checked before the work; nothing is written.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.preparation.run import plan_preparation, resolve_preparation
 

@@ -1,4 +1,4 @@
-"""What the functions give back: cohorts on the disk, and their cases."""
+"""Results of the functions: cohorts on the disk, and their cases."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Case:
 
     Attributes:
         id: Name of the case.
-        request: What was asked for.
+        request: The request.
         seed: What everything random in the case derives from.
-        lesions: Its lesions, as they were asked for and as they are.
+        lesions: Its lesions, as they were requested and as they are.
         verdicts: What each quality gate said: ``gate``, ``passed``, ``figures``, ``message``.
         reason: Why the gates refused it; empty where they did not.
     """
@@ -150,7 +150,7 @@ class Cohort:
 
         Args:
             folder: Where it is.
-            summary: Of the run that has just made it.
+            summary: Summary of the run that has just made it.
 
         Raises:
             CohortError: It is none, or its manifest is damaged.

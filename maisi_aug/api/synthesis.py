@@ -64,8 +64,8 @@ def synthesize(
     Args:
         labels: Requests, ``NAME[:SIZE][@SHARE]``, such as ``"lung nodule:8-20mm"``; several lesions in one case are
             joined with ``+``.
-        out: Folder of the cohort: new, empty, or one that the same call began, which it goes on with.
-        recipe: Name or file of a recipe, or a ``cohort.yaml``; what else is given stands above it.
+        out: Folder of the cohort: new, empty, or one that the same call began, which it continues.
+        recipe: Name or file of a recipe, or a ``cohort.yaml``; other arguments override it.
         balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
             a folder of label maps. ``labels`` then names the lesions alone.
         map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
@@ -128,7 +128,7 @@ def plan(
     progress: Progress = True,
     **fields: Any,
 ) -> CohortPlan:
-    """The cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
+    """Return the cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
 
     The mask bank is opened, and the hardest label map of every kind is tried, so that a lesion without room is found
     here. No weights are needed.
@@ -139,7 +139,7 @@ def plan(
     [('case_0001', 'lung nodule:10mm'), ('case_0002', 'spleen')]
     >>> ma.plan("hepatic tumor:15mm", num_case=4)
     Traceback (most recent call last):
-    maisi_aug.errors.RecipeError: plan: expected a known keyword, found 'num_case'. Did you mean 'num_cases'?
+    maisi_aug.errors.RecipeError: plan: unknown keyword 'num_case'. Did you mean 'num_cases'?
 
     Args:
         labels: As for :func:`synthesize`, like all that follow.
@@ -169,7 +169,7 @@ def plan(
 def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
 ) -> CohortRequest:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RecipeError: Listing every problem with its place.
@@ -192,21 +192,21 @@ def make_cohort(
     redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Resolve what is asked for and make it.
+    """Resolve what is requested and make it.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, and for which cases.
-        compiler: Of the networks.
+        compiler: Compiler for the networks.
         may_resume: Whether the folder may hold the cohort already.
         verify: Compare the bytes of finished cases with the manifest.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.generate.run import synthesize_cohort
 
@@ -232,7 +232,7 @@ def make_cohort(
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run would make.
+    """Outlook on a run, before anything is made.
 
     Attributes:
         cohort: With its plan.
@@ -246,13 +246,13 @@ class Outlook:
 def look_ahead(
     request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: Listener | None = None
 ) -> Outlook:
-    """Resolve and try what is asked for; nothing is made.
+    """Resolve and try what is requested; nothing is made.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Where the cohort would go, if that is to be checked.
         may_resume: Whether the folder may hold the cohort already.
-        listener: Is told of files that are measured and label maps that are tried.
+        listener: Is notified of files that are measured and label maps that are tried.
 
     Raises:
         MaisiAugError: A run would be refused.
@@ -286,8 +286,8 @@ def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -
     """
     if labels and options.against is None:
         raise RequestError(
-            "map can only be used with balance_against. What labels of a mask bank mean is said by mask_labels, of a "
-            "size reference by size_label."
+            "map can only be used with balance_against. For the labels of a mask bank use mask_labels, for a size "
+            "reference size_label."
         )
     mapping = {name: str(label) for label, name in (labels or {}).items()}
     return lambda targets, vocabulary: mapping

@@ -1,4 +1,4 @@
-"""The networks of a bundle trained stage by stage: what ``train`` does, for the command line and for Python."""
+"""Training of the networks of a bundle, stage by stage, for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ REQUESTS: dict[StageName, type[TrainRequest | MaskTrainRequest]] = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How far a stage came.
+    """Result of a training stage.
 
     Attributes:
-        stage: Its name.
-        path: Folder of the bundle after the last stage, else of the stage; of the run where time was up before it.
-        num_steps: Optimiser steps that the recipe asks for.
-        loop: Where its steps stand; None where time was up before the first.
-        stopped_while: What was going on then, such as ``building phantoms, 3 of 40``; empty otherwise.
+        stage: Name of the stage.
+        path: Folder of the bundle after the last stage, otherwise of the stage; of the run if the time limit was
+            reached before the first step.
+        num_steps: Optimiser steps of the recipe.
+        loop: Steps done so far; None if the time limit was reached before the first step.
+        stopped_while: What was being done then, such as ``building phantoms, 3 of 40``; otherwise empty.
     """
 
     stage: str
@@ -51,7 +52,7 @@ class TrainResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no more steps are to be made."""
+        """Whether all steps are done."""
         return self.loop is not None and self.loop.is_complete
 
 
@@ -77,24 +78,24 @@ def train(
     maisi_aug.errors.RecipeError: train: mask_bank: ...
 
     Args:
-        stage: Its name.
+        stage: Name of the stage.
         out: Folder of the run: new, or one that an earlier call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Stop after so long; the same call continues.
-        with_tensorboard: Also log for TensorBoard.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        max_minutes: Time limit; calling again continues.
+        with_tensorboard: Whether to log for TensorBoard as well.
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
-        **fields: See below; the image stages take ``recipe`` and ``data`` alone, and ``mask-diffusion`` takes ``base``.
+        **fields: See below; image stages take only ``recipe`` and ``data``, and only ``mask-diffusion`` takes ``base``.
 
     Returns:
-        Where the result lies and how far it came; None in all processes of ``torchrun`` but the first.
+        Path of the result and progress; None in all processes of ``torchrun`` except the first.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(train, fields)
     if stage not in REQUESTS:
-        raise RecipeError(f"train: expected a stage of {', '.join(REQUESTS)}, found '{stage}'.")
+        raise RecipeError(f"train: unknown stage '{stage}'; expected one of {', '.join(REQUESTS)}.")
     return train_stage(
         stage,
         build_model(REQUESTS[stage], fields, source="train", error=RecipeError),
@@ -116,19 +117,19 @@ def train_stage(
     display: TrainingDisplay,
     with_tensorboard: bool,
 ) -> TrainResult | None:
-    """Train a stage; under ``torchrun`` or ``accelerate launch`` all processes together.
+    """Train a stage, with all processes of ``torchrun`` or ``accelerate launch``.
 
     Args:
-        stage: Its name.
-        request: What is asked for.
+        stage: Name of the stage.
+        request: The request.
         out: Folder of the run.
-        device: Where the networks run.
-        max_minutes: Wall-clock limit; the same call continues.
-        display: Shows how it comes along.
-        with_tensorboard: Also log for TensorBoard.
+        device: Device of the networks.
+        max_minutes: Time limit; calling again continues.
+        display: Shows progress.
+        with_tensorboard: Whether to log for TensorBoard as well.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
 
@@ -163,7 +164,7 @@ def train_stage(
 
 @dataclass(frozen=True)
 class _ImageStage:
-    """A stage of the networks that draw images."""
+    """Stage of the networks that generate images."""
 
     name: Literal["vae", "diffusion", "controlnet"]
     recipe: TrainingRecipe
@@ -186,13 +187,13 @@ class _ImageStage:
         return TrainingFolder(self.recipe, out, **how)
 
     def finish(self, folder: TrainingFolder, out: Path) -> Path:
-        """The bundle, after the last stage."""
+        """Write the bundle after the last stage, and return the folder of the result."""
         return folder.write_bundle().path if self.name == "controlnet" else out / self.name
 
 
 @dataclass(frozen=True)
 class _MaskStage:
-    """A stage of the networks that generate label maps."""
+    """Stage of the networks that generate label maps."""
 
     name: Literal["mask-vae", "mask-diffusion"]
     request: MaskTrainRequest
@@ -221,7 +222,7 @@ class _MaskStage:
         return MaskTrainingFolder(self.recipe, split, out, **how)
 
     def _open_maps(self, out: Path, display: TrainingDisplay, how: StageOptions) -> MaskSplit:
-        """The label maps that the options name."""
+        """Return the label maps that the options name."""
         from maisi_aug.training.masks.data import open_bank, open_phantoms, open_prepared
 
         request, recipe = self.request, self.recipe
@@ -239,11 +240,11 @@ class _MaskStage:
         bank = FolderBank(request.mask_bank, vocabulary=MAISI, grid=grid, mapping=request.mask_labels or "auto")
         split = open_bank(recipe, bank, out, report=how["report_phase"]("Reading label maps"))
         for name, reason in bank.skipped:
-            display.say(f"{name} is left out: {reason}")
+            display.say(f"{name} was left out: {reason}")
         return split
 
     def finish(self, folder: MaskTrainingFolder, out: Path) -> Path:
-        """The bundle, after the last stage."""
+        """Write the bundle after the last stage, and return the folder of the result."""
         from maisi_aug.training.masks.export import write_mask_bundle
 
         return out / self.name if self.base is None else write_mask_bundle(folder, self.base)

@@ -41,14 +41,15 @@ __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile
 
 BUNDLE_FILE = "bundle.yaml"
 RUN_FOLDER = "bundle"
-"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it, too."""
+"""Subfolder in which trainings and fine-tunings leave their bundle, so that the folder of a run can be given instead.
+"""
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
 _LOG = logging.getLogger(__name__)
 SCHEDULER_STEPS = 1000
 """``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
 NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
-"""What makes images of label maps; every bundle has them."""
+"""Networks that make images of label maps; every bundle has them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Bundle:
 
     @property
     def default_steps(self) -> int:
-        """Number of sampling steps when the user asks for no other."""
+        """Number of sampling steps when the user requests no other."""
         return self.spec.num_inference_steps
 
     @cached_property
@@ -148,7 +149,7 @@ class Bundle:
         return expected_contrast_sign(name) if own is None else own.contrast_sign
 
     def find_mask_bank(self) -> tuple[str, str] | None:
-        """The list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
+        """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
 
         Raises:
             BundleError: When it names a list that is not there.
@@ -159,8 +160,8 @@ class Bundle:
         place = self.path / bank.list
         if not place.exists():
             raise BundleError(
-                f"Bundle '{self.name}': expected the list of its label maps at {place}, found none. Get the whole "
-                "folder again, or name label maps with --mask-bank."
+                f"Bundle '{self.name}': the list of its label maps is missing at {place}. Get the whole folder "
+                "again, or name label maps with --mask-bank."
             )
         labels = self.path / bank.labels
         return str(place.resolve()), str(labels.resolve()) if labels.is_file() else bank.labels
@@ -171,7 +172,7 @@ class Bundle:
         return NETWORK_ROLES if self.spec.mask_generation is None else (*NETWORK_ROLES, *MASK_ROLES)
 
     def choose_steps(self, num_inference_steps: int | None) -> int:
-        """The number of sampling steps; the default where none is given.
+        """Return the number of sampling steps; the default where none is given.
 
         Raises:
             RecipeError: For more steps than the scheduler was trained with, and for fewer with DDPM.
@@ -180,13 +181,13 @@ class Bundle:
         chosen = num_inference_steps or self.default_steps
         if chosen > limit:
             raise RecipeError(
-                f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
-                f"with, found {chosen}. Choose fewer with --steps."
+                f"num_inference_steps: at most {limit} (bundle '{self.name}' was trained with that many time steps), "
+                f"found {chosen}. Choose fewer with --steps."
             )
         if self.is_ddpm and chosen != limit:
             raise RecipeError(
-                f"num_inference_steps: expected {limit}, for DDPM goes through every time step that bundle "
-                f"'{self.name}' was trained with, found {chosen}. Leave --steps out."
+                f"num_inference_steps: must be {limit}, because DDPM uses every time step that bundle '{self.name}' "
+                f"was trained with, found {chosen}. Leave --steps out."
             )
         return chosen
 
@@ -201,21 +202,21 @@ class Bundle:
         return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
 
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
-        """Raise unless the networks listen to what is asked for; a word that changes nothing would mislead.
+        """Raise unless the networks listen to what is requested; a word that changes nothing would mislead.
 
         Raises:
             RecipeError: For a modality or a body region that they are not told.
         """
         if modality != "ct" and self.definition("diffusion_unet").get("num_class_embeds") is None:
             raise RecipeError(
-                f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
-                f"'{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
+                f"modality: bundle '{self.name}' is not conditioned on modality, so that only 'ct' can be used, "
+                f"found '{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
             )
         if body_region is not None and not self.is_told_regions:
             raise RecipeError(
-                f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
-                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone, and of mask "
-                "banks only those that list the regions of their maps choose by them."
+                f"body_region: bundle '{self.name}' is not conditioned on body region, found "
+                f"{' to '.join(body_region)}. Leave --body-region out; with such bundles it only filters mask banks "
+                "that list the regions of their maps."
             )
 
     def check_grid(
@@ -224,12 +225,12 @@ class Bundle:
         *,
         shows_head_alone: bool = False,
         allow_unseen: bool = False,
-        remedy: str = "; or add --allow-unseen-grid, if the weights have learnt such grids",
+        remedy: str = "; or add --allow-unseen-grid, if the weights were trained on such grids",
     ) -> tuple[str, ...]:
         """Compare a grid with those that the networks have seen; a bundle without limits takes all that they can halve.
 
         Args:
-            grid: Of the images to be made.
+            grid: Grid of the images to be made.
             shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
             allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
             remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
@@ -238,7 +239,7 @@ class Bundle:
             What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
 
         Raises:
-            GridError: When a side is no multiple of the factor, or the networks cannot work with the grid.
+            GridError: When a side is not a multiple of the factor, or the networks cannot work with the grid.
         """
         limits = self.spec.grid_limits
         if limits is None:
@@ -256,23 +257,28 @@ class Bundle:
         found, is_refused = lacking
         if is_refused and not allow_unseen:
             raise GridError(f"{found}. Use {spell_flags(nearest)}{remedy}.")
-        return (f"{found}. The networks have not seen such grids, and images may be bad: try {spell_flags(nearest)}.",)
+        return (
+            (
+                f"{found}. The networks were not trained on such grids, and images may be poor: try "
+                f"{spell_flags(nearest)}."
+            ),
+        )
 
     def definition(self, role: str) -> dict[str, Any]:
-        """The definition of a network.
+        """Return the definition of a network.
 
         Raises:
             BundleError: When the bundle has none.
         """
         if role not in self.spec.networks:
             raise BundleError(
-                f"Bundle '{self.name}': expected a definition in networks.{role}, found "
+                f"Bundle '{self.name}': no definition in networks.{role}; it has "
                 f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
             )
         return self.spec.networks[role]
 
     def owner_of(self, role: str) -> Bundle:
-        """The bundle whose folder holds the weights of a network: this one, its base, or the base's.
+        """Return the bundle whose folder holds the weights of a network: this one, its base, or the base's.
 
         Raises:
             BundleError: When none of them names any, or the base cannot be used.
@@ -281,13 +287,13 @@ class Bundle:
             return self
         if self.base is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
+                f"Bundle '{self.name}': no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
         return self.base.owner_of(role)
 
     def weight_path(self, role: str) -> Path:
-        """The weight file of a network.
+        """Return the weight file of a network.
 
         Raises:
             BundleError: When there is none, or the file is missing or leads out of its bundle's folder.
@@ -302,7 +308,7 @@ class Bundle:
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
     def path_of(self, named: WeightFile) -> Path:
-        """Where a file that ``bundle.yaml`` names lies.
+        """Return where a file that ``bundle.yaml`` names lies.
 
         Raises:
             BundleError: When the file is missing or leads out of the folder.
@@ -310,8 +316,8 @@ class Bundle:
         path = (self.path / named.file).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise BundleError(
-                f"Bundle '{self.name}': expected weight files inside the bundle's folder, found {path}. "
-                "Get the bundle from a source you trust."
+                f"Bundle '{self.name}': weight files must be inside the bundle's folder, found {path}. Get the "
+                "bundle from a source you trust."
             )
         if not path.is_file():
             raise BundleError(
@@ -340,12 +346,12 @@ class Bundle:
 
 
 def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
-    """What every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
+    """Return what every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
     return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
 
 
 def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
-    """MAISI's vocabulary with the given names bound to slots."""
+    """Return MAISI's vocabulary with the given names bound to slots."""
     bindings = {
         name: SlotBinding(id=slot.id, hosts=slot.hosts, is_organ=slot.kind == "organ") for name, slot in slots.items()
     }
@@ -364,7 +370,7 @@ def _bundle_name(folder_name: str) -> str:
 
 
 def pulled_bundles_folder() -> Path:
-    """Where fetched bundles are kept: in the folder that ``MAISI_AUG_HOME`` names, else in the user's data folder."""
+    """Return the folder of downloaded bundles: ``MAISI_AUG_HOME`` or the user's data folder."""
     home = os.environ.get(HOME_VARIABLE)
     base = Path(home).expanduser() if home else platformdirs.user_data_path("maisi-aug", appauthor=False)
     return base.absolute() / "bundles"
@@ -378,7 +384,7 @@ def pulled_bundles() -> tuple[str, ...]:
 
 
 def list_bundles() -> list[Bundle]:
-    """All bundles inside the package, then those that were fetched; damaged ones are left out, and named in the log."""
+    """List the packaged bundles, then the downloaded ones; damaged ones are left out and logged."""
     found = (_find_whole_bundle(name) for name in dict.fromkeys((*embedded_bundles(), *pulled_bundles())))
     return [bundle for bundle in found if bundle is not None]
 
@@ -394,7 +400,7 @@ def _find_whole_bundle(name: str) -> Bundle | None:
     except BundleError as error:
         sentence = " ".join(str(error).split())
         # Logged and not warned of: the command line silences warnings, since most are those of libraries.
-        _LOG.error("%s The list leaves '%s' out until it is fetched or installed again.", sentence, name)
+        _LOG.error("%s The list omits '%s' until it is fetched or installed again.", sentence, name)
         return None
     return bundle
 
@@ -420,8 +426,8 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
             return _read_bundle(folder)
     if text in known_bundles():
         raise BundleError(
-            f"Bundle '{text}': expected its weights on this machine, but they have not been fetched yet. "
-            f"Run: {known_bundles()[text].pull_command}"
+            f"Bundle '{text}': its weights have not been downloaded to this machine yet. Run: "
+            f"{known_bundles()[text].pull_command}"
         )
     names = sorted({*embedded_bundles(), *pulled_bundles()})
     raise BundleError(
@@ -431,7 +437,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def load_outline(name_or_path: str | Path) -> Bundle:
-    """A bundle as :func:`load_bundle` reads it; one that has not been fetched yet as far as is known without weights.
+    """Load a bundle as :func:`load_bundle` does or, if it is not downloaded yet, what is known without weights.
 
     That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 
@@ -449,11 +455,11 @@ def load_outline(name_or_path: str | Path) -> Bundle:
 
 
 def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
-    """The bundle that a fine-tuned one refers to, by its name or by where it lay.
+    """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
 
     Args:
         spec: What the fine-tuned bundle says of it.
-        folder: Of the fine-tuned bundle.
+        folder: Folder of the fine-tuned bundle.
         subject: The fine-tuned bundle, for messages.
 
     Raises:
@@ -467,14 +473,14 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
             return bundle
     if found:
         raise BundleError(
-            f"{subject}: expected its base '{spec.name}' as it was when this bundle was made (fingerprint "
-            f"{spec.fingerprint[:12]}...), found one that has changed ({found[0].fingerprint[:12]}... in "
-            f"{found[0].path}). Put the earlier one back, or fine-tune again from the new one."
+            f"{subject}: its base '{spec.name}' has changed since this bundle was made: fingerprint "
+            f"{spec.fingerprint[:12]}... then, {found[0].fingerprint[:12]}... now in {found[0].path}. Restore the "
+            "earlier base, or fine-tune again from the new one."
         )
     looked = ", ".join(str(folder / path) for path in spec.paths) or "the bundles at hand"
     raise BundleError(
-        f"{subject}: expected its base '{spec.name}', found none by that name or in {looked}. Put it back there, or "
-        "use a bundle that was made with --self-contained."
+        f"{subject}: its base '{spec.name}' was not found by name or in {looked}. Put it back there, or use a bundle "
+        "made with --self-contained."
     )
 
 

@@ -24,7 +24,7 @@ class KnownMasks:
 
     Attributes:
         files: Checkpoint within the bundle's repository by role of the network, and the file of ``SIZE_CONDITIONS``.
-        download_size: Of all these files, to be read by people.
+        download_size: Download size of all these files, to be read by people.
         networks: Definitions by role.
         settings: What ``bundle.yaml`` will say of their use, as far as it is known before the files are there.
     """
@@ -43,7 +43,7 @@ class KnownBundle:
         header: What ``bundle.yaml`` will say, as far as it is known before the files are there.
         repository: On the Hugging Face hub, ``owner/name``.
         files: Checkpoint within the repository by role of the network.
-        download_size: Of all files, to be read by people.
+        download_size: Download size of all files, to be read by people.
         licence_url: Where the licence named in the header can be read.
         notice: What the licence asks to be kept beside the weights.
         masks: The networks that generate label maps, fetched on request.
@@ -85,13 +85,13 @@ class KnownBundle:
 
 @cache
 def known_bundles() -> Mapping[str, KnownBundle]:
-    """All bundles that can be fetched, by name."""
+    """Return all bundles that can be fetched, by name."""
     rows = yaml.safe_load(KNOWN_BUNDLES_FILE.read_text(encoding="utf-8"))
     return {name: KnownBundle(**{**row, "masks": KnownMasks(**row["masks"])}) for name, row in rows.items()}
 
 
 def find_known_bundle(name: str) -> KnownBundle:
-    """The bundle of a name.
+    """Return the bundle of a name.
 
     Raises:
         BundleError: Offering the closest names.
@@ -99,7 +99,6 @@ def find_known_bundle(name: str) -> KnownBundle:
     known = known_bundles()
     if name not in known:
         raise BundleError(
-            f"Bundle '{name}': expected one that can be fetched ({', '.join(known)}), found none of that name."
-            f"{did_you_mean(name, known)}"
+            f"Bundle '{name}': cannot be downloaded; known bundles are {', '.join(known)}.{did_you_mean(name, known)}"
         )
     return known[name]

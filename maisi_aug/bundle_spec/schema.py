@@ -19,12 +19,12 @@ MASK_PROVENANCE = "masks"
 
 
 def dump_bundle(content: Mapping[str, Any]) -> str:
-    """The text of a ``bundle.yaml``."""
+    """Return the text of a ``bundle.yaml``."""
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
 
 
 def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``bundle.yaml`` said before mask networks were added."""
+    """Return what a ``bundle.yaml`` said before mask networks were added."""
 
     def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in keys}
@@ -54,16 +54,16 @@ _MAX_LEVELS = 16
 def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     """Raise for numbers that no network or scheduler has, and that would take hours to build."""
     if not isinstance(definition.get("class"), str):
-        raise ValueError("expected the name of a 'class'")
+        raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
         parts = value if isinstance(value, list) else [value]
         most = _MOST.get(name, _MOST_OTHERWISE)
         if len(parts) > _MAX_LEVELS or any(isinstance(part, int | float) and not abs(part) <= most for part in parts):
             raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
         if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
-            raise ValueError(f"expected whole numbers above 0 as '{name}'")
+            raise ValueError(f"expected integers above 0 as '{name}'")
         if name in _ONE_NUMBER and isinstance(value, list):
-            raise ValueError(f"expected one whole number as '{name}', found a list")
+            raise ValueError(f"expected one integer as '{name}', found a list")
     return definition
 
 
@@ -71,14 +71,14 @@ def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
     """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
-            raise ValueError(f"expected a list of whole numbers as {role}.num_channels")
+            raise ValueError(f"expected a list of integers as {role}.num_channels")
     return networks
 
 
 def _require_path(text: str) -> str:
     """Raise for what no file can be called."""
     if not is_path(text):
-        raise ValueError("expected a path, found one that is empty, too long or holds a null character")
+        raise ValueError("the path is empty, too long or contains a null character")
     return text
 
 
@@ -99,7 +99,7 @@ class SlotSpec(StrictModel):
     """A name bound to a placeholder slot or free id.
 
     Attributes:
-        id: Of the slot.
+        id: Id of the slot.
         hosts: Organs that it may lie in: those that a lesion grows in, and what takes an organ's place where it is
             taken out of a label map.
         kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps; None for a lesion where there are
@@ -115,8 +115,8 @@ class BaseSpec(StrictModel):
     """The bundle that another one was fine-tuned from, and whose weights it shares.
 
     Attributes:
-        name: Of the base.
-        fingerprint: Of the base; one that has changed since cannot be used.
+        name: Name of the base.
+        fingerprint: Fingerprint of the base; one that has changed since cannot be used.
         paths: Where it may lie when its name does not find it: relative to this bundle's folder, or absolute.
     """
 
@@ -138,7 +138,7 @@ class SizeSpec(StrictModel):
 
 
 class HuSpec(StrictModel):
-    """What the median of a label may be in an image, in HU.
+    """Allowed range of the median HU of a label in an image.
 
     Attributes:
         low_hu: Lowest plausible median.
@@ -174,10 +174,10 @@ class MaskBankSpec(StrictModel):
 
 
 class MaskGenerationSpec(StrictModel):
-    """How the mask networks of a bundle are run.
+    """Settings of a bundle's mask networks.
 
     Attributes:
-        grid: Of the label maps that they generate.
+        grid: Grid of the label maps that they generate.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
         scheduler: Definition of the DDPM scheduler that they were trained with.
@@ -201,14 +201,14 @@ class BundleSpec(StrictModel):
         advice: A sentence shown when the bundle is used, or empty.
         advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
             else empty.
-        licence: Of the weights, inherited by what they generate.
+        licence: Licence of the weights, inherited by what they generate.
         grid: Default grid.
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
-            float32 everywhere, unless another precision is asked for.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are asked for
+            float32 everywhere, unless another precision is requested.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are requested
             (``--decode windows``); they overlap by 0.4 and are blended. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).
         networks: Network definitions by role.

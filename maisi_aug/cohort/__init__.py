@@ -1,4 +1,4 @@
-"""What a cohort is asked for and what became of it.
+"""What was requested for a cohort, and its outcome.
 
 Recipes, requests, the plan, balancing, the checks before a run, the folder and its manifest.
 """

@@ -1,4 +1,4 @@
-"""From what is asked for to a run: every open field decided once, the plan made; cheap, and free of torch."""
+"""Resolve a request into a run: every open field is decided once and the plan is made. Cheap, and without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, r
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
 from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
 from maisi_aug.cohort.twins import Twins, parse_twins, plan_twin_maps, plan_twins, with_size
-from maisi_aug.errors import RequestError, VocabularyError
+from maisi_aug.errors import MaisiAugWarning, RequestError, VocabularyError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import HuRange
@@ -42,22 +42,22 @@ class CohortRun:
     """A cohort ready to be made: nothing in it is left open.
 
     Attributes:
-        request: What was asked for, as it was asked.
+        request: What was requested, as it was given.
         configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
         begun: What lies in the cohort's folder already.
         bundle: The weights and their vocabulary.
-        grid: Of every case; the bundle's where given label maps keep their own.
+        grid: Grid of every case; the bundle's where given label maps keep their own.
         bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
         mask_bank: What tells those label maps, or mask networks, from others, as plain JSON values.
         mask_labels: What their ids mean, a file read.
-        mask_steps: Of the sampler of label maps; 0 where none are generated.
+        mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
         organ_sizes: Percentile by id of organs in generated label maps.
-        num_inference_steps: Of the sampler of images.
+        num_inference_steps: Number of inference steps of the sampler of images.
         decoding: How images are decoded.
         seed: Cohort seed.
-        requests: What cases are asked for; none of given maps and of images without any.
+        requests: What is requested of the cases; none of given maps and of images without any.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        plan: What every case shall hold.
+        plan: What every case must contain.
         hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
@@ -81,7 +81,7 @@ class CohortRun:
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region that label maps have to show; None where none are asked for."""
+        """Uppermost and lowest body region that label maps have to show; None where none are requested."""
         return spell_out(self.request.body_region)
 
     @property
@@ -90,7 +90,7 @@ class CohortRun:
         return _find_twins(self.request)
 
     def with_seed(self, seed: int) -> CohortRun:
-        """The same requests under another seed: other sizes and another order."""
+        """Return the same requests under another seed: other sizes and another order."""
         if not self.requests:
             return replace(self, seed=seed)  # which decides on nothing in the plan
         grown_from, num_cases = self.configuration.get("grown_from", ()), self.configuration["num_cases"]
@@ -99,7 +99,7 @@ class CohortRun:
         return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
-        """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
+        """Return the content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
         names = self.bundle.vocabulary.name_of
         return {
             "configuration": dict(self.configuration),
@@ -127,7 +127,7 @@ def resolve(
     """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
 
     Args:
-        request: What the user asked for.
+        request: The user's request.
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
         may_resume: Whether the folder may hold a cohort already.
@@ -136,7 +136,7 @@ def resolve(
 
     Raises:
         CohortError: When the folder is not a cohort's.
-        BundleError: When there is no such bundle, or it has no mask networks and label maps shall be generated.
+        BundleError: When there is no such bundle, or it has no mask networks and label maps are to be generated.
         GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
             not fill it.
         RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
@@ -235,7 +235,7 @@ def _find_preset(request: CohortRequest, bundle: Bundle) -> Preset | None:
 
 
 def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
-    """The preset's windows, or the whole where it has none, where windows of no size are asked for."""
+    """The preset's windows, or the whole where it has none, where windows of no size are requested."""
     decoding, preset = request.decoding, _find_preset(request, bundle)
     if preset is None or decoding.mode != "windows" or decoding.window is not None:
         return decoding
@@ -246,7 +246,7 @@ def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
 
 
 def find_grid(request: CohortRequest) -> Grid:
-    """The grid of every case, before anything is compared with what the networks have seen.
+    """Return the grid of every case, before anything is compared with what the networks have seen.
 
     Raises:
         BundleError: When there is no such bundle.
@@ -263,7 +263,7 @@ def _build_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
-    Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
+    Given label maps decide on what is left open, each for itself: of theirs only the sides requested are checked.
     """
     grid = _build_grid(request, bundle)
     if request.follows_maps:
@@ -271,12 +271,12 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
         return grid
     is_head = shows_head_alone(request, bundle)
     for sentence in bundle.check_grid(grid, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
-        warnings.warn(sentence, stacklevel=3)
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
     return grid
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it asks for."""
+    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it requests."""
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))
@@ -334,7 +334,7 @@ def _plan_cases(
     grown_from: Sequence[int],
     distributions: Mapping[str, SizeDistribution],
 ) -> CohortPlan:
-    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
+    """What every case must contain: by the requests, or by the given label maps, or nothing."""
     num_cases, first = request.num_cases or DEFAULT_NUM_CASES, min(grown_from, default=None)
     if (twins := _find_twins(request)) is not None:
         plan = plan_twins(
@@ -395,7 +395,7 @@ def _require_makeable(
     bank: BankFiles,
     organ_sizes: Mapping[int, float],
 ) -> None:
-    """Raise where a plan asks for what its label maps or its grid cannot show."""
+    """Raise where a plan requests what its label maps or its grid cannot show."""
     for case in plan.cases:
         organs = [row.label for row in case.lesions if vocabulary.label(row.label_id).kind == "organ"]
         if organs:
@@ -408,25 +408,27 @@ def _require_makeable(
 
 
 def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, bank: BankFiles) -> None:
-    """Raise unless organs that are asked for with a size come from label maps that a user has.
+    """Raise unless organs that are requested with a size come from label maps that a user has.
 
     Raises:
-        RequestError: For organs of a size without such maps, or beside lesions that the maps shall hold, too.
+        RequestError: For organs of a size without such maps, or beside lesions that the maps must contain as well.
     """
-    subject = f"Label request '{case.request}': expected label maps that hold '{organs[0]}', which is not planted"
+    subject = f"Label request '{case.request}': '{organs[0]}' is not planted, so that label maps must contain it"
     if source not in ("plant", "bank"):
-        raise RequestError(f"{subject}, found mask_source '{source}'. Use 'plant' or 'bank' with --mask-bank.")
+        raise RequestError(
+            f"{subject}; mask_source '{source}' does not provide them. Use 'plant' or 'bank' with --mask-bank."
+        )
     if not bank.entries:
-        raise RequestError(f"{subject}, found the phantoms. Name label maps that hold it with --mask-bank.")
+        raise RequestError(f"{subject}; the phantoms do not. Name label maps that contain it with --mask-bank.")
     if source == "bank" and len(organs) < len(case.lesions):
         raise RequestError(
-            f"Label request '{case.request}': expected mask_source 'plant' for lesions beside '{organs[0]}', found "
+            f"Label request '{case.request}': lesions together with '{organs[0]}' need mask_source 'plant', found "
             "'bank'. Use --mask-source plant."
         )
 
 
 def _absolute(text: str, *names: str) -> str:
-    """A path made absolute, so that a cohort can be gone on with from another folder; a name is no path."""
+    """A path made absolute, so that a cohort can be continued from another folder; a name is not a path."""
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
@@ -442,7 +444,7 @@ def _absolute_dataset(text: str | None, *names: str) -> str | None:
 def _find_hu_ranges(
     request: CohortRequest, bundle: Bundle, grid: Grid, begun: Mapping[str, Any], report_file: Report | None
 ) -> tuple[HuRange, ...]:
-    """HU of the user's organs: from the cohort that is gone on with, else measured or read from a file."""
+    """HU of the user's organs: from the cohort that is continued, else measured or read from a file."""
     path = _absolute_dataset(request.hu_reference)
     if path is None:
         return ()
@@ -454,7 +456,7 @@ def _find_hu_ranges(
 def _find_distributions(
     request: CohortRequest, vocabulary: Vocabulary, begun: Mapping[str, Any], report_file: Report | None
 ) -> dict[str, SizeDistribution]:
-    """The sizes of the user's lesions: from the cohort that is gone on with, else measured."""
+    """The sizes of the user's lesions: from the cohort that is continued, else measured."""
     path = _absolute_dataset(request.size_reference)
     if path is None or request.size_label is None:
         return {}
@@ -480,9 +482,9 @@ def _find_size_labels(
     names = sorted({label.name for label in labels if label.kind == "tumor"})
     if len(names) != 1:
         raise RequestError(
-            f"size_label {size_label}: expected one lesion in the label requests, found {len(names)} "
-            f"({', '.join(names) or 'none'}). Say which is which, such as "
-            f"--map '{size_label}={names[0] if names else 'hepatic tumor'}'."
+            f"size_label {size_label}: can stand for one lesion only, but the label requests have {len(names)} "
+            f"({', '.join(names) or 'none'}). Say which is which, for instance with --map "
+            f"'{size_label}={names[0] if names else 'hepatic tumor'}'."
         )
     return {names[0]: size_label}
 
@@ -497,14 +499,14 @@ def _measure_label_maps(
     found = list_bank(path, lambda name: find_label_id(name, vocabulary) is not None) if path.exists() else None
     if found is not None and found.faults:
         fault = ": ".join(found.faults[0])
-        raise RequestError(f"{path}: expected whole label maps, found {fault}. Restore or remove it.")
+        raise RequestError(f"{path}: a label map cannot be used: {fault}. Restore or remove it.")
     entries = [] if found is None else found.entries
     masks = next((entry for entry in entries if entry.organ_names), None)
     if masks is not None or not entries:
         what = f"a mask for each label ({masks.name})" if masks else "no image files"
         raise RequestError(
-            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {what}. "
-            "Check --size-reference."
+            f"{path}: neither an nnU-Net dataset with labelsTr nor a folder of label maps, found {what}. Check "
+            "--size-reference."
         )
     volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}
     for number, entry in enumerate(entries, start=1):

@@ -1,4 +1,4 @@
-"""What people say of the cases of a folder: accepted or rejected, line by line in ``review.jsonl``.
+"""Reviewers' decisions on the cases of a folder, accepted or rejected, one per line of ``review.jsonl``.
 
 The file is only ever appended to. The last decision of each reviewer on an attempt counts, and one rejection by anybody
 leaves the case out of exports, datasets, evaluation and reports until it is taken back.
@@ -77,7 +77,7 @@ class Review:
     """The decisions that stand.
 
     Attributes:
-        num_bytes: Of the file that were read.
+        num_bytes: Number of bytes of the file that were read.
     """
 
     num_bytes: int = 0
@@ -101,16 +101,16 @@ class Review:
         return sorted(name for name, stack in self._stacks.items() if stack)
 
     def last_of(self, reviewer: str) -> Decision | None:
-        """The decision that the reviewer's next undo takes back."""
+        """Return the decision that the reviewer's next undo takes back."""
         stack = self._stacks.get(reviewer)
         return stack[-1] if stack else None
 
     def decisions_of(self, reviewer: str) -> dict[CaseKey, Decision]:
-        """The last decision of a reviewer on every attempt."""
+        """Return the last decision of a reviewer on every attempt."""
         return {decision.key: decision for decision in self._stacks.get(reviewer, ())}
 
     def standing(self) -> dict[CaseKey, list[Decision]]:
-        """The last decision of every reviewer on every attempt."""
+        """Return the last decision of every reviewer on every attempt."""
         found: dict[CaseKey, list[Decision]] = {}
         for reviewer in self.reviewers:
             for key, decision in self.decisions_of(reviewer).items():
@@ -118,7 +118,7 @@ class Review:
         return found
 
     def rejections(self) -> dict[CaseKey, str]:
-        """What was rejected by at least one reviewer, and a sentence that says by whom and why."""
+        """Return what was rejected by at least one reviewer, and a sentence that says by whom and why."""
         found = {}
         for key, decisions in self.standing().items():
             if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
@@ -137,7 +137,7 @@ def load_review(folder: Path) -> Review:
     A last line without a line break is what a killed process leaves; it is skipped.
 
     Raises:
-        CohortError: A line is no decision.
+        CohortError: A line is not a decision.
     """
     review = Review()
     read_on(review, folder / REVIEW_NAME)
@@ -149,13 +149,13 @@ def read_on(review: Review, path: Path) -> bool:
 
     Args:
         review: What was read so far.
-        path: Of the file, which need not be there yet.
+        path: Path of the file, which need not be there yet.
 
     Returns:
         Whether there were any.
 
     Raises:
-        CohortError: A line is no decision.
+        CohortError: A line is not a decision.
     """
     begin = review.num_bytes
     try:
@@ -174,9 +174,7 @@ def _read_line(path: Path, line: bytes) -> Decision:
         return _DECISION.validate_json(line)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        raise CohortError(
-            f"{path}: expected a decision on every line, found {line.rstrip()[:60]!r} ({problem}). Remove the line."
-        ) from None
+        raise CohortError(f"{path}: not a decision: {line.rstrip()[:60]!r} ({problem}). Remove the line.") from None
 
 
 def append_decision(folder: Path, decision: Decision) -> None:
@@ -189,18 +187,18 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def now() -> str:
-    """The time as a decision has it."""
+    """Return the time as a decision has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """The manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
+    """Return the manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
 
 def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
-    """A record as it counts, given :meth:`Review.rejections`."""
+    """Return a record as it counts, given :meth:`Review.rejections`."""
     reason = rejections.get(CaseKey(record.case_id, record.attempt))
     if record.status != "accepted" or reason is None:
         return record
@@ -208,7 +206,7 @@ def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> Attem
 
 
 def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """The manifest of a cohort as it counts for whoever uses its cases.
+    """Return the manifest of a cohort as it counts for whoever uses its cases.
 
     Args:
         folder: The cohort's folder.
@@ -221,7 +219,7 @@ def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None
 
 
 def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
-    """How many accepted cases of a manifest a reviewer rejected.
+    """Return how many accepted cases of a manifest a reviewer rejected.
 
     Raises:
         CohortError: A line of the review cannot be read.
@@ -236,7 +234,7 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     between finds cases with lost files, and draws these again.
 
     Args:
-        folder: Of a cohort that nothing is writing to.
+        folder: Folder of a cohort that nothing is writing to.
 
     Returns:
         What the manifest held of these cases.
@@ -260,8 +258,8 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
                 writer.append(replace(judged, status="retried", files=files))
             except OSError as error:
                 raise CohortError(
-                    f"{folder}: expected to set '{record.case_id}' aside, found: {error.strerror or error}. Make room "
-                    "and run the command again."
+                    f"{folder}: cannot set '{record.case_id}' aside: {error.strerror or error}. Free some space and "
+                    "run the command again."
                 ) from error
             given_up.append(record)
     return given_up

@@ -1,4 +1,4 @@
-"""Quality gates: each compares a case with what was asked for and returns a verdict with its figures.
+"""Quality gates: each compares a case with what was requested and returns a verdict with its figures.
 
 A gate never raises on a bad image or label map: whatever is wrong is a verdict that did not pass, so that one bad case
 never stops a cohort. Arrays have axes ``I J K``; intensities are Hounsfield units.
@@ -38,10 +38,11 @@ NOISE_FLOOR_HU = 1.0
 TISSUE_HU = (-200.0, 200.0)
 """Fat, muscle and parenchyma; all that is neither air, lung nor bone."""
 BODY_SHARE = (0.01, 0.98)
-"""Of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to a trunk that leaves air
-in the corners only."""
+"""Range of the body's share of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to
+a trunk that leaves air in the corners only.
+"""
 MIN_TISSUE_SHARE = 0.2
-"""Of the body; in a chest with large lungs about half of it is soft tissue."""
+"""Smallest share of soft tissue in the body; in a chest with large lungs it is about half."""
 MAX_STEP_HU = 80.0
 """Median difference of neighbours in soft tissue. It is 13 to 28 HU in CTs of TotalSegmentator and OpenKBP at 3 to
 5 mm, and more in thin slices; values drawn at random between the two bounds above differ by 117 HU."""
@@ -65,7 +66,7 @@ class Verdict:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as plain JSON values; figures that are not finite become null."""
+        """Return the verdict as plain JSON values; figures that are not finite become null."""
         plain: dict[str, Any] = _to_plain(
             {"gate": self.gate, "passed": self.passed, "figures": self.figures, "message": self.message}
         )
@@ -73,13 +74,13 @@ class Verdict:
 
 
 def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid) -> Verdict:
-    """Image and label map share the expected grid, and the image holds finite, varying, plausible numbers.
+    """Check that image and label map have the expected grid and the image has finite, varying, plausible HU.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
         label_map: ``(I, J, K)`` label ids; None for an image without one.
         grid: Grid of both.
-        expected: Grid that was asked for.
+        expected: Grid that was requested.
     """
     finite = np.isfinite(image_hu)
     low, high = (float(image_hu[finite].min()), float(image_hu[finite].max())) if finite.any() else (math.nan, math.nan)
@@ -108,7 +109,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
 
 
 def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, vocabulary: Vocabulary = MAISI) -> Verdict:
-    """Every required label is there.
+    """Check that every required label is present.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
@@ -122,7 +123,7 @@ def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, voca
     missing = [label_id for label_id, count in counts.items() if not count]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
     problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]
-    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are there.")
+    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are present.")
 
 
 def check_lesion_size(
@@ -131,7 +132,7 @@ def check_lesion_size(
     voxel_ml: float,
     tolerance: float = 0.10,
 ) -> Verdict:
-    """As many lesions as requested, each within the tolerance or two voxels, whichever is more.
+    """Check that there are as many lesions as requested, each within the tolerance or two voxels.
 
     Args:
         requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
@@ -162,7 +163,7 @@ def check_lesion_size(
 
 
 def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
-    """Every lesion of a label lies in its host as far as such lesions do, and is about as compact as a ball.
+    """Check that every lesion of a label lies in its host as far as usual, and is about as compact as a ball.
 
     Args:
         lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
@@ -193,13 +194,13 @@ def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged
             "lesion place",
             True,
             figures,
-            f"Lesion place: found {'; '.join(problems)}. Not judged, as the lesions were in the map before.",
+            f"Lesion place: found {'; '.join(problems)}. Not judged, because the lesions were in the map before.",
         )
     return _verdict("lesion place", figures, problems, good)
 
 
 def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequence[HuRange] | None = None) -> Verdict:
-    """The median of every organ that is there lies inside its range.
+    """Check that the median HU of every organ present lies inside its range.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
@@ -234,12 +235,12 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
     num_judged = sum(bool(row["judged"]) for row in rows)
     figures = {"organs": rows, "num_judged": num_judged, "num_outside": len(problems)}
     return _verdict(
-        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians inside their range."
+        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians within their range."
     )
 
 
 def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
-    """The organs of a case, taken together, are about as bright as usual.
+    """Check that the organs of a case, taken together, are about as bright as usual.
 
     The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
     as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
@@ -269,7 +270,10 @@ def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: 
         "is_judged": is_judged,
     }
     if bias is None or not is_judged:
-        good = f"HU bias: not judged, as {len(deviations)} organs have a usual HU, {MIN_BIAS_ORGANS} are needed."
+        good = (
+            f"HU bias: not judged, because only {len(deviations)} organs have a usual HU and {MIN_BIAS_ORGANS} are "
+            "needed."
+        )
         return Verdict("HU bias", True, figures, good)
     problems = []
     if not -max_dark_hu <= bias <= max_bright_hu:
@@ -300,7 +304,7 @@ def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], goo
 
 
 def shape_verdict(gate: str, image_hu: NDArray[Any], label_map: NDArray[Any]) -> Verdict:
-    """What a gate says of an image and a label map that do not have the same shape."""
+    """Return what a gate says of an image and a label map that do not have the same shape."""
     figures = {"image_shape": list(image_hu.shape), "label_map_shape": list(label_map.shape)}
     return _verdict(gate, figures, ["an image and a label map of different shapes"], "")
 
@@ -330,7 +334,7 @@ def check_lesion_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> Verdict:
-    """A lesion differs from the host around it, in the right direction and by more than the noise.
+    """Check that a lesion differs from the host around it, in the right direction and by more than the noise.
 
     Contrast is the median of the lesion's core (its voxels that touch no other, where there are enough) minus the
     median of its host within three voxels, without the voxels next to the lesion where enough are left. Noise is the
@@ -343,7 +347,7 @@ def check_lesion_visibility(
         label_map: ``(I, J, K)`` label ids.
         lesion: ``(I, J, K)`` mask of one lesion.
         host_ids: Ids that the lesion may have grown in.
-        tumor_ids: Ids of all tumors, those of bound slots included; they are no surroundings to compare with.
+        tumor_ids: Ids of all tumors, those of bound slots included; they are not surroundings to compare with.
         expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         minimum_cnr: How many times the noise the contrast has to be.
@@ -352,13 +356,13 @@ def check_lesion_visibility(
     if not image_hu.shape == label_map.shape == lesion.shape:
         return shape_verdict(gate, image_hu, label_map)
     if not lesion.any():
-        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: expected a lesion, found an empty mask.")
+        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: the mask of the lesion is empty.")
     box = bounding_box(lesion, margin=SHELL_VOXELS + 1)
     values, mask = image_hu[box].astype(np.float64), lesion[box]
     shell, surroundings = _find_shell(label_map[box], mask, host_ids, tumor_ids)
     if not shell.any() or not np.isfinite(values[shell | mask]).all():
         figures = {"num_voxels": int(mask.sum()), "num_surrounding_voxels": int(shell.sum())}
-        message = "Lesion visibility: expected finite HU in the lesion and in body around it, found none."
+        message = "Lesion visibility: no finite HU in the lesion or in the body around it."
         return Verdict(gate, False, figures, message)
     measured = _measure_contrast(values, mask, shell, spacing_mm)
     contrast_hu, noise_hu = measured["contrast_hu"], measured["noise_hu"]
@@ -369,8 +373,8 @@ def check_lesion_visibility(
     passed = right_sign and (on_sign_alone or abs(contrast_hu) >= minimum_cnr * noise_hu)
     wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[sign]
     message = (
-        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} HU "
-        f"of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
+        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} "
+        f"HU of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
     )
     figures = measured | {
         "surroundings": surroundings,
@@ -393,7 +397,7 @@ def check_label_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> tuple[Verdict, ...]:
-    """``check_lesion_visibility`` for each connected lesion of a label, in scan order; empty if there is none."""
+    """Run ``check_lesion_visibility`` on each connected lesion of a label, in scan order."""
     verdicts = []
     for part, lesion in connected_parts(label_map == label_id):
         margins = [(min(SHELL_VOXELS + 1, side.start), SHELL_VOXELS + 1) for side in part]
@@ -472,7 +476,7 @@ def _robust_deviation(values: NDArray[np.float64]) -> float:
 
 
 def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: bool = True) -> Verdict:
-    """There is a body with air around it, much of it is soft tissue, and that is no noise.
+    """Check that there is a body with air around it, with enough soft tissue that is not noise.
 
     It is for images that are drawn without a label map: none says which organ lies where, so nothing finer is judged.
 
@@ -489,12 +493,14 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
     elif figures["tissue_share"] < MIN_TISSUE_SHARE:
         problems.append(f"a body of which {figures['tissue_share']:.0%} is soft tissue")
     elif figures["median_step_hu"] > MAX_STEP_HU:
-        problems.append(f"soft tissue in which neighbours differ by {figures['median_step_hu']:.0f} HU, which is noise")
+        problems.append(
+            f"soft tissue in which neighbouring voxels differ by {figures['median_step_hu']:.0f} HU, which is noise"
+        )
     if not problems:
-        return Verdict("patient", True, figures, "Patient: there is one, with air around and soft tissue inside.")
-    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
+        return Verdict("patient", True, figures, "Patient: shown, with air around and soft tissue inside.")
+    note = "" if is_judged else " Not judged, because this bundle is known to draw poorly without a label map."
     return Verdict(
-        "patient", not is_judged, figures, f"Patient: expected one with air around, found {problems[0]}.{note}"
+        "patient", not is_judged, figures, f"Patient: not shown with air around it: found {problems[0]}.{note}"
     )
 
 

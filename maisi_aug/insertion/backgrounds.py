@@ -83,7 +83,7 @@ class Backgrounds:
         return label_map
 
     def describe(self) -> dict[str, Any]:
-        """What tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
+        """Return what tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
         rows = [[case.id, *(_size_of(path) for path in case.paths)] for case in self.cases]
         meanings = [[sorted(table.items()) for table in tables] for tables in self.tables]
         digest = hashlib.sha256(json.dumps([rows, meanings]).encode()).hexdigest()
@@ -144,7 +144,7 @@ def _collect(
         except PreparationError as error:
             raise PreparationError(_in_own_words(str(error))) from error
     if not into.exists():
-        raise PreparationError(f"--into {into}: expected a CT or a folder of CTs, found nothing there.")
+        raise PreparationError(f"--into {into}: not found. Give a CT or a folder of CTs.")
     case_id = into.name.removesuffix(".gz").rpartition(".")[0] or into.name
     beside = collect_cases(Sources(images=into.parent, labels=labels, organs=organs))[0] if labels or organs else ()
     found = next((case for case in beside if case.image == into), None)

@@ -1,4 +1,4 @@
-"""A cohort of real CTs with drawn lesions: made case by case, judged, recorded, and gone on with after a stop."""
+"""A cohort of real CTs with drawn lesions: made case by case, judged, recorded, and continued after a stop."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
-COHORT_HEADER = ("Made by maisi-aug insert; the command that began it goes on with this cohort.",)
+COHORT_HEADER = ("Made by maisi-aug insert; run the same command again to continue this cohort.",)
 PREVIEW_MM = 120.0
 
 
@@ -54,15 +54,15 @@ def insert_cohort(
     shard: Shard | None = None,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Make a cohort, or go on with one that was begun with the same configuration.
+    """Make a cohort, or continue one that was begun with the same configuration.
 
     Args:
         cohort: What to make.
         folder: Where to; new, empty, or this cohort's.
-        device: Of the networks, where they draw.
+        device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
 
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
@@ -96,7 +96,7 @@ def insert_cohort(
 
 @dataclass(frozen=True)
 class InsertionSpec:
-    """What a worker is opened from.
+    """Specification from which a worker is opened.
 
     Attributes:
         cohort: What is made.
@@ -129,7 +129,7 @@ class InsertionWorker:
     writer: CaseWriter
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Nothing is done ahead."""
+        """Do nothing: nothing is prepared ahead."""
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw into CTs, judge and write."""
@@ -137,11 +137,11 @@ class InsertionWorker:
         return finished(CaseResult(write_group(attempts, item, self.writer)))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
-    """What draws the lesions of a cohort.
+    """Return what draws the lesions of a cohort.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -162,7 +162,9 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     return CohortFacts(
         cohort.painter_name,
         bundle.fingerprint if is_network else "",
-        f"{bundle.licence} (weights); the CTs keep theirs" if is_network else "The CTs keep theirs.",
+        f"{bundle.licence} (weights); the CTs keep their own licences"
+        if is_network
+        else "The CTs keep their own licences.",
         settings,
         max_attempts=config.max_attempts,
         kept_ids=cohort.plan.requested_ids,  # real lesions of the same label among them
@@ -176,7 +178,7 @@ class Inserter:
     Attributes:
         cohort: What is made.
         painter: Draws lesions.
-        lungs: By index of the CT, lungs that were told from HU; all cases into a CT need them.
+        lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
         unfit: By index of the CT and labels, why it cannot take lesions of them.
     """
 
@@ -186,7 +188,7 @@ class Inserter:
     unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
-        """An attempt at a case; a failed one leaves the next CT to the next.
+        """Return an attempt at a case; a failed one leaves the next CT to the next.
 
         CTs that cannot take the lesions, whatever is drawn, are passed over; where none can, the attempt is the last.
         """
@@ -214,7 +216,7 @@ class Inserter:
         return replace(attempt, verdicts=tuple(source.verdicts), origin=origin, seconds=seconds)
 
     def open(self, index: int, case: CasePlan) -> tuple[Background, dict[int, Host]]:
-        """A CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
+        """Return a CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
 
         Raises:
             UnfitCtError: It cannot be read, or lacks a host.
@@ -238,7 +240,7 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """The surroundings of the largest lesion, where a picture of the whole would hide it."""
+        """Return the surroundings of the largest lesion, where a picture of the whole would hide it."""
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
@@ -265,10 +267,10 @@ class Inserter:
 
 
 class InsertionSource(MapSource):
-    """Draws lesions into one CT; what it has drawn is told, too, where a later lesion of the case finds no room.
+    """Draws lesions into one CT; what it has drawn is told as well, where a later lesion of the case finds no room.
 
     Attributes:
-        origin: Of what is drawn so far, for the manifest.
+        origin: Origin of what is drawn so far, for the manifest.
         verdicts: On what is drawn so far.
     """
 
@@ -277,7 +279,7 @@ class InsertionSource(MapSource):
 
         Args:
             inserter: Knows the cohort and what draws.
-            index: Of the CT.
+            index: Index of the CT.
         """
         self._inserter, self._index, self._backgrounds = inserter, index, inserter.cohort.backgrounds
         files = self._backgrounds.cases[index]
@@ -366,7 +368,7 @@ def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:
 
 
 def find_host(background: Background, host_ids: Sequence[int], label: str) -> Host:
-    """Where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
+    """Return where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
 
     Raises:
         LesionError: The CT has no such host, or nothing tells where it is.
@@ -377,8 +379,8 @@ def find_host(background: Background, host_ids: Sequence[int], label: str) -> Ho
     if LUNG_LOBES.issuperset(host_ids):
         return LungHost.of(background.image, background.grid.spacing_mm)
     raise LesionError(
-        f"{label}: expected its host organ in a label map of the CT, found none. Give organ labels with --into-organs, "
-        "such as TotalSegmentator's, or with --into-labels."
+        f"{label}: no label map of the CT has its host organ. Give organ labels with --into-organs, such as "
+        "TotalSegmentator's, or with --into-labels."
     )
 
 
@@ -400,7 +402,7 @@ def _cut_for_preview(
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
-    """The pictures of all accepted cases as one."""
+    """Draw the pictures of all accepted cases as one."""
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)

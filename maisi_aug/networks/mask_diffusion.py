@@ -1,4 +1,4 @@
-"""From noise and ten sizes to the latent of a label map: all DDPM steps, or a few of a faster sampler.
+"""Sample the latent of a label map from noise and ten sizes: all DDPM steps, or a few of a faster sampler.
 
 Notation: x_t = a_t x_0 + s_t e, where a_t^2 + s_t^2 = 1, e is the noise that the U-Net predicts, l_t = log(a_t / s_t).
 DDPM: Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, as MONAI's scheduler steps it.
@@ -23,7 +23,7 @@ from maisi_aug.networks.building import MaskNetworks, compute_in
 from maisi_aug.system.progress import Report
 
 PredictNoise = Callable[[Tensor, Tensor], Tensor]
-"""From x_t ``(B, C, i, j, k)`` and t ``(B,)`` to e."""
+"""Predict the noise e from x_t ``(B, C, i, j, k)`` and t ``(B,)``."""
 
 
 @torch.inference_mode()
@@ -44,7 +44,7 @@ def sample_mask_latent(
         condition: ``(B, 10)`` float32 sizes, of ``mask_conditions``.
         latent_shape: ``(C, i, j, k)``.
         num_inference_steps: All time steps of the scheduler for DDPM, fewer for the faster sampler.
-        seed: Of all noise, which is drawn on the CPU: the same on every device.
+        seed: Seed of all noise, which is drawn on the CPU: the same on every device.
         report: Called with (steps done, steps in all).
         precision: What the network computes in.
 
@@ -54,9 +54,9 @@ def sample_mask_latent(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
-    context = condition.unsqueeze(1).to(networks.device)
+    context = condition.unsqueeze(1).to(networks.device)  # (B, 1, 10): one token for cross-attention
     generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((len(condition), *latent_shape), generator=generator)
+    noise = torch.randn((len(condition), *latent_shape), generator=generator)  # (B, C, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         moved = latent.to(networks.device)
@@ -81,10 +81,10 @@ def integrate_ddpm(
     """Take every time step of DDPM.
 
     Args:
-        predict: Of the noise.
+        predict: Predicts the noise.
         scheduler: MONAI's, with its steps.
-        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken, too.
-        generator: Of the noise that every step but the last adds.
+        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken as well.
+        generator: Generator of the noise that every step but the last adds.
         report: Called with (steps done, steps in all).
     """
     scheduler.set_timesteps(scheduler.num_train_timesteps)
@@ -108,7 +108,7 @@ def integrate_fast(
     """Take fewer steps, each with one prediction, and add no noise on the way.
 
     Args:
-        predict: Of the noise.
+        predict: Predicts the noise.
         scheduler: Tells how much noise there is at every time step.
         noise: ``(B, C, i, j, k)``.
         num_steps: How many.
@@ -117,13 +117,15 @@ def integrate_fast(
     Raises:
         ValueError: For more steps than the scheduler knows.
     """
+    # (T,)
     kept = scheduler.alphas_cumprod.double().cpu()  # a_t^2
+    # l_t = log(a_t / s_t), half the log signal-to-noise ratio
     levels = [0.5 * math.log(share / (1 - share)) for share in kept.tolist()]
     timesteps = choose_timesteps(levels, num_steps)
     latent, clean, before, h_before = noise, noise, None, 0.0
     for done, timestep in enumerate(timesteps, start=1):
         a, s = math.sqrt(kept[timestep]), math.sqrt(1 - kept[timestep])
-        predicted = predict(latent, torch.full((len(latent),), float(timestep)))
+        predicted = predict(latent, torch.full((len(latent),), float(timestep)))  # (B, C, i, j, k) noise e
         clean = (latent - s * predicted) / a  # x_0
         if done < num_steps:
             following = timesteps[done]
@@ -132,7 +134,7 @@ def integrate_fast(
             # A line through this x_0 and the one before stands for x_0 along the step.
             lean = 0.0 if before is None else h / (2 * h_before)
             along = clean if before is None else (1 + lean) * clean - lean * before
-            latent = (s_next / s) * latent - a_next * math.expm1(-h) * along
+            latent = (s_next / s) * latent - a_next * math.expm1(-h) * along  # exact for a constant x_0 along the step
             before, h_before = clean, h
         if report is not None:
             report(done, num_steps)
@@ -140,7 +142,7 @@ def integrate_fast(
 
 
 def choose_timesteps(levels: Sequence[float], num_steps: int) -> list[int]:
-    """Time steps from the noisiest to the last one, evenly spread in l_t as far as whole steps allow, none twice.
+    """Return distinct time steps from the noisiest to the last, evenly spread in l_t as far as integers allow.
 
     Args:
         levels: l_t of every time step, falling.

@@ -29,8 +29,8 @@ class MaskGenerator:
 
     Attributes:
         networks: On their device.
-        grid: Of the label maps.
-        num_inference_steps: Of the sampler.
+        grid: Grid of the label maps.
+        num_inference_steps: Number of inference steps of the sampler.
         latent_shape: ``(C, i, j, k)``.
         size_conditions: ``(N, 10)``, what conditions are drawn from.
         precision: What the networks compute in.
@@ -120,6 +120,6 @@ def _require_told_sizes(bundle: Bundle) -> None:
         found = bundle.definition(role).get(key)
         if found != expected:
             raise BundleError(
-                f"Bundle '{bundle.name}', networks.{role}: expected {key} {expected}, as in MAISI's mask generator, "
+                f"Bundle '{bundle.name}', networks.{role}: {key} must be {expected}, as in MAISI's mask generator, "
                 f"found {found}. Get the bundle again."
             )

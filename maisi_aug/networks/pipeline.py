@@ -69,7 +69,7 @@ def resolve_device(text: str) -> str:
 def choose_image_precision(
     wanted: PrecisionName, bundle: Bundle, device: str, compiler: Compiler = "none"
 ) -> ComputeType:
-    """What the image networks of a bundle compute in on a device.
+    """Return what the image networks of a bundle compute in on a device.
 
     Raises:
         RecipeError: For what the device does not compute in, or TensorRT, which always takes float16.
@@ -77,8 +77,8 @@ def choose_image_precision(
     if compiler == "trt":
         if wanted not in ("auto", "float16"):
             raise RecipeError(
-                f"precision: expected float16 or auto with --compile trt, which builds engines in float16, found "
-                f"'{wanted}'. Leave one of them out."
+                "precision: --compile trt builds engines in float16, so that only float16 or auto can be used, found "
+                f"'{wanted}'. Leave one of the two out."
             )
         return "float16"
     return choose_precision(wanted, device, bears_half=bundle.spec.mixed_precision)
@@ -92,7 +92,7 @@ class Pipeline:
         bundle: Where they come from.
         networks: On their device.
         fast_paths: Which are taken.
-        compiler: Of the networks.
+        compiler: Compiler for the networks.
         precision: What the networks compute in.
     """
 
@@ -118,7 +118,7 @@ class Pipeline:
             bundle: The bundle.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
             fast_paths: Which to take.
-            compiler: Of the networks; they are compiled when the first image is drawn.
+            compiler: Compiler for the networks; they are compiled when the first image is drawn.
             precision: What the networks compute in; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
                 float32 elsewhere.
 
@@ -172,13 +172,13 @@ class Pipeline:
         Args:
             label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
                 the ControlNet stays out.
-            grid: Of the label map and the image; every side a multiple of the bundle's factor.
+            grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
             guidance_scale: 0 for none; 1-5 enforces the label map's tumours at twice the cost.
-            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
-            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map,
-                and without one says thorax to abdomen.
+            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are conditioned on it.
+            regions: Uppermost and lowest body region, for networks that are conditioned on it; None reads them off the
+                label map, and without one says thorax to abdomen.
             decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
             report: Called with (steps done, steps in all).
             report_decoding: Called with how the image was decoded.
@@ -202,7 +202,7 @@ class Pipeline:
         if guidance_scale > 0:
             if label_map is None:
                 raise RecipeError(
-                    f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
+                    "guidance_scale: must be 0 without a label map, which has no tumours to enforce, found "
                     f"{guidance_scale:g}. Leave it out."
                 )
             healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
@@ -222,8 +222,8 @@ class Pipeline:
             image, used = self.decoder.decode(latent, decoding)
         if not bool(image.isfinite().all()):
             raise BundleError(
-                f"Bundle '{self.bundle.name}': expected an image of numbers, found some that {self.precision} cannot "
-                "hold. Use --precision float32."
+                f"Bundle '{self.bundle.name}': the image has values that {self.precision} cannot represent. Use "
+                "--precision float32."
             )
         if report_decoding is not None:
             report_decoding(used)
@@ -250,7 +250,7 @@ class Pipeline:
             image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
             label_maps: ``(I, J, K)`` ids each; 0 where there is no image.
             hidden: ``(I, J, K)`` voxels to draw.
-            grid: Of all of them; every side a multiple of the bundle's factor.
+            grid: Grid of all of them; every side a multiple of the bundle's factor.
             seed: The same seed gives the same images on the same type of device.
             num_inference_steps: None for the bundle's default.
             num_resamplings: How often each step is taken, see ``KnownLatent``.

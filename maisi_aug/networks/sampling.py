@@ -23,13 +23,13 @@ from maisi_aug.system.progress import Report
 
 @dataclass(frozen=True)
 class Conditions:
-    """What one sampling run is conditioned on.
+    """Conditions of one sampling run.
 
     Attributes:
         label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.
         modality: ``(B,)`` int64 codes.
         spacing: ``(B, 3)`` float, hundredths of a millimetre.
-        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
+        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not conditioned on it.
         surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``, for ControlNets that listen; None where nothing of the
             image is known.
     """
@@ -86,14 +86,14 @@ def sample_latent(
 
     Args:
         networks: ControlNet, U-Net and scheduler.
-        conditions: Of the images wanted.
+        conditions: Conditions of the images wanted.
         noise: ``(B, C, i, j, k)`` standard normal.
         num_inference_steps: Steps of the scheduler.
         guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
-        generator: Of the noise that DDPM adds at every step and resampling between steps, on the device of ``noise``;
-            rectified flow alone adds none.
+        generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
+            ``noise``; rectified flow alone adds none.
         known: What is put back at every step; None for nothing.
         report: Called with (steps done, steps in all).
 
@@ -108,13 +108,13 @@ def sample_latent(
         predict = _predictor(networks, conditions, embed_once)
         return _integrate(networks, noise, predict, num_inference_steps, generator, known, report)
     if unconditional is None:
-        raise ValueError("Guidance: expected the conditions of the unconditional branch, found None.")
+        raise ValueError("Guidance: the conditions of the unconditional branch are missing.")
     with_condition = _predictor(networks, conditions, embed_once)
     without_condition = _predictor(networks, unconditional, embed_once)
 
     def guided(latent: Tensor, timesteps: Tensor) -> Tensor:
         base = without_condition(latent, timesteps)
-        return base + guidance_scale * (with_condition(latent, timesteps) - base)
+        return base + guidance_scale * (with_condition(latent, timesteps) - base)  # classifier-free guidance
 
     return _integrate(networks, noise, guided, num_inference_steps, generator, known, report)
 
@@ -129,7 +129,7 @@ def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> 
     if conditions.label_bits is not None:
         num_channels = count_control_channels(networks.controlnet)
         control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
-    known = embedding(control) if embed_once and control is not None else None
+    known = embedding(control) if embed_once and control is not None else None  # (B, channels, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
@@ -148,6 +148,7 @@ def _forward(
 ) -> Tensor:
     down, middle = None, None
     if controlnet_cond is not None:
+        # residuals of the U-Net's levels, and of its middle block
         down, middle = networks.controlnet(
             x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
         )
@@ -179,13 +180,14 @@ def _integrate(
     timesteps = scheduler.timesteps
     if timesteps.is_floating_point():
         timesteps = timesteps.float()  # MONAI keeps float16, which autocast on a CPU cannot concatenate; same values
+    # (steps,) the time step after each, 0 at the end
     following = torch.cat((timesteps[1:], torch.zeros(1, dtype=timesteps.dtype, device=timesteps.device)))
     for done, (timestep, next_timestep) in enumerate(zip(timesteps, following, strict=True), start=1):
         num_times = 1 if known is None or done == num_steps else known.num_resamplings
         for time in range(num_times):
             if known is not None:
                 latent = _put_back(scheduler, known, latent, noise, timestep)
-            output = predict(latent, timestep.expand(len(latent)).to(noise.device))
+            output = predict(latent, timestep.expand(len(latent)).to(noise.device))  # timesteps: (B,)
             if isinstance(scheduler, RFlowScheduler):
                 latent, _ = scheduler.step(output, timestep, latent, next_timestep)
             else:
@@ -194,6 +196,7 @@ def _integrate(
                 latent = _noise_again(scheduler, latent, timestep, next_timestep, generator)
         if report is not None:
             report(done, num_steps)
+    # the known part ends without noise
     return latent if known is None else torch.where(known.is_known, known.latent, latent)
 
 
@@ -203,7 +206,7 @@ def _put_back(
     """The latent with its known part as noisy as the rest: along the same noise at every step."""
     timesteps = timestep.expand(len(latent)).to(noise.device)
     noisy = scheduler.add_noise(original_samples=known.latent, noise=noise, timesteps=timesteps)
-    mixed: Tensor = torch.where(known.is_known, noisy, latent)
+    mixed: Tensor = torch.where(known.is_known, noisy, latent)  # is_known (B, 1, i, j, k) broadcasts over C
     return mixed
 
 
@@ -226,6 +229,6 @@ def _noise_again(
     else:
         signal, next_signal = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_timestep))
         share, variance = (signal / next_signal) ** 0.5, 1 - signal / next_signal
-    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)
+    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)  # (B, C, i, j, k)
     noisy: Tensor = share * latent + max(0.0, variance) ** 0.5 * fresh
     return noisy

@@ -37,9 +37,10 @@ from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 StateDict = Mapping[str, Tensor]
 
 METADATA_KEY = "__metadata__"
-"""Under which a safetensors file keeps what is no tensor."""
+"""Key under which a safetensors file keeps metadata."""
 MAX_HEADER_BYTES: Final = 16 * 2**20
-"""Of a safetensors file; that of a network of a thousand tensors takes a tenth of a megabyte."""
+"""Largest header of a safetensors file in bytes; that of a network of a thousand tensors takes a tenth of a megabyte.
+"""
 _LENGTH_BYTES: Final = 8
 
 
@@ -72,7 +73,7 @@ def load_networks(
 
 
 def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
-    """The autoencoder of a bundle alone, as :func:`load_networks` loads it.
+    """Return the autoencoder of a bundle alone, as :func:`load_networks` loads it.
 
     Raises:
         BundleError: For an altered or missing file, or tensors that do not match the definition.
@@ -105,7 +106,7 @@ def load_mask_networks(
     scheduler = build_scheduler(spec.scheduler)
     if not isinstance(scheduler, DDPMScheduler) or scheduler.prediction_type != "epsilon" or scheduler.clip_sample:
         raise BundleError(
-            f"Bundle '{bundle.name}': expected in mask_generation.scheduler a DDPMScheduler that predicts noise and "
+            f"Bundle '{bundle.name}': mask_generation.scheduler must be a DDPMScheduler that predicts noise and "
             f"clips nothing, found {spec.scheduler}. Get the bundle again."
         )
     for network in (autoencoder, unet):
@@ -119,7 +120,7 @@ def load_mask_networks(
 
 
 def _prepare(network: nn.Module, device: str, *, plain_layers: bool, cpu_layers: bool) -> None:
-    """Make a network ready for drawing, with the layers that are asked for."""
+    """Make a network ready for drawing, with the layers that are requested."""
     network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(network)
@@ -140,7 +141,7 @@ def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
 
 
 def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a role's weight file, in their own types.
+    """Return the tensors of a role's weight file, in their own types.
 
     Raises:
         BundleError: When the file is missing or cannot be read.
@@ -214,11 +215,11 @@ def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str)
     ]
     problems = [
         f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for kind, keys in (("missing", missing), ("surplus", surplus), ("of another shape", misshapen))
+        for kind, keys in (("missing", missing), ("surplus", surplus), ("of a different shape", misshapen))
         if keys
     ]
     if problems:
-        raise BundleError(f"{subject}: expected the tensors of the definition, found {'; '.join(problems)}.")
+        raise BundleError(f"{subject}: tensors differ from the definition: {'; '.join(problems)}.")
 
 
 def write_bundle(
@@ -234,7 +235,7 @@ def write_bundle(
         folder: Created when missing; existing files of the same names are replaced.
         header: Everything of ``BundleSpec`` but ``weights``.
         weights: State dicts by role.
-        dtype: Of the written weights; None keeps every tensor's own. Whole numbers always keep theirs.
+        dtype: Floating-point type of the written weights; None keeps every tensor's own. Integers always keep theirs.
 
     Raises:
         BundleError: When the result does not validate.
@@ -296,7 +297,7 @@ def write_weights(
 
 
 def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
         ContentError: It is no such file, or damaged.
@@ -335,11 +336,11 @@ def require_header(path: Path) -> None:
         raise ContentError("it ends too early")
     (length,) = struct.unpack("<Q", start)
     if length > min(MAX_HEADER_BYTES, path.stat().st_size - _LENGTH_BYTES):
-        raise ContentError(f"its header of {length} bytes is longer than the file, or than any")
+        raise ContentError(f"its header of {length} bytes is longer than the file, or than any valid header")
 
 
 def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: bool = True) -> Any:
-    """What ``torch.save`` wrote: tensors and plain containers, no code, its tensors on the disk until they are used.
+    """Load what ``torch.save`` wrote: tensors and plain containers, no code; tensors stay on the disk until used.
 
     Args:
         path: The file.
@@ -347,11 +348,11 @@ def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: boo
         mmap: Leave tensors for the CPU on the disk, which must then stay as it is.
 
     Raises:
-        ContentError: It cannot be read as such, asks for more than data, or states more than it holds.
+        ContentError: It cannot be read as such, contains more than data, or states more than it holds.
         OSError: It is missing or cannot be read.
     """
     with content_errors(path):
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        # Files of torch before 1.6 are not zip archives and cannot be mapped.
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
             _require_stored(path)

@@ -59,7 +59,7 @@ class Caption:
 
     Attributes:
         title: Case id.
-        lines: What the case is, a line each; the first goes on the contact sheet too.
+        lines: What the case is, a line each; the first is also shown on the contact sheet.
     """
 
     title: str
@@ -151,7 +151,7 @@ def build_plain_preview(image_hu: NDArray[Any], grid: Grid, caption: Caption) ->
 
 
 def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """Mask of what a preview shall show: the largest lesion, else the named organs, else the whole body."""
+    """Return the mask that a preview shows: the largest lesion, else the named organs, else the whole body."""
     lesions = np.isin(label_map, list(lesion_ids))
     if lesions.any():
         parts, num_parts = label_parts(lesions)
@@ -166,7 +166,7 @@ def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_id
 
 
 def choose_window(label_map: NDArray[np.uint8], focus: NDArray[np.bool_]) -> Window:
-    """The window for the tissue around the focus: lung, bone or soft tissue."""
+    """Return the window for the tissue around the focus: lung, bone or soft tissue."""
     shell = ndimage.binary_dilation(focus, iterations=2) & ~focus
     around = np.bincount(label_map[shell], minlength=256)
     around[0] = 0
@@ -308,14 +308,14 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def choose_evenly(count: int, limit: int) -> list[int]:
-    """At most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
+    """Return at most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
     if count <= limit:
         return list(range(count))
     return [round(step * (count - 1) / (limit - 1)) for step in range(limit)]
 
 
 def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
-    """The axial panels of the previews, plain and outlined side by side, in a grid.
+    """Return the axial panels of the previews, plain and outlined side by side, in a grid.
 
     Args:
         previews: Pictures that ``preview.save_picture`` wrote; of more than 48, evenly chosen ones are shown, and one
@@ -339,7 +339,7 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
 
 
 def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
-    """The axial panels of a preview, plain and, where there is a label map, outlined; its title and its first line.
+    """Load the axial panels of a preview, plain and outlined if there is a label map, its title and first line.
 
     Returns:
         None where the picture cannot be read or is another program's.

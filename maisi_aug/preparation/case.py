@@ -37,21 +37,21 @@ VERSION = 2
 """Raised when the same options and sources come to give other files."""
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
-"""What a CT's 12 bits hold; beyond lie padding and the inside of metal, which would spread when averaged."""
+"""Range of HU in a CT's 12 bits; padding and the inside of metal lie beyond and would spread when averaged."""
 MIN_COVERED = 0.75
 """The share of the patient that labels fill where a body among them is the whole of it."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What every case is prepared with.
+    """Settings for the preparation of every case.
 
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         vocabulary: With the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
-        tissues: Labels told by their HU where no other is.
+        tissues: Labels found by their HU where no other is.
         organ_labels: What the ids of organ label maps mean: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
         keeps_surroundings: Whether table and air around the patient stay as they are; else they become -1000 HU.
         modality: What the U-Net is told of every image.
@@ -77,7 +77,7 @@ class PrepareSettings:
         return tuple(sorted({*self.vocabulary.tumor_ids, *(label.id for label in self.new_labels.values())}))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types, for ``dataset.yaml``."""
+        """Return the settings as JSON types, for ``dataset.yaml``."""
         name_of = self.vocabulary.name_of
         return {
             "version": VERSION,
@@ -105,7 +105,7 @@ class CaseTask:
         organ_translations: For each folder of organ labels, what the ids of its label maps mean.
         settings: What every case is prepared with.
         has_envelope: Whether the lab drew a label that is called the whole body.
-        dropped_lesions: For each of its label files, source ids of lesions that are no label: they become what they
+        dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they
             lie in.
     """
 
@@ -117,7 +117,7 @@ class CaseTask:
     dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
-        """SHA-256 over the sources' content and all that decides what becomes of them.
+        """Return SHA-256 over the sources' content and all that decides what becomes of them.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -156,11 +156,11 @@ class BuiltCase:
 def build_case(task: CaseTask) -> BuiltCase:
     """Prepare a case.
 
-    From the lowest to the highest, what wins where labels overlap: body (200), tissues told by their HU, organs in the
+    From the lowest to the highest, what wins where labels overlap: body (200), tissues found by their HU, organs in the
     order of their folders, the lab's own label files in their order, lesions last.
 
     Raises:
-        VolumeError: A file cannot be read, the image is no CT in HU, or shows no patient.
+        VolumeError: A file cannot be read, the image is not a CT in HU, or shows no patient.
     """
     settings = task.settings
     image, grid = load_ct(task.case.image)
@@ -201,7 +201,7 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
-    """Organ labels in vocabulary ids on the image's grid, without the body."""
+    """Return organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
@@ -235,7 +235,7 @@ def merge_labels(
     grid: Grid,
     image: Path,
 ) -> NDArray[np.uint8]:
-    """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
+    """Return the lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions = np.zeros(grid.shape, dtype=np.uint8)
     is_lesion = np.zeros(256, dtype=bool)

@@ -15,7 +15,7 @@ from maisi_aug.system.progress import report_nothing
 
 
 def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing) -> MapSource:
-    """The source of a cohort's label maps.
+    """Return the source of a cohort's label maps.
 
     Args:
         run: What is made.

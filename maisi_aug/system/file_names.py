@@ -13,10 +13,12 @@ INNER_PATH: Final = rf"^{_NAME}(/{_NAME})*$"
 
 MAX_PART_BYTES: Final = 255
 MAX_PATH_BYTES: Final = 2048
-"""Of a path: Linux takes 255 bytes between separators and 4,096 in all, the folder that it is relative to included."""
+"""Largest length of a path in bytes; Linux takes 255 between separators and 4,096 in all, including the folder that the
+path is relative to.
+"""
 
 MAX_BYTES: Final = 200
-"""Of a name; file systems take 255, and exports add to it."""
+"""Largest length of a name in bytes; file systems take 255, and exports append to it."""
 
 
 def is_file_name(text: str) -> bool:

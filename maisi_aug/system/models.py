@@ -1,6 +1,6 @@
 """The base of all configurations and files that pydantic validates, and one way to say all that is wrong with one.
 
-How the command line asks for a field stands at the field, as an ``Option``; the field itself says the rest: type,
+How the command line offers a field stands at the field, as an ``Option``; the field itself says the rest: type,
 default, limits.
 """
 
@@ -32,7 +32,7 @@ SHORTER = {
     "^String should have ": "a text of ",
     "^String should match pattern ": "a text like ",
 }
-"""How pydantic's sentences go on after "expected"."""
+"""Replacements that turn pydantic's messages into continuations of "expected"."""
 
 
 class StrictModel(BaseModel):
@@ -48,7 +48,7 @@ class StrictModel(BaseModel):
 class Option:
     """Makes a field an option of the commands that are configured by its model.
 
-    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is asked for as ``--count`` or ``-n``. Its
+    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is given as ``--count`` or ``-n``. Its
     help is the docstring below it, which pydantic keeps for classes with ``use_attribute_docstrings=True``.
 
     Attributes:
@@ -83,7 +83,7 @@ class Option:
             object.__setattr__(self, name, value)
 
     def spell_flags(self, field: str) -> tuple[str, ...]:
-        """The spellings of a field's option, the long one first."""
+        """Return the spellings of a field's option, the long one first."""
         is_named = any(flag.startswith("--") for flag in self.flags)
         return self.flags if is_named else (f"--{field.replace('_', '-')}", *self.flags)
 
@@ -93,20 +93,20 @@ def _to_text(value: object) -> object:
 
 
 PathText = Annotated[str, BeforeValidator(_to_text)]
-"""A path as it stands in a file; ``Path`` is taken, too."""
+"""A path as it stands in a file; ``Path`` is taken as well."""
 
 
 def warn_of_spelling(old: str, new: str) -> None:
     """Say how an earlier spelling is written now."""
-    sentence = f"{old} is an earlier spelling, which the next release drops. Write {new}."
+    sentence = f"{old} is an earlier spelling that the next release removes. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
 
 
 def texts_of(values: Sequence[object], example: str) -> list[str]:
-    """Values that are texts as they are typed.
+    """Return values that are texts as they are typed.
 
     Raises:
-        ValueError: One is no text; ``example`` says what was expected.
+        ValueError: One is not text; ``example`` says what was expected.
     """
     for value in values:
         if not isinstance(value, str):
@@ -115,7 +115,7 @@ def texts_of(values: Sequence[object], example: str) -> list[str]:
 
 
 def split_rule(text: str, example: str) -> tuple[str, str]:
-    """``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
+    """Return ``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
 
     Raises:
         ValueError: A side is missing.
@@ -160,20 +160,20 @@ def explain_problems(
         problems = list_problems(found, model, if_missing=if_missing)
         if len(problems) == 1 or one_line:
             raise error(" ".join(filter(None, (f"{subject}:", *problems, advice)))) from None
-        opening = f"{subject}: expected a valid {kind}, found {len(problems)} problems:"
+        opening = f"{subject}: this {kind} has {len(problems)} problems:"
         raise error("\n".join((opening, *(f"  {one}" for one in (*problems, advice) if one)))) from None
 
 
 def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
-    """What a YAML file holds.
+    """Return what a YAML file holds.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         subject: What to call it in the message.
         error: To raise.
 
     Raises:
-        MaisiAugError: Of the class ``error``, for a file that cannot be read or is no YAML.
+        MaisiAugError: Of the class ``error``, for a file that cannot be read or is not YAML.
     """
     from maisi_aug.system import yaml_content  # not for the options of commands, which are fields of models
 
@@ -181,11 +181,11 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
         return yaml_content.read_yaml(path)
     except (OSError, ContentError) as problem:
         place = "" if path.name in subject else f" in {path.name}"
-        raise error(f"{subject}: expected readable YAML{place}, found: {problem}.") from problem
+        raise error(f"{subject}: cannot be read as YAML{place}: {problem}.") from problem
 
 
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
-    """Everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
+    """Return everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
 
     What a validator of the model says stands as it is, after the path unless it names a field itself or is an error of
     the package, which is whole.
@@ -214,12 +214,12 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
     match details["type"]:
         case "extra_forbidden":
             key = str(details["loc"][-1])
-            hint = did_you_mean(key, keys) or f" The keys are {', '.join(keys)}."
-            return f"{place}expected a known key, found '{key}'.{hint}"
+            hint = did_you_mean(key, keys) or f" Known keys: {', '.join(keys)}."
+            return f"{place}unknown key '{key}'.{hint}"
         case "json_invalid":
-            return f"{place}expected JSON, found none: {message.removeprefix('Invalid JSON: ')}."
+            return f"{place}not valid JSON: {message.removeprefix('Invalid JSON: ')}."
         case "missing":
-            return f"{place}expected a value, found none. {if_missing}"
+            return f"{place}a value is required. {if_missing}"
         case "value_error":
             names_place = message.partition(":")[0].partition(" ")[0].startswith(path)
             return f"{'' if names_place else place}{message}{'' if message.endswith(('.', '?')) else '.'}"

@@ -67,7 +67,10 @@ def test_mapping_of_ids_and_names_leaves_the_rest_to_the_names() -> None:
 
 @pytest.mark.parametrize(
     ("mapping", "message"),
-    [({"unicorn": "liver"}, "expected 'unicorn' of the mapping"), ({"1": "lever"}, r"mapping of '1': .*'liver'")],
+    [
+        ({"unicorn": "liver"}, "the mapping names 'unicorn', but no label has that name"),
+        ({"1": "lever"}, r"mapping of '1': .*'liver'"),
+    ],
 )
 def test_mapping_that_names_nothing_is_refused(mapping: dict[str, str], message: str) -> None:
     with pytest.raises(BankError, match=message):
@@ -81,7 +84,7 @@ def test_names_written_in_camel_case_are_read() -> None:
 
 
 def test_names_that_all_mean_nothing_are_refused() -> None:
-    with pytest.raises(BankError, match="Bank x: expected label names of the vocabulary, found only PTV56, PTV63"):
+    with pytest.raises(BankError, match="Bank x: none of its label names is in the vocabulary: PTV56, PTV63"):
         _build("auto", {0: "background", 1: "PTV56", 2: "PTV63"})
 
 
@@ -95,7 +98,7 @@ def test_maps_of_this_package_need_no_names() -> None:
 def test_ids_are_taken_for_maisi_only_where_the_map_proves_it() -> None:
     assert guess_maisi_ids(np.array([0, 1, 26, 200]), MAISI, subject="a_seg.nii.gz").ids[26] == 26
     for present in ([0, 1, 26], [0, 1, 200, 210]):
-        with pytest.raises(VolumeError, match=rf"found ids up to {present[-1]} and neither .* Pass --mask-labels"):
+        with pytest.raises(VolumeError, match="the meaning of its labels is unknown: it has ids up to"):
             guess_maisi_ids(np.array(present), MAISI, subject="a_seg.nii.gz")
 
 
@@ -152,5 +155,5 @@ def test_name_of_a_mapping_tells_the_organ_of_a_bare_lesion() -> None:
 
 
 def test_lesions_alone_mean_nothing_and_are_refused() -> None:
-    with pytest.raises(BankError, match="expected label names of the vocabulary, found only Vessel, Tumour"):
+    with pytest.raises(BankError, match="none of its label names is in the vocabulary: Vessel, Tumour"):
         _build("auto", {1: "Vessel", 2: "Tumour"})

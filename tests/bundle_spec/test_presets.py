@@ -113,9 +113,7 @@ def test_misspelt_preset_offers_the_closest(rflow: Bundle) -> None:
 
 @pytest.mark.parametrize("name", ["16g-256x256x256", "chest"])
 def test_preset_of_other_networks_is_refused(name: str) -> None:
-    with pytest.raises(
-        RecipeError, match=rf"networks of bundle 'phantom-ct' .* found '{name}'.* with --bundle rflow-ct or ddpm-ct, or"
-    ):
+    with pytest.raises(RecipeError, match="are not known to work on the grid of '"):
         find_preset(name, load_bundle("phantom-ct"))
 
 

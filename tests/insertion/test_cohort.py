@@ -100,7 +100,7 @@ def test_what_fits_nowhere_is_rejected_at_once(chests: Path, tmp_path: Path) -> 
     (record,) = summary.manifest.records
     assert record.status == "rejected"
     assert len({str(record.mask_origin["background"]), *record.mask_origin["passed_over"]}) == 2  # type: ignore[misc]
-    assert "expected room in the host" in record.reason
+    assert "mm: no room left in the host, which has" in record.reason
     assert not list((tmp_path / "cohort").rglob("*.nii.gz"))
 
 
@@ -130,11 +130,11 @@ def test_ct_without_the_host_is_passed_over_and_read_once(
 def test_lesions_of_other_organs_need_labels_of_them(chests: Path, tmp_path: Path) -> None:
     config = config_for(chests, labels=("hepatic tumor:12mm",), num_cases=1, max_attempts=1)
     summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
-    assert "hepatic tumor: expected its host organ in a label map of the CT" in summary.manifest.records[0].reason
+    assert "hepatic tumor: no label map of the CT has its host organ" in summary.manifest.records[0].reason
 
 
 def test_organs_are_no_lesions(chests: Path) -> None:
-    with pytest.raises(RequestError, match="expected lesions, which are drawn into the CTs, found 'liver'"):
+    with pytest.raises(RequestError, match="--labels: only lesions can be drawn into CTs, found 'liver'"):
         resolve_insertion(config_for(chests, labels=("liver",), num_cases=1))
 
 

@@ -101,13 +101,13 @@ def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
     }
     summary = insert_cohort(resolve_insertion(InsertConfig.model_validate(config)), tmp_path / "cohort")
     assert len(summary.manifest.rejected) == 2
-    assert all("expected room in the host" in record.reason for record in summary.manifest.rejected)
+    assert all("mm: no room left in the host, which has" in record.reason for record in summary.manifest.rejected)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"twins": "texture=solid,glass"}, "expected a texture, found 'glass'"),
+        ({"twins": "texture=solid,glass"}, "unknown texture 'glass'"),
         ({"twins": "place=free,surface", "place": "free"}, "--place cannot be used with --twins place="),
     ],
 )

@@ -101,7 +101,7 @@ def test_lesion_keeps_to_organs_of_the_label_map(chest: np.ndarray) -> None:
     [
         ("liver", "expected one lesion with a size"),
         ("lung nodule:8mmx2", "expected one lesion with a size"),
-        ("hepatic tumor:8mm", "expected host_numbers"),
+        ("hepatic tumor:8mm", "needs host_numbers, the numbers of its host organs in the label maps"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(lesion: str, message: str) -> None:

@@ -176,7 +176,7 @@ def test_lesion_bulges_out_of_a_thin_host_where_it_may(seed: int) -> None:
 
 
 def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
-    with pytest.raises(LesionError, match=r"expected room for 65\.45 mL \(50\.0 mm\) in one connected part"):
+    with pytest.raises(LesionError, match="in one connected part of its host"):
         plant_pancreatic(50, rule=None, seed=0)
     plant_pancreatic(50, rule=BULGING, seed=0)
 
@@ -184,8 +184,7 @@ def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
 def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
     with pytest.raises(
         LesionError,
-        match=r"expected room for 179\.59 mL \(70\.0 mm\), at least 53\.88 mL of it in one connected part of its host "
-        r"\(pancreas\), found 47\.19 mL free",
+        match="47.19 mL are free,",
     ):
         plant_pancreatic(70, rule=BULGING, seed=0)
 

@@ -115,5 +115,7 @@ def test_controlnet_is_shown_as_much_as_it_takes() -> None:
     assert to_control(bits, shown, num_channels=8) is bits
     assert torch.equal(to_control(bits, shown, num_channels=10), torch.cat((bits, shown), dim=1))
     assert not to_control(bits, None, num_channels=10)[:, 8:].any()
-    with pytest.raises(ValueError, match="expected a condition of 8 channels, or 10 with surroundings, found 9"):
+    with pytest.raises(
+        ValueError, match="ControlNet: the condition must have 8 channels, or 10 with surroundings, found 9"
+    ):
         to_control(bits, None, num_channels=9)

@@ -31,7 +31,7 @@ MONAI_NAMES: Mapping[str, str] = {
 }
 # Its weights are older than NVIDIA's on the hub, and not for commercial use unless the folder's own LICENSE says so.
 MONAI_LICENCE = {
-    "licence": "NVIDIA Source Code License NSCLv1 (non-commercial), or as the LICENSE beside the weights says",
+    "licence": "NVIDIA Source Code License NSCLv1 (non-commercial), or as stated in the LICENSE next to the weights",
     "licence_url": "https://github.com/Project-MONAI/model-zoo",
     "notice": "Weights of MONAI's bundle maisi_ct_generative",
 }
@@ -58,7 +58,7 @@ def import_bundle(
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
         accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
         name: Which of the known bundles it is; None where the folder tells.
-        folder: Of the bundle; None for the user's data folder.
+        folder: Folder of the bundle; None for the user's data folder.
         report: Told in a sentence what is going on.
 
     Returns:
@@ -66,7 +66,7 @@ def import_bundle(
 
     Raises:
         BundleError: When checkpoints are missing, several bundles could be meant, the licence is not accepted, the
-            target is in other use, or a file asks for more than data or holds another network. Nothing is left under
+            target is in other use, or a file contains more than data or holds another network. Nothing is left under
             the bundle's name then.
     """
     say = report or (lambda _: None)
@@ -96,7 +96,7 @@ def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 
 def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
-    """The checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
+    """Return the checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
 
     Args:
         source: Folder with the checkpoints, or with folders ``models`` and ``datasets``.
@@ -112,22 +112,22 @@ def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
     }
     missing = [name for role, name in MONAI_MASK_NAMES.items() if role not in found]
     if missing and set(found) & set(MASK_ROLES):
-        say(f"The mask networks are left out: {' and '.join(missing)} would be needed, too.")
+        say(f"The mask networks are left out, because {' and '.join(missing)} are missing.")
     return {} if missing else found
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
-    """Which bundle a folder holds, and its checkpoints by role.
+    """Return which bundle a folder holds, and its checkpoints by role.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
-        name: Of the bundle; None where the folder tells.
+        name: Name of the bundle; None where the folder tells.
 
     Raises:
         BundleError: For an unknown name, when a checkpoint is missing, or when several bundles could be meant.
     """
     if not source.is_dir():
-        raise BundleError(f"{source}: expected a folder of checkpoints, found none. Check the path.")
+        raise BundleError(f"{source}: not a folder. Check the path.")
     candidates = [find_known_bundle(name)] if name is not None else list(known_bundles().values())
     layouts = [{role: Path(file).name for role, file in known.files.items()} for known in candidates]
     found = [(known, _find_all(source, names)) for known, names in zip(candidates, layouts, strict=True)]
@@ -140,17 +140,17 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
         return found[0]
     if found:
         names = " and ".join(known.name for known, _ in found)
-        raise BundleError(f"{source}: expected checkpoints of one bundle, found those of {names}. Choose with --as.")
+        raise BundleError(f"{source}: has checkpoints of several bundles, {names}. Choose one with --as.")
     if unnamed:
         raise BundleError(
-            f"{source}: expected the U-Net of {' or '.join(known.name for known in candidates)}, found another one. "
-            "Say with --as which it should be, to see how it differs."
+            f"{source}: its U-Net is not that of {' or '.join(known.name for known in candidates)}. Choose one "
+            "with --as to see how it differs."
         )
     wanted = " or ".join(", ".join(names.values()) for names in (*layouts, MONAI_NAMES))
     present = ", ".join(sorted({path.name for path in (*source.glob("*.pt"), *source.glob("models/*.pt"))}))
     raise BundleError(
-        f"{source}: expected {wanted}, in it or in its folder models, found {present or 'no .pt file'}. Get the files "
-        "that are missing."
+        f"{source}: needs {wanted}, in the folder or in its folder models, found {present or 'no .pt file'}. Get the "
+        "missing files."
     )
 
 
@@ -160,7 +160,7 @@ def _under_monais_licence(known: KnownBundle) -> KnownBundle:
 
 
 def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
-    """The bundles whose U-Net has these tensors, for they differ in what it is told."""
+    """The bundles whose U-Net has these tensors, because they differ in what it is told."""
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_state_dict
 

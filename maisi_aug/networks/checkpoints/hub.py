@@ -32,13 +32,13 @@ from maisi_aug.system.whole_files import is_disk_full, sha256_of
 
 DEFAULT_REVISION = "main"
 MAX_TRIES = 5
-"""Of a download that breaks off without an answer of the hub."""
+"""Largest number of tries of a download that breaks off without an answer of the hub."""
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where files come from; None leaves it to the settings of ``huggingface_hub``."""
+    """Source of the files; None leaves it to the settings of ``huggingface_hub``."""
 
     endpoint: str | None = None
     cache_folder: Path | None = None
@@ -79,14 +79,14 @@ def pull_bundle(
     Args:
         known: What to fetch.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
-        with_masks: Fetch the mask networks, too.
-        folder: Of the bundle; None for the user's data folder.
+        with_masks: Fetch the mask networks as well.
+        folder: Folder of the bundle; None for the user's data folder.
         hub: Where from.
         report: Told in a sentence what is going on.
 
     Raises:
         BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
-            no such file, a file is not what the hub states, asks for more than data, or holds another network.
+            no such file, a file is not what the hub states, contains more than data, or holds another network.
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
@@ -118,7 +118,7 @@ def pull_bundle(
             command=command,
             complete=partial(write_mask_networks, known, mask_paths, provenance=about_masks) if masks else None,
         )
-    say("The files as downloaded stay in the cache of huggingface_hub, too.")
+    say("The downloaded files also remain in the cache of huggingface_hub.")
     return bundle
 
 
@@ -179,8 +179,8 @@ def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement 
         return None
     if stated.commit_hash is None or stated.etag is None or not _is_sha256(stated.etag):
         raise BundleError(
-            f"{repository}/{name}: expected the hub to state revision and SHA-256, found neither or one. Check "
-            "HF_ENDPOINT, and any proxy on the way."
+            f"{repository}/{name}: the hub did not state both revision and SHA-256. Check HF_ENDPOINT, and any proxy "
+            "in between."
         )
     return _Statement(stated.commit_hash, stated.etag, stated.size)
 
@@ -203,12 +203,12 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
         )
     except Exception as error:
         raise BundleError(
-            f"{subject}: expected to reach the Hugging Face hub or to find the file in its cache, found neither. Check "
-            "the connection, HF_ENDPOINT and HF_HUB_OFFLINE."
+            f"{subject}: the Hugging Face hub cannot be reached, and the file is not in its cache. Check the "
+            "connection, HF_ENDPOINT and HF_HUB_OFFLINE."
         ) from error
     commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
     if not _is_sha256(blob):
-        raise BundleError(f"{subject}: expected a SHA-256 to compare the cached file with, found none. Go online once.")
+        raise BundleError(f"{subject}: no SHA-256 is known to check the cached file against. Go online once.")
     return path, _Statement(commit, blob, None)
 
 
@@ -237,20 +237,20 @@ def _status_of(error: Exception) -> int:
 def _explain(error: Exception, subject: str) -> BundleError:
     status = _status_of(error)
     if status in (401, 403):
-        advice = "Open its page, accept what it asks for, and set HF_TOKEN or run 'hf auth login'"
+        advice = "Open its page, accept its terms, and set HF_TOKEN or run 'hf auth login'"
     elif status == 404:
         advice = "The repository may have moved: look for a newer version of maisi-aug"
     elif status == 429:
-        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, and run the same command again"
+        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, then run the same command again"
     else:
-        advice = "Run the same command again: it goes on where it broke off"
+        advice = "Run the same command again: it continues where it was interrupted"
     reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
     reason = _ADDRESS.sub("an address", reason)
-    return BundleError(f"{subject}: expected the hub to send the file, found {reason.rstrip('.')}. {advice}.")
+    return BundleError(f"{subject}: the hub did not send the file: {reason.rstrip('.')}. {advice}.")
 
 
 _ADDRESS = re.compile(r"\w+://\S+")
-"""Of a proxy or of another hub, from variables that may hold a password."""
+"""Address of a proxy or of another hub, which may hold a password."""
 
 
 def _is_sha256(text: str) -> bool:

@@ -43,7 +43,7 @@ Send = Callable[[str, Any], None]
 
 
 class Ending(NamedTuple):
-    """How a worker ended.
+    """End of a worker.
 
     Attributes:
         how: The rest of a sentence about the worker.
@@ -61,7 +61,7 @@ class Hand(Protocol[Item]):
         scratch: Folder that its files are in.
         watch: Told how it goes.
         items: Handed out and not settled, by number, in that order.
-        num_at_hand: Of them, those that are not worked on yet or are being worked on.
+        num_at_hand: Number of items that wait or are being worked on.
     """
 
     scratch: Path
@@ -133,7 +133,7 @@ class Crew(Generic[Item, Result]):
     _is_stopping: bool = False
 
     def work_off(self) -> None:
-        """Work until no item is left; whatever happens, no worker is left behind.
+        """Work until no item is left, without leaving a worker behind.
 
         Raises:
             MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.
@@ -198,8 +198,8 @@ class Crew(Generic[Item, Result]):
             self._losses[key] = self._losses.get(key, 0) + 1
             if self._losses[key] >= MAX_LOSSES:
                 raise WorkerError(
-                    f"{worker.name} on {worker.place}: expected a process that finishes its work, found {MAX_LOSSES} "
-                    f"in a row that did not; the last {ending.how}. Choose fewer workers, or smaller images."
+                    f"{worker.name} on {worker.place}: {MAX_LOSSES} processes in a row did not finish their work; "
+                    f"the last {ending.how}. Choose fewer workers, or smaller images."
                 )
 
     def _stop(self) -> None:
@@ -215,10 +215,10 @@ class Crew(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Post:
-    """What a worker is given that works outside of its driver's process.
+    """Place of a worker that works outside of its driver's process.
 
     Attributes:
-        name: Of the worker.
+        name: Name of the worker.
         device: That it computes on.
         scratch: Folder of its own.
     """

@@ -20,13 +20,13 @@ Warned = list[tuple[str, type[Warning]]]
 def run_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], stage: str, report: ReportStage, num_workers: int | None
 ) -> list[Result]:
-    """Results in the order of the items, from as many processes as there are cores and items.
+    """Return the results in the order of the items, from up to one process per core.
 
     What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is
     taken as Ctrl-C is. The item that a process was ended at from outside is given to another one.
 
     Args:
-        function: What is done with an item; a function of a module, for it is sent to other processes.
+        function: What is done with an item; a function of a module, because it is sent to other processes.
         items: What to work on.
         stage: What to call the work in reports.
         report: Called with the stage, the items done and the items in all.

@@ -44,7 +44,7 @@ class Processes:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`~maisi_aug.system.engine.work.Engine` says."""
+        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines."""
         waiting = deque(items)
         names = enumerate(self.devices[: len(waiting)], start=1)
         threads = count_threads(len(self.devices))
@@ -61,7 +61,7 @@ class _Process(Generic[Item, Result]):
 
     Attributes:
         items: Handed out and not settled, by number, in that order.
-        num_at_hand: Of them, those that are not worked on yet or are being worked on.
+        num_at_hand: Number of items that wait or are being worked on.
     """
 
     spec: WorkerSpec[Item, Result]
@@ -122,7 +122,7 @@ class _Process(Generic[Item, Result]):
             process.join()
             code = process.exitcode or 0
         if -code == signal.SIGKILL:
-            return Ending("was killed, mostly for lack of memory")
+            return Ending("was killed, probably for lack of memory")
         return Ending(f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
 
     def ask_to_stop(self) -> None:
@@ -170,7 +170,7 @@ def _work_in_child(connection: Connection, spec: WorkerSpec[Item, Result], post:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C at a terminal reaches processes that are just starting, too, which inherit that it is held back."""
+    """Ctrl-C at a terminal reaches processes that are just starting as well, which inherit that it is held back."""
     hold = getattr(signal, "pthread_sigmask", None)
     if hold is None:
         yield

@@ -117,7 +117,7 @@ def write_finetuned(
     """Write the bundle, whole or not at all; one that this run wrote before is replaced.
 
     Args:
-        folder: Of the bundle.
+        folder: Folder of the bundle.
         base: The bundle that was fine-tuned.
         controlnet: Its new weights, in MAISI's layout.
         taught: What it was taught.
@@ -221,6 +221,6 @@ def _require_own(folder: Path, name: str) -> None:
         is_own = False
     if not is_own:
         raise BundleError(
-            f"{folder}: expected a new folder or an earlier bundle of this run, found something else. Move it away, "
-            "and run the same command again."
+            f"{folder}: must be a new folder or an earlier bundle of this run. Move it away, and run the same "
+            "command again."
         )

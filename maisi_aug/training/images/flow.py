@@ -56,7 +56,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network was given and made of it: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+    """Input and output of a network: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -85,7 +85,7 @@ class FlowObjective(Stateless):
     DDPM: target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
 
     The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
-    large lesions does not count more than one with small ones, and the other losses keep their weight beside it.
+    large lesions does not count more than one with small ones, and the other losses keep their weight next to it.
 
     Attributes:
         unet: Learns alone, or beside the ControlNet where the settings say so.
@@ -95,7 +95,7 @@ class FlowObjective(Stateless):
         latents: Theirs.
         config: What counts.
         lesion_ids: Labels that count as lesions.
-        seed: Of batches, noise and timesteps.
+        seed: Seed of batches, noise and timesteps.
         device: Where the networks are.
         label_weights: Id -> factor on the loss of latent voxels that hold the label.
         remover: Takes labels out of maps, for the region contrastive loss.
@@ -134,11 +134,11 @@ class FlowObjective(Stateless):
         return trained
 
     def on(self, store: CaseStore, latents: LatentSet) -> Self:
-        """The same networks and losses on other cases."""
+        """Return the same networks and losses on other cases."""
         return replace(self, store=store, latents=latents)
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
+        """Return weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
@@ -147,7 +147,7 @@ class FlowObjective(Stateless):
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 of a batch at given noise and timesteps.
+        """Return weighted L1 of a batch at given noise and timesteps.
 
         Args:
             batch: Cases.
@@ -273,7 +273,7 @@ class FlowObjective(Stateless):
         return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
 
     def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
-        """Cases as the networks see them.
+        """Return cases as the networks see them.
 
         Args:
             places: Index of each case, and first latent voxel and latent voxels of its crop.
@@ -383,7 +383,7 @@ def label_mean_error(
     *,
     total_weight: Tensor | None = None,
 ) -> Tensor:
-    """Absolute mean error of every label, averaged over labels by the square root of their voxels.
+    """Return absolute mean error of every label, averaged over labels by the square root of their voxels.
 
     The error of a voxel is mostly noise that no network could foretell; over a label it cancels, and what is left is
     whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.
@@ -411,7 +411,7 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """``(B, 256)`` weights of the labels of each case: the square root of their voxels, lesions by a factor more."""
+    """Return ``(B, 256)`` label weights of each case: the square root of their voxels, with a factor for lesions."""
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

@@ -96,12 +96,12 @@ class ControlNetStage(FlowStage):
         if self.start == "label-means" and not self.loss.train_unet:
             raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
         if self.start != "label-means" and self.faint_gain != 1.0:
-            raise ValueError("faint_gain: changes a start from label means and needs start: label-means")
+            raise ValueError("faint_gain: applies to start: label-means only")
         return self
 
 
 class BundleHeader(StrictModel):
-    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
+    """Header of the finished bundle, with the fields of ``bundle.BundleSpec``.
 
     ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
     be fetched: its definitions are known without its weights.
@@ -146,7 +146,7 @@ class TrainingRecipe(StrictModel):
 
     Attributes:
         kind: Tells training recipes from cohort recipes.
-        seed: Of initial weights, batches and noise.
+        seed: Seed of initial weights, batches and noise.
         data: Training cases.
         latent_deviation: Standard deviation that latents are scaled to, against noise of 1. MAISI's is 1; more moves
             training and sampling towards little noise, where a map that tells almost everything leaves the work to be
@@ -171,15 +171,17 @@ class TrainingRecipe(StrictModel):
         has_fold = isinstance(self.data, PreparedData) and self.data.validation_fold is not None
         for name in ("vae", "diffusion", "controlnet"):
             if getattr(self, name).loop.validation_steps is not None and not has_fold:
-                raise ValueError(f"{name}.loop.validation_steps: needs held-out cases, a data.validation_fold")
+                raise ValueError(
+                    f"{name}.loop.validation_steps: needs held-out cases, which data.validation_fold provides"
+                )
         return self
 
     @model_validator(mode="after")
     def _require_what_contrast_needs(self) -> Self:
         if self.diffusion.loss.contrastive_weight > 0:
-            raise ValueError("diffusion.loss.contrastive_weight: is for a ControlNet; set controlnet.loss alone")
+            raise ValueError("diffusion.loss.contrastive_weight: applies to a ControlNet; set only controlnet.loss")
         if self.controlnet.loss.contrastive_weight > 0 and self.bundle.scheduler.get("class") != "RFlowScheduler":
-            raise ValueError("controlnet.loss.contrastive_weight: is for rectified flow, not for ddpm; leave it out")
+            raise ValueError("controlnet.loss.contrastive_weight: applies to rectified flow, not to ddpm; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -192,7 +194,7 @@ class TrainingRecipe(StrictModel):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """The recipe on other data: a prepared folder, with the fold that the recipe holds out.
+        """Return the recipe on other data: a prepared folder, with the fold that the recipe holds out.
 
         What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
         """
@@ -210,7 +212,7 @@ class TrainingRecipe(StrictModel):
 
 
 def training_recipe_path(name_or_path: str) -> Path:
-    """The file of a training recipe that comes with the package, or of the user's own.
+    """Return the file of a training recipe that comes with the package, or of the user's own.
 
     Raises:
         RecipeError: Offering the closest names.
@@ -220,8 +222,8 @@ def training_recipe_path(name_or_path: str) -> Path:
     named = {info.name: info.path for info in list_training_recipes()}
     if name_or_path not in named:
         raise RecipeError(
-            f"Training recipe '{name_or_path}': expected a file or one of {', '.join(named)}, found neither."
-            f"{did_you_mean(name_or_path, named)}"
+            f"Training recipe '{name_or_path}': not a file or one of "
+            f"{', '.join(named)}.{did_you_mean(name_or_path, named)}"
         )
     return named[name_or_path]
 

@@ -67,8 +67,8 @@ class TrainingFolder(StageFolder):
     """A run of a recipe in a folder: phantoms and latents, one folder a stage, and ``bundle``.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run.
+        recipe: Recipe of the training.
+        folder: Folder of the run.
         how: Where and beside whom it runs.
     """
 
@@ -84,8 +84,9 @@ class TrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
 
-        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count,
-        too.
+        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count
+        as well.
+
 
         Raises:
             TrainingError: When an earlier stage is missing, or the folder holds another configuration.

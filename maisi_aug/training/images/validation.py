@@ -31,7 +31,7 @@ class FlowValidation:
     """Loss of whole held-out cases, each at the same noise and the same timesteps every time.
 
     Attributes:
-        objective: Of the networks that train, with the held-out cases in place of the training cases.
+        objective: Objective of the networks that train, with the held-out cases in place of the training cases.
         processes: Share the cases among them.
     """
 

@@ -28,7 +28,7 @@ WAVELET_AXES = ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
 
 
 def haar_kernels(count: int = NUM_WAVELETS) -> Tensor:
-    """``(count, 2, 2, 2)`` weights of the mean of 2x2x2 voxels and of their differences.
+    """Return ``(count, 2, 2, 2)`` weights of the mean of 2x2x2 voxels and of their differences.
 
     First the mean, then the differences along I, J and K, then the mixed ones, along IJ, IK, JK and IJK; all eight
     tell the voxels without loss. Source: Haar, "Zur Theorie der orthogonalen Funktionensysteme", 1910.
@@ -41,7 +41,7 @@ def haar_kernels(count: int = NUM_WAVELETS) -> Tensor:
 
 
 def only_convolution(layer: Any) -> Any:
-    """The one convolution inside a layer, transposed or not."""
+    """Return the one convolution inside a layer, transposed or not."""
     found = [part for part in layer.modules() if isinstance(part, nn.Conv3d | nn.ConvTranspose3d)]
     assert len(found) == 1
     return found[0]
@@ -57,7 +57,7 @@ ANCHOR = 10.0
 # Differences are small against means, and mixed ones smaller still: a gain for every axis that they run along brings
 # them nearer to each other, so that diffusion sees all.
 DIFFERENCE_GAIN = 4.0
-# With all eight wavelets the mean, too, comes nearer to the others: intensities around that of thin tissue, halved.
+# With all eight wavelets the mean also comes nearer to the others: intensities around that of thin tissue, halved.
 CENTRE, MEAN_GAIN = 0.3, 0.5
 
 

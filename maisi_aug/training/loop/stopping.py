@@ -1,4 +1,4 @@
-"""How runs end early: after the step that they are at, with a checkpoint, or between two cases that are prepared."""
+"""Early end of runs: after the current step with a checkpoint, or between two cases that are prepared."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, a
     Args:
         phase: What was going on.
         done: How many cases were done.
-        total: Of how many.
+        total: Total of how many.
     """
 
     def __init__(self, phase: str, done: int, total: int) -> None:
@@ -74,7 +74,7 @@ class TimeLimit:
         return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
 
     def limit(self, report_phase: ReportPhase, *, uninterrupted: tuple[str, ...] = ()) -> ReportPhase:
-        """Phases that end when the time is up, after the case that they are at.
+        """Return phases that end when the time is up, after the case that they are at.
 
         Args:
             report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.

@@ -106,7 +106,7 @@ def test_command_writes_what_the_report_shows(
 
 
 def test_labels_of_no_lesion_are_refused(cohort: Path, predictions: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"expected one for the cohort's lesions \(lung tumor\), found none"):
+    with pytest.raises(EvaluationError, match="lung tumor"):
         measure_detection_curve(
             find_case_set(cohort),
             segment_from_folder(predictions),

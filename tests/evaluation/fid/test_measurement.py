@@ -114,7 +114,7 @@ def test_bad_volumes_are_named_and_the_others_measured(
     document = measure(tmp_path / "real", places["cohort"], extractor, places["cache"])
     assert document["real"]["num_cases"] == 2
     assert [case["case"] for case in document["real"]["skipped"]] == ["nan", "torn"]
-    assert "expected finite values, found NaN or infinity" in document["real"]["skipped"][0]["reason"]
+    assert "has NaN or infinite values" in document["real"]["skipped"][0]["reason"]
     assert "2 real cases could not be read and are left out: nan, torn." in document["notes"]
     assert "- real nan: " in to_report(document)
     assert document["planes"]["xy"]["floor"] is None
@@ -122,7 +122,7 @@ def test_bad_volumes_are_named_and_the_others_measured(
 
 def test_only_bad_volumes_are_an_error(tmp_path: Path, places: dict[str, Path], extractor: Extractor) -> None:
     write_nan(tmp_path / "nan.nii.gz")
-    with pytest.raises(EvaluationError, match="expected at least one that can be measured, found 1 that cannot; .*NaN"):
+    with pytest.raises(EvaluationError, match="Cases: none of 1 can be measured; the first:"):
         measure(tmp_path, places["cohort"], extractor, None)
 
 
@@ -134,7 +134,7 @@ def test_one_case_and_other_voxels_are_pointed_out(
     document = measure(tmp_path, places["cohort"], extractor, None)
     assert document["planes"]["mean"]["interval"] is None
     notes = "\n".join(document["notes"])
-    assert "There is one real case only: no interval can be given." in notes
+    assert "There is only one real case: no interval can be given." in notes
     assert "Voxels differ: 2.00 x 2.00 x 4.00 mm in the real and 3.00 x 3.00 x 4.00 mm" in notes
     assert "Volumes differ in shape" in notes
     alike = measure(
@@ -146,7 +146,7 @@ def test_one_case_and_other_voxels_are_pointed_out(
     )
     assert not any("differ" in note for note in alike["notes"])
     one_slice = SliceProtocol(centre_share=0.01)
-    with pytest.raises(EvaluationError, match="Plane xy: expected at least two slices of real cases, found one"):
+    with pytest.raises(EvaluationError, match="Plane xy: at least two slices of real cases are needed, found one"):
         measure(tmp_path, places["cohort"], extractor, None, protocol=one_slice)
 
 

@@ -27,7 +27,7 @@ def test_interval_is_clopper_and_pearsons() -> None:
 
 @pytest.mark.parametrize(
     ("num_right", "verdict"),
-    [(38, "can tell"), (20, "cannot tell"), (25, "undecided"), (2, "can tell, with the names the other way round")],
+    [(38, "can tell"), (20, "cannot tell"), (25, "undecided"), (2, "can tell, but with the two answers swapped")],
 )
 def test_verdict_follows_the_share(num_right: int, verdict: str) -> None:
     assert score_answers(answer(num_right), KEY)["verdict"] == verdict

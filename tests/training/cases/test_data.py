@@ -119,7 +119,7 @@ def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, t
 
 
 def test_store_without_cases_is_refused(autoencoder: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="Latents: expected at least one training case, found none"):
+    with pytest.raises(TrainingError, match="Latents: there is no training case"):
         encode_store(ArrayStore([]), autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu")
 
 

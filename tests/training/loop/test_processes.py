@@ -52,7 +52,7 @@ def test_each_process_has_the_gpu_of_its_number_and_all_one_cpu() -> None:
 
 def test_several_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    message = "Device 'cuda:1': expected cpu or cuda for several processes, found one device"
+    message = "Device 'cuda:1': several processes need cpu or cuda, not one device"
     with pytest.raises(TrainingError, match=message):
         Processes.connect("cuda:1")
 
