@@ -24,9 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     config: PrepareConfig,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="Folder for the prepared cases; an unfinished one is continued.")
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the prepared cases; continued when unfinished.")],
     device: Annotated[
         str, typer.Option(help="Device for TotalSegmentator: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
     ] = "auto",
@@ -51,7 +49,7 @@ def prepare(
 
     Labels win over each other in this order, the last one on top: body, --tissue, --organs, your labels, lesions.
     A scan larger than the grid is cropped around the new labels; a smaller one is filled up with air.
-    The same command continues where it was stopped, and prepares only what is new.
+    The same command prepares only what is new.
 
     Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """

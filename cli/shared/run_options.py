@@ -39,7 +39,7 @@ TrainingDevice = Annotated[
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Time limit in minutes; the same command continues later.", rich_help_panel=RUN),
+    typer.Option(min=0.0, help="Time limit; the same command continues.", rich_help_panel=RUN),
 ]
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.", rich_help_panel=RUN)

@@ -147,7 +147,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Everything that the figures of a benchmark depend on; a folder keeps to the first one."""
 
     real: Annotated[PathText, Option(takes=Path, complete="datasets", panel=_DATA, everyday=True)]
-    """Real cases: nnU-Net raw dataset, prepared folder, or folder of pairs."""
+    """Real cases: raw dataset of nnU-Net, prepared folder, or pairs."""
     synthetic: Annotated[
         dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)
     ] = Field(default={})
@@ -156,7 +156,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         dict[str, tuple[int, ...]] | None,
         Option("--label", metavar="NAME", takes=list[str], panel=_DATA, everyday=True),
     ] = None
-    """Label of the real cases to learn and evaluate; may repeat (default: all)."""
+    """Label to learn and evaluate; may repeat (default: all)."""
     mapping: Annotated[
         dict[str, tuple[str, ...]],
         Option("--map", metavar="LABEL=NAME", takes=list[str], panel=_DATA, everyday=True),

@@ -51,9 +51,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """The dataset that a cohort balances, and the options for it."""
 
     against: Annotated[Path | None, Option("--balance-against", complete="datasets", panel=_PANEL)] = None
-    """Real dataset to balance: an nnU-Net raw dataset (path, number or name) or label maps; cases are planned for the
-    lesions that it lacks.
-    """
+    """Real dataset whose missing lesions are planned: nnU-Net raw (path, number or name) or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),

@@ -200,8 +200,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     mask_source: Annotated[
         Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
     ] = "plant"
-    """Where label maps come from. plant: lesions planted in tumour-free maps; bank: maps that have lesions; diffusion:
-    generated maps; given: your maps, unchanged; none: images without maps.
+    """Label maps to draw from. plant: tumour-free ones with planted lesions; bank: with their own lesions; diffusion:
+    generated ones; given: yours, unchanged; none: no maps.
     """
     mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
         EMBEDDED_BANK
@@ -249,9 +249,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     preset: Annotated[
         str | None, Field(min_length=1), Option(metavar="NAME", complete="presets", panel=_IMAGES, everyday=True)
     ] = None
-    """Grid and decoding windows for a GPU memory or body region, such as 16g-256x256x256 or chest; list them with:
-    maisi-aug bundles presets.
-    """
+    """Grid and decoding windows by GPU memory or body region, such as chest; list: maisi-aug bundles presets."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxels along I, J, K, which point right, anterior, superior (default: from the preset, bundle or given map)."""
     spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_IMAGES)] = None

@@ -22,8 +22,8 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     images: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of CTs (NIfTI, NRRD, MHA, DICOM), or a folder per case with a DICOM series or ct.nii.gz."""
     labels: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
-    """Folder of label maps named after the images (ID.nii.gz; several per case, such as ID_oar.nii.gz, are merged), or
-    a folder per case with masks, a DICOM SEG or an RT structure set. May be the same folder as --images.
+    """Folder of label maps named after the images (several per case, such as ID_oar.nii.gz, are merged), or a folder
+    per case with masks, a DICOM SEG or an RT structure set. May be that of --images.
     """
     nnunet: Annotated[
         PathText | None, Option(metavar="FOLDER|NAME|ID", complete="datasets", panel=_FILES, everyday=True)
@@ -31,7 +31,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     """nnU-Net raw dataset, instead of --images and --labels."""
     organs: Annotated[tuple[Path, ...], Option(panel=_LABELS, everyday=True)] = ()
     """Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; may repeat. Later
-    folders override earlier ones, and your own labels override them all.
+    ones override earlier ones, your labels all.
     """
     image_pattern: Annotated[str | None, Option(metavar="PATH", panel=_FILES)] = None
     """File name pattern of images, without suffix: '{id}_ct', '{id}/ct' (default: the usual endings)."""
@@ -47,9 +47,8 @@ class PrepareConfig(Sources):
     """Request of the user; :func:`~maisi_aug.preparation.run.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
-    """Meaning of a label; may repeat. LABEL: an id, a name, a name with *, or FILE/LABEL for one kind of label file.
-    NAME: a name or id of the vocabulary; a new name with its host organs ('3=left parotid@body'); or '-' to drop the
-    label. Names of the vocabulary need no rule.
+    """Meaning of a label; may repeat. LABEL: id, name, name with *, or FILE/LABEL for one kind of file. NAME: one of
+    the vocabulary, which needs no rule, or its id; a new one with its hosts ('3=left parotid@body'); '-' drops it.
     """
     organ_labels: Annotated[OrganLabels, Option(panel=_LABELS)] = "auto"
     """Meaning of the ids in --organs; auto reads labels.json or the names of masks."""

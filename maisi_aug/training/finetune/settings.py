@@ -35,9 +35,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
     data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
-    """Folder written by 'maisi-aug prepare'; or an nnU-Net dataset or a folder of images and label maps, which is first
-    prepared into OUT/prepared.
-    """
+    """Folder of 'maisi-aug prepare', or a dataset that is first prepared into OUT/prepared."""
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
     ]
@@ -62,8 +60,8 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_WHAT)] = ()
     """Folder of organ labels for unprepared data, as TotalSegmentator writes them; may repeat."""
     tune: Annotated[Tune, Option(panel=_HOW, everyday=True)] = "full"
-    """Which weights are trained. full: the whole ControlNet; partial: only the layers that read the label map and that
-    feed the U-Net; low-rank: matrices added to all layers, which needs little memory.
+    """Weights to train. full: the ControlNet; partial: the layers that read the label map and that feed the U-Net;
+    low-rank: small matrices added to all layers.
     """
     rank: Annotated[PositiveInt | None, Option(panel=_HOW)] = None
     """Rank of --tune low-rank (default: 8)."""
