@@ -107,7 +107,8 @@ def complete_page(app: Any, page: str, source: list[str]) -> None:
 def list_others(written: str) -> str:
     """The public names that the page does not place itself."""
     others = [name for name in maisi_aug.__all__ if not re.search(rf":: {name}$", written, re.MULTILINE)]
-    rows = [document_public(name, getattr(maisi_aug, name)) for name in others]
+    things = sorted(((name, getattr(maisi_aug, name)) for name in others), key=lambda one: inspect.ismodule(one[1]))
+    rows = [document_public(name, thing) for name, thing in things]  # modules last: they become the current one
     head = "## More\n\n```{eval-rst}\n.. currentmodule:: maisi_aug\n\n"
     return head + "\n".join(rows) + "\n```\n" if rows else ""
 
