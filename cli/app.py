@@ -160,7 +160,7 @@ def _is_resumable(words: Sequence[str]) -> bool:
 
 
 def _memory_options(words: Sequence[str]) -> list[str]:
-    """What of a command takes less memory."""
+    """List the options of a command that reduce its memory."""
     names = [word for word in words if not word.startswith("-")]
     command = load_verb(names[0]) if names and names[0] in VERBS else None
     for name in names[1:2]:

@@ -99,7 +99,7 @@ def nnunet(cohort: Cohorts, request: NnunetExport, label: EarlierMap = None, as_
 
 
 def _fields_of(request: MonaiExport | NnunetExport, earlier: list[str] | None) -> dict[str, Any]:
-    """What was given, rules in the earlier spelling among them."""
+    """Return the given fields, including rules in the earlier spelling."""
     given = {name: getattr(request, name) for name in request.model_fields_set}
     if isinstance(request, NnunetExport):
         given["copy"] = given.pop("copy_images", False)

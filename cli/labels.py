@@ -82,7 +82,7 @@ def labels(
 def _describe(
     label: Label, vocabulary: Vocabulary, *, sizes: Mapping[str, SizeDistribution] | None, needs_bundle: bool
 ) -> dict[str, Any]:
-    """One label as JSON."""
+    """Describe one label as JSON types."""
     described: dict[str, Any] = {
         "id": label.id,
         "name": label.name,

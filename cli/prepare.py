@@ -70,7 +70,7 @@ def prepare(
 
 
 def _show_plan(plan: PreparePlan, *, as_json: bool) -> None:
-    """What every label becomes, and on which grid."""
+    """Print the meaning of every label, and the grid."""
     from maisi_aug.volumes.grid import spell_grid
 
     settings, vocabulary = plan.settings, plan.meanings.vocabulary

@@ -49,7 +49,7 @@ class ModelOption(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """What messages call it: the long spelling, of a switch the one that turns it on."""
+        """Name in messages: the long spelling; for a switch, the spelling that turns it on."""
         return self.flags[0].partition("/")[0]
 
     def to_parameter(self, *, is_required: bool) -> inspect.Parameter:

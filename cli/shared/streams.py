@@ -61,12 +61,12 @@ class CleanStream(PatientStream):
 
     @property
     def rich_proxied_file(self) -> PatientStream:
-        """What Rich writes to."""
+        """The stream that Rich writes to."""
         return PatientStream(self._stream)
 
     @property
     def buffer(self) -> io.RawIOBase:
-        """What takes bytes."""
+        """The stream that takes bytes."""
         return _CleanBytes(self)
 
     def write(self, text: str) -> int:

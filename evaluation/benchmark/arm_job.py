@@ -1,4 +1,4 @@
-"""One training of one arm as an engine gets it, and what an engine is."""
+"""One training of one arm as passed to an engine, and the interface of engines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class ArmJob:
 
     @property
     def predictions(self) -> Path:
-        """Where the label maps of the test cases go, as ``CASE.nii.gz`` with classes as labels."""
+        """Folder for the label maps of the test cases, ``CASE.nii.gz`` with classes as labels."""
         return self.folder / "predictions"
 
     @property
@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Train, or continue, and write the predictions.
 
         Returns:
-            Whether the arm is finished; False when the time was up.
+            Whether the arm is finished; False if the time limit was reached.
         """
 
 

@@ -168,7 +168,7 @@ def _read_cohort(
 
 
 def _find_by_meaning(label: str, real_names: Sequence[str], names: LabelIds) -> tuple[str, ...]:
-    """What a real label is called in a folder of pairs: the same, or by the names that mean the same label."""
+    """Find a real label in a folder of pairs, by the same name or by another name of the same label."""
     meant = resolve_names(real_names, FULL_VOCABULARY)[label]
     if label in names or meant.label_id is None or meant.is_union:
         return (label,)

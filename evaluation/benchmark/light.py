@@ -65,5 +65,5 @@ class _CaseLoader:
 
 
 def _drop_checkpoint(folder: Path) -> None:
-    """Nothing continues from it any more, and it holds the optimiser's state of every weight."""
+    """Delete a checkpoint that is no longer needed; it contains the optimiser state of every weight."""
     (folder / "checkpoint.pt").unlink(missing_ok=True)

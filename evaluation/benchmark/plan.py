@@ -203,7 +203,7 @@ def compose_arms(
         losses: Sentences on the cases that a source has lost; where too few are left, they say why.
 
     Raises:
-        BenchmarkError: A source has fewer cases than an arm wants.
+        BenchmarkError: A source has fewer cases than an arm needs.
     """
     arms = [arm for arm in config.parsed_arms if not arm.count]
     real: tuple[CaseRef, ...] = tuple((REAL, case_id) for case_id in train)
@@ -246,7 +246,7 @@ def compose_draws(
         losses: Sentences on the cases that a source has lost.
 
     Raises:
-        BenchmarkError: There are fewer real patients or synthetic cases than an arm wants.
+        BenchmarkError: There are fewer real patients or synthetic cases than an arm needs.
     """
     patients: dict[str, list[str]] = {}
     for case_id in train:

@@ -157,7 +157,7 @@ def _detection_rows(benchmark: Benchmark, arm: ArmScores) -> list[dict[str, Any]
 
 
 def _detection_comparison_rows(benchmark: Benchmark, arm: ArmScores, other: ArmScores) -> list[dict[str, Any]]:
-    """How much the shares of one arm are above those of another, on the same patients."""
+    """Return the differences between the detection rates of two arms on the same patients."""
     rows = []
     for label in benchmark.plan.lesion_labels:
         counts, others = arm.count_lesions(label), other.count_lesions(label)

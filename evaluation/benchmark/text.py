@@ -55,7 +55,7 @@ def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> st
     """Return a mean with its interval, where it has one."""
     if row is None:
         return "none"
-    form = "+z.3f" if signed else "z.3f"  # z: no minus before nothing
+    form = "+z.3f" if signed else "z.3f"  # z: no minus before zero
     if row["low"] is None:
         return f"{row['mean']:{form}} (one patient)"
     return f"{row['mean']:{form}} ({row['low']:{form}} to {row['high']:{form}})"

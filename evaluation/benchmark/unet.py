@@ -134,7 +134,7 @@ def train_unet(
         report_step: Called after each step.
 
     Returns:
-        The network with averaged weights in evaluation mode; None when the time was up before the last step.
+        The network with averaged weights in evaluation mode; None if the time limit was reached before the last step.
 
     Raises:
         TrainingError: The loss is no longer finite, or the folder holds another training's checkpoint.

@@ -2,7 +2,7 @@
 
 Nothing but the patient may tell the two apart: both are brought to the same isotropic voxels, cut to the body's box,
 made air outside the body, clipped to -1000..1000 HU and saved under numbers in a drawn order. The key lies beside the
-pack, so that the pack can be handed over as it is.
+pack, so that the pack can be given to readers as it is.
 """
 
 from __future__ import annotations
@@ -254,8 +254,8 @@ def to_report(document: Mapping[str, Any]) -> str:
             to_markdown(["reader", "verdict", "right", "of real", "of synthetic", "p", "unanswered"], rows),
             "Shares of right answers with exact 95% intervals (Clopper and Pearson); p of the exact test against one "
             "half. Can tell: p below 0.05. Cannot tell: the 90% interval lies within "
-            f"{document['margin']:g} of one half (two one-sided tests); of 40 items and with a margin of 0.2, 18 to 22 "
-            "right ones.\n",
+            f"{document['margin']:g} of one half (two one-sided tests); for 40 items and a margin of 0.2, these are 18 "
+            "to 22 right answers.\n",
         ]
     )
 

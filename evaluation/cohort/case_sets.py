@@ -94,7 +94,7 @@ class CaseSet:
         path: Where they lie.
         kind: What that is, in words.
         cases: In the order of their names; at least one.
-        vocabulary: Meaning of the ids in the label maps that are handed out.
+        vocabulary: Meaning of the ids in the label maps that are returned.
         cohort: The cohort, where it is one.
         skipped: What lies there and is missing or empty.
     """

@@ -180,7 +180,7 @@ def _measured_lesions(record: AttemptRecord) -> list[MeasuredLesion]:
 
 
 def _count_failures(records: Iterable[AttemptRecord]) -> dict[str, int]:
-    """How many attempts each gate ended; what failed before any gate was run is "no label map"."""
+    """Count the attempts that each gate ended; failures before the first gate count as "no label map"."""
     gates = Counter(
         next((verdict.gate for verdict in record.verdicts if not verdict.passed), "no label map")
         for record in records

@@ -380,7 +380,7 @@ def _measure_planted(train: Sequence[Thumbnail], notify: Report) -> Nearest:
 
 
 def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[str, Any]) -> dict[str, Any]:
-    """How many planted copies are found, and how well distances part them from real cases."""
+    """Count the planted copies that are found, and measure how well distances separate them from real cases."""
     from scipy.stats import mannwhitneyu
 
     planted = [index for index, thumbnail in enumerate(train) if thumbnail.planted is not None]

@@ -188,7 +188,7 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
 
 
 def _find_p(scaled: Sequence[Side], distance: float, rng: np.random.Generator) -> float:
-    """How often cases that are dealt to both sets anew are as far apart: few cases weigh on both alike."""
+    """Return the p value of a permutation test, which is valid with few cases too."""
     pooled, num_real = [*scaled[0], *scaled[1]], len(scaled[0])
     larger = 0
     for _ in range(NUM_SHUFFLES):

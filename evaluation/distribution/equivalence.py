@@ -175,8 +175,8 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"# Are {synthetic['num_cases']} synthetic cases like {real['num_cases']} real ones? {counts}\n",
         f"Margins: {document['margin']:g} standard deviations of the real set for the mean, a factor of 2 for the "
         "standard deviation. Equivalent: both 90% intervals lie within (two one-sided tests of 5%, "
-        "whose errors are at most 5% each). Different: a difference is shown, over the whole table at 5% (Holm). One "
-        f"value of each case; texture and shape on voxels of {document['spacing_mm']:g} mm."
+        "whose errors are at most 5% each). Different: significant at 5% over the whole table (Holm). One value "
+        f"per case; texture and shape are measured on voxels of {document['spacing_mm']:g} mm."
         + ("\n" if needed is None else f" To show equivalence, about {needed} cases of each set are needed.\n"),
     ]
     for label in dict.fromkeys(row["label"] for row in document["rows"]):

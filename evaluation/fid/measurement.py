@@ -1,4 +1,4 @@
-"""2.5D FID and KID of a synthetic against a real set of CT volumes, with what real cases differ by among themselves."""
+"""2.5D FID and KID between synthetic and real CT volumes, and between halves of the real ones for comparison."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _shift(limit: float | None, influences: Sequence[NDArray[np.float64]], seed:
 
 
 def _build_notes(real: FeatureSet, synthetic: FeatureSet, protocol: SliceProtocol) -> list[str]:
-    """What a reader of the figures has to know, a sentence each."""
+    """Return notes for readers of the figures, a sentence each."""
     notes = []
     for name, found in (("real", real), ("synthetic", synthetic)):
         if found.skipped:

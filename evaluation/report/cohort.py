@@ -190,7 +190,7 @@ def _build_curve(document: Mapping[str, Any]) -> str:
 
 
 def _read_figures(path: Path, command: str, draw_chart: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
-    """What a command of ``evaluate`` wrote; it must be good for its chart."""
+    """Read the result of a command of ``evaluate``, and check that its chart can be drawn."""
     try:
         content = read_json(path)
         draw_chart(content)
@@ -243,7 +243,7 @@ def _count_failed_gates(manifest: Manifest) -> dict[str, int]:
 
 
 def _other_cause(record: AttemptRecord) -> str:
-    """What ended an attempt that failed no gate: a reviewer where there is an image."""
+    """Return what ended an attempt that failed no gate: a reviewer if there is an image."""
     return "review" if "preview" in record.files else "no label map"
 
 

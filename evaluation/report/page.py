@@ -52,7 +52,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Where links lead."""
+        """Target of links."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
@@ -220,7 +220,7 @@ def verdict(text: str) -> str:
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """Return a number with a true minus sign, and none before nothing."""
+    """Return a number with a true minus sign, and without one if it rounds to zero."""
     return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 

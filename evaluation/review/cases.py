@@ -267,7 +267,7 @@ class Predictions:
     """Label maps of a segmenter beside the references, ``CASE.nii.gz`` as nnU-Net and the benchmark write them."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is opened but ``dataset.json``, which need not be there.
+        """Open only ``dataset.json``, if it exists.
 
         Args:
             path: Their folder.

@@ -41,7 +41,7 @@ class Desk:
 
         Args:
             source: Lists the cases.
-            files: Hands out their files.
+            files: Access to their files.
             partners: Finds what they are looked at beside.
             reviewer: Who looks; empty for nobody in particular.
             may_decide: Whether decisions can be saved in the folder.

@@ -80,7 +80,7 @@ class ReaderTest:
 
         Args:
             folder: Folder of the cohort, which gets the readings.
-            synthetic: Accepted cases, and what hands out their files.
+            synthetic: Accepted cases, and access to their files.
             real: The same of the reference.
             reviewer: Who reads.
             num_images: In all.
@@ -138,7 +138,7 @@ class ReaderTest:
         }
 
     def find(self, number: int) -> tuple[FolderFiles, ShownCase]:
-        """Return the case of a number, and what hands out its files.
+        """Return the case of a number, and access to its files.
 
         Raises:
             EvaluationError: There is none.

@@ -131,8 +131,8 @@ def build_app(
     Args:
         desk: Cases and decisions.
         token: The secret that every address begins with.
-        beside_files: Hands out files of the reference.
-        predicted_files: Hands out predictions.
+        beside_files: Access to the files of the reference.
+        predicted_files: Access to predictions.
         test: The blinded test, if the page is to hold one; cases are then shown by number alone.
     """
     pages = _Pages(desk, beside_files, predicted_files, test)

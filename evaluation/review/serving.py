@@ -100,7 +100,7 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
 
 
 def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack) -> tuple[Starlette, str]:
-    """What answers the page, and a note to the user, which may be empty.
+    """Return the application that serves the page, and a note to the user, which may be empty.
 
     Raises:
         MaisiAugError: There is nothing to look at, or the folder cannot be read.

@@ -29,7 +29,7 @@ their name.
 
 
 class FolderFiles:
-    """Hands out the files of one folder, and nothing that lies or leads outside of it."""
+    """Access to the files of one folder, and to nothing that lies or leads outside of it."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         """Create the store; nothing is read yet.

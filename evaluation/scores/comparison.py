@@ -72,7 +72,7 @@ def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> floa
 
 
 def _share_shown(gain: float, spread: Spread, margin: float, alpha: float) -> float:
-    """How often a true gain is called one."""
+    """Return the share of true gains that are recognised."""
     patients, seeds = _draw_normals(spread.num_patients, len(spread.seeds))
     shift = sum(np.sqrt(part) * drawn for (part, _), drawn in zip(spread.seeds, seeds, strict=True))
     differences = gain + np.sqrt(spread.patients * spread.num_patients) * patients + np.reshape(shift, (-1, 1))

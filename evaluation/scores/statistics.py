@@ -269,7 +269,7 @@ def _percentiles(draws: Array, degrees: float) -> tuple[float, float]:
 
 
 def _draw_counts(num: int, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> Array:
-    """How often each of a kind is drawn, ``(num_resamples, num)``."""
+    """Draw how often each item is resampled, of shape ``(num_resamples, num)``."""
     drawn: Array = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(np.float64)
     return drawn
 
@@ -300,7 +300,7 @@ def _patient_scores(arms: Sequence[Array]) -> Array:
 
 
 def _seed_effects(arm: Array) -> Array:
-    """What each seed adds to the mean of an arm, shrunk to the variance that seeds have beside that of patients."""
+    """Return the effect of each seed on the mean of an arm, shrunk to the variance that is due to seeds."""
     means = arm.mean(axis=1)
     effects: Array = means - means.mean()
     if len(arm) < 2 or not effects.any():

@@ -1,11 +1,11 @@
-r"""What fine-tuning has taught: images drawn from held-out patients' own label maps, before and after.
+r"""Effect of fine-tuning on images generated from held-out patients' own label maps, before and after.
 
     python -m maisi_aug.evaluation.studies.finetuned_labels --bundle runs/parotid/bundle --data prepared \
         --fold 0 --out results
 
 "Before" is the bundle that was fine-tuned, from the same label map and noise. ``--segmenter`` adds how well an
 independent network, trained on real pairs alone (``train_segmenter --data``), finds each label in each image. Every
-measured case is kept in OUT/cases: the same command goes on from there.
+measured case is kept in OUT/cases: the same command continues from there.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ r"""Do inserted nodules help a segmenter that has few real patients? Arms that d
 ``LIDC`` holds crops around real nodules: ``images/``, ``labels/`` (1 = nodule) and ``index.csv`` with the columns file,
 patient and split. Rows of the split "train" are drawn from; those of "val" are tested on, or every nodule of
 ``--test FOLDER``. ``CHESTS`` holds whole CTs that nodules go into. Every pool of nodules and every training is kept in
-OUT: the same command goes on from there, and with more draws, seeds, arms or patients adds to it.
+OUT: the same command continues from there, and with more draws, seeds, arms or patients adds to it.
 
 Arms: ``real`` alone; real with half of every batch from ``copy-paste`` of the same patients' nodules, from the
 ``procedural`` painter, from a bundle's ``network``, or from the ``oracle``, nodules of other training patients, pasted;

@@ -33,22 +33,22 @@ WINDOWS_HU: Final = ((-1000.0, 1000.0), (-160.0, 240.0))
 
 
 class SegmenterConfig(StrictModel):
-    """Everything that the segmenter's weights depend on.
+    """Settings on which the weights of the segmenter depend.
 
     Attributes:
         grid: Grid of the training phantoms or cases; its spacing is that of the images to judge.
         slots: Tumors bound to placeholder slots, by name.
         seed: Seed of the training phantoms, the initial weights and the batches.
-        num_phantoms: Training phantoms, where ``dataset`` names no cases.
+        num_phantoms: Number of training phantoms, if ``dataset`` is None.
         labels: What a segmenter of prepared cases tells apart, name -> id in their label maps; empty for the tissues
             of phantoms. The first counts as class 1.
         dataset: What tells the prepared training cases from others, and the fold that is left out; None for phantoms.
         widths: Channels of the U-Net's levels.
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
-        batch_count: Patches a step.
-        lesion_share: Share of patches centred on a lesion, or on one of ``labels``, where the case has one.
-        lesion_weight: Lesion weight of these in the loss, where the other tissues and the background weigh 1.
-        loop: How long and how fast to train.
+        batch_count: Patches per step.
+        lesion_share: Share of patches centred on a lesion, or on one of ``labels``, if the case has one.
+        lesion_weight: Weight of lesions in the loss; other tissues and the background have weight 1.
+        loop: Settings of the training loop.
     """
 
     grid: GridSpec
@@ -66,7 +66,7 @@ class SegmenterConfig(StrictModel):
 
     @property
     def tissues(self) -> tuple[Tissue, ...]:
-        """What the segmenter tells apart."""
+        """Classes of the segmenter."""
         if self.labels:
             return tuple(Tissue(name, (label_id,)) for name, label_id in self.labels.items())
         return list_tissues(bind_slots(self.slots))

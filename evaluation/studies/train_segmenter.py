@@ -6,7 +6,7 @@ r"""Train the segmenter that judges synthetic images, on real ones alone, and me
 
 Phantoms are built for it; with ``--data`` it learns the labels of a prepared folder, from all folds but one.
 
-An interrupted run goes on from its checkpoint when the command is repeated.
+An interrupted run continues from its checkpoint when the command is repeated.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def to_dicom_axes(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64],
 
 
 def _build_header(case: AttemptRecord, study: str) -> Dataset:
-    """What every slice of a case has in common."""
+    """Build the header that all slices of a case share."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 

@@ -141,7 +141,7 @@ class FreshCases:
 
     @cached_property
     def numbering(self) -> LabelNumbering:
-        """What the labels become; ``to_dict()`` gives the number for each name.
+        """Numbers of the labels; ``to_dict()`` gives the number for each name.
 
         Raises:
             MaisiAugError: The request cannot be met.
@@ -157,7 +157,7 @@ class FreshCases:
 
     @property
     def epoch(self) -> int:
-        """The epoch that items are of."""
+        """Epoch whose items are returned."""
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
@@ -257,7 +257,7 @@ class FreshCases:
 
 
 def _choose_address(folder: Path) -> str:
-    """Where the process listens: in the folder, unless its path is longer than an address may be."""
+    """Choose the address that the process listens on: in the folder, unless its path is too long for an address."""
     path = str(folder / "socket")
     if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         return path

@@ -172,7 +172,7 @@ class _WriterWatch:
 def _number(
     folder: Path, document: Mapping[str, Any], labels: Sequence[str], numbers: Mapping[str, int] | None
 ) -> LabelNumbering:
-    """What the labels become: those requested for the cohort, or those chosen."""
+    """Number the labels that were requested for the cohort, or those chosen."""
     names = {int(row["id"]): str(row["name"]) for row in document["requested"]}
     if labels or numbers is not None:
         vocabulary = load_bundle(str(document["configuration"]["bundle"])).vocabulary

@@ -134,7 +134,7 @@ def _read_plans(preprocessed_dataset: Path, plans: str) -> dict[str, Any]:
 
 
 def _shrink(settings: dict[str, Any], side: int, features: Sequence[int], batch_size: int) -> dict[str, Any]:
-    """One configuration with a smaller patch and network."""
+    """Return a configuration with a smaller patch and network."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     spacing = [float(step) for step in settings["spacing"]]

@@ -74,7 +74,7 @@ def choose_same(files: Sequence[Path], what: str) -> Path | None:
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, however it is spaced."""
+    """Read the content of a file, ignoring whitespace."""
     content = path.read_bytes()
     try:
         return parse_json(content)
@@ -97,7 +97,7 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
 
 
 def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
-    """Return the dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders.
+    """Return the dataset's folder, which does not exist; nnU-Net needs one name per id in all three folders.
 
     Raises:
         ExportError: The id or the name cannot be one of nnU-Net's, or the id is in use.

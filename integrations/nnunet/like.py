@@ -161,7 +161,7 @@ def _list_files(export: LikeExport) -> dict[str, tuple[Path, Path]]:
 
 
 def _places(export: LikeExport, synthetic_id: str) -> tuple[Path, Path]:
-    """Where the image and the label map of a synthetic case are written to, within the new dataset."""
+    """Return where the image and the label map of a synthetic case are written in the new dataset."""
     is_named = export.link == "none"
     images, labels = (IMAGES_FOLDER, LABELS_FOLDER) if is_named else ("imagesTr", "labelsTr")
     return Path(images, f"{synthetic_id}_0000{FILE_ENDING}"), Path(labels, f"{synthetic_id}{FILE_ENDING}")

@@ -60,12 +60,12 @@ class RealPlans:
 
     @property
     def moved_name(self) -> str:
-        """What they are called in the new dataset."""
+        """Name in the new dataset."""
         return self.name + MOVED_SUFFIX
 
     @property
     def source(self) -> str:
-        """Where they come from, in words."""
+        """Origin, in words."""
         return (
             str(self.path) if self.path else f"nnU-Net's default planner, run on the real cases, because {self.reason}"
         )

@@ -123,7 +123,7 @@ class Target:
 
     @property
     def spelling(self) -> str:
-        """How a user refers to it: its name, or its number."""
+        """Name or number by which a user refers to it."""
         return self.name or str(self.value)
 
 
@@ -165,7 +165,7 @@ class RealDataset:
 
     @cached_property
     def orientations(self) -> Counter[str]:
-        """How many images are stored with which voxel axes; reads headers only."""
+        """Number of images by orientation of their voxel axes; reads only headers."""
         return Counter(axis_codes(load_stored_grid(case.image).affine) for case in self.cases)
 
     @property

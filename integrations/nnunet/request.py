@@ -145,7 +145,7 @@ class LikeExport:
 
     @cached_property
     def orientation(self) -> str:
-        """How synthetic files are stored: as most real ones, since nnU-Net mostly trains on voxels as they lie."""
+        """Orientation of synthetic files: that of most real ones, since nnU-Net mostly trains on voxels as stored."""
         if self.real.is_reoriented_on_reading:
             return STORED_ORIENTATION
         return self.real.orientations.most_common(1)[0][0]

@@ -154,7 +154,7 @@ def train_nnunet_fold(
         report_epoch: Called with steps done and the loss after each epoch.
 
     Returns:
-        Folder of the trained model; None when the time was up.
+        Folder of the trained model; None if the time limit was reached.
 
     Raises:
         BenchmarkError: With nnU-Net's last words, when it fails.
@@ -193,7 +193,7 @@ def show_device(device: str) -> dict[str, str]:
 def _follow(
     arguments: list[str], environment: dict[str, str], max_minutes: float | None, report: ReportEpoch
 ) -> str | None:
-    """Run the training and read what it prints; None when it was stopped because the time was up."""
+    """Run the training and read what it prints; None if it was stopped at the time limit."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _TRAIN, *arguments],
         stdout=subprocess.PIPE,

@@ -29,7 +29,7 @@ class Pair:
 
     Attributes:
         image_hu: ``(I, J, K)`` in HU.
-        label_map: ``(I, J, K)`` in the numbers that the training wants.
+        label_map: ``(I, J, K)`` in the numbers that the training needs.
         grid: Grid of both.
         metadata: Where the case comes from; plain values.
     """

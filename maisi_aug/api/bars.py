@@ -59,7 +59,7 @@ class PlainConsole(Console):
         self._file = stream
 
     def on_broken_pipe(self) -> None:
-        """Go on: the stream behind drops what nobody reads."""
+        """Continue: the stream behind drops text that nobody reads."""
 
 
 def can_draw(console: Console) -> bool:

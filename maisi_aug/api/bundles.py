@@ -177,18 +177,20 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
 
 def _summarise(bundle: Bundle) -> BundleRow:
     """Return the row of an installed bundle."""
-    return {
+    row: BundleRow = {
         "name": bundle.name,
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
         "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
-        **({"base": bundle.spec.base.name} if bundle.spec.base else {}),
         "has_masks": bundle.spec.mask_generation is not None,
         "path": str(bundle.path),
         "pull": None,
         "download_size": None,
     }
+    if bundle.spec.base:
+        row["base"] = bundle.spec.base.name
+    return row
 
 
 def _announce(known: KnownBundle) -> BundleRow:

@@ -170,7 +170,7 @@ def verify_cohort(folder: str | Path) -> Verification:
 def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
     """Make one cohort of the shards in a folder, or of shards with a folder each; ``maisi-aug cohort merge``.
 
-    What comes of it is what one process would have made: the same manifest, ordered by case, the same files, and the
+    The result is the same as from one process: the same manifest, ordered by case, the same files, and the
     contact sheet. Giving the call again after it was killed is enough.
 
     Args:

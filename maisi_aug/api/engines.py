@@ -68,10 +68,10 @@ class Where:
         shard: str | Shard | None = None,
         options: EngineOptions | None = None,
     ) -> Where:
-        """Read what the user has typed.
+        """Read the text of the option.
 
         Raises:
-            RequestError: Naming the option.
+            RequestError: The text is invalid; the message names the option.
         """
         listed = devices.split(",") if isinstance(devices, str) else list(devices or ())
         names = tuple(name.strip() for name in listed)

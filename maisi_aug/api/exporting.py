@@ -24,7 +24,7 @@ class HasFolder(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Its folder."""
         ...
 
 

@@ -39,7 +39,7 @@ def finetune_controlnet(
 ) -> FinetuneResult | None:
     """Teach a ControlNet new labels from labelled CTs; ``maisi-aug finetune-controlnet``.
 
-    The bundle that comes of it, ``result.bundle.path``, serves :func:`synthesize` and :class:`Pipeline`.
+    The resulting bundle, ``result.bundle.path``, can be used with :func:`synthesize` and :class:`Pipeline`.
 
     Args:
         labels: Labels to teach, by name.
@@ -48,19 +48,19 @@ def finetune_controlnet(
         base: Bundle to start from.
         out: Folder of the run: new, or one that the same call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Stop after so long; the same call continues.
-        with_tensorboard: Also log for TensorBoard.
+        max_minutes: Time limit; calling again continues.
+        with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
     Returns:
-        The bundle and how far the training came; None where the time was up before it began, and in all processes of
-        ``torchrun`` but the first.
+        The bundle and the progress of training; None if the time limit was reached before training began, and in all
+        processes of ``torchrun`` except the first.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(finetune_controlnet, fields)
     values = {"labels": labels, "data": data, "base": base, **fields}
@@ -93,7 +93,7 @@ def finetune(
         device: Where the networks run.
         max_minutes: Wall-clock limit; the same call continues.
         display: Shows how it comes along.
-        with_tensorboard: Also log for TensorBoard.
+        with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
 
     Raises:

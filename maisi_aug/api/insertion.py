@@ -63,12 +63,12 @@ def insert(
         address: Address of that cluster.
         num_workers: On it.
         gpus_per_worker: GPUs per worker of each.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(insert, fields)
     given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})

@@ -128,7 +128,7 @@ class Pipeline:
 
         Raises:
             LesionError: A lesion finds no room; the message names the largest that does.
-            MaisiAugError: The sentence that the command prints.
+            MaisiAugError: The request is invalid; the message is the one that the command prints.
         """
         require_known(Pipeline.__call__, fields)
         wanted = ["+".join([plant] if isinstance(plant, str) else plant)] if plant else []

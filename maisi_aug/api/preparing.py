@@ -41,7 +41,7 @@ def prepare(
         device: Device of TotalSegmentator.
         update: Bring the folder to other options, and remove its cases that are left out.
         num_workers: Processes; one per core when not given.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
@@ -49,7 +49,7 @@ def prepare(
         The prepared folder, its summary, and the cases that could not be prepared with the reasons.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(prepare, fields)
     config = build_model(PrepareConfig, fields, source="prepare", error=PreparationError)

@@ -212,7 +212,7 @@ class Cohort:
         return self._manifest
 
     def _summarise(self) -> CohortSummary:
-        """What is there, as a run that had nothing to do would tell."""
+        """Summarise an existing cohort, like a run with nothing left to do."""
         from maisi_aug.generate.run import CohortSummary
         from maisi_aug.integrations.reading.cohort_source import find_num_planned
 

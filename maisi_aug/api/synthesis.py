@@ -85,7 +85,7 @@ def synthesize(
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
         redraw_rejected: Make another attempt at cases that reviewers rejected; ``maisi-aug view``.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
 
@@ -93,7 +93,7 @@ def synthesize(
         The cohort, with cases that were rejected in ``cohort.summary``.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(synthesize, fields)
     request = read_request(labels, recipe, fields, source="synthesize")
@@ -154,7 +154,7 @@ def plan(
         **fields: As for :func:`synthesize`.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(plan, fields)
     request = read_request(labels, recipe, fields, source="plan")
@@ -200,7 +200,7 @@ def make_cohort(
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, and for which cases.
         compiler: Compiler for the networks.
-        may_resume: Whether the folder may hold the cohort already.
+        may_resume: Whether the folder may already contain the cohort.
         verify: Compare the bytes of finished cases with the manifest.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
         listener: Is notified of progress.
@@ -246,16 +246,16 @@ class Outlook:
 def look_ahead(
     request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: Listener | None = None
 ) -> Outlook:
-    """Resolve and try what is requested; nothing is made.
+    """Resolve and check a request without generating anything.
 
     Args:
         request: The request.
-        out: Where the cohort would go, if that is to be checked.
-        may_resume: Whether the folder may hold the cohort already.
-        listener: Is notified of files that are measured and label maps that are tried.
+        out: Folder of the cohort, to check it as well; None to skip this check.
+        may_resume: Whether the folder may already contain the cohort.
+        listener: Notified of measured files and tried label maps.
 
     Raises:
-        MaisiAugError: A run would be refused.
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.generate.rehearsal import rehearse
     from maisi_aug.sources.given import look_at_maps, open_given_source
@@ -272,14 +272,14 @@ def look_ahead(
 
 
 def _find_advice(cohort: CohortRun) -> list[str]:
-    """What the bundle wants its user to know."""
+    """Return the bundle's advice to its user."""
     bundle = cohort.bundle
     found = [bundle.advice, "" if cohort.request.has_maps else bundle.advice_without_map]
     return [" ".join(text.split()) for text in found if text]
 
 
 def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -> ReadMap:
-    """What the user says of the dataset's labels, the other way round.
+    """Invert the user's mapping of the dataset's labels.
 
     Raises:
         RequestError: There is no dataset.

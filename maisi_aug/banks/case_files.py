@@ -389,7 +389,7 @@ def _read_any(stem: str) -> FileName:
 
 
 def _read_file(path: Path) -> FileName:
-    """What a file's name says; what a DICOM segmentation or structure set is, its content does."""
+    """Find the kind of a file by its name; of a DICOM segmentation or structure set by its content."""
     name = _read_any(_stem_of(path))
     return FileName("label", name.case, name.word) if is_label_object(path) else name
 
@@ -440,7 +440,7 @@ def _find_namesakes(files: Sequence[Path]) -> list[Path]:
 
 
 def _sort_bare(files: Sequence[Path], ct_channel: int) -> SortedFiles:
-    """No name tells what its file is: all are of one kind."""
+    """Sort files whose names do not tell their kind: all are of one kind."""
     images, channels = split_channels(files, ct_channel=ct_channel)
     numbered = {path: base for path, base in images.items() if base != _stem_of(path)}
     if numbered:
@@ -488,7 +488,7 @@ _DIGITS = "#"
 
 
 def _keys_of(stem: str, role: Role) -> dict[str, int]:
-    """What a file may be called in the name of its partner, and what each costs."""
+    """Return the names by which a partner file may refer to a file, with the cost of each."""
     keys = {stem: 0}
     bases = {stem: 0}
     if stem.endswith("_0000"):

@@ -83,7 +83,7 @@ def require_hu(image: NDArray[Any], subject: str) -> None:
 
 
 def _find_offset(seen: NDArray[Any], lowest: float) -> str:
-    """What tells that values are an offset away from HU, though some of them are as dark as air; empty for nothing."""
+    """Return the reason to assume an offset from HU although some values are as dark as air; empty if there is none."""
     if not seen.size:
         return ""
     below, bone = float(np.mean(seen < BELOW_HU)), float(np.mean(seen > BONE_HU))

@@ -1,4 +1,4 @@
-"""One label map of a bank: where it lies, what is known of it before it is read, and which cases it may serve."""
+"""A label map of a bank before it is read: its path, what is known of it, and the cases that it can be used for."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class BankEntry:
 
     @property
     def ids_by_name(self) -> dict[str, tuple[int, ...]]:
-        """What the names of the map's own labels mean, the background left out; several ids may share one."""
+        """Ids by name of the map's own labels, without the background; several ids may share a name."""
         ids: dict[str, tuple[int, ...]] = {}
         for label_id, name in (self.label_names or {}).items():
             if label_id:

@@ -466,7 +466,7 @@ def _with_context(entry: BankEntry, root: Path) -> BankEntry:
 
 
 def _names_in(label_path: Path) -> Mapping[int, str]:
-    """What a DICOM segmentation or structure set calls its ids."""
+    """Read the names of the ids in a DICOM segmentation or structure set."""
     try:
         return load_drawn_names(label_path)
     except VolumeError:

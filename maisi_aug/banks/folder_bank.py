@@ -1,4 +1,4 @@
-"""A user's label maps as a bank: listed at once, read one by one when they are drawn, translated to the vocabulary."""
+"""Bank of a user's label maps, which are listed at once, and read and translated to the vocabulary when drawn."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class FolderBank:
         varies: False: a draw may repeat an anatomy, so that it is worth deforming.
         skipped: ``(path, reason)`` of files that could not be used, so far.
         grid: The networks' grid; maps are cut to its shape and spacing.
-        vocabulary: Meaning of the ids in the maps handed out.
+        vocabulary: Meaning of the ids in the returned maps.
     """
 
     varies = False
@@ -138,12 +138,12 @@ class FolderBank:
 
     @property
     def num_looks(self) -> int:
-        """How many maps show about what the bank has: all of them, for files may show parts of patients."""
+        """Number of maps that represent the bank: all, since files may show parts of patients."""
         return max(NUM_LOOKS, len(self))
 
     @property
     def path(self) -> Path:
-        """Where the maps are."""
+        """Folder or file of the maps."""
         return self._path
 
     @property
@@ -298,7 +298,7 @@ class FolderBank:
         return self._translations[key]
 
     def _translate_by_own_names(self, entry: BankEntry) -> Translation | None:
-        """What the ids of a map mean by the names in its own header; None without any.
+        """Translate the ids of a map by the names in its own header; None if it has none.
 
         Raises:
             VolumeError: None of the names is the vocabulary's.

@@ -1,4 +1,4 @@
-"""One label map of a bank: its lesions, its files, and the cut of it that the networks get."""
+"""A label map of a bank: its lesions, its files, and its crop for the networks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class BankMap:
 
     @property
     def body_origin(self) -> dict[str, Any]:
-        """Where its body came from, as a cohort remembers it."""
+        """Origin of its body, as recorded in a cohort."""
         found = {} if self.image_sha256 is None else {"body_sha256": self.image_sha256[:NUM_DIGITS]}
         return {"body_from": self.image_name, **found}
 
@@ -348,7 +348,7 @@ def _keep_inside(centre: float, low: float, high: float, extent: float) -> float
 
 
 def _find_filled(is_filled: NDArray[np.bool_], step_mm: float) -> tuple[float, float]:
-    """Where slices are filled along an axis, in millimetres from its start; the whole axis where none is."""
+    """Find the filled slices along an axis, in millimetres from its start; the whole axis if there are none."""
     filled = np.flatnonzero(is_filled)
     first, last = (filled[0], filled[-1] + 1) if filled.size else (0, is_filled.size)
     return float(first * step_mm), float(last * step_mm)

@@ -61,7 +61,7 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """What users call the bundle."""
+        """Name of the bundle."""
         return self.spec.name
 
     @property
@@ -71,12 +71,12 @@ class Bundle:
 
     @property
     def advice(self) -> str:
-        """What to tell the user of this bundle, or an empty string."""
+        """Advice to users of this bundle; may be empty."""
         return self.spec.advice
 
     @property
     def advice_without_map(self) -> str:
-        """What to tell who draws without label maps, or an empty string where such images are as good as others."""
+        """Advice to users who generate without label maps; empty if such images are as good as others."""
         return self.spec.advice_without_map
 
     @property

@@ -59,7 +59,7 @@ class KnownBundle:
 
     @property
     def name(self) -> str:
-        """What users call the bundle."""
+        """Name of the bundle."""
         return str(self.header["name"])
 
     @property
@@ -74,7 +74,7 @@ class KnownBundle:
 
     @property
     def accepted_licence(self) -> dict[str, object]:
-        """What ``bundle.yaml`` says of the licence once it is accepted."""
+        """Entry on the licence in ``bundle.yaml`` once it is accepted."""
         return {"name": self.licence, "url": self.licence_url, "is_accepted": True}
 
     @property

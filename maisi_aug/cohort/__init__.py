@@ -1,4 +1,4 @@
-"""What was requested for a cohort, and its outcome.
+"""Requests for cohorts, and their results.
 
 Recipes, requests, the plan, balancing, the checks before a run, the folder and its manifest.
 """

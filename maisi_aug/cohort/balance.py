@@ -193,7 +193,7 @@ class LabelBalance:
         return sum(self.planned_cases)
 
     def _part_mm(self, place: int) -> tuple[float, float] | None:
-        """What the limits of the target leave of a bin."""
+        """Return the part of a bin within the limits of the target."""
         low = max(self.bins.edges_mm[place - 1], self.target.low_mm)
         high = min(self.bins.edges_mm[place], self.target.high_mm)
         return (low, high) if high > low + _SAME_MM else None
@@ -309,7 +309,7 @@ def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[
 
 
 def _level(held: Sequence[int], num_more: int) -> list[int]:
-    """How many of the new ones each gets when every one goes to whoever has the fewest."""
+    """Return how many new items each gets if every item goes to the one with the fewest."""
     levels = list(held)
     for _ in range(num_more):
         levels[levels.index(min(levels))] += 1

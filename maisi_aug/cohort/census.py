@@ -104,7 +104,7 @@ def _list_label_maps(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
 
 
 def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> _Names | None:
-    """What the names of an entry mean: of a cohort those of the vocabulary, of masks those of their files."""
+    """Return the meaning of an entry's names: for a cohort from its vocabulary, for masks from their files."""
     if entry.organ_names:
         return {name: (place,) for place, name in enumerate(entry.organ_names, start=1)}
     if entry.has_vocabulary_ids:

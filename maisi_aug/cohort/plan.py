@@ -53,7 +53,7 @@ class CasePlan:
 
     @property
     def asked(self) -> str:
-        """What the case must contain, as the seed knows it: lesions with their volumes, and organs.
+        """Requested content of the case as used for the seed: lesions with their volumes, and organs.
 
         The words of the request do not matter, unless the case requests neither: a given map has its name.
         """
@@ -105,7 +105,7 @@ class CohortPlan:
 
     @property
     def size_sources(self) -> dict[str, str]:
-        """What the percentiles of every label refer to; a label that is requested in mm or mL has none."""
+        """Reference of the percentiles of every label; a label that is requested in mm or mL has none."""
         lesions = (lesion for case in self.cases for lesion in case.lesions)
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 

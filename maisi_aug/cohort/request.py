@@ -92,7 +92,7 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
         if field not in cls.model_fields:
             known = [known_name.replace("_", "-") for known_name in cls.model_fields]
             hint = did_you_mean(name, known) or f" Known names: {', '.join(known)}."
-            raise ValueError(f"expected NAME=off or NAME=NUMBER, found no gate '{name}'.{hint}")
+            raise ValueError(f"unknown gate '{name}'; expected NAME=off or NAME=NUMBER.{hint}")
         if isinstance(cls.model_fields[field].default, bool):
             if value.lower() not in ("on", "off"):
                 raise ValueError(f"expected {name}=on or {name}=off, found '{text}'")

@@ -86,7 +86,7 @@ class CohortRun:
 
     @property
     def twins(self) -> Twins | None:
-        """What differs between the cases of a group; None where every case stands for itself."""
+        """The factor that differs between the cases of a group; None if there are no groups."""
         return _find_twins(self.request)
 
     def with_seed(self, seed: int) -> CohortRun:
@@ -208,7 +208,7 @@ def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> 
 
 
 def _name_maps(request: CohortRequest, bundle: Bundle) -> dict[str, Any]:
-    """Where label maps come from and what their ids mean: what the user names, else the bundle's, else phantoms."""
+    """Find the label maps and the meaning of their ids: the user's, otherwise the bundle's, otherwise phantoms."""
     is_open = request.mask_source == "plant" and "mask_bank" not in request.model_fields_set
     bank, labels = (bundle.find_mask_bank() if is_open else None) or (request.mask_bank, request.mask_labels)
     return {
@@ -225,7 +225,7 @@ def _list_bank(path: str, vocabulary: Vocabulary) -> BankFiles:
 
 
 def _find_told_region(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> tuple[BodyRegion, ...] | None:
-    """What the networks must listen to: no body region that only chooses among label maps that tell what they show."""
+    """Return the body region for the networks; none if it only selects among label maps that imply their region."""
     only_chooses = request.takes_requests and any(entry.extent_mm is not None for entry in bank.entries)
     return request.body_region if bundle.is_told_regions or not only_chooses else None
 
@@ -298,7 +298,7 @@ def _choose_mask_steps(request: CohortRequest, bundle: Bundle, grid: Grid) -> in
 
 
 def _describe_bank(request: CohortRequest, bundle: Bundle, bank: BankFiles, mapping: LabelMapping) -> dict[str, Any]:
-    """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
+    """Describe the user's label maps and their explaining file for the cohort's records, without opening maps.
 
     The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
     """
@@ -334,7 +334,7 @@ def _plan_cases(
     grown_from: Sequence[int],
     distributions: Mapping[str, SizeDistribution],
 ) -> CohortPlan:
-    """What every case must contain: by the requests, or by the given label maps, or nothing."""
+    """Plan the content of every case: from the requests, from the given label maps, or none."""
     num_cases, first = request.num_cases or DEFAULT_NUM_CASES, min(grown_from, default=None)
     if (twins := _find_twins(request)) is not None:
         plan = plan_twins(
@@ -475,7 +475,7 @@ def _find_distributions(
 def _find_size_labels(
     size_label: int | Mapping[str, int], texts: Sequence[str], vocabulary: Vocabulary
 ) -> dict[str, int]:
-    """Which lesion of the vocabulary is which id of the size reference."""
+    """Match lesions of the vocabulary with ids of the size reference."""
     if isinstance(size_label, Mapping):
         return {vocabulary.label(name).name: label_id for name, label_id in size_label.items()}
     labels = [vocabulary.label(name) for name in label_names(texts)]

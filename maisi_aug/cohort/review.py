@@ -65,7 +65,7 @@ class Decision:
 
     @property
     def key(self) -> CaseKey:
-        """What the decision is on."""
+        """Key of the case that was decided on."""
         return CaseKey(self.case_id, self.attempt)
 
 

@@ -152,8 +152,8 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
     """
     if twins.factor not in MAP_FACTORS:
         raise RequestError(
-            f"--twins {twins.factor}=...: '{twins.factor}' cannot be varied in cases that are drawn whole, only size "
-            "and place. Use 'maisi-aug insert' to vary it."
+            f"--twins {twins.factor}=...: '{twins.factor}' cannot be varied in cases that are drawn whole; only size "
+            "and place can. Use 'maisi-aug insert' instead."
         )
     many = next((case for case in plan.cases if len(case.lesions) != 1), None)
     if many is not None:

@@ -113,7 +113,7 @@ def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, voca
 
     Args:
         label_map: ``(I, J, K)`` label ids.
-        required_ids: Ids that must be there.
+        required_ids: Ids that must be present.
         vocabulary: Names for the message.
     """
     # Slice by slice, and all ids at once: a user's map may have a hundred of them.
@@ -446,7 +446,7 @@ def _core(lesion: Mask) -> Mask:
 def _find_shell(
     label_map: NDArray[Any], lesion: Mask, host_ids: Sequence[int], tumor_ids: Sequence[int]
 ) -> tuple[Mask, str]:
-    """What the lesion is compared with, and whether that is its host or any body."""
+    """Find the surroundings to compare the lesion with, and whether they are its host or any body."""
     near = ndimage.binary_dilation(lesion, TOUCHING, iterations=SHELL_VOXELS) & ~lesion
     apart = near & ~ndimage.binary_dilation(lesion, TOUCHING)
     host = is_any_of(label_map, host_ids)

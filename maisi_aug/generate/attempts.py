@@ -1,4 +1,4 @@
-"""One attempt at a case: its label map, its image, and what the gates say; the outcome of it afterwards."""
+"""An attempt at a case: its label map, its image, the results of the gates, and the outcome."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ class CaseDriver:
         return []
 
     def _tell_others(self) -> None:
-        """What ``cohort status`` shows of this run."""
+        """Write what ``cohort status`` shows of this run."""
         self.recorder.manifest.lease.state = {
             "num_settled": self._num_settled,
             "num_retried": self._num_retried,

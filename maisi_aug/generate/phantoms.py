@@ -117,7 +117,7 @@ def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
         index = read_json(path)
         written, rows = dict(index["settings"]), list(index["phantoms"])
     except (OSError, ValueError, TypeError, KeyError):
-        raise CohortError(f"{path}: is not an index of phantoms. Choose another --out.") from None
+        raise CohortError(f"{path}: not an index of phantoms. Choose another --out.") from None
     changed = differences(written, settings.to_dict())
     if changed:
         raise CohortError(

@@ -247,7 +247,7 @@ class Inserter:
         assert drawn.label_map is not None
         vocabulary, lesions = self.cohort.backgrounds.vocabulary, _largest_first(drawn.lesions)
         lines = [
-            f"{lesion.label}: {lesion.realised_ml or 0:.2f} mL ({lesion.diameter_mm or 0:.1f} mm), asked for "
+            f"{lesion.label}: {lesion.realised_ml or 0:.2f} mL ({lesion.diameter_mm or 0:.1f} mm), requested "
             f"{lesion.requested_ml:.2f} mL; {origin['texture']}, {origin['attachment']}"
             for lesion, origin in zip(lesions, drawn.origin["lesions"], strict=True)
         ]
@@ -267,7 +267,7 @@ class Inserter:
 
 
 class InsertionSource(MapSource):
-    """Draws lesions into one CT; what it has drawn is told as well, where a later lesion of the case finds no room.
+    """Draws lesions into one CT, and reports drawn ones even if a later lesion of the case finds no room.
 
     Attributes:
         origin: Origin of what is drawn so far, for the manifest.

@@ -77,7 +77,7 @@ class BundlePainter:
 
     @property
     def factor(self) -> int:
-        """What every side of a crop must be a multiple of."""
+        """Number that every side of a crop must be a multiple of."""
         return self.pipeline.bundle.grid_factor
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:

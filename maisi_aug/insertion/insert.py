@@ -1,4 +1,4 @@
-"""One lesion into one CT: place, shape, drawing, blending and gates, on a crop; a pure function of the seed."""
+"""Insertion of a lesion into a CT: place, shape, drawing, blending and gates, on a crop; depends only on the seed."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ def crop_nodules(folder: Path, *, copies: int, seed: int) -> Iterator[Crop]:
 
 
 def _draw_corner(nodule: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
-    """Where a window may begin: it holds the nodule, or is held by it, and shows as much of the crop as it can."""
+    """Draw the start of a window that contains the nodule, or is inside it, and covers as much of it as it can."""
     corner = []
     for axis, (side, wanted) in enumerate(zip(nodule.shape, WINDOW, strict=True)):
         places = np.flatnonzero(nodule.any(axis=tuple(other for other in range(3) if other != axis)))

@@ -74,11 +74,11 @@ class Painter(Protocol):
 
     @property
     def factor(self) -> int:
-        """What every side of a crop must be a multiple of."""
+        """Number that every side of a crop must be a multiple of."""
 
     @property
     def least_shape(self) -> Shape:
-        """What a crop must show at least, in voxels."""
+        """Smallest shape of a crop, in voxels."""
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
         """Return ``(I, J, K)`` HU; only what is hidden counts."""
@@ -127,19 +127,19 @@ def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: fl
 
 
 def _fill(task: PaintTask) -> NDArray[np.float32]:
-    """How much of a voxel is lesion: half of those of its rim, as readers outline a nodule by what they see of it."""
+    """Return the share of lesion in each voxel: one half at the rim, since readers outline the visible nodule."""
     depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
     return np.asarray(np.clip(depth_mm / min(task.spacing_mm) - 0.5, 0.0, 1.0), dtype=np.float32)
 
 
 def _choose_noise(task: PaintTask) -> Mask:
-    """Where noise is measured: in the host, without the vessels of a lung; anywhere where there is no host."""
+    """Choose where noise is measured: in the host, without the vessels of a lung; anywhere if there is no host."""
     thin = task.host if task.texture == "soft" else task.host & (task.image_hu < THIN_HU)
     return next((mask for mask in (thin, task.host) if mask.any()), task.label_map > 0)
 
 
 def _draw_inside(task: PaintTask, rng: np.random.Generator) -> NDArray[np.float32]:
-    """What the lesion would look like without noise and point spread."""
+    """Draw the lesion without noise and point spread."""
     glass = HALO_HU if task.texture == "part-solid" else GROUND_GLASS_HU
     solid_hu, glass_hu, share = (rng.uniform(*span) for span in (SOLID_HU, glass, CORE_SHARE))
     mottling = ndimage.gaussian_filter(

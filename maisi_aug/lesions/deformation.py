@@ -232,7 +232,7 @@ def _pull(
     freedom: NDArray[np.float32],
     spacing_mm: Sequence[float],
 ) -> NDArray[np.uint8]:
-    """Every voxel takes what lay ``shift`` nearer to the start, slab by slab."""
+    """Move voxels by ``shift`` away from the start, slab by slab."""
     axes = [(np.arange(n) - s) * step for n, s, step in zip(label_map.shape, start, spacing_mm, strict=True)]
     pulled = np.empty_like(label_map)
     for slab in range(label_map.shape[0]):
@@ -249,7 +249,7 @@ def _pull(
 
 
 def _shift_mm(radii_mm: NDArray[np.float64], radius_mm: float, room_share: float) -> NDArray[np.float64]:
-    """How far outwards tissue has moved that now lies at these distances from the centre."""
+    """Return how far outwards the tissue at these distances from the centre has moved."""
     inside = radii_mm * (1.0 - (1.0 - room_share) ** (1.0 / 3.0))
     outer = np.maximum(radii_mm, radius_mm)  # (1, J, K)
     beyond = outer - np.cbrt(outer**3 - room_share * radius_mm**3)

@@ -1,4 +1,4 @@
-"""One lesion, from the plan that requests it, through the label map that it is drawn in, to the manifest.
+"""A lesion in the plan, in the label map and in the manifest.
 
 How tumours of a kind grow out of their hosts is data (``data/lesion_growth.json``), each figure with its source.
 """
@@ -120,7 +120,7 @@ class Lesion:
 
     @property
     def inside_ml(self) -> float:
-        """What has to lie inside the hosts."""
+        """Volume that must be inside the hosts."""
         return self.requested_ml * (1.0 if self.rule is None else 1.0 - self.rule.max_share_outside)
 
     def drawn(

@@ -191,7 +191,7 @@ def _convolve_into_one(features: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def _moved(offset: int, side: int) -> tuple[slice, slice]:
-    """Where something goes that is taken ``offset`` voxels further on, and where it comes from."""
+    """Return the target and the source slices of a shift by ``offset`` voxels."""
     return slice(max(-offset, 0), side - max(offset, 0)), slice(max(offset, 0), side - max(-offset, 0))
 
 

@@ -220,7 +220,7 @@ def _machine_bytes() -> int | None:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container (cgroup v2) leaves; None without a limit."""
+    """Return the memory left in a container (cgroup v2); None without a limit."""
     try:
         limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
         return max(int(limit) - int(used), 0)

@@ -105,12 +105,12 @@ def decode_classes(
 
 
 def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
-    """How thick a slab along I of a ``(B, I, J, K)`` map is that holds at most so many numbers, or ``MIN_SLAB``."""
+    """Return the thickness along I of slabs of a ``(B, I, J, K)`` map with at most so many values, or ``MIN_SLAB``."""
     return max(MIN_SLAB, max_numbers // (like[:, 0].numel() * num_channels))
 
 
 def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[Tensor]:
-    """What a function that sees one voxel around gives for every slab along I."""
+    """Apply a function that needs one neighbouring voxel to every slab along I."""
     side = features.shape[2]
     for start in range(0, side, thickness):
         stop = min(side, start + thickness)

@@ -61,8 +61,8 @@ def resolve_device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise BundleError(f"Device '{text}': torch cannot use it: {reason} Use --device cpu or auto.") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise BundleError(f"Device '{text}': torch cannot use it: {reason}. Use --device cpu or auto.") from error
     return text
 
 

@@ -42,7 +42,7 @@ class Conditions:
 
     @property
     def for_unet(self) -> dict[str, Tensor]:
-        """What the U-Net is told, by the names of its arguments."""
+        """Return the conditions of the U-Net by argument name."""
         return name_for_unet(self.modality, self.spacing, self.regions)
 
 

@@ -93,7 +93,7 @@ def paint_small_bowel(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed
 
 
 def _free_room(canvas: Canvas, envelope: Envelope, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
-    """Where centre lines may run: unlabelled peritoneal space in front of the retroperitoneum."""
+    """Return the space for centre lines: unlabelled peritoneal space in front of the retroperitoneum."""
     frame = canvas.frame
     x, y, z = frame.x[box], frame.y[box], frame.z[box]
     spine_front = np.interp(z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1] + 17.0).astype(np.float32)

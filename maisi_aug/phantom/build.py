@@ -67,7 +67,7 @@ class Phantom:
 
     @property
     def modality(self) -> str:
-        """What the networks are told about the contrast phase."""
+        """Contrast phase for the networks."""
         return "ct_wo_contrast" if self.phase == "non-contrast" else "ct_contrast"
 
 

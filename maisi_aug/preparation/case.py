@@ -1,4 +1,4 @@
-"""One case: labels laid over each other, the body found, all brought to the networks' grid, written and described."""
+"""Preparation of one case: labels are merged, the body is found, all is resampled to the networks' grid and written."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class PrepareSettings:
 
     @property
     def focus_ids(self) -> tuple[int, ...]:
-        """What training is about: the new labels and the tumours."""
+        """Labels to be trained: the new labels and the tumours."""
         return tuple(sorted({*self.vocabulary.tumor_ids, *(label.id for label in self.new_labels.values())}))
 
     def to_dict(self) -> dict[str, Any]:
@@ -310,14 +310,14 @@ def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSetti
 
 
 def _find_focus(own_ids: Sequence[int], settings: PrepareSettings) -> list[int]:
-    """What a case is about: new labels and tumours; without any, all of the lab's labels."""
+    """Find the labels to centre on: new labels and tumours, otherwise all of the lab's labels."""
     return [label_id for label_id in own_ids if label_id in settings.focus_ids] or list(own_ids)
 
 
 def _describe_cut(
     label_map: NDArray[np.uint8], grid: Grid, target: Grid, ids: Sequence[int], vocabulary: Vocabulary
 ) -> list[str]:
-    """How much of the patient, and of the labels that training is about, lies beyond the grid."""
+    """Describe how much of the patient and of the labels to be trained is outside the grid."""
     to_source = np.linalg.inv(grid.affine) @ target.affine
     scale, offset = np.diag(to_source)[:3], to_source[:3, 3]  # the target has the source's axis directions
     first, last = offset - 0.5 * scale, offset + (np.asarray(target.shape) - 0.5) * scale

@@ -167,7 +167,7 @@ def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareReques
 
 
 def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str, ...]]:
-    """The grid requested, or the bundle's; what a bundle that the user names has not seen is told."""
+    """Return the requested grid or the bundle's, with a note if a bundle that the user names was not trained on it."""
     own = bundle.spec.grid
     grid = Grid.from_spacing(config.shape or own.shape, config.spacing_mm or own.spacing_mm)
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")

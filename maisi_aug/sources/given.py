@@ -57,7 +57,7 @@ class GridChoice:
 
     @property
     def wish(self) -> str:
-        """What is expected of a map's own grid, for messages."""
+        """Requirement on a map's own grid, for messages."""
         sides = "x".join(map(str, self.shape or ()))
         steps = "x".join(f"{side:g}" for side in self.spacing_mm or ())
         if sides or steps:

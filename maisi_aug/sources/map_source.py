@@ -103,7 +103,7 @@ class MaskBank(Protocol):
 
     @property
     def num_looks(self) -> int:
-        """How many maps show about what the bank has: patients resemble each other."""
+        """Number of maps that represent the bank, since patients resemble each other."""
         return NUM_LOOKS
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""The one place that asks which kind of label maps a cohort has: it opens their source."""
+"""Opens the source of a cohort's label maps; the only module that depends on its kind."""
 
 from __future__ import annotations
 

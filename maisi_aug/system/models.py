@@ -232,7 +232,7 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
 
 
 def _own_error(details: ErrorDetails) -> MaisiAugError | None:
-    """What a validator raised that says all there is to say."""
+    """Return the error of a validator whose message is complete."""
     error = details.get("ctx", {}).get("error")
     return error if isinstance(error, MaisiAugError) else None
 

@@ -1,6 +1,6 @@
 """The patient's envelope in a CT: table, clothes and wires removed, lungs and gas filled.
 
-MAISI wants every body voxel without an organ to carry label 200; public label maps seldom have it, but their CT shows
+MAISI needs every body voxel without an organ to carry label 200; public label maps seldom have it, but their CT shows
 where the patient ends. The search runs on voxels of about 4 mm, where a table's shell is one or two voxels thin and a
 limb is not, and only the skin is then drawn at full resolution.
 """

@@ -69,7 +69,7 @@ def label_parts(mask: Mask) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
 
     The same numbers as ``scipy.ndimage.label`` gives with ``TOUCHING``, several times sooner.
     """
-    if not mask.size:  # cc3d 3 gives back one axis
+    if not mask.size:  # cc3d 3 returns one axis
         return np.zeros(mask.shape, dtype=np.uint8), 0
     # As bytes: of a mask one voxel wide, cc3d 4.1 underestimates the number of parts and raises.
     labelled, num_parts = cc3d.connected_components(

@@ -1,7 +1,7 @@
 """Position of a DICOM image's slices: each slice's own position, orientation and rescale decide, or it is refused.
 
 A file of one slice and a frame of an enhanced (multi-frame) image are one thing here, a :class:`Frame`. DICOM's world
-is LPS; affines are handed out in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
+is LPS; affines are returned in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
 C.7.6.2.1.1).
 """
 
@@ -119,7 +119,7 @@ def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[F
 
 
 def _groups(frame: Dataset, shared: Dataset | None, header: Dataset) -> Iterator[Dataset]:
-    """Where a frame's values may stand: its own groups, those of all frames, the header."""
+    """Return the places of a frame's values: its own groups, those of all frames, the header."""
     for groups in (frame, shared):
         for element in groups if groups is not None else ():
             if element.VR == "SQ" and element.value:
@@ -169,7 +169,7 @@ def _floats(values: Any, count: int, keyword: str, subject: str) -> tuple[float,
 
 
 def _number(value: Any, keyword: str, subject: str) -> float | None:
-    """One number; None where there is none."""
+    """Read one number; None if there is none."""
     if value is None:
         return None
     if not isinstance(value, int | float) or not abs(value) <= MAX_VALUE:

@@ -98,7 +98,7 @@ def read_drawn_names(path: Path) -> dict[int, str]:
 
 
 def _list_segments(dataset: Dataset, path: Path) -> list[_Segment]:
-    """What a segmentation describes, without the background that label maps may list as segment 0."""
+    """List the segments of a segmentation, without the background that label maps may list as segment 0."""
     segments = []
     for item in items_of(dataset, "SegmentSequence"):
         number = whole_number(item, "SegmentNumber", path)

@@ -1,6 +1,6 @@
 """The only place that opens image files: reading to RAS+, and writing so that a file appears whole or not at all.
 
-Every array handed out has axes ``I J K`` along R, A and S as closely as the file allows (axes are permuted and flipped,
+Every returned array has axes ``I J K`` along R, A and S as closely as the file allows (axes are permuted and flipped,
 so an oblique scan keeps its oblique affine) and at right angles: only a sheared file, such as a scan with a tilted
 gantry, is interpolated, with a warning that says so. Every file written goes to a hidden name in the same folder first,
 is flushed to the disk, and is then renamed; the same array gives the same bytes at any time.
@@ -152,7 +152,7 @@ def load_drawn_names(path: Path) -> dict[int, str]:
 
 
 def right_angled_grid(grid: Grid) -> Grid:
-    """Return the grid that a volume is handed out on: its own, or for a sheared one its orthogonal neighbour."""
+    """Return the grid that a volume is returned on: its own, or for a sheared one its orthogonal neighbour."""
     if grid.has_right_angles:
         return grid
     from maisi_aug.volumes.resampling import right_angled_grid as choose
@@ -288,7 +288,7 @@ def _lay_out(path: Path) -> Stored:
 
 
 def _kind_of(path: Path) -> Kind:
-    """Who reads a file or folder.
+    """Return the reader of a file or folder.
 
     Raises:
         VolumeError: It is not there, or called like none that can be read.

@@ -206,7 +206,7 @@ def require_nrrd_voxels(path: Path) -> None:
 
 
 def _find_nrrd_pieces(header: _Header, path: Path) -> Iterator[Piece]:
-    """Where the voxels are: behind the header, or in files next to it."""
+    """Find the voxels, which follow the header or are in files next to it."""
     source = header.find("data file", "datafile")
     if not source:
         yield Piece(path, header.num_bytes)
@@ -269,7 +269,7 @@ def _read_metaimage_header(path: Path) -> tuple[Mapping[str, str], tuple[str, ..
 
 
 def _find_metaimage_pieces(source: str, later_lines: tuple[str, ...], path: Path, header_bytes: int) -> Iterator[Piece]:
-    """Where the voxels are: behind the header, in a file next to it, or in several."""
+    """Find the voxels, which follow the header or are in one or several files next to it."""
     if source.upper() == "LOCAL":
         yield Piece(path, header_bytes)
     elif source.startswith("LIST"):

@@ -150,20 +150,20 @@ def crop_or_pad(
     fill: float,
     centre_ijk: Sequence[float] | None = None,
 ) -> tuple[NDArray[Scalar], Grid]:
-    """Cut or fill up an array to a shape without moving anything in space.
+    """Crop or pad an array to a shape without moving its content in space.
 
     Args:
         array: ``(I, J, K)`` values; not modified.
         grid: Grid of the array.
-        shape: Wanted shape.
-        fill: Value of voxels from beyond the array.
+        shape: Shape of the result.
+        fill: Value of padded voxels.
         centre_ijk: Voxel index that becomes the centre of the result; the array's centre by default.
 
     Returns:
-        The array of the wanted shape and its grid.
+        The array of the given shape, and its grid.
 
     Raises:
-        GridError: If the array does not have the grid's shape, or the wanted shape is not positive.
+        GridError: If the array does not have the grid's shape, or the shape is not positive.
     """
     _require_shape(array, grid)
     centre = (np.asarray(grid.shape) - 1) / 2 if centre_ijk is None else np.asarray(centre_ijk, dtype=np.float64)

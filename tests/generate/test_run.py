@@ -454,7 +454,7 @@ def test_size_far_below_the_stored_lesions_does_not_stop_larger_ones(
     cohort = resolve(labels=labels, num_cases=2, mask_source="bank", mask_bank=str(bank))
     summary = synthesize_cohort(cohort, tmp_path / "cohort", device="cpu")
     assert [record.request for record in summary.manifest.records] == labels
-    assert summary.manifest.records[0].reason.endswith("no lesion within a factor of")
+    assert summary.manifest.records[0].reason.startswith("Mask bank 'bank': no lesion within a factor of")
     assert summary.manifest.records[0].status == "rejected"
 
 
@@ -534,7 +534,7 @@ def test_bank_of_one_real_scan_gives_cases_on_the_bundles_grid(
     [
         ({}, {"device": "no such device"}, "Device 'no such device': torch cannot use it"),
         ({}, {"device": "cpu", "compiler": "trt"}, "--compile trt: needs the packages"),
-        ({"precision": "float16"}, {"device": "mps"}, "precision: device 'mps'"),
+        ({"precision": "float16"}, {"device": "mps"}, "Device 'mps': torch cannot use it|precision: device 'mps'"),
     ],
 )
 def test_what_cannot_be_computed_leaves_no_folder(

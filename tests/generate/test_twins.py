@@ -138,7 +138,7 @@ def test_detection_curve_counts_the_twins(folder: Path, tmp_path: Path) -> None:
         (
             {"twins": "contrast=100,300"},
             RequestError,
-            "cannot be varied in cases that are drawn whole, only size and place",
+            "cannot be varied in cases that are drawn whole; only size and place can",
         ),
         ({"twins": "place=liver,spleen", "labels": ["lung tumor:20mm"]}, RequestError, "cannot contain lung tumor"),
         (

@@ -160,7 +160,7 @@ def _under_monais_licence(known: KnownBundle) -> KnownBundle:
 
 
 def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
-    """The bundles whose U-Net has these tensors, because they differ in what it is told."""
+    """Return the bundles whose U-Net has these tensors; bundles differ in its conditioning."""
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_state_dict
 

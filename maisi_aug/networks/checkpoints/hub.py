@@ -213,7 +213,7 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
 
 
 def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
-    """Fetch a file; a download that broke off goes on where it stopped, which not every huggingface_hub does itself."""
+    """Download a file, resuming an interrupted download; not every version of huggingface_hub resumes by itself."""
     from huggingface_hub import hf_hub_download
 
     for tries_left in reversed(range(MAX_TRIES)):

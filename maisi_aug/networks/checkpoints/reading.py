@@ -43,7 +43,7 @@ _WORDS = (MetaKeys, SpaceKeys, TraceKeys)  # of MONAI's metadata
 
 
 def _find_word(words: Any, name: Any) -> Any:
-    """What stands for getattr, by which Python 3.11.0 to 3.11.3 stores members of enumerations: these words alone."""
+    """Stand in for getattr, which Python 3.11.0 to 3.11.3 uses to store members of enumerations; allows only these."""
     if words not in _WORDS or not isinstance(name, str) or name not in words.__members__:
         raise pickle.UnpicklingError(f"WeightsUnpickler error: GLOBAL builtins.getattr of {words!r}, {name!r}")
     return words[name]
@@ -83,7 +83,7 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
 
 
 def _name_surplus(path: Path, error: Exception) -> str:
-    """What the file needs beyond data; found by reading its instructions, not by following them."""
+    """Name what the file needs besides data, by reading its instructions without executing them."""
     message = str(error.__cause__ or error).rpartition("WeightsUnpickler error:")[2].strip()
     try:
         with content_errors():

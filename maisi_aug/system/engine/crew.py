@@ -76,7 +76,7 @@ class Hand(Protocol[Item]):
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Its place, for messages."""
         ...
 
     @property

@@ -103,7 +103,7 @@ class Engine(Protocol):
 
     @property
     def devices(self) -> Sequence[str]:
-        """That the workers compute on, as far as this process can judge them."""
+        """Devices of the workers, as far as this process knows them."""
         ...
 
     def run(

@@ -177,7 +177,7 @@ class PhantomStore:
         return self._read(index, "image_hu")[box]
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
-        """One array of a phantom's archive; the others stay on the disk."""
+        """Read one array of a phantom's archive, without the others."""
         return self._memory.get((self.folder, index, name), partial(read_array, self.path_of(index), name))
 
 

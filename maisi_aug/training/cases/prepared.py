@@ -48,7 +48,7 @@ class PreparedStore:
 
     @property
     def spec(self) -> PreparedSpec:
-        """What all cases of the folder share."""
+        """Settings that all cases of the folder share."""
         return self.dataset.spec
 
     @property

@@ -54,7 +54,7 @@ class FinetunedBank:
 
     @property
     def ids(self) -> dict[int, int] | None:
-        """What the ids of the files are in the bundle; None where files differ in the meaning of one."""
+        """Ids in the bundle by id in the files; None if files differ in the meaning of an id."""
         merged: dict[int, int] = {}
         for row in self.rows:
             if any(merged.setdefault(own, label_id) != label_id for own, label_id in row.ids.items()):

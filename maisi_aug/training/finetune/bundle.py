@@ -199,7 +199,7 @@ def _name_of(folder: Path) -> str:
 
 
 def _paths_to(base: Bundle, folder: Path) -> list[str]:
-    """Where the base lies: nothing for one that its name finds, else relative and absolute."""
+    """Return the relative and the absolute path of the base; none if it can be found by name."""
     known = {*embedded_bundles(), *pulled_bundles()}
     if base.name in known and load_bundle(base.name).fingerprint == base.fingerprint:
         return []

@@ -28,7 +28,7 @@ from maisi_aug.volumes.components import Box
 
 
 class SlotStore:
-    """The cases of a store with other ids in their label maps, translated as they are cut; a ``CaseStore``.
+    """A ``CaseStore`` that translates the ids in the label maps of another store when they are read.
 
     Args:
         store: The cases.

@@ -39,7 +39,7 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told.
+    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and further conditions.
 
     The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
     ``surroundings`` is what the ControlNet is shown of the images, ``(B, 2, I, J, K)``; None where it does not listen.

@@ -1,6 +1,6 @@
 """A start for a small U-Net and ControlNet: weights that already draw every label at its mean intensity.
 
-Before its first step the ControlNet hands over e(m), the latent of an image in which each label of the map m has its
+Before its first step the ControlNet returns e(m), the latent of an image in which each label of the map m has its
 mean intensity, and the U-Net answers with
 
     v = -s (x_t - e(m)) / std(x_t - e(m)).

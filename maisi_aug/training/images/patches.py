@@ -133,7 +133,7 @@ class PatchSource:
         return patch
 
     def _draw_turns(self, transforms: np.random.Generator) -> tuple[int, tuple[int, int]]:
-        """How often to turn by 90 degrees, and in which plane."""
+        """Draw the number of turns by 90 degrees, and their plane."""
         is_turned = transforms.random() < self.config.rotation_share
         turns, plane = int(transforms.integers(1, 4)), int(transforms.integers(3))
         return (turns if is_turned else 0), ((0, 1), (0, 2), (1, 2))[plane]

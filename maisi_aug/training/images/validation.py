@@ -108,7 +108,7 @@ class VaeValidation:
 def _mean_over_cases(
     num_cases: int, compare: Callable[[int], dict[str, float]], processes: Processes
 ) -> dict[str, float]:
-    """Each process takes every so many cases; all get the means over all cases."""
+    """Compute means over all cases, which are divided among the processes and shared with all."""
     own = [compare(index) for index in range(processes.rank, num_cases, processes.count)]
     rows: Sequence[dict[str, float]] = [row for rows in processes.gather(own) for row in rows]
     names = {name: None for row in rows for name in row}

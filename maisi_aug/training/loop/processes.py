@@ -94,7 +94,7 @@ class Processes:
         return str(self._state.device)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
@@ -103,7 +103,7 @@ class Processes:
         """Run a block in the main process, then in the others, which find what it wrote.
 
         Raises:
-            TimeIsUp: In all of them, where the time was up in the main one.
+            TimeIsUp: The time limit was reached in the main process; raised in all processes.
         """
         if not self.is_main:
             self._hear_of_main()

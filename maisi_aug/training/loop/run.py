@@ -1,9 +1,9 @@
-"""The one training loop: steps, learning rate, mixed precision, averaging, validation, checkpoints, exact resume.
+"""Training loop of all networks: steps, learning rate, mixed precision, averaging, validation, checkpoints, resuming.
 
-Nothing random lives in the loop: an objective derives the noise of a step from the step's number, so that a run that
-was killed and resumed ends with the same weights as one that was not: bit by bit on the same kind of processor with
-as many threads, else to the rounding of sums. One process or many, and batches at once or accumulated, make the same
-steps.
+The loop has no random state: an objective derives the noise of a step from its number. A run that was killed and
+resumed therefore ends with the same weights as an uninterrupted one: identical bits on the same kind of processor with
+the same number of threads, otherwise up to rounding of sums. The steps do not depend on the number of processes or on
+whether batches are accumulated.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Stateless:
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+        """Do nothing: there is no state."""
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,7 @@ def _step_of(path: Path) -> int:
 
 
 def _cause_of(error: BaseException) -> str:
-    """What the operating system said, under what torch and ours wrapped around it."""
+    """Return the error of the operating system that is wrapped in those of torch and ours."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -44,11 +44,11 @@ class StopRequest:
         self._before = {}
 
 
-class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, and the next run goes on
-    """The time of a run was over while its cases were prepared.
+class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, and the next run continues
+    """The time limit of a run was reached while its cases were prepared.
 
     Args:
-        phase: What was going on.
+        phase: What was being done.
         done: How many cases were done.
         total: Total of how many.
     """
@@ -59,10 +59,10 @@ class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, a
 
 
 class TimeLimit:
-    """The wall-clock time of a run, what comes before its first step included.
+    """Wall-clock limit of a run, including the time before its first step.
 
     Args:
-        max_minutes: From now; None for no limit.
+        max_minutes: Limit from now on; None for no limit.
     """
 
     def __init__(self, max_minutes: float | None) -> None:

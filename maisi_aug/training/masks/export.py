@@ -97,7 +97,7 @@ def _spell_sizes(sizes: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 
 def _describe(run: MaskTrainingFolder) -> dict[str, Any]:
-    """Where the networks come from, how good they are, and what volumes the sizes of organs stand for."""
+    """Describe the origin and quality of the networks, and the volumes behind the sizes of organs."""
     summaries = {stage: read_json(run.folder / stage / SUMMARY_NAME) for stage in MASK_STAGES}
     organs = zip(SIZED_ORGANS, run.measure().organ_volumes_ml(), strict=True)
     return {

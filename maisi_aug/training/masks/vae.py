@@ -119,7 +119,7 @@ class MaskVaeObjective(Stateless):
 
 
 def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: float) -> Tensor:
-    """Return weights of the classes, so that small organs count.
+    """Return class weights for the loss, which are higher for small organs.
 
     Args:
         counts: ``(N, 125)`` voxels per class of the training maps.
@@ -127,8 +127,8 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
         max_weight: As a multiple of the least weight.
 
     Returns:
-        ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of no batch has to be divided by
-        a weight of its own. Classes that no map has weigh most.
+        ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of a batch needs no further
+        normalisation. Classes that occur in no map have the largest weight.
     """
     shares = counts.sum(axis=0) / max(1, counts.sum())
     with np.errstate(divide="ignore"):

@@ -34,7 +34,9 @@ def test_folder_of_an_arm_has_no_colon() -> None:
 
 
 def test_unknown_arm_is_refused_with_the_closest_name() -> None:
-    with pytest.raises(BenchmarkError, match="Arm 'real-duplicate': expected one of real, .*Did you mean 'real-dup"):
+    with pytest.raises(
+        BenchmarkError, match="Arm 'real-duplicate': unknown arm; expected one of real, .*Did you mean 'real-dup"
+    ):
         parse_arm("real-duplicate", ["synthetic"])
 
 

@@ -66,5 +66,5 @@ def test_command_writes_figures_chart_and_worst_slices(run_cli: RunCli, bundle: 
 
 
 def test_folder_without_cts_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="not found"):
+    with pytest.raises(EvaluationError, match="no CT volumes"):
         find_case_set(tmp_path, vocabulary=bundle.vocabulary)

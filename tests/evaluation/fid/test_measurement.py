@@ -135,7 +135,7 @@ def test_one_case_and_other_voxels_are_pointed_out(
     assert document["planes"]["mean"]["interval"] is None
     notes = "\n".join(document["notes"])
     assert "There is only one real case: no interval can be given." in notes
-    assert "Voxels differ: 2.00 x 2.00 x 4.00 mm in the real and 3.00 x 3.00 x 4.00 mm" in notes
+    assert "Voxel sizes differ: 2.00 x 2.00 x 4.00 mm in the real and 3.00 x 3.00 x 4.00 mm" in notes
     assert "Volumes differ in shape" in notes
     alike = measure(
         tmp_path,

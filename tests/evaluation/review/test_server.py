@@ -299,7 +299,7 @@ def test_bank_of_label_maps_alone_is_shown(cohort: Path, tmp_path: Path) -> None
 
 
 def test_folder_with_nothing_to_look_at_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="not found"):
+    with pytest.raises(EvaluationError, match="no CT volumes"):
         FolderCases(tmp_path)
 
 

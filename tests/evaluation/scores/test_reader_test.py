@@ -48,7 +48,7 @@ def test_verdicts_have_their_error_rates() -> None:
 
 @pytest.mark.parametrize(
     ("answers", "words"),
-    [({"item-99": "real"}, "'item-99'"), ({"item-00": "fake"}, "found 'fake'"), ({}, "found none")],
+    [({"item-99": "real"}, "'item-99'"), ({"item-00": "fake"}, "found 'fake'"), ({}, "none found")],
 )
 def test_answers_that_cannot_be_scored_are_named(answers: dict[str, str], words: str) -> None:
     with pytest.raises(EvaluationError, match=words):

@@ -92,7 +92,7 @@ def test_failed_check_leaves_nothing_behind(build_cohort: BuildCohort, monkeypat
 
     monkeypatch.setattr(nnunet, "verify_integrity", refuse)
     cohort = build_cohort([HEPATIC_TUMOR])
-    with pytest.raises(ExportError, match="no"):
+    with pytest.raises(ExportError, match="integrity check complains"):
         export(cohort)
     assert list((cohort.parent / "raw").iterdir()) == []
 
@@ -229,8 +229,8 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"dataset_id": 0}, "expected 1 to 999, found 0"),
-            ({"dataset_id": 1000}, "expected 1 to 999, found 1000"),
+            ({"dataset_id": 0}, "must be 1 to 999, found 0"),
+            ({"dataset_id": 1000}, "must be 1 to 999, found 1000"),
             ({"name": "Syn Liver"}, "found 'Syn Liver'"),
             ({"name": "../Liver"}, "found '../Liver'"),
             ({"out": None}, "Use --out DIR, or export nnUNet_raw"),

@@ -588,7 +588,7 @@ class TestRefusals:
     def test_cohort_of_another_modality(self, place: Place) -> None:
         write_cohort(place.cohort, [HEPATIC_TUMOR], settings={"modality": "mri_t1"})
         write_real_dataset(place.raw)
-        with pytest.raises(ExportError, match="which nnU-Net normalises image by image"):
+        with pytest.raises(ExportError, match="needs CT images as in Dataset003_Liver, found mri_t1"):
             place.export()
 
     def test_skewed_axes(self, place: Place) -> None:
