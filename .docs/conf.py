@@ -38,6 +38,7 @@ PAGES = {
         "maisi_aug/gates/README": "Sizes, gates and verdicts",
         "maisi_aug/cohort/README": "File formats",
         "integrations/README": "Integrations",
+        "integrations/nvidia/README": "NVIDIA's scripts, option by option",
         "evaluation/README": "Evaluation",
         "evaluation/measured": "Measured",
         "maisi_aug/bundles/phantom_ct/README": "phantom-ct",

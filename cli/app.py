@@ -47,10 +47,9 @@ VERBS: dict[str, Verb] = {
     "view": Verb("maisi_aug.cli.view", "View a cohort in the browser and accept or reject its cases."),
     "report": Verb("maisi_aug.cli.report", "Write a benchmark or a cohort as a single web page."),
     "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, reviewers."),
-    "labels": Verb(
-        "maisi_aug.cli.labels", "List the labels that can be requested, with ids, host organs and lesion sizes."
-    ),
-    "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
+    "labels": Verb("maisi_aug.cli.labels", "List the labels to request, with ids, host organs and lesion sizes."),
+    "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, share, convert and verify bundles of weights."),
+    "migrate": Verb("maisi_aug.cli.migrate", "Translate configurations of NVIDIA's scripts into commands."),
     "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes for cohorts and training."),
 }
 
@@ -134,7 +133,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process.
 
     Args:
-        arguments: What follows the program's name; ``--debug`` may stand anywhere before ``--``.
+        arguments: Arguments after the program's name; ``--debug`` may stand anywhere before ``--``.
 
     Returns:
         The exit code: 0, 1 (the run failed or some cases were rejected), 2 (usage or recipe) or 130 (Ctrl-C).

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.api.bars import show_stages
+from maisi_aug.api.bars import open_bars, show_stages
+from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.cli.shared.from_models import with_options
-from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, TrainingDevice
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Devices, MaxMinutes, TrainingDevice
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 def register(app: typer.Typer) -> None:
@@ -29,8 +34,10 @@ def register(app: typer.Typer) -> None:
 
 def run(
     config: BenchmarkConfig,
+    cluster: ClusterOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=RUN)],
     device: TrainingDevice = "auto",
+    devices: Devices = None,
     max_minutes: MaxMinutes = None,
     plan_only: Annotated[
         bool,
@@ -50,25 +57,52 @@ def run(
     from maisi_aug.api.benchmarking import look_ahead, open_benchmark, run_trainings, summarise
     from maisi_aug.evaluation.benchmark.text import list_commands
 
+    where = Where.read(device, devices, options=cluster.to_engine())
     if dry_run:
         with show_stages("reading cases") as notify:
-            outlook = look_ahead(config, out, device=device, notify=notify)
+            outlook = look_ahead(config, out, device=where.devices[0] if where.devices else device, notify=notify)
         typer.echo(json.dumps(outlook.figures, indent=1) if as_json else outlook.text)
         return
     with show_stages("reading cases") as notify:
-        benchmark = open_benchmark(config, out, device=None if plan_only else device, notify=notify)
+        benchmark = open_benchmark(config, out, where=None if plan_only else where, notify=notify)
     for warning in benchmark.plan.warnings:
         tell(f"Note: {warning}")
     if plan_only:
         typer.echo("\n".join(list_commands(out, benchmark.plan.config)))
         return
-    with show_stages("reading cases") as notify:
-        run_trainings(benchmark, device=device, max_minutes=max_minutes, notify=notify, say=tell)
+    with open_bars(is_transient=True) as bars:
+        lines = _TrainingLines(bars, benchmark.plan.config.steps)
+        run_trainings(benchmark, where, max_minutes=max_minutes, watch=lines, say=tell)
     result = summarise(benchmark)
     typer.echo(json.dumps(result.figures, indent=1) if as_json else result.text)
     tell(f"Next: maisi-aug report {out} --out report.html")
     if result.figures["failures"]:
         raise typer.Exit(1)
+
+
+@dataclass
+class _TrainingLines:
+    """A bar for each worker, with the training that it is at.
+
+    Attributes:
+        bars: That it is drawn among.
+        num_steps: Of a training.
+    """
+
+    bars: Progress
+    num_steps: int
+    _lines: dict[str, TaskID] = field(default_factory=dict)
+
+    def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """As engines and trainings tell it."""
+        if worker not in self._lines:
+            self._lines[worker] = self.bars.add_task("opening", total=None)
+        if event == "begins":
+            self.bars.update(self._lines[worker], description="reading cases", completed=0, total=None)
+        elif event == "steps":
+            name, seed, step, loss = details
+            text = f"{name}, seed {seed}, loss {loss:.3f}"
+            self.bars.update(self._lines[worker], description=text, completed=step, total=self.num_steps)
 
 
 def arm(

@@ -109,7 +109,7 @@ def _read_command(words: Sequence[str]) -> Path:
     values = command.make_context(words[0], list(words[1:])).params
     if values["out"] is None:
         raise RequestError(f"{words[0]} --out: required here. Give a folder for the cohort.")
-    for name in ("shard", "dry_run"):
+    for name in ("shard", "dry_run", "redraw_rejected"):
         if values.get(name):
             raise RequestError(f"--{name.replace('_', '-')} cannot be used in the command of a job.")
     return Path(values["out"])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.api.bars import show_stages
+from maisi_aug.api.engines import EngineOptions
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Quiet
 from maisi_aug.cli.shared.streams import tell
@@ -31,6 +32,10 @@ Cases = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any 
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder for the figures as JSON, Markdown and pictures.", rich_help_panel=RUN),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE,...", help="Several devices, such as cuda:0,cuda:1; each runs its own process."),
 ]
 
 
@@ -58,23 +63,25 @@ def fid(
         Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort, or any of the same kinds.")
     ],
     request: FidRequest,
+    engine: EngineOptions,
+    devices: Devices = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure 2.5D FID and KID by plane, with intervals over cases and the floor that real cases set.
 
-    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE. On
-    several GPUs: torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
+    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE.
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
     from maisi_aug.api import evaluate
 
     with show_stages("reading", is_quiet=quiet) as notify:
-        measured = evaluate.fid(real, synthetic, out=out, progress=notify, **dict(request))
-    if measured is not None:
-        _finish(measured, as_json=as_json)
+        measured = evaluate.fid(
+            real, synthetic, out=out, progress=notify, devices=devices, **dict(engine), **dict(request)
+        )
+    _finish(measured, as_json=as_json)
 
 
 def distribution(
@@ -208,6 +215,8 @@ def memorization(
 def reconstruction(
     cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
     request: ReconstructionRequest,
+    engine: EngineOptions,
+    devices: Devices = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -221,7 +230,9 @@ def reconstruction(
     from maisi_aug.api import evaluate
 
     with show_stages("reading", is_quiet=quiet) as notify:
-        measured = evaluate.reconstruction(cases, out=out, progress=notify, **dict(request))
+        measured = evaluate.reconstruction(
+            cases, out=out, progress=notify, devices=devices, **dict(engine), **dict(request)
+        )
     _finish(measured, as_json=as_json)
 
 

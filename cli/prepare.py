@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     config: PrepareConfig,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the prepared cases; continued when unfinished.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for prepared cases; continued if unfinished.")],
     device: Annotated[
         str, typer.Option(help="Device for TotalSegmentator: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
     ] = "auto",
@@ -48,8 +48,8 @@ def prepare(
     """Prepare your own CTs and label maps for training: one grid, one vocabulary, body, folds, pictures.
 
     Labels win over each other in this order, the last one on top: body, --tissue, --organs, your labels, lesions.
-    A scan larger than the grid is cropped around the new labels; a smaller one is filled up with air.
-    The same command prepares only what is new.
+    A scan larger than the grid is cropped around the new labels; a smaller one is padded with air.
+    The same command continues a stopped run, and prepares only new cases.
 
     Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """

@@ -1,4 +1,4 @@
-"""`maisi-aug recipes`: the recipes that come with the package, and a check for one's own."""
+"""`maisi-aug recipes`: list the recipes of the package, and check a user's own."""
 
 from __future__ import annotations
 

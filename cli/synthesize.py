@@ -18,7 +18,17 @@ from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan, view_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
-from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, JsonLines, Quiet, ShardOption
+from maisi_aug.cli.shared.run_options import (
+    RUN,
+    AsJson,
+    Device,
+    Devices,
+    JsonLines,
+    Quiet,
+    RedrawRejected,
+    ShardOption,
+    Verify,
+)
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.review import num_rejected_in_review
 
@@ -67,23 +77,8 @@ def synthesize(
     resume: Annotated[
         bool, typer.Option(help="Continue an existing cohort that has the same configuration.", rich_help_panel=RUN)
     ] = True,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Check the bytes of finished cases against the manifest and draw altered ones again; missing files "
-            "are always drawn again.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
-    redraw_rejected: Annotated[
-        bool,
-        typer.Option(
-            "--redraw-rejected",
-            help="Try again for cases that were rejected in maisi-aug view.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    verify: Verify = False,
+    redraw_rejected: RedrawRejected = False,
     view: Annotated[
         bool,
         typer.Option(

@@ -14,7 +14,7 @@ READERS = "Reader test"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the command to the application."""
     app.command("view")(view)
 
 
@@ -62,6 +62,10 @@ def view(
             min=0, help="Seed for the order of --blind; the same seed continues a test.", rich_help_panel=READERS
         ),
     ] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also show this report of the cohort; its pictures link to their cases."),
+    ] = None,
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free port.", rich_help_panel=RUN)
     ] = 0,
@@ -81,6 +85,8 @@ def view(
 
     if blind and beside is None:
         raise typer.BadParameter("--blind can only be used with --beside, the folder of real images.")
+    if blind and report is not None:
+        raise typer.BadParameter("--report can only be used without --blind, since it shows which cases are synthetic.")
     options = ViewOptions(
         path=path,
         beside=beside,
@@ -90,6 +96,7 @@ def view(
         num_images=num_images,
         seed=seed,
         port=port,
+        report=report,
     )
     tell("Ctrl-C stops.")
     serve(options, tell=typer.echo, opens_browser=not no_browser)

@@ -68,6 +68,8 @@ class DistributionRequest(StrictModel, use_attribute_docstrings=True):
     """Voxel size in mm on which texture and shape are measured."""
     seed: _Seed = 0
     """Random seed of the measurement."""
+    num_workers: _Workers = None
+    """Processes; one per core for a dozen cases each by default."""
 
 
 class EquivalenceRequest(DistributionRequest):
@@ -137,6 +139,8 @@ class MemorizationRequest(StrictModel, use_attribute_docstrings=True):
     """Cases that the generator was trained on."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
     """Real cases that it was not trained on (default: training cases, left out in turn)."""
+    num_workers: _Workers = None
+    """Number of processes (default: one per core, for at least a dozen cases each)."""
 
 
 class ReconstructionRequest(StrictModel, use_attribute_docstrings=True):

@@ -84,7 +84,7 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
             keys: Keys of the image and of the label map.
-            probability: That an item gets a lesion.
+            probability: Probability that an item gets a lesion.
             name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
             pool: As for :class:`LesionPool`.
 

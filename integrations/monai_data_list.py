@@ -47,7 +47,7 @@ class MonaiReport:
         folds_source: Where they come from.
         num_linked: How many images are hard links to the cohort's files rather than copies.
         labels: Label name -> number.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path

@@ -40,7 +40,7 @@ class JobLimits:
         num_cpus: Cores.
         memory: As Slurm writes it, such as 32GB; empty for the cluster's default.
         partition: Partition of the cluster; empty for its default.
-        account: That pays; empty for the user's default.
+        account: Account to charge; empty for the user's default.
         num_running: Most jobs that run at the same time; None for all.
         num_timeouts: How often a job is queued again because its time was over; preemptions do not count.
         others: Further options of sbatch.
@@ -162,7 +162,7 @@ def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
     Args:
         folder: For logs and what the jobs are made of.
         num_jobs: Jobs of the array.
-        limits: What every job gets.
+        limits: Resources of every job.
 
     Raises:
         MissingExtraError: submitit is not installed.
@@ -185,7 +185,7 @@ def submit_shards(
         words: Words of the command, after ``maisi-aug``, without ``--shard``.
         folder: For logs and what the jobs are made of.
         num_jobs: Jobs, and shards.
-        limits: What every job gets.
+        limits: Resources of every job.
         is_local: Start processes on this machine instead.
 
     Returns:

@@ -74,7 +74,7 @@ class InsertLesion:
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
-            probability: That a subject gets a lesion.
+            probability: Probability that a subject gets a lesion.
             image: Name of the image in the subject.
             label: Name of the label map.
             seed: Seed of everything random.

@@ -73,6 +73,10 @@ class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
 
 
+class MigrationError(MaisiAugError, ValueError):
+    """A configuration of another program that cannot be translated."""
+
+
 class BenchmarkError(MaisiAugError, ValueError):
     """A benchmark whose cases, arms or folder are not what it needs."""
 
@@ -105,7 +109,7 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return the closest candidates as a phrase to append to a message, or an empty string.
 
     Args:
-        word: What the user typed.
+        word: Word that the user typed.
         candidates: The names that would have been right.
 
     Returns:

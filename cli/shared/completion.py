@@ -116,6 +116,17 @@ def complete_datasets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
     return ((folder.name, f"raw dataset in ${RAW_VARIABLE}") for folder in list_datasets())
 
 
+@_offering
+def complete_modalities(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Modalities, of the bundle that the command line names or of all."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.vocabulary.modalities import CT_MODALITIES, MODALITY_CODES, MR_MODALITIES
+
+    named = _name_bundle(ctx)
+    names = load_bundle(named).spec.modalities if named else (*CT_MODALITIES, *MR_MODALITIES)
+    return ((name, f"NVIDIA's code {MODALITY_CODES[name]}") for name in names)
+
+
 def is_given(ctx: typer.Context, name: str) -> bool:
     """Whether a parameter was typed, and is not left to its default."""
     source = ctx.get_parameter_source(name)

@@ -113,7 +113,7 @@ def with_options(
     which what is required here may stand. All other parameters stay as they are.
 
     Args:
-        function: What the command does.
+        function: Function of the command.
         without: Parameters that are not options of this command.
         fixed: Arguments of the function that this command decides.
     """

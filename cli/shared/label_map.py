@@ -1,7 +1,7 @@
-"""`--map LABEL=NAME`, one direction for all commands: what the user's files call a label, and its name here.
+"""`--map LABEL=NAME`, in one direction for all commands: the label in the user's files, then its name here.
 
-Earlier spellings, which some commands had the other way round or under another flag, work for one more release; each is
-answered with a note that says how to write it now.
+Earlier spellings, which some commands had the other way round or as another flag, work for one more release, with a
+note that gives the new spelling.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ RUN = "Run"
 
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
-Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)]
+Device = Annotated[
+    str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=RUN)
+]
 Devices = Annotated[
     str | None,
     typer.Option(
@@ -34,12 +36,29 @@ ShardOption = Annotated[
         rich_help_panel=RUN,
     ),
 ]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Check the bytes of finished cases against the manifest and draw altered ones again; missing files are "
+        "always drawn again.",
+        rich_help_panel=RUN,
+    ),
+]
+RedrawRejected = Annotated[
+    bool,
+    typer.Option(
+        "--redraw-rejected",
+        help="Try again for cases that were rejected in maisi-aug view.",
+        rich_help_panel=RUN,
+    ),
+]
 TrainingDevice = Annotated[
-    str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
+    str, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]
 MaxMinutes = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Time limit; the same command continues.", rich_help_panel=RUN),
+    typer.Option(min=0.0, help="Time limit; the same command continues later.", rich_help_panel=RUN),
 ]
 Tensorboard = Annotated[
     bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.", rich_help_panel=RUN)

@@ -47,10 +47,10 @@ class CaseSource:
     """Cases whose label maps number their labels alike.
 
     Attributes:
-        name: What arms call it; "real" for the real ones.
+        name: Name in arms; "real" for the real cases.
         cases: In the order of their names, or of the cohort's plan.
         label_ids: Name of a label to its numbers in the maps.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
         names: All names that the folder gives its labels, those that are left out included; not kept with a plan.
     """
 
@@ -104,7 +104,7 @@ def find_synthetic_cases(
     """List the cases of a cohort, of an nnU-Net raw dataset or of a folder of pairs.
 
     Args:
-        name: What arms call the source.
+        name: Name of the source in arms.
         path: The folder.
         labels: Names of the real labels.
         mapping: Name of a real label to names or ids here; labels that are not named are looked up by what their own

@@ -47,7 +47,7 @@ class Arm:
 
     Attributes:
         name: As the user wrote it.
-        kind: What its training set holds.
+        kind: Kind of its training set.
         source: Name of the synthetic source; empty without one.
         ratio: Added cases per real case; 0 where nothing is added.
         count: Real patients of every draw; 0 for an arm with all real training cases and no draws.
@@ -161,8 +161,8 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         dict[str, tuple[str, ...]],
         Option("--map", metavar="LABEL=NAME", takes=list[str], panel=_DATA, everyday=True),
     ] = Field(default={})
-    """A label of the real cases and its counterpart in the synthetic maps: names or ids, joined by '+'. If the real
-    cases do not name their labels, LABEL is an id, or several joined by '+'.
+    """Label of the real cases, and its names or ids in the synthetic maps, joined by '+'. If the real cases do not name
+    their labels, LABEL is one or more ids joined by '+'.
     """
     lesion_labels: Annotated[tuple[str, ...] | None, Option("--lesion-label", panel=_DATA)] = None
     """Label whose lesions are counted one by one; may repeat (default: labels named as lesions)."""

@@ -124,7 +124,7 @@ def score_windows(
         network: In evaluation mode.
         channels: On the device.
         window: Voxels of a window.
-        fill: What lies beyond the edge of a case that is smaller than a window.
+        fill: Padding value for a case that is smaller than a window.
         device: Where the network is.
     """
     with mixed_precision(device):

@@ -50,7 +50,7 @@ class BenchmarkPlan:
             every training, those of the first.
         draws: Training cases of every training, of arms that draw them anew.
         training: How cases are brought to the light engine's network.
-        warnings: What to beware of, one sentence each.
+        warnings: Warnings, a sentence each.
     """
 
     config: BenchmarkConfig

@@ -27,11 +27,11 @@ Array = NDArray[np.float64]
 
 
 def measure_replacement(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[dict[str, Any]]:
-    """Return for every label and arm with synthetic cases how many real cases alone would do as well.
+    """Return, by label and arm with synthetic cases, how many real cases alone would give the same score.
 
     Args:
-        benchmark: With numbers of real cases.
-        scores: Of its arms; draws that are not finished in every arm are left out.
+        benchmark: A benchmark with several numbers of real cases.
+        scores: Scores of its arms; draws that are not finished in every arm are left out.
     """
     finished = set.intersection(*(set(arm.runs) for arm in scores)) if scores else set()
     arms = {arm.arm.name: arm.choose(sorted(finished)) for arm in scores}

@@ -44,7 +44,7 @@ class ArmState:
     Attributes:
         arm: Name of the arm.
         seed: Number of the training.
-        status: "done", "failed", "begun" or "waiting".
+        status: "done", "failed", "begun", "waiting", or "busy" where another process is at work on it.
         reason: Why it failed.
     """
 

@@ -38,8 +38,12 @@ def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
 
 def spell_state(state: ArmState) -> str:
     """Return the state of a training."""
-    again = {"begun": "; run again to continue", "failed": f": {state.reason}"}.get(state.status, "")
-    return f"{state.arm}, seed {state.seed}: {state.status}{again}"
+    said = {
+        "begun": "begun; run again to continue",
+        "failed": f"failed: {state.reason}",
+        "busy": "running elsewhere; run this command again when it has finished",
+    }
+    return f"{state.arm}, seed {state.seed}: {said.get(state.status, state.status)}"
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:

@@ -137,8 +137,8 @@ def measure_agreement(
     Args:
         case_set: Labelled cases.
         segment: The segmenter.
-        labels: What to compare.
-        segmenter: What the segmenter is, in words.
+        labels: Labels to compare.
+        segmenter: Description of the segmenter.
         unmatched: Labels of the segmenter that are not compared.
         seed: Seed of the bootstrap over cases.
         notify: Told cases done and cases in all.

@@ -34,7 +34,8 @@ from maisi_aug.evaluation.cohort.lesion_sizes import SIZE_GATE
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.system.engine.cores import count_cores
-from maisi_aug.system.engine.mapping import run_parallel
+from maisi_aug.system.engine.mapping import OpenFunction, map_items, run_parallel
+from maisi_aug.system.engine.work import Engine, WorkerPlace
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
@@ -96,7 +97,7 @@ class CaseSet:
         cases: In the order of their names; at least one.
         vocabulary: Meaning of the ids in the label maps that are returned.
         cohort: The cohort, where it is one.
-        skipped: What lies there and is missing or empty.
+        skipped: Files that are missing or empty.
     """
 
     path: Path
@@ -297,8 +298,8 @@ def measure_each(
     """Measure item by item; one that cannot be read is set aside with its reason, and the others continue.
 
     Args:
-        items: What to measure.
-        name_of: What to call an item.
+        items: Items to measure.
+        name_of: Returns the name of an item.
         measure: A function of a module, or a partial one, where several processes measure.
         notify: Told items done and items in all.
         num_workers: Processes; None for one per core, but none for a few items.
@@ -311,6 +312,38 @@ def measure_each(
     found = run_parallel(
         partial(_measure_or_skip, measure), items, "", lambda _, done, total: notify(done, total), num_workers
     )
+    return _part_unreadable(items, name_of, found)
+
+
+def measure_each_on(
+    engine: Engine,
+    items: Sequence[Item],
+    name_of: Callable[[Item], str],
+    open_measure: OpenFunction[Item, Result],
+    notify: Report,
+    *,
+    reads: tuple[Path, ...] = (),
+) -> tuple[list[Result], list[SkippedCase]]:
+    """As :func:`measure_each`, by workers that open something first, such as networks.
+
+    Args:
+        engine: Runs the workers.
+        items: What to measure.
+        name_of: What to call an item.
+        open_measure: Called once in each worker; can be sent to other processes.
+        notify: Told items done and items in all.
+        reads: Paths that must be there where a worker is.
+
+    Raises:
+        EvaluationError: When none is left.
+    """
+    found = map_items(partial(_open_or_skip, open_measure), items, engine, notify, reads=reads)
+    return _part_unreadable(items, name_of, found)
+
+
+def _part_unreadable(
+    items: Sequence[Item], name_of: Callable[[Item], str], found: Sequence[Result | _Unreadable]
+) -> tuple[list[Result], list[SkippedCase]]:
     pairs = list(zip(items, found, strict=True))
     skipped = [SkippedCase(name_of(item), one.reason) for item, one in pairs if isinstance(one, _Unreadable)]
     results = [one for _, one in pairs if not isinstance(one, _Unreadable)]
@@ -329,6 +362,12 @@ def _measure_or_skip(measure: Callable[[Item], Result], item: Item) -> Result | 
         return measure(item)
     except MaisiAugError as error:
         return _Unreadable(str(error))
+
+
+def _open_or_skip(
+    open_measure: OpenFunction[Item, Result], place: WorkerPlace
+) -> Callable[[Item], Result | _Unreadable]:
+    return partial(_measure_or_skip, open_measure(place))
 
 
 def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:

@@ -87,7 +87,7 @@ def measure_detection_curve(
         case_set: A cohort.
         segment: The segmenter.
         labels: What of it is compared with what.
-        segmenter: What it is, in words.
+        segmenter: Description of the segmenter.
         seed: Seed of the bootstrap over patients.
         notify: Told cases done and cases in all.
 

@@ -230,7 +230,7 @@ def measure_hu(
 
     Args:
         case_set: Labelled cases.
-        reference: What is normal.
+        reference: Reference values.
         notify: Told cases done and cases in all.
         skipped_reference: Cases that the reference had to do without.
         num_workers: Processes; None for one per core.

@@ -37,8 +37,8 @@ class MeasuredLesion:
 
     Attributes:
         label: Its name.
-        requested_ml: What was requested.
-        realised_ml: What the label map holds.
+        requested_ml: Requested volume.
+        realised_ml: Volume in the label map.
         voxel_ml: Volume of a voxel of that map.
     """
 

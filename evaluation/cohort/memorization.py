@@ -225,14 +225,16 @@ def measure_memorization(
     held_out: CaseSet | None,
     *,
     notify: ReportStage = report_nothing,
+    num_workers: int | None = 1,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Return nearest training cases of synthetic and of held-out cases, in images and in label maps.
 
     Args:
         synthetic: The cases to judge.
-        train: What the generator was trained on; at least two cases.
+        train: Cases that the generator was trained on, at least two.
         held_out: Real cases that it was not trained on; without them, each training case is held against the others.
         notify: Told stage, cases done and cases in all.
+        num_workers: Processes that read cases; None for one per core.
 
     Returns:
         The document, and a picture of the nearest pairs.
@@ -243,11 +245,11 @@ def measure_memorization(
     sets = {"synthetic": synthetic, "train": train} | ({"held_out": held_out} if held_out is not None else {})
     found, skipped = {}, {}
     for name, case_set in sets.items():
-        words = f"{name.replace('_', '-')} cases"
         found[name], skipped[name] = _shrink_all(
             case_set,
-            lambda done, total, w=words: notify(w, done, total),  # type: ignore[misc]
+            partial(notify, f"{name.replace('_', '-')} cases"),
             num_planted=NUM_PLANTED if name == "train" else 0,
+            num_workers=num_workers,
         )
     if len(found["train"]) < 2:
         raise EvaluationError(
@@ -410,14 +412,22 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
-def _shrink_all(case_set: CaseSet, notify: Report, *, num_planted: int = 0) -> tuple[list[Thumbnail], list[Any]]:
+def _shrink_all(
+    case_set: CaseSet, notify: Report, *, num_planted: int, num_workers: int | None
+) -> tuple[list[Thumbnail], list[Any]]:
+    seeds = [number if number < num_planted else None for number in range(len(case_set.cases))]
     thumbnails, skipped = measure_each(
-        list(enumerate(case_set.cases)),
-        lambda item: item[1].case_id,
-        lambda item: shrink(case_set, item[1], planted_seed=item[0] if item[0] < num_planted else None),
+        list(zip(case_set.cases, seeds, strict=True)),
+        lambda item: item[0].case_id,
+        partial(_shrink_one, case_set),
         notify,
+        num_workers=num_workers,
     )
     return thumbnails, [*case_set.skipped, *skipped]
+
+
+def _shrink_one(case_set: CaseSet, item: tuple[EvaluatedCase, int | None]) -> Thumbnail:
+    return shrink(case_set, item[0], planted_seed=item[1])
 
 
 def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
@@ -532,8 +542,8 @@ def _spell_planted(planted: Mapping[str, Any]) -> str:
     area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
     return (
         f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
-        f"flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
-        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic cases are; {planted['num_matched']} "
+        f"flipped at random, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
+        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged like synthetic cases; {planted['num_matched']} "
         f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
         f"below the same threshold, the one that best separates the two.{area}\n"
     )

@@ -10,6 +10,7 @@ can be had was trained on CT of the whole body.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -52,7 +53,7 @@ Side = Sequence[Matrix]
 
 
 def collect_regions(
-    case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage
+    case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage, *, num_workers: int | None = 1
 ) -> tuple[list[list[CaseRegions]], list[list[SkippedCase]]]:
     """Return regions of the cases of a real and of a synthetic set, one case after the other.
 
@@ -64,8 +65,9 @@ def collect_regions(
         cases, skipped = measure_each(
             case_set.cases,
             lambda case: case.case_id,
-            lambda case, own=case_set: measure_regions(own, case, spacing_mm),  # type: ignore[misc]
-            lambda done, total, name=name: notify(f"{name} cases", done, total),  # type: ignore[misc]
+            partial(measure_regions, case_set, spacing_mm),
+            partial(notify, f"{name} cases"),
+            num_workers=num_workers,
         )
         found.append(cases)
         left_out.append([*case_set.skipped, *skipped])
@@ -99,7 +101,13 @@ def describe_sets(
 
 
 def measure_distribution(
-    real: CaseSet, synthetic: CaseSet, *, spacing_mm: float = DEFAULT_SPACING_MM, seed: int = 0, notify: ReportStage
+    real: CaseSet,
+    synthetic: CaseSet,
+    *,
+    spacing_mm: float = DEFAULT_SPACING_MM,
+    seed: int = 0,
+    notify: ReportStage,
+    num_workers: int | None = 1,
 ) -> dict[str, Any]:
     """Return Fréchet radiomics distance, precision, recall, density and coverage of the body and of every common label.
 
@@ -109,12 +117,13 @@ def measure_distribution(
         spacing_mm: Side of the isotropic voxels on which features are measured.
         seed: Seed of intervals and halves.
         notify: Called with a stage, steps done and steps in all.
+        num_workers: Processes that read cases; None for one per core.
 
     Raises:
         EvaluationError: When a set has too few cases that can be read.
     """
     case_sets = real, synthetic
-    found, left_out = collect_regions(case_sets, spacing_mm, notify)
+    found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     for case_set, cases, skipped in zip(case_sets, found, left_out, strict=True):
         if len(cases) < MIN_CASES:
             first = f"; the first that cannot: {skipped[0].reason}" if skipped else ""

@@ -73,6 +73,7 @@ def measure_equivalence(
     spacing_mm: float = DEFAULT_SPACING_MM,
     seed: int = 0,
     notify: ReportStage,
+    num_workers: int | None = 1,
 ) -> dict[str, Any]:
     """Compare every quantity of every label that both sets have.
 
@@ -83,12 +84,13 @@ def measure_equivalence(
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
         seed: Seed of the real halves.
         notify: Called with a stage, steps done and steps in all.
+        num_workers: Processes that read cases; None for one per core.
 
     Raises:
         EvaluationError: When no label is in six cases of both sets.
     """
     case_sets = real, synthetic
-    found, left_out = collect_regions(case_sets, spacing_mm, notify)
+    found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     names = {region.name: None for case in found[0] for region in case.regions if region.name != BODY}
     values: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     short = []

@@ -79,13 +79,13 @@ class CaseRegions:
     regions: tuple[Region, ...]
 
 
-def measure_regions(case_set: CaseSet, case: EvaluatedCase, spacing_mm: float) -> CaseRegions:
+def measure_regions(case_set: CaseSet, spacing_mm: float, case: EvaluatedCase) -> CaseRegions:
     """Return features of the body and of every label of a case.
 
     Args:
         case_set: Set that the case belongs to.
-        case: With or without a label map; without one, the body alone.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
+        case: With or without a label map; without one, the body alone.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -101,9 +102,58 @@ class Extractor:
         return found
 
 
+@dataclass(frozen=True)
+class ExtractorFile:
+    """An extractor whose weights are on the disk; can be sent to other processes.
+
+    Attributes:
+        spec: What it is.
+        path: Of the weights.
+        sha256: Of that file.
+        source: Where the weights are from, in words.
+    """
+
+    spec: ExtractorSpec
+    path: Path
+    sha256: str
+    source: str
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The weights, unless they come with a package, which may be elsewhere on another machine."""
+        return () if self.spec.name == DEFAULT_EXTRACTOR else (self.path,)
+
+    def load(self, device: str) -> Extractor:
+        """The network on a device; the one that was loaded last is there already.
+
+        Raises:
+            BundleError: The weights are missing, altered, or those of another network.
+        """
+        return _load(self, device)
+
+
+@lru_cache(maxsize=1)
+def _load(file: ExtractorFile, device: str) -> Extractor:
+    spec = file.spec
+    path = _find_embedded() if spec.name == DEFAULT_EXTRACTOR else file.path
+    if sha256_of(path) != file.sha256:
+        raise BundleError(f"{path}: expected SHA-256 {file.sha256[:16]}..., found another file. Get it again.")
+    network = spec.build()
+    _load_state(network, path, spec)
+    network = network.eval().requires_grad_(False).to(torch.device(device)).to(memory_format=torch.channels_last)
+    return Extractor(spec, network, device, file.sha256, file.source)
+
+
 def load_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None, device: str = "cpu"
 ) -> Extractor:
+    """Return an extractor with its weights on a device; see :func:`find_extractor`."""
+    return find_extractor(name, weights=weights, sha256=sha256).load(device)
+
+
+def find_extractor(
+    name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None
+) -> ExtractorFile:
     """Return an extractor with its weights, which are fetched only from an address that the caller names.
 
     Args:
@@ -112,7 +162,6 @@ def load_extractor(
             not for the default extractor.
         sha256: SHA-256 of the weights. An address needs it whole; for a file it is optional, its first eight digits or
             more.
-        device: A torch device.
 
     Raises:
         RequestError: The name is unknown, or weights or hash are missing or cannot be what they should.
@@ -132,10 +181,7 @@ def load_extractor(
         raise BundleError(
             f"{path}: expected SHA-256 {sha256}..., found {found[:16]}.... Get the file again, or correct the hash."
         )
-    network = spec.build()
-    _load_state(network, path, spec)
-    network = network.eval().requires_grad_(False).to(torch.device(device)).to(memory_format=torch.channels_last)
-    return Extractor(spec, network, device, found, source)
+    return ExtractorFile(spec, path, found, source)
 
 
 def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) -> tuple[Path, str]:

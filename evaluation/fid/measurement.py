@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, describe_skipped
-from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, Processes, collect_features
+from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, collect_features
 from maisi_aug.evaluation.fid.frechet import (
     Moments,
     bootstrap_interval,
@@ -25,12 +26,13 @@ from maisi_aug.evaluation.fid.frechet import (
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.engine.work import Engine
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 
 if TYPE_CHECKING:  # brings torch, and a report that shows figures needs none
-    from maisi_aug.evaluation.fid.extractors import Extractor
+    from maisi_aug.evaluation.fid.extractors import ExtractorFile
 
 REPORT_NAME: Final = "fid"
 NUM_SPLITS: Final = 3
@@ -42,14 +44,14 @@ MEAN: Final = "mean"
 def measure_fid(
     real: CaseSet,
     synthetic: CaseSet,
-    extractor: Extractor,
+    extractor: ExtractorFile,
     protocol: SliceProtocol,
     *,
     cache: Path | None,
-    processes: Processes,
+    engine: Engine,
     seed: int = 0,
     notify: ReportStage = report_nothing,
-) -> dict[str, Any] | None:
+) -> dict[str, Any]:
     """Return FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
 
     Args:
@@ -58,29 +60,16 @@ def measure_fid(
         extractor: The network whose features are compared.
         protocol: How volumes become slices.
         cache: Folder of features; None keeps none.
-        processes: This process among its fellows of ``torchrun``; the first computes the distances.
+        engine: Engine that runs the workers, which read the volumes.
         seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.
         notify: Told stage, steps done and steps in all.
-
-    Returns:
-        The document; None in every process but the first.
 
     Raises:
         EvaluationError: When a set has no case that can be read, or too few slices.
     """
-    features = [
-        collect_features(
-            case_set,
-            extractor,
-            protocol,
-            cache=cache,
-            processes=processes,
-            notify=lambda done, total, name=name: notify(f"{name} volumes", done, total),  # type: ignore[misc]
-        )
-        for name, case_set in (("real", real), ("synthetic", synthetic))
-    ]
-    if not processes.is_first:
-        return None
+    features = collect_features(
+        (real, synthetic), extractor, protocol, cache=cache, engine=engine, notify=partial(notify, "volumes")
+    )
     planes, influences = {}, []
     for number, plane in enumerate(PLANES):
         notify("distances", number, len(PLANES))

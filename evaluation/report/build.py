@@ -56,8 +56,8 @@ def build_report(
 
     Args:
         path: Folder of either.
-        fid_file: What ``evaluate fid --out`` wrote, to be shown with the cohort.
-        curve_file: What ``evaluate detection-curve --out`` wrote, to be shown with the cohort.
+        fid_file: File that ``evaluate fid --out`` wrote, to show with the cohort.
+        curve_file: File that ``evaluate detection-curve --out`` wrote, to show with the cohort.
         evidence: Folders with results of ``evaluate ... --out``, for the scorecard of a cohort.
         notify: Called with a stage, the steps done and their number.
 

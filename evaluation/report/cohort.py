@@ -35,8 +35,8 @@ def summarise_cohort(
 
     Args:
         folder: Folder of the cohort.
-        fid_file: What ``evaluate fid --out`` wrote; None for none.
-        curve_file: What ``evaluate detection-curve --out`` wrote; None for none.
+        fid_file: File that ``evaluate fid --out`` wrote, or None.
+        curve_file: File that ``evaluate detection-curve --out`` wrote, or None.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
@@ -230,7 +230,8 @@ def _show(folder: Path, record: AttemptRecord) -> str:
     except (OSError, ContentError) as error:
         return page.warn(f"{record.case_id}: the picture {path} cannot be read. {error}")
     caption = record.reason or f"{record.case_id}, {record.request}"
-    return page.picture(shown, alt=f"Slices of {record.case_id} with its labels outlined", caption=caption)
+    alt = f"Slices of {record.case_id} with its labels outlined"
+    return page.picture(shown, alt=alt, caption=caption, case=f"{record.case_id}.{record.attempt}")
 
 
 def _count_failed_gates(manifest: Manifest) -> dict[str, int]:

@@ -25,6 +25,8 @@ from maisi_aug.system.printed_text import clean_html, clean_lines
 STYLE_NAME: Final = "report_style.css"
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 JPEG_QUALITY: Final = 88
+CASE_MARK: Final = "data-case"
+_CASE_PICTURE: Final = re.compile(rf'(<figure {CASE_MARK}="([\w.-]+)">)(<img [^>]*>)')
 _MINUS: Final = "\u2212"
 _COLOURS: Final = {
     "#ffffff": "var(--surface)",
@@ -184,7 +186,7 @@ def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str
         rows: At least one.
         low: Left end of the axis.
         high: Right end.
-        unit: What the values are.
+        unit: Unit of the values.
         has_zero: Whether to draw a line at zero.
     """
     body = "".join(_interval_row(row, low, high, has_zero) for row in rows)
@@ -238,15 +240,31 @@ def chart(svg: str, *, caption: str) -> str:
     )
 
 
-def picture(image: Image.Image, *, alt: str, caption: str) -> str:
-    """Return a picture inside the page."""
+def picture(image: Image.Image, *, alt: str, caption: str, case: str = "") -> str:
+    """Return a picture inside the page.
+
+    Args:
+        image: The picture.
+        alt: Text alternative of the picture.
+        caption: Text below it.
+        case: Key of the case that it shows, for :func:`link_cases`.
+    """
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
     content = base64.b64encode(buffer.getvalue()).decode()
+    mark = f' {CASE_MARK}="{clean_html(case)}"' if case else ""
     return (
-        f'<figure><img src="data:image/jpeg;base64,{content}" width="{image.width}" height="{image.height}" '
+        f'<figure{mark}><img src="data:image/jpeg;base64,{content}" width="{image.width}" height="{image.height}" '
         f'loading="lazy" alt="{clean_html(alt)}"><figcaption>{clean_html(caption)}</figcaption></figure>'
     )
+
+
+def link_cases(html: str) -> str:
+    """Return a report with links from pictures to their cases, for the server whose page at ``./`` shows the cases.
+
+    A report that is opened as a file has no such links, because no server may be running.
+    """
+    return _CASE_PICTURE.sub(r'\1<a href="./#case=\2">\3</a>', html)
 
 
 def gallery(figures: Iterable[str]) -> str:

@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
     Attributes:
         criterion: Its name and what it asks.
-        found: What was measured, a sentence each; empty for nothing.
+        found: Findings, a sentence each; may be empty.
         missing: Commands that would measure more.
     """
 
@@ -120,7 +120,7 @@ def build_scorecard(cohort: Figures, evidence: Mapping[str, Figures]) -> list[En
     """Return the seven criteria.
 
     Args:
-        cohort: What :func:`maisi_aug.evaluation.report.cohort.summarise_cohort` gives.
+        cohort: Result of :func:`maisi_aug.evaluation.report.cohort.summarise_cohort`.
         evidence: Results by measurement.
     """
     return [

@@ -33,10 +33,10 @@ class ShownCase:
 
     Attributes:
         key: Its name in addresses.
-        case: What decisions name it by.
+        case: Key of the case in decisions.
         index: Place in the plan or the folder.
         status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` where no gate has judged.
-        request: What was requested; empty outside of a cohort.
+        request: The request; empty outside of a cohort.
         reason: Why the gates refused it.
         lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
         verdicts: ``gate``, ``passed``, ``message`` of each.
@@ -81,7 +81,7 @@ class CaseSource(Protocol):
 
     Attributes:
         path: Folder that their files lie in.
-        title: What the page is called.
+        title: Title of the page.
         kind: ``cohort``, ``plan``, or what else a folder is.
         vocabulary: Meaning of ids in label maps that name none.
     """

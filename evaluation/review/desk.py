@@ -43,7 +43,7 @@ class Desk:
             source: Lists the cases.
             files: Access to their files.
             partners: Finds what they are looked at beside.
-            reviewer: Who looks; empty for nobody in particular.
+            reviewer: Name of the reviewer; may be empty.
             may_decide: Whether decisions can be saved in the folder.
             predictions: Predictions of a segmenter on the cases.
         """

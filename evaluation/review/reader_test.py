@@ -31,12 +31,12 @@ class Reading:
     """One answer of one reader.
 
     Attributes:
-        case_id: What was shown.
-        truth: What it is.
-        answer: What the reader takes it for.
+        case_id: Case that was shown.
+        truth: The true answer.
+        answer: Answer of the reader.
         confidence: From 1, a guess, to 5, certain.
         seconds: From the image to the answer.
-        reviewer: Who reads.
+        reviewer: Name of the reader.
         seed: Seed of the order; the same seed and reader continue the same test.
         number: Place in the order, from 0.
         time: When, in ISO 8601, UTC.
@@ -82,7 +82,7 @@ class ReaderTest:
             folder: Folder of the cohort, which gets the readings.
             synthetic: Accepted cases, and access to their files.
             real: The same of the reference.
-            reviewer: Who reads.
+            reviewer: Name of the reader.
             num_images: In all.
             seed: Seed of the choice and the order.
 

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -125,6 +125,7 @@ def build_app(
     beside_files: FolderFiles | None = None,
     predicted_files: FolderFiles | None = None,
     test: ReaderTest | None = None,
+    report: Path | None = None,
 ) -> Starlette:
     """Return the application that answers a page.
 
@@ -134,8 +135,9 @@ def build_app(
         beside_files: Access to the files of the reference.
         predicted_files: Access to predictions.
         test: The blinded test, if the page is to hold one; cases are then shown by number alone.
+        report: A report on the cases, shown with links from its pictures to them.
     """
-    pages = _Pages(desk, beside_files, predicted_files, test)
+    pages = _Pages(desk, beside_files, predicted_files, test, report)
     routes = [Route("/", pages.index), Route("/page/{name}", pages.own_file)]
     if test is None:
         routes += [
@@ -143,6 +145,7 @@ def build_app(
             Route("/api/case/{key}", pages.case),
             Route("/api/decide", pages.decide, methods=["POST"]),
             Route("/api/undo", pages.undo, methods=["POST"]),
+            Route("/report", pages.report),
             Route("/thumb/{key}", pages.thumb),
             Route("/file/{key}/{name}", pages.volume),
             Route("/beside/{key}/{name}", pages.volume_beside),
@@ -178,8 +181,10 @@ class _Pages:
         beside_files: FolderFiles | None,
         predicted_files: FolderFiles | None,
         test: ReaderTest | None,
+        report: Path | None,
     ) -> None:
-        self._desk, self._beside_files, self._predicted_files, self._test = desk, beside_files, predicted_files, test
+        self._desk, self._beside_files, self._predicted_files = desk, beside_files, predicted_files
+        self._test, self._report = test, report
 
     async def index(self, request: Request) -> Response:
         name = "index.html" if self._test is None else "reader_test.html"
@@ -196,7 +201,16 @@ class _Pages:
         document = await run_in_threadpool(
             self._desk.state_since, int(since) if since.isascii() and since.isdigit() else 0
         )
-        return JSONResponse(document, headers={"Cache-Control": "no-store"})
+        has_report = self._report is not None
+        return JSONResponse({**document, "hasReport": has_report}, headers={"Cache-Control": "no-store"})
+
+    async def report(self, request: Request) -> Response:
+        if self._report is None:
+            raise EvaluationError("Report: there is none. Name it with --report.")
+        from maisi_aug.evaluation.report.page import link_cases
+
+        html = await run_in_threadpool(read_report, self._report)
+        return HTMLResponse(link_cases(html), headers={"Cache-Control": "no-store"})
 
     async def case(self, request: Request) -> Response:
         document = await run_in_threadpool(self._desk.describe, request.path_params["key"])
@@ -245,6 +259,21 @@ class _Pages:
         assert self._test is not None
         files, case = self._test.find(request.path_params["number"])
         return await _send_volume(files, case, request)
+
+
+def read_report(path: Path) -> str:
+    """Return a report that was written earlier.
+
+    Raises:
+        EvaluationError: The file is missing or not a report.
+    """
+    try:
+        html = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read as a report of maisi-aug ({error}).") from error
+    if not html.startswith("<!doctype html>"):
+        raise EvaluationError(f"{path}: is not a report of maisi-aug.")
+    return html
 
 
 async def _send_volume(files: FolderFiles, case: ShownCase, request: Request) -> Response:

@@ -37,12 +37,13 @@ class ViewOptions:
         path: A cohort, or another folder with CTs or label maps.
         beside: A folder to compare with; also where blinded readers' real images come from.
         predictions: A folder of predicted label maps, CASE.nii.gz.
-        reviewer: Who looks.
+        reviewer: Name of the reviewer.
         is_blind: Hold the blinded test.
         num_images: Number of images of the blinded test.
         seed: Seed of the blinded test.
         port: To listen on; 0 for any that is free.
         plan: A plan whose label maps are shown, instead of a folder.
+        report: A report on the cohort, as ``maisi-aug report`` wrote it.
     """
 
     path: Path | None = None
@@ -54,6 +55,7 @@ class ViewOptions:
     seed: int = 0
     port: int = 0
     plan: CohortRun | None = None
+    report: Path | None = None
 
 
 def require_view() -> None:
@@ -107,7 +109,7 @@ def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack
     """
     from maisi_aug.evaluation.review.cases import Partners, Predictions
     from maisi_aug.evaluation.review.desk import Desk
-    from maisi_aug.evaluation.review.server import build_app
+    from maisi_aug.evaluation.review.server import build_app, read_report
     from maisi_aug.evaluation.review.volumes import FolderFiles
 
     partners, source = Partners(options.beside), _open_source(options, scratch, stack)
@@ -119,7 +121,10 @@ def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack
     desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=may_decide, predictions=predictions)
     if not options.is_blind:
         desk.refresh()
-        return build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files), ""
+        if options.report is not None:
+            read_report(options.report)
+        app = build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files, report=options.report)
+        return app, ""
     test = _build_test(options, desk, beside_files)
     return build_app(desk, token, test=test), test.find_giveaway()
 

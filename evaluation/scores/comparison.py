@@ -50,7 +50,7 @@ def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> floa
 
     Args:
         spread: Spread of the difference of two arms.
-        margin: Gains up to here do not matter.
+        margin: Largest gain that does not matter.
         num_labels: Labels over which the test is corrected.
 
     Returns:
@@ -121,7 +121,7 @@ class Comparison:
             could not show any.
         num_patients: Patients compared.
         num_seeds: Finished trainings of each arm.
-        margin: Gains up to here do not matter.
+        margin: Largest gain that does not matter.
         is_found: Whether either arm finds the label at all.
     """
 
@@ -187,17 +187,17 @@ def compare_arms(
     """Compare two arms on the same patients, label by label.
 
     Args:
-        pairs: Label -> ``(S, N)`` scores of the arm and ``(T, N)`` of what it is held against; N is the number of
-            patients who show the label.
+        pairs: By label, ``(S, N)`` scores of the arm and ``(T, N)`` scores of the arm that it is compared with; N is
+            the number of patients who show the label.
         rng: Source of all randomness; every label gets the same draws.
-        margin: Gains up to here do not matter.
-        num_resamples: Draws of the bootstrap.
+        margin: Largest gain that does not matter.
+        num_resamples: Number of bootstrap samples.
 
     Returns:
         A comparison for every label, with Holm's correction over those that two patients or more show.
 
     Raises:
-        BenchmarkError: A label has not the same number of patients in both arms.
+        BenchmarkError: The arms have different numbers of patients for a label.
     """
     _require_pairs(pairs)
     tested = {

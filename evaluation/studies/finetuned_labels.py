@@ -106,10 +106,10 @@ def measure_finetuned(
     """Draw and measure held-out cases.
 
     Args:
-        bundle: That was fine-tuned.
+        bundle: Bundle that was fine-tuned.
         dataset: The held-out cases, as they were prepared.
         out: Gets finetuned_labels.json, .md and .png, and a folder of cases.
-        before: What to compare with; the bundle's base when not given.
+        before: Bundle to compare with (default: the bundle's base).
         segmenter: Trained on real pairs of other patients.
         settings: How images are drawn.
         device: Where the networks run.

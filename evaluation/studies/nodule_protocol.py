@@ -56,7 +56,7 @@ class Settings:
         num_steps: Number of steps of a training.
         num_nodules: Number of nodules of a pool.
         share: Share of synthetic nodules in a batch.
-        bundle: That draws in the arm ``network``.
+        bundle: Bundle that draws in the arm ``network``.
     """
 
     patients: tuple[int, ...]

@@ -86,7 +86,7 @@ def measure_obedience(
     """Measure a bundle against held-out phantoms.
 
     Args:
-        bundle: What draws the images.
+        bundle: Bundle that generates the images.
         segmenter: Trained on phantoms of the bundle's spacing.
         out: Gets obedience.json, obedience.md, obedience.png and a folder of cases.
         settings: How many cases, and how they are drawn.

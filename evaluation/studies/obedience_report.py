@@ -330,7 +330,7 @@ def draw_comparison(
         synthetic_hu: ``(I, J, K)`` the bundle's image of its map.
         expected: ``(I, J, K)`` classes of the map.
         found: ``(I, J, K)`` classes that the segmenter found in the synthetic image; the last class is lesions.
-        figures: What was measured, for the caption.
+        figures: Measured figures, for the caption.
     """
     focus = find_focus(phantom.label_map, TUMORS, ())
     plane = Plane("axial", int(np.argmax(focus.sum(axis=(0, 1)))))

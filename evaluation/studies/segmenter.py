@@ -40,9 +40,9 @@ class SegmenterConfig(StrictModel):
         slots: Tumors bound to placeholder slots, by name.
         seed: Seed of the training phantoms, the initial weights and the batches.
         num_phantoms: Number of training phantoms, if ``dataset`` is None.
-        labels: What a segmenter of prepared cases tells apart, name -> id in their label maps; empty for the tissues
+        labels: Labels of a segmenter of prepared cases, name -> id in their label maps; empty for the tissues
             of phantoms. The first counts as class 1.
-        dataset: What tells the prepared training cases from others, and the fold that is left out; None for phantoms.
+        dataset: Identity of the prepared training cases, and the fold that is left out; None for phantoms.
         widths: Channels of the U-Net's levels.
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
         batch_count: Patches per step.
@@ -93,7 +93,7 @@ class Segmenter:
 
     Attributes:
         network: In evaluation mode.
-        config: What it was trained with.
+        config: Its training configuration.
         num_steps: How long it was trained.
         device: Where the network lives.
         fingerprint: SHA-256 of its weight file.

@@ -31,7 +31,7 @@ class Tissue:
     """Labels of a vocabulary that are taken together.
 
     Attributes:
-        name: What tables call them.
+        name: Name in tables.
         label_ids: Their ids.
     """
 

@@ -136,7 +136,7 @@ def train_segmenter(
     """Build the training phantoms, train or continue training, and keep the averaged weights.
 
     Args:
-        config: What to train; a folder keeps to the first one.
+        config: Training configuration; a folder keeps the first one.
         folder: Folder of the run.
         device: "cpu" or "cuda".
         max_minutes: Stop after so long; a later call continues.
@@ -170,7 +170,7 @@ def train_on(
     """Train on the cases of a store, or continue, and keep the averaged weights.
 
     Args:
-        config: What to train; a folder keeps to the first one.
+        config: Training configuration; a folder keeps the first one.
         store: Real images with their label maps.
         folder: Folder of the run.
         device: "cpu" or "cuda".
@@ -218,7 +218,7 @@ def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) ->
     Args:
         dataset: All prepared cases.
         labels: Names of what it should tell apart; the new labels of the data where none are given.
-        fold: That is left out.
+        fold: Fold that is left out.
 
     Raises:
         TrainingError: For a label that the data lack, or data without any new label.

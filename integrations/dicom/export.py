@@ -22,6 +22,7 @@ from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import folders_that_appear_whole, require_new_folder
+from maisi_aug.vocabulary.modalities import is_mr
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class DicomReport:
         num_slices: Files of all series.
         num_segmentations: Segmentations; a case that holds none of the labels has none.
         segments: Names of the exported labels.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path
@@ -78,14 +79,15 @@ def export_dicom(
 
     Raises:
         CohortError: ``cohort_dir`` is not a cohort.
-        ExportError: ``out`` is in use, the cohort is unfinished or altered, a label occurs nowhere, or a grid is
-            sheared.
+        ExportError: ``out`` is in use, the cohort is unfinished, altered or one of MR images, a label occurs nowhere,
+            or a grid is sheared.
         MissingExtraError: The extra ``dicom`` is not installed.
         VocabularyError: An unknown label name.
     """
     require_dicom()
     require_new_folder(out)
     cohort = load_cohorts(cohort_dir)
+    _require_ct(cohort)
     has_maps = any("anatomy" in case.files for case in cohort.cases)
     numbering = LabelNumbering((), ())
     if has_maps or labels or include_anatomy:
@@ -106,6 +108,21 @@ def export_dicom(
         segments=numbering.names,
         notes=(cohort.partial_note,) if cohort.partial_note else (),
     )
+
+
+def _require_ct(cohort: CohortSource) -> None:
+    """Raise for MR images, whose series are of another kind and hold no HU.
+
+    Raises:
+        ExportError: Naming the case and its modality.
+    """
+    for case in cohort.cases:
+        modality = str(case.settings.get("modality", "ct"))
+        if is_mr(modality):
+            raise ExportError(
+                f"{case.case_id}: expected a CT image, found '{modality}'. Use the cohort's NIfTI files: MR series are "
+                "not written."
+            )
 
 
 def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering, folder: Path) -> dict[str, Any]:

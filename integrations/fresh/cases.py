@@ -74,12 +74,12 @@ class FreshCases:
         """Start the process; the weights are loaded while the training prepares.
 
         Args:
-            configuration: What to draw, with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
+            configuration: Request with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
             num_items: Items of an epoch.
             reuse: Most items that show the same case; how often a transform may vary it.
             buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.
             seed: Decides every case of every epoch.
-            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
@@ -258,6 +258,11 @@ class FreshCases:
 
 def _choose_address(folder: Path) -> str:
     """Choose the address that the process listens on: in the folder, unless its path is too long for an address."""
+    if sys.platform == "win32":
+        raise CohortError(
+            "Fresh cases: the process that draws them is reached by a Unix socket, which Windows does not have. Draw a "
+            "cohort with 'maisi-aug synthesize' instead."
+        )
     path = str(folder / "socket")
     if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         return path

@@ -29,7 +29,7 @@ class FreshMaker:
     Attributes:
         run: What is requested; its plan is that of one epoch.
         maker: Draws.
-        numbering: What the labels become.
+        numbering: Numbers of the labels.
         seed: Decides every case.
     """
 

@@ -43,7 +43,7 @@ class _Maker:
     """Loads the networks when the first case is requested, so that a failure to do so is told like any other.
 
     Attributes:
-        state: What it is doing, in words.
+        state: Current activity, in words.
     """
 
     def __init__(self, task: dict[str, object], schedule: UseSchedule) -> None:

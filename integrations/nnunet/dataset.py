@@ -51,7 +51,7 @@ class ExportReport:
         vocabulary_ids: Label name to id in the cohort's label maps, background left out.
         num_cases: Training cases.
         num_linked: How many images are hard links to the cohort's files rather than copies.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path

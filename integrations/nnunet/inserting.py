@@ -98,7 +98,7 @@ class CtScaling:
     Attributes:
         mean_hu: Mean HU of the voxels with a label.
         deviation_hu: Of the same.
-        limits_hu: What is clipped to.
+        limits_hu: Limits for clipping.
     """
 
     mean_hu: float

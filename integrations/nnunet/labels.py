@@ -78,17 +78,17 @@ def map_labels(
 def require_complete_mapping(
     real: RealDataset, cohort: CohortSource, mapping: LabelMapping, counts: Mapping[int, int]
 ) -> None:
-    """Raise when what the cohort's label maps hold would teach nnU-Net something wrong.
+    """Raise if nnU-Net would learn something wrong from the cohort's label maps.
 
     Args:
         real: The real dataset.
         cohort: The cohort.
         mapping: The mapping.
-        counts: Vocabulary id to the number of exported cases whose label maps hold it.
+        counts: Number of exported cases whose label maps contain an id, by vocabulary id.
 
     Raises:
-        ExportError: A real label occurs in no exported case, or in one and was said not to; or a tumour would become a
-            hole in its organ.
+        ExportError: A real label occurs in no exported case, or occurs although it was declared absent; or a tumour
+            would become a hole in its organ.
     """
     found = {mapping.values.get(label_id, 0) for label_id in counts}
     for target in real.targets:

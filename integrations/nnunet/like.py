@@ -187,7 +187,10 @@ def _link(source: Path, place: Path, export: LikeExport) -> None:
         ) from None
     except OSError as error:
         if export.link == "symlink":
-            raise
+            raise ExportError(
+                f"--link symlink: {place.name} could not be linked to {source}: {error.strerror}. Windows allows "
+                "links in developer mode only. Use --link hard, or none."
+            ) from error
         raise ExportError(
             f"--link hard: {source} cannot be linked from the file system of {export.target.parent}: "
             f"{error.strerror}. Use --link symlink, or none."

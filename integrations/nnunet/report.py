@@ -111,8 +111,8 @@ class LikeReport:
         configuration: The configuration that the commands name.
         orientation: Voxel axes of the synthetic files.
         num_images_written: Images that had to be written anew; every other file is referred to or linked.
-        notes: What the user should know, one sentence each.
-        commands: What to run next, in this order.
+        notes: Notes to the user, a sentence each.
+        commands: Commands to run next, in this order.
         is_written: False for a dry run.
     """
 
@@ -187,9 +187,9 @@ def build_report(
 
     Args:
         export: The export.
-        seen: What the label maps of its cases hold.
+        seen: Labels in the label maps of its cases.
         plans: The moved plans; ``None`` for a dry run.
-        warnings: What nnU-Net warns about.
+        warnings: Warnings of nnU-Net.
     """
     configuration = choose_configuration(plans) if plans else "3d_fullres"
     return LikeReport(

@@ -109,7 +109,7 @@ class LikeExport:
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
         num_wanted: Synthetic cases that the ratio requests; None without a ratio.
-        insertion: What the trainer draws into real cases.
+        insertion: Lesions that the trainer draws into real cases.
     """
 
     target: Path

@@ -38,7 +38,7 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
             arguments: As for nnU-Net's loader.
             synthetic_cases: Identifiers of the synthetic cases; those outside the training set are left aside.
             share: Share of synthetic cases, 0 to 1; read for every batch, also in worker processes.
-            lowest_share: What the share will fall to at most.
+            lowest_share: Lowest value that the share will fall to.
             settings: As for nnU-Net's loader.
 
         Raises:

@@ -40,7 +40,7 @@ class Assignment(NamedTuple):
 
     Attributes:
         name: Name of the worker.
-        device: That it computes on.
+        device: Device to compute on.
         scratch: Folder of its own, as the driver sees it.
         home: Folder that the driver works in, where relative paths begin.
         token: A file that the driver has written, and its content: who can read it sees the driver's folders.
@@ -61,7 +61,7 @@ class Hello(NamedTuple):
         node_id: Id of the machine, for Ray.
         version: Version of maisi-aug there.
         sees_folders: Whether the driver's folders are on a disk that is there as well.
-        num_cores: That are really there for it.
+        num_cores: Number of cores that are available to it.
     """
 
     host: str

@@ -24,7 +24,7 @@ from maisi_aug.integrations.ray.actor import Assignment, Hello, Piece, RemoteWor
 from maisi_aug.integrations.ray.joining import join
 from maisi_aug.system.engine.cores import THREAD_VARIABLES, limit_threads
 from maisi_aug.system.engine.crew import Crew, Ending, Message
-from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
 
 PATIENCE_SECONDS: Final = 120.0
 """Seconds that workers may wait for a place on the cluster before the user is notified."""
@@ -91,13 +91,17 @@ class RayEngine:
         ray = join(self.address)
         shape = shape_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], self)
         device = "cuda" if shape.num_gpus else "cpu"
-        office = _Office(ray, shape, ray.put(pickle.dumps(spec)))
+        office = self.open_office(ray, shape, ray.put(pickle.dumps(spec)))
         assignments = (
             Assignment(f"worker {number}", device, scratch / str(number), home, token)
             for number in range(1, min(shape.num_workers, len(waiting)) + 1)
         )
         hands = [_RayHand[Item](office, assignment, watch) for assignment in assignments]
-        Crew(waiting, hands, settle, office.listen).work_off()
+        Crew(waiting, hands, settle, office.listen, num_ahead_of(spec)).work_off()
+
+    def open_office(self, ray: Any, shape: Shape, spec: Any) -> Office:
+        """What makes the actors."""
+        return Office(ray, shape, spec)
 
 
 def write_token(folder: Path) -> tuple[Path, str]:
@@ -111,7 +115,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     """Choose how many workers a cluster gets, and what of it each has.
 
     Args:
-        nodes: What Ray counts on every node: ``CPU``, ``GPU``.
+        nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
         engine: What is requested.
 
     Raises:
@@ -143,12 +147,12 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
 
 
 @dataclass
-class _Office:
+class Office:
     """Makes actors and listens to them.
 
     Attributes:
         ray: The package.
-        shape: What each actor is given.
+        shape: Resources of each actor.
         spec: Reference to what opens workers, pickled.
     """
 
@@ -169,6 +173,10 @@ class _Office:
             runtime_env={"env_vars": {name: str(threads) for name in THREAD_VARIABLES}},
         )
         return made.remote(assignment, self.spec)
+
+    def dismiss(self, actor: Any) -> None:
+        """End an actor now."""
+        self.ray.kill(actor)
 
     def listen(self, hands: Sequence[_RayHand[Any]], seconds: float) -> Iterator[tuple[_RayHand[Any], Message | None]]:
         """Yield messages of workers, as :data:`~maisi_aug.system.engine.crew.Listen` defines."""
@@ -213,7 +221,7 @@ class _RayHand(Generic[Item]):
         answer: Reference to what it says next.
     """
 
-    office: _Office
+    office: Office
     assignment: Assignment
     watch: Watch
     items: dict[int, Item] = field(default_factory=dict)
@@ -326,5 +334,5 @@ class _RayHand(Generic[Item]):
 
     def _forget(self) -> None:
         if self._actor is not None:
-            self.office.ray.kill(self._actor)
+            self.office.dismiss(self._actor)
         self._actor = self.answer = None

@@ -109,6 +109,7 @@ def _explain(address: str, error: Exception) -> WorkerError:
             f"{place}: no Ray cluster runs on this machine. Start one with ray start --head, or leave --address out."
         )
     return WorkerError(
-        f"{place}: this machine must be a node of the Ray cluster and have its access token (RAY_AUTH_TOKEN, or "
-        f"~/.ray/auth_token): {text or type(error).__name__} Run ray status there to see more."
+        f"{place}: this machine must be a node of the Ray cluster and have its access token (RAY_AUTH_MODE=token, with "
+        f"RAY_AUTH_TOKEN or ~/.ray/auth_token; ray start --head requires it if that file exists): "
+        f"{text or type(error).__name__} Run ray status there to see more."
     )

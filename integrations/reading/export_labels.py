@@ -31,7 +31,7 @@ class LabelNumbering:
     Attributes:
         ids: Vocabulary ids.
         names: Their names.
-        numbers: What they become; 1, 2, ... in their order when not given.
+        numbers: Their numbers (default: 1, 2, ... in their order).
     """
 
     ids: tuple[int, ...]

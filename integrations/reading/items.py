@@ -98,7 +98,7 @@ class CohortPairs:
 
     Attributes:
         cohort: The cohort.
-        numbering: What its labels become.
+        numbering: Numbers of its labels.
     """
 
     cohort: CohortSource

@@ -51,7 +51,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """The dataset that a cohort balances, and the options for it."""
 
     against: Annotated[Path | None, Option("--balance-against", complete="datasets", panel=_PANEL)] = None
-    """Real dataset whose missing lesions are planned: nnU-Net raw (path, number or name) or label maps."""
+    """Real dataset whose missing cases are planned: an nnU-Net raw dataset (path, number or name) or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),
@@ -76,7 +76,7 @@ class Balance:
 
     Attributes:
         dataset: Its path.
-        labels: What each label has and gets.
+        labels: Existing and planned cases of each label.
     """
 
     dataset: Path

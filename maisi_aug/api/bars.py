@@ -121,7 +121,7 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
     """Show one bar that names the stage of some work and disappears when the work is done.
 
     Args:
-        first: What it says before the first report.
+        first: Text before the first report.
         is_quiet: Show nothing.
     """
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.displays import Progress, listen_to_stages
+from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
 from maisi_aug.errors import BenchmarkError, RequestError
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
@@ -15,6 +16,7 @@ from maisi_aug.system.progress import ReportStage, Say, report_nothing
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
+    from maisi_aug.system.engine.work import Watch
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,10 @@ def benchmark(
     *,
     out: str | Path,
     device: str = "auto",
+    devices: str | Sequence[str] | None = None,
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     max_minutes: float | None = None,
     plan_only: bool = False,
     progress: Progress = True,
@@ -118,6 +124,11 @@ def benchmark(
         real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
         out: Folder of the benchmark: new, or one that the same call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``; each trains one arm at a time in its own process. Scripts
+            that use it need ``if __name__ == "__main__":``.
+        address: Head of a Ray cluster whose workers train instead, or ``"auto"``.
+        num_workers: Number of workers on that cluster.
+        gpus_per_worker: GPUs per worker.
         max_minutes: Time limit; calling again continues.
         plan_only: Only write the plan; trainings are then run with :func:`run_arm` or the commands of the result.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
@@ -131,10 +142,19 @@ def benchmark(
     """
     require_known(benchmark, fields)
     config = _read_config(real, fields, source="benchmark")
+    cluster = ClusterOptions(address=address, num_workers=num_workers, gpus_per_worker=gpus_per_worker)
+    where = Where.read(device, devices, options=cluster.to_engine())
     with listen_to_stages(progress) as notify:
-        opened = open_benchmark(config, Path(out), device=None if plan_only else device, notify=notify)
+        opened = open_benchmark(config, Path(out), where=None if plan_only else where, notify=notify)
+        num_steps = opened.plan.config.steps
+
+        def watch(worker: str, event: str, details: tuple[Any, ...]) -> None:
+            if event == "steps":
+                arm, seed, step, _ = details
+                notify(f"{arm}, seed {seed}", step, num_steps)
+
         if not plan_only:
-            run_trainings(opened, device=device, max_minutes=max_minutes, notify=notify)
+            run_trainings(opened, where, max_minutes=max_minutes, watch=watch)
     return summarise(opened)
 
 
@@ -229,59 +249,60 @@ def look_ahead(config: BenchmarkConfig, out: Path, *, device: str, notify: Repor
     return BenchmarkOutlook(found, outlook.to_outlook_text(found))
 
 
-def open_benchmark(config: BenchmarkConfig, out: Path, *, device: str | None, notify: ReportStage) -> Benchmark:
+def open_benchmark(config: BenchmarkConfig, out: Path, *, where: Where | None, notify: ReportStage) -> Benchmark:
     """Begin a benchmark, or continue one of the same configuration.
 
     Args:
         config: The request.
         out: Folder of the benchmark.
-        device: Device of the trainings, checked before a folder is made; None if they run elsewhere.
+        where: Devices of the trainings, checked before a folder is made; None if they run elsewhere.
         notify: Called with (stage, done, total).
 
     Raises:
         MaisiAugError: The request is invalid.
     """
     from maisi_aug.evaluation.benchmark import run
-    from maisi_aug.networks.pipeline import resolve_device
 
     config = config.with_paths_found()
-    if device is not None:
-        resolve_device(device)
+    if where is not None:
+        where.require_devices()
     return run.open_benchmark(out, config, notify=notify)
 
 
 def run_trainings(
-    opened: Benchmark, *, device: str, max_minutes: float | None, notify: ReportStage, say: Say = report_nothing
+    opened: Benchmark, where: Where, *, max_minutes: float | None, watch: Watch, say: Say = report_nothing
 ) -> None:
-    """Run unfinished trainings, seed by seed. Failed ones are tried again, and a failure does not stop the others.
+    """Run unfinished trainings on all devices. Failed ones are tried again, and a failure does not stop the others.
 
     Trainings that another process is running are named and left to it.
 
     Args:
         opened: The benchmark.
-        device: Device of the networks.
+        where: Devices of the networks.
         max_minutes: Time limit for all together; None for no limit.
-        notify: Called with (stage, done, total).
+        watch: Called with the events of :func:`maisi_aug.evaluation.benchmark.trainings.run_trainings`.
         say: Called with the command of each training, and with its result.
-    """
-    from maisi_aug.errors import ArmBusyError
-    from maisi_aug.evaluation.benchmark.text import arm_command, spell_state
-    from maisi_aug.training.loop.stopping import TimeLimit
 
-    limit = TimeLimit(max_minutes)
-    for state in opened.states:
-        if state.status == "done":
-            continue
-        left = limit.minutes_left
-        if left == 0.0:
-            return
-        say(arm_command(opened.folder, state.arm, state.seed))
-        try:
-            done = train_arm(opened, state.arm, state.seed, device=device, max_minutes=left, notify=notify)
-        except ArmBusyError:
-            say(f"  {state.arm}, seed {state.seed}: running elsewhere; run this command again when it has finished")
-        else:
-            say(f"  {spell_state(done)}")
+    Raises:
+        WorkerError: Processes were killed repeatedly, or write to a disk that this process does not see.
+    """
+    from maisi_aug.evaluation.benchmark import trainings
+    from maisi_aug.evaluation.benchmark.text import arm_command, spell_state
+
+    def watch_and_say(worker: str, event: str, details: tuple[Any, ...]) -> None:
+        if event == "begins":
+            say(arm_command(opened.folder, *details))
+        elif event == "loses":
+            say(f"Note: {worker} {details[0]}. Its training is started again.")
+        watch(worker, event, details)
+
+    trainings.run_trainings(
+        opened,
+        where.open_engine(),
+        max_minutes=max_minutes,
+        on_state=lambda state: say(f"  {spell_state(state)}"),
+        watch=watch_and_say,
+    )
 
 
 def train_arm(

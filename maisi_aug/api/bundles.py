@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
-from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, reference_of
 from maisi_aug.errors import RequestError
 from maisi_aug.system.progress import Say
 
@@ -83,15 +83,18 @@ def pull_bundle(
     *,
     accept_license: bool = False,
     with_masks: bool = False,
+    with_mask_database: bool = False,
     to: str | Path | None = None,
     say: Say | None = None,
 ) -> Bundle:
     """Download a bundle from the Hugging Face hub, check it and save it as safetensors; ``maisi-aug bundles pull``.
 
     Args:
-        name: One of those that :func:`list_bundles` names.
+        name: One of those that :func:`list_bundles` names, or the repository ``owner/name`` of a shared one.
         accept_license: Whether you have read and accept the licence of the weights.
         with_masks: Whether to include the networks that generate label maps.
+        with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
+            with their folder.
         to: Folder of the bundle (default: the folder where bundles are found by name).
         say: Called with a sentence about each step.
 
@@ -99,16 +102,30 @@ def pull_bundle(
         BundleError: The licence is not accepted, or a file differs from what the hub states.
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+    from maisi_aug.networks.checkpoints.databases import pull_database
     from maisi_aug.networks.checkpoints.hub import pull_bundle as pull
+    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
-    known, folder = find_known_bundle(name), None if to is None else Path(to)
-    return pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
+    folder = None if to is None else Path(to)
+    if is_repository(name):
+        return pull_shared(name, accept_licence=lambda _: accept_license, folder=folder, report=say)
+    known = find_known_bundle(name)
+    if with_mask_database:
+        known.require_database()
+    bundle = pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
+    if with_mask_database:
+        database = pull_database(known, accept_licence=lambda _: accept_license, report=say)
+        if say is not None:
+            say(f"The label maps lie in {database}.")
+    return bundle
 
 
 def import_bundle(
     source: str | Path,
     *,
     name: str | None = None,
+    network: str | Path | None = None,
+    modalities: Sequence[str] = (),
     accept_license: bool = False,
     to: str | Path | None = None,
     say: Say | None = None,
@@ -117,17 +134,27 @@ def import_bundle(
 
     Args:
         source: Folder of NV-Generate-CTMR or of MONAI's bundle ``maisi_ct_generative``, which is not changed.
-        name: ``rflow-ct`` or ``ddpm-ct``, if it is not clear from the folder.
+        name: ``rflow-ct``, ``ddpm-ct``, ``rflow-mr`` or ``rflow-mr-brain``, if it is not clear from the folder; with
+            ``network`` the name of the new bundle.
+        network: The ``config_network_*.json`` that defines networks of your own, of any width.
+        modalities: Modalities that these were trained on, the default first; CT when empty.
         accept_license: Whether you have read and accept the licence of the weights.
         to: Folder of the bundle (default: the folder where bundles are found by name).
         say: Called with a sentence about each step.
 
     Raises:
-        BundleError: The licence is not accepted, or a checkpoint is missing or contains more than data.
+        BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
+            network.
+        RequestError: There are modalities and no network.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
+    from maisi_aug.networks.checkpoints.folders import import_networks
 
     folder = None if to is None else Path(to)
+    if network is not None:
+        return import_networks(Path(source), Path(network), name=name, modalities=modalities, folder=folder, report=say)
+    if modalities:
+        raise RequestError("modalities can only be used with network.")
     return take_over(Path(source), accept_licence=lambda _: accept_license, name=name, folder=folder, report=say)
 
 
@@ -178,7 +205,7 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
 def _summarise(bundle: Bundle) -> BundleRow:
     """Return the row of an installed bundle."""
     row: BundleRow = {
-        "name": bundle.name,
+        "name": reference_of(bundle),
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
@@ -218,6 +245,8 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "sides_multiple_of": bundle.grid_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
+        "modalities": list(bundle.spec.modalities),
+        "guidance_scale": bundle.spec.guidance_scale,
         "mixed_precision": bundle.spec.mixed_precision,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {

@@ -31,7 +31,7 @@ class RunningJob:
         num_settled: Cases that it has settled.
         num_retried: Attempts that failed and were followed by another.
         num_left: Cases that it has still to make.
-        seconds: That it has been drawing for.
+        seconds: Time since it began to draw.
     """
 
     manifest: str
@@ -55,10 +55,10 @@ class CohortStatus:
 
     Attributes:
         folder: Where it is.
-        num_cases: That it should have; 0 where nothing says.
-        manifest: What was made, by all shards.
+        num_cases: Number of cases that it should have; 0 if unknown.
+        manifest: Manifest of all shards.
         shards: Names of the manifests of shards.
-        running: What is at work on it.
+        running: Process that is running it.
     """
 
     folder: Path

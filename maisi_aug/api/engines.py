@@ -21,7 +21,29 @@ _PANEL = "Ray"
 _RAY_DEVICES = ("auto", "cpu", "cuda")
 
 
-class EngineOptions(StrictModel, use_attribute_docstrings=True):
+class ClusterOptions(StrictModel, use_attribute_docstrings=True):
+    """A Ray cluster, and the resources of each worker on it."""
+
+    address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
+    """Head of a Ray cluster to work on (pip install 'maisi-aug[ray]'), or auto for one running on this machine."""
+    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Number of workers (default: one per GPU, or one per core)."""
+    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
+    """GPUs per worker, such as 0.5 for two workers on one GPU (default: 1 if the cluster has any)."""
+
+    def to_engine(self) -> EngineOptions:
+        """Return the engine of a command on which the address alone selects Ray.
+
+        Raises:
+            RequestError: Other options of Ray are given without an address.
+        """
+        given = self.model_dump(exclude_none=True)
+        if given and self.address is None:
+            raise RequestError(f"--{next(iter(given)).replace('_', '-')} can only be used with --address.")
+        return EngineOptions(engine="ray", **given) if given else EngineOptions()
+
+
+class EngineOptions(ClusterOptions, use_attribute_docstrings=True):
     """The engine that runs the workers, and the resources of each worker on a Ray cluster."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
@@ -30,17 +52,12 @@ class EngineOptions(StrictModel, use_attribute_docstrings=True):
     """Head of the Ray cluster, or auto for one running on this machine (default: RAY_ADDRESS, else a new cluster on
     this machine).
     """
-    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Number of workers (default: one per GPU, or one per core)."""
-    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
-    """GPUs per worker, such as 0.5 for two workers on one GPU (default: 1 if the cluster has any)."""
 
     @model_validator(mode="after")
     def _need_no_ray(self) -> Self:
-        if self.engine != "ray":
-            given = [name for name in ("address", "num_workers", "gpus_per_worker") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
+        given = [name for name in ClusterOptions.model_fields if getattr(self, name) is not None]
+        if given and self.engine != "ray":
+            raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
         return self
 
 
@@ -94,6 +111,17 @@ class Where:
 
             shard = Shard.parse(shard)
         return cls(device, names, shard, options)
+
+    def require_devices(self) -> None:
+        """Raise for a device that cannot be used, before a folder is made.
+
+        Raises:
+            BundleError: Naming it.
+        """
+        from maisi_aug.networks.pipeline import resolve_device
+
+        for device in dict.fromkeys(self.open_engine().devices):
+            resolve_device(device)
 
     def open_engine(self) -> Engine:
         """Return what runs the workers."""

@@ -6,6 +6,7 @@ Each function returns a :class:`Measurement`. With ``out`` it is also written to
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maisi_aug.api.displays import Progress, listen_to_stages
+from maisi_aug.api.engines import EngineName, Where, read_engine
 from maisi_aug.api.keywords import Model, build_model, require_known, takes_fields_of
 from maisi_aug.errors import RequestError
 from maisi_aug.evaluation.request import (
@@ -26,7 +28,6 @@ from maisi_aug.evaluation.request import (
     ReconstructionRequest,
     SegmenterRequest,
 )
-from maisi_aug.system.progress import report_nothing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,48 +100,57 @@ def fid(
     real: str | Path,
     synthetic: str | Path,
     *,
+    devices: str | Sequence[str] | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     out: str | Path | None = None,
     progress: Progress = True,
     **fields: Any,
-) -> Measurement | None:
+) -> Measurement:
     """Measure 2.5D FID and KID by plane, with intervals and the floor of real cases; ``maisi-aug evaluate fid``.
 
     Args:
         real: Real cases: a folder of volumes, a prepared or an nnU-Net dataset.
         synthetic: Synthetic cases: a cohort, or the same kinds.
+        devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
+            with ``if __name__ == "__main__":``.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
+        address: Of that cluster, as for :func:`maisi_aug.synthesize`.
+        num_workers: On it.
+        gpus_per_worker: Of each.
         out: Folder for the results.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
-    Returns:
-        The measurement; None in all processes of ``torchrun`` except the first.
-
     Raises:
         MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.fid import measurement
-    from maisi_aug.evaluation.fid.extractors import load_extractor
-    from maisi_aug.evaluation.fid.feature_store import default_cache, join_processes
+    from maisi_aug.evaluation.fid.extractors import find_extractor
+    from maisi_aug.evaluation.fid.feature_store import default_cache
     from maisi_aug.evaluation.fid.slices import SliceProtocol
-    from maisi_aug.networks.pipeline import resolve_device
 
+    _require_one_process()
     asked = _read(fid, FidRequest, fields)
+    options = read_engine(engine, address, num_workers, gpus_per_worker)
+    where = Where.read(asked.device, devices, options=options)
     protocol = SliceProtocol(asked.spacing_mm, asked.shape, asked.centre_share, asked.every, asked.resampling)
     _require_out(out, measurement.REPORT_NAME)
     sets = _find_cases(real), _find_cases(synthetic)
-    with join_processes(resolve_device(asked.device)) as (processes, place), listen_to_stages(progress) as notify:
+    where.require_devices()
+    with listen_to_stages(progress) as notify:
         document = measurement.measure_fid(
             *sets,
-            load_extractor(asked.extractor, weights=asked.weights, sha256=asked.sha256, device=place),
+            find_extractor(asked.extractor, weights=asked.weights, sha256=asked.sha256),
             protocol,
             cache=None if asked.no_cache else asked.cache or default_cache(),
-            processes=processes,
+            engine=where.open_engine(),
             seed=asked.seed,
-            notify=notify if processes.is_first else report_nothing,
+            notify=notify,
         )
-    if document is None:
-        return None
     charts = {"fid.svg": measurement.draw_chart(document)}
     return _save(Measurement(document, measurement.to_report(document), charts, notes=_notes_of(*sets)), out)
 
@@ -386,7 +396,9 @@ def memorization(
     known = _find_cases(asked.train, vocabulary=synthetic.vocabulary)
     unseen = None if asked.held_out is None else _find_cases(asked.held_out, vocabulary=synthetic.vocabulary)
     with listen_to_stages(progress) as notify:
-        document, pairs = measurement.measure_memorization(synthetic, known, unseen, notify=notify)
+        document, pairs = measurement.measure_memorization(
+            synthetic, known, unseen, notify=notify, num_workers=asked.num_workers
+        )
     charts = {"memorization.svg": measurement.draw_chart(document)}
     pictures = {measurement.PICTURE_NAME: pairs}
     notes = _notes_of(synthetic, known, *([] if unseen is None else [unseen]))
@@ -398,6 +410,11 @@ def reconstruction(
     cases: str | Path,
     *,
     bundle: str | Path,
+    devices: str | Sequence[str] | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     out: str | Path | None = None,
     progress: Progress = True,
     **fields: Any,
@@ -407,6 +424,11 @@ def reconstruction(
     Args:
         cases: CTs: a folder of volumes, any dataset or cohort.
         bundle: Bundle whose autoencoder is measured.
+        devices: As for :func:`fid`, and so are the following four.
+        engine: ``"local"`` or ``"ray"``.
+        address: Head of the Ray cluster.
+        num_workers: Number of workers on it.
+        gpus_per_worker: GPUs per worker.
         out: Folder for the results.
         progress: As for :func:`fid`.
         **fields: See below.
@@ -416,20 +438,20 @@ def reconstruction(
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.evaluation.cohort import reconstruction as measurement
-    from maisi_aug.evaluation.fid.lpips import load_perceptual_distance
-    from maisi_aug.networks.pipeline import resolve_device
 
     asked = _read(reconstruction, ReconstructionRequest, {"bundle": bundle, **fields})
+    options = read_engine(engine, address, num_workers, gpus_per_worker)
+    where = Where.read(asked.device, devices, options=options)
     _require_out(out, measurement.REPORT_NAME)
-    found, place = load_bundle(asked.bundle), resolve_device(asked.device)
+    found = load_bundle(asked.bundle)
+    where.require_devices()
     case_set = _find_cases(cases, vocabulary=found.vocabulary)
-    perceptual = None
-    if asked.lpips_weights is not None:
-        perceptual = load_perceptual_distance(asked.lpips_weights, sha256=asked.sha256, device=place)
+    weights = None if asked.lpips_weights is None else measurement.LpipsWeights(asked.lpips_weights, asked.sha256)
     with listen_to_stages(progress) as notify:
-        autoencoder = measurement.Autoencoder.load(found, place)
         report = partial(notify, "cases")
-        document, worst = measurement.measure_reconstruction(case_set, autoencoder, perceptual, report)
+        document, worst = measurement.measure_reconstruction(
+            case_set, found, report, engine=where.open_engine(), lpips=weights
+        )
     charts = {"reconstruction.svg": measurement.draw_chart(document)}
     pictures = {measurement.PICTURE_NAME: worst}
     notes = _notes_of(case_set)
@@ -549,6 +571,19 @@ class _Segmenter(NamedTuple):
                 return network.predict(image)
 
         return cls(segment, name, *match_labels(values, vocabulary, mapping=asked.map))
+
+
+def _require_one_process() -> None:
+    """Raise where several processes would measure the same, each for itself.
+
+    Raises:
+        RequestError: ``torchrun`` has started this one.
+    """
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise RequestError(
+            f"evaluate fid: expected one process, found {count} of torchrun. Name the GPUs instead: --devices "
+            "cuda:0,cuda:1"
+        )
 
 
 def _read(function: Callable[..., object], model: type[Model], fields: Mapping[str, Any]) -> Model:

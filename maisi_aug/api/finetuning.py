@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,8 @@ def finetune_controlnet(
 
     Args:
         labels: Labels to teach, by name.
-        data: Folder of :func:`prepare`; or an nnU-Net dataset or a folder of images and label maps, which are prepared
-            into ``out`` first.
+        data: Folder of :func:`prepare`; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list
+            of embeddings, which are prepared into ``out`` first.
         base: Bundle to start from.
         out: Folder of the run: new, or one that the same call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -115,7 +116,7 @@ def finetune(
     processes = Processes.connect(device)
     display = display if processes.is_main else TrainingDisplay(is_shown=False)
     with processes.main_first():
-        store = open_data(request, base, out, is_main=processes.is_main, display=display)
+        store = open_data(request, base, out, is_main=processes.is_main, display=display, device=device)
     with display:
         run = Finetuning(
             base,
@@ -136,22 +137,26 @@ def finetune(
                 self_contained=self_contained,
             )
         except TimeIsUp as stop:
-            display.say(
-                f"Time limit reached while {stop.phase.lower()}, {stop.done} of {stop.total}; run the same command "
-                "again to continue."
-            )
+            display.say(f"Time limit reached while {stop}; run the same command again to continue.")
     processes.leave()
     return result if processes.is_main else None
 
 
 def open_data(
-    request: FinetuneRequest, base: Bundle, out: Path, *, is_main: bool = True, display: TrainingDisplay | None = None
+    request: FinetuneRequest,
+    base: Bundle,
+    out: Path,
+    *,
+    is_main: bool = True,
+    display: TrainingDisplay | None = None,
+    device: str = "cpu",
 ) -> PreparedStore:
     """Return the cases to train on.
 
-    An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
-    ``OUT/prepared`` as by ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the
-    data that are called like those to be taught need no rule.
+    NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared``, the embeddings kept. An nnU-Net dataset,
+    by folder, name or number, and a folder of images and label maps are prepared into ``OUT/prepared`` as by
+    ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the data that are called
+    like those to be taught need no rule.
 
     Args:
         request: Names the data, the labels to teach, the rules and the folders of organ labels.
@@ -159,6 +164,7 @@ def open_data(
         out: Folder of the run.
         is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
         display: Shows how the preparation comes along.
+        device: Where embeddings are decoded.
 
     Raises:
         PreparationError: For data that cannot be prepared, and for rules where there is nothing to prepare.
@@ -166,6 +172,7 @@ def open_data(
     """
     from maisi_aug.preparation.prepared import SPEC_NAME
     from maisi_aug.preparation.writing import STATE_FOLDER
+    from maisi_aug.training.cases.embeddings import is_embedded_list
     from maisi_aug.training.cases.prepared import PreparedStore
     from maisi_aug.training.finetune.checks import require_free_folder
 
@@ -181,17 +188,44 @@ def open_data(
         return PreparedStore.from_folder(text)
     if (Path(text) / STATE_FOLDER).is_dir():
         return PreparedStore.from_folder(text)  # which tells that its preparation was stopped
+    display = display or TrainingDisplay(is_shown=False)
+    if is_embedded_list(Path(text)):
+        if is_main and not (out / PREPARED_FOLDER / SPEC_NAME).is_file():
+            _prepare_embeddings(request, base, out / PREPARED_FOLDER, display, device)
+        return PreparedStore.from_folder(out / PREPARED_FOLDER)
     if not is_main:  # the main process has prepared them: two at once would take each other's description away
         return PreparedStore.from_folder(out / PREPARED_FOLDER)
     try:
         sources = _find_sources(text, tuple(map(Path, organs)))
-        _prepare(sources, base, out / PREPARED_FOLDER, request, display or TrainingDisplay(is_shown=False))
+        _prepare(sources, base, out / PREPARED_FOLDER, request, display)
     except PreparationError as error:
         message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
         if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
             message += " It is an option of 'maisi-aug prepare': run that first, then give its folder as --data."
         raise PreparationError(message) from error
     return PreparedStore.from_folder(out / PREPARED_FOLDER)
+
+
+def _prepare_embeddings(
+    request: FinetuneRequest, base: Bundle, folder: Path, display: TrainingDisplay, device: str
+) -> None:
+    from maisi_aug.training.cases.embeddings import prepare_embeddings
+
+    if request.organs:
+        raise PreparationError(
+            f"--organs: expected none for {request.data}, whose label maps hold the organs, found one. Leave it out."
+        )
+    with display.count_stages() as report:
+        prepare_embeddings(
+            Path(request.data),
+            folder,
+            base,
+            labels=request.labels,
+            rules=request.map,
+            device=device,
+            report=partial(report, "reading embeddings"),
+            say=display.say,
+        )
 
 
 def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
@@ -217,7 +251,7 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
     cases, notes = collect_cases(sources)
     if len(cases) < 2:
         raise PreparationError(
-            f"--data: needs at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases."
+            f"--data: needs at least two cases, one of them to validate on, found only {cases[0].id}. Add cases."
         )
     own_rules = tuple(map(parse_rule, wanted.map))
     request = PrepareRequest(

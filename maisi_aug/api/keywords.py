@@ -26,7 +26,7 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
     ``help`` and the completion of notebooks read signature and docstring, so that a new field needs no second mention.
 
     Args:
-        model: What the function builds from its ``**fields``.
+        model: Model that the function builds from its ``**fields``.
         but: Fields that the function decides itself.
     """
 

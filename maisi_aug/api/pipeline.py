@@ -75,7 +75,7 @@ class Pipeline:
 
         Args:
             bundle: ``phantom-ct``, the name of one that ``maisi-aug bundles pull`` has fetched, or a folder.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             compile_with: ``none``, ``inductor`` or ``trt``.
 

@@ -63,8 +63,8 @@ class Preparation:
     """A preparation that has been planned.
 
     Attributes:
-        plan: What becomes of every label and case.
-        notes: What the user should know, a sentence each.
+        plan: Plan for every label and case.
+        notes: Notes to the user, a sentence each.
     """
 
     plan: PreparePlan

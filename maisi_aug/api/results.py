@@ -32,9 +32,9 @@ class Case:
     Attributes:
         id: Name of the case.
         request: The request.
-        seed: What everything random in the case derives from.
+        seed: Seed of everything random in the case.
         lesions: Its lesions, as they were requested and as they are.
-        verdicts: What each quality gate said: ``gate``, ``passed``, ``figures``, ``message``.
+        verdicts: Verdict of each quality gate: ``gate``, ``passed``, ``figures``, ``message``.
         reason: Why the gates refused it; empty where they did not.
     """
 
@@ -124,7 +124,7 @@ class SavedCase(Case):
 
     @cached_property
     def grid(self) -> Grid:
-        """Shape and affine of both, from the image's header."""
+        """Shape and affine of the image and the label map, from the header of the image."""
         from maisi_aug.volumes.image_files import load_grid
 
         return load_grid(self.files["image"])

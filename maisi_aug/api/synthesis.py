@@ -16,7 +16,7 @@ from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
 from maisi_aug.cohort.request import GIVEN, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import CohortRun, resolve
-from maisi_aug.cohort.review import reopen_rejected
+from maisi_aug.cohort.review import reopen_for_run
 from maisi_aug.errors import RequestError
 from maisi_aug.generate.driver import Listener
 
@@ -72,7 +72,7 @@ def synthesize(
         size_bins: Edges in mm of the lesion sizes that are balanced.
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
             with ``if __name__ == "__main__":``.
         shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
@@ -214,8 +214,8 @@ def make_cohort(
     cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
     for sentence in _find_advice(cohort):
         listener.advises(sentence)
-    if redraw_rejected and find_cohort(out, cohort.to_document(), cohort.begun) is not None:
-        reopen_rejected(out)
+    if redraw_rejected:
+        reopen_for_run(out, cohort.to_document(), begun=cohort.begun, shard=where.shard)
     summary = synthesize_cohort(
         cohort,
         out,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from maisi_aug.api.displays import Progress, TrainingDisplay, show_training
+from maisi_aug.api.finetuning import PREPARED_FOLDER
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
 from maisi_aug.errors import RecipeError
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
@@ -85,7 +86,8 @@ def train(
         with_tensorboard: Whether to log for TensorBoard as well.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
-        **fields: See below; image stages take only ``recipe`` and ``data``, and only ``mask-diffusion`` takes ``base``.
+        **fields: See below; image stages take only ``recipe``, ``data`` and ``embedded_by``, and only
+            ``mask-diffusion`` takes ``base``.
 
     Returns:
         Path of the result and progress; None in all processes of ``torchrun`` except the first.
@@ -156,8 +158,7 @@ def train_stage(
             loop = folder.train(stage, max_minutes=limit.minutes_left, report_step=report_step)  # type: ignore[arg-type]
             result = TrainResult(stage, asked.finish(folder, out), asked.num_steps, loop)  # type: ignore[arg-type]
         except TimeIsUp as stop:
-            phase = f"{stop.phase[0].lower()}{stop.phase[1:]}, {stop.done} of {stop.total}"
-            result = TrainResult(stage, out, asked.num_steps, stopped_while=phase)
+            result = TrainResult(stage, out, asked.num_steps, stopped_while=str(stop))
     processes.leave()
     return result if processes.is_main else None
 
@@ -168,13 +169,15 @@ class _ImageStage:
 
     name: Literal["vae", "diffusion", "controlnet"]
     recipe: TrainingRecipe
+    request: TrainRequest
 
     @classmethod
     def read(cls, name: Literal["vae", "diffusion", "controlnet"], request: TrainRequest) -> _ImageStage:
         from maisi_aug.training.images.recipe import load_training_recipe, training_recipe_path
 
         recipe = load_training_recipe(training_recipe_path(request.recipe_name))
-        return cls(name, recipe if request.data is None else recipe.with_prepared(request.data))
+        is_embedded = _is_embedded(request)
+        return cls(name, recipe if request.data is None or is_embedded else recipe.with_prepared(request.data), request)
 
     @property
     def num_steps(self) -> int:
@@ -184,11 +187,53 @@ class _ImageStage:
     def open(self, out: Path, display: TrainingDisplay, how: StageOptions) -> TrainingFolder:
         from maisi_aug.training.images.stages import TrainingFolder
 
-        return TrainingFolder(self.recipe, out, **how)
+        if not _is_embedded(self.request):
+            return TrainingFolder(self.recipe, out, **how)
+        with how["processes"].main_first():
+            prepared = _open_embeddings(self.request, out / PREPARED_FOLDER, display, how)
+        return TrainingFolder(self.recipe.with_prepared(prepared), out, **how)
 
     def finish(self, folder: TrainingFolder, out: Path) -> Path:
         """Write the bundle after the last stage, and return the folder of the result."""
         return folder.write_bundle().path if self.name == "controlnet" else out / self.name
+
+
+def _is_embedded(request: TrainRequest) -> bool:
+    """Whether the data is a list of embeddings.
+
+    Raises:
+        RecipeError: The bundle whose autoencoder made them is missing, or there is one without such a list.
+    """
+    from maisi_aug.training.cases.embeddings import is_embedded_list
+
+    is_embedded = request.data is not None and is_embedded_list(request.data)
+    if not is_embedded and request.embedded_by is not None:
+        raise RecipeError("--embedded-by can only be used with a JSON list of embeddings as --data.")
+    if is_embedded and request.embedded_by is None:
+        raise RecipeError(
+            f"--embedded-by: expected the bundle whose autoencoder made the embeddings of {request.data}, found none."
+        )
+    return is_embedded
+
+
+def _open_embeddings(request: TrainRequest, folder: Path, display: TrainingDisplay, how: StageOptions) -> Path:
+    """The folder of a list's cases, which the main process prepares unless it is there."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.preparation.prepared import SPEC_NAME
+    from maisi_aug.training.cases.embeddings import prepare_embeddings
+
+    assert request.data is not None
+    assert request.embedded_by is not None
+    if how["processes"].is_main and not (folder / SPEC_NAME).is_file():
+        prepare_embeddings(
+            request.data,
+            folder,
+            load_bundle(request.embedded_by),
+            device=how["device"],
+            report=how["report_phase"]("Reading embeddings"),
+            say=display.say,
+        )
+    return folder
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ class FileName:
     """Parts of a file name, without the format's suffix and a channel number.
 
     Attributes:
-        role: What the file is; None where the name does not tell.
+        role: Kind of the file; None if the name does not tell.
         case: What is left beside the word that tells it; empty where nothing is.
-        word: That word, in small letters; empty without one.
+        word: That word in lower case; empty without one.
         is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that as well.
     """
 

@@ -73,7 +73,7 @@ class BankEntry:
         name: Path relative to the bank, with ``/``.
         label_paths: The label map, or one mask per organ; empty for a member of an archive.
         image_path: The CT it was drawn on, if there is one.
-        organ_names: What each of the masks shows; empty for one label map.
+        organ_names: Organ of each mask; empty for one label map.
         label_names: Names of the map's own ids from ``labels.json`` or ``dataset.json``; None without such a file.
         label_regions: nnU-Net's regions from the same file: labels that join several ids.
         listed_ids: Ids that a data list promises, as MAISI's lists do; None where unknown.

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from maisi_aug.errors import BankError, VocabularyError, VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.system.content import read_json, spells_number
-from maisi_aug.vocabulary.label_meaning import resolve_names
-from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
+from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
+from maisi_aug.vocabulary.labels import BODY_ID, MAISI, Vocabulary, lesion_word
 from maisi_aug.vocabulary.totalsegmentator import TotalSegmentatorVersion, totalsegmentator_mapping
 
 LabelMapping = str | Mapping[Any, Any]
@@ -86,7 +86,19 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
         raise BankError(
             f"Mask labels {choice}: expected a mapping with ids or names on both sides, found a list. Correct the file."
         )
-    return document
+    return _read_label_dict(document) if _is_label_dict(document) else document
+
+
+def _is_label_dict(document: Mapping[Any, Any]) -> bool:
+    """Whether a file is one of NVIDIA's: the id of every name, where a mapping has what every id or name means."""
+    marks = {"left lung upper lobe": 28, "hepatic tumor": 26, "vertebrae L5": 33, "left kidney cyst": 116}
+    return all(document.get(name) == label_id for name, label_id in marks.items())
+
+
+def _read_label_dict(document: Mapping[str, int]) -> dict[str, int]:
+    """The vocabulary's id of every id that means the same; the others become body where they occur."""
+    meanings = {str(label_id): find_label_id(name, MAISI) for name, label_id in document.items()}
+    return {source: label_id for source, label_id in meanings.items() if label_id is not None}
 
 
 def require_known_targets(mapping: LabelMapping, vocabulary: Vocabulary, *, subject: str) -> None:

@@ -22,12 +22,11 @@ HOW_TO_COMPLETE = (
 )
 
 
-def count_organs(bank: FolderBank, num_looks: int = NUM_LOOKS) -> tuple[int, str, tuple[int, ...]]:
+def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
     """Return the most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
 
     Args:
         bank: A map is read for its ids unless a list promises them.
-        num_looks: Usable maps to look at; fewer where one has enough.
 
     Raises:
         BankError: No map can be used.
@@ -42,7 +41,7 @@ def count_organs(bank: FolderBank, num_looks: int = NUM_LOOKS) -> tuple[int, str
         looked += 1
         if looked == 1 or len(organs) > best[0]:
             best = len(organs), name, organs
-        if looked == num_looks or best[0] >= MIN_ORGANS:
+        if looked == NUM_LOOKS or best[0] >= MIN_ORGANS:
             break
     return best
 

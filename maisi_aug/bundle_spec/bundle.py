@@ -34,6 +34,7 @@ from maisi_aug.system.models import explain_problems, read_yaml
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.vocabulary.modalities import is_mr
 from maisi_aug.vocabulary.sizes import SizeDistribution
 from maisi_aug.volumes.grid import Grid, spell_grid
 
@@ -48,8 +49,10 @@ EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
 _LOG = logging.getLogger(__name__)
 SCHEDULER_STEPS = 1000
 """``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
-NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
-"""Networks that make images of label maps; every bundle has them."""
+IMAGE_ROLES = ("autoencoder", "diffusion_unet")
+"""Networks that make images; every bundle has them."""
+NETWORK_ROLES = (*IMAGE_ROLES, "controlnet")
+"""Networks that make images of label maps."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,9 @@ class Bundle:
         """Whether a lesion is brighter (1) or darker (-1) than its host, or either (0)."""
         name = self.vocabulary.name_of(label_id)
         own = self.spec.hu_ranges.get(name)
-        return expected_contrast_sign(name) if own is None else own.contrast_sign
+        if own is not None:
+            return own.contrast_sign
+        return 0 if self.is_mr else expected_contrast_sign(name)
 
     def find_mask_bank(self) -> tuple[str, str] | None:
         """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
@@ -167,15 +172,88 @@ class Bundle:
         return str(place.resolve()), str(labels.resolve()) if labels.is_file() else bank.labels
 
     @property
+    def has_controlnet(self) -> bool:
+        """Whether it draws images of label maps, and not images alone."""
+        return "controlnet" in self.spec.networks
+
+    @property
+    def image_roles(self) -> tuple[str, ...]:
+        """Roles of the networks that make images."""
+        return NETWORK_ROLES if self.has_controlnet else IMAGE_ROLES
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Roles of the networks that the bundle must have."""
-        return NETWORK_ROLES if self.spec.mask_generation is None else (*NETWORK_ROLES, *MASK_ROLES)
+        return self.image_roles if self.spec.mask_generation is None else (*self.image_roles, *MASK_ROLES)
 
-    def choose_steps(self, num_inference_steps: int | None) -> int:
-        """Return the number of sampling steps; the default where none is given.
+    @property
+    def is_mr(self) -> bool:
+        """Whether it draws MR images, whose intensities are no HU."""
+        return is_mr(self.spec.modalities[0])
+
+    def require_controlnet(self) -> None:
+        """Raise unless the bundle can draw images of label maps.
 
         Raises:
-            RecipeError: For more steps than the scheduler was trained with, and for fewer with DDPM.
+            BundleError: When it has no ControlNet.
+        """
+        if self.has_controlnet:
+            return
+        reason = "NVIDIA has not published one for MR" if self.is_mr else "it draws images without label maps only"
+        raise BundleError(
+            f"Bundle '{self.name}': has no ControlNet, which images of label maps need ({reason}). Use --mask-source "
+            "none without --labels, or a bundle with a ControlNet such as rflow-ct."
+        )
+
+    def choose_modality(self, modality: str | None) -> str:
+        """The modality of images; the bundle's first where none is given.
+
+        Raises:
+            RecipeError: For MR of a CT bundle, and the other way round.
+        """
+        chosen = modality or self.spec.modalities[0]
+        if is_mr(chosen) != self.is_mr:
+            remedy = "an MR bundle such as rflow-mr" if is_mr(chosen) else "a CT bundle such as rflow-ct"
+            raise RecipeError(
+                f"modality: bundle '{self.name}' draws {', '.join(self.spec.modalities)}, found '{chosen}'. Use "
+                f"{remedy}."
+            )
+        return chosen
+
+    def warn_of_modality(self, modality: str) -> tuple[str, ...]:
+        """What to warn of: a sentence for a modality that the networks were not taught, else empty."""
+        if modality in self.spec.modalities:
+            return ()
+        return (
+            f"modality: bundle '{self.name}' was trained with {', '.join(self.spec.modalities)}, not with "
+            f"'{modality}'. Images may be poor.",
+        )
+
+    def choose_guidance(self, guidance_scale: float | None, *, has_map: bool) -> float:
+        """The strength of the guidance; without a label map the bundle's default where none is given.
+
+        Raises:
+            RecipeError: For guidance without a label map of networks that are not told the modality.
+        """
+        if has_map:
+            return guidance_scale or 0.0
+        chosen = self.spec.guidance_scale if guidance_scale is None else guidance_scale
+        if chosen > 0 and not self.is_told_modality:
+            raise RecipeError(
+                f"guidance_scale: must be 0 without a label map, because bundle '{self.name}' is not conditioned on "
+                f"modality, found {chosen:g}. Leave it out."
+            )
+        return chosen
+
+    def choose_steps(self, num_inference_steps: int | None, *, takes_fewer: bool = True) -> int:
+        """The number of sampling steps; the default where none is given.
+
+        Args:
+            num_inference_steps: What was asked for.
+            takes_fewer: Whether the sampler of a DDPM bundle may leave time steps out.
+
+        Raises:
+            RecipeError: For more steps than the scheduler was trained with, and for fewer where none may be left out.
         """
         limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
         chosen = num_inference_steps or self.default_steps
@@ -184,17 +262,35 @@ class Bundle:
                 f"num_inference_steps: at most {limit} (bundle '{self.name}' was trained with that many time steps), "
                 f"found {chosen}. Choose fewer with --steps."
             )
-        if self.is_ddpm and chosen != limit:
+        if self.leaves_steps_out(chosen) and not takes_fewer:
             raise RecipeError(
                 f"num_inference_steps: must be {limit}, because DDPM uses every time step that bundle '{self.name}' "
                 f"was trained with, found {chosen}. Leave --steps out."
             )
         return chosen
 
+    def leaves_steps_out(self, num_inference_steps: int) -> bool:
+        """Whether that is fewer steps than DDPM has, which another sampler has to take."""
+        return self.is_ddpm and num_inference_steps < self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
+
+    def warn_of_steps(self, num_inference_steps: int) -> tuple[str, ...]:
+        """What to warn of: a sentence for a DDPM bundle with fewer steps; empty where there is nothing to warn of."""
+        if not self.leaves_steps_out(num_inference_steps):
+            return ()
+        return (
+            f"num_inference_steps: bundle '{self.name}' is a DDPM one of {self.default_steps} steps, found "
+            f"{num_inference_steps}. Images are drawn with DPM-Solver++ and differ from those of DDPM.",
+        )
+
     @property
     def is_ddpm(self) -> bool:
         """Whether the diffusion U-Net predicts noise; otherwise the velocity of a rectified flow."""
         return bool(self.spec.scheduler.get("class") == "DDPMScheduler")
+
+    @property
+    def is_told_modality(self) -> bool:
+        """Whether the networks are told the modality of an image."""
+        return self.definition("diffusion_unet").get("num_class_embeds") is not None
 
     @property
     def is_told_regions(self) -> bool:
@@ -207,9 +303,10 @@ class Bundle:
         Raises:
             RecipeError: For a modality or a body region that they are not told.
         """
-        if modality != "ct" and self.definition("diffusion_unet").get("num_class_embeds") is None:
+        told = self.spec.modalities[0]
+        if modality != told and not self.is_told_modality:
             raise RecipeError(
-                f"modality: bundle '{self.name}' is not conditioned on modality, so that only 'ct' can be used, "
+                f"modality: bundle '{self.name}' is not conditioned on modality, so that only '{told}' can be used, "
                 f"found '{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
             )
         if body_region is not None and not self.is_told_regions:
@@ -377,10 +474,17 @@ def pulled_bundles_folder() -> Path:
 
 
 def pulled_bundles() -> tuple[str, ...]:
-    """Names of the bundles that were fetched."""
+    """Names of the bundles that were fetched; ``owner/name`` of those that others have shared."""
     # The names of folders that are not complete begin with a dot.
-    found = pulled_bundles_folder().glob(f"[!.]*/{BUNDLE_FILE}")
-    return tuple(sorted(path.parent.name for path in found))
+    home = pulled_bundles_folder()
+    found = (path for depth in ("[!.]*", "[!.]*/[!.]*") for path in home.glob(f"{depth}/{BUNDLE_FILE}"))
+    return tuple(sorted(path.parent.relative_to(home).as_posix() for path in found))
+
+
+def reference_of(bundle: Bundle) -> str:
+    """What ``--bundle`` takes for a bundle that is embedded or was fetched: its name, or ``owner/name``."""
+    home = pulled_bundles_folder()
+    return bundle.path.relative_to(home).as_posix() if bundle.path.is_relative_to(home) else bundle.name
 
 
 def list_bundles() -> list[Bundle]:
@@ -458,16 +562,19 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
     """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
 
     Args:
-        spec: What the fine-tuned bundle says of it.
+        spec: Its entry in the fine-tuned bundle.
         folder: Folder of the fine-tuned bundle.
         subject: The fine-tuned bundle, for messages.
 
     Raises:
         BundleError: When it is nowhere to be found, or is no longer what it was.
     """
-    places: list[str | Path] = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
+    at_hand = (*embedded_bundles(), *pulled_bundles())
+    places: list[str | Path] = [spec.name] if spec.name in at_hand else []
     places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
     found = [load_bundle(place) for place in places]
+    # A base that somebody has shared is found under its owner's name.
+    found += [load_bundle(name) for name in at_hand if name.endswith(f"/{spec.name}")]
     for bundle in found:
         if bundle.fingerprint == spec.fingerprint:
             return bundle

@@ -1,4 +1,4 @@
-"""Precision of the networks and decoding of an image: values of a recipe, and what was done. Needs no torch."""
+"""Precision of the networks and decoding of an image, as requested and as done. Needs no torch."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ those whose grids its networks have seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,7 +31,7 @@ class Preset:
     """A grid, and how to decode images of it.
 
     Attributes:
-        name: What ``--preset`` takes.
+        name: Name to pass as ``--preset``.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.
@@ -92,7 +93,15 @@ def list_presets(limits: GridLimits | None) -> tuple[Preset, ...]:
     """Return what a bundle takes: the presets by memory whose grids it has seen, then those by region."""
     if limits is None:
         return ()
-    return (*(preset for preset in memory_presets() if limits.admits(preset.grid)), *region_presets(limits))
+    usual = [Grid.from_spacing(spec.shape, spec.spacing_mm).extent_mm for spec in limits.recommended.values()]
+    # Along each axis the largest field of view that is recommended: those by memory are for a trunk, not for a head.
+    largest = tuple(map(max, zip(*usual, strict=True))) if usual else (math.inf,) * 3
+    by_memory = (
+        preset
+        for preset in memory_presets()
+        if limits.admits(preset.grid) and all(a <= b for a, b in zip(preset.grid.extent_mm, largest, strict=True))
+    )
+    return (*by_memory, *region_presets(limits))
 
 
 def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:

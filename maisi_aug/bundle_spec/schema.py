@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.system.file_names import INNER_PATH, MAX_PART_BYTES, is_path
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
+from maisi_aug.vocabulary.modalities import CT_MODALITIES, ImageModality, is_mr
 
 MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 """Roles of the networks that generate label maps; a bundle has both or none."""
@@ -51,7 +52,7 @@ _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
 
 
-def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
+def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     """Raise for numbers that no network or scheduler has, and that would take hours to build."""
     if not isinstance(definition.get("class"), str):
         raise ValueError("the name of a 'class' is missing")
@@ -67,7 +68,7 @@ def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     return definition
 
 
-def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
@@ -84,8 +85,8 @@ def _require_path(text: str) -> str:
 
 _Path = Annotated[str, AfterValidator(_require_path)]
 _InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=MAX_PART_BYTES)]
-_Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
-_Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
+_Definition = Annotated[dict[str, Any], AfterValidator(require_definition)]
+_Networks = Annotated[dict[str, _Definition], AfterValidator(require_levels)]
 
 
 class WeightFile(StrictModel):
@@ -164,7 +165,7 @@ class MaskBankSpec(StrictModel):
 
     Attributes:
         list: File with the list of maps, relative to the bundle's folder.
-        labels: What their ids mean: ``maisi``, or a file that maps them, relative to the bundle's folder.
+        labels: Meaning of their ids: ``maisi``, or a file that maps them, relative to the bundle's folder.
         source: Which maps they are, for people.
     """
 
@@ -196,7 +197,7 @@ class BundleSpec(StrictModel):
 
     Attributes:
         format: Version of this layout.
-        name: What users call the bundle.
+        name: Name of the bundle.
         description: One line for listings.
         advice: A sentence shown when the bundle is used, or empty.
         advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
@@ -205,6 +206,9 @@ class BundleSpec(StrictModel):
         grid: Default grid.
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
+        modalities: What the networks were taught to draw, the default first: kinds of CT or kinds of MR. Images are in
+            HU of CT, and in MR from 0 with 1000 for what the networks know as 1.
+        guidance_scale: Default guidance towards the modality, of images without a label map.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
             float32 everywhere, unless another precision is requested.
@@ -231,6 +235,8 @@ class BundleSpec(StrictModel):
     grid: GridSpec
     grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
+    modalities: tuple[ImageModality, ...] = Field(default=CT_MODALITIES, min_length=1)
+    guidance_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     scale_factor: float = Field(gt=0)
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -244,3 +250,9 @@ class BundleSpec(StrictModel):
     hu_ranges: dict[str, HuSpec] = Field(default={})
     mask_bank: MaskBankSpec | None = None
     provenance: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _require_one_kind(self) -> BundleSpec:
+        if len({is_mr(modality) for modality in self.modalities}) > 1:
+            raise ValueError(f"expected modalities of CT alone or of MR alone, found {', '.join(self.modalities)}")
+        return self

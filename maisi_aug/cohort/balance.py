@@ -66,7 +66,7 @@ class LesionCensus:
 
     Attributes:
         label: Name in the vocabulary.
-        source: What the dataset calls it, for the user to check.
+        source: Its name in the dataset, for the user to check.
         volumes_ml: For every case the volumes of its lesions; empty for a case without any.
     """
 
@@ -85,7 +85,7 @@ class BalanceTarget:
         low_mm: Smallest diameter that may be planned.
         high_mm: Largest diameter that may be planned.
         organs: Names of organs that every case of it must have.
-        request: What the user wrote, with its share.
+        request: The user's request, with its share.
         has_size: Whether the user set the limits; otherwise nothing larger than the dataset's largest is planned.
     """
 
@@ -164,7 +164,7 @@ class LabelBalance:
 
     Attributes:
         target: The lesion and its limits.
-        source: What the dataset calls it.
+        source: Its name in the dataset.
         bins: Bins of the sizes.
         real_cases: Cases of the dataset.
         real_lesions: Lesions of the dataset.
@@ -251,7 +251,7 @@ def count_lesions(
     """Sort the cases and lesions of a census into their cells; nothing is planned yet.
 
     Args:
-        census: What was measured.
+        census: The measured census.
         target: The lesion and its limits.
         bins: Bins of the sizes.
         max_lesions: Cases with more lesions count as having this many.

@@ -27,7 +27,7 @@ class _Panel:
         title: On top.
         names: Names of the bars.
         real: What the dataset has.
-        planned: What the plan adds.
+        planned: Cases that the plan adds.
         is_open: Whether the plan may fill a bar.
     """
 

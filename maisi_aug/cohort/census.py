@@ -42,7 +42,7 @@ def take_census(
         path: nnU-Net raw dataset, Medical Decathlon task, cohort, or folder or data list of label maps.
         targets: The lesions to look for.
         vocabulary: Which a cohort's ids are of.
-        mapping: What the dataset calls the lesions; found by their names where it is not told.
+        mapping: Names of the lesions in the dataset (default: found by name).
         report: Called with (label maps read, label maps in all).
 
     Raises:

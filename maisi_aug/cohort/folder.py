@@ -147,7 +147,7 @@ class BegunCohort:
         """Return numbers of cases that the cohort had before it grew, one more where more cases are requested.
 
         Args:
-            num_cases: That are requested; fewer than there are is left for the comparison to refuse.
+            num_cases: Number of requested cases; fewer than there are is left for the comparison to refuse.
             asked: The steps that the request names.
         """
         written = self.document.get("configuration", {})
@@ -220,7 +220,7 @@ def find_cohort(
         path: Folder of the cohort; nothing in it is changed.
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
             may allow more attempts, or continue from its number of cases.
-        begun: What is known of the folder already.
+        begun: State of an existing folder.
         is_shared: Tells whether others are at work in it, so that it is theirs as well, before anything was made.
 
     Raises:
@@ -347,7 +347,7 @@ def open_cohort(
         document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
             allow more attempts or hold more cases, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
-        begun: What is known of the folder already.
+        begun: State of an existing folder.
         manifest: Name of the one that is written: of the whole, or of a shard.
 
     Yields:

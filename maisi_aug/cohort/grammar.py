@@ -43,7 +43,7 @@ class SizeRange:
         low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were requested.
         high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were requested.
         text: The size as it was written.
-        distribution: What the percentiles refer to, or None when mm or mL were requested.
+        distribution: Sizes that the percentiles refer to, or None if mm or mL were requested.
     """
 
     low_ml: float
@@ -108,7 +108,7 @@ class WrittenRequest:
     Attributes:
         text: As it was written.
         parts: Name and size of everything joined by ``+``; the size is None without a colon.
-        share: What follows the ``@``; None without one.
+        share: Share after the ``@``; None without one.
     """
 
     text: str
@@ -153,7 +153,7 @@ def parse_requests(
     Args:
         texts: One request per entry, in the grammar of this module.
         vocabulary: The labels that may be requested.
-        distributions: Label name -> the sizes its percentiles refer to, instead of the package's own.
+        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
 
     Raises:
         VocabularyError: If a label is unknown; the message offers the closest names.

@@ -29,7 +29,7 @@ from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.file_lock import is_locked, try_lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 from maisi_aug.system.lease import Holder, busy_folder, is_fresh, read_holder, take_lease
-from maisi_aug.system.whole_files import append_line, cut_torn_line
+from maisi_aug.system.whole_files import APPENDING, append_line, cut_torn_line
 
 MANIFEST_NAME = "manifest.jsonl"
 SHARD_NAME = re.compile(r"manifest\.(?P<number>[1-9]\d{0,5})-of-(?P<count>[1-9]\d{0,5})\.jsonl$")
@@ -428,7 +428,7 @@ class ManifestWriter:
         Raises:
             CohortError: When another process holds the lock.
         """
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = os.open(path, APPENDING, 0o644)
         try:
             has_lock = _try_lock(self._descriptor)
             if has_lock is False:

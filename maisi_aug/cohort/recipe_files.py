@@ -104,7 +104,7 @@ class RecipeInfo:
     """A recipe that comes with the package.
 
     Attributes:
-        name: What ``--recipe`` takes.
+        name: Name to pass as ``--recipe``.
         path: The YAML file.
         commands: The command lines of its opening comment, in the order in which they are run.
         summary: The rest of that comment, on one line.

@@ -27,6 +27,7 @@ from maisi_aug.system.models import (
     texts_of,
     warn_of_spelling,
 )
+from maisi_aug.vocabulary.modalities import ImageModality
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
@@ -178,7 +179,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     them, so that existing cases stay as they are.
     """
     seed: Annotated[int, Field(ge=0), Option(metavar="N", panel=_WHAT, everyday=True)] = 0
-    """Random seed; another seed gives other patients."""
+    """Random seed of the patients."""
     twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
     """One case per value for each of the -n patients, all else equal: size=6mm,10mm,20mm, or place= with host organs of
     the lesion; for 'evaluate detection-curve'.
@@ -200,8 +201,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     mask_source: Annotated[
         Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
     ] = "plant"
-    """Label maps to draw from. plant: tumour-free ones with planted lesions; bank: with their own lesions; diffusion:
-    generated ones; given: yours, unchanged; none: no maps.
+    """Source of label maps. plant: lesions planted in tumour-free maps; bank: maps with lesions; diffusion: generated
+    maps; given: your maps, unchanged; none: images only.
     """
     mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
         EMBEDDED_BANK
@@ -234,10 +235,14 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_IMAGES)] = None
     """Sampling steps for the image (default: the bundle's)."""
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), Option(panel=_IMAGES)] = 0.0
-    """Strength of the guidance towards the lesions; values above 0 double the sampling time."""
-    modality: Annotated[Literal["ct", "ct_contrast", "ct_wo_contrast"], Option(panel=_IMAGES)] = "ct"
-    """Image modality used as conditioning: with contrast, without contrast, or unspecified (ct)."""
+    guidance_scale: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Option(panel=_IMAGES)] = None
+    """Strength of the guidance towards the lesions, or without label maps towards the modality; values above 0 double
+    the sampling time (default: 0; for images without label maps the bundle's).
+    """
+    modality: Annotated[ImageModality | None, Option(metavar="NAME", complete="modalities", panel=_IMAGES)] = None
+    """Image modality used as conditioning: ct (contrast unspecified), ct_contrast or ct_wo_contrast; for MR bundles
+    mri, mri_t1, mri_t2, mri_flair and others, listed by 'maisi-aug bundles show' (default: the bundle's first).
+    """
     body_region: Annotated[
         Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None,
         BeforeValidator(_read_words),
@@ -249,7 +254,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     preset: Annotated[
         str | None, Field(min_length=1), Option(metavar="NAME", complete="presets", panel=_IMAGES, everyday=True)
     ] = None
-    """Grid and decoding windows by GPU memory or body region, such as chest; list: maisi-aug bundles presets."""
+    """Grid and decoding windows by GPU memory or body region; list them with: maisi-aug bundles presets."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxels along I, J, K, which point right, anterior, superior (default: from the preset, bundle or given map)."""
     spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_IMAGES)] = None
@@ -348,14 +353,13 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
             "labels": ", ".join(self.labels),
             "mask_bank": "one" if self.has_own_bank else "",
             "mask_labels": "" if self.mask_labels == AUTO_MAPPING else str(self.mask_labels),
-            "guidance_scale": f"{self.guidance_scale:g}" if self.guidance_scale else "",
+            "hu_reference": self.hu_reference or "",
         }
         field, found = next(((field, found) for field, found in unused.items() if found), ("", ""))
         if not field:
             return ""
-        wanted = "0" if field == "guidance_scale" else "none"
         return (
-            f"{field}: expected {wanted} with mask_source 'none', which draws images without a label map, found "
+            f"{field}: expected none with mask_source 'none', which draws images without a label map, found "
             f"{found}; leave it out, or choose another mask_source"
         )
 
@@ -429,7 +433,7 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
     Args:
         values: Field names to values, as YAML or flags give them.
-        source: What to call them in messages, a file name for instance.
+        source: Name for messages, a file name for instance.
 
     Raises:
         RecipeError: Listing every problem with its place.

@@ -42,22 +42,24 @@ class CohortRun:
     """A cohort ready to be made: nothing in it is left open.
 
     Attributes:
-        request: What was requested, as it was given.
+        request: The request as given.
         configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
-        begun: What lies in the cohort's folder already.
+        begun: State of the cohort's existing folder.
         bundle: The weights and their vocabulary.
         grid: Grid of every case; the bundle's where given label maps keep their own.
         bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
-        mask_bank: What tells those label maps, or mask networks, from others, as plain JSON values.
-        mask_labels: What their ids mean, a file read.
+        mask_bank: Identity of those label maps or mask networks, as plain JSON values.
+        mask_labels: Meaning of their ids, as read from a file.
         mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
         organ_sizes: Percentile by id of organs in generated label maps.
         num_inference_steps: Number of inference steps of the sampler of images.
+        guidance_scale: Guidance scale of the sampler of images.
+        modality: Modality of the images.
         decoding: How images are decoded.
         seed: Cohort seed.
-        requests: What is requested of the cases; none of given maps and of images without any.
+        requests: Requests for the cases; none for given maps and for images without maps.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        plan: What every case must contain.
+        plan: Required content of every case.
         hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
@@ -72,6 +74,8 @@ class CohortRun:
     mask_steps: int
     organ_sizes: Mapping[int, float]
     num_inference_steps: int
+    guidance_scale: float
+    modality: str
     decoding: DecodingConfig
     seed: int
     requests: tuple[CaseRequest, ...]
@@ -154,9 +158,8 @@ def resolve(
 def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: Report | None) -> CohortRun:
     named = _name_maps(request, bundle)
     bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
-    bundle.require_told(modality=request.modality, body_region=_find_told_region(request, bundle, bank))
+    sampling = _choose_sampling(request, bundle, bank)
     decoding, grid = _choose_decoding(request, bundle), _choose_grid(request, bundle)
-    num_inference_steps = bundle.choose_steps(request.num_inference_steps)
     mask_steps = _choose_mask_steps(request, bundle, grid)
     grown_from = begun.steps_to(request.num_cases, request.grown_from)
     described = _describe_bank(request, bundle, bank, mapping)
@@ -170,7 +173,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         "grown_from": list(grown_from),
         **named,
         "mask_steps": mask_steps or None,
-        "num_inference_steps": num_inference_steps,
+        **sampling,
         "decoding": decoding.model_dump(mode="json"),
     }
     return CohortRun(
@@ -184,7 +187,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         mask_labels=mapping,
         mask_steps=mask_steps,
         organ_sizes=organ_sizes,
-        num_inference_steps=num_inference_steps,
+        **sampling,
         decoding=decoding,
         seed=request.seed,
         requests=requests,
@@ -192,6 +195,19 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         plan=plan,
         hu_ranges=_find_hu_ranges(request, bundle, grid, begun.document, report_file),
     )
+
+
+def _choose_sampling(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> dict[str, Any]:
+    """Return steps, guidance and modality of the images; what the networks were not trained on is warned of."""
+    if request.has_maps:
+        bundle.require_controlnet()
+    modality = bundle.choose_modality(request.modality)
+    bundle.require_told(modality=modality, body_region=_find_told_region(request, bundle, bank))
+    num_steps = bundle.choose_steps(request.num_inference_steps)
+    for sentence in (*bundle.warn_of_modality(modality), *bundle.warn_of_steps(num_steps)):
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
+    guidance_scale = bundle.choose_guidance(request.guidance_scale, has_map=request.has_maps)
+    return {"num_inference_steps": num_steps, "guidance_scale": guidance_scale, "modality": modality}
 
 
 def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> dict[str, Any]:

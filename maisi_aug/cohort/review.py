@@ -6,25 +6,35 @@ leaves the case out of exports, datasets, evaluation and reports until it is tak
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from maisi_aug.cohort.folder import KEEP_FIELD, CohortFolder, read_cohort_document
+from maisi_aug.cohort.folder import (
+    KEEP_FIELD,
+    NOT_BEGUN,
+    BegunCohort,
+    CohortFolder,
+    find_cohort,
+    read_cohort_document,
+)
 from maisi_aug.cohort.manifest import (
     MANIFEST_NAME,
     AttemptRecord,
     FileRecord,
     Manifest,
     ManifestWriter,
+    list_manifests,
     load_manifest,
 )
 from maisi_aug.cohort.request import COHORT_NAME
-from maisi_aug.errors import CohortError
+from maisi_aug.cohort.shards import Shard
+from maisi_aug.cohort.twins import twin_of
+from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.whole_files import append_to_shared
 
@@ -52,7 +62,7 @@ class Decision:
         attempt: Which attempt at it was looked at.
         choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
         reason: Why it is rejected; may be empty.
-        reviewer: Who decides; empty where no name was given.
+        reviewer: Name of the reviewer; empty if none was given.
         time: When, in ISO 8601, UTC.
     """
 
@@ -148,7 +158,7 @@ def read_on(review: Review, path: Path) -> bool:
     """Take in the lines that were added since the last time.
 
     Args:
-        review: What was read so far.
+        review: Decisions read so far.
         path: Path of the file, which need not be there yet.
 
     Returns:
@@ -227,11 +237,32 @@ def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
     return len(manifest.accepted) - len(apply_review(manifest, load_review(folder)).accepted)
 
 
+def reopen_for_run(
+    folder: Path, document: Mapping[str, Any], *, begun: BegunCohort = NOT_BEGUN, shard: Shard | None = None
+) -> None:
+    """Give up what reviewers rejected, where the folder holds the cohort that a run goes on with.
+
+    Args:
+        folder: Of the cohort; it may be new.
+        document: Content of the ``cohort.yaml`` of the run.
+        begun: What is known of the folder already.
+        shard: What the run is a part of.
+
+    Raises:
+        RequestError: It is a shard; others would not see that its cases are open again.
+        CohortError: The cohort is another one or not merged, another process writes to it, or a line cannot be read.
+    """
+    if shard is not None:
+        raise RequestError("--redraw-rejected cannot be used with --shard. Use it after maisi-aug cohort merge.")
+    if find_cohort(folder, document, begun) is not None:
+        reopen_rejected(folder)
+
+
 def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     """Give up the cases of a cohort that reviewers rejected, so that the next run makes further attempts at them.
 
-    Pictures, and with ``keep_rejected`` volumes, move to where those of failed attempts lie; a run that is stopped in
-    between finds cases with lost files, and draws these again.
+    With a case go its twins, which show the same patient. Pictures, and with ``keep_rejected`` volumes, move to where
+    those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws these again.
 
     Args:
         folder: Folder of a cohort that nothing is writing to.
@@ -240,7 +271,8 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
         What the manifest held of these cases.
 
     Raises:
-        CohortError: Another process writes to the cohort, the disk is full, or a line cannot be read.
+        CohortError: Shards are not merged, another process writes to the cohort, the disk is full, or a line cannot be
+            read.
     """
     place = CohortFolder(folder)
     document = (read_cohort_document(folder) if (folder / COHORT_NAME).is_file() else None) or {}
@@ -248,11 +280,13 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     rejections, given_up = load_review(folder).rejections(), []
     if not rejections:
         return []
+    if list_manifests(folder) != [folder / MANIFEST_NAME]:
+        raise CohortError(
+            f"{folder}: expected a merged cohort for --redraw-rejected, found shards whose manifests are apart. Run "
+            f"this first: maisi-aug cohort merge {folder}"
+        )
     with ManifestWriter(folder / MANIFEST_NAME) as writer:
-        for record in load_manifest(folder).accepted:
-            judged = judge_record(record, rejections)
-            if judged is record:
-                continue
+        for record, judged in _judge_with_twins(load_manifest(folder), rejections):
             try:
                 files = _set_aside(record, place, keeps_volumes=keeps)
                 writer.append(replace(judged, status="retried", files=files))
@@ -263,6 +297,25 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
                 ) from error
             given_up.append(record)
     return given_up
+
+
+def _judge_with_twins(
+    manifest: Manifest, rejections: dict[CaseKey, str]
+) -> Iterator[tuple[AttemptRecord, AttemptRecord]]:
+    """Accepted attempts that a reviewer rejected, or one of whose twins, and the same as they count."""
+    groups = {
+        (twin[0], record.attempt): record.case_id
+        for record in manifest.records
+        if CaseKey(record.case_id, record.attempt) in rejections and (twin := twin_of(record)) is not None
+    }
+    for record in manifest.accepted:
+        twin = twin_of(record)
+        rejected = None if twin is None else groups.get((twin[0], record.attempt))
+        judged = judge_record(record, rejections)
+        if judged is record and rejected is not None:
+            judged = replace(record, status="rejected", reason=f"Its twin {rejected} was rejected in review.")
+        if judged is not record:
+            yield record, judged
 
 
 def _set_aside(record: AttemptRecord, place: CohortFolder, *, keeps_volumes: bool) -> dict[str, FileRecord]:

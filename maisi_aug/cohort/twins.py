@@ -99,14 +99,14 @@ def plan_twins(
     """Plan a cohort of groups; the cases of a group follow each other.
 
     Args:
-        texts: Label requests; without sizes where the size is what differs.
-        twins: What differs.
+        texts: Label requests; without sizes if the twins differ in size.
+        twins: The factor that differs, and its values.
         vocabulary: The labels that may be requested.
-        num_groups: Groups of the cohort.
+        num_groups: Number of groups in the cohort.
         seed: Cohort seed.
-        distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
-        grown_from: Numbers of groups that the cohort had before it grew.
-        rule_of: How lesions of a label grow.
+        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
+        grown_from: Earlier numbers of groups, if the cohort has grown.
+        rule_of: Returns the growth rule of a label's lesions.
 
     Raises:
         VocabularyError: When a label is unknown.
@@ -142,7 +142,7 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
 
     Args:
         plan: Plan of :func:`plan_twins`.
-        twins: What differs.
+        twins: The factor that differs, and its values.
         vocabulary: Vocabulary of the bundle.
 
     Raises:

@@ -26,6 +26,8 @@ from maisi_aug.volumes.grid import Grid, Spacing, voxel_volume_ml
 
 MIN_BIAS_ORGANS = 2
 PLAUSIBLE_HU = (-1100.0, 4000.0)
+PLAUSIBLE_MR = (0.0, 10_000.0)
+"""Ten times what the networks know as 1: nothing real is as bright."""
 MIN_SHAPE_VOXELS = 30
 """Lesions with fewer voxels have no shape to speak of."""
 MIN_SHELL_VOXELS = 12
@@ -43,6 +45,12 @@ a trunk that leaves air in the corners only.
 """
 MIN_TISSUE_SHARE = 0.2
 """Smallest share of soft tissue in the body; in a chest with large lungs it is about half."""
+ANATOMY_SHARE = (0.02, 0.9)
+"""Range of the share of the field of view that is brighter than Otsu's threshold."""
+MAX_EDGE_SHARE = 0.35
+"""Largest share of neighbouring voxels that lie on either side of that threshold: 0.5 in white noise, 0.14 in nibabel's
+example of a T1 image, a crop at 2 mm.
+"""
 MAX_STEP_HU = 80.0
 """Median difference of neighbours in soft tissue. It is 13 to 28 HU in CTs of TotalSegmentator and OpenKBP at 3 to
 5 mm, and more in thin slices; values drawn at random between the two bounds above differ by 117 HU."""
@@ -54,9 +62,9 @@ class Verdict:
 
     Attributes:
         gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias",
-            "lesion visibility" or "patient".
+            "lesion visibility", "patient" or "anatomy".
         passed: Whether the case may be kept as far as this gate is concerned.
-        figures: What was measured and what was expected.
+        figures: Measured and expected figures.
         message: One sentence for people.
     """
 
@@ -73,14 +81,17 @@ class Verdict:
         return plain
 
 
-def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid) -> Verdict:
-    """Check that image and label map have the expected grid and the image has finite, varying, plausible HU.
+def check_geometry(
+    image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid, *, is_mr: bool = False
+) -> Verdict:
+    """Check that image and label map have the expected grid and the image has finite, varying, plausible intensities.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
         label_map: ``(I, J, K)`` label ids; None for an image without one.
         grid: Grid of both.
         expected: Grid that was requested.
+        is_mr: Whether intensities are those of MR and not HU.
     """
     finite = np.isfinite(image_hu)
     low, high = (float(image_hu[finite].min()), float(image_hu[finite].max())) if finite.any() else (math.nan, math.nan)
@@ -91,8 +102,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
         "spacing_mm": list(grid.spacing_mm),
         "expected_spacing_mm": list(expected.spacing_mm),
         "num_not_finite": int(finite.size - np.count_nonzero(finite)),
-        "lowest_hu": low,
-        "highest_hu": high,
+        **({"lowest": low, "highest": high} if is_mr else {"lowest_hu": low, "highest_hu": high}),
     }
     problems = []
     if image_hu.shape != expected.shape or (label_map is not None and label_map.shape != expected.shape):
@@ -103,8 +113,9 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
         problems.append(f"{figures['num_not_finite']} values that are not finite")
     if not low < high:
         problems.append("an image without any structure")
-    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
-        problems.append(f"intensities from {low:.0f} to {high:.0f} HU")
+    lowest, highest = PLAUSIBLE_MR if is_mr else PLAUSIBLE_HU
+    if low < lowest or high > highest:
+        problems.append(f"intensities from {low:.0f} to {high:.0f}{'' if is_mr else ' HU'}")
     return _verdict("geometry", figures, problems, "Geometry: the grid is the expected one.")
 
 
@@ -136,7 +147,7 @@ def check_lesion_size(
 
     Args:
         requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
-        realised_ml: What was measured on the output grid, in any order: largest is compared with largest.
+        realised_ml: Volumes on the output grid, in any order: the largest is compared with the largest.
         voxel_ml: Volume of a voxel in millilitres.
         tolerance: Share of the requested volume that a lesion may be off by.
     """
@@ -166,8 +177,8 @@ def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged
     """Check that every lesion of a label lies in its host as far as usual, and is about as compact as a ball.
 
     Args:
-        lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
-        rule: What is usual for the label.
+        lesions: Lesions that a mask source added to the map; earlier ones have no share outside.
+        rule: Growth that is usual for the label.
         is_judged: Whether the lesions have to pass; else the figures are noted all the same.
     """
     rows, problems = [], []
@@ -247,7 +258,7 @@ def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: 
     organs brighter and nothing makes all of them darker, hence two limits.
 
     Args:
-        organ_hu: What :func:`check_organ_hu` says of the case.
+        organ_hu: Result of :func:`check_organ_hu` for the case.
         ranges: The reference that it was held against.
         max_dark_hu: Largest bias to the dark side.
         max_bright_hu: Largest bias to the bright side.
@@ -526,3 +537,34 @@ def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, fl
         "tissue_share": float(tissue.sum()) / max(1.0, float(body.sum())),
         "median_step_hu": float(np.median(steps)) if steps.size else 0.0,
     }
+
+
+def check_anatomy(image: NDArray[Any], *, is_judged: bool = True) -> Verdict:
+    """An MR image shows something before a dark background, and that is no noise.
+
+    MR intensities have no unit, and what is bright differs from sequence to sequence, so that nothing finer is judged.
+    Bright is what lies above Otsu's threshold (Otsu, "A threshold selection method from gray-level histograms", 1979).
+
+    Args:
+        image: ``(I, J, K)`` intensities.
+        is_judged: Whether the image has to pass; else the figures are noted all the same.
+    """
+    from skimage.filters import threshold_otsu
+
+    constant = image.min() == image.max()
+    is_bright = np.zeros(image.shape, dtype=bool) if constant else image > threshold_otsu(image)
+    # Per axis, the pairs of neighbours of which one is bright and the other is not.
+    edges = [np.diff(is_bright, axis=axis) for axis in range(3)]
+    bright_share, edge_share = float(is_bright.mean()), float(np.mean([edge.mean() for edge in edges]))
+    figures = {"is_judged": is_judged, "bright_share": bright_share, "edge_share": edge_share}
+    low, high = ANATOMY_SHARE
+    found = ""
+    if not low <= bright_share <= high:
+        found = f"bright voxels in {bright_share:.0%} of the image"
+    elif edge_share > MAX_EDGE_SHARE:
+        found = f"{edge_share:.0%} of neighbours of which one is bright and the other is not, which is noise"
+    if not found:
+        return Verdict("anatomy", True, figures, "Anatomy: there is something bright before a dark background.")
+    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
+    message = f"Anatomy: expected something bright before a dark background, found {found}.{note}"
+    return Verdict("anatomy", not is_judged, figures, message)

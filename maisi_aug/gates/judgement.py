@@ -14,6 +14,7 @@ from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.request import GateConfig
 from maisi_aug.gates.checks import (
     Verdict,
+    check_anatomy,
     check_geometry,
     check_hu_bias,
     check_label_visibility,
@@ -131,7 +132,7 @@ def judge_image(
     bundle: Bundle | None = None,
     own_ranges: Sequence[HuRange] = (),
 ) -> tuple[VerdictRecord, ...]:
-    """Run the gates that need the image: geometry, HU of the organs, visibility of every lesion.
+    """Run the gates that need the image: geometry, HU of the organs or of MR the anatomy, visibility of every lesion.
 
     Args:
         case: What was requested.
@@ -144,8 +145,11 @@ def judge_image(
         bundle: Knows what the labels that it was taught look like; None for the published figures alone.
         own_ranges: HU of labels in the user's own CTs; they override all others.
     """
-    verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid))]
-    if gates.organ_hu:
+    is_mr = bundle is not None and bundle.is_mr
+    verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid), is_mr=is_mr)]
+    if gates.organ_hu and is_mr:
+        verdicts.append(check_anatomy(image_hu))
+    elif gates.organ_hu:
         verdicts += judge_organ_hu(image_hu, label_map, bundle=bundle, gates=gates, own_ranges=own_ranges)
     lesion_ids = {lesion.label_id for lesion in case.lesions}.intersection(vocabulary.tumor_ids)
     for label_id in sorted(lesion_ids) if gates.visibility else ():
@@ -196,19 +200,28 @@ def overlay_ranges(ranges: Sequence[HuRange], own: Sequence[HuRange]) -> tuple[H
 
 
 def judge_bare_image(
-    image_hu: NDArray[np.int16], grid: Grid, expected: Grid, *, gates: GateConfig, is_known_poor: bool
+    image_hu: NDArray[np.int16],
+    grid: Grid,
+    expected: Grid,
+    *,
+    gates: GateConfig,
+    is_known_poor: bool,
+    is_mr: bool = False,
 ) -> tuple[VerdictRecord, ...]:
     """Run the gates on an image that was drawn without a label map: geometry, and whether it shows a patient.
 
     Args:
-        image_hu: ``(I, J, K)`` in HU.
+        image_hu: ``(I, J, K)`` in HU, or MR intensities.
         grid: Grid of the image.
         expected: The grid that was requested.
         gates: Which gates count; ``organ_hu`` stands for all that judges tissue.
         is_known_poor: Whether the bundle says of itself that it draws poorly without a label map.
+        is_mr: Whether intensities are those of MR and no HU.
     """
-    verdicts = [check_geometry(image_hu, None, grid, expected)]
-    if gates.organ_hu:
+    verdicts = [check_geometry(image_hu, None, grid, expected, is_mr=is_mr)]
+    if gates.organ_hu and is_mr:
+        verdicts.append(check_anatomy(image_hu, is_judged=not is_known_poor))
+    elif gates.organ_hu:
         verdicts.append(check_patient(image_hu, grid.spacing_mm, is_judged=not is_known_poor))
     return tuple(map(to_record, verdicts))
 

@@ -31,7 +31,7 @@ class Attempt:
     """One attempt at a case, as far as it has come.
 
     Attributes:
-        case: What it must contain, its lesions as far as they are drawn; of a given map what that holds.
+        case: Its required content, with the lesions drawn so far; for a given map its content.
         number: From 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
@@ -65,7 +65,7 @@ class AttemptMaker:
     """Makes attempts; what one becomes depends on its seed alone.
 
     Attributes:
-        run: What is made.
+        run: The cohort to be made.
         source: Source of the label maps.
         pipeline: Pipeline of the images; None where label maps alone are wanted.
         report_step: Told of every step of the sampler: case id, steps done, steps in all.
@@ -148,8 +148,8 @@ class AttemptMaker:
             attempt.drawn.grid,
             seed=derive_seed(attempt.seed, "image"),
             num_inference_steps=self.run.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            modality=request.modality,
+            guidance_scale=self.run.guidance_scale,
+            modality=self.run.modality,
             regions=self.run.regions if self.run.bundle.is_told_regions else None,
             decoding=self.run.decoding,
             report=lambda done, total: self.report_step(case_id, done, total),
@@ -166,7 +166,9 @@ def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:
         return attempt
     if drawn.label_map is None:
         is_known_poor = bool(run.bundle.advice_without_map)
-        found = judge_bare_image(image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor)
+        found = judge_bare_image(
+            image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor, is_mr=run.bundle.is_mr
+        )
     else:
         found = judge_image(
             attempt.case,

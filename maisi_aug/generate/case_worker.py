@@ -31,7 +31,7 @@ class CohortSpec:
     """Specification from which a worker of a cohort is opened.
 
     Attributes:
-        run: What is made.
+        run: The cohort to be made.
         home: Folder of the cohort, for messages.
         compiler: Compiler for the networks.
     """

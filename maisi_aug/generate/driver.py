@@ -130,7 +130,7 @@ class Recorder:
         """Move the files of an attempt to their place and append its line; an attempt that is there is dropped.
 
         Args:
-            attempt: What a worker has made.
+            attempt: Result of a worker.
             scratch: Folder that its files are in.
 
         Returns:

@@ -33,7 +33,7 @@ class PhantomSettings:
 
     Attributes:
         seed: Every phantom's own seed derives from it and from its number.
-        region: What the window shows; ``any`` draws a place along the trunk.
+        region: Region that the window shows; ``any`` draws a place along the trunk.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         has_lesions: Whether lesions are planted.

@@ -41,7 +41,7 @@ class CohortSummary:
         seconds: Wall-clock time of this run.
         num_new: Cases that this run has settled.
         num_lost: Those of them that were there before and had lost files.
-        shard: What this run was a part of; the other figures are of its cases then.
+        shard: Shard of the run; the other figures are then of its cases.
         skipped: ``(name, reason)`` of the mask bank's files that could not be used.
     """
 
@@ -101,9 +101,9 @@ def synthesize_cohort(
     any case nothing is recorded, so that a bank that has been repaired finds every case open.
 
     Args:
-        run: What to make.
+        run: The cohort to make.
         folder: Where to; new, empty, or this cohort's.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         engine: Draws the cases; without one this process does, on the device.
         compiler: Compiler for the networks: ``none``, ``inductor`` or ``trt``.
         listener: Is notified of progress.

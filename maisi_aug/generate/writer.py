@@ -20,6 +20,7 @@ from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.generate.attempts import Attempt, judge_drawn_image
 from maisi_aug.pictures.preview import Caption, build_plain_preview, build_preview, save_picture
+from maisi_aug.pictures.slices import SOFT_TISSUE, choose_mr_window
 from maisi_aug.system.whole_files import is_disk_full, sha256_of
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -177,19 +178,19 @@ def open_writer(
     """Return the writer of a cohort that is drawn whole.
 
     Args:
-        run: What is being made.
+        run: The cohort that is being made.
         folder: Where the files are written.
         home: Folder of the cohort, for messages.
         device: Type of the device that samples, ``cpu`` for instance.
         compiler: Compiler for the networks, or ``none``.
-        precision: What the networks compute in.
-        num_threads: That a CPU computes with, which decides in what order it sums; None on other devices.
+        precision: Precision of the networks.
+        num_threads: Number of threads on a CPU, which affects the order of sums; None on other devices.
     """
     request, bundle = run.request, run.bundle
     settings: dict[str, JsonValue] = {
         "num_inference_steps": run.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "modality": request.modality,
+        "guidance_scale": run.guidance_scale,
+        "modality": run.modality,
         **({"body_region": list(request.body_region)} if request.body_region else {}),
         "device": device,
         **({"gates": request.gates.changes()} if request.gates.changes() else {}),
@@ -216,8 +217,9 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
     assert drawn is not None
     assert image_hu is not None
     caption = describe_attempt(attempt, drawn.grid.voxel_ml, run.bundle.name)
+    window = choose_mr_window(image_hu) if run.bundle.is_mr else None
     if drawn.label_map is None:
-        return build_plain_preview(image_hu, drawn.grid, caption)
+        return build_plain_preview(image_hu, drawn.grid, caption, window or SOFT_TISSUE)
     return build_preview(
         image_hu,
         drawn.label_map,
@@ -227,6 +229,7 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
         organ_ids=attempt.case.label_ids,
         outlined_ids=None if run.request.anatomy is None else run.plan.requested_ids,
         names={label.id: label.name for label in vocabulary},
+        window=window,
     )
 
 

@@ -50,8 +50,8 @@ class Backgrounds:
         cases: Their files.
         tables: For each case and each of its label files, source id -> vocabulary id.
         organ_translations: For each case and each of its organ files, what the ids mean.
-        vocabulary: That of the bundle, with the labels that the files add.
-        notes: What the user should know, a sentence each.
+        vocabulary: Vocabulary of the bundle, with the labels that the files add.
+        notes: Notes to the user, a sentence each.
     """
 
     cases: tuple[SourceCase, ...]
@@ -103,11 +103,11 @@ def find_backgrounds(
 
     Args:
         into: A CT, a folder of CTs, a folder with a folder per case, or a raw dataset of nnU-Net.
-        vocabulary: That of the bundle.
+        vocabulary: Vocabulary of the bundle.
         labels: Folder of label files, named after the images.
         organs: Folders of organ labels, TotalSegmentator's for instance.
-        rules: What the labels mean, where their names do not tell.
-        organ_labels: What the ids of organ label maps mean: ``auto`` or a scheme's name.
+        rules: Meanings of labels that their names do not tell.
+        organ_labels: Meaning of the ids in organ label maps: ``auto`` or a scheme's name.
 
     Raises:
         PreparationError: No CT, labels without a meaning, or label files that do not lie on their CT.

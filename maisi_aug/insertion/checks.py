@@ -44,8 +44,8 @@ class LesionLook:
         contrast_hu: Median of the lesion without its rim minus that of the lung around it.
         edge: By how much of the contrast the inner rim is brighter than the outer one: 1 for a step.
         noise_hu: Deviation of what is fine in the lung around.
-        noise_ratio: That of the lung in the zone to that outside of it; nan where there is no lung in the zone.
-        inner_noise_ratio: That of the lesion to the lung's around.
+        noise_ratio: Noise of the lung in the zone relative to that outside; nan if the zone has no lung.
+        inner_noise_ratio: Noise of the lesion relative to that of the surrounding lung.
         seam: Steps across the border of the zone to those next to it.
     """
 
@@ -108,7 +108,7 @@ def judge_look(
 
     Args:
         look: What was measured.
-        texture: What was requested.
+        texture: Requested texture.
         sign: Whether the lesion is to be brighter (1) or darker (-1) than its host, or either (0).
         wanted_hu: The contrast, where one was requested.
     """

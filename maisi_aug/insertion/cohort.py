@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import JsonValue
 
-from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort, open_scratch
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, find_lost, open_cohort, open_scratch
 from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.shards import Shard
@@ -53,16 +53,20 @@ def insert_cohort(
     engine: Engine | None = None,
     shard: Shard | None = None,
     listener: Listener | None = None,
+    verify: bool = False,
 ) -> CohortSummary:
     """Make a cohort, or continue one that was begun with the same configuration.
 
+    Cases that were accepted and whose files are gone are drawn again, to the same bytes.
+
     Args:
-        cohort: What to make.
+        cohort: The cohort to make.
         folder: Where to; new, empty, or this cohort's.
         device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
         listener: Is notified of progress.
+        verify: Check the bytes of finished cases against the manifest and draw altered ones again.
 
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
@@ -78,8 +82,12 @@ def insert_cohort(
     chosen = frozenset(case.index for group in groups for case in group)
     opened = open_cohort(folder, cohort.to_document(), header=COHORT_HEADER, manifest=name)
     with opened as (place, lines, recorded):
-        manifest = recorded.among(chosen).reopen(config.max_attempts)
+        recorded = recorded.among(chosen)
+        lost = find_lost(folder, recorded, verify=verify)
+        manifest = recorded.without([case.record for case in lost]).reopen(config.max_attempts)
         listener.starts(len(chosen), manifest)
+        if lost:
+            listener.finds_lost(lost)
         driver = CaseDriver(Recorder(place, lines), listener)
         if todo := chosen - manifest.settled_indices:
             items = list_items(groups, manifest, todo)
@@ -91,7 +99,8 @@ def insert_cohort(
             draw_contact_sheet(place, cohort, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
-    return CohortSummary(folder, len(chosen), done, perf_counter() - started, num_new, shard=shard)
+    seconds = perf_counter() - started
+    return CohortSummary(folder, len(chosen), done, seconds, num_new, num_lost=len(lost), shard=shard)
 
 
 @dataclass(frozen=True)
@@ -99,7 +108,7 @@ class InsertionSpec:
     """Specification from which a worker is opened.
 
     Attributes:
-        cohort: What is made.
+        cohort: The cohort to be made.
         home: Folder of the cohort, for messages.
     """
 
@@ -158,7 +167,7 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     is_network = cohort.painter == "network"
     settings: dict[str, JsonValue] = {"painter": cohort.painter}
     if is_network:
-        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps)
+        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps, takes_fewer=False)
     return CohortFacts(
         cohort.painter_name,
         bundle.fingerprint if is_network else "",
@@ -176,7 +185,7 @@ class Inserter:
     """Makes attempts: draws the lesions of a case into one of the CTs.
 
     Attributes:
-        cohort: What is made.
+        cohort: The cohort to be made.
         painter: Draws lesions.
         lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
         unfit: By index of the CT and labels, why it cannot take lesions of them.

@@ -41,8 +41,8 @@ class ResolvedInsertion:
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
-        painter: What draws.
-        twins: What differs between the cases of a group; None where every case stands for itself.
+        painter: Painter of the lesions.
+        twins: Factor that differs between the cases of a group; None if there are no groups.
     """
 
     config: InsertConfig
@@ -175,12 +175,17 @@ def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
     named draws where its ControlNet is shown the image around a lesion.
 
     Raises:
-        BundleError: There is no such bundle.
+        BundleError: There is no such bundle, or it has no ControlNet to draw with.
         VocabularyError: A label is unknown.
     """
     if config.bundle is not None:
         bundle = load_bundle(config.bundle)
-        knows_how = bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS
+        if config.painter != "procedural":
+            bundle.require_controlnet()
+        knows_how = (
+            bundle.has_controlnet
+            and bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS
+        )
         return bundle, ("network" if knows_how else "procedural") if config.painter == "auto" else config.painter
     if config.painter == "network":
         return load_bundle(NODULE_BUNDLE), "network"

@@ -127,16 +127,13 @@ class BundlePainter:
         return tuple(box)
 
 
-def open_bundle_painter(
-    bundle: Bundle, device: str, *, num_inference_steps: int | None = None, method: Method = "difference"
-) -> BundlePainter:
+def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int | None = None) -> BundlePainter:
     """Load the networks of a bundle to draw lesions with.
 
     Args:
         bundle: Whose.
         device: Where they run.
         num_inference_steps: None for the bundle's default.
-        method: How the known part comes in.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -148,7 +145,7 @@ def open_bundle_painter(
     return BundlePainter(
         Pipeline.load(bundle, device),
         texture_ids,
-        method=method,
+        method="difference",
         num_inference_steps=num_inference_steps,
         name=bundle.name,
     )

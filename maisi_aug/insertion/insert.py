@@ -135,7 +135,7 @@ class Insertion:
         place: Where it was put.
         volume_ml: Its volume.
         look: How it looks there.
-        verdicts: What the gates say.
+        verdicts: Verdicts of the gates.
     """
 
     box: tuple[slice, ...]
@@ -170,7 +170,7 @@ def insert_lesion(
         image: ``(I, J, K)`` HU in RAS+, not modified.
         spacing_mm: Along I, J, K.
         host: Where lesions may grow in it.
-        request: What to draw.
+        request: Request for the image.
         painter: Draws it.
         occupied: ``(I, J, K)`` voxels of lesions that are there, to keep clear of.
         seed: The same seed, the same lesion.

@@ -81,7 +81,7 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
     Args:
         array: ``(I, J, K)``.
         factors: Voxels per block along I, J, K.
-        fill: What the last blocks are filled up with.
+        fill: Padding value of the last blocks.
     """
     step = factors[0] * max(1, SLAB_VOXELS // (factors[0] * array[0].size))
     slabs = [

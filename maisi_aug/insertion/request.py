@@ -72,7 +72,7 @@ def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> Ins
 
     Args:
         values: Field names to values, as YAML or flags give them.
-        source: What to call them in messages.
+        source: Name for messages.
 
     Raises:
         RecipeError: Listing every problem with its place.

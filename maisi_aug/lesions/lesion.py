@@ -88,7 +88,7 @@ class Lesion:
         diameter_mm: Equivalent-sphere diameter of the realised volume.
         centre_ijk: Voxel of the lesion nearest to its centre of mass, axes I J K.
         host_id: Organ that the lesion lies in.
-        size_source: What the percentile refers to; says so where that is a stand-in.
+        size_source: Reference of the percentile, which says if it is a stand-in.
         index: Place among the lesions of its case, which tells it from others of its label.
         hosts: Ids that it may replace.
         rule: How it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.

@@ -173,7 +173,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
 
     Args:
         wanted: ``auto`` is float16 on CUDA devices, for networks that bear it, and float32 everywhere else.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         bears_half: Whether the networks are known to draw the same in half precision.
 
     Raises:
@@ -322,6 +322,10 @@ def _plain_twin(layer: nn.Module) -> nn.Module | None:
         assert isinstance(inner, nn.Module)
         return inner
     return None
+
+
+class NoControlNet(nn.Module):
+    """Stands where a bundle has no ControlNet: images are drawn without a label map, and nobody calls it."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from maisi_aug.vocabulary.regions import BODY_REGIONS, Regions
 from maisi_aug.volumes.grid import Spacing
-
-MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
 
 REGION_SCALE = 100.0
 
@@ -26,6 +25,8 @@ SURROUNDINGS_HU = (-600.0, 300.0)
 """HU that the channel of surroundings has at 0, and HU per 1: lung and its noise are spread out."""
 SPACING_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
+MR_MAXIMUM = 1000.0
+"""MR intensity that the networks know as 1; bright voxels may lie above it. 0 is 0."""
 
 
 def to_label_bits(label_map: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
     Args:
         label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
         surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``; None where nothing is known.
-        num_channels: What the ControlNet takes: 8, or 10 with surroundings.
+        num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
     Raises:
         ValueError: It takes neither 8 nor 10.
@@ -127,3 +128,16 @@ def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) 
     if label_map is not None:
         image_hu[label_map == 0] = int(HU_MINIMUM)
     return image_hu
+
+
+def unit_to_mr(image: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Map a decoded MR image to whole numbers as NVIDIA's ``diff_model_infer.py`` does: 1 becomes 1000, without a cap.
+
+    Args:
+        image: ``(I, J, K)`` decoder output; values below 0 are set to 0.
+
+    Returns:
+        ``(I, J, K)`` int16, cut and not rounded.
+    """
+    cut: NDArray[np.int16] = np.maximum(image * np.float32(MR_MAXIMUM), 0.0).astype(np.int16)
+    return cut

@@ -24,6 +24,7 @@ from maisi_aug.bundle_spec.decoding import (
 )
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks.decoding import cut_window, decode_latent
+from maisi_aug.networks.devices import release_memory
 from maisi_aug.networks.streaming import MIN_THICKNESS
 from maisi_aug.system.memory import is_out_of_memory
 
@@ -63,6 +64,7 @@ class Decoder:
         default_splits: The same for parts in which it is computed.
         may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
             default where it cannot.
+        clips: Whether intensities are clipped to [0, 1].
     """
 
     autoencoder: nn.Module
@@ -71,6 +73,7 @@ class Decoder:
     default_window: LatentShape | None = None
     default_splits: int = 1
     may_split: bool = True
+    clips: bool = True
     _too_much: dict[LatentShape, set[DecodeSettings]] = field(default_factory=dict, repr=False)
 
     def decode(self, latent: Tensor, config: DecodingConfig | None = None) -> tuple[Tensor, DecodeSettings]:
@@ -81,7 +84,7 @@ class Decoder:
             config: The request.
 
         Returns:
-            ``(B, 1, I, J, K)`` float32 in [0, 1], and how it was decoded.
+            ``(B, 1, I, J, K)`` float32, and how it was decoded.
 
         Raises:
             MemoryShortageError: When even the smallest windows take more memory than there is.
@@ -140,14 +143,15 @@ class Decoder:
     def _try(self, latent: Tensor, settings: DecodeSettings) -> Tensor | None:
         """The image, or None where the memory did not suffice; nothing of the attempt is held any more then."""
         try:
-            return decode_latent(self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings)
+            return decode_latent(
+                self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings, clips=self.clips
+            )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         # Not before here: the error holds the frames, and those hold the tensors.
         gc.collect()
-        if latent.is_cuda:
-            torch.cuda.empty_cache()
+        release_memory(latent.device)
         return None
 
 

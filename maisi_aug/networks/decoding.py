@@ -25,8 +25,9 @@ def decode_latent(
     *,
     scale_factor: float,
     settings: DecodeSettings | None = None,
+    clips: bool = True,
 ) -> Tensor:
-    """Decode a latent to intensities in [0, 1].
+    """Decode a latent to intensities, those that the networks know in [0, 1].
 
     Args:
         autoencoder: MAISI's VAE; ``settings`` says in how many parts it computes.
@@ -34,9 +35,10 @@ def decode_latent(
         scale_factor: The bundle's.
         settings: Windows and splits; the whole with the splits that the autoencoder has, when not given. A window is
             cut along sides that are shorter, and a latent that fits it is decoded whole.
+        clips: Whether intensities are clipped to [0, 1], as those of CT.
 
     Returns:
-        ``(B, 1, I, J, K)`` float32, clipped to [0, 1]; in the host's memory where windows were gathered there.
+        ``(B, 1, I, J, K)`` float32; in the host's memory where windows were gathered there.
     """
     # Windows are blended in the latent's type, and neighbouring bfloat16 values are up to 8 HU apart.
     unscaled = latent.float() / scale_factor
@@ -48,8 +50,10 @@ def decode_latent(
         return decode_in_parts(autoencoder, part, num_splits, on_host=keeps_on_host)
 
     if settings is None or window is None:
-        return decode(unscaled).clamp_(0.0, 1.0)
-    return decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host).clamp_(0.0, 1.0)
+        image = decode(unscaled)
+    else:
+        image = decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host)
+    return image.clamp_(0.0, 1.0) if clips else image
 
 
 def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | None, *, on_host: bool = False) -> Tensor:

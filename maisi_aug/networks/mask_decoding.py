@@ -46,23 +46,21 @@ def decode_label_map(
     latent: Tensor,
     *,
     scale_factor: float,
-    max_features: int = MAX_FEATURES,
     precision: ComputeType = "float32",
 ) -> NDArray[np.uint8]:
     """Decode one latent to label ids.
 
     Args:
-        autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` should have an effect.
+        autoencoder: MAISI's VAE of label maps; one with plain layers goes through large maps in slabs.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Scale factor of the mask networks.
-        max_features: Features of the map above which the decoder goes through it in slabs, to rounding the same.
-        precision: What the network computes in.
+        precision: Precision of the network.
 
     Returns:
         ``(I, J, K)`` MAISI's label ids.
     """
     with compute_in(precision, latent.device.type):
-        classes = decode_classes(autoencoder, latent.float() / scale_factor, max_features=max_features)
+        classes = decode_classes(autoencoder, latent.float() / scale_factor)
     ids: NDArray[np.uint8] = class_ids()[classes[0].cpu().numpy()]
     return ids
 

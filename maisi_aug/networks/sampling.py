@@ -3,13 +3,14 @@
 Notation: x_t latent at time t, v the U-Net's output (velocity of rectified flow, noise of DDPM), c the condition.
 Guidance: v = v(uncond) + s (v(c) - v(uncond)) with s = guidance_scale (Ho and Salimans, "Classifier-Free Diffusion
 Guidance", 2022); MAISI's unconditional branch is the same label map with every tumour turned into its host organ and
-the modality code "unknown".
+the modality code "unknown", or the code alone where there is no label map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from maisi_aug.networks.building import Networks, count_control_channels
 from maisi_aug.networks.conditioning import name_for_unet, to_control
+from maisi_aug.networks.fewer_steps import integrate_fast
 from maisi_aug.system.progress import Report
 
 
@@ -88,21 +90,21 @@ def sample_latent(
         networks: ControlNet, U-Net and scheduler.
         conditions: Conditions of the images wanted.
         noise: ``(B, C, i, j, k)`` standard normal.
-        num_inference_steps: Steps of the scheduler.
+        num_inference_steps: Steps of the scheduler; fewer than all of DDPM are those of ``integrate_fast``.
         guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
         generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
             ``noise``; rectified flow alone adds none.
-        known: What is put back at every step; None for nothing.
+        known: Known part, which is put back at every step; None for none.
         report: Called with (steps done, steps in all).
 
     Returns:
         ``(B, C, i, j, k)`` latent, still multiplied by the bundle's scale factor.
 
     Raises:
-        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, or for more steps than
-            the scheduler knows.
+        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, for more steps than the
+            scheduler knows, or for fewer of DDPM while a part is put back.
     """
     if guidance_scale <= 0:
         predict = _predictor(networks, conditions, embed_once)
@@ -123,13 +125,13 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> Predict:
+    if conditions.label_bits is None:
+        return partial(_forward, networks, conditions, None)
     embedding = networks.controlnet.controlnet_cond_embedding
     assert isinstance(embedding, nn.Module)
-    control = None
-    if conditions.label_bits is not None:
-        num_channels = count_control_channels(networks.controlnet)
-        control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
-    known = embedding(control) if embed_once and control is not None else None  # (B, channels, i, j, k)
+    num_channels = count_control_channels(networks.controlnet)
+    control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
+    known = embedding(control) if embed_once else None  # (B, channels, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
@@ -172,6 +174,10 @@ def _integrate(
     report: Report | None,
 ) -> Tensor:
     scheduler = networks.scheduler
+    if isinstance(scheduler, DDPMScheduler) and num_steps < scheduler.num_train_timesteps:
+        if known is not None:
+            raise ValueError(f"DDPM: expected every time step where a part is known, found {num_steps} of them.")
+        return integrate_fast(predict, scheduler, noise, num_steps=num_steps, report=report)
     if isinstance(scheduler, RFlowScheduler):
         scheduler.set_timesteps(num_steps, device=noise.device, input_img_size_numel=noise[0, 0].numel())
     else:

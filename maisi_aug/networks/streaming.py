@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
+from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
 """Voxels of a slab along I; of a thinner one the halo is most."""
@@ -103,7 +104,7 @@ class Moments:
             slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
         )
         added = slab[0].numel() // self.num_groups
-        mean, squares = means.double(), rsqrts.double().square().reciprocal() * added
+        mean, squares = in_float64(means), in_float64(rsqrts).square().reciprocal() * added
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = added, mean, squares
             return
@@ -120,9 +121,12 @@ class Moments:
         deviation = (self.squares / self.count + norm.eps).sqrt()
         per_channel = norm.num_channels // norm.num_groups
         mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (self.mean, deviation))
-        scale = norm.weight / deviation
+        weight, bias = (each.to(deviation.device) for each in (norm.weight, norm.bias))
+        scale = weight / deviation
+        shift = bias - mean * scale
         shape = (*scale.shape, 1, 1, 1)
-        return scale.float().view(shape), (norm.bias - mean * scale).float().view(shape)
+        device = norm.weight.device
+        return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
 
 
 class Step(Protocol):
@@ -264,7 +268,7 @@ class Stream:
     Attributes:
         kept: The features that are kept.
         num_parts: Slabs into which every output is divided.
-        keep: What is kept between passes.
+        keep: Features to keep between passes.
         on_host: Whether it is kept in the host's memory.
         pending: Steps from what is kept to the features at hand, not yet computed.
         moments: Moments of the features at hand by number of groups, where a pass has collected them.
@@ -434,7 +438,7 @@ def stream(
             block, such as attention, is computed as a whole.
         features: ``(B, C, I, J, K)``.
         num_parts: Slabs into which every output is divided along I; fewer where they would be too thin for a CPU.
-        keep: What is kept between passes.
+        keep: Features to keep between passes.
         on_host: Whether it is kept in the host's memory.
 
     Returns:
@@ -452,10 +456,9 @@ def stream_slabs(
     last: Callable[[Tensor], Tensor],
     *,
     num_parts: int,
-    keep: Keep = "all",
 ) -> Iterator[Tensor]:
-    """Yield the same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
-    run = Stream(Slabs(features), num_parts, keep)
+    """Yield slabs of the output of a last function that needs one neighbouring voxel."""
+    run = Stream(Slabs(features), num_parts)
     del features
     _send(run, blocks)
     run.add(_Local(last, 1))

@@ -15,13 +15,14 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.mask_networks import require_masks
 from maisi_aug.bundle_spec.schema import MASK_ROLES, dump_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import (
     MaskNetworks,
     Networks,
+    NoControlNet,
     build_network,
     build_scheduler,
     describe_tensors,
@@ -59,13 +60,13 @@ def load_networks(
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
     """
-    bundle.require_intact(NETWORK_ROLES)
-    networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
+    bundle.require_intact(bundle.image_roles)
+    networks = {role: _load_network(bundle, role, device=device) for role in bundle.image_roles}
     for network in networks.values():
         _prepare(network, device, plain_layers=plain_layers, cpu_layers=cpu_layers)
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
-        **networks,
+        **{"controlnet": NoControlNet(), **networks},
         scheduler=build_scheduler(bundle.spec.scheduler),
         scale_factor=bundle.spec.scale_factor,
         device=device,
@@ -85,16 +86,13 @@ def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
     return autoencoder
 
 
-def load_mask_networks(
-    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
-) -> MaskNetworks:
+def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
     """Build the networks that generate label maps and load their weights strictly.
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
-        device: Where the networks run.
+        device: Where the networks run; on a CPU, convolutions and attention are swapped for faster ones.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
-        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
@@ -113,7 +111,7 @@ def load_mask_networks(
         network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(autoencoder)
-    if cpu_layers and device.startswith("cpu"):
+    if device.startswith("cpu"):
         for network in (autoencoder, unet):
             use_cpu_layers(network)
     return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
@@ -254,7 +252,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
 
     Args:
         path: Where to.
-        content: What ``safetensors`` made of tensors and metadata.
+        content: Bytes that ``safetensors`` made of tensors and metadata.
 
     Raises:
         VolumeError: When the file cannot be written.

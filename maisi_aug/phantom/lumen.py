@@ -81,7 +81,7 @@ def fill_lumen(
     Args:
         image: ``(I, J, K)`` HU, changed in place inside the lumen.
         gut: The organ, wall included.
-        filling: What the lumen holds.
+        filling: Content of the lumen.
         spacing_mm: Voxel sides.
         rng: Source of the texture.
     """

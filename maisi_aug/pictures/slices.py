@@ -40,16 +40,29 @@ SUPERSAMPLING = 2
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A range of HU shown from black to white."""
+    """A range of HU, or of MR intensities, shown from black to white."""
 
     name: str
     centre_hu: float
     width_hu: float
+    unit: str = "HU"
+
+    def __str__(self) -> str:
+        """As it stands on a picture."""
+        return " ".join(f"{self.name} window, {self.centre_hu:g} / {self.width_hu:g} {self.unit}".split())
 
 
 SOFT_TISSUE = Window("soft tissue", 50.0, 400.0)
 LUNG = Window("lung", -550.0, 1500.0)
 BONE = Window("bone", 400.0, 1800.0)
+MR_SHARE = 99.5
+"""Percentile of the voxels of an MR image that is shown white."""
+
+
+def choose_mr_window(image: NDArray[Any]) -> Window:
+    """The window of an MR image, whose intensities have no unit: from 0 to nearly its brightest voxel."""
+    white = max(1.0, float(np.percentile(image, MR_SHARE)))
+    return Window("MR", round(white / 2), round(white), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +120,7 @@ def draw_contours(
     """Outline the labels of a slice on its picture.
 
     Args:
-        picture: What :func:`draw_slice` returned; not modified.
+        picture: Result of :func:`draw_slice`; not modified.
         label_map: ``(I, J, K)`` label ids.
         plane: The slice.
         colours: Colour of each id; ids without one are not outlined.

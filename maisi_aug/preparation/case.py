@@ -20,7 +20,7 @@ from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.preparation.prepared import NewLabel
-from maisi_aug.preparation.request import ModalityName
+from maisi_aug.preparation.request import CtModalityName
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID
 from maisi_aug.preparation.tissues import Tissue, add_tissues
@@ -52,9 +52,9 @@ class PrepareSettings:
         vocabulary: With the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
         tissues: Labels found by their HU where no other is.
-        organ_labels: What the ids of organ label maps mean: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
+        organ_labels: Meaning of the ids in organ label maps: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
         keeps_surroundings: Whether table and air around the patient stay as they are; else they become -1000 HU.
-        modality: What the U-Net is told of every image.
+        modality: Modality of every image, for the U-Net.
     """
 
     shape: Shape
@@ -64,7 +64,7 @@ class PrepareSettings:
     tissues: tuple[Tissue, ...] = ()
     organ_labels: str = "auto"
     keeps_surroundings: bool = False
-    modality: ModalityName = "ct"
+    modality: CtModalityName = "ct"
 
     @property
     def grid(self) -> Grid:
@@ -103,7 +103,7 @@ class CaseTask:
         case: Its files.
         tables: For each of its label files, source id -> vocabulary id.
         organ_translations: For each folder of organ labels, what the ids of its label maps mean.
-        settings: What every case is prepared with.
+        settings: Settings for every case.
         has_envelope: Whether the lab drew a label that is called the whole body.
         dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they
             lie in.
@@ -144,7 +144,7 @@ class BuiltCase:
         image_hu: ``(I, J, K)`` int16.
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
         grid: Their geometry, in the scanner's place and axis directions.
-        notes: What the user should know, a sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     image_hu: NDArray[np.int16]

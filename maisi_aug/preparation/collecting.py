@@ -33,7 +33,7 @@ def find_dataset(name: str) -> Path:
         name: A folder, or with the environment variable ``nnUNet_raw`` a dataset's name or number.
 
     Raises:
-        PreparationError: There is no such dataset.
+        PreparationError: The dataset was not found.
     """
     folder = find_raw_dataset(name)
     if (folder / DESCRIPTION_NAME).is_file():

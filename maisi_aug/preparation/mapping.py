@@ -140,10 +140,10 @@ def name_new_labels(
     """Return rules for labels of the lab's files that are to be called as they are, and that no rule names.
 
     Args:
-        names: What the labels are to be called; names of the vocabulary need no rule.
+        names: Names for the labels; names of the vocabulary need no rule.
         cases: Whose files name labels.
         rules: The user's; patterns among them do not count, for a rule with a name wins over them anyway.
-        vocabulary: That of the base bundle.
+        vocabulary: Vocabulary of the base bundle.
     """
     listed = dict.fromkeys(label for case in cases for file in case.labels for label in labels_of(file, {}))
     own = [rule for rule in rules if not rule.is_pattern]
@@ -177,7 +177,7 @@ def resolve_meanings(
     Args:
         labels: All labels of the lab's files, those that occur and those that are only listed.
         rules: The user's.
-        vocabulary: That of the base bundle.
+        vocabulary: Vocabulary of the base bundle.
 
     Raises:
         PreparationError: Labels without a meaning, all of them named; a rule that matches no label or is misspelt.

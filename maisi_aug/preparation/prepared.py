@@ -17,11 +17,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
-from maisi_aug.preparation.request import ModalityName
 from maisi_aug.system.content import ContentError, read_lines
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.vocabulary.modalities import ModalityName
+from maisi_aug.vocabulary.regions import BodyRegion
 
 SPEC_NAME = "dataset.yaml"
 CASES_NAME = "cases.jsonl"
@@ -49,7 +50,7 @@ class PreparedSpec(StrictModel):
 
     Attributes:
         format: Version of this layout.
-        name: What the data set is called.
+        name: Name of the data set.
         grid: Grid of every case.
         labels: Name -> id of every label that occurs in some case, body included.
         new_labels: Those of them that MAISI's vocabulary lacks.
@@ -73,10 +74,11 @@ class PreparedCase(StrictModel):
         id: Name of the case's files.
         patient: Cases of one patient share their fold.
         fold: The fold in which the case is held out.
-        modality: What the diffusion U-Net is told of the image.
+        modality: Modality of the image, for the diffusion U-Net.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         voxels: Voxels per label id, ids that do not occur left out; background included.
+        regions: Uppermost and lowest body region that the image shows; None where the label map says it.
         image_sha256: Hash of the prepared image file.
         label_sha256: Hash of the prepared label file.
         image_source: The CT that it was made of.
@@ -92,6 +94,7 @@ class PreparedCase(StrictModel):
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxels: dict[int, int]
+    regions: tuple[BodyRegion, BodyRegion] | None = None
     image_sha256: str = Sha256
     label_sha256: str = Sha256
     image_source: str
@@ -111,7 +114,7 @@ class PreparedDataset:
 
     Attributes:
         path: The folder.
-        spec: What all cases share.
+        spec: Settings that all cases share.
         cases: The cases in the order of their ids.
     """
 
@@ -171,9 +174,9 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
 
     Args:
         folder: With the images and label maps.
-        spec: What all cases share.
+        spec: Settings that all cases share.
         cases: In any order.
-        command: That made them.
+        command: Command that made them.
 
     Raises:
         VolumeError: When a file cannot be written.
@@ -181,7 +184,9 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
     import yaml
 
     dataset = PreparedDataset(folder, spec, tuple(sorted(cases, key=lambda case: case.id)))
-    write_text_whole(folder / CASES_NAME, "".join(case.model_dump_json() + "\n" for case in dataset.cases))
+    unsaid = {"regions"}  # of most cases
+    lines = (case.model_dump_json(exclude=unsaid if case.regions is None else None) for case in dataset.cases)
+    write_text_whole(folder / CASES_NAME, "".join(f"{line}\n" for line in lines))
     head = f"# Written by '{command}'; the cases are listed in {CASES_NAME}.\n"
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
     write_text_whole(folder / SPEC_NAME, head + text)

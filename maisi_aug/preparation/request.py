@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import PositiveInt
 
 from maisi_aug.system.models import Option, PathText, StrictModel
+from maisi_aug.vocabulary.modalities import CtModality
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
 OrganLabels = Literal["auto", "totalsegmentator-v2", "totalsegmentator-v3", "totalsegmentator-v1", "maisi"]
 """Meaning of the ids in organ label maps; ``auto`` reads it from the files next to them, or from the names of masks."""
-ModalityName = Literal["unknown", "ct", "ct_wo_contrast", "ct_contrast"]
+CtModalityName = Literal["unknown", CtModality]
 _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 
@@ -22,16 +23,16 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     images: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of CTs (NIfTI, NRRD, MHA, DICOM), or a folder per case with a DICOM series or ct.nii.gz."""
     labels: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
-    """Folder of label maps named after the images (several per case, such as ID_oar.nii.gz, are merged), or a folder
-    per case with masks, a DICOM SEG or an RT structure set. May be that of --images.
+    """Folder of label maps ID.nii.gz (several per case, such as ID_oar.nii.gz, are merged), or a folder per case with
+    masks, DICOM SEG or RT structure set; may be the folder of --images.
     """
     nnunet: Annotated[
         PathText | None, Option(metavar="FOLDER|NAME|ID", complete="datasets", panel=_FILES, everyday=True)
     ] = None
     """nnU-Net raw dataset, instead of --images and --labels."""
     organs: Annotated[tuple[Path, ...], Option(panel=_LABELS, everyday=True)] = ()
-    """Folder of organ labels as TotalSegmentator writes them: ID.nii.gz, or a folder ID of masks; may repeat. Later
-    ones override earlier ones, your labels all.
+    """Folder of TotalSegmentator's organ labels: ID.nii.gz, or a folder ID of masks; may repeat. Later folders override
+    earlier ones; your own labels override all.
     """
     image_pattern: Annotated[str | None, Option(metavar="PATH", panel=_FILES)] = None
     """File name pattern of images, without suffix: '{id}_ct', '{id}/ct' (default: the usual endings)."""
@@ -81,7 +82,7 @@ class PrepareConfig(Sources):
     """Number of cross-validation folds; a patient is in one fold only."""
     keeps_surroundings: Annotated[bool, Option("--keep-surroundings", panel=_RESULT)] = False
     """Keep the table and the air around the patient, instead of setting them to -1000 HU."""
-    modality: Annotated[ModalityName, Option(panel=_RESULT)] = "ct"
+    modality: Annotated[CtModalityName, Option(panel=_RESULT)] = "ct"
     """Image modality used as conditioning."""
     name: Annotated[str | None, Option(panel=_RESULT)] = None
     """Name of the dataset (default: that of --out)."""

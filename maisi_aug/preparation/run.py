@@ -26,7 +26,7 @@ from maisi_aug.preparation.mapping import (
     resolve_meanings,
 )
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, PreparedSpec, write_lists
-from maisi_aug.preparation.request import ModalityName, PrepareConfig
+from maisi_aug.preparation.request import CtModalityName, PrepareConfig
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
@@ -56,16 +56,16 @@ class PrepareRequest:
 
     Attributes:
         cases: Files of every case.
-        vocabulary: That of the base bundle.
+        vocabulary: Vocabulary of the base bundle.
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
-        name: What the data set is called.
-        rules: What the lab's labels mean.
+        name: Name of the data set.
+        rules: Meanings of the lab's labels.
         tissues: Labels found by their HU.
-        organ_labels: What the ids of organ label maps mean.
+        organ_labels: Meaning of the ids in organ label maps.
         patients: How cases are told to be one patient's; None for a patient per case.
         num_folds: How many folds.
-        modality: What the U-Net is told of every image.
+        modality: Modality of every image, for the U-Net.
         keeps_surroundings: Whether table and air around the patient stay.
         allow_empty: Whether a case without any label is taken.
         runs_totalsegmentator: Whether organ labels are made between planning and running.
@@ -81,7 +81,7 @@ class PrepareRequest:
     organ_labels: str = "auto"
     patients: str | None = None
     num_folds: int = 5
-    modality: ModalityName = "ct"
+    modality: CtModalityName = "ct"
     keeps_surroundings: bool = False
     allow_empty: bool = False
     runs_totalsegmentator: bool = False
@@ -108,11 +108,11 @@ class PreparePlan:
 
     Attributes:
         request: The request.
-        settings: What every case is prepared with.
-        meanings: What the lab's labels become.
+        settings: Settings for every case.
+        meanings: Meanings of the lab's labels.
         patients: Case -> patient.
         tasks: One per case.
-        notes: What the user should know, a sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     request: PrepareRequest
@@ -235,7 +235,7 @@ def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePl
     Args:
         plan: From ``plan_preparation``.
         folder: A label map per case.
-        organ_labels: What its ids mean.
+        organ_labels: Meaning of its ids.
 
     Raises:
         PreparationError: The folder has nothing for the cases.

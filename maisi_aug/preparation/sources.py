@@ -39,10 +39,11 @@ class LabelFile:
     """A label map, or the mask of one label.
 
     Attributes:
-        path: Where it is.
-        role: What tells it from the other files of its case, for instance ``oar``; empty where there is one kind.
-        names: Names of its ids, where a file tells them.
-        mask_name: The label that a mask shows; None for a label map.
+        path: Path of the file.
+        role: Part of the name that distinguishes it from other files of its case, such as ``oar``; empty if there is
+            one kind.
+        names: Names of its ids, if the file contains them.
+        mask_name: Label of a mask; None for a label map.
     """
 
     path: Path

@@ -121,7 +121,7 @@ def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str]
 
     Args:
         out: New, empty, or a folder that was prepared with the same options.
-        options: What every case is prepared with, as plain values.
+        options: Settings for every case, as plain values.
         case_ids: The cases that are to be in it.
         update: Whether a folder with other options or further cases is brought to these.
 

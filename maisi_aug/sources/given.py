@@ -386,10 +386,10 @@ class MapOutlook:
         own: Its own grid; None where the map cannot be used.
         shape: Shape of its image.
         spacing_mm: Spacing in mm of its image.
-        change: What becomes of the map on the way to that grid.
+        change: Change of the map on that grid.
         label_ids: Labels that it holds, body left out.
         fault: Why it cannot be used; empty where it can.
-        warning: What may go wrong with the grid of its image; empty for nothing.
+        warning: Warning about the grid of its image; may be empty.
     """
 
     name: str

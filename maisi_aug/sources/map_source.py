@@ -28,7 +28,7 @@ class DrawnMap:
     """A label map ready for the networks.
 
     Attributes:
-        case: What it holds: its lesions measured on this grid, in the order requested.
+        case: Its content: lesions measured on this grid, in the requested order.
         label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
         grid: Geometry of the map and its image.
         origin: Where it came from: plain JSON values, the same for the same seed and bank.

@@ -18,7 +18,7 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
     """Return the source of a cohort's label maps.
 
     Args:
-        run: What is made.
+        run: The cohort to be made.
         device: For mask networks.
         report: Told how a generated label map comes along: its number for its case, steps done, steps in all.
 

@@ -37,10 +37,10 @@ class Holder:
         token: Random; nobody else has it. Empty where the file is being made.
         host: Name of the machine.
         pid: Process id of the process, among those of its machine or container.
-        boot: What tells one run of a machine from others; empty where nothing does.
+        boot: Identity of the machine's current boot; may be empty.
         namespace: Namespace of process ids, in which the number is one.
         beat: How often the file was written.
-        state: What the holder tells of its work, in JSON.
+        state: State of the holder's work, in JSON.
     """
 
     token: str = ""
@@ -83,7 +83,7 @@ class Lease:
     """A lease that this process holds.
 
     Attributes:
-        state: What others may read of the work; written with the next beat.
+        state: State of the work for others to read; written with the next beat.
     """
 
     def __init__(self, path: Path, holder: Holder) -> None:

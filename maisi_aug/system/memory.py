@@ -10,7 +10,7 @@ from typing import Final
 _SIGNS: Final = re.compile(
     # torch's allocator for the CPU, on Linux and on Windows; C++'s; ITK's; the dynamic linker's and mmap's
     r"can't allocate memory|not enough memory|bad_alloc|[Ff]ailed to allocate memory|[Cc]annot allocate memory"
-    r"|failed to map segment from shared object"
+    r"|failed to map segment from shared object|MPS backend out of memory"
 )
 _ASKED_BYTES: Final = re.compile(r"tried to allocate (\d+) bytes")
 _ASKED: Final = re.compile(r"[Tt]ried to allocate (\d[\d.]*) ?([KMG]i?B)|[Uu]nable to allocate (\d[\d.]*) ([KMGT]i?B)")

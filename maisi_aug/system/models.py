@@ -55,10 +55,10 @@ class Option:
         flags: Spellings; without a long one among them ``--name-of-the-field`` comes first. ``--x/--no-x`` is a switch
             with a negative.
         panel: Heading in the help.
-        metavar: What the help shows for the value.
+        metavar: Placeholder of the value in the help.
         takes: What is typed, where that is not what the field holds: ``str``, ``list[str]``, ``Path``; validators of
             the model read it.
-        complete: What a shell offers, by a name of ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
+        complete: Completion in a shell, by a name of ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
         is_everyday: Whether ``--help`` shows it; else only ``--help-all`` does, for commands that have both.
     """
 
@@ -140,12 +140,12 @@ def explain_problems(
     """Turn what pydantic complains of into one sentence, or a list where there are several problems.
 
     Args:
-        model: What is validated inside the block.
-        subject: What to call it in the message, a file's path for instance.
+        model: Model that is validated inside the block.
+        subject: Name for the message, a file's path for instance.
         error: To raise.
         kind: What it is, where there are several problems.
         one_line: Put several problems behind one another, for messages that are part of others.
-        if_missing: What to do about a value that is missing.
+        if_missing: Action if a value is missing.
         advice: A last sentence.
 
     Raises:
@@ -169,7 +169,7 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
 
     Args:
         path: Path of the file.
-        subject: What to call it in the message.
+        subject: Name for the message.
         error: To raise.
 
     Raises:
@@ -191,9 +191,9 @@ def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing:
     the package, which is whole.
 
     Args:
-        error: What ``model`` raised.
+        error: Error that ``model`` raised.
         model: For the keys that it knows where one is misspelt.
-        if_missing: What to do about a value that is missing.
+        if_missing: Action if a value is missing.
     """
     problems: dict[object, str] = {}
     for details in error.errors(include_url=False):

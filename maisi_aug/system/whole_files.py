@@ -24,6 +24,8 @@ from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.system.file_lock import lock
 
 TEMPORARY_SUFFIX = ".part"
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+"""How a file is opened that lines are added to; without ``O_BINARY`` Windows would change line breaks."""
 CHUNKS_AT_A_TIME = 10_000
 """Words of JSON that are held in memory, out of millions."""
 
@@ -169,7 +171,8 @@ def flush_all(folder: Path) -> None:
             if path.is_dir():
                 flush_folder(path)
             elif not path.is_symlink():
-                with path.open("rb") as file:
+                # Windows puts only what is open for writing on the disk.
+                with path.open("r+b" if os.name == "nt" else "rb") as file:
                     os.fsync(file.fileno())
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -190,7 +193,8 @@ def cut_torn_line(descriptor: int) -> None:
     while position > 0:
         step = min(position, 1 << 16)
         position -= step
-        found = os.pread(descriptor, step, position).rfind(b"\n")
+        os.lseek(descriptor, position, os.SEEK_SET)  # Windows has no pread
+        found = os.read(descriptor, step).rfind(b"\n")
         if found >= 0:
             if position + found + 1 < end:
                 os.ftruncate(descriptor, position + found + 1)
@@ -231,7 +235,7 @@ def append_to_shared(path: Path, text: str) -> None:
         CohortError: The disk is full or the file cannot be written; what was there stays as it was.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        descriptor = os.open(path, APPENDING | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             lock(descriptor, wait=True)
             cut_torn_line(descriptor)

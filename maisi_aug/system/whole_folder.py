@@ -98,7 +98,7 @@ def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) 
     """Open a folder under a hidden name that takes its own name, replacing an earlier one, once it is complete.
 
     Args:
-        folder: What it will be called.
+        folder: Final folder.
         require_replaceable: Raises where what has this name by then must stay.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def clear_dead_folders(target: Path) -> None:
     A folder that such a process was about to replace gets its name back.
 
     Args:
-        target: What the folder was to be called.
+        target: Final folder.
     """
     name = f".{glob.escape(target.name or 'root')}.{'[0-9a-f]' * 8}"
     for folder in target.parent.glob(name + REPLACED_SUFFIX):

@@ -19,7 +19,10 @@ class TrainRequest(StrictModel, use_attribute_docstrings=True):
     recipe: Annotated[PathText | None, Option(metavar="NAME|FILE", complete="training_recipes")] = None
     """Training recipe: a name or a YAML file (default without --data: train-phantom-ct)."""
     data: Annotated[Path | None, Option()] = None
-    """Folder written by 'maisi-aug prepare' to train on, instead of the recipe's data."""
+    """Folder written by 'maisi-aug prepare', or NVIDIA's JSON list of embeddings, to train on instead of the recipe's
+    data; a list becomes a prepared folder in OUT/prepared."""
+    embedded_by: Annotated[PathText | None, Option(metavar="NAME|FOLDER", complete="bundles")] = None
+    """Bundle whose autoencoder made the embeddings of such a list."""
 
     @property
     def recipe_name(self) -> str:

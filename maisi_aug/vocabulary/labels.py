@@ -67,7 +67,7 @@ class Label:
         hosts: Ids of the organs a tumour may grow in; of an organ bound to a slot, what it may lie in and what takes
             its place; empty for every other label.
         aliases: Further names under which the label is found.
-        removal_id: What the voxels of a removed lesion become: of a tumour, or a kidney cyst, which MAISI counts as a
+        removal_id: Id for the voxels of a removed lesion: of a tumour, or a kidney cyst, which MAISI counts as a
             lesion in guidance and as anatomy elsewhere; None for every other label.
         is_slot: Whether the id is one that fine-tuning may give a meaning to, bound or not.
     """

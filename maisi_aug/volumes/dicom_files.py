@@ -147,7 +147,7 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
         header: The header.
         keyword: Keyword (name) of the value.
         path: For messages.
-        default: What it is where the header has none or an empty one; None where it must have one.
+        default: Value if the header has none or an empty one; None if it is required.
 
     Raises:
         VolumeError: It is missing or no integer that is not negative.

@@ -59,7 +59,7 @@ class Frame:
         direction: Along a row, then along a column, LPS.
         spacing_mm: From row to row, from column to column.
         sides: Rows, columns.
-        thickness_mm: What its header says of the distance to the next slice; None where it says nothing.
+        thickness_mm: Distance to the next slice by its header; None if missing.
         rescale: Slope and intercept of its values.
         storage: How its values are stored; slices that differ in it are of one image all the same.
     """

@@ -48,7 +48,7 @@ class DrawnLabels:
     Attributes:
         array: ``(I, J, K)`` in RAS+, ids of segments or structures; 0 for none.
         grid: Its geometry: the CT's where one was given.
-        names: What its ids are called.
+        names: Names of its ids.
     """
 
     array: NDArray[np.uint16]

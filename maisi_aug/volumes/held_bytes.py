@@ -112,7 +112,7 @@ def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
 
     Args:
         content: The compressed bytes.
-        max_bytes: What they may unpack to.
+        max_bytes: Largest unpacked size.
 
     Raises:
         ContentError: They unpack to more, or a member is damaged or cut off.

@@ -26,8 +26,14 @@ from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
 from maisi_aug.volumes.grid import Grid, Shape, spell_grid
 from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk, take_itk_image
-from maisi_aug.volumes.nifti_files import PLAUSIBLE_MM, parse_nifti, read_nifti_grid, read_stored_geometry
-from maisi_aug.volumes.orientation import turn_to_ras
+from maisi_aug.volumes.nifti_files import (
+    PLAUSIBLE_MM,
+    parse_nifti,
+    read_nifti_grid,
+    read_nifti_slice,
+    read_stored_geometry,
+)
+from maisi_aug.volumes.orientation import axis_codes, turn_to_ras
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES)
@@ -101,6 +107,27 @@ def load_image(path: Path | str) -> Volume:
     return Volume(np.ascontiguousarray(array, dtype=np.float32), target)
 
 
+def load_channels(path: Path | str) -> NDArray[np.float32]:
+    """Read a NIfTI file whose fourth axis counts channels, such as an encoded image.
+
+    Returns:
+        ``(C, I, J, K)`` float32 in RAS+.
+
+    Raises:
+        VolumeError: The file is missing, damaged, has no fourth axis, or holds values that are not finite.
+    """
+    path = Path(path)
+    with _in_a_sentence(path):
+        array, affine = parse_nifti(read_bounded(path), path)
+        if array.ndim != 4:
+            raise VolumeError(f"{path}: expected four axes, three of space and one of channels, found {array.ndim}.")
+        channels = [_reorient_to_ras(array[..., number], affine, path).array for number in range(array.shape[3])]
+    stacked: NDArray[np.float32] = np.stack(channels).astype(np.float32)
+    if not np.isfinite(stacked).all():
+        raise VolumeError(f"{path}: expected finite values, found NaN or infinity. Make the file again.")
+    return stacked
+
+
 def load_grid(path: Path | str) -> Grid:
     """Return geometry of what ``load_image`` gives, from the headers alone.
 
@@ -109,6 +136,28 @@ def load_grid(path: Path | str) -> Grid:
     """
     path = Path(path)
     return right_angled_grid(_read(lambda: _lay_out(path), path).grid)
+
+
+def load_axial_slice(path: Path | str, index: int) -> Volume | None:
+    """Read one axial slice of a NIfTI file without holding the volume in memory.
+
+    Args:
+        path: The file.
+        index: Index along S, from the feet.
+
+    Returns:
+        ``(I, J, 1)`` in RAS+ with the values of the file; None if its slices are not axial or it is not NIfTI.
+
+    Raises:
+        VolumeError: The file is missing or damaged, or it is not certain where its voxels are.
+    """
+    path = Path(path)
+    if _kind_of(path) != "nifti":
+        return None
+    direction = axis_codes(_lay_out(path)[1])[2]
+    if direction not in "SI":
+        return None
+    return _read(lambda: read_nifti_slice(path, index if direction == "S" else -1 - index), path)
 
 
 def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
@@ -202,7 +251,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
     Args:
         content: The file's bytes, compressed or not.
         name: For messages.
-        max_bytes: What it may unpack to.
+        max_bytes: Largest unpacked size.
 
     Raises:
         VolumeError: It cannot be read, unpacks to more, or holds values that are not labels.
@@ -217,7 +266,7 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
         image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
             affine of its own.
         affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
-        subject: What to call it in messages.
+        subject: Name for messages.
 
     Raises:
         VolumeError: It is not a volume, or its geometry is not known.

@@ -8,6 +8,7 @@ read differently is refused, or what is taken is said.
 
 from __future__ import annotations
 
+import gzip
 import math
 import warnings
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ def parse_nifti(
     Args:
         content: The file's bytes.
         subject: For messages.
-        max_bytes: What it may unpack to, whatever its header says.
+        max_bytes: Largest unpacked size, regardless of its header.
 
     Returns:
         The voxels with their axes as they are stored, and the affine to RAS+ mm.
@@ -93,8 +94,44 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     return header.get_data_shape(), affine_of(header, header.get_data_shape(), start, path)
 
 
+def read_nifti_slice(path: Path, index: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read one slice along the last stored axis; the rest of the file is not held in memory.
+
+    Args:
+        path: The file.
+        index: Index along that axis, counted from its end if negative.
+
+    Returns:
+        ``(I, J, 1)`` and its affine, as of :func:`parse_nifti`.
+
+    Raises:
+        ContentError: The file is damaged, or has no such slice.
+        OSError: It is missing or cannot be read.
+        VolumeError: It says something that readers disagree on.
+    """
+    start = _read_start(path)
+    header = _parse_header(start)
+    sides = [*map(int, header.get_data_shape()), 1, 1, 1][:3]
+    affine = affine_of(header, sides, start, path)
+    index += sides[2] if index < 0 else 0
+    num_bytes = sides[0] * sides[1] * int(header.get_data_dtype().itemsize)
+    with path.open("rb") as stored, content_errors(path):
+        is_packed = stored.read(2) == GZIP_MAGIC
+        stored.seek(0)
+        unpacked = gzip.GzipFile(fileobj=stored) if is_packed else stored
+        unpacked.seek(max(0, int(header["vox_offset"])) + index * num_bytes)
+        content = unpacked.read(num_bytes)
+        if not 0 <= index < sides[2] or len(content) < num_bytes:
+            raise ContentError(f"it has no slice {index}")
+        array = np.frombuffer(content, header.get_data_dtype()).reshape((sides[0], sides[1], 1), order="F")
+        slope, intercept = header.get_slope_inter()
+        scaled = array if slope in (None, 1.0) and not intercept else array * slope + intercept
+    affine[:3, 3] += index * affine[:3, 2]
+    return scaled, affine
+
+
 def read_stored_geometry(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Return the first three sides and the affine as nibabel has them, including units; for our own files.
+    """Return the first three sides and the affine as nibabel does, including units; only for our own files.
 
     Raises:
         ContentError: It is damaged.

@@ -66,7 +66,11 @@ def test_steps_end_where_the_scheduler_does(
             RecipeError,
             match="num_inference_steps: must be 20, because DDPM uses every time step .*, found 19",
         ):
-            bundle.choose_steps(19)
+            bundle.choose_steps(19, takes_fewer=False)
+        assert bundle.choose_steps(19) == 19
+        (sentence,) = bundle.warn_of_steps(19)
+        assert sentence.startswith("num_inference_steps: bundle 'tiny' is a DDPM one of 20 steps, found 19.")
+    assert bundle.warn_of_steps(limit) == ()
 
 
 @pytest.mark.parametrize("steps", [[1000], [1000, 20], "1000", True, 0, 10**7])
@@ -283,7 +287,10 @@ def test_bundle_that_can_be_fetched_has_an_outline_before(name: str) -> None:
         load_bundle(name)
     outline = load_outline(name)
     assert (outline.name, outline.is_fetched, outline.fingerprint) == (name, False, "")
-    assert outline.grid.shape == (256, 256, 256)
+    shapes = {"rflow-mr": (128, 256, 256), "rflow-mr-brain": (256, 256, 128)}
+    assert outline.grid.shape == shapes.get(name, (256, 256, 256))
+    assert outline.has_controlnet != outline.is_mr == (name in shapes)
+    assert outline.check_grid(outline.grid) == ()
     assert outline.vocabulary.id_of("hepatic tumor") == 26
 
 

@@ -46,6 +46,28 @@ def test_fid_prints_and_saves_its_figures(run_cli: RunCli, cohort: Path, tmp_pat
     assert "# 2.5D FID: 3 synthetic against 2 real cases" in again.stdout
 
 
+def test_fid_under_torchrun_is_told_of_devices(run_cli: RunCli, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    outcome = run_cli("evaluate", "fid", cohort, cohort)
+    assert outcome.code == 2
+    assert "evaluate fid: expected one process, found 4 of torchrun. Name the GPUs instead: --devices" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_workers_find_the_same_figures(run_cli: RunCli, bundle_path: Path, tmp_path: Path) -> None:
+    sets = [write_folder(tmp_path / name, seeds) for name, seeds in (("a", range(10)), ("b", range(20, 30)))]
+    for words, way in (
+        (["distribution", *sets], ["--workers", "2"]),
+        (["equivalence", *sets], ["--workers", "2"]),
+        (["memorization", sets[0], "--train", sets[1]], ["--workers", "2"]),
+        (["reconstruction", sets[0], "--bundle", bundle_path], ["--devices", "cpu,cpu"]),
+    ):
+        alone, shared = (run_cli("evaluate", *words, *more, "--json") for more in ([], way))
+        assert (alone.code, shared.code) == (0, 0), shared.stderr
+        first, second = ({**json.loads(one.stdout), "peak_memory_gb": None} for one in (alone, shared))
+        assert first == second
+
+
 def test_hu_of_reference_cases_can_be_used_again(run_cli: RunCli, cohort: Path, tmp_path: Path) -> None:
     real, out = write_folder(tmp_path / "real", [4, 5, 6]), tmp_path / "out"
     first = run_cli("evaluate", "hu", cohort, "--reference", real, "--out", out, "--json")

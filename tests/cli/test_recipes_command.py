@@ -94,7 +94,8 @@ def test_modality_that_no_network_knows_is_refused(run_cli: Run, tmp_path: Path)
     path.write_text("labels: [liver]\nmodality: mr\n")
     outcome = run_cli("recipes", "validate", path)
     assert outcome.code == 2
-    assert "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'." in outcome.stderr
+    assert "modality: expected 'ct', 'ct_contrast', 'ct_wo_contrast', 'mri', 'mri_t1'" in outcome.stderr
+    assert "found 'mr'." in outcome.stderr
 
 
 def test_copied_training_recipe_can_be_edited_and_validated(run_cli: Run, tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_blind_needs_real_images(run_cli: Run, tmp_path: Path) -> None:
     assert "--blind can only be used with --beside" in outcome.stderr
 
 
+def test_reader_of_the_blinded_test_sees_no_report(run_cli: Run, tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    outcome = run_cli("view", cohort, "--blind", "--beside", cohort, "--report", tmp_path / "report.html")
+    assert outcome.code == 2
+    assert "--report can only be used without --blind" in outcome.stderr
+
+
 def test_folder_that_is_not_there_is_refused(run_cli: Run, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn", reason="needs the extra 'view'")
     outcome = run_cli("view", tmp_path / "nothing", "--no-browser")

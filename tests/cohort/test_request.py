@@ -73,7 +73,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "mask_source": "magic"}, "mask_source: expected 'plant', 'bank', .*, found 'magic'"),
         (
             {"labels": ["liver"], "modality": "mr"},
-            "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'",
+            "modality: expected 'ct', 'ct_contrast', 'ct_wo_contrast', 'mri', .*, found 'mr'",
         ),
         ({"labels": ["liver"], "body_region": ["abdomen", "thorax"]}, "the uppermost region before the lowest"),
         ({"labels": ["liver"], "body_region": ["chest"]}, r"body_region\[0\]: expected 'head', 'thorax', 'abdomen' or"),
@@ -98,9 +98,9 @@ def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
         build_request(values)
 
 
-@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast"])
+@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast", "mri", "mri_swi_skull_stripped"])
 def test_networks_know_every_modality_that_can_be_asked_for(modality: str) -> None:
-    from maisi_aug.networks.conditioning import MODALITY_CODES
+    from maisi_aug.vocabulary.modalities import MODALITY_CODES
 
     assert build_request({"labels": ["liver"], "modality": modality}).modality in MODALITY_CODES
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.cohort import review as module
-from maisi_aug.cohort.manifest import MANIFEST_NAME, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter, load_manifest
 from maisi_aug.cohort.review import (
     REVIEW_NAME,
     CaseKey,
@@ -145,6 +145,16 @@ def test_reopened_case_waits_for_its_next_attempt_and_its_files_are_gone(cohort:
     # The decision was on the first attempt: it says nothing of the next, and there is nothing left to give up.
     assert reopen_rejected(cohort) == []
     assert len((cohort / MANIFEST_NAME).read_text().splitlines()) == 4
+
+
+def test_shards_are_merged_before_their_rejected_cases_are_reopened(cohort: Path) -> None:
+    with ManifestWriter(cohort / "manifest.1-of-2.jsonl"):
+        pass
+    assert reopen_rejected(cohort) == []  # nothing is rejected
+    decide(cohort, 2, "reject")
+    with pytest.raises(CohortError, match=f"found shards whose .* Run this first: maisi-aug cohort merge {cohort}"):
+        reopen_rejected(cohort)
+    assert len(load_manifest(cohort).accepted) == 3
 
 
 def test_volumes_of_a_reopened_case_are_kept_where_the_cohort_keeps_rejected_ones(cohort: Path) -> None:

@@ -110,7 +110,7 @@ def test_twins_are_rejected_together(resolve: Callable[..., CohortRun], tmp_path
     summary = synthesize_cohort(resolve(twins="size=16mm,300mm", num_cases=1), tmp_path / "cohort", device="cpu")
     assert not summary.manifest.accepted
     assert [record.status for record in summary.manifest.rejected] == ["rejected"] * 2
-    assert all("lung tumor: expected" in record.reason for record in summary.manifest.rejected)
+    assert all("lung tumor: " in record.reason for record in summary.manifest.rejected)
 
 
 def test_detection_curve_counts_the_twins(folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from maisi_aug.insertion.backgrounds import Background, Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
 from maisi_aug.insertion.config import resolve_insertion
 from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -91,6 +92,17 @@ def test_cohort_is_gone_on_with_and_the_same_again(chests: Path, tmp_path: Path)
     assert whole == torn
     with pytest.raises(CohortError, match="seed: 5 -> 6"):
         insert_cohort(resolve_insertion(config_for(chests, seed=6)), place)
+
+
+def test_lost_and_altered_cases_are_drawn_again_to_the_same_bytes(chests: Path, tmp_path: Path) -> None:
+    cohort, place = resolve_insertion(config_for(chests)), tmp_path / "cohort"
+    before = [record.files["image"] for record in insert_cohort(cohort, place).manifest.accepted]
+    (place / before[0].path).unlink()
+    (place / before[2].path).write_bytes(b"another program's")
+    assert insert_cohort(cohort, place).num_lost == 1
+    again = insert_cohort(cohort, place, verify=True)
+    assert (again.num_lost, again.num_new, again.is_complete) == (1, 1, True)
+    assert [sha256_of(place / file.path) for file in before] == [file.sha256 for file in before]
 
 
 def test_what_fits_nowhere_is_rejected_at_once(chests: Path, tmp_path: Path) -> None:

@@ -17,15 +17,26 @@ import pytest
 import torch
 import yaml
 
+from maisi_aug import __version__
 from maisi_aug.api.engines import Where, read_engine
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
+from maisi_aug.evaluation.benchmark.run import open_benchmark
+from maisi_aug.evaluation.benchmark.trainings import run_trainings
+from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.evaluation.fid.extractors import find_extractor
+from maisi_aug.evaluation.fid.measurement import measure_fid
+from maisi_aug.evaluation.fid.slices import SliceProtocol
 from maisi_aug.generate.driver import Listener
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.ray import actor, engine, joining
+from maisi_aug.integrations.ray.actor import Assignment, Hello
 from maisi_aug.integrations.ray.engine import RayEngine, Shape, shape_workers
+from maisi_aug.system.engine.work import Engine, InProcess, ignore_events
 from tests.builders.cohorts_compared import hash_files, sort_lines
+from tests.builders.made_cases import write_folder
 from tests.builders.resolver import GATES_OFF, resolver
+from tests.builders.tiny_benchmark import build_config
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_CASES = 6
@@ -98,6 +109,29 @@ def test_address_that_nothing_answers_at_is_told_at_once() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(WorkerError, match=f"^--address {address}: no Ray cluster answers there"):
         joining._join(None, address)
+
+
+def meet(hello: Hello) -> engine._RayHand[object]:
+    """A worker that has said hello, of which a cluster gives each two cores."""
+    assignment = Assignment("worker 1", "cpu", Path(), Path(), (Path("token"), ""))
+    hand = engine._RayHand[object](engine.Office(None, Shape(1, 2, 0), None), assignment, ignore_events)
+    hand._welcome(hello)
+    return hand
+
+
+def test_node_with_another_version_or_without_the_package_is_told() -> None:
+    hello = Hello("node7", "id", __version__, sees_folders=True, num_cores=2)
+    with pytest.raises(WorkerError, match=rf"worker 1 on node7: has maisi-aug 0.0.1, this machine {__version__}"):
+        meet(hello._replace(version="0.0.1"))
+    hand = meet(hello)
+    hand.is_ready, hand._error = False, RuntimeError("the actor died: No module named 'maisi_aug'")
+    with pytest.raises(WorkerError, match=r"worker 1: maisi-aug .* must be on every node .*: No module named 'maisi_"):
+        hand.bury()
+
+
+def test_cores_that_ray_counts_and_are_not_there_are_told() -> None:
+    with pytest.warns(UserWarning, match="node7: Ray gives each worker 2 cores, but 1 are available. Start that"):
+        meet(Hello("node7", "id", __version__, sees_folders=True, num_cores=1))
 
 
 class Cluster:
@@ -285,6 +319,22 @@ def test_worker_without_the_bundle_is_told(cluster: Cluster, bundle_path: Path, 
         WorkerError, match=rf"worker 1 on \S+: expected {there} exists on the driver's machine, but not here"
     ):
         synthesize_cohort(run, tmp_path / "cohort", engine=RayEngine(cluster.address, 1))
+
+
+@pytest.mark.slow
+def test_trainings_and_features_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
+    real, made = (
+        find_case_set(write_folder(tmp_path / name, seeds)) for name, seeds in (("a", (1, 2)), ("b", (3, 4, 5)))
+    )
+    ways: dict[str, Engine] = {"alone": InProcess("cpu"), "shared": RayEngine(cluster.address, 2, device="cpu")}
+    scores, figures = [], []
+    for name, way in ways.items():
+        bench = open_benchmark(tmp_path / name, build_config(tmp_path))
+        run_trainings(bench, way)
+        scores.append([bench.load_scores(arm, 0)["cases"] for arm in bench.plan.config.arms])
+        figures.append(measure_fid(real, made, find_extractor(), SliceProtocol(every=10), cache=None, engine=way))
+    assert scores[0] == scores[1]
+    assert figures[0] == figures[1]
 
 
 def test_cluster_of_another_version_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 
 def published() -> KnownMasks:
-    masks = known_bundles()["rflow-ct"].masks
+    masks = known_bundles()["rflow-ct"].require_masks()
     assert known_bundles()["ddpm-ct"].masks == masks
     return masks
 

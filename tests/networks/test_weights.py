@@ -143,9 +143,9 @@ def test_file_that_is_no_safetensors_is_refused(rewrite: Callable[..., Bundle]) 
 
 def test_bundle_without_a_network_is_refused(weights: dict[str, dict[str, Tensor]], tmp_path: Path) -> None:
     header: dict[str, Any] = build_header()
-    del header["networks"]["controlnet"]
+    del header["networks"]["autoencoder"]
     bundle = write_bundle(tmp_path, header, weights)
-    with pytest.raises(BundleError, match="no definition in networks.controlnet; it has autoencoder, diffusion"):
+    with pytest.raises(BundleError, match="no definition in networks.autoencoder; it has diffusion_unet"):
         load_networks(bundle)
 
 

@@ -311,6 +311,48 @@ def test_grid_is_told_by_the_header_alone(tmp_path: Path, grid: Grid, image_hu: 
         volume_io.load_grid(tmp_path / "b.nii.gz")
 
 
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_axial_slice_is_that_of_the_volume(
+    tmp_path: Path, grid: Grid, image_hu: NDArray[np.int16], flips: tuple[int, ...], suffix: str
+) -> None:
+    shift = [0.0 if flip == 1 else side - 1.0 for flip, side in zip(flips, SHAPE, strict=True)]
+    to_ras = np.diag([*map(float, flips), 1.0])
+    to_ras[:3, 3] = shift
+    stored = np.flip(image_hu, tuple(axis for axis, flip in enumerate(flips) if flip == -1))
+    image = nib.Nifti1Image(stored, grid.affine @ to_ras)
+    image.header.set_slope_inter(2.0, -5.0)
+    path = tmp_path / f"a{suffix}"
+    image.to_filename(path)
+    whole = volume_io.load_image(path)
+    for index in (0, 4, SHAPE[2] - 1):
+        found = volume_io.load_axial_slice(path, index)
+        assert found is not None
+        np.testing.assert_array_equal(found.array, whole.array[:, :, index : index + 1])
+        np.testing.assert_allclose(found.grid.affine[:3, 3], (whole.grid.affine @ [0, 0, index, 1])[:3], atol=1e-4)
+
+
+def test_axial_slice_of_a_file_that_stores_others_or_of_another_format_is_none(
+    tmp_path: Path, image_hu: NDArray[np.int16]
+) -> None:
+    sagittal = _write_nifti(tmp_path / "a.nii.gz", image_hu, np.eye(4)[[2, 0, 1, 3]])
+    assert volume_io.load_axial_slice(sagittal, 0) is None
+    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(image_hu), str(tmp_path / "a.mha"))
+    assert volume_io.load_axial_slice(tmp_path / "a.mha", 0) is None
+
+
+def test_axial_slice_that_a_file_does_not_hold_is_refused(
+    tmp_path: Path, grid: Grid, image_hu: NDArray[np.int16]
+) -> None:
+    path = _write_nifti(tmp_path / "a.nii.gz", image_hu, grid.affine)
+    with pytest.raises(VolumeError, match="it has no slice 11"):
+        volume_io.load_axial_slice(path, SHAPE[2])
+    path.write_bytes(path.read_bytes()[:-200])
+    assert volume_io.load_axial_slice(path, 0) is not None
+    with pytest.raises(VolumeError, match="a.nii.gz: not a readable image, but damaged or empty"):
+        volume_io.load_axial_slice(path, SHAPE[2] - 1)
+
+
 def test_stored_grid_keeps_the_axes_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "lps.nii.gz"
     grid = Grid((7, 9, 11), np.diag([-0.7, -0.8, 2.5, 1.0]))

@@ -33,17 +33,22 @@ def write_known_bundle(
 
     Args:
         known: Definitions and licence, which has been accepted.
-        files: Checkpoint by role.
+        files: Checkpoint by role; without that of a ControlNet the bundle draws images without label maps only.
         folder: Folder of the bundle; an earlier copy from the same origin is replaced.
         provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
             so that the same files give the same bundle anywhere.
-        command: That the user gave, for the record of the licence.
+        command: Command of the user, for the record of the licence.
         complete: Adds to the bundle before its folder takes its name.
 
     Raises:
         BundleError: When the folder is in other use, or a checkpoint cannot be used.
     """
-    header = {**known.header, "provenance": {**provenance, "licence": known.accepted_licence}}
+    networks = {role: definition for role, definition in known.header["networks"].items() if role in files}
+    header = {
+        **known.header,
+        "networks": networks,
+        "provenance": {**provenance, "licence": known.accepted_licence},
+    }
     replaceable = partial(require_free, folder, known.name, str(provenance["origin"]))
     with open_whole_folder(folder, require_replaceable=replaceable) as unfinished:
         convert_checkpoints(header, files, unfinished, subject=f"Bundle '{known.name}'")
@@ -71,9 +76,9 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
     Args:
         header: Everything of ``bundle.yaml`` but scale factor and weight files.
-        files: Checkpoint by role.
+        files: Checkpoint by role of every network that the header defines.
         folder: Folder of the bundle; created when missing.
-        subject: What is converted, for messages.
+        subject: Name of the converted item for messages.
 
     Raises:
         BundleError: When a checkpoint cannot be read, contains more than data, or holds another network.
@@ -83,7 +88,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
     from maisi_aug.networks.weights import require_same_tensors, write_bundle
 
     content, states = dict(header), {}
-    for role in NETWORK_ROLES:
+    for role in (role for role in NETWORK_ROLES if role in header["networks"]):
         about = f"{subject}, {files[role].name}"
         checkpoint = read_checkpoint(files[role], subject=about)
         states[role] = take_state_dict(checkpoint, role, subject=about)

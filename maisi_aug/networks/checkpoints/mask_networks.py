@@ -44,7 +44,7 @@ def write_mask_networks(
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.weights import require_same_tensors
 
-    masks, states, scale_factor = known.masks, {}, 0.0
+    masks, states, scale_factor = known.require_masks(), {}, 0.0
     for role in MASK_ROLES:
         about = f"Bundle '{known.name}', {files[role].name}"
         checkpoint = read_checkpoint(files[role], subject=about)

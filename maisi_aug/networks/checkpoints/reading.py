@@ -67,7 +67,7 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
 
     Args:
         path: A file that ``torch.save`` wrote.
-        subject: What the file is, for messages.
+        subject: Description of the file for messages.
 
     Raises:
         BundleError: For a file that is not a checkpoint, or that contains more than data: it is named, and not run.

@@ -121,12 +121,14 @@ class Crew(Generic[Item, Result]):
         workers: Each a :class:`Hand`.
         settle: Called with every result.
         listen: Waits for messages.
+        num_ahead: Items that a worker has at hand.
     """
 
     waiting: deque[Item]
     workers: Sequence[AnyHand]
     settle: Settle[Item, Result]
     listen: Listen
+    num_ahead: int = NUM_AHEAD
     _keys: Iterator[int] = field(default_factory=count)
     _losses: dict[int, int] = field(default_factory=dict)
     _again: deque[tuple[int, Item]] = field(default_factory=deque)
@@ -152,7 +154,7 @@ class Crew(Generic[Item, Result]):
 
     def _hand_out(self) -> None:
         while self.waiting or self._again:
-            ready = [worker for worker in self.workers if worker.is_ready and worker.num_at_hand < NUM_AHEAD]
+            ready = [worker for worker in self.workers if worker.is_ready and worker.num_at_hand < self.num_ahead]
             if not ready:
                 return
             worker = min(ready, key=lambda one: one.num_at_hand)
@@ -219,7 +221,7 @@ class Post:
 
     Attributes:
         name: Name of the worker.
-        device: That it computes on.
+        device: Device to compute on.
         scratch: Folder of its own.
     """
 

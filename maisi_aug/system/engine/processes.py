@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from maisi_aug.system.engine.cores import count_threads, environment_of
 from maisi_aug.system.engine.crew import Crew, Ending, Message, Post, serve
-from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Processes:
             _Process[Item, Result](spec, number, device, scratch / str(number), threads, watch)
             for number, device in names
         ]
-        Crew(waiting, workers, settle, _listen).work_off()
+        Crew(waiting, workers, settle, _listen, num_ahead_of(spec)).work_off()
 
 
 @dataclass
@@ -121,7 +121,7 @@ class _Process(Generic[Item, Result]):
         if process is not None and process.pid is not None:  # else Ctrl-C came while it was started
             process.join()
             code = process.exitcode or 0
-        if -code == signal.SIGKILL:
+        if -code == getattr(signal, "SIGKILL", None):  # Windows has none
             return Ending("was killed, probably for lack of memory")
         return Ending(f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
 
@@ -140,7 +140,7 @@ def _listen(
 ) -> Iterator[tuple[_Process[Item, Result], Message | None]]:
     by_connection = {worker.connection: worker for worker in workers if worker.connection is not None}
     for ready in wait(list(by_connection), seconds):
-        assert isinstance(ready, Connection)
+        ready = cast(Connection, ready)  # on Windows of a class of its own
         try:
             message = ready.recv()
         except (EOFError, OSError, pickle.UnpicklingError):

@@ -41,7 +41,7 @@ class WorkerPlace:
 
     Attributes:
         name: Name of the worker, the same after it was restarted.
-        device: That it computes on: ``auto``, ``cpu``, ``cuda:1``, ...
+        device: Device to compute on: ``auto``, ``cpu``, ``cuda:1``, ...
         scratch: Folder of its own, for files that the driver puts in their place when their result is settled.
         tell: Tells the driver how it goes.
     """
@@ -71,13 +71,18 @@ class Worker(Protocol[ItemIn, Result]):
 class WorkerSpec(Protocol[ItemIn, Result]):
     """Specification of a worker, sent to the place where it is opened; can be pickled.
 
-    One that works with files has ``reads``, the paths that must be there. Results that come with files in the worker's
-    folder have ``paths``, theirs in it.
+    One that works with files has ``reads``, the paths that must be there. One whose items take long has ``num_ahead``,
+    how many a worker has at hand. Results that come with files in the worker's folder have ``paths``, theirs in it.
     """
 
     def open(self, place: WorkerPlace) -> Worker[ItemIn, Result]:
         """Load what the worker needs."""
         ...
+
+
+def num_ahead_of(spec: WorkerSpec[Item, Result]) -> int:
+    """Items that a worker has at hand, the one that it works on included."""
+    return int(getattr(spec, "num_ahead", NUM_AHEAD))
 
 
 Settle = Callable[[Item, Result, Path], Iterable[Item]]
@@ -181,7 +186,7 @@ class InProcess:
     """One worker, in this process.
 
     Attributes:
-        device: That it computes on.
+        device: Device to compute on.
     """
 
     device: str = "auto"
@@ -216,17 +221,13 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Calls(Generic[Item, Result]):
-    """A worker that has nothing open, and calls a function with each item.
+    """A worker that calls a function with each item.
 
     Attributes:
-        function: A module-level function, because it is sent to other processes.
+        function: Called with each item; holds what it needs.
     """
 
     function: Callable[[Item], Result]
-
-    def open(self, place: WorkerPlace) -> Calls[Item, Result]:
-        """Do nothing: there is nothing to load."""
-        return self
 
     def look_ahead(self, item: Item) -> None:
         """Do nothing: nothing is prepared ahead."""
@@ -236,7 +237,7 @@ class Calls(Generic[Item, Result]):
         return finished(self.function(item))
 
     def close(self) -> None:
-        """Do nothing: nothing is open."""
+        """Do nothing: nothing is left to finish."""
 
 
 def finished(result: Result) -> Future[Result]:

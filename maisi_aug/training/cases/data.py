@@ -29,6 +29,7 @@ from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.loop.processes import WHOLE, Share
+from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
@@ -71,12 +72,14 @@ class CaseFacts:
     Attributes:
         shape: Voxels along I, J, K.
         spacing_mm: Along I, J, K.
-        modality: A key of ``conditioning.MODALITY_CODES``.
+        modality: A key of ``modalities.MODALITY_CODES``.
+        regions: Uppermost and lowest body region; None where the label map says it.
     """
 
     shape: Shape
     spacing_mm: Spacing
     modality: str
+    regions: Regions | None = None
 
 
 class CaseStore(Protocol):

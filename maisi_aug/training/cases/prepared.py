@@ -83,7 +83,7 @@ class PreparedStore:
     def facts(self, index: int) -> CaseFacts:
         """Return shape, spacing and modality, as they were prepared."""
         record = self.cases[index]
-        return CaseFacts(record.shape, record.spacing_mm, record.modality)
+        return CaseFacts(record.shape, record.spacing_mm, record.modality, record.regions)
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
         """Return ``(I, J, K)`` ids of a case or of a box of it.

@@ -31,8 +31,8 @@ class BankRow:
 
     Attributes:
         path: The file.
-        listed: What it holds, in the bundle's ids.
-        ids: What the ids of the file are in the bundle.
+        listed: Its labels, as ids of the bundle.
+        ids: Ids in the bundle by id in the file.
     """
 
     path: Path
@@ -68,12 +68,12 @@ class FinetunedBank:
         return MaskBankSpec(list=BANK_LIST, labels=IN_OWN_IDS if is_same else BANK_LABELS, source=self.source)
 
     def write(self, unfinished: Path, folder: Path, *, copies: bool) -> None:
-        """List the maps, or copy them in the bundle's ids, as has to be where no one table says what theirs mean.
+        """List the maps, or copy them with the bundle's ids, which is necessary if their ids differ in meaning.
 
         Args:
-            unfinished: Where the bundle is written.
-            folder: Where it will lie.
-            copies: Put copies into the bundle.
+            unfinished: Folder in which the bundle is written.
+            folder: Final folder of the bundle.
+            copies: Whether to put copies into the bundle.
         """
         ids = self.ids
         listed: list[dict[str, Any]] = []

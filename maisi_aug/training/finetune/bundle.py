@@ -120,7 +120,7 @@ def write_finetuned(
         folder: Folder of the bundle.
         base: The bundle that was fine-tuned.
         controlnet: Its new weights, in MAISI's layout.
-        taught: What it was taught.
+        taught: Labels that it was fine-tuned on.
         measures: What the training cases say of that.
         training: The training cases, whose label maps are drawn from by default, beside those of the base.
         table: ``(256,)`` from the ids of the prepared maps to the bundle's.

@@ -151,6 +151,21 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
         )
 
 
+def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
+    """Raise where several cases would be put into one batch that have not the same voxels.
+
+    Raises:
+        TrainingError: Naming the shapes.
+    """
+    shapes = sorted({case.shape for case in dataset.cases})
+    if config.loss.batch_count > 1 and len(shapes) > 1:
+        found = " and ".join("x".join(map(str, shape)) for shape in shapes[:3])
+        raise TrainingError(
+            f"--batch-size: expected 1, for the cases of {dataset.path} have several shapes ({found}), found "
+            f"{config.loss.batch_count}. Leave it out."
+        )
+
+
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
     """Return what a run consists of, as plain values: settings, base and data.
 

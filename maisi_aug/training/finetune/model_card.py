@@ -25,7 +25,7 @@ class LabelMeasures:
         sizes: Volumes, one per patient.
         hu: Range of its median.
         median_hu: Median over cases of its median.
-        num_patients: Who have it.
+        num_patients: Number of patients who have it.
     """
 
     sizes: SizeSpec
@@ -45,7 +45,7 @@ def write_model_card(
 
     Args:
         folder: Folder of the bundle.
-        header: What ``bundle.yaml`` will say.
+        header: Content of ``bundle.yaml``.
         taught: The labels.
         measures: What the training cases say of them.
         facts: How it was trained.

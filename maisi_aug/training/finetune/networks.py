@@ -71,7 +71,7 @@ def set_up(networks: Networks, config: FinetuneConfig, *, is_looked_up: bool) ->
     """Decide which parameters of the ControlNet learn, in place.
 
     Args:
-        networks: What ``load_trainable`` returned.
+        networks: Result of ``load_trainable``.
         config: Says which.
         is_looked_up: Whether the intensities of labels are looked up in frozen layers.
 

@@ -86,10 +86,12 @@ class SampleDrawer:
     def _draw_case(self, index: int) -> Subject:
         facts, label_map = self.store.facts(index), self.store.label_map(index)
         grid = Grid.from_spacing(facts.shape, facts.spacing_mm)
-        modality = facts.modality if self._is_told(facts.modality) else "ct"
+        modality = facts.modality if self._is_told(facts.modality) else None
         drawn = self.pipeline.synthesize_image(
             label_map, grid, seed=derive_seed("validation picture", self.seed, index), modality=modality
         )
+        if self.pipeline.bundle.is_mr:  # on the scale of the training images, from -1000 to 1000
+            drawn = 2 * drawn - 1000
         return Subject(self.names[index], label_map, grid, {"real": self.store.image_hu(index), "drawn": drawn})
 
     def _is_told(self, modality: str) -> bool:

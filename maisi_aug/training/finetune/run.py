@@ -1,7 +1,7 @@
 """Teaching a ControlNet new labels: from a prepared folder and a base to a bundle, in one folder that can be resumed.
 
-OUT/finetune.yaml says what the run is, OUT/labels.json what was decided about the labels, OUT/training holds the
-checkpoint and the log, OUT/pictures what held-out cases look like, OUT/bundle the result.
+OUT/finetune.yaml contains the settings of the run, OUT/labels.json the choices about labels, OUT/training the
+checkpoint and the log, OUT/pictures images of held-out cases, and OUT/bundle the result.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from maisi_aug.training.finetune.checks import (
     describe_run,
     open_run,
     require_fitting_grid,
+    require_one_shape,
     require_trainable,
     require_voxels,
     split_folds,
@@ -61,7 +62,7 @@ class FinetuneResult:
 
     Attributes:
         bundle: What it has written.
-        taught: What the bundle was taught.
+        taught: Labels that the bundle was fine-tuned on.
         loop: Steps and the best validation.
         num_steps: Steps of the whole run.
     """
@@ -114,6 +115,7 @@ class Finetuning:
         if self.base.is_ddpm:
             self.config = self.config.model_copy(update={"contrastive_weight": 0.0})
         require_fitting_grid(self.store.dataset, self.base)
+        require_one_shape(self.store.dataset, self.config)
         parts = split_folds(self.store.dataset, self.config.fold)
         self.training, self.held_out = (self.store.part(part) for part in parts)
         self.hosts = {
@@ -226,7 +228,7 @@ class Finetuning:
             hosts = ", ".join(map(names, label.hosts))
             self.say(f"{label.name}: {label.kind} in slot {label.id}, lies in {hosts} ({label.why}).")
         for name, label_id in self.replayed.items():
-            self.say(f"{name}: taught earlier (id {label_id}) and also in these data, so it is trained along.")
+            self.say(f"{name}: taught earlier (id {label_id}) and also in these data, so it is trained as well.")
         for name, target in dropped.items():
             self.say(f"{name}: not taught; its voxels count as {target}.")
         forgotten = sorted(set(self.base.spec.slots) - set(self.replayed) - {label.name for label in self.taught})

@@ -34,8 +34,10 @@ _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
-    data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
-    """Folder of 'maisi-aug prepare', or a dataset that is first prepared into OUT/prepared."""
+    data: Annotated[PathText, Option(metavar="DIR|DATASET|LIST", panel=_WHAT, everyday=True)]
+    """Folder of 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list of
+    embeddings, to prepare first.
+    """
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
     ]
@@ -60,8 +62,8 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_WHAT)] = ()
     """Folder of organ labels for unprepared data, as TotalSegmentator writes them; may repeat."""
     tune: Annotated[Tune, Option(panel=_HOW, everyday=True)] = "full"
-    """Weights to train. full: the ControlNet; partial: the layers that read the label map and that feed the U-Net;
-    low-rank: small matrices added to all layers.
+    """Weights to train. full: all; partial: only layers that read the label map or feed the U-Net; low-rank: matrices
+    added to all layers, which needs little memory.
     """
     rank: Annotated[PositiveInt | None, Option(panel=_HOW)] = None
     """Rank of --tune low-rank (default: 8)."""
@@ -78,7 +80,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     crop_shape: Annotated[
         ShapeField | None, Option("--crop", metavar="IxJxK", takes=str, panel=_HOW, everyday=True)
     ] = None
-    """Train on crops of this many voxels (default: whole cases)."""
+    """Crop size in voxels (default: whole cases)."""
     label_weight: Annotated[float, Field(ge=1), Option(panel=_HOW)] = 100.0
     """Weight of the taught labels in the loss."""
     contrastive_weight: Annotated[NonNegativeFloat | None, Option(panel=_HOW)] = None

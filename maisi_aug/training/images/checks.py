@@ -101,8 +101,8 @@ def require_same_settings(
     Args:
         recipe: Recipe of the training.
         folder: Folder of the run.
-        stage: That is to train.
-        identity: What tells the training cases from others; None for the seed of the recipe's phantoms.
+        stage: Stage to train.
+        identity: Identity of the training cases; None for the seed of the recipe's phantoms.
 
     Raises:
         TrainingError: Naming the stage and the fields that differ.

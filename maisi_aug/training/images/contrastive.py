@@ -113,7 +113,7 @@ def region_contrastive_loss(
     Args:
         with_label: ``(B, C, i, j, k)`` output for the label map.
         without_label: The same for the map without the labels, from the same noise at the same time.
-        target: What the network should say of the real image.
+        target: Output that the network should give for the real image.
         regions: On the device of the others.
         bound: Mean difference beyond which nothing more is gained.
 

@@ -33,6 +33,7 @@ from maisi_aug.training.images.patches import LesionPlaces, draw_hidden
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.loop.settings import FlowLossConfig
+from maisi_aug.vocabulary.modalities import generic_modality
 from maisi_aug.vocabulary.regions import Regions, find_body_regions
 from maisi_aug.volumes.grid import Shape, Spacing
 
@@ -297,12 +298,13 @@ class FlowObjective(Stateless):
 
     def _find_regions(self, index: int) -> Regions:
         if index not in self._regions:
-            self._regions[index] = find_body_regions(self.store.label_map(index))
+            told = self.store.facts(index).regions
+            self._regions[index] = told or find_body_regions(self.store.label_map(index))
         return self._regions[index]
 
     def _tell(self, modality: str, draw: float) -> str:
         if draw < self.config.modality_dropout:
-            return "ct"
+            return generic_modality(modality)
         return "unknown" if draw < self.config.modality_dropout + self.config.modality_omission else modality
 
     def _draw_crop(self, index: int, wanted: Shape | None, rng: np.random.Generator) -> tuple[Shape, Shape]:

@@ -75,7 +75,7 @@ def teach_lookup(
 
     Args:
         controlnet: Whose first layers are the lookup.
-        lookup: What ``find_lookup`` returned; not modified.
+        lookup: Result of ``find_lookup``; not modified.
         wanted: New id -> mean intensity in [0, 1].
         known_ids: Ids that keep their intensity; new ones among them do not.
         num_steps: Steps of the fit at most; it ends when all are within half a HU.
@@ -123,7 +123,7 @@ def choose_intensities(
 
     Args:
         means: Measured on the training cases.
-        lookup: What the bundle draws.
+        lookup: Labels that the bundle generates.
         new_ids: The labels.
         vocabulary: With the new labels; tells lesions and their hosts.
     """

@@ -14,9 +14,13 @@ from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
+from maisi_aug.vocabulary.modalities import ImageModality
 
 # What ``bundle.like`` takes over.
-SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", "scheduler", "networks")
+SHARED_FIELDS = (
+    *("grid", "grid_limits", "num_inference_steps", "modalities", "guidance_scale", "decode_window", "scheduler"),
+    "networks",
+)
 OWN_LICENCE = "Own weights; the licence of the training data applies."
 
 
@@ -103,6 +107,8 @@ class ControlNetStage(FlowStage):
 class BundleHeader(StrictModel):
     """Header of the finished bundle, with the fields of ``bundle.BundleSpec``.
 
+    Those without a value are left to its defaults.
+
     ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
     be fetched: its definitions are known without its weights.
     """
@@ -115,11 +121,18 @@ class BundleHeader(StrictModel):
     grid: GridSpec
     grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
+    modalities: tuple[ImageModality, ...] | None = Field(default=None, min_length=1)
+    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = Field(default={})
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of ``bundle.yaml``, in the order of the class."""
+        unsaid = {name for name in ("modalities", "guidance_scale") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=unsaid)
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""The three stages of a training recipe, each in a folder of its own, each resumable, and the bundle they end in."""
+"""The three stages of a training recipe, each resumable and in its own folder, and the resulting bundle."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ class TrainingFolder(StageFolder):
         kept = {stage: summary["best_step"] for stage, summary in summaries.items() if "best_step" in summary}
         header = {
             "format": 1,
-            **self.recipe.bundle.model_dump(mode="json"),
+            **self.recipe.bundle.describe(),
             "slots": {name: slot.model_dump(mode="json") for name, slot in self.slots.items()},
             "scale_factor": self._open_latents().training.scale_factor,
             "provenance": {

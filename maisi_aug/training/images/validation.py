@@ -66,7 +66,7 @@ class VaeValidation:
     """Reconstruction of whole held-out images, window by window, from the mean of the posterior.
 
     Attributes:
-        autoencoder: That trains.
+        autoencoder: Autoencoder in training.
         store: Held-out cases.
         window: Voxels along I, J, K that are encoded and decoded at once.
         device: Where the autoencoder is.

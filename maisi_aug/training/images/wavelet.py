@@ -1,13 +1,13 @@
-"""A start for small autoencoders: weights that already are a Haar wavelet transform, to be refined by training.
+"""Initial weights for small autoencoders: a Haar wavelet transform, which training refines.
 
-From random weights, MAISI's autoencoder spends its first thousands of steps on learning to hand intensities through:
-its group normalisation takes the mean and the scale of every volume away, and the decoder must win them back. Here the
-trunk hands the image through untouched, and four channels are set up so that normalisation cannot hurt: two constants
-of opposite sign, so large that they alone decide the scale, and a zero whose normalised value is the mean to subtract.
+From random weights, MAISI's autoencoder needs thousands of steps to learn to pass intensities on: its group
+normalisation removes the mean and the scale of every volume, and the decoder must recover them. Here the trunk passes
+the image on unchanged, and four channels prevent any effect of the normalisation: two constants of opposite sign, so
+large that they alone determine the scale, and a zero whose normalised value is the mean to subtract.
 
 The latent is the local mean of 2x2x2 voxels and its three first differences (Haar, "Zur Theorie der orthogonalen
-Funktionensysteme", 1910); with four latent channels the mixed differences are left to the decoder's imagination, with
-eight they are kept, and the transform loses nothing.
+Funktionensysteme", 1910); with four latent channels the decoder has to guess the mixed differences, with eight they are
+kept, and the transform is lossless.
 """
 
 from __future__ import annotations

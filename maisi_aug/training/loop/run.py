@@ -129,7 +129,7 @@ class TrainingRun:
     """One run in one folder, resumed from its checkpoint where there is one.
 
     Args:
-        objective: What is trained.
+        objective: Training objective.
         config: How.
         folder: Folder of the checkpoint and the log; only the main process writes there.
         device: Where the networks are.

@@ -31,7 +31,7 @@ class StepLog:
 
     Args:
         folder: Folder of the run.
-        last_step: What is logged of later steps is dropped: a run that was killed makes them again.
+        last_step: Log lines of later steps are dropped, since a killed run repeats these steps.
         with_tensorboard: Also write event files.
 
     Raises:

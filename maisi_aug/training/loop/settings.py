@@ -56,7 +56,7 @@ class LoopConfig(StrictModel, strict=True):
     @model_validator(mode="after")
     def _require_validation_for_patience(self) -> Self:
         if self.patience is not None and self.validation_steps is None:
-            raise ValueError("patience: counts validations and needs validation_steps")
+            raise ValueError("patience: needs validation_steps, because it counts validations")
         return self
 
     def learning_rate_at(self, step: int) -> float:
@@ -170,7 +170,7 @@ class FlowLossConfig(StrictModel):
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
         label_weights: Factor on the loss of latent voxels that hold a label, by its name; where labels meet, the
             largest counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
-        modality_dropout: Share of cases whose modality is told as plain "ct".
+        modality_dropout: Share of cases whose modality is told as plain "ct", or "mri" of MR.
         modality_omission: Share of cases whose modality is not told (code 0), which guidance needs.
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
@@ -180,7 +180,7 @@ class FlowLossConfig(StrictModel):
         contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: where a tumour is
             removed from the label map, the output should change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
         contrastive_bound: Mean difference between the outputs with and without the tumours that is rewarded at most.
-        surroundings: What a ControlNet with a condition of 10 channels is shown of the image; None for nothing.
+        surroundings: Part of the image that a ControlNet with 10 channels sees; None for none.
     """
 
     batch_count: int = Field(default=1, gt=0)

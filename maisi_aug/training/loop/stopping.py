@@ -57,6 +57,9 @@ class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, a
         super().__init__(phase, done, total)
         self.phase, self.done, self.total = phase, done, total
 
+    def __str__(self) -> str:
+        return f"{self.phase[0].lower()}{self.phase[1:]}, {self.done} of {self.total}"
+
 
 class TimeLimit:
     """Wall-clock limit of a run, including the time before its first step.

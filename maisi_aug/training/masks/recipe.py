@@ -115,7 +115,7 @@ class MaskNoiseStage(StrictModel):
 
     Attributes:
         loop: How long and how fast.
-        loss: What is asked of the predicted noise.
+        loss: Loss of the predicted noise.
         warp: How the variants of a map are turned and stretched.
     """
 

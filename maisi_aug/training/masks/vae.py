@@ -215,7 +215,7 @@ class MaskVaeValidation:
     """Dice of held-out maps that are encoded and decoded, whole.
 
     Attributes:
-        autoencoder: That trains.
+        autoencoder: Autoencoder in training.
         maps: Held-out classes.
         device: Where the autoencoder is.
         processes: Share the maps among them.

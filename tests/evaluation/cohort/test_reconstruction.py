@@ -12,6 +12,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.evaluation.cohort.reconstruction import Autoencoder, measure_reconstruction, to_report
+from maisi_aug.system.engine.work import InProcess
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image
 from tests.builders.made_cases import write_folder
@@ -41,7 +42,7 @@ def test_embedded_autoencoder_keeps_organs_and_says_so(tmp_path: Path) -> None:
     save_image(real / "images" / "bare.nii.gz", np.full(ODD.shape, -1000, dtype=np.int16), ODD)
     (real / "images" / "broken.nii.gz").write_bytes(b"no volume")
     case_set = find_case_set(real, vocabulary=bundle.vocabulary)
-    document, picture = measure_reconstruction(case_set, Autoencoder.load(bundle, "cpu"), None, quiet)
+    document, picture = measure_reconstruction(case_set, bundle, quiet, engine=InProcess("cpu"))
     assert document["num_cases"] == 3
     assert [row["case"] for row in document["skipped"]] == ["broken"]
     by_label = {row["name"]: row for row in document["labels"]}

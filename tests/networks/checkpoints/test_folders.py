@@ -110,11 +110,25 @@ def test_folder_of_both_asks_which(nvidia: Callable[..., Path]) -> None:
 
 def test_missing_checkpoint_is_named(nvidia: Callable[..., Path], known: dict[str, KnownBundle]) -> None:
     source = nvidia("rflow-ct")
-    (source / known["rflow-ct"].files["controlnet"]).unlink()
-    with pytest.raises(BundleError, match="controlnet_3d_rflow-ct.pt.*found autoencoder_v1.pt, diff_unet_3d_rflow-ct"):
+    (source / known["rflow-ct"].files["diffusion_unet"]).unlink()
+    with pytest.raises(BundleError, match="diff_unet_3d_rflow-ct.pt.*found autoencoder_v1.pt, controlnet_3d_rflow-ct"):
         find_checkpoints(source)
     with pytest.raises(BundleError, match="not a folder"):
         find_checkpoints(source / "nowhere")
+
+
+def test_folder_without_a_controlnet_is_a_bundle_of_images_alone(
+    nvidia: Callable[..., Path], known: dict[str, KnownBundle]
+) -> None:
+    source = nvidia("rflow-ct")
+    (source / known["rflow-ct"].files["controlnet"]).unlink()
+    said: list[str] = []
+    bundle = import_bundle(source, accept_licence=accept, report=said.append)
+    assert f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none." in said
+    assert not bundle.has_controlnet
+    assert [row["role"] for row in verify_bundle(bundle)] == ["autoencoder", "diffusion_unet"]
+    nvidia("ddpm-ct")
+    assert find_checkpoints(source)[0].name == "ddpm-ct", "the bundle that lacks nothing goes before"
 
 
 def test_unet_of_neither_is_explained(monai: Callable[[str], Path]) -> None:

@@ -339,14 +339,14 @@ def test_folder_in_other_use_is_left_alone(pull: Callable[..., Bundle], tiny: Bu
 
 
 def test_unknown_name_offers_the_closest() -> None:
-    with pytest.raises(BundleError, match="'rflow': expected one that can be fetched .*Did you mean 'rflow-ct'"):
+    with pytest.raises(BundleError, match="'rflow': cannot be downloaded; .*Did you mean .*'rflow-ct'"):
         table.find_known_bundle("rflow")
 
 
 def test_definitions_have_the_published_numbers_of_parameters() -> None:
     from maisi_aug.networks.building import describe_tensors
 
-    assert list(table.known_bundles()) == ["rflow-ct", "ddpm-ct"]
+    assert list(table.known_bundles()) == ["rflow-ct", "ddpm-ct", "rflow-mr", "rflow-mr-brain"]
     numbers = {
         name: {
             role: sum(tensor.numel() for tensor in describe_tensors(definition).values())
@@ -355,6 +355,8 @@ def test_definitions_have_the_published_numbers_of_parameters() -> None:
         for name, known in table.known_bundles().items()
     }
     assert numbers["rflow-ct"] == {"autoencoder": 20_944_897, "diffusion_unet": 180_500_868, "controlnet": 72_037_072}
+    for name in ("rflow-mr", "rflow-mr-brain"):
+        assert numbers[name] == {role: numbers["rflow-ct"][role] for role in ("autoencoder", "diffusion_unet")}
     assert numbers["ddpm-ct"] == {"autoencoder": 20_944_897, "diffusion_unet": 169_370_884, "controlnet": 68_644_944}
 
 

@@ -66,7 +66,7 @@ def contents(tiny: Bundle, states: States, tmp_path_factory: pytest.TempPathFact
 def known(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
     """The entry of rflow-ct with networks of tiny width."""
     real = table.find_known_bundle("rflow-ct")
-    assert real.masks.files == MASK_FILES
+    assert real.require_masks().files == MASK_FILES
     masks = KnownMasks(MASK_FILES, "1 MB", build_mask_networks(), build_mask_settings())
     narrowed = narrow(real, tiny)
     image = {role: definition for role, definition in tiny.spec.networks.items() if role not in MASK_ROLES}

@@ -12,8 +12,9 @@ from torch import nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network
-from maisi_aug.networks.conditioning import MODALITY_CODES, hu_to_unit
+from maisi_aug.networks.conditioning import hu_to_unit
 from maisi_aug.training.cases.data import Memory, PhantomStore, encode_store
+from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from tests.builders.tiny_bundle import build_header
 from tests.builders.tiny_training import SHAPE, SPACING_MM, ArrayStore, build_store
 

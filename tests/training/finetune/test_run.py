@@ -135,7 +135,7 @@ def test_second_label_is_taught_on_a_fine_tuned_bundle(
     assert bundle.weight_path("autoencoder") == base.weight_path("autoencoder")
     assert {"gland", "bright nodule", "kidney tumor"} == set(bundle.spec.slots)
     assert {"gland", "bright nodule"} == set(bundle.spec.sizes)
-    assert any("gland: taught earlier" in sentence and "trained along" in sentence for sentence in said)
+    assert any("gland: taught earlier" in sentence and "trained as well" in sentence for sentence in said)
     bundle.require_intact()
 
 

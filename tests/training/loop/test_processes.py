@@ -97,8 +97,10 @@ def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(tmp_path: Pa
         )
         assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [1, 2, 3, 4]
         for mine, other in zip(ours, theirs, strict=True):
-            # Of weights that have taken steps as far apart as require_same_steps allows.
-            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4), name
-            assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3), name
+            # The first of the same weights; later ones of weights as far apart as require_same_steps allows.
+            is_first = mine["step"] == 1
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6 if is_first else 1e-4), name
+            close = 1e-5 if is_first else 2e-3
+            assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=close), name
         kept = [torch.load(tmp_path / side / f"{name}.pt", weights_only=True) for side in ("two", "one")]
         require_same_steps(*kept, length=LOOP.learning_rate, num_steps=LOOP.num_steps)

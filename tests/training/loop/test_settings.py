@@ -37,7 +37,11 @@ def test_no_warm_up_starts_at_the_peak() -> None:
         (LoopConfig, {"num_steps": 1, "average_decay": 1.0}, "average_decay"),
         (LoopConfig, {"num_steps": 1, "learning_rate": "fast"}, "learning_rate"),
         (LoopConfig, {"num_steps": 1, "warmup": 3}, "warmup"),
-        (LoopConfig, {"num_steps": 1, "patience": 3}, "patience: counts validations and needs validation_steps"),
+        (
+            LoopConfig,
+            {"num_steps": 1, "patience": 3},
+            "patience: needs validation_steps, because it counts validations",
+        ),
         (VaeLossConfig, {"lesion_share": 1.5}, "lesion_share"),
         (VaeLossConfig, {"perceptual_weight": 0.3}, "perceptual_weight: needs perceptual_weights, a file of"),
         (
