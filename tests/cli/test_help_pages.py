@@ -44,7 +44,7 @@ def show(run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callab
 def test_there_are_as_many_commands_as_expected() -> None:
     assert len(COMMANDS) >= 40
     assert set(EVERYDAY_OPTIONS) <= set(COMMANDS)
-    assert len(EVERYDAY_OPTIONS) == 8
+    assert len(EVERYDAY_OPTIONS) == 9
 
 
 @pytest.mark.parametrize("path", ["", *COMMANDS])

@@ -19,7 +19,17 @@ COMMANDS = [(block, words) for block in BLOCKS if block.is_shell for words in li
 GUIDES = sorted({block.page for block in BLOCKS if not block.need})
 STAND_IN = "recipes/guides/stand_in.md"
 """The page that makes the data of those that link to it."""
-FOREIGN_FLAGS = {"--array", "--dist", "--input", "--own-precision", "--source", "--segmenter", "--folder", "--test"}
+FOREIGN_FLAGS = {
+    "--array",
+    "--config",
+    "--dist",
+    "--input",
+    "--own-precision",
+    "--source",
+    "--segmenter",
+    "--folder",
+    "--test",
+}
 """Flags of other programs, and of the scripts of tests and studies, that pages mention."""
 
 
