@@ -106,7 +106,7 @@ class _TrainingLines:
 
 
 def arm(
-    bench: Annotated[Path, typer.Argument(help="Folder of a benchmark.")],
+    bench: Annotated[Path, typer.Argument(metavar="BENCH", help="Folder of a benchmark.")],
     name: Annotated[str, typer.Option("--arm", help="Name of the arm, as in the plan.")],
     seed: Annotated[int, typer.Option(min=0, help="Number of the training, starting at 0.")] = 0,
     device: TrainingDevice = "auto",

@@ -400,7 +400,10 @@ def bundles() -> None:
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well."""
+    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well.
+
+    Example: maisi-aug bundles list
+    """
     from maisi_aug.api.bundles import list_bundles
 
     rows = list_bundles()
@@ -433,7 +436,10 @@ def show_command(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be."""
+    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be.
+
+    Example: maisi-aug bundles show phantom-ct
+    """
     from maisi_aug.api.bundles import show_bundle
 
     described = show_bundle(name)

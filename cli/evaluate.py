@@ -11,6 +11,7 @@ import typer
 from maisi_aug.api.bars import show_stages
 from maisi_aug.api.engines import EngineOptions
 from maisi_aug.cli.shared.from_models import with_options
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Quiet
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.evaluation.request import (
     BlindPackRequest,
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from maisi_aug.api.evaluate import Measurement
 
 Cases = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, Markdown and pictures.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", help="Folder for the figures as JSON, Markdown and pictures.", rich_help_panel=RUN),
+]
 Devices = Annotated[
     str | None,
     typer.Option(metavar="DEVICE,...", help="Several devices, such as cuda:0,cuda:1; each runs its own process."),
@@ -54,7 +56,9 @@ def register(app: typer.Typer) -> None:
 
 
 def fid(
-    real: Annotated[Path, typer.Argument(help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")],
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")
+    ],
     synthetic: Annotated[
         Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort, or any of the same kinds.")
     ],
@@ -81,7 +85,9 @@ def fid(
 
 
 def distribution(
-    real: Annotated[Path, typer.Argument(help="Real cases, at least ten: any dataset or folder of volumes.")],
+    real: Annotated[
+        Path, typer.Argument(metavar="REAL", help="Real cases, at least ten: any dataset or folder of volumes.")
+    ],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, at least ten.")],
     request: DistributionRequest,
     out: Out = None,
@@ -100,7 +106,7 @@ def distribution(
 
 
 def equivalence(
-    real: Annotated[Path, typer.Argument(help="Real cases with label maps.")],
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Real cases with label maps.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases with label maps.")],
     request: EquivalenceRequest,
     out: Out = None,
@@ -135,7 +141,7 @@ def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = Fals
 
 
 def lesions(
-    cohort: Annotated[Path, typer.Argument(help="Folder of a cohort.")],
+    cohort: Annotated[Path, typer.Argument(metavar="COHORT", help="Folder of a cohort.")],
     request: LesionsRequest,
     out: Out = None,
     as_json: AsJson = False,
@@ -169,7 +175,9 @@ def agreement(
 
 
 def detection_curve(
-    cohort: Annotated[Path, typer.Argument(help="Cohort of insert or synthesize, best made with --twins.")],
+    cohort: Annotated[
+        Path, typer.Argument(metavar="COHORT", help="Cohort of insert or synthesize, best made with --twins.")
+    ],
     request: SegmenterRequest,
     out: Out = None,
     as_json: AsJson = False,
@@ -229,10 +237,10 @@ def reconstruction(
 
 
 def blind_pack(
-    real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
+    real: Annotated[Path, typer.Argument(metavar="REAL", help="Real cases: any dataset or folder of volumes.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
     request: BlindPackRequest,
-    out: Annotated[Path, typer.Option("--out", help="New folder for the pack; its key is written next to it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the pack; its key is written next to it.")],
     quiet: Quiet = False,
 ) -> None:
     """Write unlabelled pictures of real and synthetic cases for a reader test, with an answer key next to them.
@@ -252,8 +260,10 @@ def blind_pack(
 
 
 def blind_score(
-    key: Annotated[Path, typer.Argument(help="The key file written by blind-pack.")],
-    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv files, one per reader.")],
+    key: Annotated[Path, typer.Argument(metavar="KEY", help="The key file written by blind-pack.")],
+    answers: Annotated[
+        list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv files, one per reader.")
+    ],
     margin: Annotated[
         float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
     ] = 0.2,
@@ -270,7 +280,9 @@ def blind_score(
 
 
 def reviewers(
-    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were reviewed with maisi-aug view.")],
+    cohort: Annotated[
+        Path, typer.Argument(metavar="COHORT", help="Folder whose cases were reviewed with maisi-aug view.")
+    ],
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")] = 0,
     out: Out = None,
     as_json: AsJson = False,

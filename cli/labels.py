@@ -56,7 +56,7 @@ def labels(
 ) -> None:
     """List the labels that can be requested, with ids, host organs, aliases and lesion sizes.
 
-    Try: maisi-aug labels --find kidney, maisi-aug labels --sizes, maisi-aug labels --kind tumor --bundle phantom-ct.
+    Example: maisi-aug labels --find kidney
     """
     vocabulary, known_sizes = load_vocabulary(bundle)
     rows = select_labels(

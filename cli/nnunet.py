@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from maisi_aug.cli.shared.completion import complete_datasets
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.system.content import spells_number
 
@@ -49,7 +50,14 @@ def trainer_path(
 
 
 def compact_plans(
-    dataset: Annotated[str, typer.Argument(help="Number, name or folder of the dataset, such as 503.")],
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|NAME|ID",
+            autocompletion=complete_datasets,
+            help="Number, name or folder of the dataset, such as 503.",
+        ),
+    ],
     plans: Annotated[str | None, typer.Option(help="Plans to start from (default: the only ones there).")] = None,
     side: Annotated[int, typer.Option(min=8, help="Side of a cube with as many voxels as the patch.")] = 64,
     features: Annotated[str, typer.Option(metavar="N,N,...", help="Channels of each stage.")] = "16,32,64,128",

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
+from maisi_aug.cli.shared.run_options import AsJson, Quiet, parse_shape, parse_spacing
 
 
 class Region(StrEnum):
@@ -37,10 +37,10 @@ def phantom(
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the set.")] = 0,
     region: Annotated[Region, typer.Option(help="Part of the trunk to show.")] = Region.any,
     shape: Annotated[str, typer.Option(metavar="IxJxK", help="Voxels along I, J, K.")] = "128x96x80",
-    spacing: Annotated[str, typer.Option(metavar="MM or IxJxK", help="Voxel spacing in mm.")] = "3.2",
+    spacing: Annotated[str, typer.Option(metavar="MM|IxJxK", help="Voxel spacing in mm.")] = "3.2",
     lesions: Annotated[bool, typer.Option(help="Plant lesions of all six kinds.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the index as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write procedural chest-abdomen-pelvis CTs with exact label maps, pictures and an index.
 

@@ -20,5 +20,5 @@ HELP = (
     "Show the cases that synthesize would make with the same options, with their lesions and sizes.\n\nWith "
     "--balance-against, plan the cases that a real dataset lacks, by number of lesions per case and by lesion "
     "size;\nsynthesize with the same options makes them.\n\nExample: maisi-aug plan --balance-against "
-    'nnUNet_raw/Dataset003_Liver --labels "liver tumor" -n 500\n'
+    'Dataset003_Liver --labels "liver tumor" -n 500\n'
 )

@@ -55,7 +55,10 @@ def recipes() -> None:
 def list_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """List the recipes of the package."""
+    """List the recipes of the package.
+
+    Example: maisi-aug recipes list
+    """
     groups = {"cohort": list_recipes(), "insertion": list_insertion_recipes(), "training": list_training_recipes()}
     if as_json:
         rows = [
@@ -73,16 +76,24 @@ def list_command(
 
 @recipes_app.command("show")
 def show_command(name: RecipeName) -> None:
-    """Print a recipe; its opening comment has the command that runs it."""
+    """Print a recipe; its opening comment has the command that runs it.
+
+    Example: maisi-aug recipes show six-tumours
+    """
     typer.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
 
 
 @recipes_app.command("copy")
 def copy_command(
     name: RecipeName,
-    target: Annotated[Path, typer.Argument(help="File to write, or folder in which to write NAME.yaml.")] = Path(),
+    target: Annotated[
+        Path, typer.Argument(metavar="[FILE|FOLDER]", help="File to write, or folder in which to write NAME.yaml.")
+    ] = Path(),
 ) -> None:
-    """Copy a recipe to edit it."""
+    """Copy a recipe to edit it.
+
+    Example: maisi-aug recipes copy six-tumours mine.yaml
+    """
     path = copy_recipe(name, target)
     typer.echo(f"{path}\nEdit it, then: maisi-aug recipes validate {path}")
 
@@ -91,7 +102,10 @@ def copy_command(
 def validate_command(
     name: RecipeName, as_json: Annotated[bool, typer.Option("--json", help="Print the resolved recipe.")] = False
 ) -> None:
-    """Check a recipe: every key, value, label and size, without making anything."""
+    """Check a recipe: every key, value, label and size, without making anything.
+
+    Example: maisi-aug recipes validate six-tumours
+    """
     kind = training_kind(find_recipe(name))
     if kind is not None:
         (_validate_training if kind == "training" else _validate_masks)(name, as_json=as_json)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.training import StageName, TrainResult
 
 RESUMES = "An interrupted run continues from its checkpoint."
+EXAMPLE = "\n\nExample: maisi-aug train {} --out runs/phantom-ct"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +42,7 @@ def register(app: typer.Typer) -> None:
             ),
         ),
     ):
-        group.command(stage, help=f"{summary} {RESUMES}")(with_options(command))
+        group.command(stage, help=f"{summary} {RESUMES}{EXAMPLE.format(stage)}")(with_options(command))
     app.add_typer(group)
 
 

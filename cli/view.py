@@ -7,6 +7,11 @@ from typing import Annotated
 
 import typer
 
+from maisi_aug.cli.shared.run_options import RUN
+
+READERS = "Reader test"
+"""A panel of the help."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
@@ -39,21 +44,33 @@ def view(
     reviewer: Annotated[str, typer.Option(help="Your name, stored with your decisions.")] = "",
     blind: Annotated[
         bool,
-        typer.Option("--blind", help="Reader test: mix synthetic images with real ones from --beside, unlabelled."),
+        typer.Option(
+            "--blind",
+            help="Reader test: mix synthetic images with real ones from --beside, unlabelled.",
+            rich_help_panel=READERS,
+        ),
     ] = False,
     num_images: Annotated[
-        int, typer.Option(min=2, max=10_000, help="Number of images in --blind, half of each kind.")
+        int,
+        typer.Option(
+            min=2, max=10_000, help="Number of images in --blind, half of each kind.", rich_help_panel=READERS
+        ),
     ] = 40,
     seed: Annotated[
-        int, typer.Option(min=0, help="Seed for the order of --blind; the same seed continues a test.")
+        int,
+        typer.Option(
+            min=0, help="Seed for the order of --blind; the same seed continues a test.", rich_help_panel=READERS
+        ),
     ] = 0,
     report: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also show this report of the cohort; its pictures link to their cases."),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free port.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free port.", rich_help_panel=RUN)
+    ] = 0,
     no_browser: Annotated[
-        bool, typer.Option("--no-browser", help="Print the address without opening a browser.")
+        bool, typer.Option("--no-browser", help="Print the address without opening a browser.", rich_help_panel=RUN)
     ] = False,
 ) -> None:
     """Look at a cohort in the browser: scroll, window, accept and reject. Ctrl-C stops.

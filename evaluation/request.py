@@ -11,9 +11,11 @@ from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import Option, PathText, StrictModel
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
-_Seed = Annotated[NonNegativeInt, Option()]
-_Device = Annotated[str, Option()]
-_Workers = Annotated[PositiveInt | None, Option("--workers")]
+_SEGMENTER, _GRID, _RUN = "Segmenter", "Grid", "Run"
+
+_Seed = Annotated[NonNegativeInt, Option(panel=_RUN)]
+_Device = Annotated[str, Option(panel=_RUN)]
+_Workers = Annotated[PositiveInt | None, Option("--workers", panel=_RUN)]
 _VoxelSide = Annotated[float, Field(ge=0.5, le=10.0), Option("--spacing", metavar="MM")]
 
 
@@ -38,12 +40,12 @@ class FidRequest(StrictModel, use_attribute_docstrings=True):
     """Weights of the extractor; an https address also needs --sha256."""
     sha256: Annotated[str | None, Option()] = None
     """SHA-256 of the weights; for a local file at least 8 digits."""
-    spacing_mm: Annotated[SpacingField | None, Option("--spacing", takes=str)] = None
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_GRID)] = None
     """Resample to this voxel size in mm, such as 1 or 1x1x2."""
-    resampling: Annotated[Literal["centred", "maisi"], Option()] = "centred"
+    resampling: Annotated[Literal["centred", "maisi"], Option(panel=_GRID)] = "centred"
     """How to resample to --spacing: about the centre, with smoothing when voxels become larger; or as in MAISI's
     script, from the first voxel and without smoothing, to compare with MAISI's figures."""
-    shape: Annotated[ShapeField | None, Option(takes=str)] = None
+    shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_GRID)] = None
     """Pad with air and crop to this shape, such as 256 or 512x512x256."""
     centre_share: Annotated[float, Option()] = 1.0
     """Central share of the slices along each axis, such as 0.4."""
@@ -104,17 +106,19 @@ class LesionsRequest(StrictModel, use_attribute_docstrings=True):
 class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
     """Request for a measurement of what an independent segmenter finds."""
 
-    model: Annotated[Path | None, Option(metavar="DIR")] = None
+    model: Annotated[Path | None, Option(metavar="DIR", panel=_SEGMENTER)] = None
     """Trained nnU-Net model. Its checkpoint is a pickle: use only models that you trust."""
-    predictions: Annotated[Path | None, Option(metavar="DIR")] = None
+    predictions: Annotated[Path | None, Option(metavar="DIR", panel=_SEGMENTER)] = None
     """Folder of existing label maps CASE.nii.gz with a dataset.json, instead of --model."""
-    map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME")] = ()
+    map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_SEGMENTER)] = ()
     """Which label of ours a label of the model corresponds to; may repeat."""
     folds: Annotated[
-        tuple[int | Literal["all"], ...], BeforeValidator(read_folds), Option(metavar="N,N,...|all", takes=str)
+        tuple[int | Literal["all"], ...],
+        BeforeValidator(read_folds),
+        Option(metavar="N,N,...|all", takes=str, panel=_SEGMENTER),
     ] = ()
     """Folds of the model, such as 0,1 (default: all there are)."""
-    orientation: Annotated[str, Option()] = "RAS"
+    orientation: Annotated[str, Option(panel=_SEGMENTER)] = "RAS"
     """Voxel orientation of the images that the model was trained on."""
     seed: _Seed = 0
     """Random seed of the measurement."""

@@ -26,7 +26,7 @@ class DicomExport(StrictModel, use_attribute_docstrings=True):
 class MonaiExport(DicomExport):
     """Labels and their numbers, and the real cases to export with the cohort's."""
 
-    like: Annotated[Path | None, Option()] = None
+    like: Annotated[Path | None, Option(complete="datasets")] = None
     """nnU-Net raw dataset of real cases, which supplies the folds and the label numbers."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME")] = ()
     """A label of the real dataset, or 'background', and its name in the cohort; may repeat; join several names with
@@ -45,7 +45,7 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """Dataset name: letters, digits, '_' and '-' (default with --like: the real dataset's name followed by
     'Synthetic').
     """
-    out: Annotated[Path | None, Option(everyday=True)] = None
+    out: Annotated[Path | None, Option("-o", everyday=True)] = None
     """Folder for raw datasets (default: the environment variable nnUNet_raw)."""
     labels: Annotated[tuple[str, ...], Option(panel=_ALONE, everyday=True)] = ()
     """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
@@ -53,7 +53,7 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """Export every organ label as well."""
     copy_images: Annotated[bool, Option("--copy", panel=_ALONE)] = False
     """Copy the images instead of hard-linking them."""
-    like: Annotated[Path | None, Option(panel=_LIKE, everyday=True)] = None
+    like: Annotated[Path | None, Option(complete="datasets", panel=_LIKE, everyday=True)] = None
     """Real raw dataset to extend: nnUNet_raw/DatasetXXX_Name, its number or its name."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_LIKE, everyday=True)] = ()
     """A label of the real dataset, or 'background', and its name in the cohort; may repeat; join several names with

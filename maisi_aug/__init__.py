@@ -6,7 +6,7 @@ is public and documented in ``maisi_aug/api/README.md``; everything else may cha
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 TYPE_CHECKING = False  # typing's takes longer to import than this module
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LINKED = ("cli", "evaluation", "integrations", "recipes")
-NOT_PACKAGED = {"__pycache__", "studies"}
-"""Folders of the package that stay in the repository: the experiments behind the README's figures run from there."""
+NOT_PACKAGED = {"__pycache__", "studies", "guides"}
+"""Folders of the package that stay in the repository: the experiments behind the documentation's figures, which run
+from there, and the guides."""
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def test_wheel_holds_the_package_and_nothing_beside_it(wheel: zipfile.ZipFile) -
 def test_wheel_holds_every_file_of_the_package(wheel: zipfile.ZipFile) -> None:
     packed = {name for name in wheel.namelist() if name.startswith("maisi_aug/")}
     assert packed == package_files()
-    assert not [name for name in packed if "/studies/" in name]
+    assert not [name for name in packed if "/studies/" in name or "/guides/" in name]
     assert {"maisi_aug/py.typed", "maisi_aug/data/labels.json", "maisi_aug/recipes/liver.yaml"} <= packed
 
 

@@ -1,4 +1,4 @@
-"""Shell completion of labels, bundles, recipes and presets. Nothing here fails or imports anything heavy."""
+"""Shell completion of labels, bundles, recipes, presets and datasets. Nothing here fails or imports anything heavy."""
 
 from __future__ import annotations
 
@@ -106,6 +106,14 @@ def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
     for preset in presets:
         shape = "x".join(map(str, preset.shape))
         yield preset.name, f"{shape} at {'x'.join(f'{step:g}' for step in preset.spacing_mm)} mm"
+
+
+@_offering
+def complete_datasets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Raw datasets of nnU-Net by name; the shell completes paths where none begins so."""
+    from maisi_aug.banks.raw_datasets import RAW_VARIABLE, list_datasets
+
+    return ((folder.name, f"raw dataset in ${RAW_VARIABLE}") for folder in list_datasets())
 
 
 @_offering

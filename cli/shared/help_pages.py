@@ -22,6 +22,7 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "export nnunet": ("--json",),
     "benchmark run": ("--out", "--device", "--max-minutes", "--json"),
     "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
+    "evaluate reconstruction": ("--bundle", "--lpips-weights", "--device", "--out", "--json"),
 }
 """Options that ``--help`` shows of commands with more than fit on a screen, in addition to fields of their
 configuration that say so themselves; all others are shown by ``--help-all``. Arguments and required options are

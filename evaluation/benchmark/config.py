@@ -146,8 +146,8 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Everything that the figures of a benchmark depend on; a folder keeps to the first one."""
 
-    real: Annotated[PathText, Option(takes=Path, panel=_DATA, everyday=True)]
-    """Real cases: nnU-Net raw dataset, prepared folder, or folder of pairs."""
+    real: Annotated[PathText, Option(takes=Path, complete="datasets", panel=_DATA, everyday=True)]
+    """Real cases: raw dataset of nnU-Net, prepared folder, or pairs."""
     synthetic: Annotated[
         dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)
     ] = Field(default={})

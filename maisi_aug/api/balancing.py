@@ -50,7 +50,7 @@ def parse_size_bins(value: object) -> object:
 class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     """The dataset that a cohort balances, and the options for it."""
 
-    against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
+    against: Annotated[Path | None, Option("--balance-against", complete="datasets", panel=_PANEL)] = None
     """Real dataset whose missing cases are planned: an nnU-Net raw dataset (path, number or name) or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,

@@ -47,16 +47,23 @@ def find_dataset(path: Path | str) -> Path:
         The folder in ``nnUNet_raw``; the path itself where there is none of that number or name.
     """
     path = Path(path)
-    raw = os.environ.get(RAW_VARIABLE)
-    if path.exists() or not raw or len(path.parts) != 1 or not Path(raw).is_dir():
+    if path.exists() or len(path.parts) != 1:
         return path
-    for folder in sorted(Path(raw).iterdir()):
+    for folder in list_datasets():
         match = _FOLDER_NAME.fullmatch(folder.name)
-        if match and (folder / DESCRIPTION_NAME).is_file():
-            is_number = spells_number(path.name) and int(path.name) == int(match["number"])
-            if is_number or path.name in (folder.name, match["name"]):
-                return folder
+        is_number = match and spells_number(path.name) and int(path.name) == int(match["number"])
+        if is_number or path.name in (folder.name, match and match["name"]):
+            return folder
     return path
+
+
+def list_datasets() -> list[Path]:
+    """The raw datasets in the folder that the environment variable ``nnUNet_raw`` names, by number."""
+    raw = os.environ.get(RAW_VARIABLE)
+    if not raw or not Path(raw).is_dir():
+        return []
+    folders = (folder for folder in sorted(Path(raw).iterdir()) if _FOLDER_NAME.fullmatch(folder.name))
+    return [folder for folder in folders if (folder / DESCRIPTION_NAME).is_file()]
 
 
 @dataclass(frozen=True)

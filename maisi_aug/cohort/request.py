@@ -257,7 +257,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Grid and decoding windows by GPU memory or body region; list them with: maisi-aug bundles presets."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxels along I, J, K, which point right, anterior, superior (default: from the preset, bundle or given map)."""
-    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="IxJxK", takes=str, panel=_IMAGES)] = None
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_IMAGES)] = None
     """Voxel spacing in mm (default: from the preset, bundle or given map)."""
     allow_unseen_grid: Annotated[bool, Option("--allow-unseen-grid", panel=_IMAGES)] = False
     """Warn about a grid that the bundle's networks were not trained on, instead of refusing it."""
@@ -267,7 +267,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Keep image and label maps of rejected cases in OUT/rejected."""
     max_attempts: Annotated[int, Field(gt=0, le=MAX_ATTEMPTS), Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; an existing cohort can be continued with more."""
-    size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
+    size_reference: Annotated[PathText | None, Option(takes=Path, complete="datasets", panel=_WHAT)] = None
     """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the size percentiles."""
     size_label: Annotated[
         PositiveInt | dict[str, PositiveInt] | None,

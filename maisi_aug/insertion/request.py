@@ -21,7 +21,7 @@ _WHAT, _INTO, _RUN = "What to insert", "Into what", "Run"
 class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """Everything that decides which bytes a cohort of inserted lesions consists of."""
 
-    into: Annotated[PathText, Field(min_length=1), Option(takes=Path, panel=_INTO, everyday=True)]
+    into: Annotated[PathText, Field(min_length=1), Option(takes=Path, complete="datasets", panel=_INTO, everyday=True)]
     """A CT, a folder of CTs, or an nnU-Net dataset."""
     into_labels: Annotated[PathText | None, Option(takes=Path, panel=_INTO, everyday=True)] = None
     """Folder of label files named after the CTs, with host organs and real lesions; real lesions are kept."""

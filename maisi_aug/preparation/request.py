@@ -26,7 +26,9 @@ class Sources(StrictModel, use_attribute_docstrings=True):
     """Folder of label maps ID.nii.gz (several per case, such as ID_oar.nii.gz, are merged), or a folder per case with
     masks, DICOM SEG or RT structure set; may be the folder of --images.
     """
-    nnunet: Annotated[PathText | None, Option(metavar="FOLDER|NAME|ID", panel=_FILES, everyday=True)] = None
+    nnunet: Annotated[
+        PathText | None, Option(metavar="FOLDER|NAME|ID", complete="datasets", panel=_FILES, everyday=True)
+    ] = None
     """nnU-Net raw dataset, instead of --images and --labels."""
     organs: Annotated[tuple[Path, ...], Option(panel=_LABELS, everyday=True)] = ()
     """Folder of TotalSegmentator's organ labels: ID.nii.gz, or a folder ID of masks; may repeat. Later folders override
@@ -46,9 +48,8 @@ class PrepareConfig(Sources):
     """Request of the user; :func:`~maisi_aug.preparation.run.resolve_preparation` reads and checks it."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
-    """Meaning of a label; may repeat. LABEL: an id, a name, a name with *, or FILE/LABEL for one kind of label file.
-    NAME: a name or id of the vocabulary; a new name with its host organs ('3=left parotid@body'); or '-' to drop the
-    label. Names of the vocabulary need no rule.
+    """Meaning of a label; may repeat. LABEL: id, name, name with *, or FILE/LABEL for one kind of file. NAME: one of
+    the vocabulary, which needs no rule, or its id; a new one with its hosts ('3=left parotid@body'); '-' drops it.
     """
     organ_labels: Annotated[OrganLabels, Option(panel=_LABELS)] = "auto"
     """Meaning of the ids in --organs; auto reads labels.json or the names of masks."""
@@ -71,9 +72,7 @@ class PrepareConfig(Sources):
     """Bundle to be trained, whose grid and slots are used; the --base of finetune-controlnet (default: phantom-ct)."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_RESULT)] = None
     """Voxels along I, J, K (default: the bundle's)."""
-    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM or IxJxK", takes=str, panel=_RESULT)] = (
-        None
-    )
+    spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="MM|IxJxK", takes=str, panel=_RESULT)] = None
     """Voxel spacing in mm (default: the bundle's)."""
     patients: Annotated[PathText | None, Option(metavar="REGEX|CSV", panel=_RESULT)] = None
     """How to find the patient in a case's name: a regular expression such as '^[^_]+_[0-9]+', or a CSV file with the

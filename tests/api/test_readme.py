@@ -22,7 +22,7 @@ from maisi_aug.volumes.image_files import save_label_map
 from tests.builders.narrow_networks import scaled_header
 from tests.builders.random_bundle import write_random_bundle
 
-BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```python(?: \w+)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 GRID = Grid.from_spacing((64, 64, 64), (6.0, 5.0, 5.0))
 
 

@@ -17,6 +17,7 @@ from maisi_aug.cli.shared.completion import (
     complete_all_recipes,
     complete_anatomy,
     complete_bundles,
+    complete_datasets,
     complete_insertion_recipes,
     complete_known_bundles,
     complete_labels,
@@ -79,6 +80,20 @@ def test_bundles_recipes_and_presets_are_offered() -> None:
     assert values(complete_presets, "", bundle="phantom-ct") == [], "it takes none"
 
 
+def test_raw_datasets_are_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_raw", raising=False)
+    assert values(complete_datasets, "") == []
+    for name in ("Dataset007_Pancreas", "Dataset003_Liver", "Dataset009_NotYet", "notes"):
+        (tmp_path / name).mkdir()
+    for name in ("Dataset007_Pancreas", "Dataset003_Liver", "notes"):
+        (tmp_path / name / "dataset.json").write_text("{}", encoding="utf-8")
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    assert values(complete_datasets, "") == ["Dataset003_Liver", "Dataset007_Pancreas"]
+    assert values(complete_datasets, "Dataset007") == ["Dataset007_Pancreas"]
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nowhere"))
+    assert values(complete_datasets, "") == []
+
+
 def walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     if isinstance(command, TyperGroup):
         for name, child in command.commands.items():
@@ -87,20 +102,21 @@ def walk(command: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, command
 
 
-def test_every_option_that_names_a_bundle_recipe_or_preset_is_completed() -> None:
+def test_every_option_that_names_a_bundle_recipe_preset_or_dataset_is_completed() -> None:
     """By its metavar, so that a new one is not forgotten."""
-    wanted = {"NAME|FOLDER", "NAME[:SIZE][@SHARE]", "NAME[,NAME]"}
+    wanted = {"NAME|FOLDER", "NAME[:SIZE][@SHARE]", "NAME[,NAME]", "FOLDER|NAME|ID"}
+    named = {"--bundle", "--recipe", "--base", "--like", "--real", "--nnunet", "--into", "--balance-against"}
     missing, num_completed = [], 0
     for verb in VERBS:
         for path, command in walk(load_verb(verb), verb):
             for param in command.params:
-                is_named = param.metavar in wanted or {"--bundle", "--recipe", "--base"} & set(param.opts)
+                is_named = param.metavar in wanted or named & set(param.opts)
                 is_completed = param._custom_shell_complete is not None
                 num_completed += is_completed
                 if is_named and not is_completed:
                     missing.append(f"{path} {param.opts[0]}")
     assert missing == []
-    assert num_completed >= 20
+    assert num_completed >= 32
 
 
 def ask_shell(words: str, position: int, repository: Path, shell: str = "bash") -> list[str]:
@@ -117,6 +133,23 @@ def ask_shell(words: str, position: int, repository: Path, shell: str = "bash") 
     )
     assert done.stderr == ""
     return done.stdout.splitlines()
+
+
+def test_fish_is_answered(repository: Path) -> None:
+    environment = {
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        "_TYPER_COMPLETE_ARGS": "maisi-aug synthesize --bundle ph",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "maisi_aug"],
+        cwd=repository,
+        env={**os.environ, **environment, "_MAISI_AUG_COMPLETE": "complete_fish"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.stdout.startswith("phantom-ct\t")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,7 +44,7 @@ def show(run_cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callab
 def test_there_are_as_many_commands_as_expected() -> None:
     assert len(COMMANDS) >= 40
     assert set(EVERYDAY_OPTIONS) <= set(COMMANDS)
-    assert len(EVERYDAY_OPTIONS) == 8
+    assert len(EVERYDAY_OPTIONS) == 9
 
 
 @pytest.mark.parametrize("path", ["", *COMMANDS])
@@ -73,6 +75,44 @@ def test_advanced_options_are_under_help_all_and_taken_like_any_other(path: str,
     assert f"Show {len(command.advanced)} more options." in short
     assert not any(option.hidden for option in command.advanced), "hidden options would not be completed"
     assert show(*path.split(), "--help") == short
+
+
+LEAVES = {path: command for path, command in COMMANDS.items() if not isinstance(command, TyperGroup)}
+
+
+@pytest.mark.parametrize("path", list(LEAVES))
+def test_help_of_every_command_has_an_example_that_typer_takes(path: str) -> None:
+    examples = re.findall(r"(?<![\w'])maisi-aug ([^\n]+)", (LEAVES[path].help or "").partition("Example")[2])
+    assert examples
+    for example in examples:
+        words = shlex.split(example.removesuffix(')"'))
+        verb = next(" ".join(words[:length]) for length in (1, 2) if " ".join(words[:length]) in LEAVES)
+        LEAVES[verb].make_context(verb, words[len(verb.split()) :])
+
+
+@pytest.mark.parametrize("path", list(LEAVES))
+def test_same_things_have_the_same_names(path: str) -> None:
+    for parameter in LEAVES[path].params:
+        flags = set(parameter.opts)
+        assert ("--out" in flags) <= ("-o" in flags)
+        assert ("--quiet" in flags) <= ("-q" in flags)
+        if "--shape" in flags:
+            assert parameter.metavar == "IxJxK"
+        if "--spacing" in flags:
+            assert parameter.metavar in ("MM|IxJxK", "MM")
+        if parameter.param_type_name == "argument":
+            assert re.sub(r"IxJxK", "", parameter.metavar or "").upper() == (parameter.metavar or "-"), (
+                "arguments are capitals"
+            )
+
+
+@pytest.mark.parametrize("path", list(LEAVES))
+def test_long_help_is_in_panels(path: str) -> None:
+    shown = [
+        parameter for parameter in LEAVES[path].params if not parameter.hidden and parameter.param_type_name == "option"
+    ]
+    panels = {parameter.rich_help_panel for parameter in shown}
+    assert len(shown) <= 8 or len(panels) >= 2
 
 
 def test_advanced_option_is_taken(run_cli: Callable[..., Any]) -> None:
