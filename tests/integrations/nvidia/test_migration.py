@@ -214,7 +214,7 @@ def test_bad_files_are_refused_in_a_sentence(content: dict[str, Any], message: s
 def test_two_runs_at_once_and_unknown_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match="was given before it. Migrate one run at a time"):
         translate(tmp_path, paired("config_infer"), paired("config_infer"))
-    with pytest.raises(MigrationError, match="--version: 'rflow' is not one of .*Did you mean 'rflow-ct'"):
+    with pytest.raises(MigrationError, match="--version: 'rflow' is not one of .*Did you mean .*'rflow-ct'"):
         translate(tmp_path, paired("config_infer"), version="rflow")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(MigrationError, match="broken.json: cannot be read as JSON"):
