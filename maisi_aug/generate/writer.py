@@ -243,7 +243,7 @@ def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Cap
     lines = []
     largest_first = sorted(attempt.case.lesions, key=lambda lesion: -(lesion.realised_ml or 0.0))
     for lesion in largest_first[:MAX_LESION_LINES]:
-        wanted = "its map has" if attempt.case.map_index is not None and lesion.rule is None else "asked for"
+        wanted = "its map has" if attempt.case.map_index is not None and lesion.rule is None else "requested"
         if lesion.realised_ml is None or lesion.diameter_mm is None:
             lines.append(f"{lesion.label}: absent, {wanted} {lesion.requested_ml:.2f} mL")
             continue

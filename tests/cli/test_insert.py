@@ -57,7 +57,7 @@ def test_rejected_cases_end_with_a_sentence_and_exit_code_one(run_cli: Run, ches
         *("--out", tmp_path / "cohort"),
     )
     assert outcome.code == 1
-    assert "Rejected case_0001: hepatic tumor: expected its host organ in a label map" in outcome.stdout
+    assert "Rejected case_0001: hepatic tumor: no label map of the CT has its host organ" in outcome.stdout
     assert "Traceback" not in outcome.stdout + outcome.stderr
 
 

@@ -43,7 +43,7 @@ def test_deficits_are_shown_drawn_and_planned(run_cli: Run, tmp_path: Path) -> N
     words = ("plan", "--balance-against", dataset, *BALANCED, "-n", "12", "--balance-picture", picture)
     outcome = run_cli(*words)
     assert outcome.code == 0
-    for word in ("label 2 'cancer' beside its host organ", "3 cases, 3 lesions, 12 cases planned", "3 and more"):
+    for word in ("label 2 'cancer' next to its host organ", "3 cases, 3 lesions, 12 cases planned", "3 and more"):
         assert word in " ".join(outcome.stdout.split())
     with Image.open(picture) as drawn:
         assert drawn.format == "PNG"

@@ -490,7 +490,7 @@ def test_gates_are_set_by_flags(run_cli: Run) -> None:
     assert (gates.organ_hu, gates.minimum_cnr, gates.lesion_place, gates.max_share_outside) == (False, 0.5, True, 0.2)
     assert not gates.visibility
     for text, message in (
-        ("organ_hue=off", "no gate 'organ_hue'. Did you mean 'organ-hu'"),
+        ("organ_hue=off", "unknown gate 'organ_hue'; expected NAME=off or NAME=NUMBER. Did you mean 'organ-hu'"),
         ("visibility=1", "expected visibility=on or visibility=off, found 'visibility=1'"),
         ("minimum-cnr=off", "expected a number for minimum-cnr, found 'minimum-cnr=off'"),
         ("max-spread=0", "max_spread: expected greater than or equal to 1, found 0.0"),

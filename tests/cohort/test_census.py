@@ -38,7 +38,7 @@ def write_dataset(folder: Path, labels: dict[str, int], *, lesion: int = 2) -> P
     ("labels", "source"),
     [
         ({"liver": 1, "liver_tumor": 2}, "label 2 'liver_tumor'"),
-        ({"liver": 1, "cancer": 2}, "label 2 'cancer' beside its host organ"),
+        ({"liver": 1, "cancer": 2}, "label 2 'cancer' next to its host organ"),
     ],
 )
 def test_lesions_are_measured_case_by_case(tmp_path: Path, labels: dict[str, int], source: str) -> None:
@@ -108,8 +108,8 @@ def test_regions_join_their_labels_and_variables_are_replaced(tmp_path: Path, mo
 @pytest.mark.parametrize(
     ("labels", "source"),
     [
-        ({"kidney_and_mass": [1, 2], "tumor": 2}, "label 2 'tumor' beside its host organ"),
-        ({"kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}, "label 2 'tumor' beside its host organ"),
+        ({"kidney_and_mass": [1, 2], "tumor": 2}, "label 2 'tumor' next to its host organ"),
+        ({"kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2}, "label 2 'tumor' next to its host organ"),
         ({"kidney": 1, "kidney mass": [2, 3], "cyst": 3}, "label 2 'kidney mass'"),
     ],
 )

@@ -44,7 +44,7 @@ def test_no_compiler_leaves_the_networks_alone(bundle: Bundle) -> None:
 def test_compiler_that_fails_is_explained_and_other_errors_are_not() -> None:
     failure = torch._dynamo.exc.TorchDynamoException("\n  No working C++ compiler found.\nmore")
     message = (
-        r"--compile inductor: expected networks that can be compiled, found: No working C\+\+ compiler found. "
+        r"--compile inductor: the networks cannot be compiled: No working C\+\+ compiler found. "
         r"Install a C\+\+ compiler such as g\+\+, or leave --compile out."
     )
     with pytest.raises(BundleError, match=message), explain_compilation("inductor"):

@@ -103,8 +103,8 @@ def test_rule_by_name_wins_over_a_pattern_and_over_the_own_name() -> None:
 def test_all_labels_without_a_meaning_are_named_at_once() -> None:
     with pytest.raises(
         PreparationError,
-        match=r"missing for oar/1 \(Brainstem\), oar/3 \(RightParotid\), oar/4 \(LeftParotid\)\. Add for each a "
-        r"--map such as 'Brainstem=brainstem', or 'Brainstem=-' to drop it",
+        match=r"missing for oar/1 \(Brainstem\), oar/3 \(RightParotid\), oar/4 \(LeftParotid\)\. Add a --map for "
+        r"each, such as 'Brainstem=brainstem', or 'Brainstem=-' to drop it",
     ):
         resolve(OAR)
     with pytest.raises(PreparationError, match="ids above 255 need one as well"):

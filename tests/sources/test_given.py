@@ -272,7 +272,7 @@ def test_labels_outside_the_grid_that_was_asked_for_are_named(
     resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     save_label_map(tmp_path / "a_seg.nii.gz", build_map(), own_grid())
-    with pytest.warns(UserWarning, match="expected 8x16x16 as asked for, found 40x32x24 .* and loses spleen"):
+    with pytest.warns(UserWarning, match="expected 8x16x16 as requested, found 40x32x24 .* and loses spleen"):
         summary = synthesize_cohort(resolve(tmp_path, shape=[8, 16, 16]), tmp_path / "cohort", device="cpu")
     (record,) = summary.manifest.accepted
     assert record.mask_origin["lost_ids"] == [SPLEEN]

@@ -565,7 +565,9 @@ class TestRefusals:
             writer.append(save_case(place.cohort, 0, [KIDNEY_TUMOR, HEPATIC_TUMOR], requested=[KIDNEY_TUMOR]))
             for index in (1, 2):
                 writer.append(save_case(place.cohort, index, [KIDNEY_TUMOR], requested=[KIDNEY_TUMOR]))
-        with pytest.raises(ExportError, match="'hepatic tumor', which the cohort's label maps hold and lies in liver"):
+        with pytest.raises(
+            ExportError, match="'hepatic tumor', which the cohort's label maps contain and lies in liver"
+        ):
             place.export(map=[])
 
     @pytest.mark.parametrize("folder", ["raw", "preprocessed", "results"])
@@ -667,7 +669,7 @@ class TestRefusals:
         folder.mkdir(parents=True)
         for name in ("PlansA", "PlansB"):
             (folder / f"{name}.json").write_text(json.dumps({"plans_name": name, "configurations": {}}))
-        with pytest.raises(ExportError, match="expected one file of plans, found PlansA, PlansB"):
+        with pytest.raises(ExportError, match="has several files of plans, PlansA, PlansB"):
             place.export()
         assert place.export(plans="PlansB", dry_run=True).plans == "PlansB_real"
 

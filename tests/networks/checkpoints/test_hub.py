@@ -68,7 +68,7 @@ def left_behind() -> list[Path]:
 def test_pulled_bundle_is_found_by_name_with_the_weights_as_they_came(
     pull: Callable[..., Bundle], states: States, known: KnownBundle
 ) -> None:
-    with pytest.raises(BundleError, match="not been fetched yet.*maisi-aug bundles pull rflow-ct"):
+    with pytest.raises(BundleError, match="not been downloaded to this machine yet.*maisi-aug bundles pull rflow-ct"):
         load_bundle("rflow-ct")
     bundle = pull()
     assert load_bundle("rflow-ct") == bundle
