@@ -83,6 +83,7 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
         BundleError: When the bundle is altered or has no ControlNet.
     """
     require_new_folder(folder)
+    bundle.require_controlnet()
     channels = bundle.definition("controlnet").get("conditioning_embedding_in_channels", 1)
     if channels != LABEL_CHANNELS:
         raise ExportError(

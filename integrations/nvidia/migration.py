@@ -16,6 +16,7 @@ from maisi_aug.integrations.nvidia.options import OPTIONS, Counterpart, Kind
 from maisi_aug.system.content import ContentError, read_json
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 
 DEFAULT_VERSION = "rflow-ct"
@@ -424,7 +425,7 @@ def _find_masks(run: _Run) -> str:
     root = os.environ.get(DATA_VARIABLE)
     place = Path(root, stated) if root and "datasets/" in stated else Path(stated)
     if not place.exists():
-        run.note(f"{place}: the mask database is not there yet. maisi-aug bundles pull --help says how to fetch it.")
+        run.note(f"{place}: not there yet; fetch it: maisi-aug bundles pull {run.version} --with-mask-database")
     return str(place)
 
 
@@ -476,8 +477,6 @@ def _spell_steps(run: _Run, steps: Any) -> list[str]:
 
 
 def _spell_modality(code: Any) -> list[str]:
-    from maisi_aug.vocabulary.modalities import MODALITY_CODES
-
     if code in (None, 1):
         return []
     names = {number: name for name, number in MODALITY_CODES.items()}

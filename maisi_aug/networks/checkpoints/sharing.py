@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.schema import BundleSpec, MaskBankSpec, dump_bundle
 from maisi_aug.errors import BundleError, MaisiAugError
 from maisi_aug.networks.checkpoints.hub import FetchedFile, Hub, fetch_files, upload_folder
@@ -276,7 +276,14 @@ def _front_matter(bundle: Bundle) -> dict[str, Any]:
         if isinstance(stated, Mapping) and stated.get("url"):
             licence["license_link"] = str(stated["url"])
     origin = str((bundle.base or bundle).spec.provenance.get("origin", ""))
-    tags = ["maisi", "controlnet", "image-generation", "medical", "ct", *sorted(bundle.spec.slots)]
+    tags = [
+        "maisi",
+        "controlnet",
+        "image-generation",
+        "medical",
+        "mri" if bundle.is_mr else "ct",
+        *sorted(bundle.spec.slots),
+    ]
     return {
         **licence,
         "library_name": "maisi-aug",
@@ -456,7 +463,7 @@ def _require_replaceable(folder: Path, repository: str) -> None:
 def _tell_base(bundle: Bundle, say: Say) -> None:
     """Say how to get the base, where it is not at hand."""
     try:
-        for role in NETWORK_ROLES:
+        for role in bundle.roles:
             bundle.owner_of(role)
     except BundleError as error:
         base = bundle.spec.base

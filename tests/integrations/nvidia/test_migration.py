@@ -214,7 +214,7 @@ def test_bad_files_are_refused_in_a_sentence(content: dict[str, Any], message: s
 def test_two_runs_at_once_and_unknown_networks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MigrationError, match="was given before it. Migrate one run at a time"):
         translate(tmp_path, paired("config_infer"), paired("config_infer"))
-    with pytest.raises(MigrationError, match="--version: 'rflow' is not one of .*Did you mean 'rflow-ct'"):
+    with pytest.raises(MigrationError, match="--version: 'rflow' is not one of .*Did you mean .*'rflow-ct'"):
         translate(tmp_path, paired("config_infer"), version="rflow")
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(MigrationError, match="broken.json: cannot be read as JSON"):
@@ -256,3 +256,14 @@ def test_script_says_what_is_felt_and_json_says_all(tmp_path: Path) -> None:
     )
     told = {row["key"] for row in found.to_json()["settings"]}
     assert told == set(contents[0]) | set(contents[1])
+
+
+@pytest.mark.parametrize(
+    ("version", "modality"), [("rflow-mr", "mri_t1"), ("rflow-mr-brain", "mri_flair_skull_stripped")]
+)
+def test_mr_is_named_by_its_sequence(version: str, modality: str, tmp_path: Path) -> None:
+    found = translate(tmp_path, images(version), names=(f"config_maisi_diff_model_{version}",))
+    options = options_of(found.commands[-1])
+    assert options["--bundle"] == [version]
+    assert options["--modality"] == [modality]
+    assert options["--guidance-scale"] == ["15" if version == "rflow-mr" else "10"]
