@@ -194,6 +194,7 @@ def test_counting_ends_where_there_is_enough(tmp_path: Path) -> None:
         (gzip.compress(b"x" * 10)[:-4], "compressed data ends too early"),
         (gzip.compress(b"x" * 10)[:-8] + bytes(8), "incorrect data check"),
     ],
+    ids=["large", "short", "damaged"],
 )
 def test_gzip_is_unpacked_whole_and_no_further(content: bytes, reason: str) -> None:
     with pytest.raises(ContentError, match=reason):
