@@ -22,7 +22,7 @@ DRY_RUN_FLAG = "--dry-run"
 
 
 class Verb(NamedTuple):
-    """Where a verb lives and what the list of commands says about it."""
+    """Module of a verb and its line in the list of commands."""
 
     module: str
     summary: str
@@ -30,29 +30,30 @@ class Verb(NamedTuple):
 
 VERBS: dict[str, Verb] = {
     "synthesize": Verb("maisi_aug.cli.synthesize", "Generate a label-balanced cohort of CT images and label maps."),
-    "insert": Verb("maisi_aug.cli.insert", "Draw lesions into your own CTs, of which all else stays as it was."),
-    "cohort": Verb("maisi_aug.cli.cohort", "Look after cohorts that are made in parts: status, merge, verify."),
-    "cluster": Verb("maisi_aug.cli.cluster", "Make a cohort with many jobs of a cluster: submit."),
-    "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, and balance a real dataset with them."),
+    "insert": Verb("maisi_aug.cli.insert", "Draw lesions into your own CTs; everything else in them stays unchanged."),
+    "cohort": Verb("maisi_aug.cli.cohort", "Manage cohorts that are made in parts: status, merge, verify."),
+    "cluster": Verb("maisi_aug.cli.cluster", "Make a cohort with many jobs on a cluster: submit."),
+    "plan": Verb("maisi_aug.cli.plan", "Show which cases synthesize would make, or balance a real dataset with them."),
     "phantom": Verb("maisi_aug.cli.phantom", "Write procedural CT phantoms with exact label maps."),
     "prepare": Verb("maisi_aug.cli.prepare", "Prepare your own CTs and label maps for training."),
     "train": Verb(
         "maisi_aug.cli.train", "Train the networks of a bundle: vae, diffusion, controlnet, mask-vae, mask-diffusion."
     ),
     "finetune-controlnet": Verb("maisi_aug.cli.finetune", "Teach a ControlNet new labels from prepared CTs."),
-    "export": Verb("maisi_aug.cli.export", "Hand a cohort on: nnunet, monai, dicom."),
-    "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print where nnU-Net finds maisi-aug's trainers."),
+    "export": Verb("maisi_aug.cli.export", "Export a cohort: nnunet, monai, dicom."),
+    "nnunet-trainer-path": Verb("maisi_aug.cli.nnunet", "Print the folder of maisi-aug's nnU-Net trainers."),
     "nnunet-compact-plans": Verb("maisi_aug.cli.nnunet", "Derive nnU-Net plans that a CPU can train."),
     "benchmark": Verb("maisi_aug.cli.benchmark", "Measure whether synthetic cases help: arms, intervals, verdicts."),
-    "view": Verb("maisi_aug.cli.view", "Look at a cohort in the browser, and accept or reject its cases."),
-    "report": Verb("maisi_aug.cli.report", "Write a benchmark or a cohort as one page to open in a browser."),
+    "view": Verb("maisi_aug.cli.view", "View a cohort in the browser and accept or reject its cases."),
+    "report": Verb("maisi_aug.cli.report", "Write a benchmark or a cohort as a single web page."),
     "evaluate": Verb("maisi_aug.cli.evaluate", "Measure a cohort: fid, hu, lesions, agreement, reviewers."),
-    "labels": Verb("maisi_aug.cli.labels", "List the labels that can be asked for, with ids, hosts and lesion sizes."),
-    "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, convert and verify bundles of weights."),
-    "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes of cohorts and of training."),
+    "labels": Verb("maisi_aug.cli.labels", "List the labels to request, with ids, host organs and lesion sizes."),
+    "bundles": Verb("maisi_aug.cli.bundles", "List, show, fetch, share, convert and verify bundles of weights."),
+    "migrate": Verb("maisi_aug.cli.migrate", "Translate configurations of NVIDIA's scripts into commands."),
+    "recipes": Verb("maisi_aug.cli.recipes", "List, show, copy and validate recipes for cohorts and training."),
 }
 
-# What keeps its work when it is stopped; every other command writes its result whole at its end, or writes nothing.
+# Commands that keep finished work when stopped; every other command writes its result only when it completes.
 RESUMABLE = (
     ("synthesize",),
     ("insert",),
@@ -119,10 +120,10 @@ def root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error; before or after the verb.")
+        bool, typer.Option(DEBUG_FLAG, help="Show the traceback of an error; can be given before or after the command.")
     ] = False,
 ) -> None:
-    """Label-balanced synthetic CT cohorts through MAISI's ControlNet, with lesions of the size you ask for.
+    """Label-balanced synthetic CT cohorts through MAISI's ControlNet, with lesions of the size you request.
 
     Start with: maisi-aug synthesize --labels "hepatic tumor:0.3" -n 4 --out cohort
     """
@@ -132,7 +133,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line in this process.
 
     Args:
-        arguments: What follows the program's name; ``--debug`` may stand anywhere before ``--``.
+        arguments: Arguments after the program's name; ``--debug`` may stand anywhere before ``--``.
 
     Returns:
         The exit code: 0, 1 (the run failed or some cases were rejected), 2 (usage or recipe) or 130 (Ctrl-C).
@@ -152,13 +153,13 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _is_resumable(words: Sequence[str]) -> bool:
-    """Whether the same command line goes on where it was stopped."""
+    """Whether the same command line continues where it was stopped."""
     names = tuple(word for word in words if not word.startswith("-"))
     return DRY_RUN_FLAG not in words and any(names[: len(path)] == path for path in RESUMABLE)
 
 
 def _memory_options(words: Sequence[str]) -> list[str]:
-    """What of a command takes less memory."""
+    """List the options of a command that reduce its memory."""
     names = [word for word in words if not word.startswith("-")]
     command = load_verb(names[0]) if names and names[0] in VERBS else None
     for name in names[1:2]:

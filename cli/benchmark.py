@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.api.bars import show_stages
+from maisi_aug.api.bars import open_bars, show_stages
+from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.cli.shared.from_models import with_options
-from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, TrainingDevice
+from maisi_aug.cli.shared.run_options import RUN, AsJson, Devices, MaxMinutes, TrainingDevice
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 def register(app: typer.Typer) -> None:
@@ -29,12 +34,16 @@ def register(app: typer.Typer) -> None:
 
 def run(
     config: BenchmarkConfig,
+    cluster: ClusterOptions,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the benchmark.", rich_help_panel=RUN)],
     device: TrainingDevice = "auto",
+    devices: Devices = None,
     max_minutes: MaxMinutes = None,
     plan_only: Annotated[
         bool,
-        typer.Option("--plan-only", help="Write the plan and print every arm's command.", rich_help_panel=RUN),
+        typer.Option(
+            "--plan-only", help="Write the plan, print the command of every arm, and stop.", rich_help_panel=RUN
+        ),
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show arms, cases, steps and time; write nothing.", rich_help_panel=RUN)
@@ -48,20 +57,22 @@ def run(
     from maisi_aug.api.benchmarking import look_ahead, open_benchmark, run_trainings, summarise
     from maisi_aug.evaluation.benchmark.text import list_commands
 
+    where = Where.read(device, devices, options=cluster.to_engine())
     if dry_run:
         with show_stages("reading cases") as notify:
-            outlook = look_ahead(config, out, device=device, notify=notify)
+            outlook = look_ahead(config, out, device=where.devices[0] if where.devices else device, notify=notify)
         typer.echo(json.dumps(outlook.figures, indent=1) if as_json else outlook.text)
         return
     with show_stages("reading cases") as notify:
-        benchmark = open_benchmark(config, out, device=None if plan_only else device, notify=notify)
+        benchmark = open_benchmark(config, out, where=None if plan_only else where, notify=notify)
     for warning in benchmark.plan.warnings:
         tell(f"Note: {warning}")
     if plan_only:
         typer.echo("\n".join(list_commands(out, benchmark.plan.config)))
         return
-    with show_stages("reading cases") as notify:
-        run_trainings(benchmark, device=device, max_minutes=max_minutes, notify=notify, say=tell)
+    with open_bars(is_transient=True) as bars:
+        lines = _TrainingLines(bars, benchmark.plan.config.steps)
+        run_trainings(benchmark, where, max_minutes=max_minutes, watch=lines, say=tell)
     result = summarise(benchmark)
     typer.echo(json.dumps(result.figures, indent=1) if as_json else result.text)
     tell(f"Next: maisi-aug report {out} --out report.html")
@@ -69,14 +80,39 @@ def run(
         raise typer.Exit(1)
 
 
+@dataclass
+class _TrainingLines:
+    """A bar for each worker, with the training that it is at.
+
+    Attributes:
+        bars: That it is drawn among.
+        num_steps: Of a training.
+    """
+
+    bars: Progress
+    num_steps: int
+    _lines: dict[str, TaskID] = field(default_factory=dict)
+
+    def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
+        """As engines and trainings tell it."""
+        if worker not in self._lines:
+            self._lines[worker] = self.bars.add_task("opening", total=None)
+        if event == "begins":
+            self.bars.update(self._lines[worker], description="reading cases", completed=0, total=None)
+        elif event == "steps":
+            name, seed, step, loss = details
+            text = f"{name}, seed {seed}, loss {loss:.3f}"
+            self.bars.update(self._lines[worker], description=text, completed=step, total=self.num_steps)
+
+
 def arm(
     bench: Annotated[Path, typer.Argument(help="Folder of a benchmark.")],
-    name: Annotated[str, typer.Option("--arm", help="Name of the arm.")],
-    seed: Annotated[int, typer.Option(min=0, help="Number of the training, from 0.")] = 0,
+    name: Annotated[str, typer.Option("--arm", help="Name of the arm, as in the plan.")],
+    seed: Annotated[int, typer.Option(min=0, help="Number of the training, starting at 0.")] = 0,
     device: TrainingDevice = "auto",
     max_minutes: MaxMinutes = None,
 ) -> None:
-    """Run one training of one arm, or go on with it; several may run at the same time, on several machines.
+    """Run one training of one arm, or continue it; several may run at the same time, on several machines.
 
     Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
     """

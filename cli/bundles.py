@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|presets|pull|import|convert|verify`: weights and their licences."""
+"""`maisi-aug bundles list|show|presets|pull|push|import|export|convert|verify`: weights and their licences."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles
+from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles, complete_modalities
 from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from maisi_aug.bundle_spec.presets import Preset
 
 AcceptOption = Annotated[
-    bool, typer.Option("--accept-license", help="Accept the licence of the weights without being asked.")
+    bool, typer.Option("--accept-license", help="Accept the licence of the weights without a prompt.")
 ]
 ToOption = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder of the bundle, to be named in --bundle; without it the name is enough."),
+    typer.Option(
+        metavar="DIR", help="Folder for the bundle, to be given as --bundle; without it, the bundle is found by name."
+    ),
 ]
 
 
@@ -31,14 +34,22 @@ def pull_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME",
+            metavar="NAME|OWNER/NAME",
             autocompletion=complete_known_bundles,
-            help="A bundle that can be fetched: see bundles list.",
+            help="A bundle that can be downloaded (see 'maisi-aug bundles list'), or the repository of a shared one.",
         ),
     ],
     with_masks: Annotated[
         bool,
-        typer.Option("--with-masks", help="Also the networks that generate label maps, for --mask-source diffusion."),
+        typer.Option(
+            "--with-masks", help="Also download the networks that generate label maps, for --mask-source diffusion."
+        ),
+    ] = False,
+    with_mask_database: Annotated[
+        bool,
+        typer.Option(
+            "--with-mask-database", help="Also download NVIDIA's 4,000 label maps, for --mask-bank (11.6 GB)."
+        ),
     ] = False,
     accept_license: AcceptOption = False,
     to: ToOption = None,
@@ -46,35 +57,129 @@ def pull_command(
 ) -> None:
     """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
 
-    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download goes on where it stopped. The
+    HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download continues where it stopped. The
     bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
 
     Example: maisi-aug bundles pull rflow-ct --accept-license
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+    from maisi_aug.networks.checkpoints.databases import pull_database
     from maisi_aug.networks.checkpoints.hub import pull_bundle
+    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
-    bundle = pull_bundle(
-        find_known_bundle(name),
-        accept_licence=lambda _: accept_license or ask_for_licence(),
-        with_masks=with_masks,
-        folder=to,
-        report=lambda sentence: tell(sentence),
-    )
-    tell_ready(bundle, to, as_json=as_json)
-
-
-def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool) -> None:
-    """Say where a bundle is and how it is used."""
-    if as_json:
-        typer.echo(json.dumps({"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}, indent=1))
+    accept = partial(_accept, accept_license)
+    if is_repository(name):
+        if with_masks or with_mask_database:
+            option = "--with-masks" if with_masks else "--with-mask-database"
+            raise typer.BadParameter(f"{option} can only be used with a bundle of NVIDIA's.")
+        tell_ready(pull_shared(name, accept_licence=accept, folder=to, report=tell), to, as_json=as_json)
         return
-    typer.echo(f"{bundle.name}: ready in {bundle.path}.\nUse it with: --bundle {bundle.name if to is None else to}")
+    known = find_known_bundle(name)
+    if with_mask_database:
+        known.require_database()
+    bundle = pull_bundle(known, accept_licence=accept, with_masks=with_masks, folder=to, report=tell)
+    database = pull_database(known, accept_licence=accept, report=tell) if with_mask_database else None
+    tell_ready(bundle, to, as_json=as_json, database=database)
+
+
+def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path | None = None) -> None:
+    """Say where a bundle, and the label maps that came with it, are and how they are used."""
+    if as_json:
+        found = {"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}
+        typer.echo(json.dumps(found | ({"mask_database": str(database)} if database else {}), indent=1))
+        return
+    from maisi_aug.bundle_spec.bundle import reference_of
+
+    used = reference_of(bundle) if to is None else to
+    usage = "" if bundle.has_controlnet else " --mask-source none"
+    typer.echo(f"{bundle.name}: ready in {bundle.path}.")
+    if database is not None:
+        typer.echo(f"Label maps: in {database}.\nUse them with: --mask-bank {database}")
+    typer.echo(f"Use it with: --bundle {used}{usage}")
+
+
+def _accept(is_accepted: bool, _: object) -> bool:
+    return is_accepted or ask_for_licence()
 
 
 def ask_for_licence() -> bool:
     """Ask on a terminal; elsewhere nobody can answer."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
+
+
+def push_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to share.")
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub; made if it is not there.")
+    ],
+    private: Annotated[
+        bool, typer.Option("--private", help="Make a new repository that only its owner reads.")
+    ] = False,
+    self_contained: Annotated[
+        bool, typer.Option("--self-contained", help="Include the weights of the base that it was fine-tuned from.")
+    ] = False,
+    with_label_maps: Annotated[
+        bool,
+        typer.Option("--with-label-maps", help="Include its label maps, which are those of the training patients."),
+    ] = False,
+    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Share a bundle on the Hugging Face hub: safetensors, bundle.yaml, a model card and the licence's notice.
+
+    A fine-tuned bundle names its base by hash instead of holding its weights. Needs a token that may write, in HF_TOKEN
+    or by 'hf auth login'. Others fetch it with: maisi-aug bundles pull OWNER/NAME
+
+    Example: maisi-aug bundles push runs/parotid anna/parotid-ct --private
+    """
+    from maisi_aug.networks.checkpoints.sharing import push_bundle
+
+    files, address = push_bundle(
+        source,
+        repository,
+        is_private=private,
+        self_contained=self_contained,
+        with_label_maps=with_label_maps,
+        folder=to,
+        uploads=not dry_run,
+        report=lambda sentence: tell(sentence),
+    )
+    if as_json:
+        typer.echo(json.dumps({"address": address, "files": [file.to_json() for file in files]}, indent=1))
+        return
+    for file in files:
+        typer.echo(f"{file.name}: {file.num_bytes / 1e6:.2f} MB, SHA-256 {file.sha256[:12]}...")
+    typer.echo(f"{repository}: nothing uploaded." if address is None else address)
+
+
+def export_command(
+    source: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to export.")
+    ],
+    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the MONAI bundle.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
+) -> None:
+    """Write a bundle as a MONAI bundle, which draws images of label maps without maisi-aug.
+
+    Example: maisi-aug bundles export phantom-ct --to phantom-ct-monai
+    """
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.integrations.monai_bundle.export import export_monai_bundle
+
+    bundle = load_bundle(source)
+    export_monai_bundle(bundle, to)
+    if as_json:
+        typer.echo(json.dumps({"name": bundle.name, "path": str(to), "licence": bundle.licence}, indent=1))
+        return
+    typer.echo(
+        f"{to}: {bundle.name} as a MONAI bundle. With pip install fire:\n"
+        f"cd {to} && python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz"
+    )
 
 
 def presets_command(
@@ -83,7 +188,7 @@ def presets_command(
         typer.Argument(
             metavar="[NAME|FOLDER]",
             autocompletion=complete_bundles,
-            help="A bundle, to show no presets but those it takes.",
+            help="Show only the presets that fit this bundle.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -106,7 +211,10 @@ def presets_command(
         typer.echo(json.dumps([_to_json(preset, bundles) for preset, bundles in rows], indent=1))
         return
     if not rows:
-        typer.echo(f"{name}: no presets, for its networks have not seen such grids. All presets: bundles presets")
+        typer.echo(
+            f"{name}: no presets, because its networks were not trained on such grids. All presets: maisi-aug "
+            "bundles presets"
+        )
         return
     _print_table(rows)
 
@@ -158,7 +266,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 class DtypeName(StrEnum):
-    """What `--dtype` takes."""
+    """Values of `--dtype`."""
 
     float16 = "float16"
     bfloat16 = "bfloat16"
@@ -170,9 +278,26 @@ def import_command(
         Path,
         typer.Argument(metavar="DIR", help="Folder of NV-Generate-CTMR, or of MONAI's bundle maisi_ct_generative."),
     ],
-    known_name: Annotated[
+    name: Annotated[
         str | None,
-        typer.Option("--as", metavar="NAME", help="rflow-ct or ddpm-ct, where the folder does not tell."),
+        typer.Option(
+            "--as",
+            metavar="NAME",
+            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not "
+            "show it; with --network the name of the new bundle.",
+        ),
+    ] = None,
+    network: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The config_network_*.json that defines networks of your own."),
+    ] = None,
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=complete_modalities,
+            help="Modality that networks of your own were trained on, the default first; may repeat (default: CT).",
+        ),
     ] = None,
     accept_license: AcceptOption = False,
     to: ToOption = None,
@@ -180,19 +305,20 @@ def import_command(
 ) -> None:
     """Take over NVIDIA's checkpoints (.pt) from a folder: check them, and keep them as a bundle of safetensors.
 
-    Only data is read from the files; one that asks to run code is refused by name. The folder is not changed.
+    Only data is read from the files; one that asks to run code is refused by name. The folder is not changed. Without a
+    ControlNet the bundle draws images alone.
 
     Example: maisi-aug bundles import NV-Generate-CTMR --as rflow-ct --accept-license
     """
-    from maisi_aug.networks.checkpoints.folders import import_bundle
+    from maisi_aug.networks.checkpoints.folders import import_bundle, import_networks
 
-    bundle = import_bundle(
-        source,
-        accept_licence=lambda _: accept_license or ask_for_licence(),
-        name=known_name,
-        folder=to,
-        report=lambda sentence: tell(sentence),
-    )
+    if network is None:
+        if modality:
+            raise typer.BadParameter("--modality can only be used with --network.")
+        accept = partial(_accept, accept_license)
+        bundle = import_bundle(source, accept_licence=accept, name=name, folder=to, report=tell)
+    else:
+        bundle = import_networks(source, network, name=name, modalities=modality or (), folder=to, report=tell)
     tell_ready(bundle, to, as_json=as_json)
 
 
@@ -202,13 +328,15 @@ def convert_command(
         typer.Argument(
             metavar="NAME|FOLDER|FILE",
             autocompletion=complete_bundles,
-            help="A bundle, or one checkpoint (.pt) of a network.",
+            help="A bundle, or a single network checkpoint (.pt).",
         ),
     ],
-    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder of the bundle, or new .safetensors file.")],
+    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder for the bundle, or new .safetensors file.")],
     dtype: Annotated[
         DtypeName | None,
-        typer.Option(help="Floating type of the weights (default: float16 for a bundle, its own for a checkpoint)."),
+        typer.Option(
+            help="Floating-point type of the weights (default: float16 for a bundle, unchanged for a checkpoint)."
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -228,14 +356,14 @@ def convert_command(
     sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, from {done.num_bytes_before / 1e6:.1f} MB"
     typer.echo(f"{done.path}: {sizes}{f', in {done.dtype}' if done.dtype else ''}.")
     if done.left_out:
-        typer.echo(f"Left out, for they are no weights: {', '.join(done.left_out)}.")
+        typer.echo(f"Left out, because they are not weights: {', '.join(done.left_out)}.")
 
 
 def verify_command(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle at hand, or a bundle's folder."
+            metavar="NAME|FOLDER", autocompletion=complete_bundles, help="An available bundle, or a bundle's folder."
         ),
     ],
     as_json: JsonOption = False,
@@ -254,10 +382,10 @@ def verify_command(
         return
     for row in files:
         typer.echo(f"{row['file']}: intact, {row['num_tensors']} tensors of {row['class']}")
-    typer.echo(f"{bundle.name}: all {len(files)} files are as they should be.")
+    typer.echo(f"{bundle.name}: all {len(files)} files are intact.")
 
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, convert and verify bundles of weights.")
+bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, share, convert and verify bundles of weights.")
 
 
 def register(app: typer.Typer) -> None:
@@ -267,12 +395,12 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch, convert and verify bundles of weights: networks, licence, grids, where they come from."""
+    """List, show, fetch, share, convert and verify bundles of weights: networks, licence, grids, origin."""
 
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used, too."""
+    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well."""
     from maisi_aug.api.bundles import list_bundles
 
     rows = list_bundles()
@@ -317,7 +445,9 @@ def show_command(
 
 bundles_app.command("presets")(presets_command)
 bundles_app.command("pull")(pull_command)
+bundles_app.command("push")(push_command)
 bundles_app.command("import")(import_command)
+bundles_app.command("export")(export_command)
 bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
 
@@ -329,6 +459,9 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     lines = [f"{described['name']}: {described['description']}"]
     masks = described["mask_generation"]
     facts = {
+        "draws": "" if "controlnet" in described["networks"] else "images alone, with --mask-source none",
+        "modalities": ", ".join(described["modalities"]),
+        "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} unless another is asked for",
         "advice": described["advice"],
         "without a label map": described["advice_without_map"],
         "licence": described["licence"],

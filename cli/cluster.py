@@ -17,12 +17,12 @@ from maisi_aug.errors import RequestError
 SHARDABLE = ("synthesize", "insert")
 """Commands that make parts of a cohort."""
 LOGS_SUFFIX = ".jobs"
-_JOBS = "What every job gets"
+_JOBS = "Options of each job"
 
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
-    group = typer.Typer(no_args_is_help=True, help="Make a cohort with many jobs of a cluster: submit.")
+    group = typer.Typer(no_args_is_help=True, help="Make a cohort with many jobs on a cluster: submit.")
 
     @group.callback()
     def _keep_group() -> None:
@@ -34,32 +34,44 @@ def register(app: typer.Typer) -> None:
 
 def submit(
     command: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND...", help="synthesize or insert with its options, after --.")
+        list[str],
+        typer.Argument(
+            metavar="-- COMMAND...",
+            help="The command to split into jobs, after --: synthesize or insert with its options.",
+        ),
     ],
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=10_000, help="Jobs, each of which makes a shard.")],
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=10_000, help="Number of jobs; each makes one shard.")],
     is_slurm: Annotated[
-        bool, typer.Option("--slurm/--local", help="Jobs of Slurm, or processes of this machine to try it.")
+        bool, typer.Option("--slurm/--local", help="Submit Slurm jobs, or run local processes as a trial.")
     ] = True,
     minutes: Annotated[
         int,
-        typer.Option(min=1, help="Time; a job that has not finished by then is queued again.", rich_help_panel=_JOBS),
+        typer.Option(
+            min=1,
+            help="Time limit of a job; a job that has not finished by then is queued again.",
+            rich_help_panel=_JOBS,
+        ),
     ] = 480,
-    gpus: Annotated[int, typer.Option(min=0, help="GPUs.", rich_help_panel=_JOBS)] = 1,
-    cpus: Annotated[int, typer.Option(min=1, help="Cores.", rich_help_panel=_JOBS)] = 4,
-    memory: Annotated[str, typer.Option(metavar="SIZE", help="Such as 32GB.", rich_help_panel=_JOBS)] = "",
-    partition: Annotated[str, typer.Option(metavar="NAME", help="Of the cluster.", rich_help_panel=_JOBS)] = "",
-    account: Annotated[str, typer.Option(metavar="NAME", help="That pays.", rich_help_panel=_JOBS)] = "",
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs per job.", rich_help_panel=_JOBS)] = 1,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores per job.", rich_help_panel=_JOBS)] = 4,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory per job, such as 32GB.", rich_help_panel=_JOBS)
+    ] = "",
+    partition: Annotated[
+        str, typer.Option(metavar="NAME", help="Partition of the cluster.", rich_help_panel=_JOBS)
+    ] = "",
+    account: Annotated[str, typer.Option(metavar="NAME", help="Account to charge.", rich_help_panel=_JOBS)] = "",
     max_running: Annotated[
-        int | None, typer.Option(min=1, help="Most jobs at the same time.", rich_help_panel=_JOBS)
+        int | None, typer.Option(min=1, help="Largest number of jobs running at the same time.", rich_help_panel=_JOBS)
     ] = None,
     sbatch: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Another option of sbatch; may repeat.", rich_help_panel=_JOBS),
+        typer.Option(metavar="NAME=VALUE", help="Additional sbatch option; may repeat.", rich_help_panel=_JOBS),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file and submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the sbatch file without submitting it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a cohort in parts, each by a job that goes on where it was stopped when it is preempted or its time is over.
+    """Make a cohort in parts, one per job; a preempted or timed-out job is queued again and continues.
 
     Example: maisi-aug cluster submit --slurm --jobs 32 -- synthesize --recipe lung -n 10000 --out cohort
     """
@@ -80,7 +92,7 @@ def submit(
         typer.echo(json.dumps({"jobs": numbers, "folder": str(out), "logs": str(logs), "merge": merge}, indent=1))
         return
     named = numbers[0] if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]}"
-    typer.echo(f"{len(numbers)} jobs: {named}; logs in {logs}\nHow far: {status}\nWhen all have ended: {merge}")
+    typer.echo(f"{len(numbers)} jobs: {named}; logs in {logs}\nProgress: {status}\nWhen all jobs have ended: {merge}")
 
 
 def _read_command(words: Sequence[str]) -> Path:
@@ -92,12 +104,12 @@ def _read_command(words: Sequence[str]) -> Path:
     from maisi_aug.cli.app import load_verb
 
     if words[0] not in SHARDABLE:
-        raise RequestError(f"cluster submit: expected synthesize or insert after --, found '{words[0]}'.")
+        raise RequestError(f"cluster submit: only synthesize or insert can follow --, found '{words[0]}'.")
     command: click.Command = load_verb(words[0])
     values = command.make_context(words[0], list(words[1:])).params
     if values["out"] is None:
-        raise RequestError(f"{words[0]} --out: expected a folder for the cohort, found none.")
-    for name in ("shard", "dry_run"):
+        raise RequestError(f"{words[0]} --out: required here. Give a folder for the cohort.")
+    for name in ("shard", "dry_run", "redraw_rejected"):
         if values.get(name):
             raise RequestError(f"--{name.replace('_', '-')} cannot be used in the command of a job.")
     return Path(values["out"])

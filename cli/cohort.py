@@ -18,7 +18,7 @@ Folder = Annotated[Path, typer.Argument(metavar="COHORT", help="Folder of the co
 
 def register(app: typer.Typer) -> None:
     """Add the group to the application."""
-    group = typer.Typer(no_args_is_help=True, help="Look after cohorts that are made in parts: status, merge, verify.")
+    group = typer.Typer(no_args_is_help=True, help="Manage cohorts that are made in parts: status, merge, verify.")
     group.command("status")(status)
     group.command("merge")(merge)
     group.command("verify")(verify)
@@ -39,10 +39,11 @@ def status(cohort: Folder, as_json: AsJson = False) -> None:
 def merge(
     cohorts: Annotated[
         list[Path],
-        typer.Argument(metavar="COHORT...", help="A folder that shards have worked in, or a folder of each shard."),
+        typer.Argument(metavar="COHORT...", help="A folder in which all shards worked, or one folder per shard."),
     ],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="New folder, for shards with a folder each; files are linked.")
+        Path | None,
+        typer.Option("--out", "-o", help="New folder for shards that have a folder each; files are hard-linked."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -74,7 +75,7 @@ def verify(cohort: Folder, as_json: AsJson = False) -> None:
         for case in found.lost:
             faults = [f"{path} is missing" for path in case.missing] + [f"{path} was altered" for path in case.altered]
             typer.echo(f"{case.record.case_id}: {', '.join(faults)}")
-        typer.echo("Every file is as it was written." if not found.lost else "To go on: the same command, --verify.")
+        typer.echo("Every file is intact." if not found.lost else "To repair: run the same command with --verify.")
     if not found.is_whole:
         raise typer.Exit(1)
 
@@ -86,14 +87,14 @@ def _describe_status(found: CohortStatus) -> str:
         f"rejected, {facts['num_open']} open; {facts['num_attempts']} attempts."
     ]
     if found.shards:
-        lines.append(f"Shards that are not merged: {len(found.shards)}.")
+        lines.append(f"Unmerged shards: {len(found.shards)}.")
     lines += [_describe_job(job) for job in found.running]
     if found.running:
         left = facts["seconds_left"]
         rest = "" if left is None else f", about {left / 60:.0f} min left"
-        lines.append(f"In all {facts['cases_a_minute']:.1f} cases a minute{rest}.")
+        lines.append(f"Overall {facts['cases_a_minute']:.1f} cases a minute{rest}.")
     elif facts["num_open"]:
-        lines.append("Nothing is at work on it.")
+        lines.append("No process is working on it.")
     return "\n".join(lines)
 
 
@@ -101,5 +102,5 @@ def _describe_job(job: RunningJob) -> str:
     retried = f", {job.num_retried} attempts failed" if job.num_retried else ""
     return (
         f"  {job.manifest}: process {job.pid} on {job.host}, {job.cases_a_minute:.1f} cases a minute, {job.num_left} "
-        f"left{retried}; last sign {job.seconds_since_sign:.0f} s ago"
+        f"left{retried}; last heard of {job.seconds_since_sign:.0f} s ago"
     )

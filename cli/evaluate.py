@@ -1,4 +1,4 @@
-"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was asked for."""
+"""`maisi-aug evaluate`: how close synthetic cases are to real ones, and whether they show what was requested."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.api.bars import show_stages
+from maisi_aug.api.engines import EngineOptions
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.evaluation.request import (
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
     from maisi_aug.api.evaluate import Measurement
 
 Cases = Annotated[Path, typer.Argument(metavar="COHORT", help="A cohort, or any labelled folder or dataset.")]
-Out = Annotated[Path | None, typer.Option("--out", help="Folder that gets the figures as JSON, Markdown and pictures.")]
+Out = Annotated[Path | None, typer.Option("--out", help="Folder for the figures as JSON, Markdown and pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Do not show progress.")]
+Devices = Annotated[
+    str | None,
+    typer.Option(metavar="DEVICE,...", help="Several devices, such as cuda:0,cuda:1; each runs its own process."),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -50,36 +55,40 @@ def register(app: typer.Typer) -> None:
 
 def fid(
     real: Annotated[Path, typer.Argument(help="Real cases: a folder of volumes, a prepared or nnU-Net dataset.")],
-    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort or the same kinds.")],
+    synthetic: Annotated[
+        Path, typer.Argument(metavar="SYNTH", help="Synthetic cases: a cohort, or any of the same kinds.")
+    ],
     request: FidRequest,
+    engine: EngineOptions,
+    devices: Devices = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """2.5D FID and KID by plane, with an interval over cases and what real cases differ by among themselves.
+    """Measure 2.5D FID and KID by plane, with intervals over cases and the floor that real cases set.
 
-    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE. On
-    several GPUs: torchrun --nproc-per-node 4 -m maisi_aug.cli.app evaluate fid ...
+    MAISI's protocol: --spacing 1 --resampling maisi --shape 512 --extractor radimagenet_resnet50 --weights FILE.
 
     Example: maisi-aug evaluate fid real_cts cohort --spacing 3.2 --shape 128x96x80 --out fid
     """
     from maisi_aug.api import evaluate
 
     with show_stages("reading", is_quiet=quiet) as notify:
-        measured = evaluate.fid(real, synthetic, out=out, progress=notify, **dict(request))
-    if measured is not None:
-        _finish(measured, as_json=as_json)
+        measured = evaluate.fid(
+            real, synthetic, out=out, progress=notify, devices=devices, **dict(engine), **dict(request)
+        )
+    _finish(measured, as_json=as_json)
 
 
 def distribution(
-    real: Annotated[Path, typer.Argument(help="Real cases, ten or more: any dataset or folder of volumes.")],
-    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, ten or more.")],
+    real: Annotated[Path, typer.Argument(help="Real cases, at least ten: any dataset or folder of volumes.")],
+    synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases, at least ten.")],
     request: DistributionRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Fréchet radiomics distance, precision, recall, density and coverage, by region, with what real cases allow.
+    """Compare radiomic features by region: Fréchet distance, precision, recall, density and coverage.
 
     Example: maisi-aug evaluate distribution nnUNet_raw/Dataset003_Liver cohort --out distribution
     """
@@ -98,7 +107,7 @@ def equivalence(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Whether sizes, places, HU, texture and shape of lesions and organs are like real ones: two one-sided tests.
+    """Test whether sizes, places, HU, texture and shape of lesions and organs are like real ones (two one-sided tests).
 
     Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
 
@@ -112,7 +121,7 @@ def equivalence(
 
 
 def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
-    """HU of every organ and lesion against MAISI's published ranges, your own file, or your own real cases.
+    """Compare the HU of every organ and lesion with MAISI's published ranges, your own file, or your real cases.
 
     With --reference, --out gets hu_ranges.json too, to be passed as --ranges later.
 
@@ -126,13 +135,13 @@ def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = Fals
 
 
 def lesions(
-    cohort: Annotated[Path, typer.Argument(help="Folder that synthesize wrote.")],
+    cohort: Annotated[Path, typer.Argument(help="Folder of a cohort.")],
     request: LesionsRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Realised against requested lesion size, and whether each lesion can be seen against its host.
+    """Compare realised with requested lesion sizes, and check whether each lesion is visible against its host.
 
     Example: maisi-aug evaluate lesions cohort --out lesions
     """
@@ -146,7 +155,7 @@ def lesions(
 def agreement(
     cases: Cases, request: SegmenterRequest, out: Out = None, as_json: AsJson = False, quiet: Quiet = False
 ) -> None:
-    """Dice of an independent segmenter against the given label maps: do images show what their maps say?
+    """Measure the Dice of an independent segmenter against the given label maps: do images show what their maps say?
 
     The model must not have been trained on synthetic cases. Labels are matched by name; --map "tumor=hepatic tumor".
 
@@ -160,13 +169,13 @@ def agreement(
 
 
 def detection_curve(
-    cohort: Annotated[Path, typer.Argument(help="Folder that insert or synthesize wrote; best one with --twins.")],
+    cohort: Annotated[Path, typer.Argument(help="Cohort of insert or synthesize, best made with --twins.")],
     request: SegmenterRequest,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Which lesions a segmenter finds, by their size or by what the twins of the cohort differ in, with intervals.
+    """Measure which lesions a segmenter finds, by size or by the factor that the cohort's twins vary, with intervals.
 
     Example: maisi-aug evaluate detection-curve cohort --predictions found --map "nodule=lung tumor" --out curve
     """
@@ -184,7 +193,7 @@ def memorization(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Whether synthetic cases repeat training cases: how near the nearest one is, against held-out real cases.
+    """Check whether synthetic cases repeat training cases, by the nearest ones, compared with held-out real cases.
 
     Example: maisi-aug evaluate memorization cohort --train prepared --held-out test_cts --out memorization
     """
@@ -198,11 +207,13 @@ def memorization(
 def reconstruction(
     cases: Annotated[Path, typer.Argument(metavar="CTS", help="CTs: a folder of volumes, any dataset or cohort.")],
     request: ReconstructionRequest,
+    engine: EngineOptions,
+    devices: Devices = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """What a bundle's autoencoder leaves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur, worst slices.
+    """Measure what a bundle's autoencoder preserves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur.
 
     What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
 
@@ -211,7 +222,9 @@ def reconstruction(
     from maisi_aug.api import evaluate
 
     with show_stages("reading", is_quiet=quiet) as notify:
-        measured = evaluate.reconstruction(cases, out=out, progress=notify, **dict(request))
+        measured = evaluate.reconstruction(
+            cases, out=out, progress=notify, devices=devices, **dict(engine), **dict(request)
+        )
     _finish(measured, as_json=as_json)
 
 
@@ -219,10 +232,10 @@ def blind_pack(
     real: Annotated[Path, typer.Argument(help="Real cases: any dataset or folder of volumes.")],
     synthetic: Annotated[Path, typer.Argument(metavar="SYNTH", help="Synthetic cases.")],
     request: BlindPackRequest,
-    out: Annotated[Path, typer.Option("--out", help="New folder of the pack; its key goes beside it.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the pack; its key is written next to it.")],
     quiet: Quiet = False,
 ) -> None:
-    """Unlabelled pictures of real and synthetic cases for a reader test, with an answer key beside them.
+    """Write unlabelled pictures of real and synthetic cases for a reader test, with an answer key next to them.
 
     Example: maisi-aug evaluate blind-pack real_cts cohort --out pack
     """
@@ -232,22 +245,22 @@ def blind_pack(
         pack = evaluate.blind_pack(real, synthetic, out=out, progress=notify, **dict(request))
     for row in pack.skipped:
         tell(f"Left out, {row['case']}: {row['reason']}")
-    typer.echo(f"{out}: hand this folder to readers.\n{pack.key}: keep this one.")
+    typer.echo(f"{out}: give this folder to the readers.\n{pack.key}: keep this file to yourself.")
     tell(f"Next: maisi-aug evaluate blind-score {pack.key} {pack.answers}")
     if pack.skipped:
         raise typer.Exit(1)
 
 
 def blind_score(
-    key: Annotated[Path, typer.Argument(help="The key that blind-pack wrote.")],
-    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv, one of each reader.")],
+    key: Annotated[Path, typer.Argument(help="The key file written by blind-pack.")],
+    answers: Annotated[list[Path], typer.Argument(help="Filled-in answers.csv files, one per reader.")],
     margin: Annotated[
         float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
     ] = 0.2,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Whether readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
+    """Test if readers can tell synthetic from real cases: share of right answers with an exact interval, and a verdict.
 
     Example: maisi-aug evaluate blind-score pack_key.json anna.csv ben.csv --out reader
     """
@@ -257,12 +270,12 @@ def blind_score(
 
 
 def reviewers(
-    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were looked at with maisi-aug view.")],
+    cohort: Annotated[Path, typer.Argument(help="Folder whose cases were reviewed with maisi-aug view.")],
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the measurement.")] = 0,
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """What reviewers rejected and agree on, with kappa, and how blinded readers told synthetic images from real ones.
+    """Summarise reviewers' decisions: rejections, agreement with kappa, and the blinded test of real or synthetic.
 
     Example: maisi-aug evaluate reviewers cohort
     """
@@ -272,7 +285,7 @@ def reviewers(
 
 
 def _finish(measured: Measurement, *, as_json: bool) -> None:
-    """Print a measurement; cases that could not be measured are an exit code of 1."""
+    """Print a measurement; exit with code 1 if cases could not be measured."""
     for note in measured.notes:
         tell(f"Note: {note}")
     typer.echo(json.dumps(measured.figures, indent=1) if as_json else measured.text)

@@ -17,7 +17,7 @@ from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExpor
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
 
-Cohorts = Annotated[list[Path], typer.Argument(help="Folder that synthesize wrote, or several.")]
+Cohorts = Annotated[list[Path], typer.Argument(help="Folder of a cohort, or several.")]
 NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")]
 EarlierMap = Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
@@ -99,7 +99,7 @@ def nnunet(cohort: Cohorts, request: NnunetExport, label: EarlierMap = None, as_
 
 
 def _fields_of(request: MonaiExport | NnunetExport, earlier: list[str] | None) -> dict[str, Any]:
-    """What was given, rules in the earlier spelling among them."""
+    """Return the given fields, including rules in the earlier spelling."""
     given = {name: getattr(request, name) for name in request.model_fields_set}
     if isinstance(request, NnunetExport):
         given["copy"] = given.pop("copy_images", False)
@@ -115,7 +115,7 @@ def _describe(report: ExportReport) -> str:
     return "\n".join(lines)
 
 
-export_app = typer.Typer(no_args_is_help=True, help="Hand a cohort on to a training framework.")
+export_app = typer.Typer(no_args_is_help=True, help="Export a cohort to a training framework.")
 
 
 def register(app: typer.Typer) -> None:

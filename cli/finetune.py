@@ -31,7 +31,9 @@ def finetune_controlnet(
     self_contained: Annotated[
         bool,
         typer.Option(
-            "--self-contained", help="Copy the base's weights and the label maps into the bundle.", rich_help_panel=RUN
+            "--self-contained",
+            help="Copy the base's weights and the label maps into the bundle, so that it needs no other folder.",
+            rich_help_panel=RUN,
         ),
     ] = False,
     as_json: AsJson = False,
@@ -64,7 +66,7 @@ def _tell(result: FinetuneResult, *, as_json: bool) -> None:
         return
     if not result.loop.is_complete:
         done = f"{result.loop.num_steps_done} of {result.num_steps} steps"
-        tell(f"{done}; run the same command again to go on.")
+        tell(f"{done}; run the same command again to continue.")
     request = result.taught[0].name
     if result.loop.best_step is not None:
         typer.echo(f"Kept step {result.loop.best_step}, validation loss {result.loop.best_loss:.4f}.")

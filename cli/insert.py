@@ -13,7 +13,17 @@ from maisi_aug.api.engines import EngineOptions, Where
 from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cli.shared.completion import complete_insertion_recipes
 from maisi_aug.cli.shared.from_models import Given, with_options
-from maisi_aug.cli.shared.run_options import AsJson, Device, Devices, JsonLines, NewCohort, Quiet, ShardOption
+from maisi_aug.cli.shared.run_options import (
+    AsJson,
+    Device,
+    Devices,
+    JsonLines,
+    NewCohort,
+    Quiet,
+    RedrawRejected,
+    ShardOption,
+    Verify,
+)
 from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
 
@@ -32,13 +42,15 @@ def insert(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=complete_insertion_recipes,
-            help="Recipe; options stand above it.",
+            help="Recipe name or YAML file; options override it.",
             rich_help_panel="What to insert",
         ),
     ] = None,
     device: Device = "auto",
     devices: Devices = None,
     shard: ShardOption = None,
+    verify: Verify = False,
+    redraw_rejected: RedrawRejected = False,
     as_json: AsJson = False,
     json_lines: JsonLines = False,
     quiet: Quiet = False,
@@ -55,7 +67,15 @@ def insert(
     config = build_insertion(flags) if recipe is None else load_insertion_recipe(recipe, flags)
     config, balance = _balance(config, balance_options, is_quiet=quiet)
     with follow_run(is_quiet=quiet or json_lines, as_lines=json_lines) as progress:
-        summary = make_insertion(config, out, balance=balance, where=where, listener=progress)
+        summary = make_insertion(
+            config,
+            out,
+            balance=balance,
+            where=where,
+            verify=verify,
+            redraw_rejected=redraw_rejected,
+            listener=progress,
+        )
     typer.echo(json.dumps(summary.to_json(), indent=1) if as_json else describe_summary(summary))
     if not summary.is_complete:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`maisi-aug labels`: what can be asked for, under which names and ids, in which organs and in which sizes."""
+"""`maisi-aug labels`: what can be requested, under which names and ids, in which organs and in which sizes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 SHOWN_PERCENTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MAX_HOSTS_IN_TABLE = 5
-NEEDS_BUNDLE = "* needs a bundle that binds it, such as phantom-ct"
+NEEDS_BUNDLE = "* only in bundles that define it, such as phantom-ct"
 
 
 class Kind(StrEnum):
-    """What `--kind` selects."""
+    """Values of `--kind`."""
 
     organ = "organ"
     tumor = "tumor"
@@ -38,21 +38,23 @@ def register(app: typer.Typer) -> None:
 
 def labels(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    find: Annotated[str | None, typer.Option(metavar="TEXT", help="Only labels with this in a name or alias.")] = None,
+    find: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only labels whose name or alias contains this text.")
+    ] = None,
     kind: Annotated[Kind | None, typer.Option(help="Only organs, tumours or placeholder slots.")] = None,
     sizes: Annotated[
-        bool, typer.Option("--sizes", help="Only lesions, with the sizes their percentiles mean.")
+        bool, typer.Option("--sizes", help="Only lesions, with the size that each percentile means.")
     ] = False,
     bundle: Annotated[
         str | None,
         typer.Option(
             metavar="NAME|FOLDER",
             autocompletion=complete_bundles,
-            help="The bundle whose names for placeholder slots are listed; without it, those of phantom-ct.",
+            help="Bundle whose names for placeholder slots are listed (default: phantom-ct).",
         ),
     ] = None,
 ) -> None:
-    """List the labels that can be asked for, with ids, host organs, aliases and lesion sizes.
+    """List the labels that can be requested, with ids, host organs, aliases and lesion sizes.
 
     Try: maisi-aug labels --find kidney, maisi-aug labels --sizes, maisi-aug labels --kind tumor --bundle phantom-ct.
     """
@@ -74,13 +76,13 @@ def labels(
         for label in rows:
             console.print(f"{label.name}: {known_sizes[label.name].source}", markup=False, highlight=False)
     if bundle is None and any(label.kind == "slot" for label in rows):
-        typer.echo("A bundle gives names to placeholder slots: maisi-aug labels --bundle phantom-ct", err=True)
+        typer.echo("Names of placeholder slots come from a bundle: maisi-aug labels --bundle phantom-ct", err=True)
 
 
 def _describe(
     label: Label, vocabulary: Vocabulary, *, sizes: Mapping[str, SizeDistribution] | None, needs_bundle: bool
 ) -> dict[str, Any]:
-    """One label as JSON."""
+    """Describe one label as JSON types."""
     described: dict[str, Any] = {
         "id": label.id,
         "name": label.name,
@@ -135,7 +137,7 @@ def _build_sizes_table(rows: list[Label], starred: Set[int], sizes: Mapping[str,
         distribution = sizes[label.name]
         volumes = (distribution.volume_ml(percentile) for percentile in SHOWN_PERCENTILES)
         cells = (f"{_spell_ml(volume)} mL, {diameter_mm(volume):.0f} mm" for volume in volumes)
-        stand_in = f"stand-in: {distribution.label}" if distribution.stand_in_for else distribution.label
+        stand_in = f"estimated from: {distribution.label}" if distribution.stand_in_for else distribution.label
         table.add_row(str(label.id), _starred_name(label, starred), *cells, stand_in)
     return table
 

@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def trainer_path(
-    env: Annotated[bool, typer.Option("--env", help="Print lines for a shell to run, not the folder alone.")] = False,
+    env: Annotated[
+        bool, typer.Option("--env", help="Print shell commands that set the environment, instead of the folder alone.")
+    ] = False,
 ) -> None:
     """Print the folder of maisi-aug's trainers, for nnU-Net's variable nnUNet_extTrainer.
 
@@ -43,22 +45,18 @@ def trainer_path(
     for variable in (RAW_VARIABLE, *OTHER_VARIABLES):
         if not os.environ.get(variable):
             # On stderr: eval would swallow it.
-            tell(f"Note: {variable} is not set, and nnU-Net needs it: export {variable}=DIR")
+            tell(f"Note: {variable} is not set, but nnU-Net needs it: export {variable}=DIR")
 
 
 def compact_plans(
     dataset: Annotated[str, typer.Argument(help="Number, name or folder of the dataset, such as 503.")],
-    plans: Annotated[
-        str | None, typer.Option(help="Plans to start from; the only ones there are when not given.")
-    ] = None,
-    side: Annotated[int, typer.Option(min=8, help="The patch has as many voxels as a cube of this side.")] = 64,
-    features: Annotated[str, typer.Option(metavar="N,N,...", help="Channels per stage.")] = "16,32,64,128",
+    plans: Annotated[str | None, typer.Option(help="Plans to start from (default: the only ones there).")] = None,
+    side: Annotated[int, typer.Option(min=8, help="Side of a cube with as many voxels as the patch.")] = 64,
+    features: Annotated[str, typer.Option(metavar="N,N,...", help="Channels of each stage.")] = "16,32,64,128",
     batch_size: Annotated[int, typer.Option(min=1, help="Patches per batch.")] = 2,
     preprocessed: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder for preprocessed datasets; the environment variable nnUNet_preprocessed when not given."
-        ),
+        typer.Option(help="Folder for preprocessed datasets (default: the environment variable nnUNet_preprocessed)."),
     ] = None,
 ) -> None:
     """Write plans that a CPU can train beside plans of nnU-Net, as PLANS_compact.
@@ -80,7 +78,7 @@ def _parse_features(text: str) -> list[int]:
     parts = text.split(",")
     if not all(spells_number(part.strip()) for part in parts):
         raise typer.BadParameter(
-            f"expected whole numbers with commas between them, found '{text}'. Write for instance 16,32,64,128.",
+            f"expected integers separated by commas, such as 16,32,64,128; found '{text}'.",
             param_hint="--features",
         )
     return [int(part) for part in parts]

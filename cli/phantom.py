@@ -13,7 +13,7 @@ from maisi_aug.cli.shared.run_options import parse_shape, parse_spacing
 
 
 class Region(StrEnum):
-    """What `--region` takes."""
+    """Values of `--region`."""
 
     any = "any"
     chest = "chest"
@@ -27,17 +27,20 @@ def register(app: typer.Typer) -> None:
 
 
 def phantom(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; phantoms are added to those of the same settings.")],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Output folder; phantoms are added to existing ones of the same settings."),
+    ],
     num_phantoms: Annotated[
-        int, typer.Option("--num-phantoms", "-n", min=1, help="Number of phantoms in the folder.")
+        int, typer.Option("--num-phantoms", "-n", min=1, help="Total number of phantoms in the folder.")
     ] = 10,
     seed: Annotated[int, typer.Option(min=0, help="Random seed of the set.")] = 0,
-    region: Annotated[Region, typer.Option(help="Part of the trunk that is shown.")] = Region.any,
-    shape: Annotated[str, typer.Option(metavar="IxJxK", help="Voxels.")] = "128x96x80",
-    spacing: Annotated[str, typer.Option(metavar="MM or IxJxK", help="Voxel sides in mm.")] = "3.2",
+    region: Annotated[Region, typer.Option(help="Part of the trunk to show.")] = Region.any,
+    shape: Annotated[str, typer.Option(metavar="IxJxK", help="Voxels along I, J, K.")] = "128x96x80",
+    spacing: Annotated[str, typer.Option(metavar="MM or IxJxK", help="Voxel spacing in mm.")] = "3.2",
     lesions: Annotated[bool, typer.Option(help="Plant lesions of all six kinds.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print the index as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
 ) -> None:
     """Write procedural chest-abdomen-pelvis CTs with exact label maps, pictures and an index.
 

@@ -16,10 +16,9 @@ def register(app: typer.Typer) -> None:
     app.command("plan", help=HELP)(with_options(synthesize, without=RUN_FLAGS, dry_run=True))
 
 
-HELP = """Show the cases that synthesize would make by the same options, with their lesions and sizes.
-
-With --balance-against, plan the cases that a real dataset lacks, by the number of lesions per case and by their size;
-synthesize with the same options makes them.
-
-Example: maisi-aug plan --balance-against nnUNet_raw/Dataset003_Liver --labels "liver tumor" -n 500
-"""
+HELP = (
+    "Show the cases that synthesize would make with the same options, with their lesions and sizes.\n\nWith "
+    "--balance-against, plan the cases that a real dataset lacks, by number of lesions per case and by lesion "
+    "size;\nsynthesize with the same options makes them.\n\nExample: maisi-aug plan --balance-against "
+    'nnUNet_raw/Dataset003_Liver --labels "liver tumor" -n 500\n'
+)

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def prepare(
     config: PrepareConfig,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the prepared cases, new or begun.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for prepared cases; continued if unfinished.")],
     device: Annotated[
         str, typer.Option(help="Device for TotalSegmentator: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
     ] = "auto",
@@ -32,7 +32,7 @@ def prepare(
         bool,
         typer.Option(
             "--update",
-            help="Bring the folder to other options, and remove its cases that are left out.",
+            help="Change an existing folder to these options; cases that are no longer given are removed.",
             rich_help_panel=RUN,
         ),
     ] = False,
@@ -40,7 +40,7 @@ def prepare(
         int | None, typer.Option(min=1, help="Number of processes (default: one per core).", rich_help_panel=RUN)
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything, show what labels become, and stop.")
+        bool, typer.Option("--dry-run", help="Check everything, show the meaning of every label, and stop.")
     ] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -48,8 +48,8 @@ def prepare(
     """Prepare your own CTs and label maps for training: one grid, one vocabulary, body, folds, pictures.
 
     Labels win over each other in this order, the last one on top: body, --tissue, --organs, your labels, lesions.
-    A scan larger than the grid is cropped around the new labels; a smaller one is filled up with air.
-    The same command continues where it was stopped, and prepares only what is new.
+    A scan larger than the grid is cropped around the new labels; a smaller one is padded with air.
+    The same command continues a stopped run, and prepares only new cases.
 
     Example: maisi-aug prepare --images ct --labels masks --map "1=kidney tumor" --organs totalseg --out prepared
     """
@@ -70,7 +70,7 @@ def prepare(
 
 
 def _show_plan(plan: PreparePlan, *, as_json: bool) -> None:
-    """What every label becomes, and on which grid."""
+    """Print the meaning of every label, and the grid."""
     from maisi_aug.volumes.grid import spell_grid
 
     settings, vocabulary = plan.settings, plan.meanings.vocabulary

@@ -1,4 +1,4 @@
-"""`maisi-aug recipes`: the recipes that come with the package, and a check for one's own."""
+"""`maisi-aug recipes`: list the recipes of the package, and check a user's own."""
 
 from __future__ import annotations
 
@@ -25,20 +25,18 @@ from maisi_aug.volumes.grid import spell_grid
 if TYPE_CHECKING:
     from maisi_aug.cohort.resolve import CohortRun
 
-recipes_app = typer.Typer(
-    no_args_is_help=True, help="List, show, copy and validate recipes of cohorts and of training."
-)
+recipes_app = typer.Typer(no_args_is_help=True, help="List, show, copy and validate recipes for cohorts and training.")
 
 _HEADINGS = {
-    "cohort": "Cohorts, made by synthesize",
-    "insertion": "Lesions in your own CTs, made by insert",
-    "training": "Bundles, made by train",
+    "cohort": "Cohorts (synthesize)",
+    "insertion": "Lesions in your own CTs (insert)",
+    "training": "Bundles (train)",
 }
 
 RecipeName = Annotated[
     str,
     typer.Argument(
-        metavar="NAME|FILE", autocompletion=complete_all_recipes, help="A recipe of the package, or a YAML file."
+        metavar="NAME|FILE", autocompletion=complete_all_recipes, help="Name of a packaged recipe, or a YAML file."
     ),
 ]
 
@@ -82,7 +80,7 @@ def show_command(name: RecipeName) -> None:
 @recipes_app.command("copy")
 def copy_command(
     name: RecipeName,
-    target: Annotated[Path, typer.Argument(help="File to write, or a folder to write NAME.yaml into.")] = Path(),
+    target: Annotated[Path, typer.Argument(help="File to write, or folder in which to write NAME.yaml.")] = Path(),
 ) -> None:
     """Copy a recipe to edit it."""
     path = copy_recipe(name, target)
@@ -162,8 +160,6 @@ def require_plannable(config: CohortRequest, *, source: str) -> CohortRun:
     problems = find_problems(config.labels, load_bundle(config.bundle).vocabulary)
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
-        raise RecipeError(
-            f"{source}: expected label requests that can be met, found {len(problems)} that cannot:{listed}"
-        )
+        raise RecipeError(f"{source}: {len(problems)} label requests cannot be met:{listed}")
     with CohortProgress(is_quiet=False) as progress:
         return resolve(config, report_file=progress.measures)

@@ -16,23 +16,23 @@ def register(app: typer.Typer) -> None:
 
 def report(
     path: Annotated[Path, typer.Argument(metavar="BENCH|COHORT", help="Folder of a benchmark or of a cohort.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; its .json and .md go beside it.")] = Path(
-        "report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="HTML file to write; its .json and .md are written next to it.")
+    ] = Path("report.html"),
     fid: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="fid.json that 'evaluate fid --out' wrote, to be shown.")
+        Path | None, typer.Option(metavar="FILE", help="fid.json of 'evaluate fid --out' to include.")
     ] = None,
     detection_curve: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="detection_curve.json that 'evaluate detection-curve --out' wrote."),
+        typer.Option(metavar="FILE", help="detection_curve.json of 'evaluate detection-curve --out' to include."),
     ] = None,
     evidence: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="Folder that an 'evaluate ... --out' wrote, for the scorecard of a cohort; may repeat."
+            metavar="DIR", help="Output folder of an 'evaluate ... --out', for a cohort's scorecard; may repeat."
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON as well.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Also print the figures as JSON.")] = False,
 ) -> None:
     """Write a page with verdicts, charts, slices, provenance and licences that needs no network and no other file.
 

@@ -18,7 +18,17 @@ from maisi_aug.cli.shared.completion import complete_recipes
 from maisi_aug.cli.shared.dry_run import show_plan, view_plan
 from maisi_aug.cli.shared.from_models import Given, with_options
 from maisi_aug.cli.shared.label_map import LabelRules
-from maisi_aug.cli.shared.run_options import RUN, AsJson, Device, Devices, JsonLines, Quiet, ShardOption
+from maisi_aug.cli.shared.run_options import (
+    RUN,
+    AsJson,
+    Device,
+    Devices,
+    JsonLines,
+    Quiet,
+    RedrawRejected,
+    ShardOption,
+    Verify,
+)
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.review import num_rejected_in_review
 
@@ -45,7 +55,7 @@ def synthesize(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=complete_recipes,
-            help="Recipe; options stand above it.",
+            help="Recipe name or YAML file; options override it.",
             rich_help_panel="What to make",
         ),
     ] = None,
@@ -57,39 +67,24 @@ def synthesize(
         CompilerName,
         typer.Option(
             "--compile",
-            help="Compile the networks first: pays for large grids and many cases. trt needs the extra of that name.",
+            help="Compile the networks first; worthwhile for large grids and many cases. trt needs the extra 'trt'.",
             rich_help_panel=RUN,
         ),
     ] = "none",
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show the plan and make nothing.", rich_help_panel=RUN)
+        bool, typer.Option("--dry-run", help="Show the plan without making anything.", rich_help_panel=RUN)
     ] = False,
     resume: Annotated[
-        bool, typer.Option(help="Continue a cohort of the same configuration.", rich_help_panel=RUN)
+        bool, typer.Option(help="Continue an existing cohort that has the same configuration.", rich_help_panel=RUN)
     ] = True,
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify",
-            help="Compare the bytes of finished cases with the manifest, and draw altered ones again; missing ones "
-            "always are.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
-    redraw_rejected: Annotated[
-        bool,
-        typer.Option(
-            "--redraw-rejected",
-            help="Make another attempt at cases that were rejected with maisi-aug view.",
-            rich_help_panel=RUN,
-        ),
-    ] = False,
+    verify: Verify = False,
+    redraw_rejected: RedrawRejected = False,
     view: Annotated[
         bool,
         typer.Option(
             "--view",
-            help="Look at the label maps with their lesions in the browser; no network is loaded. Needs the extra "
-            "'view'.",
+            help="Show the label maps with their lesions in the browser, without loading any network. Needs the "
+            "extra 'view'.",
             rich_help_panel=RUN,
         ),
     ] = False,
@@ -134,7 +129,7 @@ def synthesize(
 
 def _require_out(out: Path | None) -> Path:
     if out is None:
-        raise typer.BadParameter("--out: expected a folder for the cohort, found none. Name one, or add --dry-run.")
+        raise typer.BadParameter("--out: required. Give a folder for the cohort, or add --dry-run.")
     return out
 
 
@@ -148,7 +143,7 @@ def _run(config: CohortRequest, out: Path, *, is_quiet: bool, as_lines: bool, **
 
 
 def describe_summary(summary: CohortSummary) -> str:
-    """The end of a run in a few lines: how many cases were accepted, which were rejected and why, what comes next."""
+    """Return the end of a run in a few lines: accepted cases, rejected ones with reasons, and the next command."""
     facts = summary.to_json()
     lines = [f"{summary.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted."]
     if facts["first_attempt_rate"] is not None:
@@ -156,14 +151,14 @@ def describe_summary(summary: CohortSummary) -> str:
         lines.append(f"Accepted {share}; {facts['num_attempts']} attempts in all; {summary.seconds:.0f} s.")
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
     if facts["rejected"]:
-        lines.append("Further attempts: the same command with a larger --max-attempts.")
+        lines.append("To try again: run the same command with a larger --max-attempts.")
     if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
-        lines.append(f"Rejected in review, and left out of exports: {reviewed}. --redraw-rejected draws others.")
+        lines.append(f"Rejected in review and left out of exports: {reviewed}. Use --redraw-rejected to replace them.")
     if summary.skipped:
         lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if summary.shard is not None:
-        lines.append(f"Shard {summary.shard}. When all have ended: {shlex.join(merge_command(summary.folder))}")
+        lines.append(f"Shard {summary.shard}. When all shards have ended: {shlex.join(merge_command(summary.folder))}")
     elif facts["num_accepted"]:
         lines.append(f"Pictures: {summary.folder / 'contact_sheet.png'}")
         if any(record.mask_origin.get("source") != NO_MAP for record in summary.manifest.accepted):
@@ -172,7 +167,7 @@ def describe_summary(summary: CohortSummary) -> str:
 
 
 def merge_command(folder: Path) -> list[str]:
-    """The command that puts the shards of a cohort together."""
+    """Return the command that puts the shards of a cohort together."""
     return ["maisi-aug", "cohort", "merge", str(folder)]
 
 

@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(
         name="train",
         no_args_is_help=True,
-        help="Train the networks of a bundle, stage by stage, from a training recipe. On N GPUs: "
-        "torchrun --nproc_per_node=N -m maisi_aug.cli.app train ..., which multiplies the batch of a step by N.",
+        help="Train the networks of a bundle, stage by stage, from a training recipe. On N GPUs: torchrun "
+        "--nproc_per_node=N -m maisi_aug.cli.app train ...; each step then uses N batches.",
     )
     for stage, command, summary in (
         ("vae", _image_command("vae"), "Train the autoencoder on images."),
@@ -35,8 +35,10 @@ def register(app: typer.Typer) -> None:
         (
             "mask-diffusion",
             train_mask_diffusion,
-            "Train the diffusion U-Net on the latents of label maps, told the sizes of organs and tumours, then write "
-            "both mask networks into a bundle.",
+            (
+                "Train the diffusion U-Net on latents of label maps, conditioned on the sizes of organs and tumours, "
+                "then write both mask networks into a bundle."
+            ),
         ),
     ):
         group.command(stage, help=f"{summary} {RESUMES}")(with_options(command))
@@ -103,9 +105,12 @@ def _train(
 
 
 def _tell(result: TrainResult) -> None:
-    """Print where the result of a stage lies, and on stderr what is missing of a training that was stopped."""
+    """Print the path of the result, and on stderr how far a stopped training has come."""
     if result.loop is None:
-        tell(f"{result.stage}: the time was up while {result.stopped_while}; run again to go on.")
+        tell(
+            f"{result.stage}: time limit reached while {result.stopped_while}; run the same command again to continue."
+        )
     elif not result.is_complete:
-        tell(f"{result.stage}: {result.loop.num_steps_done} of {result.num_steps} steps; run again to go on.")
+        steps = f"{result.loop.num_steps_done} of {result.num_steps} steps"
+        tell(f"{result.stage}: {steps}; run the same command again to continue.")
     typer.echo(result.path)

@@ -9,7 +9,7 @@ import typer
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the command to the application."""
     app.command("view")(view)
 
 
@@ -17,31 +17,44 @@ def view(
     path: Annotated[
         Path,
         typer.Argument(
-            metavar="COHORT", help="A cohort, also a growing one; or a prepared folder, nnU-Net dataset or bank."
+            metavar="COHORT",
+            help="A cohort (finished or still growing), prepared folder, nnU-Net dataset or mask bank.",
         ),
     ],
     beside: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Show each case beside its own of this folder: the CT before insertion, the real one, a reference.",
+            help="Folder to show next to each case: the CT before insertion, the real cohort, or a reference.",
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Show predicted label maps CASE.nii.gz, numbered as the cases are or as their dataset.json says.",
+            help="Folder of predicted label maps CASE.nii.gz, with label numbers as in the cases or in their "
+            "dataset.json.",
         ),
     ] = None,
-    reviewer: Annotated[str, typer.Option(help="Your name, kept with your decisions.")] = "",
+    reviewer: Annotated[str, typer.Option(help="Your name, stored with your decisions.")] = "",
     blind: Annotated[
-        bool, typer.Option("--blind", help="Mix real images of --beside with synthetic ones: which is which?")
+        bool,
+        typer.Option("--blind", help="Reader test: mix synthetic images with real ones from --beside, unlabelled."),
     ] = False,
-    num_images: Annotated[int, typer.Option(min=2, max=10_000, help="Images of --blind, half of each kind.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="Order of --blind; the same one goes on.")] = 0,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free one.")] = 0,
-    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address and open nothing.")] = False,
+    num_images: Annotated[
+        int, typer.Option(min=2, max=10_000, help="Number of images in --blind, half of each kind.")
+    ] = 40,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed for the order of --blind; the same seed continues a test.")
+    ] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also show this report of the cohort; its pictures link to their cases."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on this machine; 0 for any free port.")] = 0,
+    no_browser: Annotated[
+        bool, typer.Option("--no-browser", help="Print the address without opening a browser.")
+    ] = False,
 ) -> None:
     """Look at a cohort in the browser: scroll, window, accept and reject. Ctrl-C stops.
 
@@ -54,7 +67,9 @@ def view(
     from maisi_aug.evaluation.review.serving import ViewOptions, serve
 
     if blind and beside is None:
-        raise typer.BadParameter("--blind can only be used with --beside, the folder of the real images.")
+        raise typer.BadParameter("--blind can only be used with --beside, the folder of real images.")
+    if blind and report is not None:
+        raise typer.BadParameter("--report can only be used without --blind, since it shows which cases are synthetic.")
     options = ViewOptions(
         path=path,
         beside=beside,
@@ -64,6 +79,7 @@ def view(
         num_images=num_images,
         seed=seed,
         port=port,
+        report=report,
     )
     tell("Ctrl-C stops.")
     serve(options, tell=typer.echo, opens_browser=not no_browser)

@@ -1,4 +1,4 @@
-"""What a measurement is asked for, on the command line and in Python. Needs no torch."""
+"""Requests for measurements, on the command line and in Python. Needs no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _VoxelSide = Annotated[float, Field(ge=0.5, le=10.0), Option("--spacing", metava
 
 
 def read_folds(value: object) -> object:
-    """``0,1,2`` or ``all`` as folds; all but text as it is.
+    """Read ``0,1,2`` or ``all`` as folds; values that are not text are returned unchanged.
 
     Raises:
         ValueError: The text is anything else.
@@ -30,132 +30,136 @@ def read_folds(value: object) -> object:
 
 
 class FidRequest(StrictModel, use_attribute_docstrings=True):
-    """A Fréchet distance of slices."""
+    """Request for the Fréchet distance of slices."""
 
     extractor: Annotated[str, Option()] = "efficientnet_lite0"
     """efficientnet_lite0 (needs no download), radimagenet_resnet50 or squeezenet1_1."""
     weights: Annotated[PathText | None, Option(metavar="FILE|URL")] = None
-    """Weights of the extractor; an https address needs --sha256."""
+    """Weights of the extractor; an https address also needs --sha256."""
     sha256: Annotated[str | None, Option()] = None
-    """SHA-256 of the weights; of a file, 8 digits or more."""
+    """SHA-256 of the weights; for a local file at least 8 digits."""
     spacing_mm: Annotated[SpacingField | None, Option("--spacing", takes=str)] = None
-    """Resample to these voxels in mm, such as 1 or 1x1x2."""
+    """Resample to this voxel size in mm, such as 1 or 1x1x2."""
     resampling: Annotated[Literal["centred", "maisi"], Option()] = "centred"
-    """How to resample to --spacing: about the centre, smoothed where voxels become larger; or as in MAISI's script,
-    from the first voxel on and not smoothed, for figures to compare with MAISI's."""
+    """How to resample to --spacing: about the centre, with smoothing when voxels become larger; or as in MAISI's
+    script, from the first voxel and without smoothing, to compare with MAISI's figures."""
     shape: Annotated[ShapeField | None, Option(takes=str)] = None
-    """Fill up with air and cut to this shape, such as 256 or 512x512x256."""
+    """Pad with air and crop to this shape, such as 256 or 512x512x256."""
     centre_share: Annotated[float, Option()] = 1.0
     """Central share of the slices along each axis, such as 0.4."""
     every: Annotated[int, Option()] = 1
-    """Take only every n-th slice: faster, with other figures."""
+    """Use only every n-th slice: faster, but changes the figures."""
     seed: _Seed = 0
     """Random seed of the measurement."""
     device: _Device = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:N or mps."""
     cache: Annotated[Path | None, Option()] = None
-    """Folder of features, kept by content; beside the fetched bundles by default."""
+    """Folder for cached features (default: next to the downloaded bundles)."""
     no_cache: Annotated[bool, Option("--no-cache")] = False
-    """Keep no features."""
+    """Do not cache features."""
 
 
 class DistributionRequest(StrictModel, use_attribute_docstrings=True):
-    """Distances of the distributions of features."""
+    """Request for the distances between distributions of features."""
 
     spacing_mm: _VoxelSide = 3.0
-    """Voxels on which texture and shape are measured."""
+    """Voxel size in mm on which texture and shape are measured."""
     seed: _Seed = 0
     """Random seed of the measurement."""
+    num_workers: _Workers = None
+    """Processes; one per core for a dozen cases each by default."""
 
 
 class EquivalenceRequest(DistributionRequest):
-    """Tests of equivalence."""
+    """Request for tests of equivalence."""
 
     margin: Annotated[float, Field(ge=0.05, le=5.0), Option()] = 0.5
-    """Difference of means that does not matter, in real standard deviations."""
+    """Largest difference of means, in real standard deviations, that does not matter."""
 
 
 class HuRequest(StrictModel, use_attribute_docstrings=True):
-    """HU against ranges."""
+    """Request for a comparison of HU with ranges."""
 
     reference: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Real labelled cases to take the ranges from."""
+    """Real labelled cases to take the HU ranges from."""
     ranges: Annotated[Path | None, Option(metavar="FILE")] = None
-    """JSON with ranges, such as an earlier hu_ranges.json."""
+    """JSON with HU ranges, such as an earlier hu_ranges.json."""
     num_workers: _Workers = None
-    """Processes; one per core for a dozen cases each by default."""
+    """Number of processes (default: one per core, each for at least a dozen cases)."""
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         if self.reference is not None and self.ranges is not None:
-            raise ValueError("--reference and --ranges: expected one of them, found both.")
+            raise ValueError("--reference and --ranges cannot be used together.")
         return self
 
 
 class LesionsRequest(StrictModel, use_attribute_docstrings=True):
-    """Lesions against what was requested."""
+    """Request for a comparison of lesions with what was requested."""
 
     num_workers: _Workers = None
-    """Processes; one per core for a dozen cases each by default."""
+    """Number of processes (default: one per core, each for at least a dozen cases)."""
 
 
 class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
-    """What an independent segmenter finds."""
+    """Request for a measurement of what an independent segmenter finds."""
 
     model: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Trained nnU-Net model; its checkpoint is a pickle: trust it."""
+    """Trained nnU-Net model. Its checkpoint is a pickle: use only models that you trust."""
     predictions: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Ready label maps CASE.nii.gz instead, with a dataset.json."""
+    """Folder of existing label maps CASE.nii.gz with a dataset.json, instead of --model."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME")] = ()
-    """What a label of the model is compared with; may repeat."""
+    """Which label of ours a label of the model corresponds to; may repeat."""
     folds: Annotated[
         tuple[int | Literal["all"], ...], BeforeValidator(read_folds), Option(metavar="N,N,...|all", takes=str)
     ] = ()
-    """Folds of the model, such as 0,1; all that are there."""
+    """Folds of the model, such as 0,1 (default: all there are)."""
     orientation: Annotated[str, Option()] = "RAS"
-    """Orientation of the images that the model was trained on."""
+    """Voxel orientation of the images that the model was trained on."""
     seed: _Seed = 0
     """Random seed of the measurement."""
     device: _Device = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:N or mps."""
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         if (self.model is None) == (self.predictions is None):
-            raise ValueError("--model and --predictions: expected one of them, found both or none.")
+            raise ValueError("Either --model or --predictions is required, but not both.")
         return self
 
 
 class MemorizationRequest(StrictModel, use_attribute_docstrings=True):
-    """How near training cases are."""
+    """Request for the distance of synthetic cases from training cases."""
 
     train: Annotated[Path, Option(metavar="DIR")]
     """Cases that the generator was trained on."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Real cases that it was not trained on; else training cases, left out in turn."""
+    """Real cases that it was not trained on (default: training cases, left out in turn)."""
+    num_workers: _Workers = None
+    """Number of processes (default: one per core, for at least a dozen cases each)."""
 
 
 class ReconstructionRequest(StrictModel, use_attribute_docstrings=True):
-    """What an autoencoder leaves of CTs."""
+    """Request for a measurement of what an autoencoder preserves of CTs."""
 
     bundle: Annotated[PathText, Option(complete="bundles")]
-    """Name or folder of the bundle whose autoencoder is tried."""
+    """Name or folder of the bundle whose autoencoder is measured."""
     lpips_weights: Annotated[PathText | None, Option(metavar="FILE|URL")] = None
-    """Weights of SqueezeNet 1.1, to measure LPIPS too; an address needs --sha256."""
+    """Weights of SqueezeNet 1.1, to measure LPIPS as well; an https address also needs --sha256."""
     sha256: Annotated[str | None, Option()] = None
-    """SHA-256 of the weights; of a file, 8 digits or more."""
+    """SHA-256 of the weights; for a local file at least 8 digits."""
     device: _Device = "auto"
-    """auto, cpu, cuda, cuda:N or mps."""
+    """Device to compute on: auto, cpu, cuda, cuda:N or mps."""
 
 
 class BlindPackRequest(StrictModel, use_attribute_docstrings=True):
-    """A reader test on pictures."""
+    """Request for a reader test on pictures."""
 
     num_each: Annotated[int, Field(ge=1, le=499), Option("--number", "-n")] = 20
-    """Items of each kind."""
+    """Number of items of each kind."""
     with_volumes: Annotated[bool, Option("--volumes")] = False
-    """Write every item as NIfTI as well."""
+    """Also write every item as NIfTI."""
     spacing_mm: _VoxelSide = 2.0
-    """Voxels that all items are brought to."""
+    """Voxel size in mm to which all items are resampled."""
     seed: _Seed = 0
     """Random seed of the measurement."""

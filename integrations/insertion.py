@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.cohort.grammar import SizeRange, parse_requests
-from maisi_aug.errors import LesionError, RequestError, UnfitCtError
+from maisi_aug.errors import LesionError, MaisiAugWarning, RequestError, UnfitCtError
 from maisi_aug.insertion.config import draw_texture
 from maisi_aug.insertion.insert import Host, LabelledHost, LesionRequest, LungHost, insert_lesion
 from maisi_aug.insertion.lungs import LUNG_LOBES
@@ -82,9 +82,9 @@ class LesionPool:
 
         Args:
             lesion: As for ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``: one lesion with its sizes.
-            number: Of lesions in the label maps of the training; new lesions keep clear of those that are there.
-            host_numbers: Of the organs in the label maps in which lesions may grow; without them lesions of the lung
-                find it by HU.
+            number: Number of lesions in the label maps of the training; new lesions keep clear of those that are there.
+            host_numbers: Numbers in the label maps of the organs in which lesions may grow; without them, the lung is
+                found by HU for its lesions.
             reuse: How often a lesion is shown before another takes its place.
             per_ct: Lesions that are kept for every CT; one of them is shown at a time.
             texture: Of nodules; as in patients when not given.
@@ -92,7 +92,7 @@ class LesionPool:
             painter: Draws; the procedural one, or what ``open_bundle_painter`` gives.
 
         Raises:
-            RequestError: It is no single lesion with a size, or nothing tells where its host is.
+            RequestError: It is not a single lesion with a size, or nothing tells where its host is.
             VocabularyError: There is no such label.
         """
         (request,) = parse_requests([lesion], vocabulary=FULL_VOCABULARY)
@@ -101,9 +101,7 @@ class LesionPool:
             raise RequestError(f"'{lesion}': expected one lesion with a size, such as 'lung nodule:6-20mm'.")
         self._is_lung = LUNG_LOBES.issuperset(FULL_VOCABULARY.hosts_of(part.label_id))
         if not self._is_lung and not host_numbers:
-            raise RequestError(
-                f"'{lesion}': expected host_numbers, the numbers of its host organs in the label maps, found none."
-            )
+            raise RequestError(f"'{lesion}': needs host_numbers, the numbers of its host organs in the label maps.")
         self._label_id, self._name, self._size = part.label_id, part.label_name, size
         self.number, self.host_numbers = number, tuple(host_numbers)
         self.reuse, self.per_ct = max(1, reuse), max(1, per_ct)
@@ -160,7 +158,7 @@ class LesionPool:
         *,
         still_fits: Callable[[DrawnLesion], bool] = lambda drawn: True,
     ) -> DrawnLesion | None:
-        """A lesion of the pool for a CT, or a new one while there are too few.
+        """Return a lesion of the pool for a CT, or a new one while there are too few.
 
         Args:
             name: Tells the CT from others.
@@ -190,7 +188,7 @@ class LesionPool:
         try:
             host: Host | None = self._find_host(ct)
         except UnfitCtError as error:
-            warnings.warn(f"{name}: no lesion is inserted. {error}", stacklevel=2)
+            warnings.warn(f"{name}: no lesion is inserted. {error}", MaisiAugWarning, stacklevel=2)
             host = None
         self._held[name] = _HeldCt(host)
         while len(self._held) > NUM_HELD_CTS:

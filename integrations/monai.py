@@ -44,14 +44,14 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
         Args:
             folder: Folder that ``synthesize`` wrote.
             transform: Applied to every item.
-            labels: Names or ids to keep; those that the cohort was asked for when empty.
+            labels: Names or ids to keep; those requested for the cohort when empty.
             include_anatomy: Every label in the maps as well, except the body envelope.
             numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
         Raises:
-            CohortError: It is no cohort.
+            CohortError: It is not a cohort.
             ExportError: It is unfinished, or a label occurs nowhere.
-            RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
+            RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
             VocabularyError: An unknown label name.
         """
         self._pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
@@ -66,8 +66,8 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
 class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
     """MONAI's dictionary transform that puts a lesion into a CT and its label map, with a probability.
 
-    The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are told apart by their file name; items without
-    one take ``name_key``.
+    The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are distinguished by their file name; items
+    without one take ``name_key``.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
-            keys: Of the image and of the label map.
-            probability: That an item gets a lesion.
-            name_key: Of the item's name, where it is not the image's ``filename_or_obj``.
+            keys: Keys of the image and of the label map.
+            probability: Probability that an item gets a lesion.
+            name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
             pool: As for :class:`LesionPool`.
 
         Raises:
@@ -93,12 +93,12 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         """
         MapTransform.__init__(self, keys)
         if len(self.keys) != 2:
-            raise RequestError(f"InsertLesiond: expected the keys of image and label map, found {self.keys}.")
+            raise RequestError(f"InsertLesiond: needs the keys of image and label map, found {self.keys}.")
         self.probability, self.name_key = probability, name_key
         self.pool = LesionPool(lesion, **pool)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """The item with a lesion more, or as it was."""
+        """Return the item with a lesion more, or as it was."""
         item = dict(data)
         rng = np.random.default_rng(self.R.randint(2**31))
         if rng.random() >= self.probability:

@@ -37,7 +37,7 @@ DATA_LIST_NAME, TASK_NAME, MAPPING_NAME = "datalist.json", "task.yaml", "maisi_a
 
 @dataclass(frozen=True, slots=True)
 class MonaiReport:
-    """What an export wrote.
+    """Result of an export to a MONAI data list.
 
     Attributes:
         path: The folder.
@@ -47,7 +47,7 @@ class MonaiReport:
         folds_source: Where they come from.
         num_linked: How many images are hard links to the cohort's files rather than copies.
         labels: Label name -> number.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class MonaiReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {**asdict(self), "path": str(self.path), "notes": list(self.notes)}
 
 
@@ -87,12 +87,12 @@ def export_monai(
         like: nnU-Net raw dataset of real cases, referred to where they are; its labels decide the numbers.
         label: ``LABEL=NAME`` each: a label of the real dataset or ``background``, and what it is in the cohort.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        labels: Names or ids to export without ``like``; those that the cohort was asked for when empty.
+        labels: Names or ids to export without ``like``; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope; without ``like``.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: ``cohort_dir`` is not a cohort.
         ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, one case alone
             is to be dealt into folds, a data list cannot hold the folds, or no synthetic case may train.
         VocabularyError: An unknown label name.
@@ -135,15 +135,15 @@ def _build_notes(
     if cohort.partial_note:
         yield cohort.partial_note
     if real is None:
-        yield "The folds hold synthetic cases, so that they say nothing of real ones; see --like."
+        yield "The folds consist of synthetic cases, so that validation says nothing about real ones; see --like."
         return
     if unused := [case_id for case_id in real.case_ids if case_id not in places]:
-        yield f"{len(unused)} of the {len(real.cases)} real cases are left out, as no fold has them ({unused[0]})."
+        yield f"{len(unused)} of the {len(real.cases)} real cases are left out, because no fold has them ({unused[0]})."
     if leaks := len(cohort.cases) - len(chosen.cases):
         yield (
-            f"{leaks} of the {len(cohort.cases)} synthetic cases are left out: they were made from label maps of real "
-            "cases that validate, and a data list trains on its synthetic cases in every fold. The export to nnU-Net "
-            "leaves them out of the fold alone."
+            f"{leaks} of the {len(cohort.cases)} synthetic cases are left out: they were made from label maps of "
+            "real cases used for validation, and a data list trains on its synthetic cases in every fold. The "
+            "nnU-Net export only leaves them out of the folds concerned."
         )
 
 
@@ -152,8 +152,12 @@ def _require_use(like: Path | None, **flags: Any) -> None:
     names = ("labels", "include_anatomy") if like is not None else ("label", "absent")
     idle = ["--map" if name == "label" else f"--{name.replace('_', '-')}" for name in names if flags[name]]
     if idle:
-        beside = "none beside --like, whose labels decide what is exported" if like is not None else "--like beside it"
-        raise ExportError(f"{idle[0]}: expected {beside}, found otherwise. Leave one out, or add the other.")
+        beside = (
+            "cannot be used with --like, whose labels decide what is exported"
+            if like is not None
+            else "can only be used with --like"
+        )
+        raise ExportError(f"{idle[0]}: {beside}. Leave one out, or add the other.")
 
 
 def _number_like(
@@ -173,7 +177,7 @@ def _find_folds(cohort: CohortSource, real: RealDataset | None) -> Folds:
     case_ids = [case.case_id for case in cohort.cases] if real is None else list(real.case_ids)
     if real is None and len(case_ids) < 2:
         raise ExportError(
-            f"{cohort.folder}: expected at least two cases to deal into folds, found one. Make more, or give --like."
+            f"{cohort.folder}: at least two cases are needed for folds, found one. Make more, or give --like."
         )
     places = preprocessed_places((cohort.folder if real is None else real.folder).name)
     return load_real_folds(places, case_ids, raw=None if real is None else real.folder)
@@ -186,7 +190,9 @@ def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | N
         ExportError: A data list cannot hold the folds: a fold trains on all cases that do not validate in it.
     """
     name = "The cohort" if real is None else real.name
-    advice = "A MONAI data list cannot hold such folds; use the export to nnU-Net, or give every fold all other cases."
+    advice = (
+        "A MONAI data list cannot hold such folds; use the nnU-Net export, or add all remaining cases to every fold."
+    )
     places: dict[str, int | None] = {
         case_id: None for fold in folds.folds for case_id in (*fold["train"], *fold["val"])
     }
@@ -194,15 +200,15 @@ def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | N
         for case_id in fold["val"]:
             if places[case_id] is not None:
                 raise ExportError(
-                    f"{name}: expected every case to validate in one fold at most, found '{case_id}' in folds "
-                    f"{places[case_id]} and {number} of {folds.source}. {advice}"
+                    f"{name}: a case can validate in one fold at most, found '{case_id}' in folds {places[case_id]} "
+                    f"and {number} of {folds.source}. {advice}"
                 )
             places[case_id] = number
         missing = sorted(places.keys() - {*fold["train"], *fold["val"]})
         if missing:
             raise ExportError(
-                f"{name}: expected all cases to train or to validate in fold {number} of {folds.source}, found "
-                f"no '{missing[0]}'. {advice}"
+                f"{name}: every case must train or validate in fold {number} of {folds.source}; '{missing[0]}' does "
+                f"neither. {advice}"
             )
     return places
 
@@ -215,9 +221,9 @@ def _without_leaks(cohort: CohortSource, real: RealDataset | None, places: Mappi
     cases = tuple(case for case in cohort.cases if not known.named_by(origin_words(case.mask_origin)))
     if not cases:
         raise ExportError(
-            f"{cohort.folder}: expected a case that was not made from the label map of a case of {real.name} that "
-            "validates, found none, and a MONAI data list trains on its synthetic cases in every fold. Use the export "
-            "to nnU-Net, which leaves such a case out of the fold alone, or make cases from other label maps."
+            f"{cohort.folder}: every case was made from the label map of a validation case of {real.name}, and a "
+            "MONAI data list trains on its synthetic cases in every fold. Use the nnU-Net export, which leaves such "
+            "a case out of one fold only, or make cases from other label maps."
         )
     return replace(cohort, cases=cases)
 

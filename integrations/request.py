@@ -1,4 +1,4 @@
-"""What exports are asked for, on the command line and in Python. Nothing heavy is imported."""
+"""The requests for exports, on the command line and in Python. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -15,63 +15,70 @@ _ALONE, _LIKE = "Without --like", "With --like"
 
 
 class DicomExport(StrictModel, use_attribute_docstrings=True):
-    """Which labels become DICOM segmentations."""
+    """Labels that become DICOM segmentations."""
 
     labels: Annotated[tuple[str, ...], Option()] = ()
-    """Label to export, by name or id; may repeat (default: those that the cohort was asked for)."""
+    """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
     include_anatomy: Annotated[bool, Option("--include-anatomy")] = False
     """Export every organ label as well."""
 
 
 class MonaiExport(DicomExport):
-    """Which labels become which numbers, and which real cases stand beside the cohort's."""
+    """Labels and their numbers, and the real cases to export with the cohort's."""
 
     like: Annotated[Path | None, Option()] = None
-    """nnU-Net raw dataset of real cases: they make up the folds, and its labels the numbers."""
+    """nnU-Net raw dataset of real cases, which supplies the folds and the label numbers."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME")] = ()
-    """A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several names are
-    joined by '+'. Labels whose names mean the same find each other."""
+    """A label of the real dataset, or 'background', and its name in the cohort; may repeat; join several names with
+    '+'. Labels with equivalent names are matched automatically.
+    """
     absent: Annotated[tuple[str, ...], Option(metavar="LABEL")] = ()
-    """Label of the real dataset that no synthetic body holds; may repeat."""
+    """Label of the real dataset that no synthetic case contains; may repeat."""
 
 
 class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """A dataset of a cohort alone or, with ``like``, a real one that the cohort is added to."""
 
     dataset_id: Annotated[int, Field(ge=1, le=999), Option()]
-    """Number of the dataset, not in use."""
+    """Unused dataset number."""
     name: Annotated[str | None, Option(everyday=True)] = None
-    """Name of the dataset: letters, digits, '_' and '-'. With --like: the real one's and 'Synthetic'."""
+    """Dataset name: letters, digits, '_' and '-' (default with --like: the real dataset's name followed by
+    'Synthetic').
+    """
     out: Annotated[Path | None, Option(everyday=True)] = None
-    """Folder for raw datasets; the environment variable nnUNet_raw when not given."""
+    """Folder for raw datasets (default: the environment variable nnUNet_raw)."""
     labels: Annotated[tuple[str, ...], Option(panel=_ALONE, everyday=True)] = ()
-    """Label to export, by name or id; may repeat (default: those that the cohort was asked for)."""
+    """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
     include_anatomy: Annotated[bool, Option("--include-anatomy", panel=_ALONE)] = False
     """Export every organ label as well."""
     copy_images: Annotated[bool, Option("--copy", panel=_ALONE)] = False
     """Copy the images instead of hard-linking them."""
     like: Annotated[Path | None, Option(panel=_LIKE, everyday=True)] = None
-    """Real raw dataset to add to: nnUNet_raw/DatasetXXX_Name, its number or its name."""
+    """Real raw dataset to extend: nnUNet_raw/DatasetXXX_Name, its number or its name."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_LIKE, everyday=True)] = ()
-    """A label of the real dataset, or 'background', and its name in the cohort; may repeat, and several names are
-    joined by '+'. Labels whose names mean the same find each other."""
+    """A label of the real dataset, or 'background', and its name in the cohort; may repeat; join several names with
+    '+'. Labels with equivalent names are matched automatically.
+    """
     absent: Annotated[tuple[str, ...], Option(metavar="LABEL", panel=_LIKE)] = ()
-    """Label of the real dataset that no synthetic body holds; may repeat."""
+    """Label of the real dataset that no synthetic case contains; may repeat."""
     ratio: Annotated[float | None, Option(panel=_LIKE, everyday=True)] = None
-    """Synthetic cases per real case; all without it."""
+    """Synthetic cases per real case (default: all)."""
     max_per_label: Annotated[int | None, Option(panel=_LIKE)] = None
-    """Most synthetic cases per requested label."""
+    """Largest number of synthetic cases per requested label."""
     plans: Annotated[str | None, Option(panel=_LIKE)] = None
-    """Plans of the real dataset to move; nnUNetPlans, or the only ones, without it."""
+    """Plans of the real dataset to reuse (default: nnUNetPlans, or the only plans there)."""
     preprocessed: Annotated[Path | None, Option(panel=_LIKE)] = None
-    """Folder for preprocessed datasets; the environment variable nnUNet_preprocessed when not given."""
+    """Folder for preprocessed datasets (default: the environment variable nnUNet_preprocessed)."""
     link: Annotated[Link, Option(panel=_LIKE)] = "none"
-    """Name existing files in dataset.json where they are (none), or link them into the dataset."""
+    """How real images enter the dataset: none lists them in dataset.json where they are; the others link them into the
+    dataset.
+    """
     insert: Annotated[str | None, Option(metavar="LABEL=LESION:SIZE[@SHARE]", panel=_LIKE)] = None
-    """Lesion of the lung that nnUNetTrainerSynthetic... draws into real cases as it reads them, into half of them
-    without a share: nodule=lung nodule:6-20mm."""
+    """Lung lesion that nnUNetTrainerSynthetic... inserts into real cases while training, such as 'nodule=lung
+    nodule:6-20mm'; into half of the cases unless a share is given.
+    """
     dry_run: Annotated[bool, Option("--dry-run", panel=_LIKE, everyday=True)] = False
-    """Check everything, real cases included, and write nothing."""
+    """Check everything, including the real cases, and write nothing."""
 
     @model_validator(mode="after")
     def _require_fitting_options(self) -> Self:
@@ -81,8 +88,5 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
             if option.panel == wrong and name != "like" and getattr(self, name) != field.default:
                 raise RequestError(f"{option.spell_flags(name)[0]} can only be used {place}. Leave it out.")
         if self.like is None and self.name is None:
-            raise RequestError(
-                "--name: expected a name, or --like for a name that follows the real dataset's, found neither. Give "
-                "--name NAME."
-            )
+            raise RequestError("--name: required without --like. Give --name NAME.")
         return self

@@ -32,15 +32,15 @@ NAME: Final = "maisi-aug"
 
 @dataclass(frozen=True)
 class JobLimits:
-    """What every job gets.
+    """Limits of every job.
 
     Attributes:
         minutes: Wall-clock time; a job that has not finished by then is queued again.
         num_gpus: GPUs.
         num_cpus: Cores.
         memory: As Slurm writes it, such as 32GB; empty for the cluster's default.
-        partition: Of the cluster; empty for its default.
-        account: That pays; empty for the user's default.
+        partition: Partition of the cluster; empty for its default.
+        account: Account to charge; empty for the user's default.
         num_running: Most jobs that run at the same time; None for all.
         num_timeouts: How often a job is queued again because its time was over; preemptions do not count.
         others: Further options of sbatch.
@@ -57,7 +57,7 @@ class JobLimits:
     others: tuple[tuple[str, str], ...] = ()
 
     def to_parameters(self) -> dict[str, Any]:
-        """As submitit names them."""
+        """Return the options under submitit's names."""
         named = {"mem": self.memory, "partition": self.partition, "account": self.account}
         return {
             "job_name": NAME,
@@ -73,10 +73,10 @@ class JobLimits:
 
 @dataclass
 class ShardJob:
-    """What a job does: runs the command for its shard, and stops it when it has to.
+    """A job that runs the command for its shard, and stops it when it must.
 
     Attributes:
-        words: Of the command, after ``maisi-aug``.
+        words: Words of the command, after ``maisi-aug``.
         shard: Which part it makes.
     """
 
@@ -102,7 +102,7 @@ class ShardJob:
             raise subprocess.CalledProcessError(code, self.spell())
 
     def spell(self) -> list[str]:
-        """The whole command line."""
+        """Return the whole command line."""
         return [sys.executable, "-m", "maisi_aug", *self.words, "--shard", str(self.shard)]
 
     def checkpoint(self) -> Any:
@@ -128,7 +128,7 @@ class ShardJob:
 
 
 def _is_cancelled() -> bool:
-    """Whether the user has ended this job with scancel, which sends SIGTERM, too.
+    """Whether the user has ended this job with scancel, which sends SIGTERM as well.
 
     Slurm shows such a job as one that completes. One that is to make room runs until its grace time is over, and shows
     the time at which it was chosen.
@@ -142,7 +142,7 @@ def _is_cancelled() -> bool:
 
 
 def require_submitit() -> Any:
-    """The package.
+    """Return the package.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -151,19 +151,18 @@ def require_submitit() -> Any:
         import submitit
     except ImportError as error:
         raise MissingExtraError(
-            f"cluster submit: expected the package submitit, found: {error}. Install it with: pip install "
-            "'maisi-aug[slurm]'"
+            f"cluster submit: the package submitit is missing: {error}. Install it with: pip install 'maisi-aug[slurm]'"
         ) from error
     return submitit
 
 
 def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
-    """The file that :func:`submit_shards` hands to sbatch.
+    """Return the file that :func:`submit_shards` hands to sbatch.
 
     Args:
         folder: For logs and what the jobs are made of.
         num_jobs: Jobs of the array.
-        limits: What every job gets.
+        limits: Resources of every job.
 
     Raises:
         MissingExtraError: submitit is not installed.
@@ -183,10 +182,10 @@ def submit_shards(
     """Queue an array of jobs, each of which makes a shard.
 
     Args:
-        words: Of the command, after ``maisi-aug``, without ``--shard``.
+        words: Words of the command, after ``maisi-aug``, without ``--shard``.
         folder: For logs and what the jobs are made of.
         num_jobs: Jobs, and shards.
-        limits: What every job gets.
+        limits: Resources of every job.
         is_local: Start processes on this machine instead.
 
     Returns:
@@ -204,8 +203,8 @@ def submit_shards(
     else:
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             raise WorkerError(
-                "cluster submit: expected the commands sbatch and srun of Slurm, found none. Run it on a login node of "
-                "the cluster, or use --local to try it on this machine."
+                "cluster submit: Slurm's commands sbatch and srun are missing. Run it on a login node of the "
+                "cluster, or use --local for a trial on this machine."
             )
         executor = submitit.SlurmExecutor(folder, max_num_timeout=limits.num_timeouts)
         executor.update_parameters(**limits.to_parameters())
@@ -213,7 +212,7 @@ def submit_shards(
         return [job.job_id for job in executor.submit_array(jobs)]
     except submitit.core.utils.FailedJobError as error:
         last = str(error).strip().splitlines()[-1]
-        raise WorkerError(f"cluster submit: expected Slurm to take the jobs, found: {last}") from error
+        raise WorkerError(f"cluster submit: Slurm rejected the jobs: {last}") from error
 
 
 def read_others(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:

@@ -25,20 +25,20 @@ def load_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> list[Any]:
-    """All cases of a cohort as subjects with ``image``, ``label``, ``case_id``, ``request`` and ``seed``, in memory.
+    """Load all cases of a cohort as subjects with ``image``, ``label``, ``case_id``, ``request`` and ``seed``.
 
     Args:
         folder: Folder that ``synthesize`` wrote.
-        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
+        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
             empty.
         include_anatomy: Every label in the maps as well, except the body envelope.
         numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
-        CohortError: It is no cohort.
+        CohortError: It is not a cohort.
         ExportError: It is unfinished or altered, or a label occurs nowhere.
         MissingExtraError: TorchIO is not installed.
-        RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
+        RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
         VocabularyError: An unknown label name.
     """
     return list(iterate_subjects(folder, labels, include_anatomy=include_anatomy, numbers=numbers))
@@ -51,7 +51,7 @@ def iterate_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> Iterator[Any]:
-    """The subjects of :func:`load_subjects` one after the other, for cohorts that do not fit into memory."""
+    """Return the subjects of :func:`load_subjects` one after the other, for cohorts that do not fit into memory."""
     import_torchio()
     pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
     return (to_subject(pairs.load(index)) for index in range(len(pairs)))
@@ -74,10 +74,10 @@ class InsertLesion:
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
-            probability: That a subject gets a lesion.
+            probability: Probability that a subject gets a lesion.
             image: Name of the image in the subject.
             label: Name of the label map.
-            seed: Of everything random.
+            seed: Seed of everything random.
             pool: As for :class:`LesionPool`.
 
         Raises:
@@ -88,7 +88,7 @@ class InsertLesion:
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, subject: Any) -> Any:
-        """The subject with a lesion more, or as it was."""
+        """Return the subject with a lesion more, or as it was."""
         if self._rng.random() >= self.probability:
             return subject
         subject = copy.deepcopy(subject)

@@ -24,11 +24,11 @@ from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_grid, load_image,
 
 EXTRA = "totalsegmentator"
 VERSION = "totalsegmentator-v2"
-"""What the ids of its label maps mean, as ``--organ-labels`` names it."""
+"""Meaning of the ids of its label maps, as in ``--organ-labels``."""
 
 
 def require_totalsegmentator() -> Callable[..., Any]:
-    """TotalSegmentator's Python API.
+    """Return TotalSegmentator's Python API.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -37,8 +37,8 @@ def require_totalsegmentator() -> Callable[..., Any]:
         from totalsegmentator.python_api import totalsegmentator
     except ImportError as error:
         raise MissingExtraError(
-            f"TotalSegmentator: expected the package, found: {error}. Install it with pip install "
-            f"'maisi-aug[{EXTRA}]', or give a folder of its results with --organs."
+            f"TotalSegmentator: the package is missing: {error}. Install it with pip install 'maisi-aug[{EXTRA}]', "
+            "or give a folder of its results with --organs."
         ) from error
     run: Callable[..., Any] = totalsegmentator
     return run
@@ -110,12 +110,12 @@ def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PreparationError(
-                f"TotalSegmentator, case {case_id}: expected organ labels, found: {reason[:300]}. Run TotalSegmentator "
-                "on this image by hand to see more, or give its results with --organs."
+                f"TotalSegmentator, case {case_id}: failed: {reason[:300]}. Run TotalSegmentator on this image by "
+                "hand to see more, or give its results with --organs."
             ) from error
         if not written.is_file():
             raise PreparationError(
-                f"TotalSegmentator, case {case_id}: expected a label map, found none. Give its results with --organs."
+                f"TotalSegmentator, case {case_id}: wrote no label map. Give its results with --organs."
             )
         written.replace(result)
     finally:

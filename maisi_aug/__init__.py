@@ -115,7 +115,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     home = import_module(f"maisi_aug.{_HOMES[name]}")
-    # ``evaluate`` is a module, which is no attribute of its package before it is imported.
+    # ``evaluate`` is a module: it becomes an attribute of its package only when it is imported.
     value = getattr(home, name, None) or import_module(f"{home.__name__}.{name}")
     globals()[name] = value
     return value

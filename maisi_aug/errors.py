@@ -1,4 +1,4 @@
-"""The errors that a user can cause, one sentence each: subject, what was expected, what was found, what to do."""
+"""Errors that a user can cause, and warnings. A message names the option, file or value, the fault, and the remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 
 _LONGEST_WORD = 200
-"""Of which something like it is looked for, which takes the time of both lengths."""
+"""Longest word, in characters, to look for similar names of; the search takes time in proportion to both lengths."""
 
 
 class MaisiAugError(Exception):
@@ -38,7 +38,7 @@ class VolumeError(MaisiAugError, ValueError):
 
 
 class BankError(MaisiAugError, ValueError):
-    """A mask bank that is empty, unreadable or lacks what was asked for."""
+    """A mask bank that is empty, unreadable or lacks what was requested."""
 
 
 class EmptyBankError(BankError):
@@ -66,11 +66,15 @@ class PreparationError(MaisiAugError, ValueError):
 
 
 class TrainingError(MaisiAugError, ValueError):
-    """A training run that cannot start or cannot go on."""
+    """A training run that cannot start or cannot continue."""
 
 
 class ExportError(MaisiAugError, ValueError):
     """An export that would be wrong or incomplete."""
+
+
+class MigrationError(MaisiAugError, ValueError):
+    """A configuration of another program that cannot be translated."""
 
 
 class BenchmarkError(MaisiAugError, ValueError):
@@ -86,11 +90,15 @@ class EvaluationError(MaisiAugError, ValueError):
 
 
 class MemoryShortageError(MaisiAugError, MemoryError):
-    """Less memory than the smallest piece of work needs."""
+    """Raised when the smallest piece of work needs more memory than there is."""
 
 
 class MissingExtraError(MaisiAugError, ImportError):
     """An optional package that a command needs; the message names the extra to install."""
+
+
+class MaisiAugWarning(UserWarning):
+    """Base of what the package warns of; the command line prints these warnings as notes, and no others."""
 
 
 class EarlierSpelling(FutureWarning):
@@ -98,10 +106,10 @@ class EarlierSpelling(FutureWarning):
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
-    """The closest candidates as a phrase to append to a message, or an empty string.
+    """Return the closest candidates as a phrase to append to a message, or an empty string.
 
     Args:
-        word: What the user typed.
+        word: Word that the user typed.
         candidates: The names that would have been right.
 
     Returns:

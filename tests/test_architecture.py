@@ -45,6 +45,7 @@ HOMES = {
 TORCH_PARTS = {
     *("networks", "training", "evaluation"),
     *("integrations.insertion", "integrations.monai", "integrations.nnunet.sampling", "integrations.nnunet.trainers"),
+    "integrations.monai_bundle.sampler",
 }
 HEAVY = {
     "torch",

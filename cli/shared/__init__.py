@@ -1,1 +1,1 @@
-"""What the commands share: the error boundary, flags as values, progress, tables, dry runs."""
+"""Parts that the commands share: the error boundary, flags as values, progress, tables, dry runs."""

@@ -23,8 +23,8 @@ LesionMapOption = Annotated[
     typer.Option(
         "--map",
         metavar="LABEL=NAME",
-        help="A label of the real dataset, of --size-reference or else of --mask-bank, by id or name, and what it is "
-        "here, such as '2=hepatic tumor'; may repeat (default: by name).",
+        help="Meaning of a label in the real dataset, in --size-reference or in --mask-bank, by id or name, such as "
+        "'2=hepatic tumor'; may repeat (default: matched by name).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -38,10 +38,10 @@ def balance_config(
     is_quiet: bool,
     needs_weights: bool = True,
 ) -> tuple[CohortRequest, Balance | None]:
-    """The configuration with the requests that balance the dataset, and the balance.
+    """Return the configuration with the requests that balance the dataset, and the balance.
 
     Args:
-        config: The cohort as it is asked for.
+        config: The cohort as it is requested.
         options: The dataset, and how it is balanced.
         rules: ``LABEL=NAME`` once per lesion.
         is_quiet: Show no progress.
@@ -65,7 +65,7 @@ def balance_config(
 
 
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
-    """``LABEL=NAME`` once per lesion, as what the dataset calls each name.
+    """Return ``LABEL=NAME`` once per lesion, as what the dataset calls each name.
 
     ``NAME=LABEL``, the earlier direction, is read where only that can be meant, and told.
 
@@ -79,7 +79,7 @@ def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], voc
             label, name = name, label
             warn_of_spelling(f"--map '{text}'", f"--map '{label}={name}'")
         if name in mapping:
-            raise typer.BadParameter(f"--map: expected each lesion once, found '{name}' twice.")
+            raise typer.BadParameter(f"--map: each lesion can be given only once, found '{name}' twice.")
         mapping[name] = label
     return mapping
 
@@ -94,8 +94,8 @@ def print_balance(balance: Balance) -> None:
     for label in balance.labels:
         console.print(_build_table(label, balance.dataset))
     console.print(
-        "Each cell: lesions there are (lacking to the fullest of the row) -> with the plan. Every planned case takes "
-        "the number of lesions that the fewest cases have, its lesions the emptiest sizes.",
+        "Each cell: existing lesions (number missing to reach the fullest of the row) -> with the plan. Each planned "
+        "case has the number of lesions that is rarest so far, and its lesions have the rarest sizes.",
         highlight=False,
         soft_wrap=True,
     )

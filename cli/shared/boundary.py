@@ -31,7 +31,7 @@ from maisi_aug.system.whole_files import is_disk_full
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_STOPPED = 130
-"""Of a command that Ctrl-C ended, as shells have it: 128 and the number of the signal."""
+"""Exit code of a command that Ctrl-C ended, as in shells: 128 plus the number of the signal."""
 
 OTHER_DEVICE = "another --device"
 LESS_MEMORY = {
@@ -42,11 +42,11 @@ LESS_MEMORY = {
     "--spacing": "a larger --spacing",
     "--device": OTHER_DEVICE,
 }
-"""What takes less memory, by the option that says it."""
+"""Advice that reduces memory, by the option that it concerns."""
 
 _USAGE_ERRORS = (GridError, RecipeError, RequestError, VocabularyError)
 _STOPPED = "nothing was written."
-_STOPPED_RESUMABLE = "what was finished is kept, and the same command goes on from there."
+_STOPPED_RESUMABLE = "finished work is kept, and the same command continues from there."
 
 
 def silence_third_parties() -> None:
@@ -112,12 +112,12 @@ def guard(
 def explain(
     error: BaseException, *, is_resumable: bool = False, memory_options: Callable[[], Sequence[str]] = tuple
 ) -> tuple[str, int]:
-    """The sentence and the exit code for an error; the sentence is empty where the screen already says it all."""
+    """Return the sentence and the exit code for an error; the sentence is empty if the screen already shows it."""
     if not isinstance(error, MemoryShortageError) and (shortage := find_memory_error(error)) is not None:
         return _explain_memory(shortage, memory_options), EXIT_FAILED
     if isinstance(error, ContentError):
         return (
-            f"Error: {error.path or 'A file'}: expected readable content, found: {error}. Replace the file.",
+            f"Error: {error.path or 'A file'}: cannot be read: {error}. Replace the file.",
             EXIT_FAILED,
         )
     if isinstance(error, MaisiAugError):
@@ -155,8 +155,8 @@ def _explain_memory(error: BaseException, options: Callable[[], Sequence[str]]) 
         less = []
     advice = f", or choose {' or '.join(less)}" if less else ""
     return (
-        f"Error: the memory of {'the GPU' if is_gpu else 'this machine'} is used up"
-        f"{f', {asked} more were asked for' if asked else ''}. Close other programs{advice}."
+        f"Error: {'the GPU' if is_gpu else 'this machine'} is out of "
+        f"memory{f' ({asked} more were requested)' if asked else ''}. Close other programs{advice}."
     )
 
 
@@ -164,5 +164,5 @@ def _explain_os_error(error: OSError, *, is_resumable: bool) -> str:
     place = f"{error.filename}: " if error.filename else ""
     if is_disk_full(error):
         kept = _STOPPED_RESUMABLE if is_resumable else _STOPPED
-        return f"Error: {place}no space is left on the disk. Free some and run the same command again; {kept}"
+        return f"Error: {place}no space left on the disk. Free some and run the same command again; {kept}"
     return f"Error: {place}{error.strerror}. Check the path and its permissions."

@@ -1,4 +1,4 @@
-"""What a shell offers after a tab: labels, bundles, recipes, presets. Nothing here fails or imports anything heavy."""
+"""Shell completion of labels, bundles, recipes and presets. Nothing here fails or imports anything heavy."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def complete_anatomy(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Bundles at hand."""
+    """Return bundles at hand."""
     from maisi_aug.bundle_spec.bundle import list_bundles
 
     return ((bundle.name, bundle.spec.description) for bundle in list_bundles())
@@ -54,7 +54,7 @@ def complete_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_known_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Bundles that can be fetched."""
+    """Return bundles that can be fetched."""
     from maisi_aug.bundle_spec.known_bundles import known_bundles
 
     return ((name, known.description) for name, known in known_bundles().items())
@@ -62,7 +62,7 @@ def complete_known_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offe
 
 @_offering
 def complete_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Recipes of cohorts."""
+    """Return recipes of cohorts."""
     from maisi_aug.cohort.recipe_files import list_recipes
 
     return ((info.name, info.summary) for info in list_recipes())
@@ -70,7 +70,7 @@ def complete_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_training_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Recipes of trainings."""
+    """Return recipes of trainings."""
     from maisi_aug.cohort.recipe_files import list_training_recipes
 
     return ((info.name, info.summary) for info in list_training_recipes())
@@ -78,7 +78,7 @@ def complete_training_recipes(ctx: typer.Context, incomplete: str) -> Iterator[O
 
 @_offering
 def complete_insertion_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Recipes for lesions in one's own CTs."""
+    """Return recipes for lesions in one's own CTs."""
     from maisi_aug.cohort.recipe_files import list_insertion_recipes
 
     return ((info.name, info.summary) for info in list_insertion_recipes())
@@ -86,7 +86,7 @@ def complete_insertion_recipes(ctx: typer.Context, incomplete: str) -> Iterator[
 
 @_offering
 def complete_all_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Recipes of all kinds."""
+    """Yield recipes of all kinds."""
     yield from complete_recipes(ctx, incomplete)
     yield from complete_insertion_recipes(ctx, incomplete)
     yield from complete_training_recipes(ctx, incomplete)
@@ -94,7 +94,7 @@ def complete_all_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]
 
 @_offering
 def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Presets, of the bundle that the command line names or of all."""
+    """Yield presets, of the bundle that the command line names or of all."""
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.bundle_spec.presets import list_all_presets, list_presets
 
@@ -106,6 +106,17 @@ def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
     for preset in presets:
         shape = "x".join(map(str, preset.shape))
         yield preset.name, f"{shape} at {'x'.join(f'{step:g}' for step in preset.spacing_mm)} mm"
+
+
+@_offering
+def complete_modalities(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """Modalities, of the bundle that the command line names or of all."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.vocabulary.modalities import CT_MODALITIES, MODALITY_CODES, MR_MODALITIES
+
+    named = _name_bundle(ctx)
+    names = load_bundle(named).spec.modalities if named else (*CT_MODALITIES, *MR_MODALITIES)
+    return ((name, f"NVIDIA's code {MODALITY_CODES[name]}") for name in names)
 
 
 def is_given(ctx: typer.Context, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""What `plan` and `synthesize --dry-run` print: every case, the given maps, the balance."""
+"""Output of `plan` and `synthesize --dry-run`: every case, the given maps, the balance."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def print_plan_table(cohort: CohortRun) -> None:
         if not case.lesions:
             table.add_row(*first, "", "", "", "")
     if len(shown) < num_cases:
-        table.add_row("...", f"and {num_cases - len(shown)} more (all of them with --json)", "", "", "", "")
+        table.add_row("...", f"and {num_cases - len(shown)} more (use --json to list all)", "", "", "", "")
     console = open_table_console()
     console.print(table)
     for label, source in sorted(cohort.plan.size_sources.items()):
@@ -70,18 +70,18 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
 
     num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
     title = f"{num_cases} cases, seed {cohort.seed}, bundle {cohort.bundle.name}"
-    table = Table(title=title, caption=f"label maps: given, as they are, bank {cohort.configuration['mask_bank']}")
+    table = Table(title=title, caption=f"label maps: given, unchanged, bank {cohort.configuration['mask_bank']}")
     for heading in ("map", "images", "its grid", "grid of the image", "labels"):
         table.add_column(heading)
     for place, outlook in enumerate(outlooks[:MAX_ROWS]):
         num_images = len(range(place, num_cases, len(outlooks)))
         table.add_row(outlook.name, str(num_images), *_describe(outlook, vocabulary))
     if len(outlooks) > MAX_ROWS:
-        table.add_row("...", f"and {len(outlooks) - MAX_ROWS} more (all of them with --json)", "", "", "")
+        table.add_row("...", f"and {len(outlooks) - MAX_ROWS} more (use --json to list all)", "", "", "")
     open_table_console().print(table)
     faults = [outlook for outlook in outlooks if outlook.fault]
     if faults:
-        typer.echo(f"Cannot be used: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
+        typer.echo(f"Not usable: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
         for outlook in faults:
             typer.echo(f"  {clean_message(outlook.fault)}")
     for warning, name in {outlook.warning: outlook.name for outlook in reversed(outlooks) if outlook.warning}.items():
@@ -90,7 +90,7 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
 
 def _describe(outlook: MapOutlook, vocabulary: Vocabulary) -> tuple[str, str, str]:
     if outlook.own is None or outlook.shape is None or outlook.spacing_mm is None:
-        return "cannot be used", "", ""
+        return "not usable", "", ""
     image = "the same" if outlook.change == "none" else f"{_spell(outlook.shape, outlook.spacing_mm)}, {outlook.change}"
     tumours = [label_id for label_id in outlook.label_ids if label_id in vocabulary.tumor_ids]
     shown = [*tumours, *(label_id for label_id in outlook.label_ids if label_id not in tumours)][:MAX_NAMES]
@@ -130,8 +130,8 @@ def show_plan(
     cohort, outlooks = outlook.cohort, outlook.maps
     if not cohort.bundle.is_fetched:
         typer.echo(
-            f"Note: {cohort.bundle.name} is not on this machine yet. Before the cohort can be made, run "
-            f"maisi-aug bundles pull {cohort.bundle.name}",
+            f"Note: {cohort.bundle.name} is not on this machine yet. Download it first: maisi-aug bundles pull "
+            f"{cohort.bundle.name}",
             err=True,
         )
     if as_json:

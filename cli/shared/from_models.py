@@ -30,7 +30,7 @@ class ModelOption(NamedTuple):
     Attributes:
         path: Path of the field: ``name``, or ``section.name``.
         field: The field, with its type, default, limits and description.
-        option: How the command line asks for it.
+        option: How the command line offers it.
     """
 
     path: str
@@ -49,11 +49,11 @@ class ModelOption(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """What messages call it: the long spelling, of a switch the one that turns it on."""
+        """Name in messages: the long spelling; for a switch, the spelling that turns it on."""
         return self.flags[0].partition("/")[0]
 
     def to_parameter(self, *, is_required: bool) -> inspect.Parameter:
-        """The parameter as typer reads it."""
+        """Return the parameter as typer reads it."""
         taken, limits = _what_is_typed(self.field, self.option)
         default = None if is_required or get_origin(taken) is list else self.field.get_default()
         default = default if isinstance(default, _PLAIN) else None
@@ -74,11 +74,11 @@ class ModelOption(NamedTuple):
         )
 
     def to_value(self, typed: Any) -> Any:
-        """What a configuration is given; it holds tuples, and a strict one refuses lists."""
+        """Return the value for the configuration: lists become tuples, because strict models refuse lists."""
         return tuple(typed) if isinstance(typed, list) and self.option.takes is None else typed
 
     def read(self, typed: Any) -> Any:
-        """The value of the field, read and checked alone.
+        """Return the value of the field, read and checked alone.
 
         Raises:
             typer.BadParameter: With what is wrong.
@@ -94,7 +94,7 @@ class ModelOption(NamedTuple):
 
 
 def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOption]:
-    """The options of a model and of the models in its fields, in the order of the fields."""
+    """Yield the options of a model and of the models in its fields, in the order of the fields."""
     for name, field in model.model_fields.items():
         option = next((one for one in field.metadata if isinstance(one, Option)), None)
         if option is not None:
@@ -106,15 +106,15 @@ def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOpt
 def with_options(
     function: Callable[..., None], *, without: Collection[str] = (), **fixed: object
 ) -> Callable[..., None]:
-    """The function as typer takes it, with an option for each field of the configurations among its parameters.
+    """Return the function as typer takes it, with an option for each field of the configurations among its parameters.
 
     A parameter whose type is a model gets one that is built of what was typed; a parameter of the type
     ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options, in
     which what is required here may stand. All other parameters stay as they are.
 
     Args:
-        function: What the command does.
-        without: Parameters that are no options of this command.
+        function: Function of the command.
+        without: Parameters that are not options of this command.
         fixed: Arguments of the function that this command decides.
     """
     hints = get_type_hints(function, include_extras=True)
@@ -149,7 +149,7 @@ def with_options(
 
 
 def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
-    """A configuration of the options that were given.
+    """Return a configuration of the options that were given.
 
     Raises:
         typer.BadParameter: With everything that is wrong, named by the options.
@@ -182,7 +182,7 @@ def _what_is_typed(field: FieldInfo, option: Option) -> tuple[Any, dict[str, Any
     if get_origin(taken) is tuple:
         taken = list[_unwrap(get_args(taken)[0])[0]]  # type: ignore[misc]
     assert taken in _PLAIN or get_origin(taken) in {list, Literal}, (
-        f"{taken}: say what is typed, with Option(takes=...)"
+        f"{taken}: needs Option(takes=...) to say what is typed"
     )
     limits = {}
     for one in (*metadata, *field.metadata):

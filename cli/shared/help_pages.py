@@ -23,13 +23,14 @@ EVERYDAY_OPTIONS: dict[str, tuple[str, ...]] = {
     "benchmark run": ("--out", "--device", "--max-minutes", "--json"),
     "evaluate fid": ("--spacing", "--resampling", "--shape", "--extractor", "--weights", "--device", "--out", "--json"),
 }
-"""What ``--help`` shows of a command with more options than fit on a screen, apart from fields of its configuration
-that say so themselves; all other options are for ``--help-all``. Arguments, required options and commands that are not
-named here are shown whole."""
+"""Options that ``--help`` shows of commands with more than fit on a screen, in addition to fields of their
+configuration that say so themselves; all others are shown by ``--help-all``. Arguments and required options are
+always shown, and commands that are not listed here are shown whole.
+"""
 
 
 def fit_help(command: Any, path: Sequence[str]) -> Any:
-    """A command, or a group with its commands, whose help fits on a screen.
+    """Return a command, or a group with its commands, whose help fits on a screen.
 
     Args:
         command: As typer built it; a group is changed in place.
@@ -46,7 +47,7 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
 
 
 def unbreak(text: str | None) -> str | None:
-    """A help text whose paragraphs are one line each, for typer keeps the line breaks of all but the first."""
+    """Return a help text with one line per paragraph, because typer keeps all but the first paragraph's breaks."""
     if text is None:
         return None
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n") if part.strip())
@@ -68,7 +69,7 @@ class PagedCommand(TyperCommand):
         self.params = [*command.params, _build_flag(len(self.advanced))]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, with the advanced options only where they were asked for."""
+        """Print the help, with the advanced options only where they were requested."""
         hidden = [] if ctx.meta.get(_SHOWS_ALL) else [option for option in self.advanced if not option.hidden]
         for option in hidden:
             option.hidden = True
@@ -87,7 +88,7 @@ def _build_flag(num_advanced: int) -> Any:
             False, ALL_FLAG, is_eager=True, callback=_show_all, help=f"Show {num_advanced} more options."
         ),
     ) -> None:
-        """Nothing; it lends its option."""
+        """Do nothing; only the option is used."""
 
     scratch = typer.Typer(add_completion=False)
     scratch.command()(command)

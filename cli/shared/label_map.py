@@ -1,7 +1,7 @@
-"""`--map LABEL=NAME`, one direction for all commands: what the user's files call a label, and its name here.
+"""`--map LABEL=NAME`, in one direction for all commands: the label in the user's files, then its name here.
 
-Earlier spellings, which some commands had the other way round or under another flag, work for one more release; each is
-answered with a note that says how to write it now.
+Earlier spellings, which some commands had the other way round or as another flag, work for one more release, with a
+note that gives the new spelling.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DROPPED = "background"
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
-    """The rules of `--map`, and those of an earlier flag that has NAME=LABEL, turned round and told.
+    """Return the rules of `--map` and those of an earlier NAME=LABEL flag, swapped and reported.
 
     Args:
         rules: ``LABEL=NAME`` each.
@@ -36,7 +36,7 @@ def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: 
 
 
 def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
-    """What the labels of a mask bank are, by rules; ``-`` drops one.
+    """Return the labels of a mask bank by name, as the rules define them; ``-`` drops one.
 
     Raises:
         typer.BadParameter: A rule cannot be read, or a label has two.
@@ -44,13 +44,13 @@ def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
     meanings: dict[str | int, str | int] = {}
     for label, name in (split_rule(text, "2=hepatic tumor") for text in rules):
         if label in meanings:
-            raise typer.BadParameter(f"--map: expected each label once, found '{label}' twice.")
+            raise typer.BadParameter(f"--map: each label can be given only once, found '{label}' twice.")
         meanings[label] = DROPPED if name == "-" else name
     return meanings or None
 
 
 def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
-    """The ids of lesions in a size reference, by rules; a label is an id, or a name of its ``dataset.json``.
+    """Return the ids of lesions in a size reference, by rules; a label is an id, or a name of its ``dataset.json``.
 
     Raises:
         typer.BadParameter: A rule cannot be read, or the dataset has no such name.
@@ -70,18 +70,18 @@ def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
         )
         if len(ids) != 1:
             listed = ", ".join(f"{label_id} '{text}'" for label_id, text in names.items() if label_id) or "no names"
-            raise typer.BadParameter(f"--map '{label}={name}': expected a label of {folder} ({listed}), found none.")
+            raise typer.BadParameter(f"--map '{label}={name}': {folder} has no such label; its labels are {listed}.")
         sizes[name] = ids[0]
     return sizes or None
 
 
 @dataclass(frozen=True)
 class LabelRules:
-    """What `--map` says, by what it is about: the dataset that is named beside it.
+    """Rules of `--map`, by the dataset whose labels they explain.
 
     Attributes:
         lesions: Of `--balance-against`, unread.
-        sizes: Of `--size-reference`: lesion -> id.
+        sizes: Sizes of `--size-reference`: lesion -> id.
         bank: Of `--mask-bank`: label -> what it is.
     """
 
@@ -111,19 +111,19 @@ class LabelRules:
             return cls(sizes=to_size_labels(texts, Path(size_reference)))
         if texts and mask_bank is None:
             raise typer.BadParameter(
-                "--map: expected --balance-against, --size-reference or --mask-bank beside it, whose labels it "
-                "explains, found none. Add one."
+                "--map: needs --balance-against, --size-reference or --mask-bank, the dataset whose labels it "
+                "explains. Add one."
             )
         return cls(bank=to_bank_labels(texts))
 
     def add_to(self, flags: Given) -> Given:
-        """The options that were given with the fields of a configuration that the rules set.
+        """Return the options that were given with the fields of a configuration that the rules set.
 
         Raises:
-            typer.BadParameter: The bank's labels are given by ``--mask-labels``, too.
+            typer.BadParameter: The bank's labels are given by ``--mask-labels`` as well.
         """
         if self.bank is not None and "mask_labels" in flags:
-            raise typer.BadParameter("--map and --mask-labels: expected one of them, found both. Leave one out.")
+            raise typer.BadParameter("--map and --mask-labels cannot be used together. Leave one out.")
         return {
             **flags,
             **({} if self.sizes is None else {"size_label": self.sizes}),

@@ -1,4 +1,4 @@
-"""Options that are no part of a configuration and that several commands have: grids, the folder, the device, output."""
+"""Options that several commands share and that no configuration has: grids, folder, device, output."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ RUN = "Run"
 
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
-Device = Annotated[str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N or mps.", rich_help_panel=RUN)]
+Device = Annotated[
+    str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=RUN)
+]
 Devices = Annotated[
     str | None,
     typer.Option(
-        metavar="DEVICE,...", help="Several devices, such as cuda:0,cuda:1; a process for each.", rich_help_panel=RUN
+        metavar="DEVICE,...",
+        help="Several devices, such as cuda:0,cuda:1; each runs its own process.",
+        rich_help_panel=RUN,
     ),
 ]
 ShardOption = Annotated[
@@ -27,42 +31,60 @@ ShardOption = Annotated[
     typer.Option(
         "--shard",
         metavar="I/N",
-        help="Make every N-th case from the I-th on, while other jobs make the rest; then: maisi-aug cohort merge.",
+        help="Make only every N-th case, starting with the I-th; other jobs make the rest. Join them with: maisi-aug "
+        "cohort merge.",
+        rich_help_panel=RUN,
+    ),
+]
+Verify = Annotated[
+    bool,
+    typer.Option(
+        "--verify",
+        help="Check the bytes of finished cases against the manifest and draw altered ones again; missing files are "
+        "always drawn again.",
+        rich_help_panel=RUN,
+    ),
+]
+RedrawRejected = Annotated[
+    bool,
+    typer.Option(
+        "--redraw-rejected",
+        help="Try again for cases that were rejected in maisi-aug view.",
         rich_help_panel=RUN,
     ),
 ]
 TrainingDevice = Annotated[
-    str, typer.Option("--device", help="Device to train on: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
+    str, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
 ]
 MaxMinutes = Annotated[
     float | None,
     typer.Option(min=0.0, help="Time limit; the same command continues later.", rich_help_panel=RUN),
 ]
-Tensorboard = Annotated[bool, typer.Option("--tensorboard", help="Also log for TensorBoard.", rich_help_panel=RUN)]
+Tensorboard = Annotated[
+    bool, typer.Option("--tensorboard", help="Also write logs for TensorBoard.", rich_help_panel=RUN)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
 JsonLines = Annotated[
     bool,
-    typer.Option(
-        "--json-lines", help="Tell progress on stderr as a JSON object a line, for schedulers.", rich_help_panel=RUN
-    ),
+    typer.Option("--json-lines", help="Report progress on stderr as one JSON object per line.", rich_help_panel=RUN),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.", rich_help_panel=RUN)]
 
 
 def parse_shape(text: str | None) -> Any:
-    """``--shape`` as voxels along I, J, K.
+    """Return ``--shape`` as voxels along I, J, K.
 
     Raises:
-        typer.BadParameter: It is no shape.
+        typer.BadParameter: It is not a shape.
     """
     return _parse("--shape", read_shape, text)
 
 
 def parse_spacing(text: str | None) -> Any:
-    """``--spacing`` as millimetres along I, J, K.
+    """Return ``--spacing`` as millimetres along I, J, K.
 
     Raises:
-        typer.BadParameter: It is no spacing.
+        typer.BadParameter: It is not a spacing.
     """
     return _parse("--spacing", read_spacing, text)
 

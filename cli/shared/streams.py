@@ -26,7 +26,7 @@ PIPED_WIDTH = 160
 
 
 class PatientStream:
-    """A text stream whose reader may have gone (``| head``): what is written then is dropped, and work goes on."""
+    """A text stream whose reader may have gone (``| head``): what is written then is dropped, and work continues."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,7 +47,7 @@ class PatientStream:
             self._drop()
 
     def _drop(self) -> None:
-        """Point the stream to nowhere, so that the interpreter's last flush is quiet, too."""
+        """Point the stream to nowhere, so that the interpreter's last flush is quiet as well."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self._stream.fileno())
         os.close(nowhere)
@@ -61,12 +61,12 @@ class CleanStream(PatientStream):
 
     @property
     def rich_proxied_file(self) -> PatientStream:
-        """What Rich writes to."""
+        """The stream that Rich writes to."""
         return PatientStream(self._stream)
 
     @property
     def buffer(self) -> io.RawIOBase:
-        """What takes bytes."""
+        """The stream that takes bytes."""
         return _CleanBytes(self)
 
     def write(self, text: str) -> int:
@@ -83,7 +83,7 @@ class _CleanBytes(io.RawIOBase):
         self._stream = stream
 
     def writable(self) -> bool:
-        """It takes bytes."""
+        """Whether bytes can be written: always."""
         return True
 
     def write(self, content: Any) -> int:
@@ -129,7 +129,7 @@ def open_closed_streams() -> None:
 
 
 def open_table_console() -> Console:
-    """Standard output as wide as the terminal; where there is none, wide enough for every table."""
+    """Return a console on standard output, as wide as the terminal or, without one, wide enough for every table."""
     from maisi_aug.api.bars import PlainConsole
 
     return PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)

@@ -1,4 +1,4 @@
-"""One training of one arm as an engine gets it, and what an engine is."""
+"""One training of one arm as passed to an engine, and the interface of engines."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class ArmJob:
     """One training of one arm, as an engine gets it.
 
     Attributes:
-        plan: Of the benchmark.
+        plan: Plan of the benchmark.
         arm: Name of the arm.
         seed: Number of the training, from 0.
-        folder: Of this training.
+        folder: Folder of this training.
         bench: Folder of the benchmark.
         device: "cpu" or "cuda".
     """
@@ -43,7 +43,7 @@ class ArmJob:
 
     @property
     def predictions(self) -> Path:
-        """Where the label maps of the test cases go, as ``CASE.nii.gz`` with classes as labels."""
+        """Folder for the label maps of the test cases, ``CASE.nii.gz`` with classes as labels."""
         return self.folder / "predictions"
 
     @property
@@ -57,25 +57,25 @@ class ArmJob:
         return tuple((REAL, case_id) for case_id in self.plan.split.test)
 
     def find_case(self, ref: CaseRef) -> tuple[CaseFiles, dict[str, tuple[int, ...]]]:
-        """Files of a case and the numbers of the labels in it; a copy-paste case is made where it is missing."""
+        """Return the files of a case and the numbers of its labels; a missing copy-paste case is made."""
         if ref[0] == COPY_PASTE:
             return make_paste_case(self.bench, self.plan, ref[1]), {n: (i,) for n, i in self.plan.classes.items()}
         return self.plan.find_case(ref), self.plan.sources[ref[0]].label_ids
 
 
 class Engine(Protocol):
-    """What trains an arm and segments the test cases."""
+    """An engine that trains an arm and segments the test cases."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Train, or go on, and write the predictions.
+        """Train, or continue, and write the predictions.
 
         Returns:
-            Whether the arm is finished; False when the time was up.
+            Whether the arm is finished; False if the time limit was reached.
         """
 
 
 def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
-    """A real training case with a lesion of another one, made where it is missing; the same bytes every time.
+    """Return a real training case with a lesion of another one, made where it is missing; the same bytes every time.
 
     Raises:
         BenchmarkError: There is no lesion to paste, or no room.

@@ -31,11 +31,11 @@ class LesionCounts:
         return [figures.name for figures in self.rows[0][0]]
 
     def count(self, place: int, field: str) -> Array:
-        """``(S, N)`` of one size: ``num_found``, ``num_missed`` or ``num_made_up``."""
+        """Return ``(S, N)`` of one size: ``num_found``, ``num_missed`` or ``num_made_up``."""
         return np.array([[getattr(figures[place], field) for figures in row] for row in self.rows], dtype=np.float64)
 
     def shares(self, place: int) -> dict[str, tuple[Array, Array]]:
-        """Sensitivity and F1 of one size as counts and what they are a share of."""
+        """Return sensitivity and F1 of one size as counts and what they are a share of."""
         found, missed, made_up = (self.count(place, f"num_{kind}") for kind in ("found", "missed", "made_up"))
         return {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
 
@@ -53,7 +53,7 @@ class ArmScores:
     runs: Mapping[int, Mapping[str, Any]]
 
     def choose(self, seeds: Sequence[int]) -> ArmScores:
-        """The same arm with some of its trainings alone."""
+        """Return the same arm with some of its trainings alone."""
         return ArmScores(self.arm, {seed: self.runs[seed] for seed in seeds})
 
     def collect(self, label: str, metric: str) -> tuple[tuple[str, ...], Array]:
@@ -71,7 +71,7 @@ class ArmScores:
         return patients, np.array(rows, dtype=np.float64).reshape(len(rows), len(patients))
 
     def count_lesions(self, label: str) -> LesionCounts:
-        """Lesions of a label in every training and patient, in all and by size."""
+        """Return lesions of a label in every training and patient, in all and by size."""
         rows = []
         for run in self.runs.values():
             by_patient: dict[str, list[LesionMatch]] = {}
@@ -82,7 +82,7 @@ class ArmScores:
         return LesionCounts(rows)
 
     def count_false_alarms(self, label: str) -> tuple[int, int]:
-        """Cases without the label in which it was found, and cases without it; all trainings together."""
+        """Return cases without the label in which it was found, and cases without it; all trainings together."""
         clean = [c["labels"][label] for run in self.runs.values() for c in run["cases"]]
         clean = [score for score in clean if score["reference_ml"] == 0]
         return sum(score["found_ml"] > 0 for score in clean), len(clean)

@@ -1,4 +1,4 @@
-"""Which files a benchmark trains and tests on: real and synthetic cases, and their labels."""
+"""Choose the files that a benchmark trains and tests on: real and synthetic cases, and their labels."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class CaseSource:
     """Cases whose label maps number their labels alike.
 
     Attributes:
-        name: What arms call it; "real" for the real ones.
+        name: Name in arms; "real" for the real cases.
         cases: In the order of their names, or of the cohort's plan.
         label_ids: Name of a label to its numbers in the maps.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
         names: All names that the folder gives its labels, those that are left out included; not kept with a plan.
     """
 
@@ -73,20 +73,20 @@ def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) ->
     """
     if _read_mark(path):
         raise BenchmarkError(
-            f"{path}: expected real cases, which are tested on, found a dataset with synthetic ones, exported with "
-            "--like. Give the real dataset that it was made from."
+            f"{path}: was exported with --like and has synthetic cases, but tests need real ones. Give the real "
+            "dataset that it was made from."
         )
     cases, names, notes = _list_folder(path)
     label_ids = {name: ids or names.get(name, ()) for name, ids in labels.items()} if labels else _keep_disjoint(names)
     if not label_ids:
         raise BenchmarkError(
-            f"{path}: expected names of its labels in dataset.json or labels.json, found none. "
-            'Name them with --map "1=liver".'
+            f"{path}: its labels have no names in dataset.json or labels.json. Name them, for instance with --map "
+            '"1=liver".'
         )
     left_out = [name for name in names if name not in label_ids] if not labels else []
     if left_out:
         named = ", ".join(left_out)
-        notes = (*notes, f"Regions that hold other labels were left out ({named}): name them with --label.")
+        notes = (*notes, f"Regions that contain other labels were left out ({named}): choose them with --label.")
     unknown = [name for name, ids in label_ids.items() if not ids]
     if unknown:
         raise _unknown_label(unknown[0], (unknown[0],), path, names, is_real=True)
@@ -104,7 +104,7 @@ def find_synthetic_cases(
     """List the cases of a cohort, of an nnU-Net raw dataset or of a folder of pairs.
 
     Args:
-        name: What arms call the source.
+        name: Name of the source in arms.
         path: The folder.
         labels: Names of the real labels.
         mapping: Name of a real label to names or ids here; labels that are not named are looked up by what their own
@@ -121,15 +121,17 @@ def find_synthetic_cases(
     if synthetic_ids:
         num_listed = len(cases)
         cases = tuple(case for case in cases if case.case_id in synthetic_ids)
-        notes = (*notes, f"{num_listed - len(cases)} of the {num_listed} cases of '{name}' are real and left out.")
+        notes = (*notes, f"{num_listed - len(cases)} of the {num_listed} cases of '{name}' are real and are left out.")
     cases = _with_origins(path, cases)
     num_unknown = sum(not case.origin for case in cases)
     if num_unknown:
         notes = (
             *notes,
-            f"Nothing says which label maps {num_unknown} of the {len(cases)} cases of '{name}' were made from: a case "
-            "that was made from a test patient's map is found only where it still has that map. Give the cohort "
-            "itself, or export it again.",
+            (
+                f"The origin of the label maps of {num_unknown} of the {len(cases)} cases of '{name}' is unknown: a "
+                "case made from a test patient's map is only detected if it still has that map. Give the cohort "
+                "itself, or export it again."
+            ),
         )
     found: LabelIds = {}
     for label in labels:
@@ -152,7 +154,7 @@ def _read_cohort(
         is_plain = label not in mapping and meant.label_id is not None and not meant.is_union
         wanted = (str(meant.label_id),) if is_plain else mapping.get(label, (label,))
         found[label] = _find_ids(label, wanted, cohort.vocabulary, path)
-    # The full label maps: those of the requested labels may lack a tumour that the case was not asked for.
+    # The full label maps: those of the requested labels may lack a tumour that was not requested for the case.
     cases = tuple(
         CaseFiles(
             record.case_id,
@@ -166,7 +168,7 @@ def _read_cohort(
 
 
 def _find_by_meaning(label: str, real_names: Sequence[str], names: LabelIds) -> tuple[str, ...]:
-    """What a real label is called in a folder of pairs: the same, or by the names that mean the same label."""
+    """Find a real label in a folder of pairs, by the same name or by another name of the same label."""
     meant = resolve_names(real_names, FULL_VOCABULARY)[label]
     if label in names or meant.label_id is None or meant.is_union:
         return (label,)
@@ -190,18 +192,18 @@ def _find_ids(label: str, wanted: Sequence[str], vocabulary: Vocabulary, path: P
         return tuple(sorted({vocabulary.id_of(word) for word in wanted}))
     except VocabularyError as error:
         raise BenchmarkError(
-            f"Label '{label}': expected to find it in the vocabulary of {path}, found: {error} "
-            f'Say what it is there, with --map "{label}=NAME" or --map "{label}=NAME+NAME".'
+            f"Label '{label}': not in the vocabulary of {path}: {error} Name it with --map \"{label}=NAME\" or --map "
+            f'"{label}=NAME+NAME".'
         ) from error
 
 
 def _unknown_label(
     label: str, wanted: Sequence[str], path: Path, names: Mapping[str, Any], *, is_real: bool = False
 ) -> BenchmarkError:
-    known = ", ".join(names) or "no names at all"
+    known = ", ".join(names) or "no names"
     return BenchmarkError(
-        f"Label '{label}': expected '{'+'.join(wanted)}' among the labels of {path}, found {known}. "
-        f'Say which ids it has there, with --map "{f"1+2={label}" if is_real else f"{label}=1+2"}".'
+        f"Label '{label}': {path} has no label '{'+'.join(wanted)}', found {known}. Give its ids there with --map "
+        f'"{f"1+2={label}" if is_real else f"{label}=1+2"}".'
     )
 
 
@@ -216,15 +218,15 @@ def _read_mark(path: Path) -> frozenset[str]:
 
 def _list_folder(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[str, ...]]:
     if not path.is_dir():
-        raise BenchmarkError(f"{path}: expected a folder of cases, found none there. Check the path.")
+        raise BenchmarkError(f"{path}: folder not found. Check the path.")
     if (path / SPEC_NAME).is_file():
         return _read_prepared(path)
     is_dataset = (path / DESCRIPTION_NAME).is_file() and not (path / "labels").is_dir()
     cases, names, notes = _read_dataset(path) if is_dataset else _read_pairs(path)
     if not cases:
         raise BenchmarkError(
-            f"{path}: expected images with label maps, found no such pair. Give an nnU-Net raw dataset, a cohort, or "
-            "a folder with images/ and labels/."
+            f"{path}: no images with label maps found. Give an nnU-Net raw dataset, a cohort, or a folder with "
+            "images/ and labels/."
         )
     return cases, names, notes
 
@@ -243,7 +245,7 @@ def _read_dataset(path: Path) -> tuple[tuple[CaseFiles, ...], LabelIds, tuple[st
         raise BenchmarkError(str(error)) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BenchmarkError(
-            f"{path / DESCRIPTION_NAME}: expected nnU-Net's labels, found: {error!r}. Correct the file."
+            f"{path / DESCRIPTION_NAME}: nnU-Net's labels cannot be read: {error!r}. Correct the file."
         ) from error
     names = {name: ids for name, ids in values.items() if name not in ("background", "ignore")}
     notes = ["Voxels labelled 'ignore' count as background."] if "ignore" in values else []
@@ -313,5 +315,5 @@ def _keep_disjoint(names: LabelIds) -> LabelIds:
 
 
 def find_lesion_labels(labels: Iterable[str]) -> tuple[str, ...]:
-    """The labels whose name says that they are lesions."""
+    """Return the labels whose name says that they are lesions."""
     return tuple(name for name in labels if lesion_word(name))

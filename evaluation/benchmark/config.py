@@ -1,4 +1,4 @@
-"""What a benchmark is asked for: arms, presets, and the configuration that its folder keeps to. Needs no torch."""
+"""The request for a benchmark: arms, presets, and the configuration that its folder keeps to. Needs no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maisi_aug.system.models import (
 
 PLAN_NAME: Final = "benchmark.json"
 PREPARED_NAME: Final = "prepared"
-"""Cases on the grid of the network, which all arms share."""
+"""Cases on the network's grid, shared by all arms."""
 REAL: Final = "real"
 DUPLICATED: Final = "real-duplicated"
 COPY_PASTE: Final = "copy-paste"
@@ -33,7 +33,7 @@ DEFAULT_ARMS: Final = ("real", "real+synthetic:1", "real-duplicated", "synthetic
 MAX_RATIO: Final = 100.0
 DEFAULT_DRAWS: Final = 5
 EVERY: Final = 1_000_000
-"""As a number of real cases: all that there are."""
+"""The count that means all real cases."""
 
 ArmKind = Literal["real", "duplicated", "mixed", "only", "copy-paste"]
 EngineName = Literal["monai", "nnunet"]
@@ -47,7 +47,7 @@ class Arm:
 
     Attributes:
         name: As the user wrote it.
-        kind: What its training set holds.
+        kind: Kind of its training set.
         source: Name of the synthetic source; empty without one.
         ratio: Added cases per real case; 0 where nothing is added.
         count: Real patients of every draw; 0 for an arm with all real training cases and no draws.
@@ -99,8 +99,7 @@ def parse_arm(text: str, sources: Sequence[str]) -> Arm:
             return Arm(name, "mixed", source, _parse_ratio(tail, name))
     known = [REAL, DUPLICATED, COPY_PASTE, *(form for s in sources for form in (f"real+{s}:1", f"{s}-only"))]
     raise BenchmarkError(
-        f"Arm '{text}': expected one of {', '.join(known)}, found another name.{did_you_mean(name, known)} "
-        "Correct --arms."
+        f"Arm '{text}': unknown arm; expected one of {', '.join(known)}.{did_you_mean(name, known)} Correct --arms."
     )
 
 
@@ -127,7 +126,7 @@ class Preset:
         batch_count: Patches a step.
         num_steps: Optimiser steps of every arm.
         learning_rate: Its peak.
-        max_voxels: Of a case at the planned spacing; larger ones are planned coarser.
+        max_voxels: Largest number of voxels of a case at the planned spacing; larger ones are planned coarser.
     """
 
     widths: tuple[int, ...]
@@ -152,60 +151,64 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     synthetic: Annotated[
         dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)
     ] = Field(default={})
-    """Cohort, nnU-Net raw dataset or folder of pairs; with a name for the arms where there are several."""
+    """Synthetic cases: cohort, nnU-Net raw dataset or folder of pairs; with several, give each a name for its arms."""
     labels: Annotated[
         dict[str, tuple[int, ...]] | None,
         Option("--label", metavar="NAME", takes=list[str], panel=_DATA, everyday=True),
     ] = None
-    """Label of the real cases to learn and to judge; may repeat (default: all)."""
+    """Label to learn and evaluate; may repeat (default: all)."""
     mapping: Annotated[
         dict[str, tuple[str, ...]],
         Option("--map", metavar="LABEL=NAME", takes=list[str], panel=_DATA, everyday=True),
     ] = Field(default={})
-    """A label of the real cases and what it is in the synthetic maps: names or ids, joined by '+'. Where the real cases
-    do not name it, LABEL is its id, or several joined by '+'."""
+    """Label of the real cases, and its names or ids in the synthetic maps, joined by '+'. If the real cases do not name
+    their labels, LABEL is one or more ids joined by '+'.
+    """
     lesion_labels: Annotated[tuple[str, ...] | None, Option("--lesion-label", panel=_DATA)] = None
-    """Label whose lesions are counted one by one; may repeat (default: those whose name says lesion)."""
+    """Label whose lesions are counted one by one; may repeat (default: labels named as lesions)."""
     patient_pattern: Annotated[str, Option(panel=_DATA)] = ""
-    """Regular expression whose first group is the patient in a case's name (default: every case is a patient)."""
+    """Regular expression whose first group is the patient in a case's name (default: every case is its own patient)."""
     test_share: Annotated[float, Field(gt=0, lt=1), Option(panel=_DATA)] = 0.4
     """Share of patients to test on."""
     num_train: Annotated[PositiveInt | None, Option(panel=_DATA)] = None
     """Number of patients to train on, instead of a share."""
     test_patients: Annotated[tuple[str, ...], Option("--test-list", takes=Path, panel=_DATA, everyday=True)] = ()
-    """Text file with a patient to test on in every line: those that the networks of the cohort have not seen."""
+    """Text file with one test patient per line: patients that the cohort's networks have not seen."""
     arms: Annotated[tuple[str, ...], Option(metavar="ARM,ARM,...", takes=str, panel=_TRAINING, everyday=True)] = (
         DEFAULT_ARMS
     )
-    """Joined by commas: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. The others are
-    compared with the first."""
+    """Comma-separated: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. All others are
+    compared with the first.
+    """
     real_counts: Annotated[
         tuple[Annotated[int, Field(ge=1, le=EVERY)], ...] | None,
         Option(metavar="N,N,...,all", takes=str, panel=_TRAINING),
     ] = None
-    """Numbers of real patients to train on, such as 3,10,30,all: how many real cases is the cohort worth? Replaces the
-    arms, with --ratios and --draws."""
+    """Numbers of real patients to train on, such as 3,10,30,all, to measure how many real cases the cohort is worth.
+    Replaces --arms; see --ratios and --draws.
+    """
     ratios: Annotated[
         tuple[Annotated[float, Field(ge=0, le=MAX_RATIO)], ...] | None,
         Option(metavar="RATIO,RATIO,...", takes=str, panel=_TRAINING),
     ] = None
-    """With --real-counts: synthetic cases per real case (default: 0,1); 0, real cases alone, is always among them."""
+    """With --real-counts: synthetic cases per real case (default: 0,1); 0, real cases alone, is always included."""
     draws: Annotated[int | None, Field(ge=1, le=100), Option(panel=_TRAINING)] = None
-    """With --real-counts: trainings of every arm, each on real patients and synthetic cases drawn anew (default: 5)."""
+    """With --real-counts: trainings of every arm, each with newly drawn real patients and synthetic cases (default: 5).
+    """
     num_seeds: Annotated[int, Field(ge=1, le=100), Option("--seeds", panel=_TRAINING, everyday=True)] = 3
     """Number of trainings of every arm."""
     engine: Annotated[EngineName, Option(panel=_TRAINING, everyday=True)] = "monai"
-    """Framework that trains."""
+    """Training framework."""
     preset: Annotated[PresetName, Option(panel=_TRAINING, everyday=True)] = "cpu"
-    """Size of the network of the engine monai."""
+    """Network size for the engine monai."""
     num_steps: Annotated[PositiveInt | None, Option("--steps", panel=_TRAINING)] = None
     """Optimiser steps of every arm (default: the preset's)."""
     seed: Annotated[NonNegativeInt, Option(panel=_TRAINING)] = 0
     """Random seed of the split and of all trainings."""
     tolerance_mm: Annotated[float, Field(gt=0), Option("--tolerance", metavar="MM", panel=_TRAINING)] = 2.0
-    """Tolerance of the normalised surface Dice, NSD."""
+    """Tolerance in mm of the normalised surface Dice (NSD)."""
     margin: Annotated[float, Field(gt=0), Option(panel=_TRAINING)] = 0.01
-    """Gain of Dice that would not matter."""
+    """Dice gain that is too small to matter."""
 
     @model_validator(mode="before")
     @classmethod
@@ -245,9 +248,9 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         try:
             lines = tuple(filter(None, map(str.strip, Path(value).read_text(encoding="utf-8-sig").splitlines())))
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"expected a text file, found: {error}") from None
+            raise ValueError(f"cannot read the text file: {error}") from None
         if not lines:
-            raise ValueError(f"expected a patient in every line of {value}, found none")
+            raise ValueError(f"{value} lists no patient; write one per line")
         return lines
 
     @field_validator("patient_pattern")
@@ -258,10 +261,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         except re.error as error:
             raise ValueError(f"expected a regular expression, found '{pattern}': {error}") from None
         if pattern and not groups:
-            raise ValueError(
-                f"expected a group in brackets that is the patient, found none in '{pattern}'; write '(.+)_scan' for "
-                "instance"
-            )
+            raise ValueError(f"'{pattern}' has no group in brackets for the patient; write '(.+)_scan' for instance")
         return pattern
 
     @field_validator("test_patients")
@@ -273,7 +273,9 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     def _require_arms(self) -> BenchmarkConfig:
         arms = self.parsed_arms
         if len({arm.name for arm in arms}) < len(arms) or not arms:
-            raise BenchmarkError(f"Arms: expected each once, found {', '.join(self.arms) or 'none'}. Correct --arms.")
+            raise BenchmarkError(
+                f"Arms: each must be given exactly once, found {', '.join(self.arms) or 'none'}. Correct --arms."
+            )
         return self
 
     @property
@@ -287,7 +289,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         return self.num_steps or PRESETS[self.preset].num_steps
 
     def patient_of(self, case_id: str) -> str:
-        """The patient of a case.
+        """Return the patient of a case.
 
         Raises:
             BenchmarkError: The pattern does not fit the case id.
@@ -297,20 +299,20 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         match = re.search(self.patient_pattern, case_id)
         if match is None or match[1] is None:
             raise BenchmarkError(
-                f"Case {case_id}: expected an id that the patient pattern '{self.patient_pattern}' fits, found none. "
-                "Correct the pattern."
+                f"Case {case_id}: the patient pattern '{self.patient_pattern}' does not match this id. Correct the "
+                "pattern."
             )
         return match[1]
 
     def with_paths_found(self) -> BenchmarkConfig:
-        """The configuration with the folders of datasets that are called by number or name, all of them absolute."""
+        """Return the configuration with absolute folders in place of datasets given by number or name."""
         from maisi_aug.banks.raw_datasets import find_dataset
 
         sources = {name: str(find_dataset(path).resolve()) for name, path in self.synthetic.items()}
         return self.model_copy(update={"real": str(find_dataset(self.real).resolve()), "synthetic": sources})
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as JSON types."""
+        """Return the configuration as JSON types."""
         return self.model_dump(mode="json")
 
 
@@ -324,7 +326,7 @@ def _name_sources(value: object) -> object:
         if not equals or not name.replace("-", "").replace("_", "").isalnum():
             name, path = "synthetic", word
         if name in sources:
-            raise ValueError(f"expected a name of its own, found '{name}' twice; write NAME=FOLDER")
+            raise ValueError(f"the name '{name}' is given twice; give each its own, as NAME=FOLDER")
         sources[name] = path
     return sources
 
@@ -336,9 +338,9 @@ def _plan_counts(values: dict[str, Any]) -> dict[str, Any]:
     values["synthetic"] = sources = _name_sources(values.get("synthetic") or {})
     values["draws"] = values.get("draws") or DEFAULT_DRAWS
     if len(set(counts)) < len(counts):
-        raise ValueError("--real-counts: expected each number once")
+        raise ValueError("--real-counts: each number may be given only once")
     if not isinstance(sources, dict) or not sources or len(ratios) < 2:
-        raise ValueError("--real-counts: expected --synthetic cases and a ratio above 0 to compare with real ones")
+        raise ValueError("--real-counts: needs --synthetic cases and a ratio above 0 to compare with real ones")
     arms = []
     for count in sorted(counts):
         real = f"{REAL}@{'all' if count == EVERY else f'{count:g}'}"
@@ -369,7 +371,7 @@ def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingP
 def parse_labels(
     words: Sequence[str], rules: Sequence[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
-    """The labels of `--label`, and what `--map` says of them.
+    """Return the labels of `--label`, and what `--map` says of them.
 
     Args:
         words: ``NAME`` each; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, and warned of.
@@ -413,7 +415,7 @@ def _read_ids(text: str) -> tuple[int, ...] | None:
 
 
 def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
-    """A configuration of its fields.
+    """Return a configuration of its fields.
 
     Raises:
         BenchmarkError: Naming every field that does not validate.

@@ -68,24 +68,21 @@ def paste_lesion(
     """
     holders = [donor for donor in donors if np.isin(donor.classes, lesion_classes).any()]
     if not holders:
-        raise BenchmarkError(
-            "Copy-paste: expected a lesion in another training case, found none. Leave the arm copy-paste out."
-        )
+        raise BenchmarkError("Copy-paste: no other training case has a lesion. Leave the arm copy-paste out.")
     for _ in range(NUM_LESIONS):
         lesion = cut_lesion(holders[int(rng.integers(len(holders)))], lesion_classes, target, rng=rng)
         place = None if lesion is None else _find_place(target, lesion, lesion_classes, rng)
         if lesion is not None and place is not None:
             return _blend(target, lesion, place)
     raise BenchmarkError(
-        f"Copy-paste: expected room for one of {NUM_LESIONS} lesions that were drawn, found none in their organ. "
-        "Leave the arm copy-paste out."
+        f"Copy-paste: none of {NUM_LESIONS} chosen lesions fits into its organ. Leave the arm copy-paste out."
     )
 
 
 def cut_lesion(
     donor: LoadedCase, lesion_classes: Sequence[int], target: LoadedCase, *, rng: np.random.Generator
 ) -> CutLesion | None:
-    """One lesion of a case, brought to the voxels of another; None when it is lost at that spacing."""
+    """Return one lesion of a case, brought to the voxels of another; None when it is lost at that spacing."""
     number = int(rng.choice([n for n in lesion_classes if (donor.classes == n).any()]))
     parts = list(connected_parts(donor.classes == number))
     box, inside = parts[int(rng.integers(len(parts)))]

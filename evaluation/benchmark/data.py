@@ -29,7 +29,7 @@ _MAX_VOXELS_COUNTED: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """How cases are brought to the network: the same in all arms.
+    """Preprocessing of cases for the network, the same in all arms.
 
     Attributes:
         spacing_mm: Voxel sides along I, J, K.
@@ -46,19 +46,19 @@ class TrainingPlan:
     deviation_hu: float
 
     def normalise(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """HU as the network sees them: clipped, zero mean, unit deviation in labelled voxels."""
+        """Return HU as the network sees them: clipped, zero mean, unit deviation in labelled voxels."""
         clipped = np.clip(image_hu.astype(np.float32), *self.clip_hu)
         scaled: NDArray[np.float32] = (clipped - np.float32(self.mean_hu)) / np.float32(self.deviation_hu)
         return scaled
 
     def grid_for(self, grid: Grid) -> Grid:
-        """The grid of a case at the planned spacing, with the same field of view and axes."""
+        """Return the grid of a case at the planned spacing, with the same field of view and axes."""
         i, j, k = (max(1, round(side / step)) for side, step in zip(grid.extent_mm, self.spacing_mm, strict=True))
         centre = grid.affine[:3, :3] @ ((np.asarray(grid.shape) - 1) / 2) + grid.affine[:3, 3]
         return centre_grid_on(centre.tolist(), shape=(i, j, k), spacing_mm=self.spacing_mm, like=grid)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
+        """Return the plan as JSON types."""
         return asdict(self)
 
     @classmethod
@@ -130,7 +130,7 @@ def plan_training(cases: Sequence[LoadedCase], preset: Preset) -> TrainingPlan:
     patch = [int(min(preset.patch_side, -(-side // multiple) * multiple)) for side in shape]
     labelled = np.concatenate([_draw_labelled_hu(case) for case in cases])
     if not labelled.size:
-        raise BenchmarkError("Real training cases: expected labelled voxels, found none. Check --label.")
+        raise BenchmarkError("Real training cases: no voxel is labelled. Check --label.")
     low, high = (float(value) for value in np.percentile(labelled, _PERCENTILES))
     clipped = np.clip(labelled, low, high)
     return TrainingPlan(
@@ -157,7 +157,7 @@ class PreparedCases:
         self.lesion_classes = tuple(lesion_classes)
 
     def load(self, source: str, case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
-        """A case of a source at the planned spacing.
+        """Return a case of a source at the planned spacing.
 
         Raises:
             VolumeError: Its files cannot be read.
@@ -193,5 +193,5 @@ class PreparedCases:
 def _files_of(case: CaseFiles) -> tuple[Path, Path]:
     for file in (case.image, case.label):
         if not file.exists():
-            raise VolumeError(f"Case {case.case_id}: expected {file}, found nothing there. Put the file back.")
+            raise VolumeError(f"Case {case.case_id}: {file} is missing. Restore the file.")
     return case.image, case.label

@@ -1,4 +1,4 @@
-"""How the light engine runs an arm: prepared cases, one training, predictions of the test cases as files."""
+"""Run an arm with the light engine: prepared cases, one training, predictions of the test cases as files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LightEngine:
     """Trains MONAI's U-Net in this process."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Train or go on, then segment the test cases that have no prediction yet."""
+        """Train or continue, then segment the test cases that have no prediction yet."""
         preset, plan = PRESETS[job.plan.config.preset], job.plan.training
         prepared = PreparedCases(job.bench / PREPARED_NAME, plan, job.plan.lesion_classes)
         network = train_unet(
@@ -65,5 +65,5 @@ class _CaseLoader:
 
 
 def _drop_checkpoint(folder: Path) -> None:
-    """Nothing goes on from it any more, and it holds the optimiser's state of every weight."""
+    """Delete a checkpoint that is no longer needed; it contains the optimiser state of every weight."""
     (folder / "checkpoint.pt").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""How nnU-Net runs an arm: one dataset with the cases of all arms, a fold for each arm, plans from the real cases.
+"""Run an arm with nnU-Net: one dataset with the cases of all arms, a fold per arm, plans from the real cases.
 
 The cases are written once, in RAS+ and with the benchmark's classes as labels, so that images and label maps lie on one
 grid whatever their files were like. Preprocessing is shared by all arms; whoever comes first does it. A case that
@@ -33,7 +33,7 @@ class NnunetEngine:
     """Trains nnU-Net's own trainer, with its augmentation and loss."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Prepare the dataset where that is to be done, train or go on, then segment the test cases."""
+        """Prepare the dataset where that is to be done, train or continue, then segment the test cases."""
         plans = _prepare(job)
         model = train_nnunet_fold(
             job.bench / "nnunet",
@@ -74,8 +74,8 @@ def _prepare(job: ArmJob) -> str:
     lost = [name for ref in dict.fromkeys(job.training_refs) if (name := _name(ref)) in missing]
     if lost:
         raise BenchmarkError(
-            f"Arm '{job.arm}': expected all of its training cases, found {len(lost)} that could not be prepared; the "
-            f"first, {lost[0]}: {missing[lost[0]]} To have them prepared again, remove {folder} while no arm runs."
+            f"Arm '{job.arm}': {len(lost)} of its training cases could not be prepared; the first, {lost[0]}: "
+            f"{missing[lost[0]]} To prepare them again, remove {folder} while no arm runs."
         )
     return str(found["plans"])
 

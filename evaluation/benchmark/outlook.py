@@ -1,4 +1,4 @@
-"""What a benchmark would do and how long it would take, before anything is written."""
+"""Outlook on a benchmark, before anything is written: what it would do, and how long it would take."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
 
 @from_clean_document
 def to_outlook_text(outlook: Mapping[str, Any]) -> str:
-    """The outlook as Markdown."""
+    """Return the outlook as Markdown."""
     arms = ([arm["name"], arm["num_cases"], arm["num_real"], outlook["num_steps"]] for arm in outlook["arms"])
     spacing = "x".join(f"{side:g}" for side in outlook["training"]["spacing_mm"])
     patch = "x".join(map(str, outlook["training"]["patch_shape"]))
@@ -74,5 +74,5 @@ def to_outlook_text(outlook: Mapping[str, Any]) -> str:
         )
     lines += [f"Note: {warning}" for warning in outlook["warnings"]]
     return "\n".join(
-        [*lines, "", "Each training by itself, once --plan-only has written the plan:", *outlook["commands"]]
+        [*lines, "", "Run each training separately, once --plan-only has written the plan:", *outlook["commands"]]
     )

@@ -1,4 +1,4 @@
-"""What all networks that segment patches share: the U-Net, how its images are varied, and windows over a whole case."""
+"""Shared parts of networks that segment patches: the U-Net, augmentation, and windows over a whole case."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ WINDOW_OVERLAP: Final = 0.5
 
 @dataclass(frozen=True)
 class Variation:
-    """How far a training image may stray from its case; mirroring would make left organs right ones.
+    """Limits of the augmentation; there is no mirroring, which would make left organs right ones.
 
     Attributes:
-        share: Of the images that are blurred, and of those that get noise.
+        share: Share of the images that are blurred, and of those that get noise.
         max_blur_voxels: Standard deviation of the blur.
         max_noise_hu: Standard deviation of the noise.
         max_shift_hu: Up or down.
@@ -75,7 +75,7 @@ class BalancedDiceCrossEntropy(nn.Module):
         self.cross_entropy = nn.CrossEntropyLoss(reduction="none")
 
     def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
-        """The loss as a scalar.
+        """Return the loss as a scalar.
 
         Args:
             scores: ``(B, N, I, J, K)``, before the softmax.
@@ -91,14 +91,14 @@ class BalancedDiceCrossEntropy(nn.Module):
 
 
 def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) -> nn.Module:
-    """A U-Net of nnU-Net's kind (Isensee et al., "nnU-Net", Nature Methods 2021), with fresh weights.
+    """Return a U-Net of nnU-Net's kind (Isensee et al., "nnU-Net", Nature Methods 2021), with fresh weights.
 
     Its first level works at full resolution: at half of it, lesions of a few voxels are lost.
 
     Args:
         widths: Channels of the levels.
-        num_channels: Of the input.
-        num_classes: Of the output, the background among them.
+        num_channels: Number of channels of the input.
+        num_classes: Number of classes of the output, the background among them.
     """
     num_levels = len(widths)
     network: nn.Module = DynUNet(
@@ -124,7 +124,7 @@ def score_windows(
         network: In evaluation mode.
         channels: On the device.
         window: Voxels of a window.
-        fill: What lies beyond the edge of a case that is smaller than a window.
+        fill: Padding value for a case that is smaller than a window.
         device: Where the network is.
     """
     with mixed_precision(device):

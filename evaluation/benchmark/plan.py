@@ -41,7 +41,7 @@ class BenchmarkPlan:
     """All that an arm needs to run by itself, as ``benchmark.json`` keeps it.
 
     Attributes:
-        config: What was asked for.
+        config: The request.
         labels: Names of the labels in the order of their classes, from 1.
         lesion_labels: Those whose connected parts are counted.
         sources: Cases by source; the real ones are called "real".
@@ -50,7 +50,7 @@ class BenchmarkPlan:
             every training, those of the first.
         draws: Training cases of every training, of arms that draw them anew.
         training: How cases are brought to the light engine's network.
-        warnings: What to beware of, one sentence each.
+        warnings: Warnings, a sentence each.
     """
 
     config: BenchmarkConfig
@@ -73,7 +73,7 @@ class BenchmarkPlan:
         }
 
     def draw_of(self, arm: str, seed: int) -> tuple[str, int]:
-        """The key of a training's cases among the training sets."""
+        """Return the key of a training's cases among the training sets."""
         return arm, seed if arm in self.draws else 0
 
     @property
@@ -87,12 +87,12 @@ class BenchmarkPlan:
         return tuple(self.classes[name] for name in self.lesion_labels)
 
     def find_case(self, ref: CaseRef) -> CaseFiles:
-        """The files of a case."""
+        """Return the files of a case."""
         source, case_id = ref
         return next(case for case in self.sources[source].cases if case.case_id == case_id)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
+        """Return the plan as JSON types."""
         return {
             "format": FORMAT,
             "config": self.config.to_json(),
@@ -115,8 +115,8 @@ class BenchmarkPlan:
         """
         if content["format"] != FORMAT:
             raise BenchmarkError(
-                f"Benchmark: expected a plan of format {FORMAT}, found {content['format']}, whose arms were "
-                "trained otherwise. Choose another --out."
+                f"Benchmark: its plan has format {content['format']}, this version needs {FORMAT}, whose arms are "
+                "trained differently. Choose another --out."
             )
         return cls(
             config=BenchmarkConfig.model_validate(content["config"]),
@@ -142,7 +142,7 @@ def plan_benchmark(
     Cases that cannot be read are left out of every arm and named.
 
     Args:
-        config: What was asked for.
+        config: The request.
         reads_synthetic: Whether to open every synthetic case; a dry run need not.
         notify: Called with a stage, the steps done and their number.
 
@@ -191,19 +191,19 @@ def compose_arms(
     sources: Mapping[str, CaseSource],
     losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[CaseRef, ...]]:
-    """Training cases of every arm.
+    """Return training cases of every arm.
 
     The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
     largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
 
     Args:
-        config: What was asked for.
+        config: The request.
         train: Ids of the real cases to train on.
         sources: Cases by source.
         losses: Sentences on the cases that a source has lost; where too few are left, they say why.
 
     Raises:
-        BenchmarkError: A source has fewer cases than an arm wants.
+        BenchmarkError: A source has fewer cases than an arm needs.
     """
     arms = [arm for arm in config.parsed_arms if not arm.count]
     real: tuple[CaseRef, ...] = tuple((REAL, case_id) for case_id in train)
@@ -233,20 +233,20 @@ def compose_draws(
     sources: Mapping[str, CaseSource],
     losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[tuple[CaseRef, ...], ...]]:
-    """Training cases of every training of the arms with a number of real patients.
+    """Return training cases of every training of the arms with a number of real patients.
 
     The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
     smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient
     who is not in the draw is not in it either: it would show more real patients than the arm is said to have.
 
     Args:
-        config: What was asked for.
+        config: The request.
         train: Ids of the real cases to train on.
         sources: Cases by source.
         losses: Sentences on the cases that a source has lost.
 
     Raises:
-        BenchmarkError: There are fewer real patients or synthetic cases than an arm wants.
+        BenchmarkError: There are fewer real patients or synthetic cases than an arm needs.
     """
     patients: dict[str, list[str]] = {}
     for case_id in train:
@@ -262,7 +262,7 @@ def compose_draws(
                 continue
             if EVERY > arm.count > len(names):
                 raise BenchmarkError(
-                    f"Arm '{arm.name}': expected at most {len(names)} real patients, who are there to train on, found "
+                    f"Arm '{arm.name}': only {len(names)} real patients are available for training, found "
                     f"{arm.count}. Correct --real-counts."
                 )
             chosen = [case_id for patient in order[: arm.count] for case_id in patients[patient]]
@@ -289,8 +289,8 @@ def _take(
         said = losses.get(arm.source, ())
         why = "".join(f" {text}" for text in dict.fromkeys((*said[:1], *said[-1:])))
         raise BenchmarkError(
-            f"Arm '{arm.name}': expected {num or 'some'} synthetic cases in {config.synthetic[arm.source]}, found "
-            f"{len(order)} that can be used.{why} Generate more, or lower the ratio."
+            f"Arm '{arm.name}': needs {num or 'some'} synthetic cases, but {config.synthetic[arm.source]} has "
+            f"{len(order)} usable ones.{why} Generate more, or lower the ratio."
         )
     return tuple(order[:num])
 
@@ -305,10 +305,7 @@ def _choose_lesion_labels(config: BenchmarkConfig, labels: Sequence[str]) -> tup
         return find_lesion_labels(labels)
     unknown = [name for name in config.lesion_labels if name not in labels]
     if unknown:
-        raise BenchmarkError(
-            f"Lesion label '{unknown[0]}': expected one of {', '.join(labels)}, found another name. "
-            "Correct --lesion-label."
-        )
+        raise BenchmarkError(f"Lesion label '{unknown[0]}': not one of {', '.join(labels)}. Correct --lesion-label.")
     return config.lesion_labels
 
 
@@ -336,8 +333,10 @@ def _leave_leaks_out(source: CaseSource, tested: Sequence[CaseFiles]) -> tuple[C
     kept = tuple(case for case in source.cases if case.case_id not in leaks)
     shown = ", ".join(leaks[:5]) + (" and others" if len(leaks) > 5 else "")
     return replace(source, cases=kept), [
-        f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out: they are test cases, or were "
-        f"made from label maps of test patients ({shown})."
+        (
+            f"{len(leaks)} of the {len(source.cases)} cases of '{source.name}' were left out, because they are test "
+            f"cases or were made from label maps of test patients ({shown})."
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""What synthetic cases are worth in real ones: the learning curve of a benchmark with several numbers of real cases."""
+"""Worth of synthetic cases in real ones: the learning curve of a benchmark with several numbers of real cases."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:  # these bring torch, and a report that shows figures needs no
 
 NUM_CURVE_POINTS: Final = 60
 METHOD: Final = (
-    "Read off a learning curve a - b n^(-c) of real cases alone, at the score of the arm. The interval (95%) is over "
-    "draws of training patients and over test patients, and has no end beyond the numbers that were trained on. All "
-    "arms take the same number of steps. Published figures of this form are of private data and cannot be compared."
+    "Read from a learning curve a - b n^(-c) of real cases alone, at the score of the arm. The 95% interval is over "
+    "draws of training patients and over test patients; it is open-ended beyond the numbers trained on. All arms "
+    "take the same number of steps. Published figures of this kind are based on private data and cannot be compared."
 )
 
 Array = NDArray[np.float64]
 
 
 def measure_replacement(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[dict[str, Any]]:
-    """For every label and arm with synthetic cases: how many real cases alone would do as well.
+    """Return, by label and arm with synthetic cases, how many real cases alone would give the same score.
 
     Args:
-        benchmark: With numbers of real cases.
-        scores: Of its arms; draws that are not finished in every arm are left out.
+        benchmark: A benchmark with several numbers of real cases.
+        scores: Scores of its arms; draws that are not finished in every arm are left out.
     """
     finished = set.intersection(*(set(arm.runs) for arm in scores)) if scores else set()
     arms = {arm.arm.name: arm.choose(sorted(finished)) for arm in scores}
@@ -84,15 +84,15 @@ def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
 
 
 def spell_worth(row: Mapping[str, Any]) -> str:
-    """The answer as a sentence."""
+    """Return the answer as a sentence."""
     what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
     if row["obstacle"]:
-        return f"{what}: cannot say what they are worth: {row['obstacle']}."
+        return f"{what}: their worth cannot be given: {row['obstacle']}."
     least, most = row["smallest"], row["largest"]
     if row["low"] == most:
-        return f"{what} do better than {most} real ones, the most that were trained on."
+        return f"{what} do better than {most} real ones, the largest number trained on."
     if row["high"] == least:
-        return f"{what} do worse than {least} real ones, the fewest that were trained on."
+        return f"{what} do worse than {least} real ones, the smallest number trained on."
     low = f"fewer than {least}" if row["low"] is None else f"{row['low']:.0f}"
     high = f"more than {most}" if row["high"] is None else f"{row['high']:.0f}"
     if row["estimate"] is None:
@@ -107,7 +107,7 @@ def spell_worth(row: Mapping[str, Any]) -> str:
 
 
 def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The section of a report as Markdown."""
+    """Return the section of a report as Markdown."""
     cells = (
         [
             row["label"],
@@ -122,12 +122,12 @@ def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     header = ["label", "real cases", "synthetic", "Dice", "worth real cases", "from", "to"]
     lines = [f"- {spell_worth(row)}" for row in rows]
-    title = "## What are synthetic cases worth in real ones?\n"
+    title = "## How many real cases are the synthetic ones worth?\n"
     return "\n".join([title, *lines, "", to_markdown(header, cells), METHOD, ""])
 
 
 def draw_replacement_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """By label the curve of real cases alone, and the arms with synthetic ones, as SVG; none without a finished arm."""
+    """Return one SVG per label: the curve of real cases alone and the finished arms with synthetic ones."""
     charts = {}
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label and row["score"] is not None]

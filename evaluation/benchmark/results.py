@@ -1,4 +1,4 @@
-"""What the arms of a benchmark have shown: scores with intervals, comparisons with verdicts, lesions by size."""
+"""Results of a benchmark's arms: scores with intervals, comparisons with verdicts, lesions by size."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ METRICS: Final = ("dice", "nsd")
 
 
 def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
-    """All figures of a benchmark as JSON types; arms that are not finished are named and left out of the figures."""
+    """Return all figures of a benchmark as JSON types, leaving out and naming unfinished arms."""
     scores, failures = _load_finished(benchmark)
     plan = benchmark.plan
     document: dict[str, Any] = {
@@ -52,7 +52,7 @@ def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def list_pairs(scores: Sequence[ArmScores]) -> list[tuple[ArmScores, ArmScores]]:
-    """Every arm against the first one, and arms with added cases against the duplicated real ones as well.
+    """Return every arm against the first one, and arms with added cases against the duplicated real ones as well.
 
     Arms with a number of real patients are compared with the real cases of the same number alone.
     """
@@ -91,7 +91,7 @@ def _find_unfinished(benchmark: Benchmark, scores: Sequence[ArmScores]) -> list[
     missing = [f"{arm.arm.name} {len(arm.runs)} of {planned}" for arm in scores if len(arm.runs) < planned]
     if not missing:
         return []
-    return [f"Figures are of the finished trainings alone ({', '.join(missing)}); verdicts may change with the others."]
+    return [f"Figures cover finished trainings only ({', '.join(missing)}); verdicts may change with the others."]
 
 
 def _describe_arm(benchmark: Benchmark, arm: Arm, scores: Sequence[ArmScores]) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def _detection_rows(benchmark: Benchmark, arm: ArmScores) -> list[dict[str, Any]
 
 
 def _detection_comparison_rows(benchmark: Benchmark, arm: ArmScores, other: ArmScores) -> list[dict[str, Any]]:
-    """How much the shares of one arm are above those of another, on the same patients."""
+    """Return the differences between the detection rates of two arms on the same patients."""
     rows = []
     for label in benchmark.plan.lesion_labels:
         counts, others = arm.count_lesions(label), other.count_lesions(label)

@@ -2,7 +2,7 @@
 
 bench/benchmark.json                     the plan; the folder keeps to it
 bench/prepared/                          cases at the planned spacing
-bench/arms/ARM/seed-0/checkpoint.pt      an arm on its way; a killed one goes on from here
+bench/arms/ARM/seed-0/checkpoint.pt      an arm on its way; a killed one continues from here
 bench/arms/ARM/seed-0/predictions/       label maps of the test cases, on their own grids
 bench/arms/ARM/seed-0/scores.json        written last: an arm that has it is done and never done again
 bench/arms/ARM/seed-0/failure.json       why an arm failed; gone once it has succeeded
@@ -39,12 +39,12 @@ LOCK_NAME: Final = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class ArmState:
-    """Where a training of an arm stands.
+    """State of a training of an arm.
 
     Attributes:
         arm: Name of the arm.
         seed: Number of the training.
-        status: "done", "failed", "begun" or "waiting".
+        status: "done", "failed", "begun", "waiting", or "busy" where another process is at work on it.
         reason: Why it failed.
     """
 
@@ -67,7 +67,7 @@ class Benchmark:
     plan: BenchmarkPlan
 
     def folder_of(self, arm: str, seed: int) -> Path:
-        """Folder of a training.
+        """Return the folder of a training.
 
         Raises:
             BenchmarkError: There is no such arm, or no such seed.
@@ -76,14 +76,14 @@ class Benchmark:
         if found is None:
             names = [a.name for a in self.plan.config.parsed_arms]
             raise BenchmarkError(
-                f"Arm '{arm}': expected one of {', '.join(names)}, found another name.{did_you_mean(arm, names)}"
+                f"Arm '{arm}': unknown arm; expected one of {', '.join(names)}.{did_you_mean(arm, names)}"
             )
         if not 0 <= seed < self.plan.config.num_seeds:
-            raise BenchmarkError(f"Seed {seed}: expected 0 to {self.plan.config.num_seeds - 1}, found another number.")
+            raise BenchmarkError(f"Seed {seed}: must be 0 to {self.plan.config.num_seeds - 1}.")
         return self.folder / "arms" / found.folder_name / f"seed-{seed}"
 
     def state_of(self, arm: str, seed: int) -> ArmState:
-        """Where a training stands."""
+        """Return the state of a training."""
         folder = self.folder_of(arm, seed)
         if (folder / SCORES_NAME).is_file():
             return ArmState(arm, seed, "done")
@@ -99,7 +99,7 @@ class Benchmark:
         return tuple(self.state_of(arm.name, s) for s in range(config.num_seeds) for arm in config.parsed_arms)
 
     def load_scores(self, arm: str, seed: int) -> dict[str, Any]:
-        """What a training has scored.
+        """Return the scores of a training.
 
         Raises:
             BenchmarkError: It is not done, or its file is damaged.
@@ -107,19 +107,17 @@ class Benchmark:
         path = self.folder_of(arm, seed) / SCORES_NAME
         scores = _read_json(path) if path.is_file() else None
         if scores is None or not _has_every_score(scores, self.plan):
-            found = "none" if scores is None else "some that are not complete"
-            raise BenchmarkError(
-                f"{path}: expected the scores of an arm, found {found}. Remove the file and run the arm."
-            )
+            found = "missing" if scores is None else "incomplete"
+            raise BenchmarkError(f"{path}: the scores of this arm are {found}. Remove the file and run the arm again.")
         return scores
 
 
 def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage = report_nothing) -> Benchmark:
-    """Begin a benchmark or go on with one of the same configuration.
+    """Begin a benchmark or continue one of the same configuration.
 
     Args:
         folder: New, empty, or this benchmark's.
-        config: What is asked for.
+        config: The request.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
@@ -130,9 +128,7 @@ def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage
         _require_same(benchmark, config)
         return benchmark
     if folder.exists() and (not folder.is_dir() or any(not _is_own_start(p) for p in folder.iterdir())):
-        raise BenchmarkError(
-            f"{folder}: expected a new, an empty or a benchmark's folder, found other content. Choose another --out."
-        )
+        raise BenchmarkError(f"{folder}: neither new, empty nor a benchmark's folder. Choose another --out.")
     plan = plan_benchmark(config, notify=notify)
     write_json_whole(folder / PLAN_NAME, plan.to_json())
     return Benchmark(folder, plan)
@@ -147,21 +143,19 @@ def load_benchmark(folder: Path) -> Benchmark:
     """Read the plan of a benchmark.
 
     Raises:
-        BenchmarkError: The folder is no benchmark, or its plan is damaged.
+        BenchmarkError: The folder is not a benchmark, or its plan is damaged.
     """
     path = folder / PLAN_NAME
     if not path.is_file():
         raise BenchmarkError(
-            f"{folder}: expected a benchmark, found no {PLAN_NAME}. Begin one with 'maisi-aug benchmark run'."
+            f"{folder}: not a benchmark, because {PLAN_NAME} is missing. Begin one with 'maisi-aug benchmark run'."
         )
     try:
         return Benchmark(folder, BenchmarkPlan.from_json(read_json(path)))
     except BenchmarkError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BenchmarkError(
-            f"{path}: expected the plan of a benchmark, found: {error!r}. Begin another one."
-        ) from error
+        raise BenchmarkError(f"{path}: not the plan of a benchmark: {error!r}. Begin another benchmark.") from error
 
 
 def _require_same(benchmark: Benchmark, config: BenchmarkConfig) -> None:
@@ -169,8 +163,8 @@ def _require_same(benchmark: Benchmark, config: BenchmarkConfig) -> None:
     different = [f"{key}: {before[key]!r}, not {now[key]!r}" for key in before if before[key] != now[key]]
     if different:
         raise BenchmarkError(
-            f"{benchmark.folder}: expected the configuration that this benchmark was begun with, found another one "
-            f"({'; '.join(different)}). Choose another --out, or repeat the first command."
+            f"{benchmark.folder}: this benchmark was begun with another configuration ({'; '.join(different)}). "
+            "Choose another --out, or continue with the original options."
         )
 
 
@@ -183,9 +177,9 @@ def run_arm(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> ArmState:
-    """Run one training of an arm, or go on with it; one that is done is left alone.
+    """Run one training of an arm, or continue it; one that is done is left alone.
 
-    An error of the arm is kept in its folder and returned, so that the other arms go on.
+    An error of the arm is kept in its folder and returned, so that the other arms continue.
 
     Raises:
         BenchmarkError: There is no such arm or seed.
@@ -205,7 +199,7 @@ def run_arm(
             write_json_whole(
                 folder / SCORES_NAME, {**scores, "seconds_of_last_run": round(perf_counter() - started, 1)}
             )
-        # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report go on.
+        # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report continue.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             write_json_whole(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})
@@ -218,7 +212,7 @@ def run_arm(
 
 
 def build_engine(config: BenchmarkConfig) -> Engine:
-    """The engine of a configuration."""
+    """Return the engine of a configuration."""
     if config.engine == "nnunet":
         from maisi_aug.evaluation.benchmark.nnunet import NnunetEngine
 
@@ -269,10 +263,7 @@ def _lock(folder: Path) -> Iterator[None]:
     descriptor = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if not lock(descriptor):
-            raise ArmBusyError(
-                f"{folder}: expected an arm that nothing else is running, found another process at work on it. "
-                "Wait for it to end."
-            )
+            raise ArmBusyError(f"{folder}: another process is working on this arm. Wait for it to end.")
         yield
     finally:
         os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Which patients a benchmark trains and tests on, and what it can tell at best, before anything is trained.
+"""Choose the patients that a benchmark trains and tests on, and state its limits before anything is trained.
 
 That is a matter of who shows a label, of which synthetic cases show a test patient to the training, and of what the
 networks that drew them have seen.
@@ -72,7 +72,7 @@ def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfi
 
     Args:
         lesions: Case id -> the lesion labels that it shows.
-        config: What was asked for.
+        config: The request.
 
     Raises:
         BenchmarkError: There are too few patients to train on one and to test on two.
@@ -86,9 +86,9 @@ def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfi
     if not train or len(test) < MIN_TEST_PATIENTS:
         num_wanted = config.num_train or max(1, len(train))
         raise BenchmarkError(
-            f"Real cases: expected at least {num_wanted + MIN_TEST_PATIENTS} patients, to train on {num_wanted} and to "
-            f"test on {MIN_TEST_PATIENTS} or more, found {len(order)}, {len(test)} of them to test on. "
-            "Add cases, or choose another --num-train or --test-list."
+            f"Real cases: {num_wanted + MIN_TEST_PATIENTS} patients are needed, {num_wanted} to train on and at "
+            f"least {MIN_TEST_PATIENTS} to test on; found {len(order)}, {len(test)} of them to test on. Add cases, "
+            "or choose another --num-train or --test-list."
         )
     sides = [[c for patient in side for c in patients[patient]] for side in (train, test)]
     return Split(tuple(sorted(sides[0])), tuple(sorted(sides[1])))
@@ -105,11 +105,11 @@ def _draw_order(lesions: Mapping[str, frozenset[str]], rng: np.random.Generator)
 
 
 def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> None:
-    """Raise unless patients can be told apart and those to test on are among them.
+    """Raise unless patients can be distinguished and those to test on are among them.
 
     Args:
         cases: All real ones, before those that cannot be read are left out.
-        config: What was asked for.
+        config: The request.
 
     Raises:
         BenchmarkError: A folder says that cases are of one patient and no pattern does, or a listed one is unknown.
@@ -117,15 +117,15 @@ def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> Non
     told = [case.patient for case in cases if case.patient]
     if not config.patient_pattern and len(set(told)) < len(told):
         raise BenchmarkError(
-            f"Real cases: expected a pattern that tells the {len(set(told))} patients of {len(told)} cases, found "
-            "none. Give one with --patient-pattern, such as '(.+)_scan'."
+            f"Real cases: the {len(told)} cases seem to be of {len(set(told))} patients, but no pattern tells which. "
+            "Give one with --patient-pattern, such as '(.+)_scan'."
         )
     patients = {config.patient_of(case.case_id) for case in cases}
     unknown = [patient for patient in config.test_patients if patient not in patients]
     if unknown:
         raise BenchmarkError(
-            f"Test patient '{unknown[0]}': expected one of the {len(patients)} real ones, such as {min(patients)}, "
-            f"found another name.{did_you_mean(unknown[0], patients)} Correct --test-list."
+            f"Test patient '{unknown[0]}': not one of the {len(patients)} real patients, such as "
+            f"{min(patients)}.{did_you_mean(unknown[0], patients)} Correct --test-list."
         )
 
 
@@ -140,14 +140,14 @@ def _split_as_listed(order: Sequence[str], config: BenchmarkConfig) -> tuple[Seq
     rest = [patient for patient in order if patient not in config.test_patients]
     if config.num_train and config.num_train > len(rest):
         raise BenchmarkError(
-            f"Real cases: expected {config.num_train} patients to train on beside those listed to test on, found "
-            f"{len(rest)}. Choose a smaller --num-train."
+            f"Real cases: {config.num_train} patients to train on are requested, but only {len(rest)} are left "
+            "besides the test patients. Choose a smaller --num-train."
         )
     return rest[: config.num_train], [patient for patient in config.test_patients if patient in order]
 
 
 def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
-    """Ids of synthetic cases that were made from the label map of a test case, or are a test case.
+    """Return ids of synthetic cases that were made from the label map of a test case, or are a test case.
 
     Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
     itself where nothing says what a case was made from.
@@ -159,7 +159,7 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
 
 
 def find_published_training(path: Path) -> str:
-    """The dataset of the training list that a folder seems to hold, or an empty text.
+    """Return the dataset of the training list that a folder seems to hold, or an empty text.
 
     Looks at the folder's name and at ``dataset.json``; a renamed copy without a description is not recognised.
     """
@@ -181,10 +181,10 @@ Shown = Mapping[str, frozenset[str]]
 
 
 def find_cautions(config: BenchmarkConfig, split: Split, labels: tuple[str, ...], shown: Shown) -> list[str]:
-    """What to beware of, one sentence each.
+    """Return the cautions about a benchmark, one sentence each.
 
     Args:
-        config: What was asked for.
+        config: The request.
         split: Cases to train and to test on.
         labels: All that are compared.
         shown: Labels of every real case.
@@ -192,19 +192,19 @@ def find_cautions(config: BenchmarkConfig, split: Split, labels: tuple[str, ...]
     cautions = [*_find_untested(config, split, labels, shown), *_find_untaught(split, labels, shown)]
     if config.num_seeds < 2:
         cautions.append(
-            "Every arm is trained once: how far another seed would move the figures is not known, so that every "
-            "verdict is undecided. Take --seeds 3."
+            "Every arm is trained once, so that the effect of another seed is unknown and every verdict is "
+            "undecided. Use --seeds 3."
         )
     if (Path(config.real) / MAPPING_NAME).is_file():
         cautions.append(
             f"The real cases are synthetic themselves: {MAPPING_NAME} says that maisi-aug exported them. Such a "
-            "benchmark says nothing of patients."
+            "benchmark says nothing about patients."
         )
     published = find_published_training(Path(config.real))
     if published:
         cautions.append(
-            f"The real cases seem to be of {published}, which is in the published training list of MAISI: its networks "
-            "may have seen the test patients. Check on data of your own before you rely on a gain."
+            f"The real cases seem to be from {published}, which is in the published training list of MAISI, so its "
+            "networks may have seen the test patients. Confirm any gain on data of your own."
         )
     return cautions
 
@@ -226,8 +226,10 @@ def _find_untested(config: BenchmarkConfig, split: Split, labels: tuple[str, ...
         return []
     over = f", corrected over {num_tested} labels," if num_tested > 1 else ""
     return [
-        f"Of the {len(patients)} test patients, too few show: {', '.join(few)}. Wilcoxon's test{over} cannot reach "
-        f"p < {ALPHA:g} with so few, so that no gain can be shown however large it is."
+        (
+            f"Too few of the {len(patients)} test patients show a label: {', '.join(few)}. Wilcoxon's test{over} "
+            f"cannot reach p < {ALPHA:g} with so few, so that no gain can be shown, however large."
+        )
     ]
 
 
@@ -237,6 +239,8 @@ def _find_untaught(split: Split, labels: tuple[str, ...], shown: Shown) -> list[
     if not missing:
         return []
     return [
-        f"No real case to train on shows {', '.join(missing)}: arms of real cases alone cannot learn it, so that any "
-        "gain is one over nothing."
+        (
+            f"No real training case shows {', '.join(missing)}: arms of real cases alone cannot learn it, so that any "
+            "gain is a gain over nothing."
+        )
     ]

@@ -17,32 +17,37 @@ if TYPE_CHECKING:
 
 METHOD: Final = (
     "Differences are means over patients and trainings, with 95% intervals of a two-level bootstrap that draws both, "
-    "the same patients in both arms. p is of Wilcoxon's signed-rank test over patients, exact, with Holm's correction "
-    "over the labels. 'gain' needs the whole interval and the test above zero and the mean above the margin; 'no gain' "
-    "says that a gain above the margin is excluded; everything else is undecided, and so are all labels with too few "
-    "test patients, arms trained once, and labels that neither arm finds. The smallest gain is what this test set "
-    "would have shown four times in five. Verdicts are of Dice; NSD and lesions are shown beside it, not corrected for."
+    "using the same patients in both arms. p is from Wilcoxon's signed-rank test over patients, exact, with Holm's "
+    "correction over the labels. 'gain' needs the whole interval and the test above zero and the mean above the "
+    "margin; 'no gain' means that a gain above the margin is excluded; everything else is undecided, as are labels "
+    "with too few test patients, arms trained once, and labels that neither arm finds. The smallest gain is the one "
+    "that this test set would detect four times in five. Verdicts concern Dice; NSD and lesions are shown for "
+    "information, without correction."
 )
 
 
 def arm_command(folder: Path, arm: str, seed: int) -> str:
-    """The command that runs one training by itself."""
+    """Return the command that runs one training by itself."""
     return shlex.join(["maisi-aug", "benchmark", "arm", str(folder), "--arm", arm, "--seed", str(seed)])
 
 
 def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
-    """Every training's command."""
+    """Return every training's command."""
     return [arm_command(folder, arm.name, seed) for seed in range(config.num_seeds) for arm in config.parsed_arms]
 
 
 def spell_state(state: ArmState) -> str:
-    """Where a training stands."""
-    again = {"begun": "; run again to go on", "failed": f": {state.reason}"}.get(state.status, "")
-    return f"{state.arm}, seed {state.seed}: {state.status}{again}"
+    """Return the state of a training."""
+    said = {
+        "begun": "begun; run again to continue",
+        "failed": f"failed: {state.reason}",
+        "busy": "running elsewhere; run this command again when it has finished",
+    }
+    return f"{state.arm}, seed {state.seed}: {said.get(state.status, state.status)}"
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:
-    """The verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
+    """Return the verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
     if row["is_loss"]:
         return "no gain (a loss)"
     if row["verdict"] != "undecided":
@@ -51,33 +56,33 @@ def spell_verdict(row: Mapping[str, Any]) -> str:
 
 
 def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """A mean with its interval, where it has one."""
+    """Return a mean with its interval, where it has one."""
     if row is None:
         return "none"
-    form = "+z.3f" if signed else "z.3f"  # z: no minus before nothing
+    form = "+z.3f" if signed else "z.3f"  # z: no minus before zero
     if row["low"] is None:
         return f"{row['mean']:{form}} (one patient)"
     return f"{row['mean']:{form}} ({row['low']:{form}} to {row['high']:{form}})"
 
 
 def spell_p(value: float | None) -> str:
-    """A p-value."""
+    """Return a p-value."""
     return "none" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def spell_smallest_gain(row: Mapping[str, Any]) -> str:
-    """The smallest gain that would have been shown."""
+    """Return the smallest gain that would have been shown."""
     return "none" if row["smallest_gain"] is None else f"{row['smallest_gain']:.3f}"
 
 
 def spell_trainings(row: Mapping[str, Any]) -> str:
-    """How many trainings of both arms are finished."""
+    """Return how many trainings of both arms are finished."""
     arm, other = row["num_seeds"]
     return str(arm) if arm == other else f"{arm} and {other}"
 
 
 def summarise_verdicts(document: Mapping[str, Any]) -> list[str]:
-    """One sentence for each arm against the baseline, by Dice."""
+    """Return one sentence for each arm against the baseline, by Dice."""
     sentences = []
     for arm, baseline in _list_pairs(document):
         rows = [r for r in document["comparisons"] if (r["arm"], r["baseline"], r["metric"]) == (arm, baseline, "dice")]
@@ -96,12 +101,14 @@ def _join_labels(verdict: str, labels: Sequence[str]) -> str:
 
 @from_clean_document
 def to_report_text(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     parts = [
         "# Benchmark\n",
-        f"{document['num_train_cases']} real cases to train on, {document['num_test_patients']} patients to test on, "
-        f"{document['num_steps']} steps and {document['config']['num_seeds']} trainings of every arm, engine "
-        f"{document['config']['engine']}.\n",
+        (
+            f"{document['num_train_cases']} real cases to train on, {document['num_test_patients']} patients to test "
+            f"on, {document['num_steps']} steps and {document['config']['num_seeds']} trainings per arm, engine "
+            f"{document['config']['engine']}.\n"
+        ),
         "## Verdicts\n",
         *(f"- {sentence}" for sentence in summarise_verdicts(document) or ["No two arms are finished yet."]),
         "",
@@ -180,7 +187,7 @@ def _detection_table(document: Mapping[str, Any]) -> str:
         ]
         for row in document["detection"]
     ]
-    return "Found and made up are of all trainings together.\n\n" + to_markdown(header, rows)
+    return "Found and made-up lesions are counted over all trainings together.\n\n" + to_markdown(header, rows)
 
 
 def _detection_comparison_table(document: Mapping[str, Any]) -> str:

@@ -71,14 +71,14 @@ class PatchObjective(Stateless):
         return {"unet": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a share of the patches of a step."""
+        """Return the loss of a share of the patches of a step."""
         images, classes = self.draw_batch(step, share)
         scores = self.network(images.to(self.device)).float()
         loss: Tensor = self.criterion(scores, classes.to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """The patches of a step: ``(B, 1, I, J, K)`` float32 and ``(B, I, J, K)`` uint8 classes."""
+        """Return the patches of a step: ``(B, 1, I, J, K)`` float32 and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("benchmark batch", self.seed, step), "patches")
         chosen = rng.integers(self.cases.num_cases, size=self.preset.batch_count * share.count)
         patches = [self._draw_patch(int(index), rng) for index in chosen][share.slice_of(self.preset.batch_count)]
@@ -120,7 +120,7 @@ def train_unet(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> nn.Module | None:
-    """Train an arm, or go on where it was stopped.
+    """Train an arm, or continue where it was stopped.
 
     Args:
         cases: Its training cases.
@@ -128,13 +128,13 @@ def train_unet(
         preset: Size of the network.
         folder: Gets the checkpoint.
         num_steps: Optimiser steps, the same in all arms.
-        seed: Of the weights and the batches.
+        seed: Seed of the weights and the batches.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call goes on.
+        max_minutes: Stop after so long; a later call continues.
         report_step: Called after each step.
 
     Returns:
-        The network with averaged weights in evaluation mode; None when the time was up before the last step.
+        The network with averaged weights in evaluation mode; None if the time limit was reached before the last step.
 
     Raises:
         TrainingError: The loss is no longer finite, or the folder holds another training's checkpoint.
@@ -161,7 +161,7 @@ def train_unet(
 def predict_case(
     network: nn.Module, case: LoadedCase, plan: TrainingPlan, *, target: Grid, device: str
 ) -> NDArray[np.uint8]:
-    """Segment a case and bring the answer back to its own grid.
+    """Segment a case and bring the result back to its own grid.
 
     Args:
         network: In evaluation mode.
@@ -195,7 +195,7 @@ def _take_likeliest(shares: NDArray[np.float32], grid: Grid, target: Grid) -> ND
 
 
 def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str) -> float:
-    """Seconds of a training step on noise, for an estimate before anything is trained."""
+    """Return seconds of a training step on noise, for an estimate before anything is trained."""
     rng = np.random.default_rng(0)
     noise = LoadedCase(
         rng.integers(-100, 100, plan.patch_shape).astype(np.int16),
@@ -217,6 +217,6 @@ def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *
 
 
 def count_windows(shape: Sequence[int], plan: TrainingPlan) -> int:
-    """Windows that a prediction takes, for an estimate."""
+    """Return windows that a prediction takes, for an estimate."""
     steps = [max(1, int(np.ceil(s / p / (1 - WINDOW_OVERLAP)))) for s, p in zip(shape, plan.patch_shape, strict=True)]
     return int(np.prod(steps))

@@ -58,7 +58,7 @@ def match_labels(
 
     Args:
         label_values: Label name -> values, as nnU-Net's ``dataset.json`` has them.
-        vocabulary: Of the given maps.
+        vocabulary: Vocabulary of the given maps.
         mapping: ``LABEL=NAME`` or ``LABEL=NAME+NAME`` for names that the vocabulary lacks or means otherwise.
 
     Returns:
@@ -74,8 +74,8 @@ def match_labels(
         name, _, labels = (part.strip() for part in text.partition("="))
         if not labels or name not in label_values:
             raise RequestError(
-                f"--map '{text}': expected LABEL=NAME with a label of the segmenter's, found another. "
-                f"Names are {', '.join(label_values)}."
+                f"--map '{text}': must be LABEL=NAME with a label of the segmenter, which has "
+                f"{', '.join(label_values)}."
             )
         stated[name] = tuple(vocabulary.id_of(label) for label in labels.split("+"))
     matched, unmatched = [], []
@@ -95,8 +95,8 @@ def match_labels(
             unmatched.append(name)
     if not matched:
         raise EvaluationError(
-            f"Labels of the segmenter: expected names of the vocabulary, found {', '.join(unmatched[:8]) or 'none'}. "
-            "Pass --map LABEL=NAME, and list labels with 'maisi-aug labels'."
+            f"Labels of the segmenter: none is in the vocabulary: {', '.join(unmatched[:8]) or 'none'}. Pass --map "
+            "LABEL=NAME, and list labels with 'maisi-aug labels'."
         )
     return tuple(matched), tuple(unmatched)
 
@@ -108,13 +108,13 @@ def segment_from_folder(folder: Path) -> Segment:
         EvaluationError: When there is no such folder.
     """
     if not folder.is_dir():
-        raise EvaluationError(f"{folder}: expected a folder of predicted label maps, found none. Check --predictions.")
+        raise EvaluationError(f"{folder}: folder of predicted label maps not found. Check --predictions.")
 
     def segment(case: EvaluatedCase, image: Volume) -> NDArray[np.uint8]:
         found = load_label_map(folder / f"{case.case_id}.nii.gz")
         if not found.grid.is_close(image.grid, tolerance_mm=0.05):
             raise VolumeError(
-                f"{case.case_id}: expected a prediction on the image's grid, found {found.grid.shape} for "
+                f"{case.case_id}: the prediction must be on the image's grid, found {found.grid.shape} for "
                 f"{image.grid.shape} voxels or another place. Predict from this image."
             )
         return found.array
@@ -132,15 +132,15 @@ def measure_agreement(
     seed: int = 0,
     notify: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Dice of every label and case.
+    """Return Dice of every label and case.
 
     Args:
         case_set: Labelled cases.
         segment: The segmenter.
-        labels: What to compare.
-        segmenter: What the segmenter is, in words.
+        labels: Labels to compare.
+        segmenter: Description of the segmenter.
         unmatched: Labels of the segmenter that are not compared.
-        seed: Of the bootstrap over cases.
+        seed: Seed of the bootstrap over cases.
         notify: Told cases done and cases in all.
 
     Raises:
@@ -189,7 +189,7 @@ def _describe_label(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = [
         [
             row["label"],
@@ -209,12 +209,12 @@ def to_report(document: Mapping[str, Any]) -> str:
         to_markdown(["label", "compared with", "cases", "mean", "interval", "median", "worst"], rows),
     ]
     if document["unmatched"]:
-        parts.append(f"Not compared, for want of such a label in the vocabulary: {', '.join(document['unmatched'])}.\n")
+        parts.append(f"Not compared, because the vocabulary has no such label: {', '.join(document['unmatched'])}.\n")
     return "\n".join([*parts, *spell_skipped(document["skipped"])])
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Dice by label as SVG."""
+    """Return Dice by label as SVG."""
     rows = [
         DotRow(
             row["label"],

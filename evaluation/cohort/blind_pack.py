@@ -2,7 +2,7 @@
 
 Nothing but the patient may tell the two apart: both are brought to the same isotropic voxels, cut to the body's box,
 made air outside the body, clipped to -1000..1000 HU and saved under numbers in a drawn order. The key lies beside the
-pack, so that the pack can be handed over as it is.
+pack, so that the pack can be given to readers as it is.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ MAX_HU: Final = 1000
 GAP_PX: Final = 8
 PIXELS_PER_MM: Final = 1.0
 DEFAULT_SPACING_MM: Final = 2.0
-INSTRUCTIONS: Final = """Reader test
-
-Each item is a CT: axial, coronal and sagittal slices through the middle of the body, in a window for soft tissue, for
-the lung and for bone. Some are of patients, some are synthetic. Write "real" or "synthetic" after each item in
-answers.csv; an item without an answer is left out. Do not look anything up, and do not open the key.
-"""
+INSTRUCTIONS: Final = (
+    "Reader test\n\nEach item is a CT: axial, coronal and sagittal slices through the middle of the body, in a "
+    'window for soft tissue, for\nthe lung and for bone. Some are of patients, some are synthetic. Write "real" or '
+    '"synthetic" after each item in\nanswers.csv; items without an answer are ignored. Do not look anything up, '
+    "and do not open the key.\n"
+)
 
 
 def name_key(pack: Path) -> Path:
-    """Where the key of a pack lies: beside it."""
+    """Return where the key of a pack lies: next to it."""
     return pack.with_name(f"{pack.name}_key.json")
 
 
@@ -64,7 +64,7 @@ def require_new_pack(pack: Path) -> None:
     is_empty = pack.is_dir() and not any(pack.iterdir())
     taken = [path for path in (pack, name_key(pack)) if path.exists() and not (path == pack and is_empty)]
     if taken:
-        raise EvaluationError(f"{taken[0]}: expected nothing there yet, found something. Choose another --out.")
+        raise EvaluationError(f"{taken[0]}: already exists. Choose another --out.")
 
 
 def write_blind_pack(
@@ -87,7 +87,7 @@ def write_blind_pack(
         num_each: Items of each kind.
         spacing_mm: Side of the voxels that both are brought to.
         with_volumes: Write each item as NIfTI as well.
-        seed: Of the choice and the order.
+        seed: Seed of the choice and the order.
         notify: Called with items done and items in all.
 
     Returns:
@@ -102,7 +102,7 @@ def write_blind_pack(
     for kind, case_set in zip(ANSWERS, (real, synthetic), strict=True):
         if len(case_set.cases) < num_each:
             raise EvaluationError(
-                f"{case_set.path}: expected at least {num_each} {kind} cases, found {len(case_set.cases)}. Add cases, "
+                f"{case_set.path}: needs at least {num_each} {kind} cases, found {len(case_set.cases)}. Add cases, "
                 "or choose a smaller --number."
             )
         order = numpy_generator(seed, f"blind pack, {kind}").permutation(len(case_set.cases))
@@ -138,13 +138,13 @@ def _read_next(
         except MaisiAugError as error:
             skipped.append(SkippedCase(case.case_id, str(error)))
     raise EvaluationError(
-        f"Blind pack: expected {num_each} {kind} cases that can be read, found fewer; the first that cannot: "
-        f"{skipped[0].reason} Choose a smaller --number."
+        f"Blind pack: fewer than {num_each} {kind} cases can be read; the first that cannot: {skipped[0].reason} "
+        "Choose a smaller --number."
     )
 
 
 def blind(image: Volume, spacing_mm: float) -> Volume:
-    """A CT without what tells where it is from: voxels, table, field of view, place in the scanner and HU beyond 1000.
+    """Return a CT without traces of its origin: voxels, table, field of view, place in the scanner, HU beyond 1000.
 
     Raises:
         VolumeError: When there is no patient.
@@ -160,7 +160,7 @@ def blind(image: Volume, spacing_mm: float) -> Volume:
 
 
 def draw_item(image: Volume) -> Image.Image:
-    """Axial, coronal and sagittal slices through the middle, in three windows."""
+    """Return axial, coronal and sagittal slices through the middle, in three windows."""
     i, j, k = image.grid.shape
     planes = (Plane("axial", k // 2), Plane("coronal", j // 2), Plane("sagittal", i // 2))
     sizes = [plane.size_px(image.grid, PIXELS_PER_MM) for plane in planes]
@@ -178,7 +178,7 @@ def draw_item(image: Volume) -> Image.Image:
 
 
 def read_key(path: Path) -> dict[str, str]:
-    """Item -> what it is, from a key.
+    """Return item -> what it is, from a key.
 
     Raises:
         EvaluationError: When the file is none.
@@ -192,14 +192,14 @@ def read_key(path: Path) -> dict[str, str]:
             raise ValueError("items that are neither real nor synthetic")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
-            f"{path}: expected the key of a blind pack, found: {type(error).__name__} {error}. Give the file "
-            "PACK_key.json that blind-pack wrote."
+            f"{path}: not the key of a blind pack: {type(error).__name__} {error}. Give the file PACK_key.json that "
+            "blind-pack wrote."
         ) from error
     return found
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Item -> answer, from a table with the columns item and answer; rows without an answer are left out.
+    """Return item -> answer, from a table with the columns item and answer; rows without an answer are left out.
 
     Raises:
         EvaluationError: When the file is none, or names an item twice.
@@ -209,13 +209,13 @@ def read_answers(path: Path) -> dict[str, str]:
         pairs = [((row["item"] or "").strip(), (row["answer"] or "").strip().lower()) for row in rows]
     except (OSError, UnicodeDecodeError, csv.Error, KeyError) as error:
         raise EvaluationError(
-            f"{path}: expected a table with the columns item and answer, found: {type(error).__name__} {error}. Fill "
-            f"in the {ANSWERS_NAME} of the pack."
+            f"{path}: needs a table with the columns item and answer: {type(error).__name__} {error}. Fill in the "
+            f"{ANSWERS_NAME} of the pack."
         ) from error
     names = [name for name, _ in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise EvaluationError(f"{path}: expected each item once, found '{twice}' twice. Remove a row.")
+        raise EvaluationError(f"{path}: item '{twice}' is listed twice. Remove a row.")
     return {name: answer for name, answer in pairs if answer}
 
 
@@ -237,7 +237,7 @@ def measure_reader(key: Path, answers: Sequence[Path], *, margin: float) -> dict
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = [
         [
             reader["reader"],
@@ -254,8 +254,8 @@ def to_report(document: Mapping[str, Any]) -> str:
             to_markdown(["reader", "verdict", "right", "of real", "of synthetic", "p", "unanswered"], rows),
             "Shares of right answers with exact 95% intervals (Clopper and Pearson); p of the exact test against one "
             "half. Can tell: p below 0.05. Cannot tell: the 90% interval lies within "
-            f"{document['margin']:g} of one half (two one-sided tests); of 40 items and with a margin of 0.2, 18 to 22 "
-            "right ones.\n",
+            f"{document['margin']:g} of one half (two one-sided tests); for 40 items and a margin of 0.2, these are 18 "
+            "to 22 right answers.\n",
         ]
     )
 

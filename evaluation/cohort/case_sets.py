@@ -34,7 +34,8 @@ from maisi_aug.evaluation.cohort.lesion_sizes import SIZE_GATE
 from maisi_aug.integrations.reading.cohort_source import CohortSource, load_cohort_source
 from maisi_aug.preparation.prepared import CASES_NAME, PreparedDataset, load_prepared
 from maisi_aug.system.engine.cores import count_cores
-from maisi_aug.system.engine.mapping import run_parallel
+from maisi_aug.system.engine.mapping import OpenFunction, map_items, run_parallel
+from maisi_aug.system.engine.work import Engine, WorkerPlace
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
@@ -78,7 +79,7 @@ class EvaluatedCase:
         return self.entry is not None or self.anatomy_path is not None
 
     def load_image(self) -> Volume:
-        """The CT, ``(I, J, K)`` HU in RAS+.
+        """Return the CT, ``(I, J, K)`` HU in RAS+.
 
         Raises:
             VolumeError: When it cannot be read, holds NaN, or its values are not HU.
@@ -94,9 +95,9 @@ class CaseSet:
         path: Where they lie.
         kind: What that is, in words.
         cases: In the order of their names; at least one.
-        vocabulary: Meaning of the ids in the label maps that are handed out.
+        vocabulary: Meaning of the ids in the label maps that are returned.
         cohort: The cohort, where it is one.
-        skipped: What lies there and is missing or empty.
+        skipped: Files that are missing or empty.
     """
 
     path: Path
@@ -112,7 +113,7 @@ class CaseSet:
         return tuple(case for case in self.cases if case.has_label_map)
 
     def load_label_map(self, case: EvaluatedCase) -> Volume:
-        """The label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
+        """Return the label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
 
         Raises:
             VolumeError: When it cannot be read, or its ids could mean anything.
@@ -131,7 +132,7 @@ class CaseSet:
         return Volume(translation.apply(source.array), source.grid)
 
     def load_pair(self, case: EvaluatedCase) -> tuple[Volume, NDArray[np.uint8]]:
-        """Image and label map of a case.
+        """Return image and label map of a case.
 
         Raises:
             VolumeError: When one cannot be read, or their grids differ.
@@ -162,7 +163,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
     """
     path = find_dataset(path)
     if not path.exists():
-        raise EvaluationError(f"{path}: expected CT volumes, found nothing there. Check the path.")
+        raise EvaluationError(f"{path}: not found. Check the path.")
     if is_cohort(path):
         source = load_cohort_source(path, gates=(SIZE_GATE,))
         cases = tuple(
@@ -182,7 +183,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
 
 
 def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
-    """The cases of a folder or data list: pairs, and the CTs beside them without a label map."""
+    """The cases of a folder or data list: pairs, and the CTs next to them without a label map."""
     found = list_bank(path, lambda name: find_label_id(name, words) is not None)
     skipped = [SkippedCase(name, f"{reason}.") for name, reason in found.faults]
     # A CT with several label maps is one case; the first map in the order of names is its own.
@@ -199,22 +200,22 @@ def _list_folder(path: Path, words: Vocabulary) -> CaseSet:
         if volume not in taken and not is_named:
             by_image[volume] = EvaluatedCase(case_of(volume, base, role="image"), volume)
     skipped += [
-        SkippedCase(_name_in(path, out.path), f"Left out, for {out.reason}.")
+        SkippedCase(_name_in(path, out.path), f"Left out, because {out.reason}.")
         for out in volumes.others
         if out.path not in taken and out.path not in by_image
     ]
     if not by_image:
-        what = f"none that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else "none"
+        what = f" that can be read ({skipped[0].case_id}: {skipped[0].reason})" if skipped else ""
         raise EvaluationError(
-            f"{path}: expected CT volumes, found {what}. Give a cohort, an nnU-Net dataset, images/ beside labels/, "
-            "or a folder of NIfTI, NRRD, MHA or DICOM."
+            f"{path}: no CT volumes{what}. Give a cohort, an nnU-Net dataset, images/ next to labels/, or a folder "
+            "of NIfTI, NRRD, MHA or DICOM."
         )
     cases = tuple(sorted(by_image.values(), key=lambda case: case.case_id))
     return CaseSet(path, "labelled folder" if labelled else "folder of volumes", cases, words, skipped=tuple(skipped))
 
 
 def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Path]) -> SortedFiles:
-    """CTs that may have no label map, given those that have one, and the volumes beside them that are of no case.
+    """CTs that may have no label map, given those that have one, and the volumes next to them that are of no case.
 
     Beside these a file is a CT when it lies in a folder of images or is called one: other volumes, such as a dose or a
     PET, may lie there too.
@@ -236,7 +237,7 @@ def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Pat
             for image, base in found.images.items()
             if image not in own and (image.is_dir() or is_image_name(image) or not found.is_bare)
         }
-        reason = "its name is not an image's, as those of others are"
+        reason = "its name is not an image's, unlike those of others"
         left = (image for image in found.images if image not in images and image not in own)
         others += [*found.others, *(LeftOut(image, reason) for image in left)]
     return SortedFiles(images, (), tuple(others))
@@ -248,7 +249,7 @@ def _is_nested(series: Path, image: Path) -> bool:
 
 
 def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> CaseSet:
-    """The cases of a prepared folder; its new labels may have other ids in the vocabulary that is asked for."""
+    """The cases of a prepared folder; its new labels may have other ids in the vocabulary that is requested."""
     names = {label_id: name for name, label_id in dataset.spec.labels.items()}
     cases = []
     for case in dataset.cases:
@@ -259,29 +260,29 @@ def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> C
 
 
 def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
-    """The cases with a label map.
+    """Return the cases with a label map.
 
     Raises:
         EvaluationError: When there is none.
     """
     if not case_set.labelled:
         raise EvaluationError(
-            f"{case_set.path}: expected CT volumes with label maps, found {len(case_set.cases)} volumes without. "
-            "Give a cohort, a prepared or nnU-Net dataset, or images/ beside labels/."
+            f"{case_set.path}: label maps are needed, but its {len(case_set.cases)} volumes have none. Give a "
+            "cohort, a prepared or nnU-Net dataset, or images/ next to labels/."
         )
     return case_set.labelled
 
 
 def require_cohort(case_set: CaseSet) -> CohortSource:
-    """The cohort that a set of cases is.
+    """Return the cohort that a set of cases is.
 
     Raises:
         EvaluationError: When it is none.
     """
     if case_set.cohort is None:
         raise EvaluationError(
-            f"{case_set.path}: expected a cohort with {MANIFEST_NAME}, found a {case_set.kind}. "
-            "Give the folder that synthesize wrote."
+            f"{case_set.path}: must be a cohort with {MANIFEST_NAME}, found a {case_set.kind}. Give the folder that "
+            "synthesize wrote."
         )
     return case_set.cohort
 
@@ -294,11 +295,11 @@ def measure_each(
     *,
     num_workers: int | None = 1,
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """Measure item by item; one that cannot be read is set aside with its reason, and the others go on.
+    """Measure item by item; one that cannot be read is set aside with its reason, and the others continue.
 
     Args:
-        items: What to measure.
-        name_of: What to call an item.
+        items: Items to measure.
+        name_of: Returns the name of an item.
         measure: A function of a module, or a partial one, where several processes measure.
         notify: Told items done and items in all.
         num_workers: Processes; None for one per core, but none for a few items.
@@ -311,6 +312,38 @@ def measure_each(
     found = run_parallel(
         partial(_measure_or_skip, measure), items, "", lambda _, done, total: notify(done, total), num_workers
     )
+    return _part_unreadable(items, name_of, found)
+
+
+def measure_each_on(
+    engine: Engine,
+    items: Sequence[Item],
+    name_of: Callable[[Item], str],
+    open_measure: OpenFunction[Item, Result],
+    notify: Report,
+    *,
+    reads: tuple[Path, ...] = (),
+) -> tuple[list[Result], list[SkippedCase]]:
+    """As :func:`measure_each`, by workers that open something first, such as networks.
+
+    Args:
+        engine: Runs the workers.
+        items: What to measure.
+        name_of: What to call an item.
+        open_measure: Called once in each worker; can be sent to other processes.
+        notify: Told items done and items in all.
+        reads: Paths that must be there where a worker is.
+
+    Raises:
+        EvaluationError: When none is left.
+    """
+    found = map_items(partial(_open_or_skip, open_measure), items, engine, notify, reads=reads)
+    return _part_unreadable(items, name_of, found)
+
+
+def _part_unreadable(
+    items: Sequence[Item], name_of: Callable[[Item], str], found: Sequence[Result | _Unreadable]
+) -> tuple[list[Result], list[SkippedCase]]:
     pairs = list(zip(items, found, strict=True))
     skipped = [SkippedCase(name_of(item), one.reason) for item, one in pairs if isinstance(one, _Unreadable)]
     results = [one for _, one in pairs if not isinstance(one, _Unreadable)]
@@ -331,6 +364,12 @@ def _measure_or_skip(measure: Callable[[Item], Result], item: Item) -> Result | 
         return _Unreadable(str(error))
 
 
+def _open_or_skip(
+    open_measure: OpenFunction[Item, Result], place: WorkerPlace
+) -> Callable[[Item], Result | _Unreadable]:
+    return partial(_measure_or_skip, open_measure(place))
+
+
 def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
     """Raise when nothing is left to measure.
 
@@ -339,18 +378,16 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
     """
     if num_left == 0:
         first = skipped[0].reason if skipped else "there is no case"
-        raise EvaluationError(
-            f"Cases: expected at least one that can be measured, found {len(skipped)} that cannot; the first: {first}"
-        )
+        raise EvaluationError(f"Cases: none of {len(skipped)} can be measured; the first: {first}")
 
 
 def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
-    """Skipped cases as JSON types."""
+    """Return skipped cases as JSON types."""
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
 
 
 def spell_skipped(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """The paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
+    """Return the paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
     return ["## Left out\n", *(f"- {row['case']}: {row['reason']}\n" for row in rows)] if rows else []
 
 

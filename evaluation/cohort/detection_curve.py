@@ -42,7 +42,9 @@ NUM_DRAWS: Final = 300
 LEAST_FITTED: Final = 0.8
 """Share of the bootstrap's draws that must have a fit for an interval to be given."""
 SLOPE_DEVIATION: Final = 10.0
-"""Of the prior of the slope per unit of the log diameter: keeps the fit finite where sizes part found from missed."""
+"""Standard deviation of the prior of the slope per unit of log diameter; it keeps the fit finite if sizes separate
+found from missed lesions perfectly.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,14 @@ class JudgedLesion:
     """A lesion of the cohort and what the segmenter made of it.
 
     Attributes:
-        case_id: Of its case.
+        case_id: Id of its case.
         patient: Whose CT or label map it lies in.
         label: Its name.
-        group: Of the twins; its own case without any.
+        group: Group of the twins; the case itself without twins.
         value: Of the factor; empty without twins.
         diameter_mm: Realised.
         is_found: Whether a predicted lesion was matched to it.
-        iou: Of the match.
+        iou: Intersection over union of the match.
     """
 
     case_id: str
@@ -79,26 +81,26 @@ def measure_detection_curve(
     seed: int = 0,
     notify: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Which of a cohort's lesions a segmenter finds.
+    """Return which of a cohort's lesions a segmenter finds.
 
     Args:
         case_set: A cohort.
         segment: The segmenter.
         labels: What of it is compared with what.
-        segmenter: What it is, in words.
-        seed: Of the bootstrap over patients.
+        segmenter: Description of the segmenter.
+        seed: Seed of the bootstrap over patients.
         notify: Told cases done and cases in all.
 
     Raises:
-        EvaluationError: It is no cohort, none of the labels is that of a lesion, or no case can be read.
+        EvaluationError: It is not a cohort, none of the labels is that of a lesion, or no case can be read.
     """
     records = {record.case_id: record for record in require_cohort(case_set).cases}
     asked = {lesion.label_id: lesion.label for record in records.values() for lesion in record.lesions}
     labels = [label for label in labels if asked.keys() & set(label.vocabulary_ids)]
     if not labels:
         raise EvaluationError(
-            f"Labels of the segmenter: expected one for the cohort's lesions ({', '.join(asked.values()) or 'none'}), "
-            f"found none. Pass --map LABEL=NAME."
+            f"Labels of the segmenter: none matches the cohort's lesions ({', '.join(asked.values()) or 'none'}). "
+            "Pass --map LABEL=NAME."
         )
 
     def measure(case: EvaluatedCase) -> tuple[list[JudgedLesion], int]:
@@ -152,7 +154,7 @@ def _number_of(parts: NDArray[Any], lesion: Lesion, spacing_mm: Sequence[float])
     """The connected part of a lesion: that at its centre, or the nearest."""
     places = np.argwhere(parts > 0)
     if lesion.centre_ijk is None or not len(places):
-        raise EvaluationError(f"{lesion.label}: expected the lesion in the label map, found none.")
+        raise EvaluationError(f"{lesion.label}: the lesion is missing in the label map.")
     steps_mm = (places - np.asarray(lesion.centre_ijk)) * np.asarray(spacing_mm)
     return int(parts[tuple(places[int(np.argmin((steps_mm**2).sum(axis=1)))])])
 
@@ -257,7 +259,7 @@ def _fit_sizes(lesions: Sequence[JudgedLesion], seed: int) -> dict[str, Any] | N
 
 
 def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """Intercept and slope of the log odds over the natural logarithm of the diameter.
+    """Return intercept and slope of the log odds over the natural logarithm of the diameter.
 
     Returns:
         None where all or none are found, or larger ones are not found more often.
@@ -277,12 +279,12 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
 
 
 def size_at(fitted: tuple[float, float], share: float) -> float:
-    """The diameter in mm at which a share of the lesions is found."""
+    """Return the diameter in mm at which a share of the lesions is found."""
     return float(np.exp(np.clip((special.logit(share) - fitted[0]) / fitted[1], -10.0, 10.0)))
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = [
         [
             row["name"],
@@ -313,19 +315,20 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_sizes(document: Mapping[str, Any]) -> list[str]:
-    """From which size on lesions are found, a sentence for each share; none without a fit."""
+    """Return one sentence per share of lesions with the size from which they are found; none without a fit."""
     found = []
     for row in (document["fit"] or {}).get("diameters", ()):
         ends = row["interval"]
         interval = "" if ends is None else f" ({ends[0]:.1f} to {ends[1]:.1f} mm)"
         found.append(
-            f"{percent(row['share'])} are found from {row['diameter_mm']:.1f} mm{interval} on, by a logistic curve."
+            f"{percent(row['share'])} are found from {row['diameter_mm']:.1f} mm{interval} upwards, by a logistic "
+            "curve."
         )
     return found
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Sensitivity by value as SVG."""
+    """Return sensitivity by value as SVG."""
     rows = [
         DotRow(
             row["name"],

@@ -40,7 +40,7 @@ LOWEST_HU: Final = -1200
 HIGHEST_HU: Final = 4095
 MIN_REFERENCE_CASES: Final = 3
 NUM_SIGMAS: Final = 6.0
-"""As in MAISI's published statistics."""
+"""Width of a reference range in standard deviations, as in MAISI's published statistics."""
 SLAB: Final = 16
 CHART_LIMITS_HU: Final = (-1100.0, 1100.0)
 
@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """What medians are held against.
+    """Reference ranges that medians are compared with.
 
     Attributes:
         name: In words.
@@ -78,7 +78,7 @@ class LabelHu(NamedTuple):
 
 
 def published_reference() -> Reference:
-    """MAISI's published ranges for liver, spleen, pancreas, kidneys, lungs, bones and brain, label by label."""
+    """Return MAISI's published ranges for liver, spleen, pancreas, kidneys, lungs, bones and brain, label by label."""
     bounds = {
         single.label_ids[0]: Bounds(single.low_hu, single.high_hu)
         for group in reference_hu_ranges()
@@ -88,7 +88,7 @@ def published_reference() -> Reference:
 
 
 def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
-    """Ranges from a file: that which ``evaluate hu --reference`` wrote, or one written by hand.
+    """Return ranges from a file: that which ``evaluate hu --reference`` wrote, or one written by hand.
 
     The file is JSON with rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may
     stand in for the name.
@@ -123,7 +123,7 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
 def measure_reference(
     case_set: CaseSet, notify: Report, *, num_workers: int | None = 1
 ) -> tuple[Reference, list[SkippedCase]]:
-    """Ranges of a set of real cases, by the rule of the published ones.
+    """Return ranges of a set of real cases, by the rule of the published ones.
 
     A label's range reaches from the lower of mean - 6 standard deviations and the 0.5 percentile of its medians to the
     higher of mean + 6 standard deviations and the 99.5 percentile. Labels of fewer than three cases have none.
@@ -142,8 +142,8 @@ def measure_reference(
             bounds[label_id] = Bounds(min(mean - reach, low), max(mean + reach, high), len(medians))
     if not bounds:
         raise EvaluationError(
-            f"{case_set.path}: expected a label in at least {MIN_REFERENCE_CASES} reference cases, found none in "
-            f"{len(case_set.labelled)}. Add cases, or use the published ranges."
+            f"{case_set.path}: no label occurs in at least {MIN_REFERENCE_CASES} reference cases (of "
+            f"{len(case_set.labelled)}). Add cases, or use the published ranges."
         )
     num_read = len(case_set.labelled) + len(case_set.skipped) - len(skipped)
     return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
@@ -152,7 +152,7 @@ def measure_reference(
 def measure_label_hu(
     case_set: CaseSet, notify: Report, *, num_workers: int | None = 1
 ) -> tuple[list[LabelHu], list[SkippedCase]]:
-    """HU of every label of every case, background and the body envelope left out.
+    """Return HU of every label of every case, background and the body envelope left out.
 
     Args:
         case_set: Labelled cases.
@@ -185,7 +185,7 @@ def _measure_case(case_set: CaseSet, case: EvaluatedCase) -> list[LabelHu]:
 
 
 def count_hu(image_hu: NDArray[Any], label_map: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How often each HU occurs in each label.
+    """Return how often each HU occurs in each label.
 
     Args:
         image_hu: ``(I, J, K)``; rounded to whole HU, and values beyond -1200 and 4095 count as those.
@@ -226,11 +226,11 @@ def measure_hu(
     skipped_reference: Sequence[SkippedCase] = (),
     num_workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Medians of all labels against a reference, and every outlier by name.
+    """Return medians of all labels against a reference, and every outlier by name.
 
     Args:
         case_set: Labelled cases.
-        reference: What is normal.
+        reference: Reference values.
         notify: Told cases done and cases in all.
         skipped_reference: Cases that the reference had to do without.
         num_workers: Processes; None for one per core.
@@ -301,7 +301,7 @@ def _name_of(label_id: int, vocabulary: Vocabulary) -> str:
 
 
 def to_ranges(reference: Reference, vocabulary: Vocabulary) -> dict[str, Any]:
-    """A reference as the content of a file that :func:`load_reference` reads."""
+    """Return a reference as the content of a file that :func:`load_reference` reads."""
     return {
         "source": reference.name,
         "rule": "low = min(mean - 6 sigma, percentile 0.5), high = max(mean + 6 sigma, percentile 99.5) of medians",
@@ -320,16 +320,18 @@ def to_ranges(reference: Reference, vocabulary: Vocabulary) -> dict[str, Any]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     outliers = document["outliers"]
     names = ("label", "from", "to", "cases", "median", "5%", "95%", "inside")
     keys = ("label", "low_hu", "high_hu", "num_cases", "median_hu", "p5_hu", "p95_hu")
     rows = [[*(row[key] for key in keys), percent(row["inside"])] for row in document["labels"]]
     parts = [
         f"# HU of {document['num_cases']} cases\n",
-        f"{percent(document['inside'])} of {document['num_judged']} medians inside {document['reference']}, "
-        f"{len(outliers)} outside. Organs of fewer than {document['min_voxels']} voxels in a case are not judged, nor "
-        "labels without a range.\n",
+        (
+            f"{percent(document['inside'])} of {document['num_judged']} medians inside {document['reference']}, "
+            f"{len(outliers)} outside. Organs of fewer than {document['min_voxels']} voxels in a case and labels "
+            "without a range are not judged.\n"
+        ),
         to_markdown(names, rows, num_digits=0),
     ]
     if outliers:
@@ -342,7 +344,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Medians of every label over its range as SVG, labels with outliers marked."""
+    """Return medians of every label over its range as SVG, labels with outliers marked."""
     rows = []
     for row in document["labels"]:
         if row["medians_hu"]:

@@ -1,4 +1,4 @@
-"""How much of a CT is left in another image of it: PSNR, SSIM, HU by label and by tissue, and the spectrum.
+"""Fidelity of an image to a CT: PSNR, SSIM, HU by label and by tissue, and the spectrum.
 
 PSNR and SSIM are of intensities in [0, 1], which are HU clipped to -1000..1000 as MAISI's networks see them; errors in
 HU are against the CT as it is, so that what lies above 1000 HU counts.
@@ -30,7 +30,7 @@ NUM_BANDS: Final = 16
 HALF: Final = 0.5
 MIN_VOXELS: Final = 10
 MIN_CONTRAST_HU: Final = 15.0
-"""Labels that stand out less from what is around them are no structure to be drawn."""
+"""Labels that stand out less from what is around them are not structure to be drawn."""
 TISSUES: Final[tuple[tuple[str, float, float], ...]] = (
     ("air and lung, below -200 HU", -np.inf, -200),
     ("fat, -200 to -30 HU", -200, -30),
@@ -39,7 +39,7 @@ TISSUES: Final[tuple[tuple[str, float, float], ...]] = (
     ("cortical bone, 700 to 1000 HU", 700, 1000),
     ("dense bone and metal, above 1000 HU", 1000, np.inf),
 )
-"""By the HU of the CT itself; no label map is needed."""
+"""Name, lowest and highest HU of each tissue. Tissues are found by the HU of the CT itself; no label map is needed."""
 
 Image = NDArray[Any]
 
@@ -63,18 +63,18 @@ class Error:
 
 
 def to_unit(image_hu: Image) -> NDArray[np.float32]:
-    """HU as MAISI's networks see them: -1000..1000 become 0..1, the rest is clipped."""
+    """Return HU as MAISI's networks see them: -1000..1000 become 0..1, the rest is clipped."""
     return (np.clip(image_hu, LOW_HU, HIGH_HU).astype(np.float32) - np.float32(LOW_HU)) / np.float32(HIGH_HU - LOW_HU)
 
 
 def measure_psnr(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float:
-    """Peak signal-to-noise ratio in dB of images in [0, 1]; infinite for equal ones."""
+    """Return peak signal-to-noise ratio in dB of images in [0, 1]; infinite for equal ones."""
     mean = np.mean([np.square(a - b, dtype=np.float64).mean() for a, b in zip(original, rebuilt, strict=True)])
     return float(-10 * np.log10(mean)) if mean > 0 else float("inf")
 
 
 def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float | None:
-    """Structural similarity of ``(I, J, K)`` images in [0, 1], in three dimensions; None for a side below 11 voxels.
+    """Return the 3D structural similarity of ``(I, J, K)`` images in [0, 1]; None for a side below 11 voxels.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004: a Gaussian window of
     1.5 voxels, slabs of at most 64 slices by themselves.
@@ -99,14 +99,14 @@ def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
 
 def measure_tissues(original_hu: Image, rebuilt_hu: Image) -> dict[str, Error]:
-    """HU error of every tissue that the CT shows, by the HU of the CT."""
+    """Return HU error of every tissue that the CT shows, by the HU of the CT."""
     edges = np.array([high for _, _, high in TISSUES[:-1]])
     groups = np.searchsorted(edges, original_hu.ravel(), side="right")
     return _sum_up(groups, original_hu, rebuilt_hu, [name for name, _, _ in TISSUES])
 
 
 def measure_labels(original_hu: Image, rebuilt_hu: Image, label_map: NDArray[np.uint8]) -> dict[int, Error]:
-    """HU error of every label of at least ten voxels, and how much of its contrast to what is around it is left."""
+    """Return the HU error of every label of at least ten voxels, and the share of its contrast that is kept."""
     sums = _sum_up(label_map.ravel(), original_hu, rebuilt_hu, [str(number) for number in range(256)])
     found = {}
     for number, box in enumerate(ndimage.find_objects(label_map), start=1):
@@ -144,7 +144,7 @@ def _sum_up(groups: NDArray[Any], original_hu: Image, rebuilt_hu: Image, names: 
 def measure_spectrum(
     original: NDArray[np.float32], rebuilt: NDArray[np.float32], spacing_mm: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How much of the power of each band of frequencies is left.
+    """Return how much of the power of each band of frequencies is left.
 
     Of the middle of the volume, at most 160 voxels a side, under a Hann window, which keeps the edges of the field of
     view out of it. Bands are of the length of the wave vector, in equal steps up to what the coarsest axis shows.
@@ -152,7 +152,7 @@ def measure_spectrum(
     Args:
         original: ``(I, J, K)``.
         rebuilt: The same.
-        spacing_mm: Of the voxels.
+        spacing_mm: Spacing in mm of the voxels.
 
     Returns:
         Middles of the bands in cycles per mm, and power of the rebuilt image divided by that of the original, for the
@@ -182,6 +182,6 @@ def measure_spectrum(
 
 
 def find_blur(frequencies: NDArray[np.float64], kept: NDArray[np.float64]) -> float | None:
-    """Width in mm, half a wave, of the widest structures that have lost half of their power; None where none has."""
+    """Return the width in mm (half a wave) of the widest structures that lost half of their power, or None."""
     lost = np.flatnonzero(kept < HALF)
     return None if not len(lost) else float(0.5 / frequencies[lost[0]])

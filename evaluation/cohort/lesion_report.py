@@ -33,7 +33,7 @@ MIN_FIT_LESIONS: Final = 3
 
 
 class SeenLesion(NamedTuple):
-    """How a lesion stands out in its image."""
+    """Visibility of a lesion in its image."""
 
     case_id: str
     label: str
@@ -46,7 +46,7 @@ class SeenLesion(NamedTuple):
 
 
 def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | None = 1) -> dict[str, Any]:
-    """Sizes from the manifest, visibility from the files.
+    """Return sizes from the manifest, visibility from the files.
 
     Args:
         case_set: A cohort.
@@ -54,7 +54,7 @@ def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | 
         num_workers: Processes; None for one per core.
 
     Raises:
-        EvaluationError: When it is no cohort, or no case can be read.
+        EvaluationError: When it is not a cohort, or no case can be read.
     """
     source = require_cohort(case_set)
     sizes = measure_lesion_sizes(source.manifest)
@@ -175,7 +175,7 @@ def _describe_visibility(name: str, lesions: Sequence[SeenLesion]) -> dict[str, 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     hidden = [lesion for lesion in document["seen"] if not lesion["is_visible"]]
     calibration = [
         [
@@ -201,11 +201,13 @@ def to_report(document: Mapping[str, Any]) -> str:
     parts = [
         to_size_report(document["sizes"]),
         "## Calibration of the diameter\n",
-        "Slope and factor are those of realised over requested diameter on log axes; 1 and 1 are right.\n",
+        "Slope and factor of realised over requested diameter on log axes; both should be 1.\n",
         to_markdown(["lesion", "lesions", "mean error", "bias", "worst", "slope", "factor"], calibration),
         "## Visibility, medians over lesions\n",
-        "Contrast of the lesion's core to its host, against the host's noise; visible: the expected sign, and above "
-        f"the noise from {SMALL_LESION_MM:g} mm on.\n",
+        (
+            "Contrast of the lesion's core to its host, relative to the host's noise. Visible: the expected sign, and "
+            f"above the noise for lesions of {SMALL_LESION_MM:g} mm or more.\n"
+        ),
         to_markdown(["lesion", "lesions", "contrast, HU", "noise, HU", "contrast to noise", "visible"], visibility),
     ]
     if hidden:
@@ -214,7 +216,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
-    """Size calibration and contrast to noise as SVG, by file name; a chart without lesions is left out."""
+    """Return size calibration and contrast to noise as SVG, by file name; a chart without lesions is left out."""
     charts = {}
     drawn = [point for point in document["points"] if point["realised_mm"] > 0]
     if drawn:

@@ -1,4 +1,4 @@
-"""Lesion sizes of a cohort: what was asked for against what lies in the label maps, from the manifest alone.
+"""Lesion sizes of a cohort: what was requested against what lies in the label maps, from the manifest alone.
 
 python -m maisi_aug.evaluation.cohort.lesion_sizes COHORT --out results
 """
@@ -37,8 +37,8 @@ class MeasuredLesion:
 
     Attributes:
         label: Its name.
-        requested_ml: What was asked for.
-        realised_ml: What the label map holds.
+        requested_ml: Requested volume.
+        realised_ml: Volume in the label map.
         voxel_ml: Volume of a voxel of that map.
     """
 
@@ -82,7 +82,7 @@ class _Group:
 
 
 def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
-    """Requested against realised volumes and first attempts: in all, by label and by size.
+    """Return requested against realised volumes and first attempts: in all, by label and by size.
 
     A case with several lesions counts among the first attempts of each of its labels and sizes.
     """
@@ -118,7 +118,7 @@ def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     overall = document["all"]
     rate, within = overall["first_attempt_rate"], overall["within_tolerance"]
     criteria = [
@@ -180,7 +180,7 @@ def _measured_lesions(record: AttemptRecord) -> list[MeasuredLesion]:
 
 
 def _count_failures(records: Iterable[AttemptRecord]) -> dict[str, int]:
-    """How many attempts each gate ended; what failed before any gate was run is "no label map"."""
+    """Count the attempts that each gate ended; failures before the first gate count as "no label map"."""
     gates = Counter(
         next((verdict.gate for verdict in record.verdicts if not verdict.passed), "no label map")
         for record in records

@@ -1,4 +1,4 @@
-"""How alike two CTs are after a flip, a small turn, a cut field of view and a shift of HU.
+"""Likeness of two CTs up to a flip, a small turn, a cut field of view and a shift of HU.
 
 A CT is a picture of its body's box, as for the plain comparison. Of every training case 280 variants are made: all
 eight flips, turns of 10 degrees about each axis, and cuts of a quarter along feet-head or of a fifth all around. Of the
@@ -55,7 +55,7 @@ class Portrait:
 
     Attributes:
         picture: ``(32, 32, 32)`` of the body's box, HU above air, clipped to 0..2000; 0 outside.
-        size_mm: Of the box.
+        size_mm: Size in mm of the box.
     """
 
     picture: NDArray[np.float32]
@@ -63,7 +63,7 @@ class Portrait:
 
 
 def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], notify: Report) -> NDArray[np.float64]:
-    """1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
+    """Return 1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
 
     Args:
         cases: Those that may be copies.
@@ -94,7 +94,7 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
 
 
 def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
-    """A copy as an audit has to find it: flipped, turned, cut and shifted in HU, on a coarse grid.
+    """Return a copy as an audit has to find it: flipped, turned, cut and shifted in HU, on a coarse grid.
 
     Each axis is flipped by a coin; the turn is up to 10 degrees about one axis; 80 to 100% of each axis is kept; the
     shift is up to 50 HU.

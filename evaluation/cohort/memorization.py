@@ -57,7 +57,7 @@ class Nearest:
     """Nearest training cases of some cases.
 
     Attributes:
-        distances: Of each case to its nearest training case.
+        distances: Distances of each case to its nearest training case.
         relative: The same divided by the median distance to all training cases.
         indices: Which training case that is.
     """
@@ -82,7 +82,7 @@ class Double(NamedTuple):
 
 
 def find_nearest(distances: NDArray[np.float64]) -> Nearest:
-    """The nearest of each row, which holds at least one number."""
+    """Return the nearest of each row, which holds at least one number."""
     filled = np.where(np.isnan(distances), np.inf, distances)
     indices = filled.argmin(axis=1)
     nearest = filled[np.arange(len(filled)), indices]
@@ -92,12 +92,12 @@ def find_nearest(distances: NDArray[np.float64]) -> Nearest:
 def find_reference(
     distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], list[Double]]:
-    """Relative distances of real cases to their nearest training case that is another one, of another patient.
+    """Return relative distances of real cases to their nearest training case that is another one, of another patient.
 
     Args:
         distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
-        patients: Of the real cases; empty where they are not known.
-        train_patients: Of the training cases.
+        patients: Patients of the real cases; empty where they are not known.
+        train_patients: Training patients of the training cases.
 
     Returns:
         The relative distances, of as many cases as still have a training case to be held against, and the pairs that
@@ -112,14 +112,14 @@ def find_reference(
 
 
 def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
-    """The relative distance below which a case is a copy."""
+    """Return the relative distance below which a case is a copy."""
     if min(len(reference), num_train) < MIN_CASES:
         return SURE_COPY
     return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
 
 
 def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.float64], *, num_train: int) -> float:
-    """The relative distance that best parts planted copies from real cases, as :func:`find_threshold` with few cases.
+    """Return the relative distance that best separates planted copies from real cases.
 
     Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
     four times the share of real cases: a patient's CT that is called a copy of another's costs more than a copy missed.
@@ -147,11 +147,11 @@ def judge(
     num_train: int,
     threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
-    """What relative distances say.
+    """Return what relative distances say.
 
     Args:
         synthetic: Of the synthetic cases.
-        reference: Of the held-out cases; may be empty.
+        reference: Reference of the held-out cases; may be empty.
         num_train: How many training cases there are.
         threshold: Below which a case is a copy; from the held-out cases when not given.
 
@@ -167,7 +167,7 @@ def judge(
         p = float(mannwhitneyu(synthetic, reference, alternative="less").pvalue)
         is_near = p < ALPHA
         verdict = (
-            "nearer to training cases than held-out cases are, without a copy" if is_near else "no sign of memorization"
+            "closer to training cases than held-out cases are, but no copy" if is_near else "no sign of memorization"
         )
     if copies.any():
         verdict = f"{int(copies.sum())} of {len(synthetic)} repeat a training case"
@@ -225,14 +225,16 @@ def measure_memorization(
     held_out: CaseSet | None,
     *,
     notify: ReportStage = report_nothing,
+    num_workers: int | None = 1,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Nearest training cases of synthetic and of held-out cases, in images and in label maps.
+    """Return nearest training cases of synthetic and of held-out cases, in images and in label maps.
 
     Args:
         synthetic: The cases to judge.
-        train: What the generator was trained on; at least two cases.
+        train: Cases that the generator was trained on, at least two.
         held_out: Real cases that it was not trained on; without them, each training case is held against the others.
         notify: Told stage, cases done and cases in all.
+        num_workers: Processes that read cases; None for one per core.
 
     Returns:
         The document, and a picture of the nearest pairs.
@@ -243,15 +245,15 @@ def measure_memorization(
     sets = {"synthetic": synthetic, "train": train} | ({"held_out": held_out} if held_out is not None else {})
     found, skipped = {}, {}
     for name, case_set in sets.items():
-        words = f"{name.replace('_', '-')} cases"
         found[name], skipped[name] = _shrink_all(
             case_set,
-            lambda done, total, w=words: notify(w, done, total),  # type: ignore[misc]
+            partial(notify, f"{name.replace('_', '-')} cases"),
             num_planted=NUM_PLANTED if name == "train" else 0,
+            num_workers=num_workers,
         )
     if len(found["train"]) < 2:
         raise EvaluationError(
-            f"{train.path}: expected at least two training cases, found one that can be read. Add cases."
+            f"{train.path}: at least two training cases are needed, found one that can be read. Add cases."
         )
     reference = found.get("held_out", found["train"])
     planted = _measure_planted(found["train"], partial(notify, "planted copies"))
@@ -283,9 +285,9 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
     """Read a case and cut it down to the size at which it is compared.
 
     Args:
-        case_set: Of the case.
+        case_set: Set that the case belongs to.
         case: To read.
-        planted_seed: Of the copy to plant; None plants none.
+        planted_seed: Seed of the copy to plant; None plants none.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.
@@ -312,7 +314,7 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
 
 
 def draw_portrait(image: Volume) -> Portrait:
-    """A CT at the size at which it is compared under flips, turns and cuts."""
+    """Return a CT at the size at which it is compared under flips, turns and cuts."""
     box = find_body_box(image.array)
     small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
     return _to_portrait(small, image.grid, box)
@@ -324,7 +326,7 @@ def _to_portrait(small: NDArray[np.float32], grid: Grid, box: Sequence[slice]) -
 
 
 def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
-    """The box of the largest piece of tissue, without thin things such as a table; everything where there is none.
+    """Return the box of the largest piece of tissue without thin parts such as a table, or the whole image.
 
     Args:
         image_hu: ``(I, J, K)``; every n-th voxel is looked at where a side is long.
@@ -347,7 +349,7 @@ def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
 
 
 def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """1 - correlation of every pair of images, ``(cases, others)``."""
+    """Return 1 - correlation of every pair of images, ``(cases, others)``."""
     product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
     distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
     return distances
@@ -356,7 +358,7 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 def measure_moved_distances(
     cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
 ) -> NDArray[np.float64]:
-    """1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
+    """Return 1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
@@ -380,7 +382,7 @@ def _measure_planted(train: Sequence[Thumbnail], notify: Report) -> Nearest:
 
 
 def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[str, Any]) -> dict[str, Any]:
-    """How many planted copies are found, and how well distances part them from real cases."""
+    """Count the planted copies that are found, and measure how well distances separate them from real cases."""
     from scipy.stats import mannwhitneyu
 
     planted = [index for index, thumbnail in enumerate(train) if thumbnail.planted is not None]
@@ -410,14 +412,22 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     return distances
 
 
-def _shrink_all(case_set: CaseSet, notify: Report, *, num_planted: int = 0) -> tuple[list[Thumbnail], list[Any]]:
+def _shrink_all(
+    case_set: CaseSet, notify: Report, *, num_planted: int, num_workers: int | None
+) -> tuple[list[Thumbnail], list[Any]]:
+    seeds = [number if number < num_planted else None for number in range(len(case_set.cases))]
     thumbnails, skipped = measure_each(
-        list(enumerate(case_set.cases)),
-        lambda item: item[1].case_id,
-        lambda item: shrink(case_set, item[1], planted_seed=item[0] if item[0] < num_planted else None),
+        list(zip(case_set.cases, seeds, strict=True)),
+        lambda item: item[0].case_id,
+        partial(_shrink_one, case_set),
         notify,
+        num_workers=num_workers,
     )
     return thumbnails, [*case_set.skipped, *skipped]
+
+
+def _shrink_one(case_set: CaseSet, item: tuple[EvaluatedCase, int | None]) -> Thumbnail:
+    return shrink(case_set, item[0], planted_seed=item[1])
 
 
 def _spread(grid: Grid, box: Sequence[slice], side: int) -> Grid:
@@ -489,7 +499,7 @@ def _name_doubles(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     against = (
         f"{document['held_out']['num_cases']} held-out cases"
         if document["held_out"]["path"]
@@ -497,14 +507,16 @@ def to_report(document: Mapping[str, Any]) -> str:
     )
     parts = [
         f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
-        f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
-        f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels that "
-        f"differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images that were laid on "
-        "each other, with the three nearest training cases. Relative: divided by the case's median distance to all "
-        f"training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} held-out and "
-        f"{MIN_CASES} training cases or more, nearer than "
-        f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Smaller likenesses, such as "
-        "one organ alone, are not seen.\n",
+        (
+            f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
+            f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels "
+            f"that differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images after "
+            "alignment, with the three nearest training cases. Relative: divided by the case's median distance to "
+            f"all training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} "
+            f"held-out and {MIN_CASES} training cases or more, nearer than {COPY_SHARE:g} times the "
+            f"{100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Similarity of smaller parts, such as a single "
+            "organ, is not detected.\n"
+        ),
     ]
     for kind, name in KINDS:
         part = document[kind]
@@ -529,12 +541,11 @@ def to_report(document: Mapping[str, Any]) -> str:
 def _spell_planted(planted: Mapping[str, Any]) -> str:
     area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
     return (
-        f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\n"
-        f"Training cases that were flipped by coins, turned by up to {TURN_DEGREES:g} degrees, cut to "
-        f"{100 * LEAST_KEPT:.0f} to 100% of each axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged as synthetic "
-        f"cases are; {planted['num_matched']} have the right training case as nearest. Of {planted['num_real']} "
-        f"real cases {planted['num_false']} are below the same threshold, which is the one that parts these "
-        f"two best.{area}\n"
+        f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
+        f"flipped at random, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
+        f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged like synthetic cases; {planted['num_matched']} "
+        f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
+        f"below the same threshold, the one that best separates the two.{area}\n"
     )
 
 
@@ -548,7 +559,7 @@ def _spell_reference(part: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Relative distances of synthetic and held-out cases as SVG."""
+    """Return relative distances of synthetic and held-out cases as SVG."""
     rows = []
     others = "held-out" if document["held_out"]["path"] else "training"
     for kind, name in (("images", "images"), ("moved_images", "moved images"), ("label_maps", "label maps")):
@@ -570,7 +581,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_pairs(part: Mapping[str, Any], synthetic: Sequence[Thumbnail], train: Sequence[Thumbnail]) -> Image.Image:
-    """The nearest pairs side by side, axial and coronal slices through the middle of the body.
+    """Return the nearest pairs side by side, axial and coronal slices through the middle of the body.
 
     Args:
         part: Distances of images, as the document has them.

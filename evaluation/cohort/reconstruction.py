@@ -1,4 +1,4 @@
-"""What a bundle's autoencoder leaves of real CTs: whatever it cannot draw, no training on its latents will.
+"""Fidelity of a bundle's autoencoder on real CTs: what it cannot draw, no training on its latents will draw.
 
 Every CT is encoded and decoded on its own grid, filled up at its ends to whole latent voxels, one at a time.
 """
@@ -6,9 +6,10 @@ Every CT is encoded and decoded on its own grid, filled up at its ends to whole 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -19,16 +20,23 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import ComputeType, latent_factor
 from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.cohort import image_fidelity as fidelity
-from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, describe_skipped, measure_each, spell_skipped
-from maisi_aug.evaluation.fid.lpips import MIN_SIDE, PerceptualDistance
+from maisi_aug.evaluation.cohort.case_sets import (
+    CaseSet,
+    EvaluatedCase,
+    describe_skipped,
+    measure_each_on,
+    spell_skipped,
+)
+from maisi_aug.evaluation.fid.lpips import MIN_SIDE, PerceptualDistance, load_perceptual_distance
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.evaluation.scores.statistics import interval_of_mean
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.decoder import Decoder
-from maisi_aug.networks.pipeline import choose_image_precision
+from maisi_aug.networks.pipeline import choose_image_precision, resolve_device
 from maisi_aug.networks.weights import load_autoencoder
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, Window, draw_slice, write_text
+from maisi_aug.system.engine.work import Engine, WorkerPlace
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import numpy_generator
@@ -47,7 +55,7 @@ DIFFERENCE: Final = Window("difference", 0.0, 400.0)
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """What was measured of a case.
+    """Measurements of a case.
 
     Attributes:
         case_id: Its name.
@@ -57,7 +65,10 @@ class Rebuilt:
         spectrum: Frequencies and power kept.
         note: Why labels are missing, or what the grid lacks; empty for nothing.
         worst: The axial slice with the largest mean error, in the CT and rebuilt, ``(I, J, 1)``.
-        grid: Of that slice.
+        grid: Grid of that slice.
+        peak_memory_gb: What :func:`find_peak_memory_gb` returns in the process that measured the case.
+        device: Device that it was encoded and decoded on.
+        precision: Precision of the networks there.
     """
 
     case_id: str
@@ -68,6 +79,21 @@ class Rebuilt:
     note: str
     worst: tuple[NDArray[np.float32], NDArray[np.float32]]
     grid: Grid
+    peak_memory_gb: dict[str, float | None]
+    device: str
+    precision: str
+
+
+class LpipsWeights(NamedTuple):
+    """Weights of SqueezeNet 1.1, for LPIPS.
+
+    Attributes:
+        place: A file, or an address.
+        sha256: Of the file; an address needs it.
+    """
+
+    place: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +103,7 @@ class Autoencoder:
     Attributes:
         bundle: Where it comes from.
         device: Where it runs.
-        precision: What it computes in.
+        precision: Precision to compute in.
         decoder: Holds it; takes less at once where memory is short.
     """
 
@@ -116,17 +142,20 @@ class Autoencoder:
 
 def measure_reconstruction(
     case_set: CaseSet,
-    autoencoder: Autoencoder,
-    perceptual: PerceptualDistance | None,
+    bundle: Bundle,
     notify: Report,
+    *,
+    engine: Engine,
+    lpips: LpipsWeights | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Encode and decode every CT, and compare.
 
     Args:
-        case_set: CTs; where they have label maps, errors are given by label, too.
-        autoencoder: Of the bundle.
-        perceptual: LPIPS; None leaves it out.
+        case_set: CTs; where they have label maps, errors are given by label as well.
+        bundle: Bundle of the autoencoder.
         notify: Called with cases done and cases in all.
+        engine: Runs the workers, each of which loads the autoencoder once.
+        lpips: Weights for LPIPS; None leaves it out.
 
     Returns:
         The document, and a picture of the worst slices.
@@ -134,11 +163,14 @@ def measure_reconstruction(
     Raises:
         EvaluationError: When no case can be read.
     """
-    cases, skipped = measure_each(
+    network = None if lpips is None else load_perceptual_distance(lpips.place, sha256=lpips.sha256).name
+    cases, skipped = measure_each_on(
+        engine,
         case_set.cases,
         lambda case: case.case_id,
-        lambda case: _measure_case(case_set, case, autoencoder, perceptual),
+        partial(_open_autoencoder, case_set, bundle, lpips),
         notify,
+        reads=(bundle.path, case_set.path),
     )
     vocabulary = case_set.vocabulary
     by_label: dict[str, list[fidelity.Error]] = {}
@@ -150,16 +182,19 @@ def measure_reconstruction(
     document = {
         "measurement": REPORT_NAME,
         "path": str(case_set.path),
-        "bundle": {"name": autoencoder.bundle.name, "fingerprint": autoencoder.bundle.fingerprint[:16]},
-        "device": autoencoder.device,
-        "precision": autoencoder.precision,
-        "lpips_network": None if perceptual is None else perceptual.name,
+        "bundle": {"name": bundle.name, "fingerprint": bundle.fingerprint[:16]},
+        "device": ", ".join(sorted({case.device for case in cases})),
+        "precision": ", ".join(sorted({case.precision for case in cases})),
+        "lpips_network": network,
         "num_cases": len(cases),
         "summary": {name: _summarise([case.figures[name] for case in cases]) for name in METRICS},
         "tissues": [_describe_errors(name, errors) for name, errors in tissues.items() if errors],
         "labels": [_describe_errors(name, errors) for name, errors in sorted(by_label.items())],
         "spectrum": _average_spectra([case.spectrum for case in cases]),
-        "peak_memory_gb": find_peak_memory_gb(autoencoder.device),
+        "peak_memory_gb": {
+            kind: max((most for case in cases if (most := case.peak_memory_gb[kind]) is not None), default=None)
+            for kind in ("host", "gpu")
+        },
         "notes": [f"{case.case_id}: {case.note}" for case in cases if case.note],
         "cases": [{"case": case.case_id, **case.figures} for case in cases],
         "skipped": describe_skipped([*case_set.skipped, *skipped]),
@@ -168,8 +203,18 @@ def measure_reconstruction(
     return document, draw_worst(worst)
 
 
+def _open_autoencoder(
+    case_set: CaseSet, bundle: Bundle, lpips: LpipsWeights | None, place: WorkerPlace
+) -> Callable[[EvaluatedCase], Rebuilt]:
+    device = resolve_device(place.device)
+    perceptual = None
+    if lpips is not None:
+        perceptual = load_perceptual_distance(lpips.place, sha256=lpips.sha256, device=device)
+    return partial(_measure_case, case_set, Autoencoder.load(bundle, device), perceptual)
+
+
 def _measure_case(
-    case_set: CaseSet, case: EvaluatedCase, autoencoder: Autoencoder, perceptual: PerceptualDistance | None
+    case_set: CaseSet, autoencoder: Autoencoder, perceptual: PerceptualDistance | None, case: EvaluatedCase
 ) -> Rebuilt:
     image, label_map, note = case.load_image(), None, ""
     if case.has_label_map:
@@ -179,7 +224,7 @@ def _measure_case(
             note = f"its label map is left out. {error}"
     limits = autoencoder.bundle.spec.grid_limits
     if limits is not None and not limits.admits(image.grid):
-        note = f"the networks of the bundle have not been trained on its grid. {note}".rstrip()
+        note = f"the networks of the bundle were not trained on its grid. {note}".rstrip()
     rebuilt = autoencoder.rebuild(image.array)
     units = fidelity.to_unit(image.array), fidelity.to_unit(rebuilt)
     frequencies, kept = fidelity.measure_spectrum(*units, image.grid.spacing_mm)
@@ -202,6 +247,9 @@ def _measure_case(
         note,
         (image.array[:, :, place : place + 1].astype(np.float32), rebuilt[:, :, place : place + 1]),
         Grid.from_spacing((*image.array.shape[:2], 1), image.grid.spacing_mm),
+        find_peak_memory_gb(autoencoder.device),
+        autoencoder.device,
+        autoencoder.precision,
     )
 
 
@@ -217,14 +265,14 @@ def _measure_lpips(
 
 
 def find_peak_memory_gb(device: str) -> dict[str, float | None]:
-    """Most memory that this process has held so far, and most of the GPU's; None where it cannot be known."""
+    """Return the most memory that this process has held so far, and the most of its GPU's; None if unknown."""
     host = None
     if sys.platform != "win32":
         import resource
 
         unit = 1 if sys.platform == "darwin" else 1024
         host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
-    return {"host": host, "gpu": torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else None}
+    return {"host": host, "gpu": torch.cuda.max_memory_allocated(device) / 1e9 if device.startswith("cuda") else None}
 
 
 def _summarise(values: Sequence[float | None]) -> dict[str, Any]:
@@ -265,13 +313,13 @@ def _average_spectra(spectra: Sequence[tuple[NDArray[np.float64], NDArray[np.flo
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     words = {
         "psnr_db": "PSNR, dB",
         "ssim": "SSIM",
         "lpips": "LPIPS",
         "mean_error_hu": "mean absolute error, HU",
-        "blur_mm": "structures of this width lose half their power, mm",
+        "blur_mm": "structures of this width lose half of their power, mm",
     }
     lpips = document["lpips_network"]
     rows = [
@@ -280,7 +328,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         if name != "lpips" or lpips
     ]
     parts = [
-        f"# What {document['bundle']['name']}'s autoencoder leaves of {document['num_cases']} CTs\n",
+        f"# What the autoencoder of {document['bundle']['name']} preserves of {document['num_cases']} CTs\n",
         f"Encoded and decoded on their own grids in {document['precision']} on {document['device']}. PSNR and SSIM are "
         "of HU clipped to -1000..1000, in three dimensions. "
         + (f"LPIPS: {lpips}, of axial slices." if lpips else "LPIPS: not measured without --lpips-weights.")
@@ -292,12 +340,15 @@ def to_report(document: Mapping[str, Any]) -> str:
     if document["labels"]:
         parts += [
             "## HU error by label\n",
-            "Contrast kept: of the label to a shell of two voxels around it; 1 is all, below 0.5 it is hardly drawn.\n",
+            (
+                "Contrast kept: of the label to a shell of two voxels around it; 1 means all of it, below 0.5 the "
+                "label is hardly drawn.\n"
+            ),
             _error_table(document["labels"]),
         ]
     parts += [
         "## Power kept, by width of structures\n",
-        "Noise has power, too: what is lost below the width of the noise's grain need not be structure.\n",
+        "Noise has power as well: losses below the grain of the noise need not be structure.\n",
         to_markdown(["width, mm", "power kept"], ([r["width_mm"], r["power_kept"]] for r in document["spectrum"])),
         *(f"- {note}\n" for note in document["notes"]),
     ]
@@ -316,7 +367,7 @@ def _spell_memory(peak: Mapping[str, float | None]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Bias with the mean absolute error about it, by tissue and label, as SVG."""
+    """Return bias with the mean absolute error about it, by tissue and label, as SVG."""
     rows = [
         DotRow(
             row["name"],
@@ -334,7 +385,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_worst(cases: Sequence[Rebuilt]) -> Image.Image:
-    """The slice with the largest error of the worst cases: CT, rebuilt, and their difference (-200 to 200 HU)."""
+    """Draw the slice with the largest error of the worst cases: CT, rebuilt, and difference (-200 to 200 HU)."""
     gap, head = 6, 22
     sheet = Image.new("RGB", (3 * (PANEL_PX + gap) + gap, len(cases) * (PANEL_PX + head + gap) + gap), BACKGROUND)
     for number, case in enumerate(cases):

@@ -1,4 +1,4 @@
-"""How far a synthetic set is from a real one in radiomic features, region by region, with what real cases allow.
+"""Distance of a synthetic set from a real one in radiomic features, by region, against the variation of real cases.
 
 The Fréchet distance of radiomic features is that of Konz et al., "Fréchet Radiomic Distance (FRD): A Versatile Metric
 for Comparing Medical Imaging Datasets", 2024: features are scaled by the real set's mean and standard deviation. Theirs
@@ -10,6 +10,7 @@ can be had was trained on CT of the whole body.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -39,7 +40,7 @@ from maisi_aug.system.seeds import numpy_generator
 
 REPORT_NAME: Final = "distribution"
 MIN_CASES: Final = 10
-"""Of each set: halves of fewer have no three neighbours."""
+"""Smallest number of cases in each set; halves of fewer do not have three neighbours."""
 NUM_SPLITS: Final = 10
 NUM_SHUFFLES: Final = 200
 DEFAULT_SPACING_MM: Final = 3.0
@@ -48,13 +49,13 @@ TINY: Final = 1e-9
 
 Matrix = NDArray[np.float64]
 Side = Sequence[Matrix]
-"""Of each case its ``(number of regions, D)`` features."""
+"""Features of each case, ``(number of regions, D)``."""
 
 
 def collect_regions(
-    case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage
+    case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage, *, num_workers: int | None = 1
 ) -> tuple[list[list[CaseRegions]], list[list[SkippedCase]]]:
-    """Regions of the cases of a real and of a synthetic set, one case after the other.
+    """Return regions of the cases of a real and of a synthetic set, one case after the other.
 
     Raises:
         EvaluationError: When a set has no case that can be read.
@@ -64,8 +65,9 @@ def collect_regions(
         cases, skipped = measure_each(
             case_set.cases,
             lambda case: case.case_id,
-            lambda case, own=case_set: measure_regions(own, case, spacing_mm),  # type: ignore[misc]
-            lambda done, total, name=name: notify(f"{name} cases", done, total),  # type: ignore[misc]
+            partial(measure_regions, case_set, spacing_mm),
+            partial(notify, f"{name} cases"),
+            num_workers=num_workers,
         )
         found.append(cases)
         left_out.append([*case_set.skipped, *skipped])
@@ -75,14 +77,14 @@ def collect_regions(
 def describe_sets(
     case_sets: Sequence[CaseSet], found: Sequence[Sequence[CaseRegions]], left_out: Sequence[Sequence[SkippedCase]]
 ) -> dict[str, Any]:
-    """What both sets are, as a document has it, with a note where their voxels differ."""
+    """Return what both sets are, as a document has it, with a note where their voxels differ."""
     spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in found]
     notes = []
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
         spelled = [" x ".join(f"{side:.2f}" for side in spacing) for spacing in spacings]
         notes.append(
-            f"Voxels differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). Texture "
-            "of coarser voxels is smoother, which counts as a difference here."
+            f"Voxel sizes differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). "
+            "Coarser voxels have smoother texture, which counts as a difference here."
         )
     return {
         **{
@@ -99,28 +101,35 @@ def describe_sets(
 
 
 def measure_distribution(
-    real: CaseSet, synthetic: CaseSet, *, spacing_mm: float = DEFAULT_SPACING_MM, seed: int = 0, notify: ReportStage
+    real: CaseSet,
+    synthetic: CaseSet,
+    *,
+    spacing_mm: float = DEFAULT_SPACING_MM,
+    seed: int = 0,
+    notify: ReportStage,
+    num_workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Fréchet radiomics distance, precision, recall, density and coverage of the body and of every common label.
+    """Return Fréchet radiomics distance, precision, recall, density and coverage of the body and of every common label.
 
     Args:
         real: Real cases, ten or more.
         synthetic: Synthetic cases, ten or more.
         spacing_mm: Side of the isotropic voxels on which features are measured.
-        seed: Of intervals and halves.
+        seed: Seed of intervals and halves.
         notify: Called with a stage, steps done and steps in all.
+        num_workers: Processes that read cases; None for one per core.
 
     Raises:
         EvaluationError: When a set has too few cases that can be read.
     """
     case_sets = real, synthetic
-    found, left_out = collect_regions(case_sets, spacing_mm, notify)
+    found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     for case_set, cases, skipped in zip(case_sets, found, left_out, strict=True):
         if len(cases) < MIN_CASES:
             first = f"; the first that cannot: {skipped[0].reason}" if skipped else ""
             raise EvaluationError(
-                f"{case_set.path}: expected at least {MIN_CASES} cases that can be measured, found {len(cases)}{first}."
-                " Fewer say nothing of a distribution; add cases."
+                f"{case_set.path}: at least {MIN_CASES} cases that can be measured are needed, found "
+                f"{len(cases)}{first}. Fewer say nothing about a distribution; add cases."
             )
     document: dict[str, Any] = {
         "measurement": REPORT_NAME,
@@ -148,22 +157,24 @@ def measure_distribution(
 
 
 def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
-    """All figures of one region.
+    """Return all figures of one region.
 
     Args:
         real: Features of each case.
         synthetic: The same.
-        seed: Of intervals, halves and shuffles.
+        seed: Seed of intervals, halves and shuffles.
     """
-    rows = np.concatenate(list(real))
-    deviation = rows.std(axis=0, ddof=1)
+    rows = np.concatenate(list(real))  # (rows of all cases, D)
+    deviation = rows.std(axis=0, ddof=1)  # (D,)
     used = deviation > TINY
+    # one (regions of the case, D used) array per case and side, in units of the real set's deviation
     scaled = [
         [(case[:, used] - rows.mean(axis=0)[used]) / deviation[used] for case in side] for side in (real, synthetic)
     ]
     moments = measure_moments(scaled[0]), measure_moments(scaled[1])
     distance = frechet_distance(*moments)
     influences = case_influence(scaled[0], *moments), case_influence(scaled[1], moments[1], moments[0])
+    # (cases, D used) of each side: the mean over a case's regions
     points = [np.stack([case.mean(axis=0) for case in side]) for side in scaled]
     nearest = choose_nearest(len(real), len(synthetic))
     figures = measure_neighbours(points[0], points[1], nearest)
@@ -186,11 +197,12 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
 
 
 def _find_p(scaled: Sequence[Side], distance: float, rng: np.random.Generator) -> float:
-    """How often cases that are dealt to both sets anew are as far apart: few cases weigh on both alike."""
+    """Return the p value of a permutation test, which is valid with few cases too."""
     pooled, num_real = [*scaled[0], *scaled[1]], len(scaled[0])
     larger = 0
     for _ in range(NUM_SHUFFLES):
         order = rng.permutation(len(pooled))
+        # a random split of all cases into two sets of the original sizes
         parts = [measure_moments([pooled[i] for i in part]) for part in (order[:num_real], order[num_real:])]
         larger += frechet_distance(*parts) >= distance
     return (1 + larger) / (1 + NUM_SHUFFLES)
@@ -220,7 +232,7 @@ def _blocks_of(cases: Sequence[CaseRegions], name: str) -> list[Matrix]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     parts = [
         f"# Radiomic features of {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
@@ -232,9 +244,12 @@ def to_report(document: Mapping[str, Any]) -> str:
             ["region", "real", "synthetic", "distance", "95% interval", "extrapolated", "real halves", "p"],
             ([r["region"], r["num_real"], r["num_synthetic"], *_spell_distance(r)] for r in document["regions"]),
         ),
-        "The interval is over which cases were drawn; few cases make the distance itself too large, which "
-        "extrapolation takes off as far as halves tell. p: how often the same cases, dealt anew to two sets of these "
-        "sizes, are as far apart. Real halves: of half the cases, so larger than whole real sets would be.\n",
+        (
+            "The interval is over which cases were drawn; few cases make the distance itself too large, which "
+            "extrapolation from halves corrects approximately. p: how often the same cases, reassigned at random to "
+            "two sets of these sizes, are as far apart. Real halves: of half the cases, so larger than whole real "
+            "sets would be.\n"
+        ),
         "## Neighbours, by case, higher is better\n",
         to_markdown(["region", *NAMES], ([r["region"], *(_spell(r, n) for n in NAMES)] for r in document["regions"])),
         "Value (95% interval), and the mean of real halves against each other. Precision and density: are synthetic "
@@ -244,7 +259,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     singular = [row["region"] for row in document["regions"] if row["is_singular"]]
     if singular:
         parts.append(
-            f"- Fewer rows than features, so that distances are far too large and p alone can be trusted: "
+            "- Fewer rows than features, so that distances are far too large and only p can be trusted: "
             f"{', '.join(singular)}. Sensible from about {2 * len(document['features'])} cases of each set on.\n"
         )
     parts += [f"- {note}\n" for note in document["notes"]]
@@ -253,7 +268,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_left_out(document: Mapping[str, Any]) -> list[str]:
-    """The paragraph on cases of either set that could not be measured."""
+    """Return the paragraph on cases of either set that could not be measured."""
     skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
     return (
         ["## Left out\n", *(f"- {name} {row['case']}: {row['reason']}\n" for name, row in skipped)] if skipped else []
@@ -277,7 +292,7 @@ def _spell(row: Mapping[str, Any], name: str) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Distance by region with its interval above the real halves, as SVG."""
+    """Return distance by region with its interval above the real halves, as SVG."""
     rows = []
     for row in document["regions"]:
         is_far = row["frd_p"] < 0.05
@@ -291,5 +306,5 @@ def draw_chart(document: Mapping[str, Any]) -> str:
         "Fréchet radiomics distance by region",
         rows,
         axis="distance, lower is closer",
-        subtitle=f"{counts}; orange: farther apart than the same cases dealt anew",
+        subtitle=f"{counts}; orange: farther apart than the same cases reassigned at random",
     )

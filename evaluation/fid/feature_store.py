@@ -1,19 +1,15 @@
-"""Features of all volumes of a set: one volume in memory at a time, cached, and spread over processes.
-
-Under ``torchrun`` every process takes each n-th volume; after each round they exchange that round's features, so that
-all processes end with the same features in the same order, and a case that fails on one is known to all.
-"""
+"""Features of all volumes of some sets: one volume in the memory of a worker at a time, and cached."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,12 +20,14 @@ from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, Skippe
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol, prepare_volume, take_slices
 from maisi_aug.networks.weights import write_safetensors
 from maisi_aug.system.content import content_errors, parse_json
+from maisi_aug.system.engine.mapping import map_items
+from maisi_aug.system.engine.work import Engine, WorkerPlace
 from maisi_aug.system.progress import Report
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.dicom_files import files_of
 
 if TYPE_CHECKING:
-    from maisi_aug.evaluation.fid.extractors import Extractor
+    from maisi_aug.evaluation.fid.extractors import Extractor, ExtractorFile
 
 FORMAT: Final = 2
 """Part of every cache key; raise it when the same volume would give other features."""
@@ -43,6 +41,10 @@ class CaseFeatures(NamedTuple):
     planes: dict[PlaneName, NDArray[np.float32]]
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
+
+
+Measured = tuple[CaseFeatures | SkippedCase, bool]
+"""Features of a case, or why there are none, and whether they were in the cache."""
 
 
 @dataclass
@@ -60,105 +62,70 @@ class FeatureSet:
     num_cached: int = 0
 
     def of_plane(self, plane: PlaneName) -> list[NDArray[np.float32]]:
-        """The features of a plane, ``(N, D)`` for each patient: scans of one patient are no independent cases."""
+        """Return a plane's features, one ``(N, D)`` array per patient: scans of a patient are not independent."""
         by_patient: dict[str, list[NDArray[np.float32]]] = {}
         for case in self.cases:
             by_patient.setdefault(case.patient or case.case_id, []).append(case.planes[plane])
         return [np.concatenate(parts) for parts in by_patient.values()]
 
 
-class Processes(NamedTuple):
-    """This process among those of ``torchrun``; one alone without it."""
-
-    rank: int = 0
-    world_size: int = 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the one that writes and prints."""
-        return self.rank == 0
-
-    def gather(self, item: Any) -> list[Any]:
-        """Everybody's item, in the order of ranks, in every process."""
-        if self.world_size == 1:
-            return [item]
-        import torch.distributed
-
-        items: list[Any] = [None] * self.world_size
-        torch.distributed.all_gather_object(items, item)
-        return items
-
-
-@contextmanager
-def join_processes(device: str) -> Iterator[tuple[Processes, str]]:
-    """Meet the other processes of ``torchrun``, if this is one of them: over nccl on CUDA devices, else over gloo.
-
-    Args:
-        device: A torch device; ``cuda`` becomes that of the local rank.
-
-    Yields:
-        This process, and its device.
-    """
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count == 1:
-        yield Processes(), device
-        return
-    import torch
-
-    if device.startswith("cuda"):
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-    try:
-        yield Processes(torch.distributed.get_rank(), count), device
-    finally:
-        torch.distributed.destroy_process_group()
-
-
 def default_cache() -> Path:
-    """Where features are kept: beside fetched bundles, in the folder that ``MAISI_AUG_HOME`` names or the user's."""
+    """Return the folder for features: next to downloaded bundles, in ``MAISI_AUG_HOME`` or the user's folder."""
     return pulled_bundles_folder().parent / "features"
 
 
 def collect_features(
-    case_set: CaseSet,
-    extractor: Extractor,
+    case_sets: Sequence[CaseSet],
+    extractor: ExtractorFile,
     protocol: SliceProtocol,
     *,
     cache: Path | None,
-    processes: Processes,
+    engine: Engine,
     notify: Report,
-) -> FeatureSet:
-    """Features of every case of a set.
+) -> list[FeatureSet]:
+    """Return features of every case of several sets.
 
     Args:
-        case_set: The cases.
+        case_sets: The cases.
         extractor: The network.
         protocol: How volumes become slices.
         cache: Folder of features by content; None keeps none.
-        processes: This process among its fellows.
+        engine: Runs the workers, each of which loads the network once.
         notify: Told how many cases are done, and how many there are.
 
+    Returns:
+        One for each set.
+
     Raises:
-        EvaluationError: When not one case can be read.
+        EvaluationError: When not one case of a set can be read.
     """
-    found = FeatureSet(skipped=list(case_set.skipped))
-    cases = case_set.cases
-    for start in range(0, len(cases), processes.world_size):
-        notify(start, len(cases))
-        place = start + processes.rank
-        own = _measure(cases[place], extractor, protocol, cache) if place < len(cases) else None
-        for item, is_cached in filter(None, processes.gather(own)):
-            (found.skipped if isinstance(item, SkippedCase) else found.cases).append(item)
+    cases = [case for case_set in case_sets for case in case_set.cases]
+    open_function = partial(_open_extractor, extractor, protocol, cache)
+    reads = (*extractor.reads, *(case_set.path for case_set in case_sets))
+    measured = iter(map_items(open_function, cases, engine, notify, reads=reads))
+    sets = []
+    for case_set in case_sets:
+        found = FeatureSet(skipped=list(case_set.skipped))
+        for item, is_cached in islice(measured, len(case_set.cases)):
+            if isinstance(item, SkippedCase):
+                found.skipped.append(item)
+            else:
+                found.cases.append(item)
             found.num_cached += is_cached
-    notify(len(cases), len(cases))
-    require_some(len(found.cases), found.skipped)
-    return found
+        require_some(len(found.cases), found.skipped)
+        sets.append(found)
+    return sets
 
 
-def _measure(
-    case: EvaluatedCase, extractor: Extractor, protocol: SliceProtocol, cache: Path | None
-) -> tuple[CaseFeatures | SkippedCase, bool]:
+def _open_extractor(
+    extractor: ExtractorFile, protocol: SliceProtocol, cache: Path | None, place: WorkerPlace
+) -> Callable[[EvaluatedCase], Measured]:
+    from maisi_aug.networks.pipeline import resolve_device
+
+    return partial(_measure, extractor.load(resolve_device(place.device)), protocol, cache)
+
+
+def _measure(extractor: Extractor, protocol: SliceProtocol, cache: Path | None, case: EvaluatedCase) -> Measured:
     """Features of a case, or why there are none, and whether they were in the cache."""
     try:
         path = None if cache is None else cache / f"{_key_of(case, extractor, protocol)}.safetensors"

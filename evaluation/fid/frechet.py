@@ -32,7 +32,7 @@ KID_EXACT_ROWS: Final = 2000
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """What the Fréchet distance needs to know of a set of features.
+    """Moments of a set of features that the Fréchet distance needs.
 
     Attributes:
         num: Number of features.
@@ -80,7 +80,7 @@ def reduce_to_span(first: Sequence[Features], second: Sequence[Features]) -> tup
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """The squared Fréchet distance between two Gaussians, which is the FID of the sets they describe."""
+    """Return the squared Fréchet distance between two Gaussians, which is the FID of the sets they describe."""
     root = _power(first.covariance, 0.5)
     product = np.linalg.eigvalsh(root @ second.covariance @ root)
     shared = float(np.sqrt(np.clip(product, 0.0, None)).sum())
@@ -91,7 +91,7 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 def extrapolate_distance(
     first: Sequence[Features], second: Sequence[Features], value: float, generator: np.random.Generator
 ) -> float | None:
-    """The distance that a set of very many cases would have, as far as half the cases tell.
+    """Return the distance that a set of very many cases would have, as far as half the cases tell.
 
     A distance of few cases is too large by about ``b / n`` (Chong and Forsyth, "Effectively unbiased FID and Inception
     score", 2020, section 4): halves of both sets are off by twice as much, so that two distances give the limit. With
@@ -121,7 +121,7 @@ def extrapolate_distance(
 
 
 def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> Matrix:
-    """How much each case moves the distance: its first-order change when the case counts once more.
+    """Return how much each case moves the distance: its first-order change when the case counts once more.
 
     The derivative of the trace term by ``C1`` is the optimal transport map from one Gaussian to the other, so that the
     influence of one feature ``x`` with ``d = x - m1`` is ``2 (m1 - m2) d + d' (1 - T) d - tr((1 - T) C1)``.
@@ -151,7 +151,7 @@ def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> M
 def bootstrap_interval(
     value: float, influences: Sequence[Matrix], generator: np.random.Generator, *, num_draws: int = 2000
 ) -> tuple[float, float] | None:
-    """A 95% interval of a distance over which cases were drawn, to first order; it knows nothing of the bias of few.
+    """Return a 95% interval of a distance over the choice of cases, to first order; it ignores small-sample bias.
 
     Cases of each set are drawn with replacement, all slices of a case together. The distance of a draw is the value
     plus what the drawn cases add; recomputing it would cost an eigendecomposition per draw, and would answer another
@@ -177,7 +177,7 @@ def bootstrap_interval(
 
 
 def kernel_distance(first: Sequence[Features], second: Sequence[Features], generator: np.random.Generator) -> float:
-    """KID: the unbiased squared maximum mean discrepancy under the kernel ``(x y / D + 1)^3``.
+    """Return KID: the unbiased squared maximum mean discrepancy under the kernel ``(x y / D + 1)^3``.
 
     Binkowski et al., "Demystifying MMD GANs", 2018, section 4. Two slices of one case are alike because they are of one
     case, so that pairs within a set are taken across cases; with one slice a case it is the figure of that paper. Exact

@@ -31,7 +31,7 @@ class PerceptualDistance:
     """LPIPS with its weights.
 
     Attributes:
-        network: Of the package ``lpips``, on ``device``.
+        network: Network of the package ``lpips``, on ``device``.
         device: Where it runs.
         name: Network and weights in words.
     """
@@ -41,7 +41,7 @@ class PerceptualDistance:
     name: str
 
     def measure(self, pictures: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Distances of pictures, pair by pair.
+        """Return distances of pictures, pair by pair.
 
         Args:
             pictures: ``(N, rows, columns)`` in [0, 1]; sides of at least 32.
@@ -63,11 +63,11 @@ class PerceptualDistance:
 
 
 def load_perceptual_distance(weights: str, *, sha256: str | None = None, device: str = "cpu") -> PerceptualDistance:
-    """LPIPS on SqueezeNet 1.1.
+    """Return LPIPS on SqueezeNet 1.1.
 
     Args:
         weights: torchvision's ``squeezenet1_1-b8a52dc0.pth``: a file, or an address with its hash.
-        sha256: Of the weights; an address needs it.
+        sha256: SHA-256 of the weights; an address needs it.
         device: A torch device.
 
     Raises:
@@ -77,8 +77,8 @@ def load_perceptual_distance(weights: str, *, sha256: str | None = None, device:
     """
     if importlib.util.find_spec("lpips") is None:
         raise MissingExtraError(
-            "LPIPS: expected the package lpips, found it missing. Install it with 'pip install maisi-aug[lpips]', or "
-            "leave --lpips-weights out."
+            "LPIPS: the package lpips is missing. Install it with 'pip install maisi-aug[lpips]', or leave "
+            "--lpips-weights out."
         )
     extractor = load_extractor(NETWORK, weights=weights, sha256=sha256, device=device)
     with warnings.catch_warnings():

@@ -1,8 +1,9 @@
-"""2.5D FID and KID of a synthetic against a real set of CT volumes, with what real cases differ by among themselves."""
+"""2.5D FID and KID between synthetic and real CT volumes, and between halves of the real ones for comparison."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, describe_skipped
-from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, Processes, collect_features
+from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, collect_features
 from maisi_aug.evaluation.fid.frechet import (
     Moments,
     bootstrap_interval,
@@ -25,12 +26,13 @@ from maisi_aug.evaluation.fid.frechet import (
 from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
+from maisi_aug.system.engine.work import Engine
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 
 if TYPE_CHECKING:  # brings torch, and a report that shows figures needs none
-    from maisi_aug.evaluation.fid.extractors import Extractor
+    from maisi_aug.evaluation.fid.extractors import ExtractorFile
 
 REPORT_NAME: Final = "fid"
 NUM_SPLITS: Final = 3
@@ -42,15 +44,15 @@ MEAN: Final = "mean"
 def measure_fid(
     real: CaseSet,
     synthetic: CaseSet,
-    extractor: Extractor,
+    extractor: ExtractorFile,
     protocol: SliceProtocol,
     *,
     cache: Path | None,
-    processes: Processes,
+    engine: Engine,
     seed: int = 0,
     notify: ReportStage = report_nothing,
-) -> dict[str, Any] | None:
-    """FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
+) -> dict[str, Any]:
+    """Return FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
 
     Args:
         real: Real cases.
@@ -58,29 +60,16 @@ def measure_fid(
         extractor: The network whose features are compared.
         protocol: How volumes become slices.
         cache: Folder of features; None keeps none.
-        processes: This process among its fellows of ``torchrun``; the first computes the distances.
-        seed: Of the halves of the real cases, of the bootstrap and of the kernel's subsets.
+        engine: Engine that runs the workers, which read the volumes.
+        seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.
         notify: Told stage, steps done and steps in all.
-
-    Returns:
-        The document; None in every process but the first.
 
     Raises:
         EvaluationError: When a set has no case that can be read, or too few slices.
     """
-    features = [
-        collect_features(
-            case_set,
-            extractor,
-            protocol,
-            cache=cache,
-            processes=processes,
-            notify=lambda done, total, name=name: notify(f"{name} volumes", done, total),  # type: ignore[misc]
-        )
-        for name, case_set in (("real", real), ("synthetic", synthetic))
-    ]
-    if not processes.is_first:
-        return None
+    features = collect_features(
+        (real, synthetic), extractor, protocol, cache=cache, engine=engine, notify=partial(notify, "volumes")
+    )
     planes, influences = {}, []
     for number, plane in enumerate(PLANES):
         notify("distances", number, len(PLANES))
@@ -118,8 +107,8 @@ def _measure_plane(
     for cases, name in zip(sides, ("real", "synthetic"), strict=True):
         if sum(map(len, cases)) < 2:
             raise EvaluationError(
-                f"Plane {plane}: expected at least two slices of {name} cases, found one. Raise --centre-share or add "
-                "cases."
+                f"Plane {plane}: at least two slices of {name} cases are needed, found one. Raise --centre-share or "
+                "add cases."
             )
     spanned = reduce_to_span(*sides)
     moments = measure_moments(spanned[0]), measure_moments(spanned[1])
@@ -186,25 +175,25 @@ def _shift(limit: float | None, influences: Sequence[NDArray[np.float64]], seed:
 
 
 def _build_notes(real: FeatureSet, synthetic: FeatureSet, protocol: SliceProtocol) -> list[str]:
-    """What a reader of the figures has to know, a sentence each."""
+    """Return notes for readers of the figures, a sentence each."""
     notes = []
     for name, found in (("real", real), ("synthetic", synthetic)):
         if found.skipped:
             listed = ", ".join(case.case_id for case in found.skipped[:5])
             notes.append(f"{len(found.skipped)} {name} cases could not be read and are left out: {listed}.")
         if len(found.cases) == 1:
-            notes.append(f"There is one {name} case only: no interval can be given.")
+            notes.append(f"There is only one {name} case: no interval can be given.")
     num_features = real.cases[0].planes["xy"].shape[1]
     fewest = min(sum(map(len, found.of_plane(plane))) for found in (real, synthetic) for plane in PLANES)
     if fewest <= num_features:
         notes.append(
             f"A plane has {fewest} slices for {num_features} features: covariances are singular and FID is far too "
-            "high; compare it with the floor of real halves alone, or trust KID."
+            "high; compare it only with the floor of real halves, or use KID."
         )
     elif fewest < 10 * num_features:
         notes.append(
             f"A plane has {fewest} slices for {num_features} features, fewer than ten each: FID is too high by an "
-            "amount that depends on the number of slices. Compare equal numbers only."
+            "amount that depends on the number of slices. Compare only equal numbers of slices."
         )
     if len(real.cases) < MIN_FLOOR_CASES:
         notes.append(f"With fewer than {MIN_FLOOR_CASES} real cases there is no floor of real halves.")
@@ -220,8 +209,8 @@ def _compare_grids(
         if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
             spelled = [" x ".join(f"{side:.2f}" for side in spacing) for spacing in spacings]
             notes.append(
-                f"Voxels differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set (medians). FID "
-                "then measures the grid too; pass --spacing."
+                f"Voxel sizes differ: {spelled[0]} mm in the real and {spelled[1]} mm in the synthetic set "
+                "(medians). FID then also measures the grid; pass --spacing."
             )
     if protocol.shape is None and len({case.shape for case in (*real, *synthetic)}) > 1:
         notes.append("Volumes differ in shape, and larger ones weigh more; pass --shape to make them alike.")
@@ -230,7 +219,7 @@ def _compare_grids(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     real, synthetic, extractor = document["real"], document["synthetic"], document["extractor"]
     rows = [
         [
@@ -253,11 +242,13 @@ def to_report(document: Mapping[str, Any]) -> str:
         f"Extractor {extractor['name']}: {extractor['source']}, sha256 {extractor['sha256'][:12]}, "
         f"{document['num_features']} features. Slices: {document['protocol_in_words']}. Seed {document['seed']}.\n",
         to_markdown(header, rows),
-        "Planes: xy axial, yz sagittal, zx coronal. Intervals are over which patients were drawn, all slices of one "
-        "together. FID of few cases is too high, which its interval does not know; extrapolated: what very many cases "
-        "would give, judged from halves of both sets, and still too high with fewer cases than features. Real halves: "
-        "FID of random halves of the real cases against each other, the least that sets of half the size can be "
-        "expected to reach.\n",
+        (
+            "Planes: xy axial, yz sagittal, zx coronal. Intervals are over the choice of patients, with all slices "
+            "of a patient together. FID of few cases is too high, which its interval does not reflect. Extrapolated: "
+            "estimate for very many cases, from halves of both sets; still too high with fewer cases than features. "
+            "Real halves: FID of random halves of the real cases against each other, the lowest value that sets of "
+            "half the size can be expected to reach.\n"
+        ),
     ]
     parts += [f"- {note}\n" for note in document["notes"]]
     skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
@@ -267,7 +258,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """FID by plane with intervals, above the real halves, as SVG."""
+    """Return FID by plane with intervals, above the real halves, as SVG."""
     rows = []
     for name, figures in document["planes"].items():
         rows.append(

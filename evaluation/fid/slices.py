@@ -1,7 +1,7 @@
-"""From a CT volume to the slices that a two-dimensional network sees: the 2.5D protocol of MAISI's FID.
+"""Slices of a CT volume for a two-dimensional network: the 2.5D protocol of MAISI's FID.
 
-Steps: RAS+ axes, resampled where a spacing is asked for, filled up with -1000 HU and cut to a shape about the centre
-where one is asked for, clipped to [-1000, 1000] HU; then all slices along each axis, or a central share of them.
+Steps: RAS+ axes, resampled where a spacing is requested, filled up with -1000 HU and cut to a shape about the centre
+where one is requested, clipped to [-1000, 1000] HU; then all slices along each axis, or a central share of them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ AXIS_OF: Final[dict[PlaneName, int]] = {"xy": 2, "yz": 0, "zx": 1}
 AIR_HU: Final = -1000.0
 CLIP_HU: Final = (-1000.0, 1000.0)
 MIN_SIDE: Final = 32
-"""Below this, a network that halves the sides five times has nothing left."""
+"""Smallest side in voxels: a network that halves the sides five times has nothing left below it."""
 
 
 @dataclass(frozen=True, slots=True)
 class SliceProtocol:
-    """How volumes become slices; FID figures can be compared only where all of this is the same.
+    """Protocol that turns volumes into slices; FID figures are comparable only if all of it is equal.
 
     Attributes:
         spacing_mm: Voxel sides to resample to; None keeps each volume's own.
@@ -56,18 +56,18 @@ class SliceProtocol:
             )
         if self.resampling != "centred" and self.spacing_mm is None:
             raise RequestError(
-                f"Resampling '{self.resampling}': expected a spacing to resample to, found none. Add --spacing 1, as "
-                "for MAISI's published figures."
+                f"Resampling '{self.resampling}': needs a spacing to resample to. Add --spacing 1, as for MAISI's "
+                "published figures."
             )
         if self.every < 1:
-            raise RequestError(f"Every: expected a whole number from 1, found {self.every}. 1 takes all slices.")
+            raise RequestError(f"Every: must be an integer from 1, found {self.every}. 1 takes all slices.")
 
     def to_dict(self) -> dict[str, Any]:
-        """The protocol as JSON types."""
+        """Return the protocol as JSON types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def describe(self) -> str:
-        """The protocol in a few words."""
+        """Return the protocol in a few words."""
         spacing = "own spacing" if self.spacing_mm is None else f"{'x'.join(f'{s:g}' for s in self.spacing_mm)} mm"
         if self.spacing_mm is not None:
             spacing += " from the first voxel on, as in MAISI" if self.resampling == "maisi" else " about the centre"
@@ -104,7 +104,7 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
         array = np.asarray(CenterSpatialCrop(protocol.shape)(padded)[0])
     if min(array.shape) < MIN_SIDE:
         raise VolumeError(
-            f"{subject}: expected at least {MIN_SIDE} voxels along every axis, found "
+            f"{subject}: at least {MIN_SIDE} voxels along every axis are needed, found "
             f"{'x'.join(map(str, array.shape))}. Pass a smaller --spacing or a --shape."
         )
     if protocol.resampling == "maisi":  # its script clips by mapping the range onto itself, which rounds once more
@@ -113,7 +113,7 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
 
 
 def take_slices(image_hu: NDArray[np.float32], plane: PlaneName, protocol: SliceProtocol) -> NDArray[np.float32]:
-    """The slices of one plane.
+    """Return the slices of one plane.
 
     Args:
         image_hu: ``(I, J, K)``.

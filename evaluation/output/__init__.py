@@ -1,1 +1,1 @@
-"""How measurements are written: Markdown tables, JSON files, charts."""
+"""Writing of measurements: Markdown tables, JSON files, charts."""

@@ -116,12 +116,12 @@ class _Scale:
 def draw_dot_chart(
     title: str, rows: Sequence[DotRow], *, axis: str, subtitle: str = "", limits: tuple[float, float] | None = None
 ) -> str:
-    """Rows of dots over one axis.
+    """Return rows of dots over one axis.
 
     Args:
         title: On top.
         rows: At least one.
-        axis: What the values are, with their unit.
+        axis: Name of the values, with unit.
         subtitle: Below the title; how it was measured.
         limits: Ends of the axis; from the values when not given, and values beyond are drawn at its end.
 
@@ -148,7 +148,7 @@ def draw_scatter(
     Args:
         title: On top.
         series: At least one point in all; positive on log axes.
-        axes: What x and y are, with their unit.
+        axes: Names of x and y, with units.
         subtitle: Below the title.
         is_log: Whether both axes are logarithmic.
 
@@ -179,14 +179,13 @@ def draw_scatter(
     return _document(parts, title, height)
 
 
-def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[str, str], subtitle: str = "") -> str:
+def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[str, str]) -> str:
     """Points and lines over a logarithmic axis of positive numbers, such as learning curves.
 
     Args:
         title: On top.
         series: At least one point in all.
-        axes: What x and y are, with their unit.
-        subtitle: Below the title.
+        axes: Names of x and y, with units.
 
     Returns:
         A complete SVG document.
@@ -197,7 +196,7 @@ def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[s
     height = top + side + BOTTOM + 4
     x = _Scale(*_log_limits_of([x for x, _ in drawn]), left, left + width, is_log=True)
     y = _Scale(low, high, top + side, top)
-    parts = _frame(title, subtitle, height)
+    parts = _frame(title, "", height)
     parts += _draw_vertical_axis_lines(x, top, top + side, axes[0])
     for tick in y.ticks():
         parts.append(_line(left, y(tick), left + width, y(tick), FAINT))

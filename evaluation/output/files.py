@@ -1,4 +1,4 @@
-"""What the measurements share: Markdown tables, JSON files and the way a command ends."""
+"""Shared output of measurements: Markdown tables, JSON files and the end of a command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Cell = str | int | float | bool | None
 
 
 def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_digits: int = 2) -> str:
-    """A Markdown table; the first column reads from the left, the others are numbers that line up at the right.
+    """Return a Markdown table; the first column reads from the left, the others are numbers that line up at the right.
 
     Args:
         header: Names of the columns.
@@ -29,7 +29,7 @@ def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_di
 
 
 def percent(share: float | None) -> str:
-    """A share as a whole percentage, or a dash."""
+    """Return a share as a whole percentage, or a dash."""
     return "-" if share is None else f"{100 * share:.0f}%"
 
 
@@ -40,13 +40,13 @@ def share_of(flags: Iterable[bool]) -> float | None:
 
 
 def require_own_folder(folder: Path, name: str) -> None:
-    """Raise before anything is measured where the results would replace a file that is no earlier result.
+    """Raise before anything is measured where the results would replace a file that is not an earlier result.
 
     Raises:
         CohortError: When ``folder`` is a file, or holds a ``NAME.json`` of something else.
     """
     if folder.exists() and not folder.is_dir():
-        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+        raise CohortError(f"{folder}: this is a file, not a folder. Choose another --out.")
     path = folder / f"{name}.json"
     if not path.is_file():
         return
@@ -56,7 +56,7 @@ def require_own_folder(folder: Path, name: str) -> None:
         content = None
     if not isinstance(content, dict) or content.get("measurement") != name:
         raise CohortError(
-            f"{path}: expected an earlier result of this measurement, found another file. Choose another --out."
+            f"{path}: already exists and is not an earlier result of this measurement. Choose another --out."
         )
 
 
@@ -67,7 +67,7 @@ def save_results(
 
     Args:
         folder: Made where there is none.
-        name: Of the measurement.
+        name: Name of the measurement.
         document: Its figures as JSON types.
         report: Its Markdown.
         charts: File name -> SVG.
@@ -98,7 +98,7 @@ def run_command(body: Callable[[], None]) -> int:
         print(clean_message(f"Error: {error}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped on request; the same command goes on from there.", file=sys.stderr)
+        print("Stopped on request; the same command continues from there.", file=sys.stderr)
         return 130  # as shells have it: 128 and the number of the signal
     return 0
 

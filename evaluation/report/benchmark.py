@@ -44,7 +44,7 @@ LABEL_COLOURS: Final[tuple[Rgb, ...]] = (  # dark enough for bone, bright enough
 
 
 def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) -> list[Section]:
-    """All sections, in their order."""
+    """Return all sections, in their order."""
     return [
         Section("Summary", _build_summary(document)),
         Section("Worth in real cases", _build_replacement(document)),
@@ -89,7 +89,7 @@ def _build_summary(document: Mapping[str, Any]) -> str:
 def _build_verdicts(document: Mapping[str, Any]) -> str:
     rows = [row for row in document["comparisons"] if row["metric"] == "dice"]
     if not rows:
-        return page.paragraph("No two arms are finished yet, so that there is nothing to compare.")
+        return page.paragraph("No two arms are finished yet, so there is nothing to compare.")
     ends = [abs(value) for row in rows for value in (row["difference"] or {}).values() if value is not None]
     reach = float(max(0.05, np.ceil(max(ends, default=0.0) * 20) / 20))
     parts = []
@@ -101,9 +101,9 @@ def _build_verdicts(document: Mapping[str, Any]) -> str:
         parts.append(_build_verdict_table(chosen, f"{arm} against {baseline}"))
     note = (
         "A gain needs the whole interval and the test above zero and a mean above the margin. No gain: more than "
-        f"{document['config']['margin']:g} Dice is excluded. Undecided is all else, and whatever cannot be decided: "
-        "too few test patients, arms trained once, labels that neither arm finds. The smallest gain is what this test "
-        "set would have shown four times in five; a true gain below it may well have been missed."
+        f"{document['config']['margin']:g} Dice is excluded. Everything else is undecided, including what cannot be "
+        "decided: too few test patients, arms trained once, labels that neither arm finds. The smallest gain is the "
+        "one that this test set would detect four times in five; a true gain below it may well be missed."
     )
     return "\n".join([page.paragraph(note, kind="note"), *parts])
 
@@ -160,7 +160,7 @@ def _build_scores(document: Mapping[str, Any]) -> str:
         parts.append(page.heading(f"{label}, {num} patients"))
         parts.append(page.intervals(rows, low=0.0, high=1.0, unit="Dice"))
     note = (
-        "Dot: mean over patients and trainings. Bar: 95% interval; over patients alone where an arm was trained once. "
+        "Dot: mean over patients and trainings. Bar: 95% interval; over patients only if an arm was trained once. "
         "Small marks: single trainings."
     )
     return "\n".join([*parts, page.paragraph(note, kind="note"), _build_score_table(document)])
@@ -195,13 +195,12 @@ def _build_detection(document: Mapping[str, Any]) -> str:
         if between:
             parts.append(page.fold(f"Differences between arms, {label}", _build_detection_differences(label, between)))
     note = (
-        "A lesion is found when a predicted one overlaps it with an intersection over union of 0.1 or more; found and "
-        "made up are of all trainings together, and intervals are over patients and trainings. Predicted lesions that "
-        "match none count in the bin of their own size."
+        "A lesion is found when a predicted one overlaps it with an intersection over union of 0.1 or more; found "
+        "and made-up lesions are counted over all trainings, and intervals are over patients and trainings. "
+        "Predicted lesions that match none count in the bin of their own size."
     )
     alarms = [
-        f"{row['arm']}: {row['label']} was found in {row['num_alarms']} of {row['num_clean']} predictions of cases "
-        "without it."
+        f"{row['arm']}: {row['label']} was predicted in {row['num_alarms']} of {row['num_clean']} cases without it."
         for row in document["false_alarms"]
     ]
     return "\n".join([*parts, page.paragraph(note, kind="note"), page.bullets(alarms) if alarms else ""])
@@ -289,8 +288,8 @@ def _load_prediction(path: Path, case: LoadedCase) -> NDArray[Any]:
     found = load_label_map(path).array
     if found.shape != case.classes.shape:
         raise BenchmarkError(
-            f"{path}: expected a prediction of {'x'.join(map(str, case.classes.shape))} voxels, as its case has, found "
-            f"{'x'.join(map(str, found.shape))}. Remove it and the arm's scores.json, and run the arm again."
+            f"{path}: the prediction has {'x'.join(map(str, found.shape))} voxels, its case "
+            f"{'x'.join(map(str, case.classes.shape))}. Remove it and the arm's scores.json, and run the arm again."
         )
     return found
 
@@ -353,9 +352,10 @@ def _build_method(benchmark: Benchmark, document: Mapping[str, Any]) -> str:
     training = document["training"]
     sources = [("real", document["config"]["real"]), *document["config"]["synthetic"].items()]
     plan = (
-        f"Planned on the real training cases alone: voxels of {'x'.join(f'{s:g}' for s in training['spacing_mm'])} mm, "
-        f"patches of {'x'.join(map(str, training['patch_shape']))} voxels, HU clipped to {training['clip_hu'][0]:.0f} "
-        f"to {training['clip_hu'][1]:.0f}. Every arm has the same number of steps and begins with the same weights."
+        f"Planned on the real training cases only: voxels of {'x'.join(f'{s:g}' for s in training['spacing_mm'])} "
+        f"mm, patches of {'x'.join(map(str, training['patch_shape']))} voxels, HU clipped to "
+        f"{training['clip_hu'][0]:.0f} to {training['clip_hu'][1]:.0f}. Every arm has the same number of steps and "
+        "begins with the same weights."
     )
     return "\n".join(
         [

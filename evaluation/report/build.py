@@ -1,4 +1,4 @@
-"""A benchmark or a cohort as one page, with the same figures as JSON and Markdown beside it."""
+"""A benchmark or a cohort as one page, with the same figures as JSON and Markdown next to it."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def build_report(
 
     Args:
         path: Folder of either.
-        fid_file: What ``evaluate fid --out`` wrote, to be shown with the cohort.
-        curve_file: What ``evaluate detection-curve --out`` wrote, to be shown with the cohort.
+        fid_file: File that ``evaluate fid --out`` wrote, to show with the cohort.
+        curve_file: File that ``evaluate detection-curve --out`` wrote, to show with the cohort.
         evidence: Folders with results of ``evaluate ... --out``, for the scorecard of a cohort.
         notify: Called with a stage, the steps done and their number.
 
@@ -67,20 +67,18 @@ def build_report(
     """
     if (path / PLAN_NAME).is_file():
         if curve_file is not None:
-            raise EvaluationError(f"{path}: --detection-curve can only be used with a cohort; this is a benchmark.")
+            raise EvaluationError(f"{path}: --detection-curve can only be used with a cohort, but this is a benchmark.")
         if evidence:
-            raise EvaluationError(f"{path}: --evidence can only be used with a cohort; this is a benchmark.")
+            raise EvaluationError(f"{path}: --evidence can only be used with a cohort, but this is a benchmark.")
         return _report_benchmark(path, fid_file, notify)
     if is_cohort(path):
         document = summarise_cohort(path, fid_file=fid_file, curve_file=curve_file, notify=notify)
         return _report_cohort(path, document, evidence)
-    raise BenchmarkError(
-        f"{path}: expected a benchmark or a cohort, found neither {PLAN_NAME} nor {MANIFEST_NAME}. Check the path."
-    )
+    raise BenchmarkError(f"{path}: neither a benchmark ({PLAN_NAME}) nor a cohort ({MANIFEST_NAME}). Check the path.")
 
 
 def require_own_report(target: Path) -> None:
-    """Raise where the figures or the summary beside a page would replace a file that is no earlier report's.
+    """Raise where the figures or the summary beside a page would replace a file that is not an earlier report's.
 
     The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
     the plan of a benchmark.
@@ -94,8 +92,8 @@ def require_own_report(target: Path) -> None:
     for file in (figures, summary):
         if file.exists():
             raise EvaluationError(
-                f"{file}: expected no file or that of an earlier report, since {target.name} brings it along, found "
-                "another one. Choose another --out."
+                f"{file}: {target.name} needs to write this file, but it exists and is not from an earlier report. "
+                "Choose another --out."
             )
 
 
@@ -116,7 +114,7 @@ def write_report(report: Report, target: Path) -> tuple[Path, ...]:
     """Write the page, and its figures and summary under the same name; returns the files, the page first.
 
     Raises:
-        EvaluationError: A file that is no earlier report's is in the way; nothing is written.
+        EvaluationError: A file that is not an earlier report's is in the way; nothing is written.
         VolumeError: A file cannot be written.
     """
     require_own_report(target)

@@ -31,16 +31,16 @@ PICTURE_PX: Final = 720
 def summarise_cohort(
     folder: Path, *, fid_file: Path | None, curve_file: Path | None = None, notify: ReportStage
 ) -> dict[str, Any]:
-    """Everything that the report says of a cohort, as JSON types; what cannot be measured is named.
+    """Return all figures of a cohort's report as JSON types; what cannot be measured is named.
 
     Args:
-        folder: Of the cohort.
-        fid_file: What ``evaluate fid --out`` wrote; None for none.
-        curve_file: What ``evaluate detection-curve --out`` wrote; None for none.
+        folder: Folder of the cohort.
+        fid_file: File that ``evaluate fid --out`` wrote, or None.
+        curve_file: File that ``evaluate detection-curve --out`` wrote, or None.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: The folder is no cohort.
+        CohortError: The folder is not a cohort.
     """
     manifest = load_reviewed_manifest(folder, gates=())
     num_begun = len({record.case_index for record in manifest.records})
@@ -66,8 +66,8 @@ def summarise_cohort(
     }
     if num_begun < num_cases:
         document["notes"].append(
-            f"{num_cases - num_begun} of {num_cases} planned cases are not made yet; the command that began the cohort "
-            "goes on with them."
+            f"{num_cases - num_begun} of {num_cases} planned cases have not been made yet; the command that began "
+            "the cohort continues it."
         )
     del manifest  # read again with its figures, one at a time: a large cohort's is large
     if document["num_accepted"]:
@@ -96,7 +96,7 @@ def _measure(folder: Path, document: dict[str, Any], notify: ReportStage) -> Non
 
 
 def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: str = "") -> list[Section]:
-    """All sections, in their order; a name goes in front of the titles where a report has several cohorts."""
+    """Return all sections, in their order; a name goes in front of the titles where a report has several cohorts."""
     prefix = f"{name}: " if name else ""
     return [
         Section(f"{prefix}Cohort", _build_summary(document)),
@@ -110,7 +110,7 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
 
 
 def to_cohort_text(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     # Their own reports clean what they are given.
     measured = {"lesions": lesion_report, "hu": hu, "fid": fid, "detection_curve": detection_curve}
     said = {**document, **clean_document({key: part for key, part in document.items() if key not in measured})}
@@ -131,7 +131,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
         "attempts": str(document["num_attempts"]),
     }
     if document["hu"] is not None:
-        found["organ medians in range"] = percent(document["hu"]["inside"])
+        found["organ medians within range"] = percent(document["hu"]["inside"])
     if document["lesions"] is not None and document["lesions"]["calibration"][0].get("mean_absolute_error") is not None:
         found["mean error of size"] = f"{100 * document['lesions']['calibration'][0]['mean_absolute_error']:.1f}%"
     return found
@@ -190,15 +190,14 @@ def _build_curve(document: Mapping[str, Any]) -> str:
 
 
 def _read_figures(path: Path, command: str, draw_chart: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
-    """What a command of ``evaluate`` wrote; it must be good for its chart."""
+    """Read the result of a command of ``evaluate``, and check that its chart can be drawn."""
     try:
         content = read_json(path)
         draw_chart(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         name = f"{command.replace('-', '_')}.json"
         raise EvaluationError(
-            f"{path}: expected {name} as 'maisi-aug evaluate {command} --out' writes it, found: {error!r}. Correct "
-            f"--{command}."
+            f"{path}: not {name} as 'maisi-aug evaluate {command} --out' writes it: {error!r}. Correct --{command}."
         ) from error
     found: dict[str, Any] = content
     return found
@@ -231,7 +230,8 @@ def _show(folder: Path, record: AttemptRecord) -> str:
     except (OSError, ContentError) as error:
         return page.warn(f"{record.case_id}: the picture {path} cannot be read. {error}")
     caption = record.reason or f"{record.case_id}, {record.request}"
-    return page.picture(shown, alt=f"Slices of {record.case_id} with its labels outlined", caption=caption)
+    alt = f"Slices of {record.case_id} with its labels outlined"
+    return page.picture(shown, alt=alt, caption=caption, case=f"{record.case_id}.{record.attempt}")
 
 
 def _count_failed_gates(manifest: Manifest) -> dict[str, int]:
@@ -244,7 +244,7 @@ def _count_failed_gates(manifest: Manifest) -> dict[str, int]:
 
 
 def _other_cause(record: AttemptRecord) -> str:
-    """What ended an attempt that failed no gate: a reviewer where there is an image."""
+    """Return what ended an attempt that failed no gate: a reviewer if there is an image."""
     return "review" if "preview" in record.files else "no label map"
 
 

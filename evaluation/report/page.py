@@ -25,6 +25,8 @@ from maisi_aug.system.printed_text import clean_html, clean_lines
 STYLE_NAME: Final = "report_style.css"
 POLICY: Final = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 JPEG_QUALITY: Final = 88
+CASE_MARK: Final = "data-case"
+_CASE_PICTURE: Final = re.compile(rf'(<figure {CASE_MARK}="([\w.-]+)">)(<img [^>]*>)')
 _MINUS: Final = "\u2212"
 _COLOURS: Final = {
     "#ffffff": "var(--surface)",
@@ -52,7 +54,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Where links lead."""
+        """Target of links."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
@@ -78,7 +80,7 @@ class IntervalRow:
 
 
 def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Args:
         title: Heading, as plain text.
@@ -124,27 +126,27 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def paragraph(text: str, *, kind: str = "") -> str:
-    """A paragraph of plain text."""
+    """Return a paragraph of plain text."""
     return f'<p class="{kind}">{clean_html(text)}</p>' if kind else f"<p>{clean_html(text)}</p>"
 
 
 def heading(text: str) -> str:
-    """A heading below a section's."""
+    """Return a heading below a section's."""
     return f"<h3>{clean_html(text)}</h3>"
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list of plain sentences."""
+    """Return a list of plain sentences."""
     return "<ul>" + "".join(f"<li>{clean_html(line)}</li>" for line in lines) + "</ul>"
 
 
 def warn(text: str, *, is_failure: bool = False) -> str:
-    """A sentence that must not be overlooked."""
+    """Return a sentence that must not be overlooked."""
     return f'<p class="warning{" failure" if is_failure else ""}">{clean_html(text)}</p>'
 
 
 def facts(pairs: Mapping[str, object]) -> str:
-    """A few figures in large type."""
+    """Return a few figures in large type."""
     items = (
         f"<div><dt>{clean_html(name)}</dt><dd>{clean_html(str(value))}</dd></div>" for name, value in pairs.items()
     )
@@ -152,7 +154,7 @@ def facts(pairs: Mapping[str, object]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str, words: Sequence[int] = ()) -> str:
-    """A table that scrolls within itself.
+    """Return a table that scrolls within itself.
 
     Args:
         header: Names of the columns.
@@ -178,13 +180,13 @@ def _words(number: int, words: Sequence[int]) -> str:
 
 
 def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str, has_zero: bool = False) -> str:
-    """Rows of intervals over one axis.
+    """Return rows of intervals over one axis.
 
     Args:
         rows: At least one.
         low: Left end of the axis.
         high: Right end.
-        unit: What the values are.
+        unit: Unit of the values.
         has_zero: Whether to draw a line at zero.
     """
     body = "".join(_interval_row(row, low, high, has_zero) for row in rows)
@@ -214,23 +216,23 @@ def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> 
 
 
 def verdict(text: str) -> str:
-    """A verdict in its colour; the words alone say it, too."""
+    """Return a verdict in its colour; the words alone say it as well."""
     kind = "gain" if text == "gain" else "loss" if "loss" in text else "none" if text == "no gain" else "undecided"
     return f'<span class="verdict {kind}">{clean_html(text)}</span>'
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """A number with a true minus sign, and none before nothing."""
+    """Return a number with a true minus sign, and without one if it rounds to zero."""
     return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 
 def figures(text: str) -> str:
-    """Spelt figures with true minus signs."""
+    """Return spelt figures with true minus signs."""
     return clean_html(text.replace("-", _MINUS))
 
 
 def chart(svg: str, *, caption: str) -> str:
-    """A chart in the page's colours."""
+    """Return a chart in the page's colours."""
     drawn = re.sub(r"#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), svg)
     return (
         f'<figure><div class="chart" role="region" tabindex="0" aria-label="{clean_html(caption)}">{drawn}</div>'
@@ -238,27 +240,43 @@ def chart(svg: str, *, caption: str) -> str:
     )
 
 
-def picture(image: Image.Image, *, alt: str, caption: str) -> str:
-    """A picture inside the page."""
+def picture(image: Image.Image, *, alt: str, caption: str, case: str = "") -> str:
+    """Return a picture inside the page.
+
+    Args:
+        image: The picture.
+        alt: Text alternative of the picture.
+        caption: Text below it.
+        case: Key of the case that it shows, for :func:`link_cases`.
+    """
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, "JPEG", quality=JPEG_QUALITY)
     content = base64.b64encode(buffer.getvalue()).decode()
+    mark = f' {CASE_MARK}="{clean_html(case)}"' if case else ""
     return (
-        f'<figure><img src="data:image/jpeg;base64,{content}" width="{image.width}" height="{image.height}" '
+        f'<figure{mark}><img src="data:image/jpeg;base64,{content}" width="{image.width}" height="{image.height}" '
         f'loading="lazy" alt="{clean_html(alt)}"><figcaption>{clean_html(caption)}</figcaption></figure>'
     )
 
 
+def link_cases(html: str) -> str:
+    """Return a report with links from pictures to their cases, for the server whose page at ``./`` shows the cases.
+
+    A report that is opened as a file has no such links, because no server may be running.
+    """
+    return _CASE_PICTURE.sub(r'\1<a href="./#case=\2">\3</a>', html)
+
+
 def gallery(figures: Iterable[str]) -> str:
-    """Pictures side by side as far as the screen allows."""
+    """Return pictures side by side as far as the screen allows."""
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
 def fold(title: str, body: str) -> str:
-    """Something that is shown on request."""
+    """Return something that is shown on request."""
     return f"<details><summary>{clean_html(title)}</summary>\n{body}\n</details>"
 
 
 def code(text: str) -> str:
-    """Text to copy."""
+    """Return text to copy."""
     return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'

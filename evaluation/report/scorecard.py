@@ -27,7 +27,7 @@ class Measurement(NamedTuple):
     """A measurement of ``evaluate`` that can be shown.
 
     Attributes:
-        title: Of its section.
+        title: Title of its section.
         module: With its report and chart; some bring torch, so they are imported when there is something to show.
         has_chart: Whether it draws one.
     """
@@ -37,11 +37,11 @@ class Measurement(NamedTuple):
     has_chart: bool = True
 
     def to_report(self, document: Figures) -> str:
-        """The document as Markdown."""
+        """Return the document as Markdown."""
         return str(import_module(f"maisi_aug.evaluation.{self.module}").to_report(document))
 
     def draw_chart(self, document: Figures) -> str:
-        """The document as SVG."""
+        """Return the document as SVG."""
         return str(import_module(f"maisi_aug.evaluation.{self.module}").draw_chart(document))
 
 
@@ -49,7 +49,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
     "distribution": Measurement("Distribution by region", "distribution.distances"),
     "equivalence": Measurement("Equivalence", "distribution.equivalence"),
     "memorization": Measurement("Copies of training cases", "cohort.memorization"),
-    "reconstruction": Measurement("What the autoencoder leaves", "cohort.reconstruction"),
+    "reconstruction": Measurement("What the autoencoder preserves", "cohort.reconstruction"),
     "reader-test": Measurement("Reader test", "cohort.blind_pack", has_chart=False),
     "fid": Measurement("FID, as measured", "fid.measurement"),
     "hu": Measurement("HU, as measured", "cohort.hu"),
@@ -66,7 +66,7 @@ class Entry(NamedTuple):
 
     Attributes:
         criterion: Its name and what it asks.
-        found: What was measured, a sentence each; empty for nothing.
+        found: Findings, a sentence each; may be empty.
         missing: Commands that would measure more.
     """
 
@@ -76,7 +76,7 @@ class Entry(NamedTuple):
 
 
 def read_evidence(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Results of ``evaluate ... --out`` in folders, by measurement, and a sentence on each that cannot be shown.
+    """Return results of ``evaluate ... --out`` in folders, by measurement, and a sentence on each that cannot be shown.
 
     Args:
         folders: Each holds any number of results; of one measurement the last counts.
@@ -88,8 +88,7 @@ def read_evidence(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], l
         known = [path for path in paths if (content := _read(path)) is not None and _take(content, path, found, notes)]
         if not known:
             notes.append(
-                f"{folder}: expected results of 'maisi-aug evaluate ... --out', found none that can be shown. Check "
-                "--evidence."
+                f"{folder}: has no results of 'maisi-aug evaluate ... --out' that can be shown. Check --evidence."
             )
     return found, notes
 
@@ -111,19 +110,17 @@ def _take(content: dict[str, Any], path: Path, found: dict[str, dict[str, Any]],
         if measurement.has_chart:
             measurement.draw_chart(content)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        notes.append(
-            f"{path}: expected {name} as 'maisi-aug evaluate {name}' writes it, found: {error!r}. Measure again."
-        )
+        notes.append(f"{path}: not {name} as 'maisi-aug evaluate {name}' writes it: {error!r}. Measure again.")
         return False
     found[name] = content
     return True
 
 
 def build_scorecard(cohort: Figures, evidence: Mapping[str, Figures]) -> list[Entry]:
-    """The seven criteria.
+    """Return the seven criteria.
 
     Args:
-        cohort: What :func:`maisi_aug.evaluation.report.cohort.summarise_cohort` gives.
+        cohort: Result of :func:`maisi_aug.evaluation.report.cohort.summarise_cohort`.
         evidence: Results by measurement.
     """
     return [
@@ -143,7 +140,10 @@ def _judge_congruence(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry
         rows = evidence["distribution"]["regions"]
         far = [row["region"] for row in rows if row["frd_p"] < 0.05]
         found.append(
-            f"Radiomics of {len(rows) - len(far)} of {len(rows)} regions no farther apart than real cases dealt anew"
+            (
+                f"Radiomics of {len(rows) - len(far)} of {len(rows)} regions no farther apart than real cases "
+                "reassigned at random"
+            )
             + (f"; farther: {', '.join(far)}" if far else "")
             + f". Precision of the body {rows[0]['precision']['value']:.2f}."
         )
@@ -208,7 +208,7 @@ def _judge_compliance(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry
     for kind, name in AUDITS.items():
         found.append(f"{name}: {audit[kind]['verdict']}.")
     planted = audit["planted"]
-    found.append(f"Of planted copies the audit found {planted['num_found']} of {planted['num_planted']}.")
+    found.append(f"The audit found {planted['num_found']} of {planted['num_planted']} planted copies.")
     return Entry("Compliance: privacy and licences", tuple(found), ())
 
 
@@ -216,10 +216,12 @@ def _judge_comprehension(cohort: Figures) -> Entry:
     rows = cohort["provenance"]
     named = sum(int(row["cases"]) for row in rows if row["weights"])
     return Entry(
-        "Comprehension: can others tell how they were made?",
+        "Comprehension: is it documented how they were made?",
         (
-            f"{named} of {cohort['num_accepted']} cases name bundle, hash of its weights, licence and source of their "
-            "map.",
+            (
+                f"{named} of {cohort['num_accepted']} cases record bundle, hash of its weights, licence and source of "
+                "their map."
+            ),
         ),
         (),
     )
@@ -241,22 +243,22 @@ def _judge_consistency(cohort: Figures, evidence: Mapping[str, Figures]) -> Entr
 
 
 def build_scorecard_html(entries: Sequence[Entry]) -> str:
-    """The scorecard as short lists, which a narrow screen shows as well as a wide one."""
+    """Return the scorecard as short lists, which a narrow screen shows as well as a wide one."""
     note = (
-        "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is no "
-        "sum: each speaks for itself, and what was not measured says nothing."
+        "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is "
+        "no total: read each criterion by itself; what was not measured counts neither way."
     )
     parts = [page.paragraph(note, kind="note")]
     for entry in entries:
         parts += [page.heading(entry.criterion), page.bullets(entry.found or ("Not measured.",))]
         if entry.missing:
             commands = ", ".join(f"maisi-aug {command}" for command in entry.missing)
-            parts.append(page.paragraph(f"Would tell more: {commands}.", kind="note"))
+            parts.append(page.paragraph(f"Further evidence: {commands}.", kind="note"))
     return "\n".join(parts)
 
 
 def build_evidence_html(name: str, document: Figures) -> str:
-    """A measurement as a section's body."""
+    """Return a measurement as a section's body."""
     measurement = MEASUREMENTS[name]
     if measurement.has_chart:
         return page.chart(measurement.draw_chart(document), caption=measurement.title)
@@ -267,10 +269,10 @@ def build_evidence_html(name: str, document: Figures) -> str:
 
 
 def to_scorecard_text(entries: Sequence[Entry], evidence: Mapping[str, Figures]) -> str:
-    """The scorecard and the reports behind it as Markdown."""
+    """Return the scorecard and the reports behind it as Markdown."""
     rows = (
         [entry.criterion, " ".join(entry.found) or "not measured", ", ".join(entry.missing) or None]
         for entry in (Entry(**clean_document(entry._asdict())) for entry in entries)
     )
-    parts = ["# Scorecard\n", to_markdown(["criterion", "what was found", "would tell more"], rows)]
+    parts = ["# Scorecard\n", to_markdown(["criterion", "what was found", "further evidence"], rows)]
     return "\n".join([*parts, *(MEASUREMENTS[name].to_report(document) for name, document in evidence.items())])

@@ -33,10 +33,10 @@ class ShownCase:
 
     Attributes:
         key: Its name in addresses.
-        case: What decisions name it by.
+        case: Key of the case in decisions.
         index: Place in the plan or the folder.
         status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` where no gate has judged.
-        request: What was asked for; empty outside of a cohort.
+        request: The request; empty outside of a cohort.
         reason: Why the gates refused it.
         lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
         verdicts: ``gate``, ``passed``, ``message`` of each.
@@ -60,7 +60,7 @@ class ShownCase:
     twin: tuple[int, str, str] | None = None
 
     def to_row(self) -> Json:
-        """What the grid shows."""
+        """Return what the grid shows."""
         return {
             "key": self.key,
             "id": self.case.case_id,
@@ -81,7 +81,7 @@ class CaseSource(Protocol):
 
     Attributes:
         path: Folder that their files lie in.
-        title: What the page is called.
+        title: Title of the page.
         kind: ``cohort``, ``plan``, or what else a folder is.
         vocabulary: Meaning of ids in label maps that name none.
     """
@@ -92,7 +92,7 @@ class CaseSource(Protocol):
     vocabulary: Vocabulary
 
     def read_on(self) -> list[ShownCase]:
-        """The cases that are new since the last call.
+        """Return the cases that are new since the last call.
 
         Raises:
             MaisiAugError: What lies there cannot be read.
@@ -105,10 +105,10 @@ class CohortCases:
     kind = "cohort"
 
     def __init__(self, path: Path) -> None:
-        """Nothing is read yet.
+        """Create the source; nothing is read yet.
 
         Args:
-            path: Of the cohort.
+            path: Path of the cohort.
         """
         self.path, self.title = path, path.resolve().name
         self._reader = ManifestReader(path / MANIFEST_NAME, gates=())
@@ -116,7 +116,7 @@ class CohortCases:
         self._has_vocabulary = False
 
     def read_on(self) -> list[ShownCase]:
-        """The attempts that are new in the manifest.
+        """Return the attempts that are new in the manifest.
 
         Raises:
             CohortError: A line of the manifest cannot be read.
@@ -144,7 +144,7 @@ def _show_record(record: AttemptRecord, folder: Path) -> ShownCase:
 
 
 def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
-    """What a page shows of lesions."""
+    """Return what a page shows of lesions."""
     return tuple(
         {
             "label": lesion.label,
@@ -159,7 +159,7 @@ def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
 
 
 def describe_verdicts(verdicts: Iterable[VerdictRecord]) -> tuple[Json, ...]:
-    """What a page shows of the gates."""
+    """Return what a page shows of the gates."""
     return tuple({"gate": one.gate, "passed": one.passed, "message": one.message} for one in verdicts)
 
 
@@ -167,7 +167,7 @@ class FolderCases:
     """The cases of a folder that does not change: prepared, of nnU-Net, images beside labels, or label maps alone."""
 
     def __init__(self, path: Path) -> None:
-        """List the cases; no volume is opened.
+        """Create the source; only ``dataset.json`` is opened, if it exists.
 
         Raises:
             MaisiAugError: There is none.
@@ -188,7 +188,7 @@ class FolderCases:
         self.title = self.path.resolve().name
 
     def read_on(self) -> list[ShownCase]:
-        """All cases at the first call, none later."""
+        """Return all cases at the first call, none later."""
         new, self._cases = self._cases, []
         return new
 
@@ -250,7 +250,7 @@ class Partners:
         self._by_file = {case.files["image"].resolve(): case for case in self.cases}
 
     def find(self, case: ShownCase) -> tuple[str, ShownCase] | None:
-        """A case of the reference, and what it is to the case that is looked at."""
+        """Return a case of the reference, and what it is to the case that is looked at."""
         if not self.cases:
             return None
         image, file = case.origin.get("image"), str(case.origin.get("file", ""))
@@ -267,7 +267,7 @@ class Predictions:
     """Label maps of a segmenter beside the references, ``CASE.nii.gz`` as nnU-Net and the benchmark write them."""
 
     def __init__(self, path: Path) -> None:
-        """Nothing is opened but ``dataset.json``, which need not be there.
+        """Open only ``dataset.json``, if it exists.
 
         Args:
             path: Their folder.
@@ -276,9 +276,7 @@ class Predictions:
             EvaluationError: There is no such folder, or its ``dataset.json`` names no labels.
         """
         if not path.is_dir():
-            raise EvaluationError(
-                f"{path}: expected a folder of predicted label maps, found none. Check --predictions."
-            )
+            raise EvaluationError(f"{path}: folder of predicted label maps not found. Check --predictions.")
         self.path = path
         self._names: dict[int, str] | None = None
         if (path / DESCRIPTION_NAME).is_file():
@@ -286,7 +284,7 @@ class Predictions:
             self._names = {value: name for name, (value, *_) in values.items()}
 
     def find(self, case: ShownCase) -> ShownCase | None:
-        """The prediction of a case, named by its own labels where the folder names none; None without one."""
+        """Return the prediction of a case, named by its own labels where the folder names none; None without one."""
         path = self.path / f"{case.case.case_id}.nii.gz"
         if not path.is_file():
             return None
@@ -295,7 +293,7 @@ class Predictions:
 
 
 def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:
-    """Id, name, colour and whether it is a lesion, of every label that a case's label map may hold."""
+    """Return id, name, colour and whether it is a lesion, of every label that a case's label map may hold."""
     if case.label_names is not None:
         lesions = tuple(number for number, name in case.label_names.items() if _is_lesion(name))
         names = dict(case.label_names)

@@ -37,15 +37,15 @@ class Desk:
         may_decide: bool = True,
         predictions: Predictions | None = None,
     ) -> None:
-        """Nothing is read yet.
+        """Create the desk; nothing is read yet.
 
         Args:
             source: Lists the cases.
-            files: Hands out their files.
+            files: Access to their files.
             partners: Finds what they are looked at beside.
-            reviewer: Who looks; empty for nobody in particular.
+            reviewer: Name of the reviewer; may be empty.
             may_decide: Whether decisions can be saved in the folder.
-            predictions: Of a segmenter on the cases.
+            predictions: Predictions of a segmenter on the cases.
         """
         self.source, self.files, self.partners = source, files, partners
         self.reviewer, self.may_decide, self._predictions = reviewer, may_decide, predictions
@@ -86,7 +86,7 @@ class Desk:
                 self._decisions = standing
 
     def state_since(self, revision: int) -> Json:
-        """What a page needs that knows everything up to a revision.
+        """Return what a page needs that knows everything up to a revision.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -121,7 +121,7 @@ class Desk:
         }
 
     def list_accepted(self) -> list[ShownCase]:
-        """The cases that the gates accepted and no reviewer rejected; all of a folder that no gate has judged.
+        """Return the cases that the gates accepted and no reviewer rejected; all of a folder that no gate has judged.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -132,18 +132,18 @@ class Desk:
         return [case for case in good if case.case not in rejections]
 
     def require(self, key: str) -> ShownCase:
-        """A case by its key.
+        """Return a case by its key.
 
         Raises:
             EvaluationError: There is none.
         """
         case = self._cases.get(key)
         if case is None:
-            raise EvaluationError(f"{key[:80]!r}: expected a case of this folder, found none of that name.")
+            raise EvaluationError(f"{key[:80]!r}: there is no such case in this folder.")
         return case
 
     def describe(self, key: str) -> Json:
-        """Everything on one case: volumes, labels, lesions, verdicts, origin, and what to show beside it.
+        """Return everything on one case: volumes, labels, lesions, verdicts, origin, and what to show next to it.
 
         Raises:
             EvaluationError: There is no such case.
@@ -188,25 +188,25 @@ class Desk:
         }
 
     def require_beside(self, key: str) -> ShownCase:
-        """A case of the reference.
+        """Return a case of the reference.
 
         Raises:
             EvaluationError: There is none.
         """
         found = next((case for case in self.partners.cases if case.key == key), None)
         if found is None:
-            raise EvaluationError(f"{key[:80]!r}: expected a case of the reference, found none of that name.")
+            raise EvaluationError(f"{key[:80]!r}: there is no such case in the reference.")
         return found
 
     def require_prediction(self, key: str) -> ShownCase:
-        """The prediction of a case.
+        """Return the prediction of a case.
 
         Raises:
             EvaluationError: There is none.
         """
         found = None if self._predictions is None else self._predictions.find(self.require(key))
         if found is None:
-            raise EvaluationError(f"{key[:80]!r}: expected a prediction of this case, found none.")
+            raise EvaluationError(f"{key[:80]!r}: this case has no prediction.")
         return found
 
     def decide(self, key: str, choice: Choice, reason: str) -> Json:
@@ -245,4 +245,4 @@ class Desk:
 
     def _require_may_decide(self) -> None:
         if not self.may_decide:
-            raise EvaluationError("Decisions: expected a cohort that was made, found a plan. Generate it first.")
+            raise EvaluationError("Decisions: a plan cannot be reviewed, only a cohort. Generate it first.")

@@ -42,7 +42,7 @@ class PlannedCases:
     kind = "plan"
 
     def __init__(self, run: CohortRun, scratch: Path) -> None:
-        """Nothing is drawn yet.
+        """Create the source; nothing is drawn yet.
 
         Args:
             run: The plan.
@@ -53,8 +53,8 @@ class PlannedCases:
         """
         if run.request.mask_source not in VIEWED_SOURCES:
             raise EvaluationError(
-                f"--view: expected label maps that are drawn without networks ({', '.join(VIEWED_SOURCES)}), found the "
-                f"source '{run.request.mask_source}'. Generate a few cases and look at these."
+                f"--view: needs label maps that are drawn without networks ({', '.join(VIEWED_SOURCES)}), found the "
+                f"source '{run.request.mask_source}'. Generate a few cases and view those."
             )
         self.path, self.title, self.vocabulary = scratch, f"Plan, {len(run.plan.cases)} cases", run.bundle.vocabulary
         self._run, self._fault = run, ""
@@ -62,7 +62,7 @@ class PlannedCases:
         self._stops = threading.Event()
 
     def read_on(self) -> list[ShownCase]:
-        """The cases that were drawn since the last call.
+        """Return the cases that were drawn since the last call.
 
         Raises:
             EvaluationError: No case can be drawn.
@@ -116,7 +116,7 @@ class PlannedCases:
 
 
 def paint_hu(label_map: NDArray[np.uint8], vocabulary: Vocabulary) -> NDArray[np.int16]:
-    """A label map in the usual HU of its organs: published medians, fat in the body around them, air outside.
+    """Return a label map in the usual HU of its organs: published medians, fat in the body around them, air outside.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.

@@ -31,13 +31,13 @@ class Reading:
     """One answer of one reader.
 
     Attributes:
-        case_id: What was shown.
-        truth: What it is.
-        answer: What the reader takes it for.
+        case_id: Case that was shown.
+        truth: The true answer.
+        answer: Answer of the reader.
         confidence: From 1, a guess, to 5, certain.
         seconds: From the image to the answer.
-        reviewer: Who reads.
-        seed: Of the order; the same seed and reader go on with the same test.
+        reviewer: Name of the reader.
+        seed: Seed of the order; the same seed and reader continue the same test.
         number: Place in the order, from 0.
         time: When, in ISO 8601, UTC.
     """
@@ -79,12 +79,12 @@ class ReaderTest:
         """Choose the images, half of each kind as far as there are enough, and mix them.
 
         Args:
-            folder: Of the cohort, which gets the readings.
-            synthetic: Accepted cases, and what hands out their files.
+            folder: Folder of the cohort, which gets the readings.
+            synthetic: Accepted cases, and access to their files.
             real: The same of the reference.
-            reviewer: Who reads.
+            reviewer: Name of the reader.
             num_images: In all.
-            seed: Of the choice and the order.
+            seed: Seed of the choice and the order.
 
         Raises:
             EvaluationError: There is none of one kind.
@@ -95,7 +95,7 @@ class ReaderTest:
         kinds: tuple[tuple[Kind, Sequence[ShownCase], FolderFiles], ...] = (("synthetic", *synthetic), ("real", *real))
         for truth, cases, files in kinds:
             if not cases:
-                raise EvaluationError(f"Reader test: expected {truth} images, found none. Name others with --beside.")
+                raise EvaluationError(f"Reader test: there are no {truth} images. Name others with --beside.")
             chosen = rng.permutation(len(cases))[: max(1, num_images // 2)]
             items += [_Item(cases[index], files, truth) for index in chosen.tolist()]
         self._items = [items[index] for index in rng.permutation(len(items)).tolist()]
@@ -110,7 +110,7 @@ class ReaderTest:
         }
 
     def find_giveaway(self) -> str:
-        """A sentence where the voxels alone tell the kinds apart; empty where they do not."""
+        """Return a sentence where the voxels alone tell the kinds apart; empty where they do not."""
         grids: dict[str, set[str]] = {"real": set(), "synthetic": set()}
         for item in self._items:
             try:
@@ -122,12 +122,12 @@ class ReaderTest:
             return ""
         return (
             f"Real images have voxels of {', '.join(sorted(grids['real'])[:3])} mm, synthetic ones of "
-            f"{', '.join(sorted(grids['synthetic'])[:3])} mm: readers may tell them apart by sharpness alone. Resample "
-            "the real ones to the grid of the cohort first."
+            f"{', '.join(sorted(grids['synthetic'])[:3])} mm: readers may distinguish them by sharpness alone. "
+            "Resample the real ones to the grid of the cohort first."
         )
 
     def to_state(self) -> dict[str, Any]:
-        """What the page needs to go on; nothing that tells the kind of an image."""
+        """Return the state that the page needs to continue, without anything that reveals the kind of an image."""
         left = [number for number in range(len(self._items)) if number not in self._answered]
         return {
             "total": len(self._items),
@@ -138,13 +138,13 @@ class ReaderTest:
         }
 
     def find(self, number: int) -> tuple[FolderFiles, ShownCase]:
-        """The case of a number, and what hands out its files.
+        """Return the case of a number, and access to its files.
 
         Raises:
             EvaluationError: There is none.
         """
         if not 0 <= number < len(self._items):
-            raise EvaluationError(f"Reader test: expected an image from 0 to {len(self._items) - 1}, found {number}.")
+            raise EvaluationError(f"Reader test: images are numbered 0 to {len(self._items) - 1}, found {number}.")
         return self._items[number].files, self._items[number].case
 
     def answer(self, number: int, answer: Kind, confidence: int, seconds: float) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class ReaderTest:
         _, case = self.find(number)
         with self._lock:
             if number in self._answered:
-                raise EvaluationError(f"Reader test: expected an image that was not read yet, found {number} again.")
+                raise EvaluationError(f"Reader test: image {number} was already read.")
             reading = _READING.validate_python(
                 {
                     "case_id": case.case.case_id,
@@ -177,10 +177,10 @@ class ReaderTest:
 
 
 def load_readings(folder: Path) -> list[Reading]:
-    """All readings of a folder; none where nobody has read. A torn last line is skipped.
+    """Return all readings of a folder; none where nobody has read. A torn last line is skipped.
 
     Raises:
-        EvaluationError: A line is no reading.
+        EvaluationError: A line is not a reading.
     """
     path = folder / READINGS_NAME
     if not path.is_file():
@@ -191,21 +191,19 @@ def load_readings(folder: Path) -> list[Reading]:
             try:
                 readings.append(_READING.validate_json(line))
             except ValidationError:
-                raise EvaluationError(
-                    f"{path}: expected a reading on every line, found {line.rstrip()[:60]!r}. Remove the line."
-                ) from None
+                raise EvaluationError(f"{path}: not a reading: {line.rstrip()[:60]!r}. Remove the line.") from None
     return readings
 
 
 def measure_readings(readings: Sequence[Reading]) -> dict[str, Any]:
-    """How well a reader tells real images from synthetic ones.
+    """Return how well a reader tells real images from synthetic ones.
 
     The share of right answers is scored as that of a pack of pictures, see
     :func:`maisi_aug.evaluation.scores.reader_test.score_answers`. The area under the ROC curve orders images by the
     reader's confidence that they are synthetic; 0.5 is chance for both.
 
     Args:
-        readings: Of one reader; at least one.
+        readings: Readings of one reader; at least one.
 
     Returns:
         ``num_images``, ``num_right``, ``accuracy``, ``low``, ``high``, ``p_chance``, ``verdict``, ``auc`` (None where

@@ -1,4 +1,4 @@
-"""What reviewers of a cohort agree on, and how well blinded readers told its images from real ones."""
+"""Agreement between reviewers of a cohort, and how well blinded readers distinguished its images from real ones."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ NOBODY = "(no name)"
 
 
 def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
+    """Return decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
 
     Args:
         folder: With ``review.jsonl``, ``reader_test.jsonl`` or both.
-        seed: Of the bootstrap over cases.
+        seed: Seed of the bootstrap over cases.
 
     Raises:
         EvaluationError: Nobody has looked at it.
@@ -33,9 +33,7 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     review, readings = load_review(folder), load_readings(folder)
     names = review.reviewers
     if not names and not readings:
-        raise EvaluationError(
-            f"{folder}: expected decisions or readings, found none. Look at the cases first: maisi-aug view {folder}."
-        )
+        raise EvaluationError(f"{folder}: has no decisions or readings. View the cases first: maisi-aug view {folder}.")
     readers = sorted({reading.reviewer for reading in readings})
     return {
         "measurement": REPORT_NAME,
@@ -91,7 +89,7 @@ def _compare(review: Review, a: str, b: str, seed: int) -> dict[str, Any]:
 
 
 def find_kappa(votes: NDArray[np.bool_]) -> float | None:
-    """Cohen's kappa of two reviewers (Cohen, A coefficient of agreement for nominal scales, 1960).
+    """Return Cohen's kappa of two reviewers (Cohen, A coefficient of agreement for nominal scales, 1960).
 
     Args:
         votes: ``(N, 2)``, whether each rejects the case.
@@ -119,7 +117,7 @@ def _find_interval(votes: NDArray[np.bool_], seed: int) -> tuple[float, float] |
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     parts = [f"# Reviewers of {document['path']}\n"]
     for row in document["reviewers"]:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in row["reasons"].items())
@@ -136,13 +134,13 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 def _spell_pair(pair: Mapping[str, Any]) -> Sequence[str]:
     if not pair["num_both"]:
-        return ["- No case was decided on by both."]
-    kappa = "not defined, since both decided the same way throughout"
+        return ["- No case was decided by both."]
+    kappa = "undefined, because both decided the same way throughout"
     if pair["kappa"] is not None:
         ends = "" if pair["low"] is None else f" ({pair['low']:.2f} to {pair['high']:.2f})"
         kappa = f"{pair['kappa']:.2f}{ends}"
     return [
-        f"- {pair['num_both']} cases decided on by both; the same decision on {pair['agreement']:.0%}; kappa {kappa}.",
+        f"- {pair['num_both']} cases decided by both; the same decision on {pair['agreement']:.0%}; kappa {kappa}.",
         *(
             f"- {row['case']}, attempt {row['attempt'] + 1}: rejected by {row['rejected_by']} alone"
             + (f": {row['reason']}" if row["reason"] else "")

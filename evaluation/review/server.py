@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -49,7 +49,7 @@ HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class DecisionBody:
-    """What a page sends with a decision."""
+    """Body of a request with a decision."""
 
     key: Annotated[str, Field(max_length=200)]
     choice: Literal["accept", "reject"]
@@ -58,7 +58,7 @@ class DecisionBody:
 
 @dataclass(frozen=True, slots=True)
 class ReadingBody:
-    """What a page sends with a reading of the blinded test."""
+    """Body of a request with a reading of the blinded test."""
 
     number: Annotated[int, Field(ge=0, lt=100_000)]
     answer: Kind
@@ -112,7 +112,7 @@ class RequireToken:
         if scope["type"] == "http":
             first = scope["path"].lstrip("/").partition("/")[0]
             if not hmac.compare_digest(first.encode(), self._token.encode()):
-                text = "Refused: expected the address that maisi-aug view printed, with its token."
+                text = "Refused: use the address that maisi-aug view printed, with its token."
                 await PlainTextResponse(text, 403, headers=HEADERS)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
@@ -125,17 +125,19 @@ def build_app(
     beside_files: FolderFiles | None = None,
     predicted_files: FolderFiles | None = None,
     test: ReaderTest | None = None,
+    report: Path | None = None,
 ) -> Starlette:
-    """The application that answers a page.
+    """Return the application that answers a page.
 
     Args:
         desk: Cases and decisions.
         token: The secret that every address begins with.
-        beside_files: Hands out files of the reference.
-        predicted_files: Hands out predictions.
+        beside_files: Access to the files of the reference.
+        predicted_files: Access to predictions.
         test: The blinded test, if the page is to hold one; cases are then shown by number alone.
+        report: A report on the cases, shown with links from its pictures to them.
     """
-    pages = _Pages(desk, beside_files, predicted_files, test)
+    pages = _Pages(desk, beside_files, predicted_files, test, report)
     routes = [Route("/", pages.index), Route("/page/{name}", pages.own_file)]
     if test is None:
         routes += [
@@ -143,6 +145,7 @@ def build_app(
             Route("/api/case/{key}", pages.case),
             Route("/api/decide", pages.decide, methods=["POST"]),
             Route("/api/undo", pages.undo, methods=["POST"]),
+            Route("/report", pages.report),
             Route("/thumb/{key}", pages.thumb),
             Route("/file/{key}/{name}", pages.volume),
             Route("/beside/{key}/{name}", pages.volume_beside),
@@ -178,8 +181,10 @@ class _Pages:
         beside_files: FolderFiles | None,
         predicted_files: FolderFiles | None,
         test: ReaderTest | None,
+        report: Path | None,
     ) -> None:
-        self._desk, self._beside_files, self._predicted_files, self._test = desk, beside_files, predicted_files, test
+        self._desk, self._beside_files, self._predicted_files = desk, beside_files, predicted_files
+        self._test, self._report = test, report
 
     async def index(self, request: Request) -> Response:
         name = "index.html" if self._test is None else "reader_test.html"
@@ -188,7 +193,7 @@ class _Pages:
     async def own_file(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name not in {path.name for path in PAGE.iterdir()}:
-            raise EvaluationError(f"{name[:80]!r}: expected a file of the page, found none of that name.")
+            raise EvaluationError(f"{name[:80]!r}: the page has no such file.")
         return FileResponse(PAGE / name, headers={"Cache-Control": "max-age=3600"})
 
     async def state(self, request: Request) -> Response:
@@ -196,7 +201,16 @@ class _Pages:
         document = await run_in_threadpool(
             self._desk.state_since, int(since) if since.isascii() and since.isdigit() else 0
         )
-        return JSONResponse(document, headers={"Cache-Control": "no-store"})
+        has_report = self._report is not None
+        return JSONResponse({**document, "hasReport": has_report}, headers={"Cache-Control": "no-store"})
+
+    async def report(self, request: Request) -> Response:
+        if self._report is None:
+            raise EvaluationError("Report: there is none. Name it with --report.")
+        from maisi_aug.evaluation.report.page import link_cases
+
+        html = await run_in_threadpool(read_report, self._report)
+        return HTMLResponse(link_cases(html), headers={"Cache-Control": "no-store"})
 
     async def case(self, request: Request) -> Response:
         document = await run_in_threadpool(self._desk.describe, request.path_params["key"])
@@ -247,15 +261,30 @@ class _Pages:
         return await _send_volume(files, case, request)
 
 
+def read_report(path: Path) -> str:
+    """Return a report that was written earlier.
+
+    Raises:
+        EvaluationError: The file is missing or not a report.
+    """
+    try:
+        html = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read as a report of maisi-aug ({error}).") from error
+    if not html.startswith("<!doctype html>"):
+        raise EvaluationError(f"{path}: is not a report of maisi-aug.")
+    return html
+
+
 async def _send_volume(files: FolderFiles, case: ShownCase, request: Request) -> Response:
-    """A volume, or the range of it that is asked for; never more of it in memory than a piece.
+    """A volume, or the range of it that is requested; never more of it in memory than a piece.
 
     Raises:
         EvaluationError: The case has no such volume.
     """
     role = request.path_params["name"].partition(".")[0]
     if role not in case.files or role == "preview":
-        raise EvaluationError(f"{case.case.case_id}: expected a volume of it, found none of that name.")
+        raise EvaluationError(f"{case.case.case_id}: has no such volume.")
     path = await run_in_threadpool(files.volume, case, role)
     return FileResponse(path, media_type="application/octet-stream", headers={"Cache-Control": "private, max-age=3600"})
 
@@ -270,10 +299,10 @@ async def _read_body(request: Request, form: TypeAdapter[Body]) -> Body:
     async for part in request.stream():
         content += part
         if len(content) > MAX_BODY_BYTES:
-            raise EvaluationError(f"Request: expected at most {MAX_BODY_BYTES} bytes, found more.")
+            raise EvaluationError(f"Request: larger than {MAX_BODY_BYTES} bytes.")
     try:
         return form.validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = ".".join(map(str, first["loc"]))
-        raise EvaluationError(f"Request: expected a decision, found another form ({place}: {first['msg']}).") from error
+        raise EvaluationError(f"Request: not a decision ({place}: {first['msg']}).") from error

@@ -31,18 +31,19 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """What is looked at, and how.
+    """What the viewer shows, and how.
 
     Attributes:
         path: A cohort, or another folder with CTs or label maps.
         beside: A folder to compare with; also where blinded readers' real images come from.
         predictions: A folder of predicted label maps, CASE.nii.gz.
-        reviewer: Who looks.
+        reviewer: Name of the reviewer.
         is_blind: Hold the blinded test.
-        num_images: Of the blinded test.
-        seed: Of the blinded test.
+        num_images: Number of images of the blinded test.
+        seed: Seed of the blinded test.
         port: To listen on; 0 for any that is free.
         plan: A plan whose label maps are shown, instead of a folder.
+        report: A report on the cohort, as ``maisi-aug report`` wrote it.
     """
 
     path: Path | None = None
@@ -54,6 +55,7 @@ class ViewOptions:
     seed: int = 0
     port: int = 0
     plan: CohortRun | None = None
+    report: Path | None = None
 
 
 def require_view() -> None:
@@ -67,7 +69,7 @@ def require_view() -> None:
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"view: expected the packages of the extra 'view', found no {error.name}. Install them with: pip install "
+            f"view: needs the packages of the extra 'view' ({error.name} is missing). Install them with: pip install "
             "'maisi-aug[view]'."
         ) from error
 
@@ -100,14 +102,14 @@ def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, soc
 
 
 def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack) -> tuple[Starlette, str]:
-    """What answers the page, and a note to the user, which may be empty.
+    """Return the application that serves the page, and a note to the user, which may be empty.
 
     Raises:
         MaisiAugError: There is nothing to look at, or the folder cannot be read.
     """
     from maisi_aug.evaluation.review.cases import Partners, Predictions
     from maisi_aug.evaluation.review.desk import Desk
-    from maisi_aug.evaluation.review.server import build_app
+    from maisi_aug.evaluation.review.server import build_app, read_report
     from maisi_aug.evaluation.review.volumes import FolderFiles
 
     partners, source = Partners(options.beside), _open_source(options, scratch, stack)
@@ -119,7 +121,10 @@ def _build_app(options: ViewOptions, scratch: Path, token: str, stack: ExitStack
     desk = Desk(source, files, partners, reviewer=options.reviewer, may_decide=may_decide, predictions=predictions)
     if not options.is_blind:
         desk.refresh()
-        return build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files), ""
+        if options.report is not None:
+            read_report(options.report)
+        app = build_app(desk, token, beside_files=beside_files, predicted_files=predicted_files, report=options.report)
+        return app, ""
     test = _build_test(options, desk, beside_files)
     return build_app(desk, token, test=test), test.find_giveaway()
 
@@ -146,7 +151,7 @@ def _build_test(options: ViewOptions, desk: Desk, beside_files: FolderFiles | No
     from maisi_aug.evaluation.review.reader_test import ReaderTest
 
     if beside_files is None:
-        raise EvaluationError("Reader test: expected real images to mix with. Name their folder with --beside.")
+        raise EvaluationError("Reader test: needs real images to mix with. Give their folder with --beside.")
     shown = [case for case in desk.list_accepted() if "image" in case.files]
     return ReaderTest(
         desk.source.path,
@@ -171,7 +176,7 @@ def _bind(port: int) -> socket.socket:
         bound.listen(128)  # who is given the address may ask before the server runs
     except OSError as error:
         bound.close()
-        raise EvaluationError(f"--port: expected a free port, found that {port} is in use. Leave it out.") from error
+        raise EvaluationError(f"--port: port {port} is in use. Choose another or leave the option out.") from error
     return bound
 
 

@@ -1,4 +1,4 @@
-"""What of a folder may leave the server: volumes as they lie there, converted ones, and small pictures."""
+"""Files that the server may hand out: volumes as they are, converted ones, and small pictures."""
 
 from __future__ import annotations
 
@@ -7,54 +7,69 @@ import threading
 from collections import OrderedDict
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.review.cases import ShownCase
 from maisi_aug.pictures.preview import load_axial_panels
 from maisi_aug.pictures.slices import SOFT_TISSUE, Plane, draw_slice, label_colours
-from maisi_aug.volumes.image_files import load_grid, load_image, load_label_map, save_image, save_label_map
+from maisi_aug.volumes.image_files import (
+    load_axial_slice,
+    load_grid,
+    load_image,
+    load_label_map,
+    save_image,
+    save_label_map,
+)
 
 SHOWN_SUFFIXES: Final = (".nii.gz", ".nii", ".nrrd", ".mha")
-"""What NiiVue reads; anything else is converted to NIfTI first."""
+"""Suffixes that NiiVue reads; anything else is converted to NIfTI first."""
 THUMB_PX: Final = 260
 MAX_THUMBS: Final = 2000
 MAX_THUMB_VOXELS: Final = 20_000_000
-"""Of a volume that a small picture is drawn from: the server stays small, and larger ones show their name alone."""
+"""Largest volume in voxels that is read whole for a small picture, to bound the server's memory; larger ones show only
+their name.
+"""
+MAX_LABEL: Final = 65535
+AIR_HU: Final = -1000.0
+MAX_DRAWN_AT_ONCE: Final = 2
+"""Number of small pictures drawn at the same time, each of which may hold a volume in memory."""
 
 
 class FolderFiles:
-    """Hands out the files of one folder, and nothing that lies or leads outside of it."""
+    """Access to the files of one folder, and to nothing that lies or leads outside of it."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
-        """Nothing is read yet.
+        """Create the store; nothing is read yet.
 
         Args:
             root: The folder that was named.
             scratch: Where converted volumes go.
         """
         self._root, self._scratch = root.resolve(), scratch
-        self._lock = threading.Lock()
+        self._converting, self._drawing = threading.Lock(), threading.Semaphore(MAX_DRAWN_AT_ONCE)
+        self._thumbs_lock = threading.Lock()
         self._thumbs: OrderedDict[str, bytes] = OrderedDict()
 
     def require(self, path: Path) -> Path:
-        """The file itself, after following links.
+        """Return the file itself, after following links.
 
         Raises:
             EvaluationError: It is gone, or leads out of the folder.
         """
         found = path.resolve()
         if not found.is_relative_to(self._root):
-            raise EvaluationError(f"{path.name}: expected a file inside {self._root}, found a link that leads out.")
+            raise EvaluationError(f"{path.name}: a link leads out of {self._root}.")
         if not found.exists():
-            raise EvaluationError(f"{path.name}: expected a file in {path.parent}, found nothing there.")
+            raise EvaluationError(f"{path.name}: not found in {path.parent}.")
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
-        """What a volume is called in addresses; the end of the name says how to read it."""
+        """Return what a volume is called in addresses; the end of the name says how to read it."""
         path = case.files[role]
         suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
         try:
@@ -65,7 +80,7 @@ class FolderFiles:
         return f"{role}{suffix}{stamp}"
 
     def volume(self, case: ShownCase, role: str) -> Path:
-        """A file that NiiVue can read.
+        """Return a file that NiiVue can read.
 
         Raises:
             EvaluationError: The file is gone or leads out of the folder.
@@ -75,7 +90,7 @@ class FolderFiles:
         if path.is_file() and path.name.lower().endswith(SHOWN_SUFFIXES):
             return path
         target = self._scratch / f"{case.key}.{role}.nii.gz"
-        with self._lock:
+        with self._converting:
             if not target.exists():
                 if role == "image":
                     image = load_image(path)
@@ -86,44 +101,67 @@ class FolderFiles:
         return target
 
     def thumb(self, case: ShownCase) -> bytes:
-        """A small picture as JPEG.
+        """Return a small picture as JPEG.
 
         Raises:
             EvaluationError: There is nothing to draw it from, or too much.
             MaisiAugError: The volume cannot be read.
         """
-        with self._lock:
-            if case.key in self._thumbs:
-                self._thumbs.move_to_end(case.key)
-                return self._thumbs[case.key]
+        if (known := self._find_thumb(case.key)) is not None:
+            return known
+        with self._drawing:
+            if (known := self._find_thumb(case.key)) is not None:  # drawn for another page meanwhile
+                return known
             picture = self._draw(case)
             picture.thumbnail((THUMB_PX, THUMB_PX), Image.Resampling.LANCZOS)
             file = io.BytesIO()
             picture.convert("RGB").save(file, "JPEG", quality=82)
+        with self._thumbs_lock:
             self._thumbs[case.key] = file.getvalue()
             if len(self._thumbs) > MAX_THUMBS:
                 self._thumbs.popitem(last=False)
-            return file.getvalue()
+        return file.getvalue()
+
+    def _find_thumb(self, key: str) -> bytes | None:
+        with self._thumbs_lock:
+            if key in self._thumbs:
+                self._thumbs.move_to_end(key)
+            return self._thumbs.get(key)
 
     def _draw(self, case: ShownCase) -> Image.Image:
         if "preview" in case.files and (found := load_axial_panels(self.require(case.files["preview"]))) is not None:
             return found[0][-1]
         role = next((role for role in ("image", "anatomy", "label") if role in case.files), None)
         if role is None:
-            raise EvaluationError(f"{case.case.case_id}: expected a volume or a picture, found none.")
+            raise EvaluationError(f"{case.case.case_id}: has no volume or picture.")
         path = self.require(case.files[role])
         grid = load_grid(path)
-        if prod(grid.shape) > MAX_THUMB_VOXELS:
-            raise EvaluationError(f"{case.case.case_id}: expected at most {MAX_THUMB_VOXELS} voxels, found more.")
-        plane = Plane("axial", _choose_slice(case, grid.shape[2]))
+        array = _load_slice(path, role, _choose_slice(case, grid.shape[2]))
+        plane = Plane("axial", 0)
         size_px = plane.size_px(grid, THUMB_PX / max(grid.extent_mm[:2]))
         if role == "image":
-            return draw_slice(load_image(path).array, plane, size_px, SOFT_TISSUE)
-        labels = plane.cut(load_label_map(path).array)
+            return draw_slice(array, plane, size_px, SOFT_TISSUE)
+        labels = plane.cut(array).astype(np.int64).clip(0, MAX_LABEL)
         colours = np.zeros((int(labels.max()) + 1, 3), dtype=np.uint8)
         for number, colour in label_colours(np.unique(labels), ()).items():
             colours[number] = colour
         return Image.fromarray(colours[labels]).resize(size_px, Image.Resampling.NEAREST)
+
+
+def _load_slice(path: Path, role: str, index: int) -> NDArray[Any]:
+    """Return one axial slice, ``(I, J, 1)``, of an image or a label map.
+
+    Raises:
+        EvaluationError: The volume is large and has to be read whole.
+        MaisiAugError: It cannot be read.
+    """
+    if (found := load_axial_slice(path, index)) is not None:
+        numbers: NDArray[Any] = np.nan_to_num(found.array, nan=AIR_HU)
+        return numbers
+    if prod(load_grid(path).shape) > MAX_THUMB_VOXELS:
+        raise EvaluationError(f"{path.name}: has more than {MAX_THUMB_VOXELS} voxels.")
+    whole = load_image(path) if role == "image" else load_label_map(path)
+    return whole.array[:, :, index : index + 1]
 
 
 def _choose_slice(case: ShownCase, num_slices: int) -> int:

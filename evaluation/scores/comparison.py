@@ -42,15 +42,15 @@ Array = NDArray[np.float64]
 
 
 def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> float | None:
-    """The smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
+    """Return the smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
 
     Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
     verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first
     step), and a mean above the margin.
 
     Args:
-        spread: Of the difference of two arms.
-        margin: Gains up to here do not matter.
+        spread: Spread of the difference of two arms.
+        margin: Largest gain that does not matter.
         num_labels: Labels over which the test is corrected.
 
     Returns:
@@ -72,7 +72,7 @@ def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> floa
 
 
 def _share_shown(gain: float, spread: Spread, margin: float, alpha: float) -> float:
-    """How often a true gain is called one."""
+    """Return the share of true gains that are recognised."""
     patients, seeds = _draw_normals(spread.num_patients, len(spread.seeds))
     shift = sum(np.sqrt(part) * drawn for (part, _), drawn in zip(spread.seeds, seeds, strict=True))
     differences = gain + np.sqrt(spread.patients * spread.num_patients) * patients + np.reshape(shift, (-1, 1))
@@ -97,11 +97,11 @@ MIN_PATIENTS: Final = 6
 MOST: Final = 1.0
 """Scores lie between 0 and this."""
 FOUND: Final = 0.01
-"""Least mean score of an arm that finds a label at all."""
+"""Mean score from which on an arm counts as finding a label."""
 
 
 class Verdict(StrEnum):
-    """What a comparison has shown."""
+    """Verdict of a comparison."""
 
     GAIN = "gain"
     NO_GAIN = "no gain"
@@ -115,13 +115,13 @@ class Comparison:
     Attributes:
         difference: Mean difference of the score, the arm's minus the other's, with its interval; None when no patient
             shows the label.
-        p_value: Of Wilcoxon's signed-rank test; None below two patients.
+        p_value: P-value of Wilcoxon's signed-rank test; None below two patients.
         p_holm: The same after Holm's correction over the labels.
         smallest_gain: Least true gain that a test set of this size and spread shows four times in five; None when it
             could not show any.
         num_patients: Patients compared.
         num_seeds: Finished trainings of each arm.
-        margin: Gains up to here do not matter.
+        margin: Largest gain that does not matter.
         is_found: Whether either arm finds the label at all.
     """
 
@@ -162,7 +162,7 @@ class Comparison:
         return found.high < 0 and self.p_holm < ALPHA
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON types."""
+        """Return the comparison as JSON types."""
         return {
             "difference": None if self.difference is None else self.difference.to_json(),
             "p_value": self.p_value,
@@ -187,17 +187,17 @@ def compare_arms(
     """Compare two arms on the same patients, label by label.
 
     Args:
-        pairs: Label -> ``(S, N)`` scores of the arm and ``(T, N)`` of what it is held against; N is the number of
-            patients who show the label.
+        pairs: By label, ``(S, N)`` scores of the arm and ``(T, N)`` scores of the arm that it is compared with; N is
+            the number of patients who show the label.
         rng: Source of all randomness; every label gets the same draws.
-        margin: Gains up to here do not matter.
-        num_resamples: Draws of the bootstrap.
+        margin: Largest gain that does not matter.
+        num_resamples: Number of bootstrap samples.
 
     Returns:
         A comparison for every label, with Holm's correction over those that two patients or more show.
 
     Raises:
-        BenchmarkError: A label has not the same number of patients in both arms.
+        BenchmarkError: The arms have different numbers of patients for a label.
     """
     _require_pairs(pairs)
     tested = {
@@ -238,6 +238,6 @@ def _require_pairs(pairs: Mapping[str, tuple[Array, Array]]) -> None:
     for label, (arm, other) in pairs.items():
         if arm.shape[1] != other.shape[1]:
             raise BenchmarkError(
-                f"Comparison of {label}: expected both arms on the same patients, found {arm.shape[1]} and "
+                f"Comparison of {label}: both arms must have the same patients, found {arm.shape[1]} and "
                 f"{other.shape[1]}. Compare the patients that both have."
             )

@@ -28,7 +28,7 @@ class LesionMatch:
     """One lesion of a case, real or made up.
 
     Attributes:
-        diameter_mm: Of the sphere of the same volume: the real lesion's, or a false positive's own.
+        diameter_mm: Diameter in mm of the sphere of the same volume: the real lesion's, or a false positive's own.
         is_real: Whether the reference has it.
         is_found: Whether a predicted lesion was matched to it; False for a false positive.
         iou: Intersection over union of the match; 0 without one.
@@ -40,7 +40,7 @@ class LesionMatch:
     iou: float
 
     def to_json(self) -> dict[str, Any]:
-        """The lesion as JSON types."""
+        """Return the lesion as JSON types."""
         return asdict(self)
 
 
@@ -73,7 +73,7 @@ class DetectionFigures:
         return 2 * self.num_found / denominator if denominator else None
 
     def to_json(self) -> dict[str, Any]:
-        """The figures as JSON types."""
+        """Return the figures as JSON types."""
         return {**asdict(self), "sensitivity": self.sensitivity, "f1": self.f1}
 
 
@@ -148,7 +148,7 @@ def _diameter(num_voxels: int, voxel_ml: float) -> float:
 
 
 def name_of_bin(low: float, high: float) -> str:
-    """What a range of diameters in mm is called in tables."""
+    """Return what a range of diameters in mm is called in tables."""
     if high == float("inf"):
         return f"{low:g} mm and more"
     return f"{low:g}-{high:g} mm" if low else f"under {high:g} mm"

@@ -25,7 +25,9 @@ from maisi_aug.evaluation.scores.statistics import ALPHA, adjust_holm
 
 MIN_CASES: Final = 6
 DEFAULT_MARGIN: Final = 0.5
-"""In standard deviations of the real set: a "medium" difference in Cohen's words, hardly seen in single cases."""
+"""Margin in standard deviations of the real set: a "medium" difference in Cohen's terms, hardly visible in single
+cases.
+"""
 SPREAD_MARGIN: Final = float(np.log(2.0))
 """Standard deviations may differ by a factor of two."""
 TINY: Final = 1e-9
@@ -40,7 +42,7 @@ class Estimate:
     Attributes:
         value: The difference.
         error: Its standard error.
-        degrees: Of freedom.
+        degrees: Degrees of freedom.
         margin: Up to here it does not matter.
         margin_error: Standard error of the margin.
     """
@@ -63,7 +65,7 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.value) / max(self.error, TINY), self.degrees))
 
     def interval(self, level: float = 1 - 2 * ALPHA) -> tuple[float, float]:
-        """Of the difference; of 90% as the two one-sided tests have it."""
+        """Return the 90% interval of the difference, as used by the two one-sided tests."""
         reach = float(stats.t.ppf((1 + level) / 2, self.degrees)) * self.error
         return self.value - reach, self.value + reach
 
@@ -73,10 +75,10 @@ class SetComparison:
     """One quantity of a synthetic against a real set.
 
     Attributes:
-        mean: Of the means, synthetic minus real.
-        spread: Of the logarithms of the standard deviations.
+        mean: Mean of the means, synthetic minus real.
+        spread: Spread of the logarithms of the standard deviations.
         verdict: "equivalent", "different" or "cannot tell".
-        p_holm: Of either difference, corrected for two of them and over the table.
+        p_holm: Holm-adjusted p-value of either difference, corrected for two of them and over the table.
         num_needed: Cases of each set that show equivalence nine times in ten where nothing differs.
     """
 
@@ -87,7 +89,7 @@ class SetComparison:
     num_needed: int
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as JSON types."""
+        """Return the comparison as JSON types."""
         low, high = self.mean.interval()
         ends = self.spread.interval()
         return {
@@ -111,7 +113,7 @@ def compare_sets(
     Args:
         pairs: Name -> real and synthetic values, one of each case, ``(N,)`` and ``(M,)``; of at least six cases, and
             not all of them equal.
-        margin: Of the mean, in standard deviations of the real values.
+        margin: Margin of the mean, in standard deviations of the real values.
     """
     estimates = {name: (_compare_means(*pair, margin), _compare_spreads(*pair)) for name, pair in pairs.items()}
     p_values = [min(1.0, 2 * min(mean.p_value, spread.p_value)) for mean, spread in estimates.values()]

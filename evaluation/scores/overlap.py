@@ -36,7 +36,7 @@ _MARGIN_VOXELS: Final = 2  # a surface lies between voxels, so that a mask in a 
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """How well one label of a case was found.
+    """Scores of one label of a case.
 
     Attributes:
         dice: Dice coefficient; None when the reference does not show the label.
@@ -102,7 +102,7 @@ def _score_label(reference: Mask, found: Mask, spacing_mm: Spacing, tolerance_mm
 
 
 def measure_nsd(reference: Mask, found: Mask, *, spacing_mm: Spacing, tolerance_mm: float) -> float:
-    """Normalised surface Dice of two masks, neither of them empty, by MONAI's ``compute_surface_dice``.
+    """Return normalised surface Dice of two masks, neither of them empty, by MONAI's ``compute_surface_dice``.
 
     Surfaces have the area of their local shape, as DeepMind's surface-distance measures them, not that of a count of
     edge voxels (Nikolov et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021).

@@ -28,14 +28,14 @@ class Share:
 
     Attributes:
         num_right: How many.
-        num: Of how many; 0 has no share.
+        num: Number of how many; 0 has no share.
     """
 
     num_right: int
     num: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """The share as JSON types."""
+        """Return the share as JSON types."""
         if not self.num:
             return {"num_right": 0, "num": 0, "share": None, "low": None, "high": None}
         found = stats.binomtest(self.num_right, self.num).proportion_ci(1 - ALPHA, method="exact")
@@ -67,20 +67,18 @@ def score_answers(
         the names the other way round".
 
     Raises:
-        EvaluationError: For an item that is not in the key, a word that is no answer, or no answer at all.
+        EvaluationError: For an item that is not in the key, a word that is not an answer, or no answer at all.
     """
     unknown = sorted(set(answers) - set(key))
     if unknown:
-        raise EvaluationError(
-            f"Answer for '{unknown[0]}': expected an item of the pack, found none of this name. Correct the answers."
-        )
+        raise EvaluationError(f"Answer for '{unknown[0]}': the pack has no such item. Correct the answers.")
     wrong = next((item for item, word in answers.items() if word not in ANSWERS), None)
     if wrong is not None:
         raise EvaluationError(
             f"Answer for '{wrong}': expected real or synthetic, found '{answers[wrong]}'. Correct the answers."
         )
     if not answers:
-        raise EvaluationError("Answers: expected at least one, found none. Fill in real or synthetic for each item.")
+        raise EvaluationError("Answers: none found. Fill in real or synthetic for each item.")
     parts = {
         kind: Share(sum(answers[i] == kind for i in answers if key[i] == kind), sum(key[i] == kind for i in answers))
         for kind in ANSWERS
@@ -104,5 +102,5 @@ def _judge(whole: Share, margin: float) -> str:
         return "cannot tell"
     if result.pvalue < ALPHA:
         is_right = whole.num_right > CHANCE * whole.num
-        return "can tell" if is_right else "can tell, with the names the other way round"
+        return "can tell" if is_right else "can tell, but with the two answers swapped"
     return "undecided"

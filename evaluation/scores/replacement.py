@@ -1,4 +1,4 @@
-"""How many real cases a training set with synthetic ones is worth, read off a learning curve of real cases alone.
+"""Worth of a training set with synthetic cases in real ones, read from a learning curve of real cases alone.
 
 The curve is ``a - b n^(-c)``, the form that error follows in the number of training cases (Hestness et al., "Deep
 Learning Scaling is Predictable, Empirically", 2017), fitted to the mean scores by least squares. A training set is
@@ -46,14 +46,14 @@ class Curve:
     exponent: float
 
     def __call__(self, counts: Array) -> Array:
-        """The score of so many real cases."""
+        """Return the score of so many real cases."""
         scores: Array = self.ceiling - self.drop * counts**-self.exponent
         return scores
 
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """What a training set is worth.
+    """Worth of a training set in real cases.
 
     Attributes:
         estimate: Number of real cases; None beyond the counts that were trained on.
@@ -68,12 +68,12 @@ class Worth:
     obstacle: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """The worth as JSON types."""
+        """Return the worth as JSON types."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high, "obstacle": self.obstacle}
 
 
 def fit_curve(counts: Array, scores: Array) -> Curve:
-    """Least squares of ``a - b n^(-c)``; a flat line where scores do not rise.
+    """Return least squares of ``a - b n^(-c)``; a flat line where scores do not rise.
 
     Args:
         counts: ``(C,)`` numbers of real cases.
@@ -84,7 +84,7 @@ def fit_curve(counts: Array, scores: Array) -> Curve:
 
 
 def find_worth(counts: Sequence[int], scores: Array, mixed: Array) -> Worth:
-    """How many real cases reach the score of a training set with synthetic ones.
+    """Return how many real cases reach the score of a training set with synthetic ones.
 
     Args:
         counts: Numbers of real cases, ascending.
@@ -128,11 +128,11 @@ def _read_off(places: Array, difference: Array, is_possible: NDArray[np.bool_]) 
 
 def _find_obstacle(num_counts: int, num_draws: int, num_patients: int) -> str:
     if num_counts < MIN_COUNTS:
-        return f"{num_counts} numbers of real cases are finished, and a curve takes {MIN_COUNTS}"
+        return f"{num_counts} numbers of real cases are finished, but a curve needs {MIN_COUNTS}"
     if num_draws < MIN_DRAWS:
-        return f"{num_draws} draws are finished, and an interval takes {MIN_DRAWS}"
+        return f"{num_draws} draws are finished, but an interval needs {MIN_DRAWS}"
     if num_patients < MIN_PATIENTS:
-        return f"{num_patients} test patients show the label, and an interval takes {MIN_PATIENTS}"
+        return f"{num_patients} test patients show the label, but an interval needs {MIN_PATIENTS}"
     return ""
 
 

@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 
 def wilcoxon_p(arm: Array, other: Array) -> float:
-    """Two-sided p of Wilcoxon's signed-rank test on paired scores ``(N,)``, exact; 1 when none differs.
+    """Return two-sided p of Wilcoxon's signed-rank test on paired scores ``(N,)``, exact; 1 when none differs.
 
     Pairs that do not differ are left out; equal differences share their ranks.
     """
@@ -52,12 +52,12 @@ def wilcoxon_p(arm: Array, other: Array) -> float:
 
 
 def least_p(num_patients: int) -> float:
-    """The smallest p that Wilcoxon's test can give of so many pairs."""
+    """Return the smallest p that Wilcoxon's test can give of so many pairs."""
     return float(min(1.0, 2.0 ** (1 - num_patients)))
 
 
 def critical_sum(num_patients: int, alpha: float) -> int:
-    """The largest of the two rank sums at which so many pairs without ties have a two-sided p below ``alpha``.
+    """Return the largest of the two rank sums at which so many pairs without ties have a two-sided p below ``alpha``.
 
     Returns:
         The sum; -1 when not even 0 is enough.
@@ -67,7 +67,7 @@ def critical_sum(num_patients: int, alpha: float) -> int:
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (Holm, Scandinavian Journal of Statistics 1979)."""
+    """Return Holm's step-down adjustment (Holm, Scandinavian Journal of Statistics 1979)."""
     adjusted = np.empty(len(p_values))
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
@@ -102,11 +102,11 @@ class Interval:
     high: float | None
 
     def to_json(self) -> dict[str, float | None]:
-        """The interval as JSON types."""
+        """Return the interval as JSON types."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
     def cut(self, least: float, most: float) -> Interval:
-        """The interval with its ends inside what is possible."""
+        """Return the interval with its ends inside what is possible."""
         if self.low is None or self.high is None:
             return self
         return Interval(self.mean, max(least, self.low), min(most, self.high))
@@ -114,7 +114,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Where the variance of a mean, or of a difference of two, comes from.
+    """Sources of the variance of a mean, or of a difference of two means.
 
     Attributes:
         patients: Variance by patients.
@@ -179,7 +179,7 @@ def find_ratio_interval(
     *,
     rng: np.random.Generator,
 ) -> Interval | None:
-    """A share of counts that are pooled over patients, such as the share of lesions found, or a difference of two.
+    """Return the interval of a share of counts pooled over patients, or of the difference of two shares.
 
     Lesions of a patient resemble one another, so that patients are drawn, not lesions; seeds as in the other intervals,
     though here without a correction for chance on single patients, and an arm of one seed stays as it is.
@@ -241,7 +241,7 @@ def bootstrap_mean(
 
 
 def find_spread(scores: Array, other: Array | None = None) -> Spread:
-    """Patients' part and every arm's seeds' part of the variance of a mean, or of a difference of two."""
+    """Return patients' part and every arm's seeds' part of the variance of a mean, or of a difference of two."""
     arms = [scores] if other is None else [scores, other]
     differences = _patient_scores(arms)
     seeds: dict[int, tuple[float, int]] = {}
@@ -269,7 +269,7 @@ def _percentiles(draws: Array, degrees: float) -> tuple[float, float]:
 
 
 def _draw_counts(num: int, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES) -> Array:
-    """How often each of a kind is drawn, ``(num_resamples, num)``."""
+    """Draw how often each item is resampled, of shape ``(num_resamples, num)``."""
     drawn: Array = rng.multinomial(num, np.full(num, 1 / num), size=num_resamples).astype(np.float64)
     return drawn
 
@@ -300,7 +300,7 @@ def _patient_scores(arms: Sequence[Array]) -> Array:
 
 
 def _seed_effects(arm: Array) -> Array:
-    """What each seed adds to the mean of an arm, shrunk to the variance that seeds have beside that of patients."""
+    """Return the effect of each seed on the mean of an arm, shrunk to the variance that is due to seeds."""
     means = arm.mean(axis=1)
     effects: Array = means - means.mean()
     if len(arm) < 2 or not effects.any():

@@ -1,11 +1,11 @@
-r"""What fine-tuning has taught: images drawn from held-out patients' own label maps, before and after.
+r"""Effect of fine-tuning on images generated from held-out patients' own label maps, before and after.
 
     python -m maisi_aug.evaluation.studies.finetuned_labels --bundle runs/parotid/bundle --data prepared \
         --fold 0 --out results
 
 "Before" is the bundle that was fine-tuned, from the same label map and noise. ``--segmenter`` adds how well an
 independent network, trained on real pairs alone (``train_segmenter --data``), finds each label in each image. Every
-measured case is kept in OUT/cases: the same command goes on from there.
+measured case is kept in OUT/cases: the same command continues from there.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ MAX_ROWS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How images are drawn.
+    """Settings for drawing the images.
 
     Attributes:
         num_seeds: Images of each label map, from different noise.
-        num_inference_steps: Of the sampler; None for the bundle's default.
-        seed: Of the noise.
+        num_inference_steps: Number of inference steps of the sampler; None for the bundle's default.
+        seed: Seed of the noise.
     """
 
     num_seeds: int = 1
@@ -66,12 +66,12 @@ class Settings:
 def measure_label(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], label_id: int, found: NDArray[np.bool_] | None
 ) -> dict[str, float | None]:
-    """What a label looks like in an image.
+    """Return what a label looks like in an image.
 
     Args:
         image_hu: ``(I, J, K)`` HU.
         label_map: ``(I, J, K)`` ids that hold the label.
-        label_id: Of the label.
+        label_id: Id of the label.
         found: ``(I, J, K)`` where the segmenter finds the label; None without one.
 
     Returns:
@@ -106,10 +106,10 @@ def measure_finetuned(
     """Draw and measure held-out cases.
 
     Args:
-        bundle: That was fine-tuned.
+        bundle: Bundle that was fine-tuned.
         dataset: The held-out cases, as they were prepared.
         out: Gets finetuned_labels.json, .md and .png, and a folder of cases.
-        before: What to compare with; the bundle's base when not given.
+        before: Bundle to compare with (default: the bundle's base).
         segmenter: Trained on real pairs of other patients.
         settings: How images are drawn.
         device: Where the networks run.
@@ -126,8 +126,7 @@ def measure_finetuned(
     before = before or bundle.base
     if before is None:
         raise BundleError(
-            f"Bundle '{bundle.name}': expected one that names the bundle it was fine-tuned from, found none. Name it "
-            "with --before."
+            f"Bundle '{bundle.name}': does not name the bundle it was fine-tuned from. Name it with --before."
         )
     labels = _find_labels(bundle, dataset)
     if segmenter is not None:
@@ -158,7 +157,7 @@ def measure_finetuned(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     rows = []
     for name, found in document["labels"].items():
         for image in (REAL, BEFORE, AFTER):
@@ -216,7 +215,7 @@ class _Measurement:
         self._pipelines: dict[str, Pipeline] = {}
 
     def measure(self, record: PreparedCase) -> dict[str, Any]:
-        """The figures of a case, from disk where they were measured with the same key."""
+        """Return the figures of a case, from disk where they were measured with the same key."""
         path = self.folder / f"{record.id}.json"
         known = _read(path)
         if known is not None and known["key"] == self.key and path.with_suffix(".npz").is_file():
@@ -233,7 +232,7 @@ class _Measurement:
         return measured
 
     def draw_rows(self) -> list[Subject]:
-        """Rows of pictures of some cases, evenly spread over all."""
+        """Return rows of pictures of some cases, evenly spread over all."""
         places = np.unique(np.linspace(0, len(self.records) - 1, min(MAX_ROWS, len(self.records))).round().astype(int))
         rows = []
         for place in places.tolist():
@@ -294,8 +293,8 @@ def _find_labels(bundle: Bundle, dataset: PreparedDataset) -> dict[str, int]:
     labels = {name: label_id for name, label_id in taught.items() if label_id in present}
     if not labels:
         raise TrainingError(
-            f"{dataset.path}: expected labels that bundle '{bundle.name}' was taught ({', '.join(taught) or 'none'}), "
-            "found none. Choose other --data or another --fold."
+            f"{dataset.path}: has none of the labels that bundle '{bundle.name}' was taught "
+            f"({', '.join(taught) or 'none'}). Choose other --data or another --fold."
         )
     return labels
 
@@ -306,8 +305,8 @@ def _require_unseen(segmenter: Segmenter, dataset: PreparedDataset) -> None:
     held_out = {str(case.fold) for case in dataset.cases}
     if known is None or known["name"] != dataset.spec.name or held_out != {known["held_out_fold"]}:
         raise TrainingError(
-            f"Segmenter: expected one that was trained on the other folds of {dataset.spec.name}, found one trained on "
-            f"{found}. Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --data DIR --fold N'."
+            f"Segmenter: must be trained on the other folds of {dataset.spec.name}, found one trained on {found}. "
+            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --data DIR --fold N'."
         )
 
 

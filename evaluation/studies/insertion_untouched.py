@@ -33,7 +33,7 @@ REPORT_NAME: Final = "insertion_untouched"
 
 
 def insert_many(chests: Sequence[ChestCt], painter: Painter, *, num_lesions: int, seed: int) -> list[dict[str, Any]]:
-    """So many nodules, each with what became of it; places that a CT does not have are passed over."""
+    """Return this many inserted nodules with their results; places that a CT does not have are skipped."""
     rows: list[dict[str, Any]] = []
     number = 0
     while len(rows) < num_lesions:
@@ -67,7 +67,7 @@ def _insert(chest: ChestCt, made: Insertion) -> NDArray[np.int16]:
 
 
 def hash_outside(image: NDArray[np.int16], made: Insertion) -> str:
-    """SHA-256 of a CT whose voxels in the zone are set to zero."""
+    """Return SHA-256 of a CT whose voxels in the zone are set to zero."""
     rest = image.copy()
     rest[made.box][made.zone] = 0
     return hashlib.sha256(rest.tobytes()).hexdigest()

@@ -48,7 +48,7 @@ TILE_MM, TILE_PX, WINDOW_HU = 50.0, 150, (-1100.0, 300.0)
 def draw_all(
     chests: Sequence[ChestCt], painter: Painter, *, num_lesions: int, sizes_mm: Sequence[float] = SIZES_MM
 ) -> list[dict[str, Any]]:
-    """The nodules of the comparison, drawn in one way: textures, sizes and attachments take turns.
+    """Return the nodules of the comparison, drawn in one way: textures, sizes and attachments take turns.
 
     A place that a CT does not have is left out; all ways leave out the same.
     """
@@ -81,7 +81,7 @@ def draw_all(
 
 
 def draw_tile(chest: ChestCt, made: Insertion) -> NDArray[np.uint8]:
-    """The slice through the lesion's middle: before, and after."""
+    """Return the slice through the lesion's middle: before, and after."""
     image = chest.image_hu.copy()
     image[made.box] = made.image
     places = np.argwhere(made.lesion) + [part.start for part in made.box]
@@ -113,7 +113,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     head = ["way", "nodules", "accepted", "noise of the zone", "of the lesion", "edge", "contrast", "seam", "seconds"]
     rows = [
         [

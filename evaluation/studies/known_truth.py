@@ -5,7 +5,7 @@
 Phantoms stand for the real data. Those to train on are few and healthy, most of those to test on have tumours: no arm
 of real cases alone can find them. Synthetic cases with tumours, drawn by the embedded bundle, must help with tumours,
 and so must as many further phantoms with tumours. Synthetic cases with their label maps shifted by six centimetres must
-not help with anything, and neither must the real cases taken several times over. An interrupted run goes on when the
+not help with anything, and neither must the real cases taken several times over. An interrupted run continues when the
 command is repeated.
 """
 
@@ -56,13 +56,13 @@ def build_known_truth(
     """Write phantoms, cohort and shifted cohort where they are missing; returns the benchmark that compares them.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
         num_train: Healthy phantoms to train on.
         num_test: Phantoms to test on, most of them with tumours.
         num_synthetic: Synthetic cases.
         num_seeds: Trainings of every arm.
         num_steps: Optimiser steps of every arm.
-        seed: Of everything.
+        seed: Seed of everything.
     """
     settings = PhantomSettings(seed=seed, region="abdomen", shape=SHAPE, spacing_mm=SPACING_MM)
     healthy = replace(settings, seed=seed + 1, has_lesions=False)
@@ -95,7 +95,7 @@ def build_known_truth(
 def write_real_cases(
     folder: Path, training: PhantomSettings, num_train: int, testing: PhantomSettings, num_test: int
 ) -> tuple[str, ...]:
-    """Two kinds of phantoms as one folder ``real`` of image and label pairs; returns the names of those to test on."""
+    """Write two kinds of phantoms as one folder ``real`` of image and label pairs, and return the test cases' names."""
     names: list[str] = []
     for stale in (folder / "real").glob("*/*.nii.gz"):  # of an earlier call with other numbers
         stale.unlink()
@@ -111,7 +111,7 @@ def write_real_cases(
 
 
 def write_shifted(cohort: Path, folder: Path) -> int:
-    """The accepted cases of a cohort with every label map moved; returns how many there are."""
+    """Write the accepted cases of a cohort with every label map moved, and return how many there are."""
     cases = load_cohort_source(cohort).cases
     for case in cases:
         label = folder / "labels" / f"{case.case_id}.nii.gz"
@@ -123,7 +123,7 @@ def write_shifted(cohort: Path, folder: Path) -> int:
 
 
 def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """What the benchmark should have said: the arm, what is expected of it, and whether it was said."""
+    """Return what the benchmark should have said: the arm, what is expected of it, and whether it was said."""
     by_arm: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in document["comparisons"]:
         if row["metric"] == "dice" and row["baseline"] == "real":

@@ -60,14 +60,14 @@ def pair_alike(
             coarser = tuple(max(steps) for steps in zip(stack.spacing_mm, partner.spacing_mm, strict=True))
             pairs.append((coarsen_stack(stack, coarser), coarsen_stack(partner, coarser)))
     if not pairs:
-        raise EvaluationError("Nodules: expected real and inserted ones of the same sizes, found none.")
+        raise EvaluationError("Nodules: there are no real and inserted ones of the same sizes.")
     return [one for one, _ in pairs], [other for _, other in pairs]
 
 
 def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """The slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
+    """Return the slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
 
-    Crops of patients end near the nodule, whole CTs do not: all end where the smallest does, and go on with their edge.
+    Crops of patients end near the nodule, whole CTs do not: all end where the smallest does, continued by their edge.
     """
     slices = [(stack, int(np.argmax(stack.mask.sum(axis=(1, 2))))) for stack in pair]
     centres = [np.rint(np.argwhere(stack.mask[middle]).mean(axis=0)).astype(int) for stack, middle in slices]
@@ -87,7 +87,7 @@ def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], ND
 
 
 def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
-    """Figures of a picture that may tell a drawn nodule from a real one."""
+    """Return figures of a picture that may tell a drawn nodule from a real one."""
     gradient = ndimage.gaussian_gradient_magnitude(image, 1.0)
     inner = mask & (ndimage.distance_transform_edt(mask) >= min(2.0, float(ndimage.distance_transform_edt(mask).max())))
     near = ndimage.binary_dilation(mask, iterations=3) & ~mask
@@ -107,12 +107,12 @@ def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[fl
 
 
 def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: int) -> float:
-    """Area under the curve of classifiers trained on one half, on the other half, over random halves.
+    """Return area under the curve of classifiers trained on one half, on the other half, over random halves.
 
     Args:
         figures: ``(pictures, figures)``.
         is_real: ``(pictures,)``.
-        seed: Of the halves.
+        seed: Seed of the halves.
     """
     rng, found = numpy_generator(seed, "halves"), []
     kinds = [np.flatnonzero(is_real == kind) for kind in (True, False)]
@@ -127,7 +127,7 @@ def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: 
 
 
 def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Weights ``(figures,)`` of a logistic regression with a ridge penalty; its constant does not matter to the AUC."""
+    """Return the weights ``(figures,)`` of a ridge-penalised logistic regression; its constant is left out."""
     means, deviations = figures.mean(axis=0), figures.std(axis=0) + 1e-9
     scaled, signs = (figures - means) / deviations, np.where(is_real, 1.0, -1.0)
 
@@ -140,7 +140,7 @@ def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> 
 
 
 def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:
-    """Numbered pictures in rows."""
+    """Return numbered pictures in rows."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("L", (COLUMNS * TILE_PX, rows * TILE_PX))
     for number, tile in enumerate(tiles):
@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         if args.answers is not None:
-            sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} told right\n")
+            sys.stdout.write(f"{score_answers(args.answers, args.out / 'key.csv'):.0%} answered correctly\n")
             return
         real = [stack for stack in load_nodules(args.lidc, "val") if stack.mask.any()]
         inserted = (

@@ -39,7 +39,7 @@ class ChestCt:
     """A whole CT that nodules go into.
 
     Attributes:
-        name: Of its file.
+        name: Name of its file.
         image_hu: ``(I, J, K)``.
         spacing_mm: Along I, J, K.
         occupied: ``(I, J, K)`` what is labelled in it, to keep clear of.
@@ -64,7 +64,7 @@ class ChestCt:
 
 
 def load_chests(folder: Path) -> list[ChestCt]:
-    """``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
+    """Return ``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
 
     Raises:
         EvaluationError: There is none.
@@ -80,12 +80,12 @@ def load_chests(folder: Path) -> list[ChestCt]:
             continue
         chests.append(ChestCt(path.name.removesuffix("_ct.nii.gz"), image_hu, image.grid.spacing_mm, occupied, host))
     if not chests:
-        raise EvaluationError(f"{folder}: expected NAME_ct.nii.gz of chests, found none. Check the path.")
+        raise EvaluationError(f"{folder}: has no chests named NAME_ct.nii.gz. Check the path.")
     return chests
 
 
 def open_painter(name: str) -> Painter:
-    """The procedural painter by its name, or that of a bundle on the CPU."""
+    """Return the procedural painter by its name, or that of a bundle on the CPU."""
     if name == "procedural":
         return ProceduralPainter()
     from maisi_aug.bundle_spec.bundle import load_bundle
@@ -95,14 +95,14 @@ def open_painter(name: str) -> Painter:
 
 
 def draw_request(rng: np.random.Generator, place: float) -> LesionRequest:
-    """A nodule of a size at a place in [0, 1] of the logarithms, of a texture by the shares in patients."""
+    """Return a nodule of a size at a place in [0, 1] of the logarithms, of a texture by the shares in patients."""
     diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
     texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
     return LesionRequest(NODULE_ID, volume_ml(diameter), texture)
 
 
 def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, seed: int) -> list[NoduleStack]:
-    """Nodules that pass the gates, sizes spread evenly over the logarithm, textures by their shares in patients."""
+    """Draw nodules that pass the gates, evenly spread over log size, with textures by their shares in patients."""
 
     def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
         rng = numpy_generator(derive_seed(seed, painter.name, number, attempt), "request")
@@ -120,7 +120,7 @@ def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, 
 def paste_pool(
     chests: Sequence[ChestCt], nodules: Sequence[NoduleStack], *, num_nodules: int, seed: int
 ) -> list[NoduleStack]:
-    """Real nodules in turns, at their size in mm, turned and mirrored, blended over where they end."""
+    """Return real nodules in turns, at their size in mm, turned and mirrored, blended over where they end."""
 
     def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
         rng = numpy_generator(derive_seed(seed, "paste", number, attempt), "place")
@@ -149,12 +149,12 @@ def _fill(
                 pool.append(stack)
                 break
     if not pool:
-        raise EvaluationError(f"Nodules: expected {num_nodules} in the CTs, found room for none.")
+        raise EvaluationError(f"Nodules: none of the {num_nodules} fits into the CTs.")
     return pool
 
 
 def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, *, name: str) -> NoduleStack | None:
-    """A real nodule in another CT; None where it does not come to lie in the lung.
+    """Return a real nodule in another CT; None where it does not come to lie in the lung.
 
     Its HU go over into those of the CT over the zone in which a drawn lesion does.
     """

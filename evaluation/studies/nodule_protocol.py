@@ -5,7 +5,7 @@ r"""Do inserted nodules help a segmenter that has few real patients? Arms that d
 ``LIDC`` holds crops around real nodules: ``images/``, ``labels/`` (1 = nodule) and ``index.csv`` with the columns file,
 patient and split. Rows of the split "train" are drawn from; those of "val" are tested on, or every nodule of
 ``--test FOLDER``. ``CHESTS`` holds whole CTs that nodules go into. Every pool of nodules and every training is kept in
-OUT: the same command goes on from there, and with more draws, seeds, arms or patients adds to it.
+OUT: the same command continues from there, and with more draws, seeds, arms or patients adds to it.
 
 Arms: ``real`` alone; real with half of every batch from ``copy-paste`` of the same patients' nodules, from the
 ``procedural`` painter, from a bundle's ``network``, or from the ``oracle``, nodules of other training patients, pasted;
@@ -46,17 +46,17 @@ NUM_RESAMPLES: Final = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained and how.
+    """Settings of the trainings.
 
     Attributes:
         patients: Numbers of real training patients.
         draws: How often they are drawn.
         seeds: Trainings of each draw.
-        arms: Of ``ARMS``, the first of which the others are compared with.
-        num_steps: Of a training.
-        num_nodules: Of a pool.
-        share: Of synthetic nodules in a batch.
-        bundle: That draws in the arm ``network``.
+        arms: Arms of ``ARMS``, the first of which the others are compared with.
+        num_steps: Number of steps of a training.
+        num_nodules: Number of nodules of a pool.
+        share: Share of synthetic nodules in a batch.
+        bundle: Bundle that draws in the arm ``network``.
     """
 
     patients: tuple[int, ...]
@@ -95,14 +95,14 @@ class Protocol:
         return pools.load_chests(self.chests)
 
     def real_nodules(self, num_patients: int, draw: int) -> tuple[list[NoduleStack], list[NoduleStack]]:
-        """Nodules of the patients of a draw, and those of all others."""
+        """Return nodules of the patients of a draw, and those of all others."""
         patients = sorted({stack.patient for stack in self.train})
         chosen = set(numpy_generator(draw, f"patients/{num_patients}").permutation(patients)[:num_patients].tolist())
         own = [stack for stack in self.train if stack.patient in chosen]
         return own, [stack for stack in self.train if stack.patient not in chosen]
 
     def pool(self, arm: str, num_patients: int, draw: int) -> list[NoduleStack]:
-        """The synthetic nodules of an arm, made once and kept; those that are drawn are the same for all draws."""
+        """Return the synthetic nodules of an arm, made once and kept; drawn ones are the same for all draws."""
         is_drawn = arm in ("procedural", "synthetic", "network")
         name = {"synthetic": "procedural"}.get(arm, arm) if is_drawn else f"{arm}-{num_patients}-{draw}"
         path = self.out / "pools" / f"{name}.npz"
@@ -124,14 +124,14 @@ class Protocol:
         return pools.load_pool(path)
 
     def scores(self, arm: str, num_patients: int, draw: int, seed: int) -> list[float]:
-        """Dice of every tested nodule after one training, which is kept."""
+        """Return Dice of every tested nodule after one training, which is kept."""
         if arm == "threshold":
             return [slices.dice(stack.mask, slices.find_by_threshold(stack)) for stack in self.tested]
         path = self.out / "trainings" / f"{arm}-{num_patients}-{draw}-{seed}.json"
         if path.is_file():
             held: dict[str, Any] = read_json(path)
             if held["names"] != [stack.name for stack in self.tested] or held["steps"] != self.settings.num_steps:
-                raise EvaluationError(f"{path}: expected a training of the same protocol. Choose another --out.")
+                raise EvaluationError(f"{path}: not a training of this protocol. Choose another --out.")
             return list(held["dice"])
         tell(f"Training {arm}, {num_patients} patients, draw {draw}, seed {seed}")
         share = {"real": 0.0, "synthetic": 1.0}.get(arm, self.settings.share)
@@ -183,7 +183,7 @@ def compare_arms(
     Args:
         scores: For each arm ``(draws, seeds, nodules)`` Dice.
         tested: The nodules.
-        num_patients: Of the real patients that were trained on.
+        num_patients: Number of patients of the real patients that were trained on.
     """
     first = next(iter(scores))
     rows = []
@@ -222,7 +222,7 @@ def bootstrap_difference(differences: NDArray[np.float64], *, seed: int) -> tupl
 
     Args:
         differences: ``(draws, patients)``.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     rng = numpy_generator(seed, "protocol")
     num_draws, num_patients = differences.shape
@@ -237,7 +237,7 @@ def bootstrap_difference(differences: NDArray[np.float64], *, seed: int) -> tupl
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     settings = document["settings"]
     parts = [
         "# Inserted nodules for segmenters with few patients\n",

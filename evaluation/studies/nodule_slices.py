@@ -46,9 +46,9 @@ class NoduleStack:
     """A nodule with what is around it.
 
     Attributes:
-        name: Of the nodule.
+        name: Name of the nodule.
         patient: Whose it is.
-        diameter_mm: Of the sphere of its volume.
+        diameter_mm: Diameter in mm of the sphere of its volume.
         image_hu: ``(K, I, J)`` float32 at ``PIXEL_MM`` in the slice.
         mask: ``(K, I, J)`` its voxels.
         spacing_mm: As the CT had it, along I, J, K.
@@ -76,7 +76,7 @@ def to_stack(
 
 
 def coarsen_stack(stack: NoduleStack, spacing_mm: Sequence[float]) -> NoduleStack:
-    """A nodule as a scanner with larger voxels would have shown it, in slices of ``PIXEL_MM`` again.
+    """Return a nodule as a scanner with larger voxels would have shown it, in slices of ``PIXEL_MM`` again.
 
     Args:
         stack: Whose.
@@ -104,7 +104,7 @@ def coarsen_stack(stack: NoduleStack, spacing_mm: Sequence[float]) -> NoduleStac
 
 
 def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
-    """The nodules of a folder with ``images/`` and ``labels/`` (1 = nodule).
+    """Return the nodules of a folder with ``images/`` and ``labels/`` (1 = nodule).
 
     Args:
         folder: With an ``index.csv`` that has the columns file, patient and split, where there are splits.
@@ -119,11 +119,11 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
             rows = [row for row in csv.DictReader(lines) if split is None or row.get("split") == split]
         patients = {row["file"]: row["patient"] for row in rows}
     elif split is not None:
-        raise EvaluationError(f"{folder}: expected an index.csv with patients and splits, found none. Check the path.")
+        raise EvaluationError(f"{folder}: has no index.csv with patients and splits. Check the path.")
     every = sorted(path.name for path in (folder / "images").glob("*.nii.gz"))
     names = every if split is None else [name for name in every if name in patients]
     if not names:
-        raise EvaluationError(f"{folder}: expected images/*.nii.gz of nodules, found none. Check the path.")
+        raise EvaluationError(f"{folder}: has no images/*.nii.gz of nodules. Check the path.")
     stacks = []
     for name in names:
         image, label_map = load_image(folder / "images" / name), load_label_map(folder / "labels" / name)
@@ -140,9 +140,9 @@ def train_segmenter(
     Args:
         real: Of patients.
         synthetic: Drawn or pasted; may be empty with a share of 0.
-        share: Of the synthetic ones in every batch.
-        num_steps: Of ``BATCH`` patches.
-        seed: Of the weights and of every patch.
+        share: Share of the synthetic ones in every batch.
+        num_steps: Number of steps of ``BATCH`` patches.
+        seed: Seed of the weights and of every patch.
     """
     torch.manual_seed(derive_seed(seed, "weights"))
     network: nn.Module = UNet(
@@ -168,7 +168,7 @@ def train_segmenter(
 
 
 def draw_patch(stack: NoduleStack, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """A turned, mirrored, scaled and shifted patch ``(1, 5, 40, 40)`` with its mask ``(1, 1, 40, 40)``."""
+    """Return a turned, mirrored, scaled and shifted patch ``(1, 5, 40, 40)`` with its mask ``(1, 1, 40, 40)``."""
     shown = np.flatnonzero(stack.mask.any(axis=(1, 2)))
     is_lesion = bool(len(shown)) and rng.random() < LESION_SLICES
     middle = int(rng.choice(shown)) if is_lesion else int(rng.integers(len(stack.mask)))
@@ -209,14 +209,14 @@ def _vary_hu(image_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray
 
 
 def scale_hu(image_hu: NDArray[np.float32]) -> NDArray[np.float32]:
-    """HU of the window to [-1, 1]."""
+    """Return HU of the window to [-1, 1]."""
     low, high = WINDOW_HU
     return np.asarray(2 * (np.clip(image_hu, low, high) - low) / (high - low) - 1, dtype=np.float32)
 
 
 @torch.inference_mode()
 def find_nodule(network: nn.Module, stack: NoduleStack) -> NDArray[np.bool_]:
-    """What the network labels in a stack, ``(K, I, J)``."""
+    """Return what the network labels in a stack, ``(K, I, J)``."""
     sides = stack.mask.shape[1:]
     padding = [(-side) % DIVISOR for side in sides]
     padded = np.pad(stack.image_hu, [(0, 0), (0, padding[0]), (0, padding[1])], mode="edge")
@@ -226,7 +226,7 @@ def find_nodule(network: nn.Module, stack: NoduleStack) -> NDArray[np.bool_]:
 
 
 def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArray[np.bool_]:
-    """The dense part at the middle of a stack, or the one nearest to it: what no training is needed for."""
+    """Return the dense part at the middle of a stack, or the one nearest to it: what no training is needed for."""
     parts, num_parts = ndimage.label(stack.image_hu > threshold_hu, np.ones((3, 3, 3)))
     if not num_parts:
         return np.zeros_like(stack.mask)
@@ -236,5 +236,5 @@ def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArr
 
 
 def dice(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    """Dice of two masks of which the first is not empty."""
+    """Return Dice of two masks of which the first is not empty."""
     return float(2 * (expected & found).sum() / (expected.sum() + found.sum()))

@@ -3,7 +3,7 @@
     python -m maisi_aug.evaluation.studies.obedience --bundle phantom-ct --segmenter runs/segmenter --out results
 
 Without ``--segmenter`` one is trained first, in OUT/segmenter. Every measured case is kept in OUT/cases: the same
-command goes on from there, and measures again only what another bundle, segmenter or setting has changed.
+command continues from there, and measures again only what another bundle, segmenter or setting has changed.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ _CASE: Final[TypeAdapter[CaseFigures]] = TypeAdapter(CaseFigures)
 
 @dataclass(frozen=True, slots=True)
 class ObedienceSettings:
-    """What to measure.
+    """Settings of the study.
 
     Attributes:
         num_cases: Held-out maps.
-        seed: Of the held-out phantoms and of the noise that the bundle starts from.
-        num_inference_steps: Of the sampler; None for the bundle's default.
-        guidance_scale: Of the sampler.
+        seed: Seed of the held-out phantoms and of the noise that the bundle starts from.
+        num_inference_steps: Number of inference steps of the sampler; None for the bundle's default.
+        guidance_scale: Guidance scale of the sampler.
     """
 
     num_cases: int = 40
@@ -86,7 +86,7 @@ def measure_obedience(
     """Measure a bundle against held-out phantoms.
 
     Args:
-        bundle: What draws the images.
+        bundle: Bundle that generates the images.
         segmenter: Trained on phantoms of the bundle's spacing.
         out: Gets obedience.json, obedience.md, obedience.png and a folder of cases.
         settings: How many cases, and how they are drawn.
@@ -129,11 +129,11 @@ class _Measurement:
         self._pipeline: Pipeline | None = None
 
     def picture_path(self, index: int) -> Path:
-        """Where the picture of a case lies."""
+        """Return where the picture of a case lies."""
         return self.folder / f"case_{index + 1:04d}.png"
 
     def measure(self, index: int) -> CaseFigures:
-        """The figures of a case, from disk where they were measured with the same key."""
+        """Return the figures of a case, from disk where they were measured with the same key."""
         path = self.picture_path(index).with_suffix(".json")
         known = self._read(path)
         if known is not None:
@@ -185,7 +185,7 @@ class _Measurement:
 
 
 def compare_organs(phantom: Phantom, synthetic_hu: NDArray[np.int16]) -> tuple[OrganFigures, ...]:
-    """Median HU of every organ that has a reference range, each bone and lung lobe by itself, in both images."""
+    """Return median HU of every organ that has a reference range, each bone and lung lobe by itself, in both images."""
     figures = []
     for group in reference_hu_ranges():
         ranges = group.split()
@@ -210,7 +210,7 @@ def compare_organs(phantom: Phantom, synthetic_hu: NDArray[np.int16]) -> tuple[O
 def compare_lesions(
     phantom: Phantom, synthetic_hu: NDArray[np.int16], vocabulary: Vocabulary
 ) -> tuple[LesionFigures, ...]:
-    """Contrast and noise of every connected lesion in both images."""
+    """Return contrast and noise of every connected lesion in both images."""
 
     def check(image_hu: NDArray[np.int16], label_id: int) -> tuple[Verdict, ...]:
         return check_label_visibility(
@@ -259,13 +259,13 @@ def measure_errors(
 def _require_same_spacing(bundle: Bundle, segmenter: Segmenter) -> None:
     if not np.allclose(bundle.grid.spacing_mm, segmenter.config.grid.spacing_mm, rtol=0, atol=1e-3):
         raise BundleError(
-            f"Bundle '{bundle.name}': expected the segmenter's spacing {segmenter.config.grid.spacing_mm} mm, found "
-            f"{bundle.grid.spacing_mm} mm. Train a segmenter for it, or leave --segmenter out."
+            f"Bundle '{bundle.name}': its spacing {bundle.grid.spacing_mm} mm differs from the segmenter's, "
+            f"{segmenter.config.grid.spacing_mm} mm. Train a segmenter for it, or leave --segmenter out."
         )
 
 
 def prepare_segmenter(bundle: Bundle, folder: Path, *, device: str, num_workers: int | None) -> Segmenter:
-    """Train a segmenter for a bundle's grid and slots, or go on with one, or load the one that is complete."""
+    """Train a segmenter for a bundle's grid and slots, or continue one, or load the one that is complete."""
     config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots)
     if (folder / WEIGHTS_NAME).is_file():
         known = load_segmenter(folder, device=device)

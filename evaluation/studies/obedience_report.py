@@ -70,7 +70,7 @@ class OrganFigures:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How a lesion stands out from its host, as ``gates.visibility.check_lesion_visibility`` measures it."""
+    """Contrast of a lesion to its host, as ``gates.visibility.check_lesion_visibility`` measures it."""
 
     contrast_hu: float
     noise_hu: float
@@ -100,8 +100,8 @@ class CaseFigures:
     Attributes:
         case_id: Name of the case.
         key: Tells with which bundle, segmenter and settings it was measured.
-        phantom_seed: Of the held-out phantom.
-        region: Of the trunk.
+        phantom_seed: Phantom seed of the held-out phantom.
+        region: Region of the trunk.
         phase: Contrast phase.
         organs: Organs with a reference range that are in view.
         lesions: All lesions.
@@ -127,7 +127,7 @@ class CaseFigures:
 def to_document(
     cases: Sequence[CaseFigures], *, bundle: Bundle, segmenter: Segmenter, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything as plain JSON values: what was measured, the criteria, and the tables behind them."""
+    """Return everything as plain JSON values: what was measured, the criteria, and the tables behind them."""
     organs = [organ for case in cases for organ in case.organs if organ.is_judged]
     lesions = [lesion for case in cases for lesion in case.lesions if lesion.diameter_mm >= SMALL_LESION_MM]
     dice = _dice_rows(cases, [tissue.name for tissue in segmenter.tissues])
@@ -254,7 +254,7 @@ def _error_rows(cases: Sequence[CaseFigures], names: Sequence[str]) -> list[dict
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Return the document as Markdown."""
     settings, judge = document["settings"], document["segmenter"]
     parts = [
         f"# Does the image obey its map? Bundle {document['bundle']}, {settings['num_cases']} held-out maps\n",
@@ -323,14 +323,14 @@ def draw_comparison(
     found: NDArray[np.uint8],
     figures: CaseFigures,
 ) -> Image.Image:
-    """One axial slice through the largest lesion, four times.
+    """Return one axial slice through the largest lesion, four times.
 
     Args:
         phantom: The case.
         synthetic_hu: ``(I, J, K)`` the bundle's image of its map.
         expected: ``(I, J, K)`` classes of the map.
         found: ``(I, J, K)`` classes that the segmenter found in the synthetic image; the last class is lesions.
-        figures: What was measured, for the caption.
+        figures: Measured figures, for the caption.
     """
     focus = find_focus(phantom.label_map, TUMORS, ())
     plane = Plane("axial", int(np.argmax(focus.sum(axis=(0, 1)))))
@@ -356,7 +356,7 @@ def draw_comparison(
 
 
 def draw_sheet(tiles: Sequence[Path], title: str) -> Image.Image:
-    """At most 12 comparisons, evenly chosen, on one sheet of 256 colours.
+    """Return at most 12 comparisons, evenly chosen, on one sheet of 256 colours.
 
     Args:
         tiles: Pictures that :func:`draw_comparison` drew.

@@ -33,22 +33,22 @@ WINDOWS_HU: Final = ((-1000.0, 1000.0), (-160.0, 240.0))
 
 
 class SegmenterConfig(StrictModel):
-    """Everything that the segmenter's weights depend on.
+    """Settings on which the weights of the segmenter depend.
 
     Attributes:
-        grid: Of the training phantoms or cases; its spacing is that of the images to judge.
+        grid: Grid of the training phantoms or cases; its spacing is that of the images to judge.
         slots: Tumors bound to placeholder slots, by name.
-        seed: Of the training phantoms, the initial weights and the batches.
-        num_phantoms: Training phantoms, where ``dataset`` names no cases.
-        labels: What a segmenter of prepared cases tells apart, name -> id in their label maps; empty for the tissues
+        seed: Seed of the training phantoms, the initial weights and the batches.
+        num_phantoms: Number of training phantoms, if ``dataset`` is None.
+        labels: Labels of a segmenter of prepared cases, name -> id in their label maps; empty for the tissues
             of phantoms. The first counts as class 1.
-        dataset: What tells the prepared training cases from others, and the fold that is left out; None for phantoms.
+        dataset: Identity of the prepared training cases, and the fold that is left out; None for phantoms.
         widths: Channels of the U-Net's levels.
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
-        batch_count: Patches a step.
-        lesion_share: Share of patches centred on a lesion, or on one of ``labels``, where the case has one.
-        lesion_weight: Of these in the loss, where the other tissues and the background weigh 1.
-        loop: How long and how fast to train.
+        batch_count: Patches per step.
+        lesion_share: Share of patches centred on a lesion, or on one of ``labels``, if the case has one.
+        lesion_weight: Weight of lesions in the loss; other tissues and the background have weight 1.
+        loop: Settings of the training loop.
     """
 
     grid: GridSpec
@@ -66,7 +66,7 @@ class SegmenterConfig(StrictModel):
 
     @property
     def tissues(self) -> tuple[Tissue, ...]:
-        """What the segmenter tells apart."""
+        """Classes of the segmenter."""
         if self.labels:
             return tuple(Tissue(name, (label_id,)) for name, label_id in self.labels.items())
         return list_tissues(bind_slots(self.slots))
@@ -77,7 +77,7 @@ class SegmenterConfig(StrictModel):
         return self.tissues if self.labels else self.tissues[-1:]
 
     def to_text(self) -> str:
-        """JSON; what prepared cases add is left out for phantoms, whose folders are older."""
+        """Return JSON; what prepared cases add is left out for phantoms, whose folders are older."""
         hidden = set() if self.dataset is not None else {"labels", "dataset"}
         return self.model_dump_json(indent=1, exclude=hidden) + "\n"
 
@@ -93,7 +93,7 @@ class Segmenter:
 
     Attributes:
         network: In evaluation mode.
-        config: What it was trained with.
+        config: Its training configuration.
         num_steps: How long it was trained.
         device: Where the network lives.
         fingerprint: SHA-256 of its weight file.
@@ -127,7 +127,7 @@ class Segmenter:
 
 
 def to_channels(image_hu: Tensor) -> Tensor:
-    """The whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
+    """Return the whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
 
     Args:
         image_hu: ``(B, I, J, K)`` HU.
@@ -141,7 +141,7 @@ def to_channels(image_hu: Tensor) -> Tensor:
 
 
 def build_network(config: SegmenterConfig) -> nn.Module:
-    """The U-Net with freshly initialised weights."""
+    """Return the U-Net with freshly initialised weights."""
     return build_unet(config.widths, num_channels=len(WINDOWS_HU), num_classes=len(config.tissues) + 1)
 
 
@@ -166,8 +166,8 @@ def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
     path = folder / WEIGHTS_NAME
     if not path.is_file():
         raise TrainingError(
-            f"Segmenter {folder}: expected {WEIGHTS_NAME}, found none. "
-            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --out FOLDER'."
+            f"Segmenter {folder}: {WEIGHTS_NAME} is missing. Train it with 'python -m "
+            "maisi_aug.evaluation.studies.train_segmenter --out FOLDER'."
         )
     try:
         with safe_open(path, framework="pt") as file:
@@ -178,7 +178,5 @@ def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
         network.load_state_dict(state)
     except (SafetensorError, ValidationError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".:")
-        raise TrainingError(
-            f"Segmenter {path}: expected a trained segmenter, found: {reason}. Train it again."
-        ) from error
+        raise TrainingError(f"Segmenter {path}: not a trained segmenter: {reason}. Train it again.") from error
     return Segmenter(network.to(device).eval(), training.config, training.num_steps, device, sha256_of(path))

@@ -31,7 +31,7 @@ class Tissue:
     """Labels of a vocabulary that are taken together.
 
     Attributes:
-        name: What tables call them.
+        name: Name in tables.
         label_ids: Their ids.
     """
 
@@ -40,10 +40,10 @@ class Tissue:
 
 
 def list_tissues(vocabulary: Vocabulary) -> tuple[Tissue, ...]:
-    """Organs, bone, muscle and, last, every tumor of the vocabulary as one tissue; the others are background.
+    """Return organs, bone, muscle and, last, every tumor of the vocabulary as one tissue; the others are background.
 
     Args:
-        vocabulary: Of the label maps; tumors bound to its slots count.
+        vocabulary: Vocabulary of the label maps; tumors bound to its slots count.
 
     Returns:
         Tissue ``n`` of the list has class ``n + 1`` in a class map; class 0 is everything else.
@@ -79,7 +79,7 @@ def to_class_map(label_map: NDArray[np.uint8], tissues: Sequence[Tissue]) -> NDA
 
 
 def measure_dice(expected: NDArray[Any], found: NDArray[Any], tissues: Sequence[Tissue]) -> dict[str, float | None]:
-    """Dice of every tissue of a case.
+    """Return Dice of every tissue of a case.
 
     Args:
         expected: ``(I, J, K)`` classes that are right.

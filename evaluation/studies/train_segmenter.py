@@ -6,7 +6,7 @@ r"""Train the segmenter that judges synthetic images, on real ones alone, and me
 
 Phantoms are built for it; with ``--data`` it learns the labels of a prepared folder, from all folds but one.
 
-An interrupted run goes on from its checkpoint when the command is repeated.
+An interrupted run continues from its checkpoint when the command is repeated.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ REGIONS: Final[tuple[Literal["chest", "abdomen", "pelvis", "any"], ...]] = ("che
 
 
 def held_out_seed(seed: int, index: int) -> int:
-    """The own seed of held-out phantom ``index`` of a seed.
+    """Return the own seed of held-out phantom ``index`` of a seed.
 
     The name of the stream is part of it: whatever number a training run uses, it never draws these patients.
     """
@@ -63,7 +63,7 @@ def held_out_seed(seed: int, index: int) -> int:
 
 
 def build_held_out_phantom(seed: int, index: int, grid: Grid) -> Phantom:
-    """Held-out phantom ``index`` of a seed, with lesions; regions take turns."""
+    """Return held-out phantom ``index`` of a seed, with lesions; regions take turns."""
     return build_phantom(seed=held_out_seed(seed, index), grid=grid, region=REGIONS[index % len(REGIONS)])
 
 
@@ -97,14 +97,14 @@ class SegmenterObjective(Stateless):
         return {"segmenter": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Loss of a share of the patches of a step."""
+        """Return the loss of a share of the patches of a step."""
         images_hu, classes = self.draw_batch(step, share)
         scores = self.network(to_channels(images_hu.to(self.device))).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """A share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
+        """Return a share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("segmenter batch", self.config.seed, step), "patches")
         num_patches = self.config.batch_count * share.count
         patches = [self._draw_patch(int(rng.integers(len(self.store))), rng) for _ in range(num_patches)]
@@ -121,7 +121,7 @@ class SegmenterObjective(Stateless):
         if len(lesion_voxels) and rng.random() < self.config.lesion_share:
             corner = np.clip(lesion_voxels[rng.integers(len(lesion_voxels))] - rng.integers(0, shape), 0, limits)
         box = tuple(slice(int(start), int(start + side)) for start, side in zip(corner, shape, strict=True))
-        # No mirroring: left and right are how liver and spleen are told apart.
+        # No mirroring: left and right are how liver and spleen are distinguished.
         image_hu = VARIATION.apply(self.store.image_hu(index, box), rng)
         return image_hu, to_class_map(self.store.label_map(index, box), self.tissues)
 
@@ -136,13 +136,13 @@ def train_segmenter(
     report_phantoms: Report = report_nothing,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
-    """Build the training phantoms, train or go on training, and keep the averaged weights.
+    """Build the training phantoms, train or continue training, and keep the averaged weights.
 
     Args:
-        config: What to train; a folder keeps to the first one.
-        folder: Of the run.
+        config: Training configuration; a folder keeps the first one.
+        folder: Folder of the run.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call goes on.
+        max_minutes: Stop after so long; a later call continues.
         num_workers: Processes that build phantoms; one a core when None.
         report_phantoms: Called with (phantoms that are there, phantoms in all).
         report_step: Called after each step.
@@ -170,14 +170,14 @@ def train_on(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
-    """Train on the cases of a store, or go on, and keep the averaged weights.
+    """Train on the cases of a store, or continue, and keep the averaged weights.
 
     Args:
-        config: What to train; a folder keeps to the first one.
+        config: Training configuration; a folder keeps the first one.
         store: Real images with their label maps.
-        folder: Of the run.
+        folder: Folder of the run.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call goes on.
+        max_minutes: Stop after so long; a later call continues.
         report_step: Called after each step.
 
     Raises:
@@ -200,8 +200,8 @@ def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
     text = config.to_text()
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise TrainingError(
-            f"Segmenter {folder}: expected the configuration in {CONFIG_NAME}, found another one. "
-            "Use another folder, or the same options to go on."
+            f"Segmenter {folder}: its {CONFIG_NAME} has another configuration. Use another folder, or the original "
+            "options to continue."
         )
     write_text_whole(path, text)
 
@@ -216,21 +216,19 @@ def measure_held_out_dice(
 
 
 def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
-    """What a segmenter of prepared cases adds to its configuration.
+    """Return what a segmenter of prepared cases adds to its configuration.
 
     Args:
         dataset: All prepared cases.
-        labels: Names of what it shall tell apart; the new labels of the data where none are given.
-        fold: That is left out.
+        labels: Names of what it should tell apart; the new labels of the data where none are given.
+        fold: Fold that is left out.
 
     Raises:
         TrainingError: For a label that the data lack, or data without any new label.
     """
     names = list(labels) or list(dataset.spec.new_labels)
     if not names:
-        raise TrainingError(
-            f"{dataset.path}: expected new labels to tell apart, found none. Name some with --label NAME."
-        )
+        raise TrainingError(f"{dataset.path}: has no new labels to tell apart. Name some with --label NAME.")
     found = [find_source(name, dataset) for name in names]
     keys = hashlib.sha256("".join(case.key for case in dataset.select(exclude_fold=fold).cases).encode()).hexdigest()
     return {
@@ -259,7 +257,7 @@ def _mean_dice_on(
 
 
 def print_steps(every: int, num_steps: int) -> ReportStep:
-    """A listener that prints the mean loss of every so many steps on stderr."""
+    """Return a listener that prints the mean loss of every so many steps on stderr."""
     losses: list[float] = []
 
     def report(step: int, figures: dict[str, float]) -> None:
@@ -272,7 +270,7 @@ def print_steps(every: int, num_steps: int) -> ReportStep:
 
 
 def print_progress(what: str) -> Report:
-    """A listener that prints a line on stderr for each of ``what``."""
+    """Return a listener that prints a line on stderr for each of ``what``."""
     return lambda done, total: print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
 
 
@@ -287,14 +285,18 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--data", type=Path, help="prepared folder to train on, in place of phantoms")
-    parser.add_argument("--label", action="append", default=[], help="with --data: what to tell apart; its new labels")
+    parser.add_argument("--data", type=Path, help="prepared folder to train on, instead of phantoms")
+    parser.add_argument(
+        "--label", action="append", default=[], help="with --data: labels to tell apart (default: its new labels)"
+    )
     parser.add_argument("--fold", type=int, default=0, help="with --data: the fold to leave out and to measure on")
     parser.add_argument("--recipe", default="train-phantom-ct", help="training recipe whose grid and slots to take")
     parser.add_argument("--num-phantoms", type=int, default=_default("num_phantoms"))
     parser.add_argument("--num-steps", type=int, default=_default("loop").num_steps)
     parser.add_argument("--seed", type=int, default=_default("seed"))
-    parser.add_argument("--max-minutes", type=float, help="stop after so long; the same command goes on later")
+    parser.add_argument(
+        "--max-minutes", type=float, help="stop after this many minutes; the same command continues later"
+    )
     parser.add_argument("--num-workers", type=int, help="processes that build phantoms; one a core by default")
     parser.add_argument("--num-held-out", type=int, default=NUM_HELD_OUT, help="held-out phantoms to measure on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

@@ -22,6 +22,7 @@ from maisi_aug.integrations.reading.export_labels import LabelNumbering, choose_
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole
 from maisi_aug.system.whole_folder import folders_that_appear_whole, require_new_folder
+from maisi_aug.vocabulary.modalities import is_mr
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ SEGMENTATION_NAME = "SEG.dcm"
 
 @dataclass(frozen=True, slots=True)
 class DicomReport:
-    """What an export wrote.
+    """Result of an export to DICOM.
 
     Attributes:
         path: The folder.
@@ -42,7 +43,7 @@ class DicomReport:
         num_slices: Files of all series.
         num_segmentations: Segmentations; a case that holds none of the labels has none.
         segments: Names of the exported labels.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class DicomReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
 
 
@@ -72,20 +73,21 @@ def export_dicom(
     Args:
         cohort_dir: Folder that ``synthesize`` wrote, or several.
         out: New or empty folder.
-        labels: Names or ids to export; those that the cohort was asked for when empty.
+        labels: Names or ids to export; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope.
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
-        ExportError: ``out`` is in use, the cohort is unfinished or altered, a label occurs nowhere, or a grid is
-            sheared.
+        CohortError: ``cohort_dir`` is not a cohort.
+        ExportError: ``out`` is in use, the cohort is unfinished, altered or one of MR images, a label occurs nowhere,
+            or a grid is sheared.
         MissingExtraError: The extra ``dicom`` is not installed.
         VocabularyError: An unknown label name.
     """
     require_dicom()
     require_new_folder(out)
     cohort = load_cohorts(cohort_dir)
+    _require_ct(cohort)
     has_maps = any("anatomy" in case.files for case in cohort.cases)
     numbering = LabelNumbering((), ())
     if has_maps or labels or include_anatomy:
@@ -108,6 +110,21 @@ def export_dicom(
     )
 
 
+def _require_ct(cohort: CohortSource) -> None:
+    """Raise for MR images, whose series are of another kind and hold no HU.
+
+    Raises:
+        ExportError: Naming the case and its modality.
+    """
+    for case in cohort.cases:
+        modality = str(case.settings.get("modality", "ct"))
+        if is_mr(modality):
+            raise ExportError(
+                f"{case.case_id}: expected a CT image, found '{modality}'. Use the cohort's NIfTI files: MR series are "
+                "not written."
+            )
+
+
 def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering, folder: Path) -> dict[str, Any]:
     """Write one case, and tell what the index says of it."""
     volume = load_image(cohort.require_file(case, "image"))
@@ -126,9 +143,7 @@ def _write_case(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbe
         return row
     anatomy = load_label_map(cohort.require_file(case, "anatomy"))
     if not anatomy.grid.is_close(volume.grid):
-        raise ExportError(
-            f"{case.case_id}: expected image and label map on one grid, found two. Make the cohort again."
-        )
+        raise ExportError(f"{case.case_id}: image and label map are on different grids. Make the cohort again.")
     segmentation = build_segmentation(case, slices, anatomy.array, numbering, cohort.vocabulary)
     if segmentation is not None:
         _save(segmentation, folder / SEGMENTATION_NAME)
@@ -153,9 +168,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
     except FileExistsError:
-        raise ExportError(
-            f"{folder.parent.name}: expected one case of that name, found two. Give every case a name of its own."
-        ) from None
+        raise ExportError(f"{folder.parent.name}: two cases have this name. Give every case its own name.") from None
 
 
 def _save(dataset: Dataset, path: Path) -> None:

@@ -52,33 +52,33 @@ def require_dicom() -> None:
         import pydicom  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"DICOM export: expected the packages of the extra 'dicom', found no {error.name}. Install them with: pip "
-            "install 'maisi-aug[dicom]'."
+            f"DICOM export: needs the packages of the extra 'dicom' ({error.name} is missing). Install them with: "
+            "pip install 'maisi-aug[dicom]'."
         ) from error
 
 
 def build_uid(*parts: str | int) -> str:
-    """A UID that the parts decide: exported again, the same content has the same UIDs (root 2.25, DICOM PS3.5 B.2)."""
+    """Return a UID derived from the parts, so that equal content has equal UIDs (root 2.25, DICOM PS3.5 B.2)."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, '/'.join(map(str, parts))).int}"
 
 
 def study_uid(case: AttemptRecord) -> str:
-    """The study of a case: its image's bytes and its name."""
+    """Return the study of a case: its image's bytes and its name."""
     return build_uid("study", case.case_id, case.files["image"].sha256)
 
 
 def patient_id(case: AttemptRecord) -> str:
-    """The fictitious patient of a case: cohorts number their cases alike, so that the image's bytes tell them apart."""
+    """Return the fictitious patient of a case, derived from the image's bytes since cohorts number cases alike."""
     return f"SYNTHETIC-{case.files['image'].sha256[:12]}-{case.case_id}"[:64]
 
 
 def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -> Iterator[Dataset]:
-    """The slices of a case, from the lowest to the highest.
+    """Yield the slices of a case, from the lowest to the highest.
 
     Args:
         case: Its record, for names, UIDs and provenance.
         image_hu: ``(I, J, K)`` in HU.
-        grid: Of the image, at right angles.
+        grid: Grid of the image, at right angles.
     """
     axes, origin, steps = to_dicom_axes(grid)
     intercept = min(USUAL_INTERCEPT, int(image_hu.min()))
@@ -101,7 +101,7 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -
 
 
 def to_dicom_axes(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed."""
+    """Return directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed."""
     i, j, _ = grid.shape
     reverse = np.diag([-1.0, -1.0, 1.0, 1.0])
     reverse[:2, 3] = (i - 1, j - 1)
@@ -112,7 +112,7 @@ def to_dicom_axes(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64],
 
 
 def _build_header(case: AttemptRecord, study: str) -> Dataset:
-    """What every slice of a case has in common."""
+    """Build the header that all slices of a case share."""
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian
 
@@ -167,7 +167,7 @@ def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
 
 
 def to_dicom_text(text: str, max_length: int = MAX_LONG_STRING) -> str:
-    """Text that DICOM takes: without control characters and backslashes, which separate values, and no longer."""
+    """Return text that DICOM accepts: shortened, without control characters and backslashes, which separate values."""
     return clean_value(text, max_length).replace("\\", "/")[:max_length]
 
 

@@ -50,7 +50,7 @@ def build_segmentation(
     numbering: LabelNumbering,
     vocabulary: Vocabulary,
 ) -> Dataset | None:
-    """The segmentation of a case, one segment per exported label that it holds.
+    """Return the segmentation of a case, one segment per exported label that it holds.
 
     Args:
         case: Its record.
@@ -121,7 +121,7 @@ def _describe_segment(number: int, label_id: int, name: str, series: str, vocabu
 
 
 def code_of(label_id: int, name: str) -> Any:
-    """What a structure is, in SNOMED CT where pydicom names it, and else in a scheme of this package."""
+    """Return what a structure is, in SNOMED CT where pydicom names it, and else in a scheme of this package."""
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 

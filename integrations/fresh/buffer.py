@@ -1,6 +1,6 @@
 """The bounded buffer between the process that makes cases and those that train on them.
 
-The buffer decides how long one waits, never what one gets: a case that is asked for and not held is made (again), and
+The buffer decides how long one waits, never what one gets: a case that is requested and not held is made (again), and
 the same number of the same epoch is always the same case.
 """
 
@@ -41,7 +41,7 @@ class CaseBuffer:
         self._changed = threading.Condition()
 
     def take(self, epoch: int, item: int) -> Any:
-        """The case of an item; waits until it is made.
+        """Return the case of an item; waits until it is made.
 
         Raises:
             Exception: What ended the making.

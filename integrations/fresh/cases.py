@@ -40,7 +40,7 @@ from maisi_aug.integrations.reading.items import Item, Pair, to_monai_item, to_s
 
 CONNECT_SECONDS = 120.0
 MAX_ADDRESS_BYTES = 100
-"""Of a socket's path: Linux takes 107, macOS 103."""
+"""Largest length of a socket's path in bytes; Linux takes 107, macOS 103."""
 TELL_SECONDS = 10.0
 ERROR_NAME = "stderr.txt"
 
@@ -74,16 +74,16 @@ class FreshCases:
         """Start the process; the weights are loaded while the training prepares.
 
         Args:
-            configuration: What to draw, with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
+            configuration: Request with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
             num_items: Items of an epoch.
             reuse: Most items that show the same case; how often a transform may vary it.
             buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.
             seed: Decides every case of every epoch.
-            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
-                asked for are 1, 2, ... in the order of their ids, see :attr:`numbering`.
+                 requested are 1, 2, ... in the order of their ids, see :attr:`numbering`.
             is_quiet: Say nothing on stderr while a case is waited for.
 
         Raises:
@@ -94,7 +94,7 @@ class FreshCases:
             configuration = build_request(configuration, source="FreshCases")
         if not configuration.has_maps:
             raise RecipeError(
-                "FreshCases: expected a mask source with label maps to train on, found mask_source 'none'. Choose "
+                "FreshCases: needs a mask source with label maps to train on; mask_source 'none' has none. Choose "
                 "another."
             )
         require_numbers(numbers or {})
@@ -141,10 +141,10 @@ class FreshCases:
 
     @cached_property
     def numbering(self) -> LabelNumbering:
-        """What the labels become; ``to_dict()`` gives the number for each name.
+        """Numbers of the labels; ``to_dict()`` gives the number for each name.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.cohort.resolve import resolve
         from maisi_aug.integrations.fresh.maker import number_requested
@@ -157,7 +157,7 @@ class FreshCases:
 
     @property
     def epoch(self) -> int:
-        """The epoch that items are of."""
+        """Epoch whose items are returned."""
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
@@ -171,7 +171,7 @@ class FreshCases:
         return item if self.transform is None else self.transform(item)
 
     def fetch(self, epoch: int, index: int) -> Pair:
-        """The case of an item, made if it is not ready.
+        """Return the case of an item, made if it is not ready.
 
         Raises:
             MaisiAugError: What ended the making of cases.
@@ -185,8 +185,8 @@ class FreshCases:
             raise self._explain_end() from error
         except OSError as error:
             raise CohortError(
-                f"Fresh cases: expected to reach the process that makes them, found: {error}. Check the limits of this "
-                "process, such as that of open files."
+                f"Fresh cases: the process that makes them cannot be reached: {error}. Check the limits of this "
+                "process, such as the number of open files."
             ) from error
         if answer[0] == "case":
             pair: Pair = answer[1]
@@ -195,7 +195,7 @@ class FreshCases:
         known = getattr(errors, kind, None)
         if isinstance(known, type) and issubclass(known, MaisiAugError):
             raise known(message)
-        raise CohortError(f"Fresh cases: expected another case, found {kind}: {message}")
+        raise CohortError(f"Fresh cases: no further case could be made: {kind}: {message}")
 
     def _tell(self, state: str) -> None:
         """Say on stderr what a case is waited for: at once where it is something else, and then every ten seconds."""
@@ -234,8 +234,8 @@ class FreshCases:
         lines = path.read_text(errors="replace").strip().splitlines() if path.is_file() else []
         last = lines[-1] if lines else "no message"
         return CohortError(
-            f"Fresh cases: expected the process that makes them to be at work, found that it has ended ({last}). If it "
-            "was killed for its memory, ask for a smaller buffer or grid."
+            f"Fresh cases: the process that makes them has ended ({last}). If it was killed for lack of memory, use "
+            "a smaller buffer or grid."
         )
 
     def close(self) -> None:
@@ -257,7 +257,12 @@ class FreshCases:
 
 
 def _choose_address(folder: Path) -> str:
-    """Where the process listens: in the folder, unless its path is longer than an address may be."""
+    """Choose the address that the process listens on: in the folder, unless its path is too long for an address."""
+    if sys.platform == "win32":
+        raise CohortError(
+            "Fresh cases: the process that draws them is reached by a Unix socket, which Windows does not have. Draw a "
+            "cohort with 'maisi-aug synthesize' instead."
+        )
     path = str(folder / "socket")
     if len(os.fsencode(path)) <= MAX_ADDRESS_BYTES:
         return path
@@ -267,7 +272,7 @@ def _choose_address(folder: Path) -> str:
 
 
 def _is_first_worker() -> bool:
-    """Whether this process is no worker of a loader, or the first of them: one voice is enough."""
+    """Whether this process is not a worker of a loader, or the first of them: one voice is enough."""
     if "torch.utils.data" not in sys.modules:
         return True
     from torch.utils.data import get_worker_info

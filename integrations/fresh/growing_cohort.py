@@ -33,7 +33,7 @@ from maisi_aug.vocabulary.labels import MAISI
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 30.0
-"""How long nobody may be writing before the wait for a case ends; synthesize may be being started again."""
+"""Seconds without any writer after which waiting for a case ends; synthesize may be restarting meanwhile."""
 
 
 class GrowingCohort:
@@ -56,7 +56,7 @@ class GrowingCohort:
         Args:
             folder: Folder that ``synthesize`` writes.
             num_items: Items of an epoch.
-            labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
+            labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
                 empty.
             numbers: Label name -> number instead, such as a real dataset's; 0 for background.
             seed: Decides which cases an epoch shows.
@@ -65,7 +65,7 @@ class GrowingCohort:
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
 
         Raises:
-            CohortError: The folder is no cohort.
+            CohortError: The folder is not a cohort.
             RequestError: ``num_items`` is too small, there is no label to train on, or ``numbers`` do not fit.
             VocabularyError: An unknown label name.
         """
@@ -73,11 +73,10 @@ class GrowingCohort:
         document = read_cohort_document(self._folder)
         if document is None:
             raise CohortError(
-                f"{self._folder}: expected a cohort that was begun, found none. Start synthesize with --out "
-                f"{self._folder} first."
+                f"{self._folder}: no cohort has been begun here. Start synthesize with --out {self._folder} first."
             )
         if num_items < 1:
-            raise RequestError(f"num_items: expected 1 or more, found {num_items}. Choose another number.")
+            raise RequestError(f"num_items: must be 1 or more, found {num_items}. Choose another number.")
         self.numbering = _number(self._folder, document, labels, numbers)
         self.num_planned = int(document["configuration"]["num_cases"])
         self.transform, self._convert = transform, to_subject if as_subjects else to_monai_item
@@ -100,7 +99,7 @@ class GrowingCohort:
         self._epoch.value = epoch
 
     def case_indices(self, epoch: int) -> list[int]:
-        """The case of the plan that every item of an epoch shows, before rejected ones are replaced."""
+        """Return the case of the plan that every item of an epoch shows, before rejected ones are replaced."""
         reach = min(self.num_planned, (epoch + 1) * self._num_items)
         if epoch == 0 or reach <= self._num_items:
             order = list(range(reach))
@@ -128,21 +127,19 @@ class GrowingCohort:
             while (record := self._read().get(wanted)) is None:
                 if time.monotonic() > ends_at:
                     raise CohortError(
-                        f"{self._folder}: expected case {wanted + 1} of {self.num_planned} within "
-                        f"{self._wait_seconds:g} s, found {len(self._read())} settled. Is synthesize still running?"
+                        f"{self._folder}: waited {self._wait_seconds:g} s for case {wanted + 1} of "
+                        f"{self.num_planned}, {len(self._read())} are settled. Is synthesize still running?"
                     )
                 if watch.has_ended() and wanted not in self._read():
                     raise CohortError(
-                        f"{self._folder}: expected case {wanted + 1} of {self.num_planned}, found "
-                        f"{len(self._read())} settled and no process that makes more. Run synthesize again with --out "
-                        f"{self._folder} to go on."
+                        f"{self._folder}: case {wanted + 1} of {self.num_planned} will not come: {len(self._read())} "
+                        f"are settled, and no process makes more. Run synthesize again with --out {self._folder} to "
+                        "continue."
                     )
                 time.sleep(POLL_SECONDS)
             if judge_record(record, load_review(self._folder).rejections()).status == "accepted":
                 return record
-        raise CohortError(
-            f"{self._folder}: expected an accepted case, found that all were rejected. Look at previews/."
-        )
+        raise CohortError(f"{self._folder}: all cases were rejected. Look at previews/.")
 
     def _read(self) -> dict[int, AttemptRecord]:
         """The last record of every settled case, as far as the manifest goes by now; its lines are read once."""
@@ -175,7 +172,7 @@ class _WriterWatch:
 def _number(
     folder: Path, document: Mapping[str, Any], labels: Sequence[str], numbers: Mapping[str, int] | None
 ) -> LabelNumbering:
-    """What the labels become: those that the cohort is asked for, or those that are chosen."""
+    """Number the labels that were requested for the cohort, or those chosen."""
     names = {int(row["id"]): str(row["name"]) for row in document["requested"]}
     if labels or numbers is not None:
         vocabulary = load_bundle(str(document["configuration"]["bundle"])).vocabulary
@@ -185,6 +182,6 @@ def _number(
         names = {vocabulary.id_of(name): vocabulary.label(name).name for name in labels}
     if not names:
         raise RequestError(
-            f"{folder}: expected labels to train on, found that the cohort was asked for none. Pass labels."
+            f"{folder}: the cohort was made without label requests, so that it has no labels to train on. Pass labels."
         )
     return LabelNumbering(tuple(sorted(names)), tuple(names[label_id] for label_id in sorted(names)))

@@ -27,9 +27,9 @@ class FreshMaker:
     """The networks on their device, and what they draw.
 
     Attributes:
-        run: What is asked for; its plan is that of one epoch.
+        run: What is requested; its plan is that of one epoch.
         maker: Draws.
-        numbering: What the labels become.
+        numbering: Numbers of the labels.
         seed: Decides every case.
     """
 
@@ -52,15 +52,16 @@ class FreshMaker:
         """Load the weights.
 
         Args:
-            configuration: Of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is that below.
+            configuration: Configuration of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is
+                that below.
             device: Where the networks run.
-            num_cases: Of an epoch.
+            num_cases: Number of cases of an epoch.
             seed: Decides every case.
             numbers: Label name -> number, such as a real dataset's; 1, 2, ... in the order of their ids without.
             report_step: Told of every step of the sampler: case id, steps done, steps in all.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.networks.pipeline import Pipeline, resolve_device
 
@@ -85,9 +86,9 @@ class FreshMaker:
                 if pair is not None:
                     return pair
         raise CohortError(
-            f"Epoch {epoch}, case {number}: expected one of {NUM_SPARES + 1} cases to be accepted within "
-            f"{self.run.request.max_attempts} attempts each, found none. The last: {reason} Ask for other lesions, "
-            "or raise max_attempts."
+            f"Epoch {epoch}, case {number}: none of {NUM_SPARES + 1} cases was accepted within "
+            f"{self.run.request.max_attempts} attempts each. The last: {reason} Request other lesions, or raise "
+            "max_attempts."
         )
 
     def _try(self, maker: AttemptMaker, case: CasePlan, number: int, epoch: int) -> tuple[Pair | None, str]:
@@ -105,7 +106,7 @@ class FreshMaker:
 
 
 def number_requested(run: CohortRun, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
-    """The labels of the plan as 1, 2, ... or as given; of given maps without a request every label but the body."""
+    """Return the numbers of the plan's labels, 1, 2, ... or as given; without requests, of all but the body."""
     vocabulary = run.bundle.vocabulary
     if numbers is not None:
         return number_labels(vocabulary, numbers, run.plan.requested_ids, vocabulary.name_of)

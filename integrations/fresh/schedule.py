@@ -1,4 +1,4 @@
-"""Which fresh case each item of an epoch is: decided by the seed and the epoch alone, never by timing.
+"""Assignment of fresh cases to the items of an epoch, by the seed and the epoch alone, never by timing.
 
 The rule. An epoch of ``num_items`` items uses ``ceil(num_items / reuse)`` cases, each at most ``reuse`` times. At any
 moment at most ``window`` cases are in use; every item takes one of them at random, and a case that is used up makes
@@ -34,7 +34,7 @@ class UseSchedule:
     def __post_init__(self) -> None:
         for name, value in (("num_items", self.num_items), ("reuse", self.reuse), ("buffer", self.window)):
             if value < 1:
-                raise RequestError(f"{name}: expected 1 or more, found {value}. Choose another number.")
+                raise RequestError(f"{name}: must be 1 or more, found {value}. Choose another number.")
 
     @property
     def num_cases(self) -> int:
@@ -42,11 +42,11 @@ class UseSchedule:
         return -(-self.num_items // self.reuse)
 
     def cases_of(self, epoch: int) -> tuple[int, ...]:
-        """The number of the case of every item, from 0 in the order of first use."""
+        """Return the number of the case of every item, from 0 in the order of first use."""
         return _draw(self, epoch)
 
     def uses_of(self, epoch: int) -> tuple[int, ...]:
-        """How many items show each case."""
+        """Return how many items show each case."""
         return _count(self, epoch)
 
 

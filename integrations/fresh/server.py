@@ -36,14 +36,14 @@ def main() -> int:
 
 
 WAITING_SECONDS = 0.5
-"""How often a client that waits for a case is told what is being done."""
+"""Seconds between progress reports to a client that waits for a case."""
 
 
 class _Maker:
-    """Loads the networks when the first case is asked for, so that a failure to do so is told like any other.
+    """Loads the networks when the first case is requested, so that a failure to do so is told like any other.
 
     Attributes:
-        state: What it is doing, in words.
+        state: Current activity, in words.
     """
 
     def __init__(self, task: dict[str, object], schedule: UseSchedule) -> None:
@@ -74,7 +74,7 @@ class _Maker:
 
 def _end_with_training(address: str) -> None:
     sys.stdin.read()  # returns when the other end is closed, by whatever
-    if not address.startswith("\0"):  # an address of Linux that is no file
+    if not address.startswith("\0"):  # an address of Linux that is not a file
         Path(address).unlink(missing_ok=True)
     os._exit(0)  # the main thread may be in the middle of a network
 

@@ -33,8 +33,8 @@ def verify_integrity(dataset: Path, *, num_processes: int) -> None:
     if done.returncode == 0 and complaint is None:
         return
     raise ExportError(
-        f"nnU-Net's integrity check: expected no complaint, found: {_first_words(complaint, done)} "
-        "Nothing was exported; make the cohort again or report this."
+        f"nnU-Net's integrity check complains: {_first_words(complaint, done)} Nothing was exported; make the cohort "
+        "again or report this."
     )
 
 
@@ -51,8 +51,8 @@ def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, .
     if done.returncode == 0:
         return tuple(dict.fromkeys(" ".join(found.split()) for found in _WARNING.findall(done.stdout)))
     raise ExportError(
-        f"nnU-Net's integrity check: expected no complaint, found: {_first_words(_ERROR.search(done.stdout), done)} "
-        "Nothing was exported; repair the case that it names."
+        f"nnU-Net's integrity check complains: {_first_words(_ERROR.search(done.stdout), done)} Nothing was "
+        "exported; repair the case that it names."
     )
 
 
@@ -61,12 +61,12 @@ def _first_words(complaint: re.Match[str] | None, done: subprocess.CompletedProc
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line that a process wrote on standard error, for an error message; a sentence with its full stop."""
+    """Return the last line that a process wrote on standard error as a sentence for an error message."""
     return to_sentence((done.stderr.strip().splitlines() or ["no message"])[-1])
 
 
 def to_sentence(text: str) -> str:
-    """One line with a full stop, cut where it is too long for a message."""
+    """Return one line with a full stop, cut where it is too long for a message."""
     return " ".join(text.split())[:300].rstrip(" .") + "."
 
 
@@ -99,5 +99,5 @@ def run_nnunet(
 
 
 def count_processes(num_cases: int) -> int:
-    """How many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
+    """Return how many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
     return max(1, min(num_cases // 8, os.cpu_count() or 1, 8))

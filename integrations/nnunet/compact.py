@@ -61,19 +61,19 @@ def write_compact_plans(
             compact["configurations"][configuration] = _shrink(settings, side, features, batch_size)
     if not compact["configurations"]:
         raise ExportError(
-            f"{plans}: expected a three-dimensional configuration with a patch of its own, found "
+            f"{plans}: has no three-dimensional configuration with a patch of its own, found "
             f"{', '.join(content['configurations'])}. Plan the dataset with nnU-Net."
         )
     path = preprocessed_dataset / f"{name}.json"
     text = json.dumps(compact, indent=2) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ExportError(f"{path}: expected no other compact plans, found some. Remove the file to replace it.")
+        raise ExportError(f"{path}: compact plans already exist. Remove the file to replace it.")
     write_text_whole(path, text)
     return path
 
 
 def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
-    """The preprocessed dataset of a number, a name or a path.
+    """Return the preprocessed dataset of a number, a name or a path.
 
     Args:
         preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
@@ -96,14 +96,14 @@ def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
     if len(found) != 1:
         listed = ", ".join(path.name for path in found) or "none"
         raise ExportError(
-            f"Dataset '{dataset}': expected the number, name or folder of one under {place}, found {listed}. Plan it "
-            "with nnU-Net, or export it."
+            f"Dataset '{dataset}': not the number, name or folder of a dataset under {place}, which has {listed}. "
+            "Plan it with nnU-Net, or export it."
         )
     return found[0]
 
 
 def find_only_plans(preprocessed_dataset: Path) -> str:
-    """The name of the only plans that are not compact ones.
+    """Return the name of the only plans that are not compact ones.
 
     Raises:
         ExportError: There are none, or several.
@@ -112,8 +112,8 @@ def find_only_plans(preprocessed_dataset: Path) -> str:
     full = [name for name in names if not name.endswith(COMPACT_SUFFIX)]
     if len(full) != 1:
         raise ExportError(
-            f"{preprocessed_dataset}: expected one file of plans, found {', '.join(full) or 'none'}. "
-            "Give --plans NAME, or plan the dataset with nnU-Net."
+            f"{preprocessed_dataset}: expected one file of plans, found {', '.join(full) or 'none'}. Give --plans "
+            "NAME, or plan the dataset with nnU-Net."
         )
     return full[0]
 
@@ -127,14 +127,14 @@ def _read_plans(preprocessed_dataset: Path, plans: str) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, KeyError):
         others = [other.stem for other in sorted(preprocessed_dataset.glob("*lans*.json"))]
         raise ExportError(
-            f"{path}: expected nnU-Net's plans, found {', '.join(others) or 'none'} there. Give --plans NAME, or plan "
+            f"{path}: not nnU-Net's plans; the folder has {', '.join(others) or 'none'}. Give --plans NAME, or plan "
             "the dataset with nnU-Net."
         ) from None
     return content
 
 
 def _shrink(settings: dict[str, Any], side: int, features: Sequence[int], batch_size: int) -> dict[str, Any]:
-    """One configuration with a smaller patch and network."""
+    """Return a configuration with a smaller patch and network."""
     from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
     spacing = [float(step) for step in settings["spacing"]]

@@ -43,7 +43,7 @@ Without it nnU-Net compares every case with every file, in its check, its planne
 
 @dataclass(frozen=True, slots=True)
 class ExportReport:
-    """What an export wrote.
+    """Result of an export to nnU-Net.
 
     Attributes:
         path: The dataset's folder.
@@ -51,7 +51,7 @@ class ExportReport:
         vocabulary_ids: Label name to id in the cohort's label maps, background left out.
         num_cases: Training cases.
         num_linked: How many images are hard links to the cohort's files rather than copies.
-        notes: What the user should know, one sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     path: Path
@@ -62,7 +62,7 @@ class ExportReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return {
             "path": str(self.path),
             "labels": self.labels,
@@ -85,7 +85,7 @@ class _Written:
 def export_alone(
     cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing
 ) -> ExportReport:
-    """The dataset that a request without a real one asks for, by :func:`export_nnunet`."""
+    """Return the dataset for a request without a real one, by :func:`export_nnunet`."""
     assert request.name is not None
     return export_nnunet(
         cohorts,
@@ -117,7 +117,7 @@ def export_nnunet(
         dataset_id: 1 to 999, not in use.
         name: The part after ``DatasetXXX_``.
         out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
-        labels: Names or ids to export; those that the cohort was asked for when empty.
+        labels: Names or ids to export; those requested for the cohort when empty.
         include_anatomy: Export every label in the maps as well, except the body envelope.
         copy: Copy the images instead of linking them.
         notify: Called with a stage, the steps done and their number.
@@ -126,7 +126,7 @@ def export_nnunet(
         The report; the dataset has passed nnU-Net's integrity check.
 
     Raises:
-        CohortError: ``cohort_dir`` is no cohort.
+        CohortError: ``cohort_dir`` is not a cohort.
         ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
         VocabularyError: An unknown label name.
     """
@@ -213,7 +213,7 @@ def _write_descriptions(
 
 
 def channel_name(cases: Sequence[AttemptRecord]) -> str:
-    """``CT`` makes nnU-Net normalise in HU; any other name, image by image."""
+    """Return the name of the channel; ``CT`` makes nnU-Net normalise in HU, any other name image by image."""
     modalities = {str(case.settings.get("modality", "ct")) for case in cases}
     if all(modality.lower().startswith("ct") for modality in modalities):
         return "CT"
@@ -221,7 +221,7 @@ def channel_name(cases: Sequence[AttemptRecord]) -> str:
 
 
 def describe_case(case: AttemptRecord) -> dict[str, Any]:
-    """Where a case comes from, for the mapping file; a benchmark reads from it whose label map the case was made of."""
+    """Return the origin of a case for the mapping file, from which a benchmark reads whose label map was used."""
     return {
         "request": case.request,
         "seed": case.seed,

@@ -24,7 +24,7 @@ _NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
 def require_raw_folder(out: Path | None) -> Path:
-    """The folder for raw datasets: the given one, or ``$nnUNet_raw``.
+    """Return the folder for raw datasets: the given one, or ``$nnUNet_raw``.
 
     Raises:
         ExportError: Neither is there.
@@ -33,7 +33,7 @@ def require_raw_folder(out: Path | None) -> Path:
 
 
 def require_preprocessed_folder(given: Path | None) -> Path:
-    """The folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
+    """Return the folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
 
     Raises:
         ExportError: Neither is there.
@@ -42,7 +42,7 @@ def require_preprocessed_folder(given: Path | None) -> Path:
 
 
 def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, ...]:
-    """Where nnU-Net may have prepared a dataset, whether it has or not: a new dataset may go elsewhere than a real one.
+    """Return the folders in which nnU-Net may have prepared, or may prepare, a dataset.
 
     Args:
         dataset: Its name.
@@ -54,7 +54,7 @@ def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, 
 
 
 def choose_same(files: Sequence[Path], what: str) -> Path | None:
-    """The first of several JSON files that hold the same; None where there is none.
+    """Return the first of several JSON files that hold the same; None where there is none.
 
     Args:
         files: Where it may be.
@@ -67,14 +67,14 @@ def choose_same(files: Sequence[Path], what: str) -> Path | None:
     for other in found[1:]:
         if _read(other) != _read(found[0]):
             raise ExportError(
-                f"{what}: expected the same in {found[0]} and {other}, found that they differ. Remove the one that is "
-                "not to be used, or let --preprocessed and nnUNet_preprocessed name one folder."
+                f"{what}: {found[0]} and {other} differ. Remove the one that is not to be used, or let "
+                "--preprocessed and nnUNet_preprocessed name one folder."
             )
     return found[0] if found else None
 
 
 def _read(path: Path) -> Any:
-    """What a file holds, however it is spaced."""
+    """Read the content of a file, ignoring whitespace."""
     content = path.read_bytes()
     try:
         return parse_json(content)
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """The folders that were looked through, in words."""
+    """Return the folders that were looked through, in words."""
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
@@ -92,26 +92,23 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
         return given
     from_environment = os.environ.get(variable)
     if not from_environment:
-        raise ExportError(
-            f"nnU-Net {kind} folder: expected {option} or the environment variable {variable}, found neither. "
-            f"Give {option} DIR, or export {variable}=DIR."
-        )
+        raise ExportError(f"nnU-Net {kind} folder: not given. Use {option} DIR, or export {variable}=DIR.")
     return Path(from_environment)
 
 
 def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
-    """The dataset's folder, which does not exist; nnU-Net wants an id to have one name in all its three folders.
+    """Return the dataset's folder, which does not exist; nnU-Net needs one name per id in all three folders.
 
     Raises:
         ExportError: The id or the name cannot be one of nnU-Net's, or the id is in use.
     """
     if not 1 <= dataset_id <= MAX_DATASET_ID:
         raise ExportError(
-            f"Dataset id: expected 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
+            f"Dataset id: must be 1 to {MAX_DATASET_ID}, found {dataset_id}. Choose another --dataset-id."
         )
     if not _NAME_PATTERN.fullmatch(name):
         raise ExportError(
-            f"Dataset name: expected letters, digits, '_' and '-', found '{name}'. Choose another --name."
+            f"Dataset name: only letters, digits, '_' and '-' are allowed, found '{name}'. Choose another --name."
         )
     target = raw_folder / f"Dataset{dataset_id:03d}_{name}"
     for variable in (None, RAW_VARIABLE, *OTHER_VARIABLES):
@@ -140,8 +137,7 @@ def raise_taken(dataset_id: int, taken: Path) -> None:
         ExportError: Always.
     """
     raise ExportError(
-        f"Dataset id {dataset_id}: expected one that is not in use, found {taken}. "
-        "Choose another --dataset-id, or remove that folder."
+        f"Dataset id {dataset_id}: already used by {taken}. Choose another --dataset-id, or remove that folder."
     )
 
 
@@ -155,7 +151,7 @@ def place_file(source: Path, target: Path, *, copy: bool) -> bool:
         ExportError: The file has another ending than the dataset's, or the place is taken.
     """
     if not source.name.endswith(FILE_ENDING):
-        raise ExportError(f"{source}: expected a name ending in {FILE_ENDING}, found another. Make the cohort again.")
+        raise ExportError(f"{source}: the name must end in {FILE_ENDING}. Make the cohort again.")
     if not copy:
         return link_or_copy(source, target)
     copy_new(source, target)

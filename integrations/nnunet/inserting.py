@@ -21,19 +21,19 @@ from maisi_aug.integrations.nnunet.folders import MARK_KEY
 from maisi_aug.volumes.grid import Grid
 
 INSERT_KEY = "insert"
-"""In the mark of ``dataset.json``: what to draw, as :class:`InsertSettings`."""
+"""Key in the mark of ``dataset.json`` for the lesions to insert, see :class:`InsertSettings`."""
 SCHEME, DEFAULT_SHARE = "CTNormalization", 0.5
 _NUMBER = re.compile(r"\d*\.?\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class InsertSettings:
-    """What is drawn into the real cases.
+    """Lesions that are inserted into the real cases.
 
     Attributes:
         lesion: As for ``maisi-aug insert --labels``: one lesion of the lung with its sizes.
-        number: Of the lesion in the dataset.
-        share: Of the real cases that are read which get one.
+        number: Number of the lesion in the dataset.
+        share: Share of the real cases that are read which get one.
     """
 
     lesion: str
@@ -41,12 +41,12 @@ class InsertSettings:
     share: float = DEFAULT_SHARE
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``dataset.json`` has it."""
+        """Return the settings as ``dataset.json`` has them."""
         return {"lesion": self.lesion, "number": self.number, "share": self.share}
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> InsertSettings | None:
-        """Those of a ``dataset.json``; None where nothing is drawn.
+        """Return the settings of a ``dataset.json``; None where nothing is inserted.
 
         Raises:
             TrainingError: They are of another form.
@@ -59,8 +59,8 @@ class InsertSettings:
             return cls(str(held["lesion"]), int(held["number"]), float(held["share"]))
         except (TypeError, KeyError, ValueError):
             raise TrainingError(
-                f"dataset.json: expected lesion, number and share in '{MARK_KEY}/{INSERT_KEY}', found {held}. "
-                "Export the dataset again."
+                f"dataset.json: '{MARK_KEY}/{INSERT_KEY}' must hold lesion, number and share, found {held}. Export "
+                "the dataset again."
             ) from None
 
 
@@ -69,11 +69,11 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
 
     Args:
         text: As the user wrote it.
-        labels: Of the real dataset, by name.
+        labels: Labels of the real dataset, by name.
 
     Raises:
         ExportError: It is of another form, the dataset has no such label, or the share is none.
-        RequestError: It is no single lesion of the lung with a size.
+        RequestError: It is not a single lesion of the lung with a size.
         VocabularyError: There is no such lesion.
     """
     name, _, rest = (part.strip() for part in text.partition("="))
@@ -93,12 +93,12 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
 
 @dataclass(frozen=True, slots=True)
 class CtScaling:
-    """How nnU-Net has scaled HU: clipped to percentiles, then less the mean and over the deviation.
+    """How nnU-Net has scaled HU: clipped to percentiles, then minus the mean and divided by the deviation.
 
     Attributes:
-        mean_hu: Of the voxels with a label.
+        mean_hu: Mean HU of the voxels with a label.
         deviation_hu: Of the same.
-        limits_hu: What is clipped to.
+        limits_hu: Limits for clipping.
     """
 
     mean_hu: float
@@ -107,14 +107,14 @@ class CtScaling:
 
     @classmethod
     def of(cls, plans: Mapping[str, Any], schemes: Collection[str]) -> CtScaling:
-        """That of the first channel of a dataset's plans.
+        """Return the scaling of the first channel of a dataset's plans.
 
         Raises:
             TrainingError: The channel is not scaled as a CT.
         """
         if list(schemes)[:1] != [SCHEME]:
             raise TrainingError(
-                f"Plans: expected {SCHEME}, which lesions are drawn in, found {', '.join(schemes) or 'nothing'}. "
+                f"Plans: lesions can only be inserted under {SCHEME}, found {', '.join(schemes) or 'nothing'}. "
                 "Export without --insert."
             )
         held = plans["foreground_intensity_properties_per_channel"]["0"]
@@ -122,11 +122,11 @@ class CtScaling:
         return cls(float(held["mean"]), max(float(held["std"]), 1e-8), limits_hu)
 
     def to_hu(self, scaled: NDArray[Any]) -> NDArray[np.float32]:
-        """HU of scaled voxels, as far as they were not clipped."""
+        """Return HU of scaled voxels, as far as they were not clipped."""
         return np.asarray(scaled * self.deviation_hu + self.mean_hu, dtype=np.float32)
 
     def from_hu(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Voxels clipped and scaled as nnU-Net does it."""
+        """Return voxels clipped and scaled as nnU-Net does it."""
         return np.asarray((np.clip(image_hu, *self.limits_hu) - self.mean_hu) / self.deviation_hu, dtype=np.float32)
 
 
@@ -146,7 +146,7 @@ class PatchedArray:
         self.shape, self.dtype, self.ndim = array.shape, array.dtype, len(array.shape)
 
     def __getitem__(self, places: Any) -> NDArray[Any]:
-        """What the array holds at slices of step 1 along its axes, with what is laid over it."""
+        """Return what the array holds at slices of step 1 along its axes, with what is laid over it."""
         places = places if isinstance(places, tuple) else (places,)
         places = tuple(
             slice(*place.indices(side)) if isinstance(place, slice) else slice(place, place + 1)
@@ -183,7 +183,7 @@ class InsertingDataset:
         Args:
             dataset: nnU-Net's.
             settings: What is drawn.
-            scaling: Of its images.
+            scaling: Scaling of its images.
             spacing_mm: Along the axes of its arrays, Z, Y, X.
             left_alone: Identifiers of cases that get none, such as synthetic ones.
             pool: Draws; the procedural painter's when not given.
@@ -202,7 +202,7 @@ class InsertingDataset:
         return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> Any:
-        """Image, label map, label map of an earlier stage and facts of a case, as nnU-Net reads them."""
+        """Return image, label map, label map of an earlier stage and facts of a case, as nnU-Net reads them."""
         image, label_map, earlier, facts = self._dataset.load_case(identifier)
         # NumPy's global stream, which nnU-Net seeds anew in each worker; a generator of ours would be the same in all.
         seed, chance = np.random.randint(2**31), np.random.uniform()  # noqa: NPY002

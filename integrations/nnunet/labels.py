@@ -21,7 +21,7 @@ BACKGROUND_NAME = "background"
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Which value each label of the cohort becomes; every id that is not named becomes background.
+    """Value in the dataset of each label of the cohort; ids that are not listed become background.
 
     Attributes:
         values: Vocabulary id to value in the real dataset; 0 where the user said ``=background``.
@@ -34,7 +34,7 @@ class LabelMapping:
     absent: frozenset[int]
 
     def build_table(self) -> NDArray[np.uint8]:
-        """A table to index with a label map of the cohort."""
+        """Return a table to index with a label map of the cohort."""
         table = np.zeros(1 << 16, dtype=np.uint8)
         for label_id, value in self.values.items():
             table[label_id] = value
@@ -52,7 +52,7 @@ def map_labels(
         given: ``LABEL=NAME`` each: a name or value of the real dataset or ``background``, and a label of the cohort, or
             several joined by a plus sign.
         absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        requested_ids: Labels that the exported cases were asked for; each has to have a place.
+        requested_ids: Labels requested for the exported cases; each has to have a place.
 
     Raises:
         ExportError: An entry cannot be read, a requested label has no place, or a real label has no source.
@@ -64,13 +64,13 @@ def map_labels(
     values |= explicit
     for label_id in requested_ids:
         if label_id not in values:
-            _raise_without_place(real, cohort.name_of(label_id), "which the cohort was asked for")
+            _raise_without_place(real, cohort.name_of(label_id), "which was requested for the cohort")
     for target in real.targets:
         if target.value not in values.values() and target.value not in missing:
             raise ExportError(
-                f"Label '{target.spelling}' of {real.name}: expected a label of the cohort for it, found none of that "
-                f"name, and nnU-Net would learn it as background. Give --map '{target.spelling}=NAME', or --absent "
-                f"'{target.spelling}' if the cohort's cases truly hold none."
+                f"Label '{target.spelling}' of {real.name}: the cohort has no label of that name, and nnU-Net would "
+                f"learn it as background. Give --map '{target.spelling}=NAME', or --absent '{target.spelling}' if "
+                "the cohort's cases really contain none."
             )
     return LabelMapping(values, frozenset(explicit), missing)
 
@@ -78,41 +78,41 @@ def map_labels(
 def require_complete_mapping(
     real: RealDataset, cohort: CohortSource, mapping: LabelMapping, counts: Mapping[int, int]
 ) -> None:
-    """Raise when what the cohort's label maps hold would teach nnU-Net something wrong.
+    """Raise if nnU-Net would learn something wrong from the cohort's label maps.
 
     Args:
         real: The real dataset.
         cohort: The cohort.
         mapping: The mapping.
-        counts: Vocabulary id to the number of exported cases whose label maps hold it.
+        counts: Number of exported cases whose label maps contain an id, by vocabulary id.
 
     Raises:
-        ExportError: A real label occurs in no exported case, or in one and was said not to; or a tumour would become a
-            hole in its organ.
+        ExportError: A real label occurs in no exported case, or occurs although it was declared absent; or a tumour
+            would become a hole in its organ.
     """
     found = {mapping.values.get(label_id, 0) for label_id in counts}
     for target in real.targets:
         if target.value in found and target.value in mapping.absent:
             raise ExportError(
-                f"--absent '{target.spelling}': expected none in the exported cases, found some in {cohort.folder}. "
-                "Leave out the flag."
+                f"--absent '{target.spelling}': the label occurs in exported cases of {cohort.folder}. Leave the "
+                "option out."
             )
         if target.value not in found and target.value not in mapping.absent:
             sources = [cohort.name_of(label_id) for label_id, value in mapping.values.items() if value == target.value]
             raise ExportError(
-                f"Label '{target.spelling}' of {real.name}: expected {' or '.join(sources)} in at least one exported "
-                f"case of {cohort.folder}, found none. Give --absent '{target.spelling}' if the cases truly hold none, "
-                "not only no label for it."
+                f"Label '{target.spelling}' of {real.name}: no exported case of {cohort.folder} has "
+                f"{' or '.join(sources)}. Give --absent '{target.spelling}' only if the structure really is absent "
+                "from the cases, rather than unlabelled."
             )
     for label_id in sorted(counts.keys() & set(cohort.vocabulary.tumor_ids)):
         hosts = [host for host in cohort.vocabulary.hosts_of(label_id) if mapping.values.get(host, 0)]
         if label_id not in mapping.values and hosts:
             organ = f"and lies in {cohort.name_of(hosts[0])}"
-            _raise_without_place(real, cohort.name_of(label_id), f"which the cohort's label maps hold {organ}")
+            _raise_without_place(real, cohort.name_of(label_id), f"which the cohort's label maps contain {organ}")
 
 
 def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapping) -> list[dict[str, Any]]:
-    """The mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
+    """Return the mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
     names = {target.value: target.spelling for target in real.targets} | {0: BACKGROUND_NAME}
     return [
         {
@@ -130,8 +130,8 @@ def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapp
 def _raise_without_place(real: RealDataset, name: str, reason: str) -> None:
     listed = ", ".join(target.spelling for target in real.targets)
     raise ExportError(
-        f"Label '{name}', {reason}: expected a label of {real.name} for it, found none of that name ({listed}). "
-        f"Give --map 'LABEL={name}', or --map '{BACKGROUND_NAME}={name}' to leave it out."
+        f"Label '{name}', {reason}: {real.name} has no label of that name ({listed}). Give --map 'LABEL={name}', or "
+        f"--map '{BACKGROUND_NAME}={name}' to leave it out."
     )
 
 
@@ -149,8 +149,8 @@ def _read_given(real: RealDataset, cohort: CohortSource, given: Sequence[str]) -
         label, equals, names = (part.strip() for part in entry.partition("="))
         if not equals or not label or not names:
             raise ExportError(
-                f"--map '{entry}': expected LABEL=NAME, a label of {real.name} and one of the cohort, found another "
-                "form. Write for instance --map 'tumor=hepatic tumor'."
+                f"--map '{entry}': must have the form LABEL=NAME, with a label of {real.name} and one of the cohort. "
+                "Write for instance --map 'tumor=hepatic tumor'."
             )
         if _is_reversed(real, cohort, label, names):
             label, names = names, label
@@ -158,9 +158,7 @@ def _read_given(real: RealDataset, cohort: CohortSource, given: Sequence[str]) -
         for name in names.split("+"):
             label_id = cohort.vocabulary.id_of(name.strip())
             if label_id in explicit:
-                raise ExportError(
-                    f"--map '{entry}': expected one label for '{cohort.name_of(label_id)}', found a second. Give one."
-                )
+                raise ExportError(f"--map '{entry}': '{cohort.name_of(label_id)}' already has a label. Give only one.")
             explicit[label_id] = value
     return explicit
 
@@ -199,6 +197,6 @@ def _find_target(real: RealDataset, wanted: str, subject: str) -> Target:
         return found
     spellings = [target.spelling for target in real.targets]
     raise ExportError(
-        f"{subject}: expected a label of {real.name} ({', '.join(spellings)}), found '{wanted}'."
-        f"{did_you_mean(wanted, spellings)} Give one of them."
+        f"{subject}: {real.name} has no label '{wanted}', only "
+        f"{', '.join(spellings)}.{did_you_mean(wanted, spellings)} Give one of them."
     )

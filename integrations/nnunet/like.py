@@ -53,7 +53,7 @@ def export_like(cohorts: Sequence[Path], request: NnunetExport, *, notify: Repor
         The report; unless it was a dry run the dataset has passed nnU-Net's integrity check.
 
     Raises:
-        CohortError: The cohort's folder is no cohort.
+        CohortError: The cohort's folder is not a cohort.
         ExportError: Something does not fit, or nnU-Net refuses the result.
         VocabularyError: An unknown label name.
     """
@@ -161,7 +161,7 @@ def _list_files(export: LikeExport) -> dict[str, tuple[Path, Path]]:
 
 
 def _places(export: LikeExport, synthetic_id: str) -> tuple[Path, Path]:
-    """Where the image and the label map of a synthetic case are written to, within the new dataset."""
+    """Return where the image and the label map of a synthetic case are written in the new dataset."""
     is_named = export.link == "none"
     images, labels = (IMAGES_FOLDER, LABELS_FOLDER) if is_named else ("imagesTr", "labelsTr")
     return Path(images, f"{synthetic_id}_0000{FILE_ENDING}"), Path(labels, f"{synthetic_id}{FILE_ENDING}")
@@ -183,14 +183,17 @@ def _link(source: Path, place: Path, export: LikeExport) -> None:
             place.hardlink_to(source.resolve())
     except FileExistsError:
         raise ExportError(
-            f"{place.name}: expected one file of that name in the export, found two. Give every case a name of its own."
+            f"{place.name}: two files of the export have this name. Give every case its own name."
         ) from None
     except OSError as error:
         if export.link == "symlink":
-            raise
+            raise ExportError(
+                f"--link symlink: {place.name} could not be linked to {source}: {error.strerror}. Windows allows "
+                "links in developer mode only. Use --link hard, or none."
+            ) from error
         raise ExportError(
-            f"--link hard: expected {source} on the file system of {export.target.parent}, found: {error.strerror}. "
-            "Use --link symlink, or none."
+            f"--link hard: {source} cannot be linked from the file system of {export.target.parent}: "
+            f"{error.strerror}. Use --link symlink, or none."
         ) from None
 
 
@@ -203,8 +206,10 @@ def _describe_dataset(export: LikeExport) -> dict[str, Any]:
         **{key: real.description[key] for key in _KEPT_KEYS if key in real.description},
         "numTraining": len(real.cases) + len(export.cases),
         "name": export.target.name,
-        "description": f"{len(real.cases)} cases of {real.name} and {len(export.cases)} synthetic ones, which are for "
-        f"training only; see {MAPPING_NAME}.",
+        "description": (
+            f"{len(real.cases)} cases of {real.name} and {len(export.cases)} synthetic ones, which are used for "
+            f"training only; see {MAPPING_NAME}."
+        ),
         "reference": str(real.description.get("reference", real.name)),
         "release": __version__,
         "licence": f"real cases: {real_licence}; synthetic cases: {licences}",

@@ -60,17 +60,19 @@ class RealPlans:
 
     @property
     def moved_name(self) -> str:
-        """What they are called in the new dataset."""
+        """Name in the new dataset."""
         return self.name + MOVED_SUFFIX
 
     @property
     def source(self) -> str:
-        """Where they come from, in words."""
-        return str(self.path) if self.path else f"nnU-Net's default planner, run on the real cases, since {self.reason}"
+        """Origin, in words."""
+        return (
+            str(self.path) if self.path else f"nnU-Net's default planner, run on the real cases, because {self.reason}"
+        )
 
 
 def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
-    """The real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
+    """Return the real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
 
     Args:
         places: Where the dataset may be preprocessed; none of them need exist.
@@ -82,14 +84,15 @@ def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
     names = sorted({path.stem for place in places for path in place.glob("*.json") if is_plans(path)})
     if wanted is not None and wanted not in names:
         raise ExportError(
-            f"--plans {wanted}: expected {wanted}.json in {tell_places(places)}, found "
-            f"{', '.join(names) or 'no plans there'}. Run nnU-Net's planner on the real dataset, or leave out --plans."
+            f"--plans {wanted}: there is no {wanted}.json in {tell_places(places)}, found "
+            f"{', '.join(names) or 'no plans there'}. Run nnU-Net's planner on the real dataset, or leave out "
+            "--plans."
         )
     if wanted is None and not names:
         return RealPlans(DEFAULT_PLANS, None, f"none were found in {tell_places(places)}")
     if wanted is None and DEFAULT_PLANS not in names and len(names) > 1:
         raise ExportError(
-            f"{tell_places(places)}: expected one file of plans, found {', '.join(names)}. Choose with --plans NAME."
+            f"{tell_places(places)}: has several files of plans, {', '.join(names)}. Choose with --plans NAME."
         )
     name = wanted or (DEFAULT_PLANS if DEFAULT_PLANS in names else names[0])
     return RealPlans(name, choose_same([place / f"{name}.json" for place in places], f"Plans {name}"))
@@ -125,7 +128,7 @@ def plan_on_cases(
 
     Args:
         description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
-        name: Of the dataset of these cases alone.
+        name: Name of the dataset of these cases alone.
         target: Name of the dataset that the plans are moved to.
         plans: What is planned already.
         building: Gets the moved plans, without cascades, and the fingerprint of the cases.
@@ -148,8 +151,8 @@ def plan_on_cases(
         done = run_nnunet(_PROGRAM, arguments, environment=environment)
         if done.returncode != 0:
             raise ExportError(
-                f"{name}: expected nnU-Net to plan on its cases, found: {last_words(done)} Repair the case that it "
-                "names; nnUNetv2_plan_and_preprocess --verify_dataset_integrity names it where it does not."
+                f"{name}: nnU-Net cannot plan on its cases: {last_words(done)} Repair the case that it names; "
+                "nnUNetv2_plan_and_preprocess --verify_dataset_integrity names it if this message does not."
             )
         content: dict[str, Any] = read_json(preprocessed / target / f"{plans.moved_name}.json")
         drop_cascades(content)
@@ -183,7 +186,7 @@ def _is_cascade(configurations: Mapping[str, Any], name: str) -> bool:
 
 
 def choose_configuration(plans: Mapping[str, Any]) -> str:
-    """The configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
+    """Return the configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
     names = list(plans["configurations"])
     return "3d_fullres" if "3d_fullres" in names else str(names[0])
 
@@ -198,7 +201,7 @@ def is_plans(path: Path) -> bool:
 
 
 def refer_to(real: RealDataset) -> dict[str, Any]:
-    """The entry ``dataset`` that names the real cases' files by absolute paths."""
+    """Return the entry ``dataset`` that names the real cases' files by absolute paths."""
     return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
 
 

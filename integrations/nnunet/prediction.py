@@ -51,15 +51,15 @@ class NnUNetModel:
             device: A torch device.
 
         Raises:
-            EvaluationError: When the folder is no trained model, or a fold lacks its checkpoint.
+            EvaluationError: When the folder is not a trained model, or a fold lacks its checkpoint.
             RequestError: When the orientation is none.
         """
         if len(orientation) != 3 or any(
             end not in ends for end, ends in zip(orientation, ("RL", "AP", "SI"), strict=True)
         ):
             raise RequestError(
-                f"Orientation '{orientation}': expected three letters such as RAS or LPS, the first R or L, the second "
-                "A or P, the third S or I, found others. Other orders of axes are turned by nnU-Net's plans."
+                f"Orientation '{orientation}': must be three letters such as RAS or LPS, the first R or L, the "
+                "second A or P, the third S or I. nnU-Net's plans handle other orders of axes."
             )
         self._flips = tuple(slice(None, None, 1 if end in "RAS" else -1) for end in orientation)
         self.folder = _find_model(folder)
@@ -68,11 +68,11 @@ class NnUNetModel:
         for fold in used:
             path = self.folder / f"fold_{fold}" / checkpoint
             if not path.is_file():
-                raise EvaluationError(f"{path}: expected a trained fold, found none. Name others with --folds.")
+                raise EvaluationError(f"{path}: this fold is not trained. Choose others with --folds.")
         self._predictor = _load_predictor(self.folder, used, checkpoint, device)
 
     def predict(self, image: Volume) -> NDArray[np.uint8]:
-        """The label map that the model gives to a CT.
+        """Return the label map that the model gives to a CT.
 
         Args:
             image: ``(I, J, K)`` HU in RAS+.
@@ -101,8 +101,8 @@ def read_label_values(path: Path) -> dict[str, tuple[int, ...]]:
         values = label_values(document["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise EvaluationError(
-            f"{path}: expected nnU-Net's description with 'labels', found: {type(error).__name__} {error}. "
-            "Give a folder that nnU-Net wrote."
+            f"{path}: nnU-Net's description with 'labels' cannot be read: {type(error).__name__} {error}. Give a "
+            "folder that nnU-Net wrote."
         ) from error
     return {name: value for name, value in values.items() if name not in ("background", "ignore")}
 
@@ -124,7 +124,7 @@ def _find_folds(folder: Path, checkpoint: str) -> tuple[str, ...]:
     folds = tuple(sorted(path.parent.name.removeprefix("fold_") for path in folder.glob(f"fold_*/{checkpoint}")))
     numbered = tuple(fold for fold in folds if fold != "all") or folds
     if not numbered:
-        raise EvaluationError(f"{folder}: expected folds with {checkpoint}, found none. Finish the training first.")
+        raise EvaluationError(f"{folder}: no fold has {checkpoint}. Finish the training first.")
     return numbered
 
 
@@ -148,8 +148,8 @@ def _load_predictor(folder: Path, folds: Sequence[int | str], checkpoint: str, d
             lines = str(error).splitlines() or [type(error).__name__]
             reason = lines[0].partition(" If the trainer")[0].rstrip(".")
             raise EvaluationError(
-                f"{folder}: expected a model that this nnU-Net can open, found: {reason}. Name the folder of its "
-                "trainer in nnUNet_extTrainer, or install the version that it was trained with."
+                f"{folder}: this nnU-Net cannot open the model: {reason}. Name the folder of its trainer in "
+                "nnUNet_extTrainer, or install the version that it was trained with."
             ) from error
     return predictor
 

@@ -33,25 +33,23 @@ def read_description(path: Path) -> dict[str, Any]:
     """Read ``dataset.json``.
 
     Returns:
-        Its content: ``labels`` maps names to whole numbers or lists of them, the numbers are 0, 1, 2, ... without gaps,
+        Its content: ``labels`` maps names to integers or lists of them, the numbers are 0, 1, 2, ... without gaps,
         ``channel_names`` maps numbers to names, and ``dataset``, where it is there, names files for every case.
 
     Raises:
-        ExportError: It is no JSON, or an entry is of another form.
+        ExportError: It is not JSON, or an entry is of another form.
     """
     try:
         description = read_json(path)
     except (OSError, ValueError) as error:
-        raise ExportError(f"{path}: expected JSON, found: {error}. Repair the file.") from None
+        raise ExportError(f"{path}: not valid JSON: {error}. Repair the file.") from None
     missing = [key for key in _REQUIRED_KEYS if not isinstance(description, dict) or key not in description]
     if missing:
-        raise ExportError(
-            f"{path}: expected the keys of nnU-Net v2, found no {', '.join(missing)}. Add what is missing."
-        )
+        raise ExportError(f"{path}: keys of nnU-Net v2 are missing: {', '.join(missing)}. Add them.")
     _require_labels(path, description["labels"])
     number = description["numTraining"]
     if not isinstance(number, int) or isinstance(number, bool):
-        raise _wrong(path, "numTraining", "a whole number", number)
+        raise _wrong(path, "numTraining", "an integer", number)
     if not isinstance(description["file_ending"], str):
         raise _wrong(path, "file_ending", "text such as '.nii.gz'", description["file_ending"])
     for key in ("channel_names", "modality"):
@@ -73,29 +71,29 @@ def _require_labels(path: Path, labels: object) -> None:
         raise _wrong(path, "labels", 'a number for each name, {"background": 0, "liver": 1},', labels)
     if labels and all(spells_number(name) and isinstance(value, str) for name, value in labels.items()):
         raise ExportError(
-            f"{path}: expected a number for each name as nnU-Net v2 has it, found a name for each number as the "
-            "Medical Segmentation Decathlon has it. Convert the dataset with nnUNetv2_convert_MSD_dataset."
+            f"{path}: expected a number for each name, as in nnU-Net v2, found a name for each number, as in the "
+            "Medical Segmentation Decathlon. Convert the dataset with nnUNetv2_convert_MSD_dataset."
         )
     for name, value in labels.items():
         parts = value if isinstance(value, list) else [value]
         if not parts or not all(isinstance(part, int | str) and spells_number(part) for part in parts):
-            raise _wrong(path, "labels", f"a whole number, or a list of them, for '{name}'", value)
+            raise _wrong(path, "labels", f"an integer, or a list of them, for '{name}'", value)
     values = sorted({number for numbers in label_values(labels).values() for number in numbers})
     gap = next((number for number in range(len(values)) if number not in values), None)
     if gap is not None or label_values(labels).get("background") != (0,):
         found = f"{', '.join(map(str, values))}, without {gap}" if gap is not None else "another number for background"
         raise ExportError(
-            f"{path}: expected labels numbered 0, 1, 2, ... without gaps, 0 being background, as nnU-Net demands, "
-            f"found {found}. Renumber the labels, in the label maps too."
+            f"{path}: nnU-Net requires labels numbered 0, 1, 2, ... without gaps, with 0 for background, found "
+            f"{found}. Renumber the labels, also in the label maps."
         )
 
 
 def _require_files(path: Path, entries: object) -> None:
     if not isinstance(entries, dict):
-        raise _wrong(path, "dataset", "files for each case by its name", entries)
+        raise _wrong(path, "dataset", "files of each case by its name", entries)
     for case_id, row in entries.items():
         if not is_file_name(case_id):
-            raise _wrong(path, "dataset", "names of cases that can be names of files", case_id)
+            raise _wrong(path, "dataset", "case names that can be file names", case_id)
         images = row.get("images") if isinstance(row, dict) else None
         is_right = isinstance(images, list) and all(isinstance(image, str) for image in images)
         if not is_right or not isinstance(row.get("label"), str):
@@ -125,7 +123,7 @@ class Target:
 
     @property
     def spelling(self) -> str:
-        """How a user refers to it: its name, or its number."""
+        """Name or number by which a user refers to it."""
         return self.name or str(self.value)
 
 
@@ -167,7 +165,7 @@ class RealDataset:
 
     @cached_property
     def orientations(self) -> Counter[str]:
-        """How many images are stored with which voxel axes; reads headers only."""
+        """Number of images by orientation of their voxel axes; reads only headers."""
         return Counter(axis_codes(load_stored_grid(case.image).affine) for case in self.cases)
 
     @property
@@ -180,25 +178,25 @@ def load_real_dataset(folder: Path) -> RealDataset:
     """Read and check a real dataset; image headers and voxels are not read.
 
     Raises:
-        ExportError: It is no raw dataset of nnU-Net, its description has another form, it has no single CT channel, or
-            a file of it is missing.
+        ExportError: It is not a raw dataset of nnU-Net, its description has another form, it has no single CT channel,
+            or a file of it is missing.
     """
     folder = Path(os.path.abspath(find_dataset(folder)))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
     if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / DESCRIPTION_NAME).is_file():
         raise ExportError(
-            f"{folder}: expected a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json, found "
-            f"{'none there' if not folder.is_dir() else 'another folder'}. Give --like nnUNet_raw/DatasetXXX_Name."
+            f"{folder}: not a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json "
+            f"({'no such folder' if not folder.is_dir() else 'it has none'}). Give --like nnUNet_raw/DatasetXXX_Name."
         )
     description = read_description(folder / DESCRIPTION_NAME)
     if MARK_KEY in description or (folder / MAPPING_NAME).exists():
         raise ExportError(
-            f"{folder.name}: expected a dataset of real cases, found one that maisi-aug exported. "
-            "Give --like the real dataset, since validation is on its cases."
+            f"{folder.name}: this dataset was exported by maisi-aug and has synthetic cases, but validation needs "
+            "real ones. Give --like the real dataset."
         )
     _require_ct(folder, description)
     if description["file_ending"] != FILE_ENDING:
         raise ExportError(
-            f"{folder.name}: expected images that end in {FILE_ENDING} as the cohort's do, found "
+            f"{folder.name}: images must end in {FILE_ENDING}, like the cohort's, found "
             f"'{description['file_ending']}'. Convert the real dataset to NIfTI."
         )
     return RealDataset(folder, description, _list_cases(folder, description), _list_targets(folder, description))
@@ -209,29 +207,29 @@ def _require_ct(folder: Path, description: Mapping[str, Any]) -> None:
     names = [str(name) for name in channels.values()]
     if len(names) != 1:
         raise ExportError(
-            f"{folder.name}: expected one channel as the cohort has, found {len(names)} ({', '.join(names)}). "
-            "A cohort can only be added to a dataset of one CT channel."
+            f"{folder.name}: must have one channel, like the cohort, found {len(names)} ({', '.join(names)}). A "
+            "cohort can only be added to a dataset of one CT channel."
         )
     if names[0].casefold() != "ct":  # what nnU-Net compares with before it normalises by HU statistics
         raise ExportError(
-            f"{folder.name}: expected a channel named CT, found '{names[0]}', which nnU-Net normalises image by image. "
-            "If the images are CTs in HU, rename the channel in dataset.json and plan again."
+            f"{folder.name}: the channel must be named CT, found '{names[0]}', which nnU-Net normalises image by "
+            "image. If the images are CTs in HU, rename the channel in dataset.json and plan again."
         )
 
 
 def _list_cases(folder: Path, description: Mapping[str, Any]) -> tuple[RealCase, ...]:
     cases = _cases_by_reference(RawDataset(folder, description)) if "dataset" in description else _cases_by_name(folder)
     if not cases:
-        raise ExportError(f"{folder}: expected training cases, found none. Add them to imagesTr and labelsTr.")
+        raise ExportError(f"{folder}: has no training cases. Add them to imagesTr and labelsTr.")
     if len(cases) != description["numTraining"]:
         raise ExportError(
-            f"{folder.name}: expected the {description['numTraining']} cases that dataset.json counts, found "
-            f"{len(cases)}. Correct numTraining or add the missing files."
+            f"{folder.name}: dataset.json counts {description['numTraining']} cases, found {len(cases)}. Correct "
+            "numTraining or add the missing files."
         )
     for case in cases:
         for path in (case.image, case.label):
             if not path.is_file():
-                raise ExportError(f"{case.case_id}: expected {path}, found nothing there. Put the file back.")
+                raise ExportError(f"{case.case_id}: {path} is missing. Restore the file.")
     return cases
 
 
@@ -239,7 +237,7 @@ def _cases_by_reference(dataset: RawDataset) -> tuple[RealCase, ...]:
     """Cases that dataset.json points at; nnU-Net takes paths relative to the folder, with variables."""
     for case_id, files in dataset.document["dataset"].items():
         if (num_images := len(files["images"])) != 1:
-            raise ExportError(f"{case_id}: expected one image, found {num_images} in dataset.json. Correct the entry.")
+            raise ExportError(f"{case_id}: must have one image, found {num_images} in dataset.json. Correct the entry.")
     found = dataset.list_cases()
     return tuple(RealCase(case.id, _clean(case.image), _clean(case.label)) for case in found if case.image)
 
@@ -250,8 +248,7 @@ def _cases_by_name(folder: Path) -> tuple[RealCase, ...]:
     strange = [path for path in images if not path.name.endswith(_CHANNEL_SUFFIX)]
     if strange:
         raise ExportError(
-            f"{strange[0]}: expected a name that ends in {_CHANNEL_SUFFIX}, found another. "
-            "Rename the file, or remove further channels."
+            f"{strange[0]}: the name must end in {_CHANNEL_SUFFIX}. Rename the file, or remove further channels."
         )
     case_ids = sorted(path.name.removesuffix(_CHANNEL_SUFFIX) for path in images)
     return tuple(
@@ -279,5 +276,5 @@ def _list_targets(folder: Path, description: Mapping[str, Any]) -> tuple[Target,
             if part and (len(values) == 1 or part not in names):
                 names[part] = name if len(values) == 1 else None
     if not names:
-        raise ExportError(f"{folder.name}: expected labels besides the background, found none. Check dataset.json.")
+        raise ExportError(f"{folder.name}: has no labels besides the background. Check dataset.json.")
     return tuple(Target(value, names[value]) for value in sorted(names))

@@ -1,4 +1,4 @@
-"""What an export next to a real dataset did, as JSON and as a page of Markdown."""
+"""Result of an export next to a real dataset, as JSON and as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _NUM_IDS = 256
 
 
 def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """How often voxels of two labels touch.
+    """Return how often voxels of two labels touch.
 
     Args:
         label_map: ``(I, J, K)``; ids from 256 on count as background.
@@ -51,8 +51,8 @@ def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[i
     """Labels without a place that mostly touch one that has one.
 
     Args:
-        contacts: Of all cases, from ``count_contacts``.
-        values: Vocabulary id to value in the real dataset; ids that the user mapped to background are no surprise.
+        contacts: Contacts of all cases, from ``count_contacts``.
+        values: Vocabulary id to value in the real dataset; ids that the user mapped to background are expected.
 
     Returns:
         Id of the label that becomes background, to the id that it touches most.
@@ -74,7 +74,7 @@ DEFAULT_TRAINER = "nnUNetTrainerSynthetic50"
 
 @dataclass
 class Seen:
-    """What the label maps of the exported cases hold.
+    """Contents of the label maps of the exported cases.
 
     Attributes:
         counts: Vocabulary id to the number of cases that hold it, background left out.
@@ -94,7 +94,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class LikeReport:
-    """What was exported, or would be.
+    """Result of an export, or its outlook.
 
     Attributes:
         path: The raw dataset.
@@ -111,8 +111,8 @@ class LikeReport:
         configuration: The configuration that the commands name.
         orientation: Voxel axes of the synthetic files.
         num_images_written: Images that had to be written anew; every other file is referred to or linked.
-        notes: What the user should know, one sentence each.
-        commands: What to run next, in this order.
+        notes: Notes to the user, a sentence each.
+        commands: Commands to run next, in this order.
         is_written: False for a dry run.
     """
 
@@ -135,11 +135,11 @@ class LikeReport:
     is_written: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON types."""
+        """Return the report as JSON types."""
         return asdict(self) | {"path": str(self.path), "preprocessed": str(self.preprocessed)}
 
     def to_markdown(self) -> str:
-        """The report as a page."""
+        """Return the report as a page."""
         labels = [
             f"| {row['name']} ({row['vocabulary_id']}) | {row['label']} ({row['value']}) | {row['found_by']} | "
             f"{row['num_cases']} |"
@@ -153,8 +153,10 @@ class LikeReport:
             [
                 f"# {self.path.name}",
                 "",
-                f"{self.num_real} real cases of {self.real_dataset} and {self.num_synthetic} of {self.num_available} "
-                "synthetic cases, which are in training only.",
+                (
+                    f"{self.num_real} real cases of {self.real_dataset} and {self.num_synthetic} of "
+                    f"{self.num_available} synthetic cases, for training only."
+                ),
                 "",
                 "| label of the cohort | label of the dataset | found by | cases |",
                 "| --- | --- | --- | --- |",
@@ -185,9 +187,9 @@ def build_report(
 
     Args:
         export: The export.
-        seen: What the label maps of its cases hold.
+        seen: Labels in the label maps of its cases.
         plans: The moved plans; ``None`` for a dry run.
-        warnings: What nnU-Net warns about.
+        warnings: Warnings of nnU-Net.
     """
     configuration = choose_configuration(plans) if plans else "3d_fullres"
     return LikeReport(
@@ -255,13 +257,13 @@ def _build_notes(
         num_available = len(export.cohort.cases)
         reason = "; --max-per-label allows no more" if len(export.cases) < num_available else ", which is all of them"
         yield (
-            f"--ratio asks for {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
+            f"--ratio requests {export.num_wanted} synthetic cases; {len(export.cases)} of the cohort's "
             f"{num_available} accepted ones are exported{reason}."
         )
     if num_real < NUM_FOLDS:
         yield (
-            f"{num_real} real cases make {len(export.folds.folds)} folds; nnU-Net would draw a random split with "
-            "synthetic cases in validation for any fold past the last, which the trainers of maisi-aug refuse."
+            f"{num_real} real cases give {len(export.folds.folds)} folds; for any further fold nnU-Net would draw a "
+            "random split with synthetic cases in validation, which the trainers of maisi-aug refuse."
         )
     num_derived = sum(bool(origins) for origins in export.origins.values())
     if num_derived:
@@ -273,13 +275,13 @@ def _build_notes(
     for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
         names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
         yield (
-            f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; where the real dataset counts it "
+            f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; if the real dataset counts it "
             f"as part of a label, give --map 'LABEL={names[0]}'."
         )
     if export.mapping.absent:
         spellings = {target.value: target.spelling for target in export.real.targets}
         listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
-        yield f"Absent from every synthetic case, as you said: {listed}."
+        yield f"Absent from every synthetic case, as specified: {listed}."
     yield from _compare_spacings(export, plans, configuration)
     if never := note_never_trained(export.real.case_ids):
         yield never
@@ -290,12 +292,12 @@ def _build_notes(
 def _note_axes(export: LikeExport) -> Iterator[str]:
     if export.is_turned:
         yield (
-            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels as they lie, so "
-            f"the {len(export.cases)} synthetic images are written anew in that order."
+            f"The real images are stored with axes {export.orientation}, and nnU-Net trains on voxels in stored "
+            f"order, so that the {len(export.cases)} synthetic images are rewritten in that order."
         )
     if len(export.real.orientations) > 1 and not export.real.is_reoriented_on_reading:
         listed = ", ".join(f"{codes} ({count})" for codes, count in export.real.orientations.most_common())
-        yield f"The real images are stored with different axes: {listed}; nnU-Net does not turn them."
+        yield f"The real images are stored with different axes: {listed}; nnU-Net does not reorient them."
 
 
 def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, configuration: str) -> Iterator[str]:
@@ -307,5 +309,5 @@ def _compare_spacings(export: LikeExport, plans: Mapping[str, Any] | None, confi
     if max(own) > 2 * max(planned):
         yield (
             f"Synthetic voxels of {'x'.join(f'{side:.3g}' for side in own)} mm are coarser than the "
-            f"{'x'.join(f'{side:.3g}' for side in planned)} mm that the plans train at; nnU-Net interpolates them."
+            f"{'x'.join(f'{side:.3g}' for side in planned)} mm of the plans; nnU-Net interpolates them."
         )

@@ -1,4 +1,4 @@
-"""What is to be exported when a cohort is added to a real nnU-Net dataset, checked before anything is written."""
+"""Request to add a cohort to a real nnU-Net dataset, checked before anything is written."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def choose_cases(
         cases: Accepted cases in the order of the plan.
         num_real: Cases of the real dataset.
         ratio: Synthetic cases per real case; all that there are when not given.
-        max_per_label: How many cases that were asked for one label may be chosen, at most.
+        max_per_label: Largest number of cases chosen per requested label.
 
     Returns:
         The chosen cases in the order of the plan; fewer than the ratio says where there are not enough.
@@ -54,9 +54,9 @@ def choose_cases(
         ExportError: A number is out of range, or no case is left.
     """
     if ratio is not None and not (isfinite(ratio) and ratio > 0):
-        raise ExportError(f"--ratio: expected a number above 0, found {ratio:g}. Give 1 for as many as real cases.")
+        raise ExportError(f"--ratio: must be above 0, found {ratio:g}. Give 1 for as many as real cases.")
     if max_per_label is not None and max_per_label < 1:
-        raise ExportError(f"--max-per-label: expected at least 1, found {max_per_label}. Leave it out for no cap.")
+        raise ExportError(f"--max-per-label: must be at least 1, found {max_per_label}. Leave it out for no limit.")
     limit = len(cases) if ratio is None else count_wanted(ratio, num_real)
     sizes = Counter(case.request for case in cases)
     queues: dict[str, deque[AttemptRecord]] = {}
@@ -78,7 +78,7 @@ def choose_cases(
 
 
 def count_wanted(ratio: float, num_real: int) -> int:
-    """How many cases a ratio asks for."""
+    """Return how many cases a ratio requests."""
     return max(1, round(ratio * num_real))
 
 
@@ -108,8 +108,8 @@ class LikeExport:
         folds: The real dataset's folds.
         plans: The real dataset's plans.
         link: How files that exist get into the dataset.
-        num_wanted: Synthetic cases that the ratio asks for; None without a ratio.
-        insertion: What the trainer draws into real cases.
+        num_wanted: Synthetic cases that the ratio requests; None without a ratio.
+        insertion: Lesions that the trainer draws into real cases.
     """
 
     target: Path
@@ -145,7 +145,7 @@ class LikeExport:
 
     @cached_property
     def orientation(self) -> str:
-        """How synthetic files are stored: as most real ones, since nnU-Net mostly trains on voxels as they lie."""
+        """Orientation of synthetic files: that of most real ones, since nnU-Net mostly trains on voxels as stored."""
         if self.real.is_reoriented_on_reading:
             return STORED_ORIENTATION
         return self.real.orientations.most_common(1)[0][0]
@@ -160,7 +160,7 @@ def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeE
     """Read and check everything that can be told without voxels; nothing is written.
 
     Raises:
-        CohortError: A folder is no cohort.
+        CohortError: A folder is not a cohort.
         ExportError: A setting, the real dataset or the cohort does not fit.
         VocabularyError: An unknown label name.
     """
@@ -176,8 +176,8 @@ def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeE
     require_label_maps(cohort)
     if channel_name(cohort.cases) != "CT":
         raise ExportError(
-            f"{cohort.folder}: expected CT images as in {real.name}, found {channel_name(cohort.cases)}. "
-            "Make the cohort with --modality ct."
+            f"{cohort.folder}: needs CT images as in {real.name}, found {channel_name(cohort.cases)}. Make the "
+            "cohort with --modality ct."
         )
     cases = choose_cases(
         cohort.cases, num_real=len(real.cases), ratio=request.ratio, max_per_label=request.max_per_label

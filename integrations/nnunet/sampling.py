@@ -38,11 +38,11 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
             arguments: As for nnU-Net's loader.
             synthetic_cases: Identifiers of the synthetic cases; those outside the training set are left aside.
             share: Share of synthetic cases, 0 to 1; read for every batch, also in worker processes.
-            lowest_share: What the share will fall to at most.
+            lowest_share: Lowest value that the share will fall to.
             settings: As for nnU-Net's loader.
 
         Raises:
-            TrainingError: The share asks for real or synthetic cases, and the training set holds none.
+            TrainingError: The share needs real or synthetic cases, and the training set holds none.
         """
         super().__init__(*arguments, **settings)
         self._share = share
@@ -55,13 +55,12 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
         ):
             if is_needed and not cases:
                 raise TrainingError(
-                    f"Training set: expected {kind} cases for a synthetic share of {lowest_share:.0%} to "
-                    f"{share.value:.0%}, found none among {len(identifiers)}. Choose a trainer of "
-                    "another share, or another fold."
+                    f"Training set: a synthetic share of {lowest_share:.0%} to {share.value:.0%} needs {kind} cases, "
+                    f"but none of the {len(identifiers)} is. Choose a trainer of another share, or another fold."
                 )
 
     def get_indices(self) -> NDArray[np.str_]:
-        """Identifiers of the cases of one batch."""
+        """Return identifiers of the cases of one batch."""
         expected = float(self._share.value) * self.batch_size
         # NumPy's global stream, which nnU-Net seeds anew in each worker; a generator of ours would be the same in all.
         num_synthetic = int(expected) + int(np.random.uniform() < expected - int(expected))  # noqa: NPY002

@@ -35,7 +35,7 @@ class Folds:
     source: str
 
     def with_synthetic(self, origins: Mapping[str, Collection[str]]) -> list[Fold]:
-        """Synthetic cases added to the training sides; the content of ``splits_final.json``.
+        """Return synthetic cases added to the training sides; the content of ``splits_final.json``.
 
         Args:
             origins: Every synthetic case, and the real cases whose label maps it was made from: a fold that validates
@@ -50,19 +50,19 @@ class Folds:
             added = [case_id for case_id in names if validated.isdisjoint(origins[case_id])]
             if not fold["train"] and not added:
                 raise ExportError(
-                    f"Fold {number}: expected a case to train on, found none: there is no other real case, and every "
-                    f"synthetic one was made from the label map of '{fold['val'][0]}', which validates. Make cases "
-                    "from other label maps."
+                    f"Fold {number}: no case is left to train on: there is no other real case, and every synthetic "
+                    f"one was made from the label map of '{fold['val'][0]}', which validates. Make cases from other "
+                    "label maps."
                 )
             mixed.append({"train": [*fold["train"], *added], "val": list(fold["val"])})
         return mixed
 
 
 def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Path | None = None) -> Folds:
-    """The real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
+    """Return the real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
 
     nnU-Net's planner copies the file from the raw dataset to the preprocessed one that has none
-    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts, too.
+    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts as well.
 
     With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
     training side is left to synthetic cases.
@@ -91,11 +91,11 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
     folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in drawn)
     rule = "nnU-Net's own rule" if num_folds == NUM_FOLDS else f"nnU-Net's own rule with {num_folds} folds"
     missing = f"no {SPLITS_NAME} was found in {tell_places(places)}{f' or {raw}' if raw else ''}"
-    return Folds(folds, f"{rule} on the {len(case_ids)} real cases, since {missing}")
+    return Folds(folds, f"{rule} on the {len(case_ids)} real cases, because {missing}")
 
 
 def _require_continuation(folds: Folds, raw: Folds) -> None:
-    """Raise unless the first folds are the raw dataset's, which is what nnU-Net's planner asks for.
+    """Raise unless the first folds are the raw dataset's, as nnU-Net's planner requires.
 
     Raises:
         ExportError: Naming both files.
@@ -105,8 +105,8 @@ def _require_continuation(folds: Folds, raw: Folds) -> None:
     )
     if ours[: len(theirs)] != theirs:
         raise ExportError(
-            f"Folds of the real dataset: expected those of {raw.source} in {folds.source}, found that they differ, at "
-            "which nnU-Net's planner stops. Remove the file that is not to be used."
+            f"Folds of the real dataset: {raw.source} and {folds.source} differ, at which nnU-Net's planner stops. "
+            "Remove the file that is not to be used."
         )
 
 
@@ -116,32 +116,28 @@ def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:
         folds = tuple({side: [str(case_id) for case_id in fold[side]] for side in ("train", "val")} for fold in content)
     except (OSError, ValueError, TypeError, KeyError):
         raise ExportError(
-            f"{path}: expected a list of folds with 'train' and 'val', found other content. Repair or remove the file."
+            f"{path}: must be a list of folds with 'train' and 'val'. Repair or remove the file."
         ) from None
     if not folds:
-        raise ExportError(f"{path}: expected at least one fold, found none. Repair or remove the file.")
+        raise ExportError(f"{path}: has no folds. Repair or remove the file.")
     for number, fold in enumerate(folds):
         strange = sorted({*fold["train"], *fold["val"]} - case_ids)
         if strange:
             raise ExportError(
-                f"{path}: expected cases of the real dataset in fold {number}, found '{strange[0]}'. "
-                "Repair or remove the file."
+                f"{path}: fold {number} names '{strange[0]}', which is not a case of the real dataset. Repair or "
+                "remove the file."
             )
         for side in ("train", "val"):
             twice = next((case_id for case_id, count in Counter(fold[side]).items() if count > 1), None)
             if twice is not None:
                 raise ExportError(
-                    f"{path}: expected every case once on the side '{side}' of fold {number}, found '{twice}' twice. "
-                    "Repair or remove the file."
+                    f"{path}: fold {number} names '{twice}' twice on the side '{side}'. Repair or remove the file."
                 )
         if not fold["val"]:
-            raise ExportError(
-                f"{path}: expected cases that validate in fold {number}, found none. Repair or remove the file."
-            )
+            raise ExportError(f"{path}: fold {number} has no cases that validate. Repair or remove the file.")
         shared = sorted(set(fold["train"]) & set(fold["val"]))
         if shared:
             raise ExportError(
-                f"{path}: expected training and validation apart in fold {number}, found '{shared[0]}' in both. "
-                "Repair or remove the file."
+                f"{path}: '{shared[0]}' both trains and validates in fold {number}. Repair or remove the file."
             )
     return folds

@@ -1,4 +1,4 @@
-"""What the name of a trainer says: the share of synthetic cases, whether it fades, and how long training lasts.
+"""Settings in the name of a trainer: the share of synthetic cases, whether it fades, and the length of training.
 
 nnU-Net chooses a trainer by the name of a class and names the folder of results after it, so every setting is part of
 the name: ``nnUNetTrainerSynthetic50Fade_250epochs`` draws half of all cases from the synthetic ones at first and none
@@ -54,25 +54,25 @@ class TrainerSettings:
         return 0.0 if self.fades else self.share
 
     def share_at(self, epoch: int, num_epochs: int) -> float:
-        """The share of synthetic cases in an epoch, counted from 0."""
+        """Return the share of synthetic cases in an epoch, counted from 0."""
         if not self.fades:
             return self.share
         return self.share * max(0.0, 1.0 - epoch / max(1.0, FADED_AT * num_epochs))
 
 
 def read_trainer_name(name: str) -> TrainerSettings | None:
-    """The settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
+    """Return the settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
 
     Raises:
-        TrainingError: The name begins like one of ours and goes on wrongly.
+        TrainingError: The name begins like one of ours and continues wrongly.
     """
     if not name.startswith(TRAINER_PREFIX):
         return None
     found = _PATTERN.fullmatch(name)
     if found is None or int(found["percent"]) > 100:
         raise TrainingError(
-            f"Trainer '{name}': expected {TRAINER_FORM} with a percentage of 0 to 100, found another form. "
-            f"Write for instance {TRAINER_PREFIX}50_250epochs."
+            f"Trainer '{name}': must be {TRAINER_FORM} with a percentage of 0 to 100. Write for instance "
+            f"{TRAINER_PREFIX}50_250epochs."
         )
     is_for_cpu = found["cpu"] is not None
     return TrainerSettings(
@@ -85,7 +85,7 @@ def read_trainer_name(name: str) -> TrainerSettings | None:
 
 
 def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozenset[str]:
-    """Identifiers of the synthetic cases that a ``dataset.json`` names.
+    """Return identifiers of the synthetic cases that a ``dataset.json`` names.
 
     Raises:
         TrainingError: It names none.
@@ -93,12 +93,12 @@ def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozen
     mark = description.get(MARK_KEY)
     if not isinstance(mark, dict) or not mark.get("synthetic_cases"):
         raise TrainingError(
-            f"{subject}: expected a dataset.json that names its synthetic cases, found one that names none. "
-            "Make the dataset with maisi-aug export nnunet COHORT --like."
+            f"{subject}: its dataset.json names no synthetic cases. Make the dataset with maisi-aug export nnunet "
+            "COHORT --like."
         )
     return frozenset(map(str, mark["synthetic_cases"]))
 
 
 def trainer_folder() -> Path:
-    """The folder that nnUNet_extTrainer has to name."""
+    """Return the folder that nnUNet_extTrainer has to name."""
     return Path(__file__).with_name("trainers")

@@ -139,7 +139,7 @@ def train_nnunet_fold(
     max_minutes: float | None = None,
     report_epoch: ReportEpoch = lambda epoch, loss: None,
 ) -> Path | None:
-    """Train a fold, or go on where it was stopped.
+    """Train a fold, or continue where it was stopped.
 
     Args:
         folder: As for :func:`prepare_nnunet_folds`.
@@ -148,13 +148,13 @@ def train_nnunet_fold(
         fold: Number of the fold.
         results: Gets nnU-Net's results.
         num_steps: Optimiser steps in all.
-        seed: Of weights and batches.
+        seed: Seed of weights and batches.
         device: "cpu", "cuda" or "cuda:N".
-        max_minutes: Stop after so long; a later call goes on from the last epoch that was kept.
+        max_minutes: Stop after so long; a later call continues from the last epoch that was kept.
         report_epoch: Called with steps done and the loss after each epoch.
 
     Returns:
-        Folder of the trained model; None when the time was up.
+        Folder of the trained model; None if the time limit was reached.
 
     Raises:
         BenchmarkError: With nnU-Net's last words, when it fails.
@@ -173,12 +173,12 @@ def train_nnunet_fold(
     if lines is None:
         return None
     if not final.is_file():
-        raise BenchmarkError(f"nnU-Net: expected a trained fold, found: {lines[-300:] or 'no message'}. See {model}.")
+        raise BenchmarkError(f"nnU-Net: the fold was not trained: {lines[-300:] or 'no message'}. See {model}.")
     return model
 
 
 def show_device(device: str) -> dict[str, str]:
-    """The variable that leaves nnU-Net only one GPU of several to see, since it always takes the first.
+    """Return the variable that leaves nnU-Net only one GPU of several to see, since it always takes the first.
 
     Args:
         device: Such as "cuda:1", counted among those that this process sees; others need no variable.
@@ -193,7 +193,7 @@ def show_device(device: str) -> dict[str, str]:
 def _follow(
     arguments: list[str], environment: dict[str, str], max_minutes: float | None, report: ReportEpoch
 ) -> str | None:
-    """Run the training and read what it prints; None when it was stopped because the time was up."""
+    """Run the training and read what it prints; None if it was stopped at the time limit."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _TRAIN, *arguments],
         stdout=subprocess.PIPE,
@@ -241,6 +241,4 @@ def _environment(raw: Path, preprocessed: Path, results: Path) -> dict[str, str]
 def _run(program: str, arguments: list[str], environment: dict[str, str], stage: str) -> None:
     done = run_nnunet(program, arguments, environment=environment)
     if done.returncode != 0:
-        raise BenchmarkError(
-            f"nnU-Net, {stage}: expected it to end well, found: {last_words(done)} Check the cases that it names."
-        )
+        raise BenchmarkError(f"nnU-Net, {stage}: failed: {last_words(done)} Check the cases that it names.")

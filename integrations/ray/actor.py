@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: one worker, which lives as long as its driver has work.
+"""Worker on a node of a Ray cluster; it lives as long as its driver has work.
 
 The driver hands items in and listens for messages, which wait here until it does; what it is sent in one answer stays
 small, for volumes go to a disk that both see or, where there is none, in pieces.
@@ -30,17 +30,17 @@ PIECE_BYTES: Final = 8 << 20
 LISTEN_SECONDS: Final = 10.0
 """Longest wait for a message in one call."""
 NEWS_SECONDS: Final = 0.5
-"""How long events that nothing waits for are collected."""
+"""Seconds for which events that nothing waits for are collected."""
 FOLDER_PREFIX: Final = "maisi-aug-ray-"
 _NEWS: Final = ("told", "warned")
 
 
 class Assignment(NamedTuple):
-    """What an actor is made of.
+    """Arguments of an actor.
 
     Attributes:
-        name: Of the worker.
-        device: That it computes on.
+        name: Name of the worker.
+        device: Device to compute on.
         scratch: Folder of its own, as the driver sees it.
         home: Folder that the driver works in, where relative paths begin.
         token: A file that the driver has written, and its content: who can read it sees the driver's folders.
@@ -58,10 +58,10 @@ class Hello(NamedTuple):
 
     Attributes:
         host: Name of its machine.
-        node_id: Of the machine, for Ray.
-        version: Of maisi-aug there.
-        sees_folders: Whether the driver's folders are on a disk that is there, too.
-        num_cores: That are really there for it.
+        node_id: Id of the machine, for Ray.
+        version: Version of maisi-aug there.
+        sees_folders: Whether the driver's folders are on a disk that is there as well.
+        num_cores: Number of cores that are available to it.
     """
 
     host: str
@@ -75,7 +75,7 @@ class Piece(NamedTuple):
     """A part of a file.
 
     Attributes:
-        path: Of the file, below the worker's folder.
+        path: Path of the file, below the worker's folder.
         offset: Where it begins, in bytes.
         content: Its bytes.
     """
@@ -105,7 +105,7 @@ class RemoteWorker:
         self._own_folder: Path | None = None
 
     def listen(self) -> list[Message]:
-        """What is new; waits for it, but not for ever. The first call begins the work."""
+        """Return what is new, waiting a limited time for it. The first call begins the work."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -120,7 +120,7 @@ class RemoteWorker:
         return messages
 
     def hand_in(self, key: int, item: Any) -> None:
-        """Another item, with its number."""
+        """Add another item, with its number."""
         self._inbox.put((key, item))
 
     def stop(self) -> None:
@@ -192,8 +192,8 @@ class _Sent:
             spec: WorkerSpec[Any, Any] = pickle.loads(self.pickled)
             if missing := next((path for path in getattr(spec, "reads", ()) if not path.exists()), None):
                 raise WorkerError(
-                    f"expected {missing} as on the driver's machine, found nothing there. Put it on a disk that all "
-                    "nodes share, or at the same place of each."
+                    f"{missing} exists on the driver's machine, but not here. Put it on a disk shared by all nodes, "
+                    "or at the same path on each."
                 )
             return spec.open(place)
         except MaisiAugError as error:

@@ -19,24 +19,24 @@ from time import monotonic
 from typing import Any, Final, Generic, NamedTuple
 
 from maisi_aug import __version__
-from maisi_aug.errors import RequestError, WorkerError
+from maisi_aug.errors import MaisiAugWarning, RequestError, WorkerError
 from maisi_aug.integrations.ray.actor import Assignment, Hello, Piece, RemoteWorker
 from maisi_aug.integrations.ray.joining import join
 from maisi_aug.system.engine.cores import THREAD_VARIABLES, limit_threads
 from maisi_aug.system.engine.crew import Crew, Ending, Message
-from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
 
 PATIENCE_SECONDS: Final = 120.0
-"""How long workers may wait for a place on the cluster before the user hears of it."""
+"""Seconds that workers may wait for a place on the cluster before the user is notified."""
 NODE_SECONDS: Final = 2.0
-"""How long a node may take to answer whether it is there."""
+"""Seconds that a node may take to answer whether it is there."""
 # What Ray says of an actor whose code is not there.
 _IMPORT_WORDS: Final = ("failed to import", "No module named")
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
 
 
 class Shape(NamedTuple):
-    """What each worker is given.
+    """Resources of each worker.
 
     Attributes:
         num_workers: Workers in all.
@@ -79,7 +79,7 @@ class RayEngine:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`~maisi_aug.system.engine.work.Engine` says.
+        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines.
 
         Raises:
             MissingExtraError: Ray is not installed.
@@ -91,17 +91,21 @@ class RayEngine:
         ray = join(self.address)
         shape = shape_workers([node["Resources"] for node in ray.nodes() if node["Alive"]], self)
         device = "cuda" if shape.num_gpus else "cpu"
-        office = _Office(ray, shape, ray.put(pickle.dumps(spec)))
+        office = self.open_office(ray, shape, ray.put(pickle.dumps(spec)))
         assignments = (
             Assignment(f"worker {number}", device, scratch / str(number), home, token)
             for number in range(1, min(shape.num_workers, len(waiting)) + 1)
         )
         hands = [_RayHand[Item](office, assignment, watch) for assignment in assignments]
-        Crew(waiting, hands, settle, office.listen).work_off()
+        Crew(waiting, hands, settle, office.listen, num_ahead_of(spec)).work_off()
+
+    def open_office(self, ray: Any, shape: Shape, spec: Any) -> Office:
+        """What makes the actors."""
+        return Office(ray, shape, spec)
 
 
 def write_token(folder: Path) -> tuple[Path, str]:
-    """A file that only those can read who see this folder, and its content."""
+    """Return a file that only those can read who see this folder, and its content."""
     token = folder / "token", secrets.token_hex(16)
     token[0].write_text(token[1], encoding="utf-8")
     return token
@@ -111,8 +115,8 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     """Choose how many workers a cluster gets, and what of it each has.
 
     Args:
-        nodes: What Ray counts on every node: ``CPU``, ``GPU``.
-        engine: What is asked for.
+        nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
+        engine: What is requested.
 
     Raises:
         RequestError: There is no place for a single worker.
@@ -123,9 +127,9 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     if gpus > 0 and engine.device == "cpu":
         raise RequestError("--gpus-per-worker cannot be used with --device cpu.")
     if gpus > 1 and gpus != int(gpus):
-        raise RequestError(f"--gpus-per-worker: expected a whole number or a part of 1, found {gpus:g}.")
+        raise RequestError(f"--gpus-per-worker: expected an integer or a fraction of 1, found {gpus:g}.")
     if gpus == 0 and engine.device == "cuda":
-        raise RequestError("--device cuda: expected GPUs in the Ray cluster, found none. Use --device cpu.")
+        raise RequestError("--device cuda: the Ray cluster has no GPUs. Use --device cpu.")
     if gpus:
         places = [(node, int(node.get("GPU", 0) / gpus + 1e-6)) for node in nodes]
         usable = [(int(node.get("CPU", 0)), number) for node, number in places if number]
@@ -134,7 +138,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     if not usable:
         kind = f"{gpus:g} GPU" if gpus else "cores"
         found = ", ".join(f"{sum(node.get(name, 0) for node in nodes):g} {name}" for name in ("CPU", "GPU"))
-        raise RequestError(f"Ray cluster: expected a node with {kind} for a worker, found {found} in all.")
+        raise RequestError(f"Ray cluster: no node has {kind} for a worker; the cluster has {found} in all.")
     num_workers = engine.num_workers or sum(number for _, number in usable)
     if gpus:
         return Shape(num_workers, min(cores // number for cores, number in usable), gpus)
@@ -143,12 +147,12 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
 
 
 @dataclass
-class _Office:
+class Office:
     """Makes actors and listens to them.
 
     Attributes:
         ray: The package.
-        shape: What each actor is given.
+        shape: Resources of each actor.
         spec: Reference to what opens workers, pickled.
     """
 
@@ -159,7 +163,7 @@ class _Office:
     _has_warned: bool = False
 
     def hire(self, assignment: Assignment) -> Any:
-        """An actor, which may wait for a place."""
+        """Return an actor, which may wait for a place."""
         shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,
@@ -170,8 +174,12 @@ class _Office:
         )
         return made.remote(assignment, self.spec)
 
+    def dismiss(self, actor: Any) -> None:
+        """End an actor now."""
+        self.ray.kill(actor)
+
     def listen(self, hands: Sequence[_RayHand[Any]], seconds: float) -> Iterator[tuple[_RayHand[Any], Message | None]]:
-        """As :data:`~maisi_aug.system.engine.crew.Listen` says."""
+        """Yield messages of workers, as :data:`~maisi_aug.system.engine.crew.Listen` defines."""
         for hand in hands:
             hand.start_if_due()
         answers = {hand.answer: hand for hand in hands if hand.answer is not None}
@@ -199,7 +207,8 @@ class _Office:
         if num_waiting := sum(not hand.is_ready for hand in hands if hand.is_open):
             warnings.warn(
                 f"{num_waiting} of {len(hands)} workers wait for a place on the Ray cluster: each needs "
-                f"{self.shape.num_cpus} cores and {self.shape.num_gpus:g} GPU. The others work meanwhile.",
+                f"{self.shape.num_cpus} cores and {self.shape.num_gpus:g} GPU. The others are working meanwhile.",
+                MaisiAugWarning,
                 stacklevel=2,
             )
 
@@ -212,7 +221,7 @@ class _RayHand(Generic[Item]):
         answer: Reference to what it says next.
     """
 
-    office: _Office
+    office: Office
     assignment: Assignment
     watch: Watch
     items: dict[int, Item] = field(default_factory=dict)
@@ -249,7 +258,7 @@ class _RayHand(Generic[Item]):
         self._actor.hand_in.remote(key, item)
 
     def take_answer(self) -> Iterator[tuple[_RayHand[Item], Message | None]]:
-        """The messages of the driver's kinds; what concerns the actor itself is done here."""
+        """Yield the messages of the driver's kinds; what concerns the actor itself is done here."""
         ray = self.office.ray
         try:
             messages = ray.get(self.answer)
@@ -274,13 +283,14 @@ class _RayHand(Generic[Item]):
         self.place, self.node_id, self.has_own_folder = hello.host, hello.node_id, not hello.sees_folders
         if hello.version != __version__:
             raise WorkerError(
-                f"{self.name} on {hello.host}: expected maisi-aug {__version__} as here, found {hello.version}. "
-                "Install the same version on every node."
+                f"{self.name} on {hello.host}: has maisi-aug {hello.version}, this machine {__version__}. Install "
+                "the same version on every node."
             )
         if self.office.shape.num_cpus > hello.num_cores:
             warnings.warn(
-                f"{hello.host}: Ray gives each worker {self.office.shape.num_cpus} cores, {hello.num_cores} are there. "
-                "Start that node with ray start --num-cpus and the number that is there.",
+                f"{hello.host}: Ray gives each worker {self.office.shape.num_cpus} cores, but {hello.num_cores} are "
+                "available. Start that node with ray start --num-cpus and the available number.",
+                MaisiAugWarning,
                 stacklevel=2,
             )
         self.is_ready, self._num_false_starts = True, 0
@@ -303,10 +313,10 @@ class _RayHand(Generic[Item]):
         if self._num_false_starts >= MAX_LOSSES or (not was_ready and any(words in text for words in _IMPORT_WORDS)):
             self._is_over = True
             raise WorkerError(
-                f"{self.name}: expected maisi-aug {__version__} and what it needs on every node of the Ray cluster, "
-                f"found: {text.strip().splitlines()[-1]} Install it there, or see the logs of Ray."
+                f"{self.name}: maisi-aug {__version__} and its dependencies must be on every node of the Ray "
+                f"cluster: {text.strip().splitlines()[-1]} Install them there, or see the logs of Ray."
             ) from error
-        return Ending(f"was killed on {self.place}, mostly for lack of memory")
+        return Ending(f"was killed on {self.place}, probably for lack of memory")
 
     def ask_to_stop(self) -> None:
         self._is_over = True
@@ -324,5 +334,5 @@ class _RayHand(Generic[Item]):
 
     def _forget(self) -> None:
         if self._actor is not None:
-            self.office.ray.kill(self._actor)
+            self.office.dismiss(self._actor)
         self._actor = self.answer = None

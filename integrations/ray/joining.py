@@ -13,12 +13,12 @@ ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
 """Set by ``ray job submit``, for instance."""
 CONNECT_SECONDS: Final = 10.0
 STORE_BYTES: Final = 200 << 20
-"""Of the object store of a cluster of our own, through which only records and pieces of files pass."""
+"""Size in bytes of the object store of a cluster of our own, which only carries records and pieces of files."""
 _QUIET: Final = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def require_ray() -> Any:
-    """The package.
+    """Return the package.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -27,7 +27,7 @@ def require_ray() -> Any:
         import ray
     except ImportError as error:
         raise MissingExtraError(
-            f"--engine ray: expected the package ray, found: {error}. Install it with: pip install 'maisi-aug[ray]'"
+            f"--engine ray: the package ray is missing: {error}. Install it with: pip install 'maisi-aug[ray]'"
         ) from error
     return ray
 
@@ -84,15 +84,15 @@ def _require_answer(address: str) -> None:
     host, _, port = address.rpartition(":")
     if "://" in address or not host or not port.isdecimal():
         raise RequestError(
-            f"--address: expected HOST:PORT of a Ray cluster's head, such as 10.0.0.1:6379, or auto, found "
-            f"'{address}'. From outside of the cluster: ray job submit -- maisi-aug ... --engine ray"
+            "--address: must be HOST:PORT of a Ray cluster's head, such as 10.0.0.1:6379, or auto, found "
+            f"'{address}'. From outside the cluster: ray job submit -- maisi-aug ... --engine ray"
         )
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise WorkerError(
-            f"--address {address}: expected the head of a Ray cluster, found none that answers ({error}). Start one "
-            "with ray start --head, or leave --address out for this machine alone."
+            f"--address {address}: no Ray cluster answers there ({error}). Start one with ray start --head, or leave "
+            "--address out to use this machine alone."
         ) from error
 
 
@@ -101,16 +101,15 @@ def _explain(address: str, error: Exception) -> WorkerError:
     place = f"--address {address}" if address else "Ray on this machine"
     if "ersion mismatch" in text:
         return WorkerError(
-            f"{place}: expected a cluster of the same versions of Ray and Python, found others. {text} Install them "
-            "here, or use ray job submit."
+            f"{place}: the cluster has other versions of Ray or Python. {text} Install the same versions here, or "
+            "use ray job submit."
         )
     if "Could not find any running Ray instance" in text:
         return WorkerError(
-            f"{place}: expected a Ray cluster that runs on this machine, found none. Start one with ray start --head, "
-            "or leave --address out."
+            f"{place}: no Ray cluster runs on this machine. Start one with ray start --head, or leave --address out."
         )
     return WorkerError(
-        f"{place}: expected a Ray cluster that this machine is a node of and whose access token it has "
-        f"(RAY_AUTH_TOKEN, or ~/.ray/auth_token), found: {text or type(error).__name__} Run ray status "
-        "there to see more."
+        f"{place}: this machine must be a node of the Ray cluster and have its access token (RAY_AUTH_MODE=token, with "
+        f"RAY_AUTH_TOKEN or ~/.ray/auth_token; ray start --head requires it if that file exists): "
+        f"{text or type(error).__name__} Run ray status there to see more."
     )

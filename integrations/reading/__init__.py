@@ -1,1 +1,1 @@
-"""What every export reads of a cohort: accepted cases, labels and their numbers."""
+"""Shared reading of cohorts by exports: accepted cases, labels and their numbers."""

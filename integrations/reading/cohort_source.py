@@ -1,4 +1,4 @@
-"""What every export reads: the accepted cases of a cohort, the names of its labels, and whether files are intact."""
+"""Accepted cases of a cohort for exports: names of their labels, and whether files are intact."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class CohortSource:
 
     @cached_property
     def requested_ids(self) -> tuple[int, ...]:
-        """Vocabulary ids that the accepted cases were asked for, lesions and organs, ascending."""
+        """Vocabulary ids requested for the accepted cases, lesions and organs, ascending."""
         return find_requested_ids(self.cases)
 
     @property
@@ -68,7 +68,7 @@ class CohortSource:
         return f"Left out because rejected in review: {count} case{'s' * (count != 1)}." if count else ""
 
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Vocabulary ids of label names, ascending, each once.
+        """Return vocabulary ids of label names, ascending, each once.
 
         Raises:
             VocabularyError: For a name that the cohort's vocabulary does not hold.
@@ -76,11 +76,11 @@ class CohortSource:
         return tuple(sorted({self.vocabulary.id_of(name) for name in names} - {BACKGROUND_ID}))
 
     def name_of(self, label_id: int) -> str:
-        """The label's name, or ``label ID`` for one that the vocabulary does not hold."""
+        """Return the label's name, or ``label ID`` for one that the vocabulary does not hold."""
         return self.vocabulary.name_of(label_id) if self.vocabulary.contains(label_id) else f"label {label_id}"
 
     def require_file(self, case: AttemptRecord, role: str) -> Path:
-        """The file of a case, after comparing its bytes with the manifest.
+        """Return the file of a case, after comparing its bytes with the manifest.
 
         Raises:
             ExportError: When the manifest names none, the file is missing or altered, or a volume's axes are sheared,
@@ -89,28 +89,26 @@ class CohortSource:
         remade = f"remove its lines from {MANIFEST_NAME} and run synthesize again to have the case made again."
         record = case.files.get(role)
         if record is None:
-            raise ExportError(
-                f"{case.case_id}: expected a file '{role}' in the manifest, found none. To go on, {remade}"
-            )
+            raise ExportError(f"{case.case_id}: the manifest has no file '{role}' for it. To continue, {remade}")
         path = self.folder / record.path
         if not path.is_file():
-            raise ExportError(f"{case.case_id}: expected {path}, found nothing there. Put the file back, or {remade}")
+            raise ExportError(f"{case.case_id}: {path} is missing. Restore the file, or {remade}")
         found = sha256_of(path)
         if found != record.sha256:
             raise ExportError(
-                f"{case.case_id}: expected {path} as it was written (sha256 {record.sha256[:12]}...), found other "
-                f"content ({found[:12]}...). Restore the file, or {remade}"
+                f"{case.case_id}: {path} has changed since it was written (sha256 {record.sha256[:12]}... then, "
+                f"{found[:12]}... now). Restore the file, or {remade}"
             )
         if path.name.endswith(NIFTI_SUFFIXES) and not load_stored_grid(path).has_right_angles:
             raise ExportError(
-                f"{case.case_id}: expected voxel axes at right angles, found sheared ones in {path}, which nibabel and "
-                f"SimpleITK read differently. Label maps are resampled now: to go on, {remade}"
+                f"{case.case_id}: {path} has sheared voxel axes, which nibabel and SimpleITK read differently. New "
+                f"label maps are resampled to right angles: to continue, {remade}"
             )
         return path
 
 
 def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
-    """Vocabulary ids that cases were asked for, lesions and organs, ascending."""
+    """Return the vocabulary ids requested for cases, lesions and organs, ascending."""
     return tuple(sorted(frozenset().union(*(case.requested_ids for case in cases)) - {BACKGROUND_ID}))
 
 
@@ -118,11 +116,11 @@ def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSo
     """Open a cohort for export.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         gates: Whose figures are wanted.
 
     Raises:
-        CohortError: The folder is no cohort, or its manifest is damaged.
+        CohortError: The folder is not a cohort, or its manifest is damaged.
         ExportError: The cohort is being written to, or has no accepted case.
     """
     recorded = load_manifest(folder, gates=gates)
@@ -131,7 +129,7 @@ def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSo
     cases = manifest.accepted
     if not cases:
         raise ExportError(
-            f"{folder}: expected at least one accepted case, found none in {len(manifest.records)} attempts. "
+            f"{folder}: has no accepted case in {len(manifest.records)} attempts. "
             + (
                 "All were rejected in review; run synthesize again with --redraw-rejected."
                 if recorded.accepted
@@ -150,7 +148,7 @@ def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
     The cases of several are called after their folder too, such as ``small_case_0001``.
 
     Raises:
-        CohortError: A folder is no cohort, or its manifest is damaged.
+        CohortError: A folder is not a cohort, or its manifest is damaged.
         ExportError: A cohort is being written to or has no accepted case; two have the same name, or call an id
             differently.
     """
@@ -161,9 +159,7 @@ def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
     names = [re.sub(r"[^A-Za-z0-9._-]", "_", path.resolve().name) for path in paths]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise ExportError(
-            f"Cohorts: expected folders of different names, found '{twice}' twice. Name each once, or rename one."
-        )
+        raise ExportError(f"Cohorts: two folders are named '{twice}'. Name each once, or rename one.")
     cases: list[AttemptRecord] = []
     for name, source in zip(names, sources, strict=True):
         begin = cases[-1].case_index + 1 if cases else 0
@@ -192,8 +188,8 @@ def _join_vocabularies(sources: Sequence[CohortSource]) -> Vocabulary:
             known, place = labels.get(label.id, (label, source.folder))
             if label.kind != "slot" and known.kind != "slot" and known.name != label.name:
                 raise ExportError(
-                    f"Cohorts: expected one meaning of label id {label.id}, found '{known.name}' in {place} and "
-                    f"'{label.name}' in {source.folder}. Export them apart."
+                    f"Cohorts: label id {label.id} is '{known.name}' in {place} but '{label.name}' in "
+                    f"{source.folder}. Export them separately."
                 )
             if label.id not in labels or known.kind == "slot":
                 labels[label.id] = (label, source.folder)
@@ -201,7 +197,7 @@ def _join_vocabularies(sources: Sequence[CohortSource]) -> Vocabulary:
 
 
 def find_num_planned(folder: Path) -> int | None:
-    """How many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
+    """Return how many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
     return _num_planned(_read_configuration(folder))
 
 
@@ -218,9 +214,7 @@ def _num_planned(configuration: Mapping[str, Any]) -> int | None:
 def _require_idle(folder: Path) -> None:
     """Raise when a process is writing the cohort."""
     if is_being_written(folder):
-        raise ExportError(
-            f"{folder}: expected a finished cohort, found a process that is still writing it. Wait for it to end."
-        )
+        raise ExportError(f"{folder}: another process is still writing this cohort. Wait for it to end.")
 
 
 def is_being_written(folder: Path) -> bool | None:

@@ -1,6 +1,6 @@
-"""Which labels of a cohort an export holds, and how they are numbered in the files of a training framework.
+"""Labels of a cohort that an export contains, and their numbers in the files of a training framework.
 
-Labels are taken from the cohort's full label maps: a map may hold a tumour that its own case was not asked for, and
+Labels are taken from the cohort's full label maps: a map may hold a tumour that was not requested for its own case, and
 leaving that one as background would teach the wrong thing.
 """
 
@@ -31,7 +31,7 @@ class LabelNumbering:
     Attributes:
         ids: Vocabulary ids.
         names: Their names.
-        numbers: What they become; 1, 2, ... in their order when not given.
+        numbers: Their numbers (default: 1, 2, ... in their order).
     """
 
     ids: tuple[int, ...]
@@ -54,7 +54,7 @@ class LabelNumbering:
         return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The numbering for a mapping file, with TotalSegmentator's task and class for each label that it has."""
+        """Return the numbering for a mapping file, with TotalSegmentator's task and class where it has them."""
         return [
             {
                 "label": number,
@@ -67,19 +67,19 @@ class LabelNumbering:
 
 
 def name_in_totalsegmentator(label_id: int) -> str | None:
-    """TotalSegmentator's task and class for a vocabulary id, for mapping files; None for a label that it lacks."""
+    """Return TotalSegmentator's task and class for a vocabulary id, or None if it has none."""
     return "/".join(totalsegmentator_class(label_id) or ()) or None
 
 
 def number_labels(
     vocabulary: Vocabulary, numbers: Mapping[str, int], requested_ids: Sequence[int], name_of: Callable[[int], str]
 ) -> LabelNumbering:
-    """The numbering that somebody's training has already, for instance that of a real dataset.
+    """Return the numbering that somebody's training has already, for instance that of a real dataset.
 
     Args:
         vocabulary: Names of the ids in the label maps.
         numbers: Label name or id -> number, 0 for what is to be background; ``background`` itself may be among them.
-        requested_ids: Labels that the cases are asked for; each needs a number.
+        requested_ids: Labels requested for the cases; each needs a number.
         name_of: Name of an id.
 
     Raises:
@@ -91,16 +91,16 @@ def number_labels(
     for name, number in numbers.items():
         label_id = BACKGROUND_ID if _is_background(name) else vocabulary.id_of(name)
         if found.setdefault(label_id, number) != number:
-            raise RequestError(f"numbers, '{name}': expected one number for a label, found a second. Leave one out.")
+            raise RequestError(f"numbers, '{name}': the label already has a number. Leave one out.")
     missing = [name_of(label_id) for label_id in requested_ids if label_id not in found]
     if missing:
         raise RequestError(
-            f"numbers: expected one for '{missing[0]}', which the cases are asked for, found none. Add it, with 0 to "
-            "make it background."
+            f"numbers: '{missing[0]}', which was requested for the cases, has no number. Add it, with 0 to make it "
+            "background."
         )
     ids = tuple(sorted(label_id for label_id, number in found.items() if number))
     if not ids:
-        raise RequestError("numbers: expected a label with a number above 0, found none. Add one to train on.")
+        raise RequestError("numbers: at least one label needs a number above 0. Add one to train on.")
     return LabelNumbering(ids, tuple(map(name_of, ids)), tuple(found[label_id] for label_id in ids))
 
 
@@ -113,7 +113,7 @@ def require_numbers(numbers: Mapping[str, Any]) -> None:
     for name, number in numbers.items():
         highest = 0 if _is_background(name) else MAX_NUMBER
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= highest:
-            expected = f"a whole number from 0 to {MAX_NUMBER}" if highest else "0"
+            expected = f"an integer from 0 to {MAX_NUMBER}" if highest else "0"
             raise RequestError(f"numbers, '{name}': expected {expected}, found {number!r}. Correct the number.")
 
 
@@ -129,7 +129,7 @@ def choose_labels(
     numbers: Mapping[str, int] | None = None,
     notify: ReportStage = report_nothing,
 ) -> LabelNumbering:
-    """The labels to export: those named, or else those that the cohort was asked for.
+    """Return the labels to export: those named, or else those requested for the cohort.
 
     Args:
         cohort: The cohort.
@@ -157,8 +157,8 @@ def choose_labels(
         _require_present(cohort, wanted, present)
     if not wanted:
         raise ExportError(
-            f"{cohort.folder}: expected a label to export, found that the cohort was asked for none. Name one with "
-            "--labels, or add --include-anatomy."
+            f"{cohort.folder}: the cohort was made without label requests, so that there is no label to export. Name "
+            "one with --labels, or add --include-anatomy."
         )
     ids = tuple(sorted(wanted))
     return LabelNumbering(ids, tuple(map(cohort.name_of, ids)))
@@ -167,8 +167,8 @@ def choose_labels(
 def _require_present(cohort: CohortSource, wanted: Set[int], present: Mapping[int, int]) -> None:
     if missing := sorted(wanted - present.keys()):
         raise ExportError(
-            f"Labels to export: expected each in at least one case of {cohort.folder}, found none of "
-            f"{', '.join(map(cohort.name_of, missing))}. Leave out what the cohort does not hold."
+            f"Labels to export: no case of {cohort.folder} has {', '.join(map(cohort.name_of, missing))}. Leave out "
+            "labels that the cohort does not contain."
         )
 
 
@@ -180,7 +180,7 @@ def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = Fals
     """
     if labels or include_anatomy:
         idle = "labels" if labels else "include_anatomy"
-        raise RequestError(f"{idle}: expected none beside numbers, which decide the labels, found some. Leave one out.")
+        raise RequestError(f"{idle}: cannot be used together with numbers, which decide the labels. Leave one out.")
 
 
 def require_label_maps(cohort: CohortSource) -> None:
@@ -191,13 +191,13 @@ def require_label_maps(cohort: CohortSource) -> None:
     """
     if not any("anatomy" in case.files for case in cohort.cases):
         raise ExportError(
-            f"{cohort.folder}: expected label maps, found images that were drawn without any (mask_source none). Make "
-            "a cohort with another --mask-source."
+            f"{cohort.folder}: the images were drawn without label maps (mask_source none). Make a cohort with "
+            "another --mask-source."
         )
 
 
 def count_labels(cohort: CohortSource, notify: ReportStage = report_nothing) -> Counter[int]:
-    """Every id in the cohort's label maps except background, and the number of cases that hold it."""
+    """Return every id in the cohort's label maps except background, and the number of cases that hold it."""
     counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):
         notify("reading labels", index, len(cohort.cases))

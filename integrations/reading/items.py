@@ -29,8 +29,8 @@ class Pair:
 
     Attributes:
         image_hu: ``(I, J, K)`` in HU.
-        label_map: ``(I, J, K)`` in the numbers that the training wants.
-        grid: Of both.
+        label_map: ``(I, J, K)`` in the numbers that the training needs.
+        grid: Grid of both.
         metadata: Where the case comes from; plain values.
     """
 
@@ -41,7 +41,7 @@ class Pair:
 
 
 def to_monai_item(pair: Pair) -> Item:
-    """``image`` and ``label`` as MetaTensors ``(1, I, J, K)``, float32 HU and uint8, beside the metadata."""
+    """Return ``image`` and ``label`` as MetaTensors ``(1, I, J, K)``, float32 HU and uint8, beside the metadata."""
     import torch
     from monai.data import MetaTensor
 
@@ -55,7 +55,7 @@ def to_monai_item(pair: Pair) -> Item:
 
 
 def to_subject(pair: Pair) -> Any:
-    """A TorchIO ``Subject`` with ``image``, ``label`` and the metadata, for TorchIO 0.20 to 2.
+    """Return a TorchIO ``Subject`` with ``image``, ``label`` and the metadata, for TorchIO 0.20 to 2.
 
     Raises:
         MissingExtraError: TorchIO is not installed.
@@ -69,7 +69,7 @@ def to_subject(pair: Pair) -> Any:
     is_second = int(torchio.__version__.partition(".")[0]) >= 2
 
     def build(kind: Any, tensor: Any) -> Any:
-        """Version 1 takes a tensor by keyword, version 2 as the first argument."""
+        """Return an image from a tensor; TorchIO 1 takes it by keyword, TorchIO 2 as the first argument."""
         return kind(tensor, affine=affine) if is_second else kind(tensor=tensor, affine=affine)
 
     images = {"image": build(torchio.ScalarImage, image), "label": build(torchio.LabelMap, label)}
@@ -77,7 +77,7 @@ def to_subject(pair: Pair) -> Any:
 
 
 def import_torchio() -> Any:
-    """The module ``torchio``.
+    """Return the module ``torchio``.
 
     Raises:
         MissingExtraError: It is not installed.
@@ -86,7 +86,7 @@ def import_torchio() -> Any:
         import torchio
     except ImportError as error:
         raise MissingExtraError(
-            "TorchIO subjects: expected the package of the extra 'torchio', found none. Install it with: pip install "
+            "TorchIO subjects: the package of the extra 'torchio' is missing. Install it with: pip install "
             "'maisi-aug[torchio]'."
         ) from error
     return torchio
@@ -94,11 +94,11 @@ def import_torchio() -> Any:
 
 @dataclass(frozen=True)
 class CohortPairs:
-    """Reads a case when it is asked for.
+    """Reads a case when it is requested.
 
     Attributes:
         cohort: The cohort.
-        numbering: What its labels become.
+        numbering: Numbers of its labels.
     """
 
     cohort: CohortSource
@@ -139,15 +139,15 @@ def open_pairs(
 
     Args:
         folder: Folder that ``synthesize`` wrote.
-        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those that the cohort was asked for when
+        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
             empty.
         include_anatomy: Every label in the maps as well, except the body envelope.
         numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
-        CohortError: It is no cohort.
+        CohortError: It is not a cohort.
         ExportError: It is unfinished, or a label occurs nowhere.
-        RequestError: ``numbers`` lack a label that the cohort was asked for, or do not fit otherwise.
+        RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
         VocabularyError: An unknown label name.
     """
     cohort = load_cohort_source(Path(folder))

@@ -1,5 +1,5 @@
-"""The front door for Python: what ``import maisi_aug`` hands out, and what the commands call.
+"""The public interface for Python, which the commands use as well.
 
-Each function takes what its command takes, under the names of a recipe's fields, and gives back objects instead of
-text; bars on a terminal and in a notebook.
+Each function takes the options of its command, named like the fields of a recipe, and returns objects instead of text.
+Progress is shown on a terminal and in a notebook.
 """

@@ -30,7 +30,7 @@ _PANEL = "Balance"
 
 
 def parse_size_bins(value: object) -> object:
-    """``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a unit at the end is that of all without one.
+    """Return ``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a final unit applies to all without one.
 
     Raises:
         ValueError: The text is anything else.
@@ -48,25 +48,25 @@ def parse_size_bins(value: object) -> object:
 
 
 class BalanceOptions(StrictModel, use_attribute_docstrings=True):
-    """Which dataset a cohort balances, and how."""
+    """The dataset that a cohort balances, and the options for it."""
 
     against: Annotated[Path | None, Option("--balance-against", panel=_PANEL)] = None
-    """Real dataset whose missing lesions are made: nnU-Net raw by path, number or name, or label maps."""
+    """Real dataset whose missing cases are planned: an nnU-Net raw dataset (path, number or name) or label maps."""
     size_bins: Annotated[
         tuple[PositiveFinite, ...] | None,
         BeforeValidator(parse_size_bins),
         Option(metavar="MM,MM,...", takes=str, panel=_PANEL),
     ] = None
-    """Edges of the sizes (default: 5,10,20,30,50,100)."""
+    """Edges of the size bins in mm (default: 5,10,20,30,50,100)."""
     max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Most lesions that a planned case holds (default: 3)."""
+    """Largest number of lesions in a planned case (default: 3)."""
     picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
-    """File to draw the balance into."""
+    """File for a picture of the balance."""
 
     @model_validator(mode="after")
     def _require_use(self) -> Self:
         for name in self.model_fields_set - {"against"} if self.against is None else ():
-            raise ValueError(f"{name}: can only be used with --balance-against")
+            raise ValueError(f"{name} can only be used with --balance-against")
         return self
 
 
@@ -76,14 +76,14 @@ class Balance:
 
     Attributes:
         dataset: Its path.
-        labels: What each label has and gets.
+        labels: Existing and planned cases of each label.
     """
 
     dataset: Path
     labels: tuple[LabelBalance, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The balance as JSON types."""
+        """Return the balance as JSON types."""
         return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
 
     def save(self, folder: Path) -> None:
@@ -115,12 +115,12 @@ def balance_cohort(
     needs_weights: bool = True,
     report: Report = report_nothing,
 ) -> tuple[CohortRequest, Balance | None]:
-    """The configuration with the requests that balance a dataset, and the balance; as it is where none is named.
+    """Return the configuration with the requests that balance a dataset, and the balance; as it is where none is named.
 
     Args:
         request: Its requests name the lesions.
         options: The dataset, and how it is balanced.
-        read_map: Given the lesions that are asked for, tells which label of the dataset each is; lesion -> label.
+        read_map: Given the lesions that are requested, tells which label of the dataset each is; lesion -> label.
         needs_weights: Whether the bundle must be on this machine.
         report: Called with (label maps measured, label maps in all).
 
@@ -154,7 +154,7 @@ def balance_insertion(
     *,
     report: Report = report_nothing,
 ) -> tuple[InsertConfig, Balance | None]:
-    """The same of lesions that are inserted.
+    """Return the configuration with requests that balance a dataset, for lesions that are inserted.
 
     Rules that name the lesions say what the dataset calls them; CTs that have no labels have no use for them.
 
@@ -202,14 +202,14 @@ def find_balance(
     least_ml: float = 0.0,
     report: Report = report_nothing,
 ) -> Balance:
-    """What a dataset has of the lesions that are asked for, and what a cohort adds.
+    """Return what a dataset has of the lesions that are requested, and what a cohort adds.
 
     Args:
         labels: Label requests.
         options: The dataset, and how it is balanced.
         read_map: Tells which label of the dataset each lesion is.
-        vocabulary: The labels that may be asked for.
-        num_cases: Of the cohort.
+        vocabulary: The labels that may be requested.
+        num_cases: Number of cases of the cohort.
         least_ml: Smallest volume that the grid can show.
         report: Called with (label maps measured, label maps in all).
 
@@ -245,13 +245,13 @@ def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) 
 def _require_requests_in_mm(request: CohortRequest) -> None:
     if not request.takes_requests:
         raise RequestError(
-            f"--balance-against: expected a mask source that takes requests, found '{request.mask_source}'. Use "
-            "--mask-source plant, bank or diffusion."
+            f"--balance-against cannot be used with mask source '{request.mask_source}', which takes no requests. "
+            "Use --mask-source plant, bank or diffusion."
         )
     if request.size_reference is not None:
         raise RequestError(
-            "--balance-against: expected no size reference beside it, found one. The planned sizes are millimetres; "
-            "leave --size-reference out."
+            "--balance-against cannot be used with --size-reference, because planned sizes are in mm. Leave "
+            "--size-reference out."
         )
 
 
@@ -261,7 +261,7 @@ def read_balance(
     max_lesions: int | None,
     picture: str | Path | None,
 ) -> BalanceOptions:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RequestError: An option has no use without a dataset, or no meaning.

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
 
+from maisi_aug.errors import MaisiAugWarning
 from maisi_aug.system.printed_text import clean_lines, clean_message
 from maisi_aug.system.progress import Report, ReportStage, ReportStep
 
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOG_SECONDS = 60.0
-"""How often a line tells of long work where there is no terminal for a bar."""
+"""Seconds between progress lines when there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
 """Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
-OWN_WARNINGS = r"(?s:.*): expected "
-"""How the sentences begin that our own readers and checks warn with."""
 
 
 class PlainConsole(Console):
@@ -60,7 +59,7 @@ class PlainConsole(Console):
         self._file = stream
 
     def on_broken_pipe(self) -> None:
-        """Go on: the stream behind drops what nobody reads."""
+        """Continue: the stream behind drops text that nobody reads."""
 
 
 def can_draw(console: Console) -> bool:
@@ -79,19 +78,19 @@ def tell_warnings(console: Console) -> Iterator[None]:
             console.print(clean_message(f"Note: {message}"), highlight=False, soft_wrap=True)
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("always", message=OWN_WARNINGS)
+        warnings.simplefilter("always", MaisiAugWarning)
         warnings.showwarning = tell
         yield
 
 
 @contextmanager
 def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: bool = True) -> Iterator[Progress]:
-    """Bars with their counts, the time they took and the time that is left, to be used as a context.
+    """Open bars with counts, elapsed time and remaining time, to be used as a context.
 
     Args:
         is_shown: Draw them where there is a terminal, and print lines in their place where there is none.
         is_transient: Take them away when the work is done.
-        is_telling: Print what our own modules warn of, too, whether bars are shown or not.
+        is_telling: Print what our own modules warn of as well, whether bars are shown or not.
     """
     from rich.progress import (
         BarColumn,
@@ -119,10 +118,10 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
 
 @contextmanager
 def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
-    """One bar that names the stage of some work, gone when the work is done.
+    """Show one bar that names the stage of some work and disappears when the work is done.
 
     Args:
-        first: What it says before the first report.
+        first: Text before the first report.
         is_quiet: Show nothing.
     """
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:
@@ -132,14 +131,14 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
 
 @contextmanager
 def count_up(name: str, *, is_quiet: bool) -> Iterator[Report]:
-    """A bar for work that is counted, gone when the work is done."""
+    """Show a bar for counted work that disappears when the work is done."""
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:
         yield add_phase(bars, name)
 
 
 @contextmanager
 def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
-    """A bar from the first second on, while the libraries are imported that take several; gone afterwards."""
+    """Show a bar from the first second on while slow libraries are imported, and remove it afterwards."""
     is_main = os.environ.get("RANK", "0") == "0"  # of torchrun, which is not asked before torch is there
     with open_bars(is_shown=is_main and not is_quiet, is_transient=True, is_telling=False) as bars:
         bars.add_task("loading libraries", total=None)
@@ -147,7 +146,7 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 
 
 def add_phase(bars: Progress, name: str) -> Report:
-    """A further bar for work whose total is told with its first report; in a log, a line now and then."""
+    """Return a further bar for work whose total is told with its first report; in a log, a line now and then."""
     task = bars.add_task(name, total=None)
     log = _Log(bars)
 
@@ -159,7 +158,7 @@ def add_phase(bars: Progress, name: str) -> Report:
 
 
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
-    """A further bar for the steps of a training, which names the loss; in a log, a line now and then."""
+    """Return a further bar for the steps of a training, which names the loss; in a log, a line now and then."""
     task = bars.add_task(name, total=num_steps)
     log = _Log(bars)
 
@@ -171,7 +170,7 @@ def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
 
 
 class _Log:
-    """Lines in the place of a bar that is not drawn because there is no terminal."""
+    """Lines in place of a bar that is not drawn because there is no terminal."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars

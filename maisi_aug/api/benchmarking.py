@@ -1,4 +1,4 @@
-"""Whether synthetic cases help: what ``benchmark`` and ``report`` do, for the command line and for Python."""
+"""Benchmarks and reports, for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maisi_aug.api.displays import Progress, listen_to_stages
+from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
 from maisi_aug.errors import BenchmarkError, RequestError
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
@@ -15,15 +16,16 @@ from maisi_aug.system.progress import ReportStage, Say, report_nothing
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
+    from maisi_aug.system.engine.work import Watch
 
 
 @dataclass(frozen=True)
 class BenchmarkOutlook:
-    """What a benchmark would do.
+    """Plan of a benchmark.
 
     Attributes:
         figures: Arms, cases, steps and minutes, as JSON types.
-        text: The same as Markdown, which notebooks show.
+        text: The same as Markdown; shown in notebooks.
     """
 
     figures: Mapping[str, Any] = field(repr=False)
@@ -35,15 +37,15 @@ class BenchmarkOutlook:
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """Where a benchmark stands, and what its finished trainings show.
+    """Progress of a benchmark, and the results of its finished trainings.
 
     Attributes:
-        folder: Of the benchmark.
-        states: Of every training of every arm: done, failed, begun or waiting.
-        commands: A command for each training, for machines that take their part.
-        warnings: What the user should know of the cases, a sentence each.
-        figures: Scores, differences, verdicts, as JSON types; of trainings that are done.
-        text: The same as Markdown, which notebooks show.
+        folder: Folder of the benchmark.
+        states: State of every training of every arm: done, failed, begun or waiting.
+        commands: A command for each training, to run it on another machine.
+        warnings: Warnings about the cases, a sentence each.
+        figures: Scores, differences and verdicts of finished trainings, as JSON types.
+        text: The same as Markdown; shown in notebooks.
     """
 
     folder: Path
@@ -64,12 +66,12 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """A report.
+    """Result of :func:`report`.
 
     Attributes:
-        files: The page, its figures (JSON) and its summary (Markdown).
-        figures: As JSON types.
-        text: The summary, which notebooks show.
+        files: Page, figures (JSON) and summary (Markdown).
+        figures: Figures as JSON types.
+        text: Summary as Markdown; shown in notebooks.
     """
 
     files: tuple[Path, ...]
@@ -84,16 +86,16 @@ class ReportResult:
 def plan_benchmark(
     real: str | Path, *, device: str = "auto", progress: Progress = True, **fields: Any
 ) -> BenchmarkOutlook:
-    """Arms, cases, steps and time of a benchmark, nothing written; ``maisi-aug benchmark run --dry-run``.
+    """Return the plan of a benchmark without writing anything; ``maisi-aug benchmark run --dry-run``.
 
     Args:
         real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
-        device: Where a training step is timed.
+        device: Device on which a training step is timed.
         progress: As for :func:`benchmark`.
         **fields: As for :func:`benchmark`.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(plan_benchmark, fields)
     config = _read_config(real, fields, source="plan_benchmark")
@@ -107,33 +109,52 @@ def benchmark(
     *,
     out: str | Path,
     device: str = "auto",
+    devices: str | Sequence[str] | None = None,
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     max_minutes: float | None = None,
     plan_only: bool = False,
     progress: Progress = True,
     **fields: Any,
 ) -> BenchmarkResult:
-    """Train a network on every arm's cases and compare on held-out patients; ``maisi-aug benchmark run``.
+    """Train a network on the cases of every arm, and compare on held-out patients; ``maisi-aug benchmark run``.
 
     Args:
         real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
         out: Folder of the benchmark: new, or one that the same call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Stop after so long; the same call continues.
-        plan_only: Write the plan, and leave the trainings to :func:`run_arm` or to the commands of the result.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        devices: Several devices, such as ``"cuda:0,cuda:1"``; each trains one arm at a time in its own process. Scripts
+            that use it need ``if __name__ == "__main__":``.
+        address: Head of a Ray cluster whose workers train instead, or ``"auto"``.
+        num_workers: Number of workers on that cluster.
+        gpus_per_worker: GPUs per worker.
+        max_minutes: Time limit; calling again continues.
+        plan_only: Only write the plan; trainings are then run with :func:`run_arm` or the commands of the result.
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below. ``synthetic`` may be one folder, several, or a mapping of names to folders; ``labels`` one
             name or several; ``mapping`` a mapping of labels to names.
 
     Raises:
-        MaisiAugError: The sentence that the command prints. A training that fails is a state of the result.
+        MaisiAugError: The request is invalid; the message is the one that the command prints. A training that fails
+            does not raise an error, but is a state of the result.
     """
     require_known(benchmark, fields)
     config = _read_config(real, fields, source="benchmark")
+    cluster = ClusterOptions(address=address, num_workers=num_workers, gpus_per_worker=gpus_per_worker)
+    where = Where.read(device, devices, options=cluster.to_engine())
     with listen_to_stages(progress) as notify:
-        opened = open_benchmark(config, Path(out), device=None if plan_only else device, notify=notify)
+        opened = open_benchmark(config, Path(out), where=None if plan_only else where, notify=notify)
+        num_steps = opened.plan.config.steps
+
+        def watch(worker: str, event: str, details: tuple[Any, ...]) -> None:
+            if event == "steps":
+                arm, seed, step, _ = details
+                notify(f"{arm}, seed {seed}", step, num_steps)
+
         if not plan_only:
-            run_trainings(opened, device=device, max_minutes=max_minutes, notify=notify)
+            run_trainings(opened, where, max_minutes=max_minutes, watch=watch)
     return summarise(opened)
 
 
@@ -155,15 +176,15 @@ def run_arm(
         arm: Name of the arm.
         seed: Number of the training, from 0.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Stop after so long; the same call continues.
+        max_minutes: Time limit; calling again continues.
         progress: As for :func:`benchmark`.
 
     Returns:
-        Where the training stands: done, begun, or failed with the reason.
+        State of the training: done, begun, or failed with the reason.
 
     Raises:
-        BenchmarkError: There is no such benchmark, arm or seed.
-        ArmBusyError: Another process is at work on it.
+        BenchmarkError: The benchmark, arm or seed was not found.
+        ArmBusyError: Another process is running it.
     """
     from maisi_aug.evaluation.benchmark.run import load_benchmark
 
@@ -188,20 +209,20 @@ def report(
 
     Args:
         path: Folder of a benchmark or of a cohort.
-        out: The page; its figures (``.json``) and its summary (``.md``) go beside it.
+        out: The page; figures (``.json``) and summary (``.md``) are written next to it.
         fid: ``fid.json`` of ``ma.evaluate.fid(..., out=...)``, to be shown with a cohort.
-        detection_curve: ``detection_curve.json``, the same.
+        detection_curve: ``detection_curve.json`` of ``ma.evaluate.detection_curve``, likewise.
         evidence: Folders of other measurements, for the scorecard of a cohort.
         progress: As for :func:`benchmark`.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
 
     page = Path(out)
     if page.suffix.lower() not in (".html", ".htm"):
-        raise RequestError(f"--out: expected a file that ends in .html, found '{out}'.")
+        raise RequestError(f"--out: the file name must end in .html, found '{out}'.")
     require_own_report(page)
     folders = [evidence] if isinstance(evidence, str | Path) else evidence
     with listen_to_stages(progress) as notify:
@@ -216,10 +237,10 @@ def report(
 
 
 def look_ahead(config: BenchmarkConfig, out: Path, *, device: str, notify: ReportStage) -> BenchmarkOutlook:
-    """Plan a benchmark and time a step; nothing is written.
+    """Plan a benchmark and time a step, without writing anything.
 
     Raises:
-        MaisiAugError: A run would be refused.
+        MaisiAugError: The benchmark cannot be run.
     """
     from maisi_aug.evaluation.benchmark import outlook
     from maisi_aug.networks.pipeline import resolve_device
@@ -228,69 +249,70 @@ def look_ahead(config: BenchmarkConfig, out: Path, *, device: str, notify: Repor
     return BenchmarkOutlook(found, outlook.to_outlook_text(found))
 
 
-def open_benchmark(config: BenchmarkConfig, out: Path, *, device: str | None, notify: ReportStage) -> Benchmark:
+def open_benchmark(config: BenchmarkConfig, out: Path, *, where: Where | None, notify: ReportStage) -> Benchmark:
     """Begin a benchmark, or continue one of the same configuration.
 
     Args:
-        config: What is asked for.
+        config: The request.
         out: Folder of the benchmark.
-        device: Where trainings will run, tried before a folder is made; None where they run elsewhere.
+        where: Devices of the trainings, checked before a folder is made; None if they run elsewhere.
         notify: Called with (stage, done, total).
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.evaluation.benchmark import run
-    from maisi_aug.networks.pipeline import resolve_device
 
     config = config.with_paths_found()
-    if device is not None:
-        resolve_device(device)
+    if where is not None:
+        where.require_devices()
     return run.open_benchmark(out, config, notify=notify)
 
 
 def run_trainings(
-    opened: Benchmark, *, device: str, max_minutes: float | None, notify: ReportStage, say: Say = report_nothing
+    opened: Benchmark, where: Where, *, max_minutes: float | None, watch: Watch, say: Say = report_nothing
 ) -> None:
-    """Run what is not done, seed by seed; a failed training is tried again, and does not stop the others.
+    """Run unfinished trainings on all devices. Failed ones are tried again, and a failure does not stop the others.
 
-    Nor does one that another process is at work on: it is named, and its figures come once it has ended.
+    Trainings that another process is running are named and left to it.
 
     Args:
         opened: The benchmark.
-        device: Where networks train.
-        max_minutes: Of all together; None for no limit.
-        notify: Called with (stage, done, total).
-        say: Called with what is begun, and what came of it.
-    """
-    from maisi_aug.errors import ArmBusyError
-    from maisi_aug.evaluation.benchmark.text import arm_command, spell_state
-    from maisi_aug.training.loop.stopping import TimeLimit
+        where: Devices of the networks.
+        max_minutes: Time limit for all together; None for no limit.
+        watch: Called with the events of :func:`maisi_aug.evaluation.benchmark.trainings.run_trainings`.
+        say: Called with the command of each training, and with its result.
 
-    limit = TimeLimit(max_minutes)
-    for state in opened.states:
-        if state.status == "done":
-            continue
-        left = limit.minutes_left
-        if left == 0.0:
-            return
-        say(arm_command(opened.folder, state.arm, state.seed))
-        try:
-            done = train_arm(opened, state.arm, state.seed, device=device, max_minutes=left, notify=notify)
-        except ArmBusyError:
-            say(f"  {state.arm}, seed {state.seed}: running elsewhere; run again once it has ended")
-        else:
-            say(f"  {spell_state(done)}")
+    Raises:
+        WorkerError: Processes were killed repeatedly, or write to a disk that this process does not see.
+    """
+    from maisi_aug.evaluation.benchmark import trainings
+    from maisi_aug.evaluation.benchmark.text import arm_command, spell_state
+
+    def watch_and_say(worker: str, event: str, details: tuple[Any, ...]) -> None:
+        if event == "begins":
+            say(arm_command(opened.folder, *details))
+        elif event == "loses":
+            say(f"Note: {worker} {details[0]}. Its training is started again.")
+        watch(worker, event, details)
+
+    trainings.run_trainings(
+        opened,
+        where.open_engine(),
+        max_minutes=max_minutes,
+        on_state=lambda state: say(f"  {spell_state(state)}"),
+        watch=watch_and_say,
+    )
 
 
 def train_arm(
     opened: Benchmark, arm: str, seed: int, *, device: str, max_minutes: float | None, notify: ReportStage
 ) -> ArmState:
-    """Run one training, or continue it, and tell its loss.
+    """Run or continue one training, and report its loss.
 
     Raises:
-        BenchmarkError: There is no such arm or seed.
-        ArmBusyError: Another process is at work on it.
+        BenchmarkError: The arm or seed was not found.
+        ArmBusyError: Another process is running it.
     """
     from maisi_aug.evaluation.benchmark import run
     from maisi_aug.networks.pipeline import resolve_device
@@ -306,7 +328,7 @@ def train_arm(
 
 
 def summarise(opened: Benchmark) -> BenchmarkResult:
-    """What the finished trainings of a benchmark show."""
+    """Summarise the finished trainings of a benchmark."""
     from maisi_aug.evaluation.benchmark.results import summarise_benchmark
     from maisi_aug.evaluation.benchmark.text import list_commands, to_report_text
 
@@ -317,10 +339,10 @@ def summarise(opened: Benchmark) -> BenchmarkResult:
 
 
 def _read_config(real: str | Path, fields: Mapping[str, Any], *, source: str) -> BenchmarkConfig:
-    """What Python asked for; labels, rules and folders as the command line words them.
+    """Read the configuration from Python arguments, in the forms that the command line also takes.
 
     Raises:
-        BenchmarkError: Listing every problem with its place.
+        BenchmarkError: A value is invalid; the message lists every problem.
     """
     values = {"real": real, **fields}
     for name in ("synthetic", "labels"):

@@ -1,12 +1,12 @@
-"""Bundles of weights: what ``bundles`` does, for the command line and for Python."""
+"""Functions behind ``maisi-aug bundles``, for the command line and for Python."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
-from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, reference_of
 from maisi_aug.errors import RequestError
 from maisi_aug.system.progress import Say
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from maisi_aug.bundle_spec.known_bundles import KnownBundle
     from maisi_aug.networks.checkpoints.copies import Conversion
 
-# What tells the width of a network, in MAISI's own words.
+# Fields that give the width of a network, under MAISI's names.
 WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -23,16 +23,16 @@ class BundleRow(TypedDict):
     """A bundle in a listing.
 
     Attributes:
-        name: What ``bundle=`` takes.
-        description: What it draws.
-        licence: Of its weights.
+        name: Name to pass as ``bundle=``.
+        description: What it generates.
+        licence: Licence of the weights.
         grid: ``shape`` in voxels and ``spacing_mm`` along I, J, K.
-        num_bytes: Of its files; None for one that is not at hand.
+        num_bytes: Size of the files; None for a bundle that is not installed.
         base: The bundle that it was fine-tuned from.
         has_masks: Whether it generates label maps.
-        path: Its folder; None for one that is not at hand.
-        pull: The command that fetches it; None for one that is at hand.
-        download_size: What is fetched then, in words.
+        path: Its folder; None for a bundle that is not installed.
+        pull: Command that downloads it; None for an installed bundle.
+        download_size: Size of the download, in words.
     """
 
     name: str
@@ -48,7 +48,7 @@ class BundleRow(TypedDict):
 
 
 def list_bundles() -> list[BundleRow]:
-    """The bundles at hand, and those that can be fetched; ``maisi-aug bundles list``.
+    """List installed bundles, and bundles that can be downloaded; ``maisi-aug bundles list``.
 
     >>> import maisi_aug as ma
     >>> {row["name"]: row["pull"] for row in ma.list_bundles()}["rflow-ct"]
@@ -63,7 +63,7 @@ def list_bundles() -> list[BundleRow]:
 
 
 def show_bundle(bundle: str | Path) -> dict[str, Any]:
-    """Networks, slots, sizes and provenance of a bundle as JSON types; ``maisi-aug bundles show``.
+    """Return networks, slots, sizes and provenance of a bundle as JSON types; ``maisi-aug bundles show``.
 
     >>> import maisi_aug as ma
     >>> sorted(ma.show_bundle("phantom-ct")["networks"])
@@ -73,7 +73,7 @@ def show_bundle(bundle: str | Path) -> dict[str, Any]:
         bundle: Name or folder.
 
     Raises:
-        BundleError: There is no such bundle.
+        BundleError: The bundle was not found.
     """
     return _describe(load_bundle(bundle))
 
@@ -83,67 +83,94 @@ def pull_bundle(
     *,
     accept_license: bool = False,
     with_masks: bool = False,
+    with_mask_database: bool = False,
     to: str | Path | None = None,
     say: Say | None = None,
 ) -> Bundle:
-    """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors; ``maisi-aug bundles pull``.
+    """Download a bundle from the Hugging Face hub, check it and save it as safetensors; ``maisi-aug bundles pull``.
 
     Args:
-        name: One of those that :func:`list_bundles` names.
-        accept_license: Whether you have read the licence of the weights, and accept it.
-        with_masks: Also the networks that generate label maps.
-        to: Folder of the bundle; without it the name is enough to use it.
-        say: Called with a sentence on what is going on.
+        name: One of those that :func:`list_bundles` names, or the repository ``owner/name`` of a shared one.
+        accept_license: Whether you have read and accept the licence of the weights.
+        with_masks: Whether to include the networks that generate label maps.
+        with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
+            with their folder.
+        to: Folder of the bundle (default: the folder where bundles are found by name).
+        say: Called with a sentence about each step.
 
     Raises:
-        BundleError: The licence is not accepted, or something does not arrive as the hub states it.
+        BundleError: The licence is not accepted, or a file differs from what the hub states.
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+    from maisi_aug.networks.checkpoints.databases import pull_database
     from maisi_aug.networks.checkpoints.hub import pull_bundle as pull
+    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
-    known, folder = find_known_bundle(name), None if to is None else Path(to)
-    return pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
+    folder = None if to is None else Path(to)
+    if is_repository(name):
+        return pull_shared(name, accept_licence=lambda _: accept_license, folder=folder, report=say)
+    known = find_known_bundle(name)
+    if with_mask_database:
+        known.require_database()
+    bundle = pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
+    if with_mask_database:
+        database = pull_database(known, accept_licence=lambda _: accept_license, report=say)
+        if say is not None:
+            say(f"The label maps lie in {database}.")
+    return bundle
 
 
 def import_bundle(
     source: str | Path,
     *,
     name: str | None = None,
+    network: str | Path | None = None,
+    modalities: Sequence[str] = (),
     accept_license: bool = False,
     to: str | Path | None = None,
     say: Say | None = None,
 ) -> Bundle:
-    """Take over NVIDIA's checkpoints (``.pt``) from a folder as a bundle; ``maisi-aug bundles import``.
+    """Make a bundle from a folder of NVIDIA's checkpoints (``.pt``); ``maisi-aug bundles import``.
 
     Args:
-        source: Folder of NV-Generate-CTMR, or of MONAI's bundle ``maisi_ct_generative``; it is not changed.
-        name: ``rflow-ct`` or ``ddpm-ct``, where the folder does not tell.
-        accept_license: Whether you have read the licence of the weights, and accept it.
-        to: Folder of the bundle; without it the name is enough to use it.
-        say: Called with a sentence on what is going on.
+        source: Folder of NV-Generate-CTMR or of MONAI's bundle ``maisi_ct_generative``, which is not changed.
+        name: ``rflow-ct``, ``ddpm-ct``, ``rflow-mr`` or ``rflow-mr-brain``, if it is not clear from the folder; with
+            ``network`` the name of the new bundle.
+        network: The ``config_network_*.json`` that defines networks of your own, of any width.
+        modalities: Modalities that these were trained on, the default first; CT when empty.
+        accept_license: Whether you have read and accept the licence of the weights.
+        to: Folder of the bundle (default: the folder where bundles are found by name).
+        say: Called with a sentence about each step.
 
     Raises:
-        BundleError: The licence is not accepted, checkpoints are missing, or one asks for more than data.
+        BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
+            network.
+        RequestError: There are modalities and no network.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
+    from maisi_aug.networks.checkpoints.folders import import_networks
 
     folder = None if to is None else Path(to)
+    if network is not None:
+        return import_networks(Path(source), Path(network), name=name, modalities=modalities, folder=folder, report=say)
+    if modalities:
+        raise RequestError("modalities can only be used with network.")
     return take_over(Path(source), accept_licence=lambda _: accept_license, name=name, folder=folder, report=say)
 
 
 def convert_bundle(
     source: str | Path, to: str | Path, *, dtype: Literal["float16", "bfloat16", "float32"] | None = None
 ) -> Conversion:
-    """Copy a bundle with weights of another type, or make safetensors of a checkpoint; ``maisi-aug bundles convert``.
+    """Copy a bundle in another dtype, or convert a checkpoint to safetensors; ``maisi-aug bundles convert``.
 
     Args:
         source: A bundle by name or folder, or one checkpoint (``.pt``) of a network.
         to: New folder of the bundle, or new ``.safetensors`` file.
-        dtype: Floating type of the weights; when not given, float16 for a bundle and its own for a checkpoint.
+        dtype: Dtype of the weights (default: float16 for a bundle, unchanged for a checkpoint).
 
     Raises:
-        BundleError: The source is damaged, the target exists, or weights are beyond the range of the type.
-        RequestError: There is no such type.
+        BundleError: The source is damaged, the target exists, or weights exceed the range of the dtype.
+        RequestError: The dtype is unknown.
     """
     from maisi_aug.networks.checkpoints import copies
 
@@ -155,7 +182,7 @@ def convert_bundle(
 
 
 def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
-    """Compare every weight file with its hash, and its tensors with its network; ``maisi-aug bundles verify``.
+    """Check the hash of every weight file, and its tensors against the network; ``maisi-aug bundles verify``.
 
     >>> import maisi_aug as ma
     >>> [row["role"] for row in ma.verify_bundle("phantom-ct")][:3]
@@ -168,7 +195,7 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
         A row for each file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
 
     Raises:
-        BundleError: Naming the first file that is not as it should be.
+        BundleError: A file is missing, damaged or does not fit; the message names the first.
     """
     from maisi_aug.networks.weights import verify_bundle as verify
 
@@ -176,23 +203,25 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
 
 
 def _summarise(bundle: Bundle) -> BundleRow:
-    """What a listing tells of a bundle."""
-    return {
-        "name": bundle.name,
+    """Return the row of an installed bundle."""
+    row: BundleRow = {
+        "name": reference_of(bundle),
         "description": bundle.spec.description,
         "licence": bundle.licence,
         "grid": bundle.spec.grid.model_dump(mode="json"),
         "num_bytes": sum(bundle.path_of(named).stat().st_size for named in bundle.files),
-        **({"base": bundle.spec.base.name} if bundle.spec.base else {}),
         "has_masks": bundle.spec.mask_generation is not None,
         "path": str(bundle.path),
         "pull": None,
         "download_size": None,
     }
+    if bundle.spec.base:
+        row["base"] = bundle.spec.base.name
+    return row
 
 
 def _announce(known: KnownBundle) -> BundleRow:
-    """The same of a bundle that has to be fetched first."""
+    """Return the row of a bundle that has to be downloaded first."""
     return {
         "name": known.name,
         "description": known.description,
@@ -207,7 +236,7 @@ def _announce(known: KnownBundle) -> BundleRow:
 
 
 def _describe(bundle: Bundle) -> dict[str, Any]:
-    """A bundle as JSON."""
+    """Describe a bundle as JSON types."""
     name_of = bundle.vocabulary.name_of
     return {
         **_summarise(bundle),
@@ -216,6 +245,8 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "sides_multiple_of": bundle.grid_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
+        "modalities": list(bundle.spec.modalities),
+        "guidance_scale": bundle.spec.guidance_scale,
         "mixed_precision": bundle.spec.mixed_precision,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {
@@ -243,7 +274,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
 
 
 def _measured(bundle: Bundle, name: str) -> dict[str, Any]:
-    """What a bundle measured of a label that it was taught."""
+    """Return what was measured of a label that the bundle was fine-tuned on."""
     sizes, bounds = bundle.spec.sizes.get(name), bundle.spec.hu_ranges.get(name)
     return {
         **(

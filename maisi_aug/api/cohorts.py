@@ -31,7 +31,7 @@ class RunningJob:
         num_settled: Cases that it has settled.
         num_retried: Attempts that failed and were followed by another.
         num_left: Cases that it has still to make.
-        seconds: That it has been drawing for.
+        seconds: Time since it began to draw.
     """
 
     manifest: str
@@ -51,14 +51,14 @@ class RunningJob:
 
 @dataclass(frozen=True)
 class CohortStatus:
-    """How far a cohort is.
+    """Progress of a cohort.
 
     Attributes:
         folder: Where it is.
-        num_cases: That it shall have; 0 where nothing says.
-        manifest: What was made, by all shards.
+        num_cases: Number of cases that it should have; 0 if unknown.
+        manifest: Manifest of all shards.
         shards: Names of the manifests of shards.
-        running: What is at work on it.
+        running: Process that is running it.
     """
 
     folder: Path
@@ -74,7 +74,7 @@ class CohortStatus:
         return max((60 * left / pace for left, pace in paces), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """The status as JSON types."""
+        """Return the status as JSON types."""
         num_attempts, num_settled = len(self.manifest.records), len(self.manifest.settled_indices)
         return {
             "folder": str(self.folder),
@@ -91,7 +91,7 @@ class CohortStatus:
 
 
 def cohort_status(folder: str | Path) -> CohortStatus:
-    """How far a cohort is, whoever is making it; nothing is changed.
+    """Return how far a cohort is, whoever is making it; nothing is changed.
 
     >>> import maisi_aug as ma
     >>> status = ma.cohort_status("cohort")
@@ -129,7 +129,7 @@ def _describe_job(manifest: Path, holder: Holder) -> RunningJob:
 
 @dataclass(frozen=True)
 class Verification:
-    """What is wrong with a cohort.
+    """Faults of a cohort's files.
 
     Attributes:
         status: How far it is.
@@ -145,7 +145,7 @@ class Verification:
         return not self.lost and len(self.status.manifest.settled_indices) >= self.status.num_cases
 
     def to_json(self) -> dict[str, Any]:
-        """The verification as JSON types."""
+        """Return the verification as JSON types."""
         lost = [
             {"case_id": case.record.case_id, "missing": list(case.missing), "altered": list(case.altered)}
             for case in self.lost
@@ -170,7 +170,7 @@ def verify_cohort(folder: str | Path) -> Verification:
 def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
     """Make one cohort of the shards in a folder, or of shards with a folder each; ``maisi-aug cohort merge``.
 
-    What comes of it is what one process would have made: the same manifest, ordered by case, the same files, and the
+    The result is the same as from one process: the same manifest, ordered by case, the same files, and the
     contact sheet. Giving the call again after it was killed is enough.
 
     Args:
@@ -183,7 +183,7 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
         RequestError: Several folders without ``out``, or one with it.
     """
     if not folders or (len(folders) > 1) != (out is not None):
-        raise RequestError("merge: expected one folder, or several and --out for what becomes of them.")
+        raise RequestError("merge: expected one folder, or several together with --out for the result.")
     target = Path(folders[0] if out is None else out)
     if out is not None:
         gather_shards([Path(folder) for folder in folders], target)

@@ -1,4 +1,4 @@
-"""What ``progress=`` of the functions for Python means.
+"""Meaning of ``progress=`` in the functions for Python.
 
 True for bars where somebody looks, at a terminal or in a notebook, False for nothing, or something to call with
 ``(stage, done, total)``. Warnings stay warnings.
@@ -20,7 +20,7 @@ from maisi_aug.generate.driver import Listener
 from maisi_aug.system.progress import Report, ReportStage, ReportStep, report_nothing
 
 Progress = bool | ReportStage | Listener
-"""What ``progress=`` takes."""
+"""Values of ``progress=``."""
 
 
 class _Forward(Listener):
@@ -49,7 +49,7 @@ class _Forward(Listener):
 
 
 def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
-    """What a run that Python began tells its progress to. Warnings stay warnings."""
+    """Return what a run that Python began tells its progress to. Warnings stay warnings."""
     if isinstance(progress, Listener):
         return nullcontext(progress)
     if not isinstance(progress, bool):
@@ -60,7 +60,7 @@ def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
 
 
 def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
-    """The same of work that is counted by stages."""
+    """Return a further bar for work that is counted by stages."""
     if isinstance(progress, Listener):
         return nullcontext(report_nothing)
     if not isinstance(progress, bool):
@@ -109,20 +109,20 @@ class TrainingDisplay:
         return show_loading(is_quiet=not self._is_shown)
 
     def count_stages(self) -> AbstractContextManager[ReportStage]:
-        """Of work that comes before the training."""
+        """Return a report for work that comes before the training."""
         if self._report is not None:
             return nullcontext(self._report)
         return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
 
     def add_phase(self, name: str) -> Report:
-        """A further bar, for work whose total is told with its first report."""
+        """Return a further bar, for work whose total is told with its first report."""
         if self._report is not None:
             return partial(self._report, name)
         assert self._bars is not None
         return add_phase(self._bars, name)
 
     def add_training(self, name: str, num_steps: int) -> ReportStep:
-        """A further bar, for the steps of the training."""
+        """Return a further bar, for the steps of the training."""
         if (report := self._report) is not None:
             return lambda step, figures: report(name, step, num_steps)
         assert self._bars is not None
@@ -130,7 +130,7 @@ class TrainingDisplay:
 
 
 def show_training(progress: Progress) -> TrainingDisplay:
-    """What a training that Python began is shown on. Warnings stay warnings."""
+    """Return what a training that Python began is shown on. Warnings stay warnings."""
     if isinstance(progress, bool):
         return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
     report = report_nothing if isinstance(progress, Listener) else progress

@@ -1,4 +1,4 @@
-"""Where a run computes: in this process, in one for each of several devices or on a Ray cluster, and which part."""
+"""Place of a run's computations: this process, one process per device, or a Ray cluster; and its shard."""
 
 from __future__ import annotations
 
@@ -21,37 +21,55 @@ _PANEL = "Ray"
 _RAY_DEVICES = ("auto", "cpu", "cuda")
 
 
-class EngineOptions(StrictModel, use_attribute_docstrings=True):
-    """Which engine runs the workers, and what a Ray cluster gives each."""
+class ClusterOptions(StrictModel, use_attribute_docstrings=True):
+    """A Ray cluster, and the resources of each worker on it."""
+
+    address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
+    """Head of a Ray cluster to work on (pip install 'maisi-aug[ray]'), or auto for one running on this machine."""
+    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
+    """Number of workers (default: one per GPU, or one per core)."""
+    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
+    """GPUs per worker, such as 0.5 for two workers on one GPU (default: 1 if the cluster has any)."""
+
+    def to_engine(self) -> EngineOptions:
+        """Return the engine of a command on which the address alone selects Ray.
+
+        Raises:
+            RequestError: Other options of Ray are given without an address.
+        """
+        given = self.model_dump(exclude_none=True)
+        if given and self.address is None:
+            raise RequestError(f"--{next(iter(given)).replace('_', '-')} can only be used with --address.")
+        return EngineOptions(engine="ray", **given) if given else EngineOptions()
+
+
+class EngineOptions(ClusterOptions, use_attribute_docstrings=True):
+    """The engine that runs the workers, and the resources of each worker on a Ray cluster."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
-    """Where workers run: on this machine, or on a Ray cluster (pip install 'maisi-aug[ray]')."""
+    """Where workers run: local (this machine) or ray (a Ray cluster; pip install 'maisi-aug[ray]')."""
     address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
-    """Head of the cluster, or auto for one that runs on this machine; default: RAY_ADDRESS, else a cluster is started
-    on this machine alone."""
-    num_workers: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
-    """Workers; default: one for each GPU, or for each core."""
-    gpus_per_worker: Annotated[float | None, Field(ge=0), Option(panel=_PANEL)] = None
-    """GPUs of each worker, such as 0.5 for two on one GPU; default: 1 where the cluster has any."""
+    """Head of the Ray cluster, or auto for one running on this machine (default: RAY_ADDRESS, else a new cluster on
+    this machine).
+    """
 
     @model_validator(mode="after")
     def _need_no_ray(self) -> Self:
-        if self.engine != "ray":
-            given = [name for name in ("address", "num_workers", "gpus_per_worker") if getattr(self, name) is not None]
-            if given:
-                raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
+        given = [name for name in ClusterOptions.model_fields if getattr(self, name) is not None]
+        if given and self.engine != "ray":
+            raise ValueError(f"--{given[0].replace('_', '-')} can only be used with --engine ray.")
         return self
 
 
 @dataclass(frozen=True)
 class Where:
-    """Where a run computes.
+    """Place of a run's computations.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         devices: A process for each; none to stay in this one.
         shard: The part of the cohort that is made; None for all of it.
-        options: Of the engine.
+        options: Options of the engine.
     """
 
     device: str = "auto"
@@ -67,22 +85,22 @@ class Where:
         shard: str | Shard | None = None,
         options: EngineOptions | None = None,
     ) -> Where:
-        """Read what the user has typed.
+        """Read the text of the option.
 
         Raises:
-            RequestError: Naming the option.
+            RequestError: The text is invalid; the message names the option.
         """
         listed = devices.split(",") if isinstance(devices, str) else list(devices or ())
         names = tuple(name.strip() for name in listed)
         if devices is not None and (not names or not all(names)):
             raise RequestError(f"--devices: expected names such as cuda:0,cuda:1, found '{devices}'.")
         if names and device != "auto":
-            raise RequestError("--device cannot be used with --devices, which names them all.")
+            raise RequestError("--device cannot be used with --devices, which lists all of them.")
         options = options or EngineOptions()
         if options.engine == "ray" and (names or device not in _RAY_DEVICES):
             raise RequestError(
                 f"--engine ray: expected one --device of {', '.join(_RAY_DEVICES)}, found '{devices or device}'. Ray "
-                "chooses which; use --num-workers and --gpus-per-worker."
+                "assigns the devices; use --num-workers and --gpus-per-worker."
             )
         if options.engine == "ray":
             from maisi_aug.integrations.ray.joining import require_ray
@@ -94,8 +112,19 @@ class Where:
             shard = Shard.parse(shard)
         return cls(device, names, shard, options)
 
+    def require_devices(self) -> None:
+        """Raise for a device that cannot be used, before a folder is made.
+
+        Raises:
+            BundleError: Naming it.
+        """
+        from maisi_aug.networks.pipeline import resolve_device
+
+        for device in dict.fromkeys(self.open_engine().devices):
+            resolve_device(device)
+
     def open_engine(self) -> Engine:
-        """What runs the workers."""
+        """Return what runs the workers."""
         if self.options.engine == "ray":
             from maisi_aug.integrations.ray.engine import RayEngine
 
@@ -113,7 +142,7 @@ class Where:
 def read_engine(
     engine: str, address: str | None, num_workers: int | None, gpus_per_worker: float | None
 ) -> EngineOptions:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RequestError: Something does not fit.
@@ -128,4 +157,4 @@ def read_engine(
 
 
 HERE = Where()
-"""In this process, all of the cohort."""
+"""All of the cohort, in this process."""

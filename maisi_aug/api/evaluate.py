@@ -1,11 +1,12 @@
 """Measurements of cohorts and of bundles; ``ma.evaluate.fid(...)`` is ``maisi-aug evaluate fid``.
 
-Each function gives back a :class:`Measurement`. With ``out`` it also writes it into a folder, whose files
-:func:`maisi_aug.report` takes as evidence; nothing is measured where they would replace files of something else.
+Each function returns a :class:`Measurement`. With ``out`` it is also written to a folder, which
+:func:`maisi_aug.report` takes as evidence. An existing folder is refused unless it is from such a measurement.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from maisi_aug.api.displays import Progress, listen_to_stages
+from maisi_aug.api.engines import EngineName, Where, read_engine
 from maisi_aug.api.keywords import Model, build_model, require_known, takes_fields_of
 from maisi_aug.errors import RequestError
 from maisi_aug.evaluation.request import (
@@ -26,7 +28,6 @@ from maisi_aug.evaluation.request import (
     ReconstructionRequest,
     SegmenterRequest,
 )
-from maisi_aug.system.progress import report_nothing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,16 +42,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured.
+    """Result of a measurement.
 
     Attributes:
-        figures: As JSON types.
-        text: The same as Markdown, which notebooks show.
-        charts: Drawings (SVG) by the names of their files.
-        pictures: Images by the names of their files.
-        further: Other documents (JSON) by the names of their files.
-        notes: What the user should know, a sentence each.
-        files: What was written, where a folder was named.
+        figures: Figures as JSON types.
+        text: The same as Markdown; shown in notebooks.
+        charts: Charts (SVG) by file name.
+        pictures: Pictures by file name.
+        further: Other documents (JSON) by file name.
+        notes: Notes to the user, a sentence each.
+        files: Written files, if a folder was given.
     """
 
     figures: Mapping[str, Any]
@@ -63,16 +64,16 @@ class Measurement:
 
     @property
     def num_skipped(self) -> int:
-        """Cases that could not be measured; the figures name them, with the reasons."""
+        """Number of cases that could not be measured; the figures list them with the reasons."""
         own = self.figures.get("skipped", ())
         parts = (part for part in self.figures.values() if isinstance(part, Mapping))
         return len(own) + sum(len(part.get("skipped", ())) for part in parts)
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write figures, text, charts and pictures into a folder.
+        """Write figures, text, charts and pictures to a folder.
 
         Returns:
-            The files.
+            The written files.
 
         Raises:
             VolumeError: A file cannot be written.
@@ -99,48 +100,57 @@ def fid(
     real: str | Path,
     synthetic: str | Path,
     *,
+    devices: str | Sequence[str] | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     out: str | Path | None = None,
     progress: Progress = True,
     **fields: Any,
-) -> Measurement | None:
-    """2.5D FID and KID by plane, with an interval, and what real cases differ by; ``maisi-aug evaluate fid``.
+) -> Measurement:
+    """Measure 2.5D FID and KID by plane, with intervals and the floor of real cases; ``maisi-aug evaluate fid``.
 
     Args:
         real: Real cases: a folder of volumes, a prepared or an nnU-Net dataset.
         synthetic: Synthetic cases: a cohort, or the same kinds.
+        devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
+            with ``if __name__ == "__main__":``.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
+        address: Of that cluster, as for :func:`maisi_aug.synthesize`.
+        num_workers: On it.
+        gpus_per_worker: Of each.
         out: Folder for the results.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
-    Returns:
-        The measurement; None in all processes of ``torchrun`` but the first.
-
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.fid import measurement
-    from maisi_aug.evaluation.fid.extractors import load_extractor
-    from maisi_aug.evaluation.fid.feature_store import default_cache, join_processes
+    from maisi_aug.evaluation.fid.extractors import find_extractor
+    from maisi_aug.evaluation.fid.feature_store import default_cache
     from maisi_aug.evaluation.fid.slices import SliceProtocol
-    from maisi_aug.networks.pipeline import resolve_device
 
+    _require_one_process()
     asked = _read(fid, FidRequest, fields)
+    options = read_engine(engine, address, num_workers, gpus_per_worker)
+    where = Where.read(asked.device, devices, options=options)
     protocol = SliceProtocol(asked.spacing_mm, asked.shape, asked.centre_share, asked.every, asked.resampling)
     _require_out(out, measurement.REPORT_NAME)
     sets = _find_cases(real), _find_cases(synthetic)
-    with join_processes(resolve_device(asked.device)) as (processes, place), listen_to_stages(progress) as notify:
+    where.require_devices()
+    with listen_to_stages(progress) as notify:
         document = measurement.measure_fid(
             *sets,
-            load_extractor(asked.extractor, weights=asked.weights, sha256=asked.sha256, device=place),
+            find_extractor(asked.extractor, weights=asked.weights, sha256=asked.sha256),
             protocol,
             cache=None if asked.no_cache else asked.cache or default_cache(),
-            processes=processes,
+            engine=where.open_engine(),
             seed=asked.seed,
-            notify=notify if processes.is_first else report_nothing,
+            notify=notify,
         )
-    if document is None:
-        return None
     charts = {"fid.svg": measurement.draw_chart(document)}
     return _save(Measurement(document, measurement.to_report(document), charts, notes=_notes_of(*sets)), out)
 
@@ -154,7 +164,7 @@ def distribution(
     progress: Progress = True,
     **fields: Any,
 ) -> Measurement:
-    """Fréchet radiomics distance, precision, recall, density, coverage; ``maisi-aug evaluate distribution``.
+    """Compare the distributions of radiomic features; ``maisi-aug evaluate distribution``.
 
     Args:
         real: Real cases, ten or more: any dataset or folder of volumes.
@@ -164,7 +174,7 @@ def distribution(
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.distribution import distances as measurement
 
@@ -187,7 +197,7 @@ def equivalence(
     progress: Progress = True,
     **fields: Any,
 ) -> Measurement:
-    """Whether lesions and organs are like real ones, by two one-sided tests; ``maisi-aug evaluate equivalence``.
+    """Test whether lesions and organs are like real ones; ``maisi-aug evaluate equivalence``.
 
     Args:
         real: Real cases with label maps.
@@ -197,7 +207,7 @@ def equivalence(
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.distribution import equivalence as measurement
 
@@ -213,7 +223,7 @@ def equivalence(
 
 @takes_fields_of(HuRequest)
 def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress = True, **fields: Any) -> Measurement:
-    """HU of organs and lesions against published ranges, a file's, or real cases'; ``maisi-aug evaluate hu``.
+    """Compare HU of organs and lesions with published ranges, a file or real cases; ``maisi-aug evaluate hu``.
 
     >>> import maisi_aug as ma
     >>> measured = ma.evaluate.hu("cohort", out="hu")
@@ -224,12 +234,12 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
 
     Args:
         cases: A cohort, or any labelled folder or dataset.
-        out: Folder for the results; with ``reference`` it gets ``hu_ranges.json`` too, to be given as ``ranges`` later.
+        out: Folder for the results; with ``reference`` it also gets ``hu_ranges.json``, for ``ranges``.
         progress: As for :func:`fid`.
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import hu as measurement
 
@@ -261,7 +271,7 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
 def lesions(
     cohort: str | Path, *, out: str | Path | None = None, progress: Progress = True, **fields: Any
 ) -> Measurement:
-    """Realised against requested sizes, and whether lesions can be seen; ``maisi-aug evaluate lesions``.
+    """Compare realised with requested sizes, and check that lesions are visible; ``maisi-aug evaluate lesions``.
 
     >>> import maisi_aug as ma
     >>> measured = ma.evaluate.lesions("cohort")
@@ -275,7 +285,7 @@ def lesions(
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
 
@@ -292,16 +302,16 @@ def lesions(
 def agreement(
     cases: str | Path, *, out: str | Path | None = None, progress: Progress = True, **fields: Any
 ) -> Measurement:
-    """Dice of an independent segmenter against the given label maps; ``maisi-aug evaluate agreement``.
+    """Measure the Dice of an independent segmenter against the label maps; ``maisi-aug evaluate agreement``.
 
     Args:
         cases: A cohort, or any labelled folder or dataset.
         out: Folder for the results.
         progress: As for :func:`fid`.
-        **fields: See below; ``map`` may be a mapping of labels to names, too.
+        **fields: See below; ``map`` may also be a mapping of labels to names.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
 
@@ -327,16 +337,16 @@ def agreement(
 def detection_curve(
     cohort: str | Path, *, out: str | Path | None = None, progress: Progress = True, **fields: Any
 ) -> Measurement:
-    """Which lesions a segmenter finds, by size or by what twins differ in; ``maisi-aug evaluate detection-curve``.
+    """Measure which lesions a segmenter finds, by size or varied factor; ``maisi-aug evaluate detection-curve``.
 
     Args:
-        cohort: Folder that ``insert`` or ``synthesize`` wrote; best one with ``twins``.
+        cohort: Folder that ``insert`` or ``synthesize`` wrote, best with ``twins``.
         out: Folder for the results.
         progress: As for :func:`fid`.
-        **fields: See below; ``map`` may be a mapping of labels to names, too.
+        **fields: See below; ``map`` may also be a mapping of labels to names.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
 
@@ -366,7 +376,7 @@ def memorization(
     progress: Progress = True,
     **fields: Any,
 ) -> Measurement:
-    """Whether synthetic cases repeat training cases; ``maisi-aug evaluate memorization``.
+    """Check whether synthetic cases repeat training cases; ``maisi-aug evaluate memorization``.
 
     Args:
         cases: Synthetic cases.
@@ -376,7 +386,7 @@ def memorization(
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
 
@@ -386,7 +396,9 @@ def memorization(
     known = _find_cases(asked.train, vocabulary=synthetic.vocabulary)
     unseen = None if asked.held_out is None else _find_cases(asked.held_out, vocabulary=synthetic.vocabulary)
     with listen_to_stages(progress) as notify:
-        document, pairs = measurement.measure_memorization(synthetic, known, unseen, notify=notify)
+        document, pairs = measurement.measure_memorization(
+            synthetic, known, unseen, notify=notify, num_workers=asked.num_workers
+        )
     charts = {"memorization.svg": measurement.draw_chart(document)}
     pictures = {measurement.PICTURE_NAME: pairs}
     notes = _notes_of(synthetic, known, *([] if unseen is None else [unseen]))
@@ -398,38 +410,48 @@ def reconstruction(
     cases: str | Path,
     *,
     bundle: str | Path,
+    devices: str | Sequence[str] | None = None,
+    engine: EngineName = "local",
+    address: str | None = None,
+    num_workers: int | None = None,
+    gpus_per_worker: float | None = None,
     out: str | Path | None = None,
     progress: Progress = True,
     **fields: Any,
 ) -> Measurement:
-    """What a bundle's autoencoder leaves of CTs; ``maisi-aug evaluate reconstruction``.
+    """Measure what a bundle's autoencoder preserves of CTs; ``maisi-aug evaluate reconstruction``.
 
     Args:
         cases: CTs: a folder of volumes, any dataset or cohort.
-        bundle: The bundle whose autoencoder is tried.
+        bundle: Bundle whose autoencoder is measured.
+        devices: As for :func:`fid`, and so are the following four.
+        engine: ``"local"`` or ``"ray"``.
+        address: Head of the Ray cluster.
+        num_workers: Number of workers on it.
+        gpus_per_worker: GPUs per worker.
         out: Folder for the results.
         progress: As for :func:`fid`.
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.evaluation.cohort import reconstruction as measurement
-    from maisi_aug.evaluation.fid.lpips import load_perceptual_distance
-    from maisi_aug.networks.pipeline import resolve_device
 
     asked = _read(reconstruction, ReconstructionRequest, {"bundle": bundle, **fields})
+    options = read_engine(engine, address, num_workers, gpus_per_worker)
+    where = Where.read(asked.device, devices, options=options)
     _require_out(out, measurement.REPORT_NAME)
-    found, place = load_bundle(asked.bundle), resolve_device(asked.device)
+    found = load_bundle(asked.bundle)
+    where.require_devices()
     case_set = _find_cases(cases, vocabulary=found.vocabulary)
-    perceptual = None
-    if asked.lpips_weights is not None:
-        perceptual = load_perceptual_distance(asked.lpips_weights, sha256=asked.sha256, device=place)
+    weights = None if asked.lpips_weights is None else measurement.LpipsWeights(asked.lpips_weights, asked.sha256)
     with listen_to_stages(progress) as notify:
-        autoencoder = measurement.Autoencoder.load(found, place)
         report = partial(notify, "cases")
-        document, worst = measurement.measure_reconstruction(case_set, autoencoder, perceptual, report)
+        document, worst = measurement.measure_reconstruction(
+            case_set, found, report, engine=where.open_engine(), lpips=weights
+        )
     charts = {"reconstruction.svg": measurement.draw_chart(document)}
     pictures = {measurement.PICTURE_NAME: worst}
     notes = _notes_of(case_set)
@@ -438,13 +460,13 @@ def reconstruction(
 
 @dataclass(frozen=True)
 class BlindPack:
-    """A reader test on pictures.
+    """Pictures for a reader test.
 
     Attributes:
-        folder: To be handed to readers.
-        key: Which items are synthetic; kept back.
-        answers: What readers fill in, in the folder.
-        skipped: Cases that could not be read, with the reasons; others took their places.
+        folder: Folder for the readers.
+        key: File that tells which items are synthetic; not for the readers.
+        answers: Form for the readers to fill in, in the folder.
+        skipped: Cases that could not be read and were replaced by others, with the reasons.
     """
 
     folder: Path
@@ -457,17 +479,17 @@ class BlindPack:
 def blind_pack(
     real: str | Path, synthetic: str | Path, *, out: str | Path, progress: Progress = True, **fields: Any
 ) -> BlindPack:
-    """Unlabelled pictures of real and synthetic cases for readers; ``maisi-aug evaluate blind-pack``.
+    """Write unlabelled pictures of real and synthetic cases for readers; ``maisi-aug evaluate blind-pack``.
 
     Args:
         real: Real cases: any dataset or folder of volumes.
         synthetic: Synthetic cases.
-        out: New folder; the key goes beside it.
+        out: New folder; the key is written next to it.
         progress: As for :func:`fid`.
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -483,16 +505,16 @@ def blind_pack(
 def blind_score(
     key: str | Path, answers: str | Path | Sequence[str | Path], *, margin: float = 0.2, out: str | Path | None = None
 ) -> Measurement:
-    """Whether readers can tell synthetic from real cases; ``maisi-aug evaluate blind-score``.
+    """Test whether readers can tell synthetic from real cases; ``maisi-aug evaluate blind-score``.
 
     Args:
-        key: What :func:`blind_pack` wrote.
-        answers: A filled-in ``answers.csv``, or one of each reader.
+        key: Key that :func:`blind_pack` wrote.
+        answers: A filled-in ``answers.csv``, or one per reader.
         margin: Share of right answers beyond one half that does not matter, 0.01 to 0.49.
         out: Folder for the results.
 
     Raises:
-        EvaluationError: The answers do not go with the key.
+        EvaluationError: The answers do not belong to the key.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -503,15 +525,15 @@ def blind_score(
 
 
 def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = None) -> Measurement:
-    """What reviewers rejected and agree on, and how readers told images apart; ``maisi-aug evaluate reviewers``.
+    """Summarise reviewers' decisions, their agreement and the blinded test; ``maisi-aug evaluate reviewers``.
 
     Args:
-        cohort: Folder whose cases were looked at with ``maisi-aug view``.
-        seed: Of the intervals.
+        cohort: Folder whose cases were reviewed with ``maisi-aug view``.
+        seed: Seed of the intervals.
         out: Folder for the results.
 
     Raises:
-        MaisiAugError: Nobody has looked at the cases, or a file is damaged.
+        MaisiAugError: The cases have not been reviewed, or a file is damaged.
     """
     from maisi_aug.evaluation.review import reviewers as measurement
 
@@ -521,7 +543,7 @@ def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = Non
 
 
 class _Segmenter(NamedTuple):
-    """A segmenter, what it is called, and which of its labels have a counterpart."""
+    """A segmenter with its name and the labels that have a counterpart."""
 
     segment: Segment
     name: str
@@ -530,7 +552,7 @@ class _Segmenter(NamedTuple):
 
     @classmethod
     def open(cls, asked: SegmenterRequest, vocabulary: Vocabulary) -> _Segmenter:
-        """A trained model, or a folder of what one has predicted."""
+        """Open a trained model or a folder of predictions."""
         from maisi_aug.evaluation.cohort.agreement import match_labels, segment_from_folder
         from maisi_aug.integrations.nnunet.prediction import NnUNetModel, read_label_values
         from maisi_aug.networks.pipeline import resolve_device
@@ -551,6 +573,19 @@ class _Segmenter(NamedTuple):
         return cls(segment, name, *match_labels(values, vocabulary, mapping=asked.map))
 
 
+def _require_one_process() -> None:
+    """Raise where several processes would measure the same, each for itself.
+
+    Raises:
+        RequestError: ``torchrun`` has started this one.
+    """
+    if (count := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise RequestError(
+            f"evaluate fid: expected one process, found {count} of torchrun. Name the GPUs instead: --devices "
+            "cuda:0,cuda:1"
+        )
+
+
 def _read(function: Callable[..., object], model: type[Model], fields: Mapping[str, Any]) -> Model:
     require_known(function, fields)
     return build_model(model, fields, source=function.__name__, error=RequestError)
@@ -563,7 +598,7 @@ def _find_cases(path: str | Path, *, vocabulary: Vocabulary | None = None) -> Ca
 
 
 def _notes_of(*sets: CaseSet) -> tuple[str, ...]:
-    """Where reviewers rejected cases of a cohort, which are left out."""
+    """Return notes on cases that reviewers rejected and that are left out."""
     cohorts = [one.cohort for one in sets if one.cohort is not None]
     return tuple(dict.fromkeys(cohort.review_note for cohort in cohorts if cohort.review_note))
 

@@ -24,7 +24,7 @@ class HasFolder(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where it is."""
+        """Its folder."""
         ...
 
 
@@ -45,7 +45,7 @@ def export_nnunet(
         dataset_id: Number of the dataset, 1 to 999, not in use.
         copy: Without ``like``: copy the images instead of hard-linking them.
         progress: True for a bar, False for none, or something to call with ``(stage, done, total)``.
-        **fields: See below; ``map`` may be a mapping of labels to names, too.
+        **fields: See below; ``map`` may be a mapping of labels to names as well.
 
     Raises:
         RequestError: An option is wrong, or has no meaning with, or without, ``like``.
@@ -69,7 +69,7 @@ def export_monai(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
         cohorts: A cohort or its folder, or several.
         out: New or empty folder.
         progress: True for a bar, False for none, or something to call with ``(stage, done, total)``.
-        **fields: See below; ``map`` may be a mapping of labels to names, too.
+        **fields: See below; ``map`` may be a mapping of labels to names as well.
 
     Raises:
         MaisiAugError: The data list would be wrong or incomplete.

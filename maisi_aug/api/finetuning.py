@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,28 +40,28 @@ def finetune_controlnet(
 ) -> FinetuneResult | None:
     """Teach a ControlNet new labels from labelled CTs; ``maisi-aug finetune-controlnet``.
 
-    The bundle that comes of it, ``result.bundle.path``, serves :func:`synthesize` and :class:`Pipeline`.
+    The resulting bundle, ``result.bundle.path``, can be used with :func:`synthesize` and :class:`Pipeline`.
 
     Args:
         labels: Labels to teach, by name.
-        data: Folder of :func:`prepare`; or an nnU-Net dataset or a folder of images and label maps, which are prepared
-            into ``out`` first.
+        data: Folder of :func:`prepare`; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list
+            of embeddings, which are prepared into ``out`` first.
         base: Bundle to start from.
         out: Folder of the run: new, or one that the same call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Stop after so long; the same call continues.
-        with_tensorboard: Also log for TensorBoard.
+        max_minutes: Time limit; calling again continues.
+        with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
     Returns:
-        The bundle and how far the training came; None where the time was up before it began, and in all processes of
-        ``torchrun`` but the first.
+        The bundle and the progress of training; None if the time limit was reached before training began, and in all
+        processes of ``torchrun`` except the first.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(finetune_controlnet, fields)
     values = {"labels": labels, "data": data, "base": base, **fields}
@@ -88,16 +89,16 @@ def finetune(
     """Open the data, and train; under ``torchrun`` all processes together.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Folder of the run.
         device: Where the networks run.
         max_minutes: Wall-clock limit; the same call continues.
         display: Shows how it comes along.
-        with_tensorboard: Also log for TensorBoard.
+        with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
@@ -115,7 +116,7 @@ def finetune(
     processes = Processes.connect(device)
     display = display if processes.is_main else TrainingDisplay(is_shown=False)
     with processes.main_first():
-        store = open_data(request, base, out, is_main=processes.is_main, display=display)
+        store = open_data(request, base, out, is_main=processes.is_main, display=display, device=device)
     with display:
         run = Finetuning(
             base,
@@ -136,19 +137,26 @@ def finetune(
                 self_contained=self_contained,
             )
         except TimeIsUp as stop:
-            display.say(f"The time was up while {stop.phase.lower()}, {stop.done} of {stop.total}; run again to go on.")
+            display.say(f"Time limit reached while {stop}; run the same command again to continue.")
     processes.leave()
     return result if processes.is_main else None
 
 
 def open_data(
-    request: FinetuneRequest, base: Bundle, out: Path, *, is_main: bool = True, display: TrainingDisplay | None = None
+    request: FinetuneRequest,
+    base: Bundle,
+    out: Path,
+    *,
+    is_main: bool = True,
+    display: TrainingDisplay | None = None,
+    device: str = "cpu",
 ) -> PreparedStore:
-    """The cases to train on.
+    """Return the cases to train on.
 
-    An nnU-Net dataset, by folder, name or number, and a folder of images and label maps are prepared into
-    ``OUT/prepared`` as by ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the
-    data that are called like those to be taught need no rule.
+    NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared``, the embeddings kept. An nnU-Net dataset,
+    by folder, name or number, and a folder of images and label maps are prepared into ``OUT/prepared`` as by
+    ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the data that are called
+    like those to be taught need no rule.
 
     Args:
         request: Names the data, the labels to teach, the rules and the folders of organ labels.
@@ -156,6 +164,7 @@ def open_data(
         out: Folder of the run.
         is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
         display: Shows how the preparation comes along.
+        device: Where embeddings are decoded.
 
     Raises:
         PreparationError: For data that cannot be prepared, and for rules where there is nothing to prepare.
@@ -163,6 +172,7 @@ def open_data(
     """
     from maisi_aug.preparation.prepared import SPEC_NAME
     from maisi_aug.preparation.writing import STATE_FOLDER
+    from maisi_aug.training.cases.embeddings import is_embedded_list
     from maisi_aug.training.cases.prepared import PreparedStore
     from maisi_aug.training.finetune.checks import require_free_folder
 
@@ -172,23 +182,50 @@ def open_data(
         if rules or organs:
             option = "--map" if rules else "--organs"
             raise PreparationError(
-                f"{option}: expected none for {text}, which is prepared already, found one. Leave it out, or prepare "
-                "the data again."
+                f"{option} cannot be used with {text}, which is already prepared. Leave it out, or prepare the data "
+                "again."
             )
         return PreparedStore.from_folder(text)
     if (Path(text) / STATE_FOLDER).is_dir():
         return PreparedStore.from_folder(text)  # which tells that its preparation was stopped
+    display = display or TrainingDisplay(is_shown=False)
+    if is_embedded_list(Path(text)):
+        if is_main and not (out / PREPARED_FOLDER / SPEC_NAME).is_file():
+            _prepare_embeddings(request, base, out / PREPARED_FOLDER, display, device)
+        return PreparedStore.from_folder(out / PREPARED_FOLDER)
     if not is_main:  # the main process has prepared them: two at once would take each other's description away
         return PreparedStore.from_folder(out / PREPARED_FOLDER)
     try:
         sources = _find_sources(text, tuple(map(Path, organs)))
-        _prepare(sources, base, out / PREPARED_FOLDER, request, display or TrainingDisplay(is_shown=False))
+        _prepare(sources, base, out / PREPARED_FOLDER, request, display)
     except PreparationError as error:
         message = re.sub(r"--(nnunet|images|labels)\b", "--data", str(error))
         if set(re.findall(r"--[a-z-]+", message)) - {"--data", "--map", "--organs", "--out"}:
-            message += " That is an option of 'maisi-aug prepare': use it first, then give its folder as --data."
+            message += " It is an option of 'maisi-aug prepare': run that first, then give its folder as --data."
         raise PreparationError(message) from error
     return PreparedStore.from_folder(out / PREPARED_FOLDER)
+
+
+def _prepare_embeddings(
+    request: FinetuneRequest, base: Bundle, folder: Path, display: TrainingDisplay, device: str
+) -> None:
+    from maisi_aug.training.cases.embeddings import prepare_embeddings
+
+    if request.organs:
+        raise PreparationError(
+            f"--organs: expected none for {request.data}, whose label maps hold the organs, found one. Leave it out."
+        )
+    with display.count_stages() as report:
+        prepare_embeddings(
+            Path(request.data),
+            folder,
+            base,
+            labels=request.labels,
+            rules=request.map,
+            device=device,
+            report=partial(report, "reading embeddings"),
+            say=display.say,
+        )
 
 
 def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
@@ -198,7 +235,7 @@ def _find_sources(text: str, organs: tuple[Path, ...]) -> Sources:
     folder = Path(text)
     if not folder.is_dir() or (folder / "dataset.json").is_file():
         return Sources(nnunet=text, organs=organs)
-    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was asked for
+    own_labels = [name for name in LABEL_FOLDERS if name != "anatomy"]  # of a cohort: what was requested
     image_folders, label_folders = find_folders(folder, IMAGE_FOLDERS), find_folders(folder, own_labels)
     if image_folders and label_folders:
         return Sources(images=image_folders[0], labels=label_folders[0], organs=organs)
@@ -214,8 +251,7 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
     cases, notes = collect_cases(sources)
     if len(cases) < 2:
         raise PreparationError(
-            f"--data: expected at least two cases, one of them to validate on, found {cases[0].id} alone. Add cases of "
-            "more patients."
+            f"--data: needs at least two cases, one of them to validate on, found only {cases[0].id}. Add cases."
         )
     own_rules = tuple(map(parse_rule, wanted.map))
     request = PrepareRequest(
@@ -228,8 +264,8 @@ def _prepare(sources: Sources, base: Bundle, folder: Path, wanted: FinetuneReque
         num_folds=max(2, min(MAX_FOLDS, len(cases))),
     )
     display.say(
-        "Note: every case counts as a patient of its own. Where patients have several, prepare the data with "
-        "'maisi-aug prepare --patients' first, or scans of one patient are trained on and validated on."
+        "Note: every case counts as a patient of its own. If patients have several cases, run 'maisi-aug prepare "
+        "--patients' first; otherwise scans of one patient are used for both training and validation."
     )
     with display.count_stages() as report:
         plan = plan_preparation(request, report=report)
@@ -262,8 +298,7 @@ def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
         except VocabularyError:
             is_there = False
         if not is_there:
-            hint = did_you_mean(name, names) or f" They hold {', '.join(names[:12]) or 'none'}."
+            hint = did_you_mean(name, names) or f" They contain {', '.join(names[:12]) or 'none'}."
             raise PreparationError(
-                f"--label '{name}': expected a label that the data will hold, found none of that name.{hint} Name one "
-                "of those, or add a --map."
+                f"--label '{name}': the data have no label of that name.{hint} Name one of those, or add a --map."
             )

@@ -11,6 +11,7 @@ from maisi_aug.api.displays import Progress, listen_to_run
 from maisi_aug.api.engines import HERE, EngineName, Where, read_engine
 from maisi_aug.api.keywords import require_known, takes_fields_of, to_fields
 from maisi_aug.api.results import Cohort
+from maisi_aug.cohort.review import reopen_for_run
 from maisi_aug.generate.driver import Listener
 from maisi_aug.insertion.request import InsertConfig, build_insertion, load_insertion_recipe
 
@@ -37,6 +38,8 @@ def insert(
     address: str | None = None,
     num_workers: int | None = None,
     gpus_per_worker: float | None = None,
+    verify: bool = False,
+    redraw_rejected: bool = False,
     progress: Progress = True,
     **fields: Any,
 ) -> Cohort:
@@ -50,7 +53,7 @@ def insert(
         labels: Lesions with their sizes, ``NAME[:SIZE][@SHARE]``.
         into: A CT, a folder of CTs, or an nnU-Net dataset.
         out: Folder of the cohort: new, empty, or one that the same call began, which is continued.
-        recipe: Name or file of a recipe for insertion; what else is given stands above it.
+        recipe: Name or file of a recipe for insertion; other arguments override it.
         balance_against: Real dataset whose missing lesions are made, as for :func:`synthesize`; ``map`` then also says
             which of its labels the lesions are.
         size_bins: Edges in mm of the lesion sizes that are balanced.
@@ -60,15 +63,17 @@ def insert(
         devices: As for :func:`synthesize`, like what follows.
         shard: Which part to make.
         engine: Whether workers run here or on a Ray cluster.
-        address: Of that cluster.
+        address: Address of that cluster.
         num_workers: On it.
-        gpus_per_worker: Of each.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        gpus_per_worker: GPUs per worker.
+        verify: Check the bytes of finished cases against the manifest and draw altered ones again.
+        redraw_rejected: Try again for cases that reviewers rejected; ``maisi-aug view``.
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(insert, fields)
     given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})
@@ -79,7 +84,15 @@ def insert(
     )
     with listen_to_run(progress) as listener:
         config, balance = balance_insertion(config, options, _read_rules, report=listener.measures)
-        summary = make_insertion(config, Path(out), balance=balance, where=where, listener=listener)
+        summary = make_insertion(
+            config,
+            Path(out),
+            balance=balance,
+            where=where,
+            verify=verify,
+            redraw_rejected=redraw_rejected,
+            listener=listener,
+        )
     return Cohort(Path(out), summary)
 
 
@@ -89,19 +102,23 @@ def make_insertion(
     *,
     balance: Balance | None = None,
     where: Where = HERE,
+    verify: bool = False,
+    redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
     """Find the CTs, plan the lesions and draw them.
 
     Args:
-        config: What is asked for.
+        config: The request.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, where they draw, and for which cases.
-        listener: Is told how the run goes.
+        verify: Check the bytes of finished cases against the manifest.
+        redraw_rejected: Try again for cases that reviewers rejected.
+        listener: Is notified of progress.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.insertion.cohort import insert_cohort
     from maisi_aug.insertion.config import resolve_insertion
@@ -110,7 +127,10 @@ def make_insertion(
     cohort = resolve_insertion(config)
     for note in cohort.backgrounds.notes:
         listener.advises(note)
-    summary = insert_cohort(cohort, out, engine=where.open_engine(), shard=where.shard, listener=listener)
+    if redraw_rejected:
+        reopen_for_run(out, cohort.to_document(), shard=where.shard)
+    engine = where.open_engine()
+    summary = insert_cohort(cohort, out, engine=engine, shard=where.shard, listener=listener, verify=verify)
     if balance is not None:
         balance.save(out)
     return summary

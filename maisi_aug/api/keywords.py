@@ -26,7 +26,7 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
     ``help`` and the completion of notebooks read signature and docstring, so that a new field needs no second mention.
 
     Args:
-        model: What the function builds from its ``**fields``.
+        model: Model that the function builds from its ``**fields``.
         but: Fields that the function decides itself.
     """
 
@@ -60,11 +60,11 @@ def require_known(function: Callable[..., object], fields: Mapping[str, Any]) ->
     for name in fields:
         if name not in known:
             hint = did_you_mean(name, known) or f" The keywords are {', '.join(known)}."
-            raise RecipeError(f"{subject}: expected a known keyword, found '{name}'.{hint}")
+            raise RecipeError(f"{subject}: unknown keyword '{name}'.{hint}")
 
 
 def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, error: type[MaisiAugError]) -> Model:
-    """A configuration of what Python gave.
+    """Return a configuration of what Python gave.
 
     Raises:
         MaisiAugError: Of the class ``error``, with everything that is wrong.
@@ -74,7 +74,7 @@ def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, e
 
 
 def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as a model's fields hold them; None is as if not given.
+    """Return values as a model's fields hold them; None is as if not given.
 
     Paths become text and NumPy's numbers Python's. Where a field holds any number of texts, one stands for itself, and
     a mapping for ``key=value`` each.
@@ -94,7 +94,7 @@ def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
 
 def to_plain(value: Any) -> Any:
-    """Paths as text and NumPy's numbers as Python's, inside of sequences and mappings too."""
+    """Return paths as text and NumPy's numbers as Python's, inside of sequences and mappings too."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(

@@ -1,4 +1,4 @@
-"""What can be asked for: what ``labels`` lists, for the command line and for Python."""
+"""Labels that can be requested, as ``labels`` lists them for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LabelChoice = Literal["organ", "tumor", "slot"]
 def labels(
     find: str | None = None, *, kind: LabelChoice | None = None, bundle: str | Path | None = None
 ) -> tuple[Label, ...]:
-    """The labels that can be asked for; ``maisi-aug labels``.
+    """Return the labels that can be requested; ``maisi-aug labels``.
 
     >>> import maisi_aug as ma
     >>> [(label.id, label.name) for label in ma.labels("gallbladder")]
@@ -35,7 +35,7 @@ def labels(
 
 
 def load_vocabulary(bundle: str | Path | None) -> tuple[Vocabulary, dict[str, SizeDistribution]]:
-    """The labels, and the sizes that percentiles of them mean."""
+    """Return the labels, and the sizes that percentiles of them mean."""
     known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
         return FULL_VOCABULARY, known
@@ -53,7 +53,7 @@ def select_labels(
     kind: LabelChoice | None = None,
     sizes: Mapping[str, SizeDistribution] | None = None,
 ) -> list[Label]:
-    """The labels of a vocabulary that match every option.
+    """Return the labels of a vocabulary that match every option.
 
     Args:
         vocabulary: All labels.
@@ -74,7 +74,7 @@ def select_labels(
     if not found:
         if find is not None and not any(_matches(label, find) for label in vocabulary):
             vocabulary.id_of(find)  # raises with the closest names
-        raise VocabularyError("Labels: expected some that match every option, found none. Leave an option out.")
+        raise VocabularyError("No label matches all options. Leave an option out.")
     return found
 
 

@@ -75,7 +75,7 @@ class Pipeline:
 
         Args:
             bundle: ``phantom-ct``, the name of one that ``maisi-aug bundles pull`` has fetched, or a folder.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
             compile_with: ``none``, ``inductor`` or ``trt``.
 
@@ -103,7 +103,7 @@ class Pipeline:
         """Draw the CT image of a label map, and judge both.
 
         The result has the map's own grid where the networks take that, in RAS+ whatever the orientation of the map; it
-        is cropped, padded or resampled where they do not, with a warning, or where ``shape`` or ``spacing_mm`` ask for
+        is cropped, padded or resampled where they do not, with a warning, or where ``shape`` or ``spacing_mm`` request
         another. Without ``plant`` the image is the one that ``synthesize(mask_source="given", mask_bank=...)`` makes of
         the same file and seed; without a label map, the one that ``synthesize(plant, num_cases=1)`` makes.
 
@@ -128,7 +128,7 @@ class Pipeline:
 
         Raises:
             LesionError: A lesion finds no room; the message names the largest that does.
-            MaisiAugError: The sentence that the command prints.
+            MaisiAugError: The request is invalid; the message is the one that the command prints.
         """
         require_known(Pipeline.__call__, fields)
         wanted = ["+".join([plant] if isinstance(plant, str) else plant)] if plant else []
@@ -148,8 +148,8 @@ class Pipeline:
         num_maps = len(run.bank.entries)
         if run.request.mask_source == GIVEN and num_maps != 1:
             raise BankError(
-                f"{run.request.mask_bank}: expected one label map, found {num_maps}. Name one, or use synthesize with "
-                "mask_source='given' for all."
+                f"{run.request.mask_bank}: expected one label map, found {num_maps}. Name one, or use synthesize "
+                "with mask_source='given' for all of them."
             )
         return AttemptMaker(run, open_source(run, self.networks.networks.device), self.networks, listener.steps)
 
@@ -217,8 +217,8 @@ class DrawnCase(Case):
         folder = Path(folder)
         if (folder / COHORT_NAME).exists():
             raise CohortError(
-                f"{folder}: expected a folder of saved cases, found a cohort that synthesize or insert made. Choose "
-                "another one."
+                f"{folder}: cannot be used for saved cases, because it holds a cohort of synthesize or insert. "
+                "Choose another folder."
             )
         folder.mkdir(parents=True, exist_ok=True)
         with ManifestWriter(folder / MANIFEST_NAME) as manifest, open_scratch(folder) as scratch:
@@ -244,7 +244,7 @@ def _as_file(label_map: Any, affine: Any, ct: Any) -> Iterator[Path | None]:
     """The label map as a mask bank; what is in memory is written for as long as it is needed, and judged like files."""
     if label_map is None:
         if ct is not None:
-            raise BankError("ct: expected the label map that it belongs to beside it, found none. Give label_map=.")
+            raise BankError("ct: requires label_map=, the label map that belongs to it.")
         yield None
         return
     if isinstance(label_map, str | Path) and ct is None:

@@ -38,10 +38,10 @@ def prepare(
 
     Args:
         out: Folder of the prepared cases, new or begun.
-        device: Of TotalSegmentator.
+        device: Device of TotalSegmentator.
         update: Bring the folder to other options, and remove its cases that are left out.
         num_workers: Processes; one per core when not given.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: See below.
 
@@ -49,7 +49,7 @@ def prepare(
         The prepared folder, its summary, and the cases that could not be prepared with the reasons.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(prepare, fields)
     config = build_model(PrepareConfig, fields, source="prepare", error=PreparationError)
@@ -63,8 +63,8 @@ class Preparation:
     """A preparation that has been planned.
 
     Attributes:
-        plan: What becomes of every label and case.
-        notes: What the user should know, a sentence each.
+        plan: Plan for every label and case.
+        notes: Notes to the user, a sentence each.
     """
 
     plan: PreparePlan
@@ -88,7 +88,7 @@ class Preparation:
         """Check everything that can be checked before the work; nothing is written.
 
         Raises:
-            MaisiAugError: What is asked for cannot be made.
+            MaisiAugError: The request cannot be met.
         """
         from maisi_aug.preparation.run import plan_preparation, resolve_preparation
 

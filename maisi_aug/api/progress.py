@@ -62,12 +62,12 @@ class CohortProgress(Listener):
         self._console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def measures(self, done: int, total: int) -> None:
-        """Another file of the size or the HU reference has been measured."""
+        """Show that another file of the size or HU reference has been measured."""
         self._close_opening()
         self._count("measuring the reference", done, total)
 
     def tries(self, done: int, total: int) -> None:
-        """Another label map of a plan has been tried."""
+        """Show that another label map of a plan has been tried."""
         self._close_opening()
         self._count("trying label maps", done, total)
 
@@ -85,7 +85,7 @@ class CohortProgress(Listener):
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._task = self._bar.add_task("cases", total=num_cases, completed=self._num_settled, pace="")
         if self._num_settled:
-            self._console.print(f"{self._num_settled} of {num_cases} cases are there already.", highlight=False)
+            self._console.print(f"{self._num_settled} of {num_cases} cases are already done.", highlight=False)
 
     def _close_opening(self) -> None:
         """Take the bar away that is there before anything can be counted."""
@@ -114,7 +114,7 @@ class CohortProgress(Listener):
             self._bar.update(self._task, description=f"{case_id}, step {done} of {total}")
 
     def generates(self, number: int, done: int, total: int) -> None:
-        """Count the steps of a label map as long as no image is being sampled beside it."""
+        """Count the steps of a label map as long as no image is being sampled next to it."""
         if self._task is not None and self._first_at is None:
             self._bar.update(self._task, description=f"label map {number}, step {done} of {total}")
 
@@ -237,13 +237,13 @@ def _clock(seconds: float) -> str:
 
 
 def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[Listener]:
-    """What a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
+    """Return what a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
     return nullcontext(ProgressLines()) if as_lines else CohortProgress(is_quiet=is_quiet)
 
 
 @contextmanager
 def count_stages(*, is_quiet: bool, tells_warnings: bool = True) -> Iterator[ReportStage]:
-    """A bar per stage of some work on a terminal; in a log, a line when a stage is done."""
+    """Show a bar per stage of some work on a terminal; in a log, a line when a stage is done."""
     console = PlainConsole(stderr=True, quiet=is_quiet)
     has_bar = can_draw(console) and not is_quiet
     tasks: dict[str, TaskID] = {}

@@ -1,4 +1,4 @@
-"""What the functions give back: cohorts on the disk, and their cases."""
+"""Results of the functions: cohorts on the disk, and their cases."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Case:
 
     Attributes:
         id: Name of the case.
-        request: What was asked for.
-        seed: What everything random in the case derives from.
-        lesions: Its lesions, as they were asked for and as they are.
-        verdicts: What each quality gate said: ``gate``, ``passed``, ``figures``, ``message``.
+        request: The request.
+        seed: Seed of everything random in the case.
+        lesions: Its lesions, as they were requested and as they are.
+        verdicts: Verdict of each quality gate: ``gate``, ``passed``, ``figures``, ``message``.
         reason: Why the gates refused it; empty where they did not.
     """
 
@@ -124,7 +124,7 @@ class SavedCase(Case):
 
     @cached_property
     def grid(self) -> Grid:
-        """Shape and affine of both, from the image's header."""
+        """Shape and affine of the image and the label map, from the header of the image."""
         from maisi_aug.volumes.image_files import load_grid
 
         return load_grid(self.files["image"])
@@ -150,7 +150,7 @@ class Cohort:
 
         Args:
             folder: Where it is.
-            summary: Of the run that has just made it.
+            summary: Summary of the run that has just made it.
 
         Raises:
             CohortError: It is none, or its manifest is damaged.
@@ -212,7 +212,7 @@ class Cohort:
         return self._manifest
 
     def _summarise(self) -> CohortSummary:
-        """What is there, as a run that had nothing to do would tell."""
+        """Summarise an existing cohort, like a run with nothing left to do."""
         from maisi_aug.generate.run import CohortSummary
         from maisi_aug.integrations.reading.cohort_source import find_num_planned
 

@@ -16,7 +16,7 @@ from maisi_aug.cohort.folder import find_cohort
 from maisi_aug.cohort.plan import CohortPlan
 from maisi_aug.cohort.request import GIVEN, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.resolve import CohortRun, resolve
-from maisi_aug.cohort.review import reopen_rejected
+from maisi_aug.cohort.review import reopen_for_run
 from maisi_aug.errors import RequestError
 from maisi_aug.generate.driver import Listener
 
@@ -64,15 +64,15 @@ def synthesize(
     Args:
         labels: Requests, ``NAME[:SIZE][@SHARE]``, such as ``"lung nodule:8-20mm"``; several lesions in one case are
             joined with ``+``.
-        out: Folder of the cohort: new, empty, or one that the same call began, which it goes on with.
-        recipe: Name or file of a recipe, or a ``cohort.yaml``; what else is given stands above it.
+        out: Folder of the cohort: new, empty, or one that the same call began, which it continues.
+        recipe: Name or file of a recipe, or a ``cohort.yaml``; other arguments override it.
         balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
             a folder of label maps. ``labels`` then names the lesions alone.
         map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
         size_bins: Edges in mm of the lesion sizes that are balanced.
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
             with ``if __name__ == "__main__":``.
         shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
@@ -85,7 +85,7 @@ def synthesize(
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
         redraw_rejected: Make another attempt at cases that reviewers rejected; ``maisi-aug view``.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
         **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
 
@@ -93,7 +93,7 @@ def synthesize(
         The cohort, with cases that were rejected in ``cohort.summary``.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(synthesize, fields)
     request = read_request(labels, recipe, fields, source="synthesize")
@@ -128,7 +128,7 @@ def plan(
     progress: Progress = True,
     **fields: Any,
 ) -> CohortPlan:
-    """The cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
+    """Return the cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
 
     The mask bank is opened, and the hardest label map of every kind is tried, so that a lesion without room is found
     here. No weights are needed.
@@ -139,7 +139,7 @@ def plan(
     [('case_0001', 'lung nodule:10mm'), ('case_0002', 'spleen')]
     >>> ma.plan("hepatic tumor:15mm", num_case=4)
     Traceback (most recent call last):
-    maisi_aug.errors.RecipeError: plan: expected a known keyword, found 'num_case'. Did you mean 'num_cases'?
+    maisi_aug.errors.RecipeError: plan: unknown keyword 'num_case'. Did you mean 'num_cases'?
 
     Args:
         labels: As for :func:`synthesize`, like all that follow.
@@ -154,7 +154,7 @@ def plan(
         **fields: As for :func:`synthesize`.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(plan, fields)
     request = read_request(labels, recipe, fields, source="plan")
@@ -169,7 +169,7 @@ def plan(
 def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
 ) -> CohortRequest:
-    """What Python asked for.
+    """Return the resolved request of a Python call.
 
     Raises:
         RecipeError: Listing every problem with its place.
@@ -192,21 +192,21 @@ def make_cohort(
     redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Resolve what is asked for and make it.
+    """Resolve what is requested and make it.
 
     Args:
-        request: What is asked for.
+        request: The request.
         out: Folder of the cohort.
         balance: With a real dataset, to be written beside the cohort.
         where: Where the networks run, and for which cases.
-        compiler: Of the networks.
-        may_resume: Whether the folder may hold the cohort already.
+        compiler: Compiler for the networks.
+        may_resume: Whether the folder may already contain the cohort.
         verify: Compare the bytes of finished cases with the manifest.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.generate.run import synthesize_cohort
 
@@ -214,8 +214,8 @@ def make_cohort(
     cohort = resolve(request, out, may_resume=may_resume, report_file=listener.measures)
     for sentence in _find_advice(cohort):
         listener.advises(sentence)
-    if redraw_rejected and find_cohort(out, cohort.to_document(), cohort.begun) is not None:
-        reopen_rejected(out)
+    if redraw_rejected:
+        reopen_for_run(out, cohort.to_document(), begun=cohort.begun, shard=where.shard)
     summary = synthesize_cohort(
         cohort,
         out,
@@ -232,7 +232,7 @@ def make_cohort(
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run would make.
+    """Outlook on a run, before anything is made.
 
     Attributes:
         cohort: With its plan.
@@ -246,16 +246,16 @@ class Outlook:
 def look_ahead(
     request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: Listener | None = None
 ) -> Outlook:
-    """Resolve and try what is asked for; nothing is made.
+    """Resolve and check a request without generating anything.
 
     Args:
-        request: What is asked for.
-        out: Where the cohort would go, if that is to be checked.
-        may_resume: Whether the folder may hold the cohort already.
-        listener: Is told of files that are measured and label maps that are tried.
+        request: The request.
+        out: Folder of the cohort, to check it as well; None to skip this check.
+        may_resume: Whether the folder may already contain the cohort.
+        listener: Notified of measured files and tried label maps.
 
     Raises:
-        MaisiAugError: A run would be refused.
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.generate.rehearsal import rehearse
     from maisi_aug.sources.given import look_at_maps, open_given_source
@@ -272,22 +272,22 @@ def look_ahead(
 
 
 def _find_advice(cohort: CohortRun) -> list[str]:
-    """What the bundle wants its user to know."""
+    """Return the bundle's advice to its user."""
     bundle = cohort.bundle
     found = [bundle.advice, "" if cohort.request.has_maps else bundle.advice_without_map]
     return [" ".join(text.split()) for text in found if text]
 
 
 def _read_map(labels: Mapping[str | int, str] | None, options: BalanceOptions) -> ReadMap:
-    """What the user says of the dataset's labels, the other way round.
+    """Invert the user's mapping of the dataset's labels.
 
     Raises:
         RequestError: There is no dataset.
     """
     if labels and options.against is None:
         raise RequestError(
-            "map can only be used with balance_against. What labels of a mask bank mean is said by mask_labels, of a "
-            "size reference by size_label."
+            "map can only be used with balance_against. For the labels of a mask bank use mask_labels, for a size "
+            "reference size_label."
         )
     mapping = {name: str(label) for label, name in (labels or {}).items()}
     return lambda targets, vocabulary: mapping

@@ -1,4 +1,4 @@
-"""The networks of a bundle trained stage by stage: what ``train`` does, for the command line and for Python."""
+"""Training of the networks of a bundle, stage by stage, for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from maisi_aug.api.displays import Progress, TrainingDisplay, show_training
+from maisi_aug.api.finetuning import PREPARED_FOLDER
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
 from maisi_aug.errors import RecipeError
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
@@ -33,14 +34,15 @@ REQUESTS: dict[StageName, type[TrainRequest | MaskTrainRequest]] = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How far a stage came.
+    """Result of a training stage.
 
     Attributes:
-        stage: Its name.
-        path: Folder of the bundle after the last stage, else of the stage; of the run where time was up before it.
-        num_steps: Optimiser steps that the recipe asks for.
-        loop: Where its steps stand; None where time was up before the first.
-        stopped_while: What was going on then, such as ``building phantoms, 3 of 40``; empty otherwise.
+        stage: Name of the stage.
+        path: Folder of the bundle after the last stage, otherwise of the stage; of the run if the time limit was
+            reached before the first step.
+        num_steps: Optimiser steps of the recipe.
+        loop: Steps done so far; None if the time limit was reached before the first step.
+        stopped_while: What was being done then, such as ``building phantoms, 3 of 40``; otherwise empty.
     """
 
     stage: str
@@ -51,7 +53,7 @@ class TrainResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no more steps are to be made."""
+        """Whether all steps are done."""
         return self.loop is not None and self.loop.is_complete
 
 
@@ -77,24 +79,25 @@ def train(
     maisi_aug.errors.RecipeError: train: mask_bank: ...
 
     Args:
-        stage: Its name.
+        stage: Name of the stage.
         out: Folder of the run: new, or one that an earlier call began, which is continued.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Stop after so long; the same call continues.
-        with_tensorboard: Also log for TensorBoard.
-        progress: True for bars on a terminal or in a notebook, False for none, or something to call with
+        max_minutes: Time limit; calling again continues.
+        with_tensorboard: Whether to log for TensorBoard as well.
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
-        **fields: See below; the image stages take ``recipe`` and ``data`` alone, and ``mask-diffusion`` takes ``base``.
+        **fields: See below; image stages take only ``recipe``, ``data`` and ``embedded_by``, and only
+            ``mask-diffusion`` takes ``base``.
 
     Returns:
-        Where the result lies and how far it came; None in all processes of ``torchrun`` but the first.
+        Path of the result and progress; None in all processes of ``torchrun`` except the first.
 
     Raises:
-        MaisiAugError: The sentence that the command prints.
+        MaisiAugError: The request is invalid; the message is the one that the command prints.
     """
     require_known(train, fields)
     if stage not in REQUESTS:
-        raise RecipeError(f"train: expected a stage of {', '.join(REQUESTS)}, found '{stage}'.")
+        raise RecipeError(f"train: unknown stage '{stage}'; expected one of {', '.join(REQUESTS)}.")
     return train_stage(
         stage,
         build_model(REQUESTS[stage], fields, source="train", error=RecipeError),
@@ -116,19 +119,19 @@ def train_stage(
     display: TrainingDisplay,
     with_tensorboard: bool,
 ) -> TrainResult | None:
-    """Train a stage; under ``torchrun`` or ``accelerate launch`` all processes together.
+    """Train a stage, with all processes of ``torchrun`` or ``accelerate launch``.
 
     Args:
-        stage: Its name.
-        request: What is asked for.
+        stage: Name of the stage.
+        request: The request.
         out: Folder of the run.
-        device: Where the networks run.
-        max_minutes: Wall-clock limit; the same call continues.
-        display: Shows how it comes along.
-        with_tensorboard: Also log for TensorBoard.
+        device: Device of the networks.
+        max_minutes: Time limit; calling again continues.
+        display: Shows progress.
+        with_tensorboard: Whether to log for TensorBoard as well.
 
     Raises:
-        MaisiAugError: What is asked for cannot be made.
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
 
@@ -155,25 +158,26 @@ def train_stage(
             loop = folder.train(stage, max_minutes=limit.minutes_left, report_step=report_step)  # type: ignore[arg-type]
             result = TrainResult(stage, asked.finish(folder, out), asked.num_steps, loop)  # type: ignore[arg-type]
         except TimeIsUp as stop:
-            phase = f"{stop.phase[0].lower()}{stop.phase[1:]}, {stop.done} of {stop.total}"
-            result = TrainResult(stage, out, asked.num_steps, stopped_while=phase)
+            result = TrainResult(stage, out, asked.num_steps, stopped_while=str(stop))
     processes.leave()
     return result if processes.is_main else None
 
 
 @dataclass(frozen=True)
 class _ImageStage:
-    """A stage of the networks that draw images."""
+    """Stage of the networks that generate images."""
 
     name: Literal["vae", "diffusion", "controlnet"]
     recipe: TrainingRecipe
+    request: TrainRequest
 
     @classmethod
     def read(cls, name: Literal["vae", "diffusion", "controlnet"], request: TrainRequest) -> _ImageStage:
         from maisi_aug.training.images.recipe import load_training_recipe, training_recipe_path
 
         recipe = load_training_recipe(training_recipe_path(request.recipe_name))
-        return cls(name, recipe if request.data is None else recipe.with_prepared(request.data))
+        is_embedded = _is_embedded(request)
+        return cls(name, recipe if request.data is None or is_embedded else recipe.with_prepared(request.data), request)
 
     @property
     def num_steps(self) -> int:
@@ -183,16 +187,58 @@ class _ImageStage:
     def open(self, out: Path, display: TrainingDisplay, how: StageOptions) -> TrainingFolder:
         from maisi_aug.training.images.stages import TrainingFolder
 
-        return TrainingFolder(self.recipe, out, **how)
+        if not _is_embedded(self.request):
+            return TrainingFolder(self.recipe, out, **how)
+        with how["processes"].main_first():
+            prepared = _open_embeddings(self.request, out / PREPARED_FOLDER, display, how)
+        return TrainingFolder(self.recipe.with_prepared(prepared), out, **how)
 
     def finish(self, folder: TrainingFolder, out: Path) -> Path:
-        """The bundle, after the last stage."""
+        """Write the bundle after the last stage, and return the folder of the result."""
         return folder.write_bundle().path if self.name == "controlnet" else out / self.name
+
+
+def _is_embedded(request: TrainRequest) -> bool:
+    """Whether the data is a list of embeddings.
+
+    Raises:
+        RecipeError: The bundle whose autoencoder made them is missing, or there is one without such a list.
+    """
+    from maisi_aug.training.cases.embeddings import is_embedded_list
+
+    is_embedded = request.data is not None and is_embedded_list(request.data)
+    if not is_embedded and request.embedded_by is not None:
+        raise RecipeError("--embedded-by can only be used with a JSON list of embeddings as --data.")
+    if is_embedded and request.embedded_by is None:
+        raise RecipeError(
+            f"--embedded-by: expected the bundle whose autoencoder made the embeddings of {request.data}, found none."
+        )
+    return is_embedded
+
+
+def _open_embeddings(request: TrainRequest, folder: Path, display: TrainingDisplay, how: StageOptions) -> Path:
+    """The folder of a list's cases, which the main process prepares unless it is there."""
+    from maisi_aug.bundle_spec.bundle import load_bundle
+    from maisi_aug.preparation.prepared import SPEC_NAME
+    from maisi_aug.training.cases.embeddings import prepare_embeddings
+
+    assert request.data is not None
+    assert request.embedded_by is not None
+    if how["processes"].is_main and not (folder / SPEC_NAME).is_file():
+        prepare_embeddings(
+            request.data,
+            folder,
+            load_bundle(request.embedded_by),
+            device=how["device"],
+            report=how["report_phase"]("Reading embeddings"),
+            say=display.say,
+        )
+    return folder
 
 
 @dataclass(frozen=True)
 class _MaskStage:
-    """A stage of the networks that generate label maps."""
+    """Stage of the networks that generate label maps."""
 
     name: Literal["mask-vae", "mask-diffusion"]
     request: MaskTrainRequest
@@ -221,7 +267,7 @@ class _MaskStage:
         return MaskTrainingFolder(self.recipe, split, out, **how)
 
     def _open_maps(self, out: Path, display: TrainingDisplay, how: StageOptions) -> MaskSplit:
-        """The label maps that the options name."""
+        """Return the label maps that the options name."""
         from maisi_aug.training.masks.data import open_bank, open_phantoms, open_prepared
 
         request, recipe = self.request, self.recipe
@@ -239,11 +285,11 @@ class _MaskStage:
         bank = FolderBank(request.mask_bank, vocabulary=MAISI, grid=grid, mapping=request.mask_labels or "auto")
         split = open_bank(recipe, bank, out, report=how["report_phase"]("Reading label maps"))
         for name, reason in bank.skipped:
-            display.say(f"{name} is left out: {reason}")
+            display.say(f"{name} was left out: {reason}")
         return split
 
     def finish(self, folder: MaskTrainingFolder, out: Path) -> Path:
-        """The bundle, after the last stage."""
+        """Write the bundle after the last stage, and return the folder of the result."""
         from maisi_aug.training.masks.export import write_mask_bundle
 
         return out / self.name if self.base is None else write_mask_bundle(folder, self.base)

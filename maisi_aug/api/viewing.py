@@ -24,7 +24,7 @@ def view(
         cohort: A cohort or its folder, or one of its cases.
         case: Which one, by number from 0 or by its id.
         window_hu: HU that are black and white.
-        height: Of the widget in pixels.
+        height: Height of the widget in pixels.
 
     Returns:
         A ``NiiVue`` widget of ipyniivue.
@@ -37,7 +37,7 @@ def view(
         from ipyniivue import NiiVue
     except ImportError as error:
         raise MissingExtraError(
-            f"view: expected the packages of the extra 'notebook', found no {error.name}. Install them with: pip "
+            f"view: needs the packages of the extra 'notebook' ({error.name} is missing). Install them with: pip "
             "install 'maisi-aug[notebook]'; or run maisi-aug view in a terminal."
         ) from error
     chosen = cohort if isinstance(cohort, SavedCase) else _choose(cohort, case)
@@ -57,7 +57,6 @@ def _choose(cohort: Cohort | str | Path, case: int | str) -> SavedCase:
     found = opened.cases[case : case + 1] if isinstance(case, int) else [one for one in opened.cases if one.id == case]
     if not found:
         raise CohortError(
-            f"{opened.folder}: expected an accepted case {case!r}, found {len(opened.cases)} cases without it. Choose "
-            "another one."
+            f"{opened.folder}: case {case!r} is not among its {len(opened.cases)} accepted cases. Choose another one."
         )
     return found[0]

@@ -1,10 +1,10 @@
-"""How files of images and label maps are named: the one grammar by which every command pairs them and names the cases.
+"""Names of image and label map files: the one grammar by which every command pairs them and names the cases.
 
 A name is read without its format's suffix. It may hold, each at most once:
 
 - a word for what the file is: at the end (``P1_ct``, ``P1.seg``, ``P1_seg_v2``), alone (``imaging``), or in front of
   the case (``volume-0``, ``label0001``);
-- nnU-Net's number of a channel, ``_0000``, at the end; where cases are counted in four digits that is no channel;
+- nnU-Net's number of a channel, ``_0000``, at the end; where cases are counted in four digits that is not a channel;
 - the case: what is left, or the folder's name where nothing is.
 
 Names alone never decide against the company that they are in: ``L1`` beside an image ``L1_0000`` is a case and not a
@@ -72,13 +72,13 @@ _LETTER_AND_NUMBER = re.compile(r"[A-Za-z]{1,2}\d{1,2}")
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """What a name says, the format's suffix and a channel's number taken off.
+    """Parts of a file name, without the format's suffix and a channel number.
 
     Attributes:
-        role: What the file is; None where the name does not tell.
+        role: Kind of the file; None if the name does not tell.
         case: What is left beside the word that tells it; empty where nothing is.
-        word: That word, in small letters; empty without one.
-        is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that, too.
+        word: That word in lower case; empty without one.
+        is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that as well.
     """
 
     role: Role | None
@@ -133,7 +133,7 @@ class Pair:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """The readable files of a folder that are no DICOM; hidden ones, such as macOS' ``._x``, are none."""
+    """Return the readable files of a folder that are not DICOM; hidden ones, such as macOS' ``._x``, are none."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -142,24 +142,24 @@ def list_volumes(folder: Path) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders in a folder, hidden ones left out."""
+    """Return the folders in a folder, hidden ones left out."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def find_folders(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Those of some folders that are there, in the order of the names; capitals and small letters are alike."""
+    """Return those of some folders that are there, in the order of the names; capitals and small letters are alike."""
     ranks = {name.lower(): rank for rank, name in reversed(list(enumerate(names)))}
     found = [child for child in list_folders(folder) if child.name.lower() in ranks]
     return sorted(found, key=lambda child: ranks[child.name.lower()])
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Files that may be images, and DICOM images: folders with a series, this one included, and files of frames."""
+    """List files that may be images, and DICOM images: folders with a series, and files of frames."""
     return [*list_volumes(folder), *find_volumes(folder)]
 
 
 def find_case_series(folder: Path) -> Path | None:
-    """The DICOM image of a folder that belongs to one case, in it or anywhere below.
+    """Return the DICOM image of a folder that belongs to one case, in it or anywhere below.
 
     Returns:
         The only one in it; the folder itself, where it holds several, of which only reading tells; None without any.
@@ -169,7 +169,7 @@ def find_case_series(folder: Path) -> Path | None:
 
 
 def list_labels(folder: Path, *, is_case: bool = False) -> list[Path]:
-    """Files that may be label maps, DICOM segmentations and structure sets among them.
+    """Return files that may be label maps, DICOM segmentations and structure sets among them.
 
     Args:
         folder: The folder.
@@ -180,7 +180,7 @@ def list_labels(folder: Path, *, is_case: bool = False) -> list[Path]:
 
 
 def stem_of(path: Path) -> str:
-    """File name without the format's suffix, ``.nii.gz`` included."""
+    """Return the file name without the format's suffix, ``.nii.gz`` included."""
     lower = path.name.lower()
     for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
         if lower.endswith(suffix):
@@ -204,13 +204,13 @@ def is_image_name(path: Path) -> bool:
 
 
 def label_word(path: Path) -> str:
-    """The word that tells a label map, such as ``oar``; empty without one."""
+    """Return the word that tells a label map, such as ``oar``; empty without one."""
     name = read_file_name(stem_of(path))
     return name.word if name.role == "label" else ""
 
 
 def case_of(path: Path, base: str | None = None, *, role: Role | None = None) -> str:
-    """The case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
+    """Return the case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
 
     Args:
         path: The file, or a folder with a DICOM series.
@@ -268,7 +268,7 @@ def sort_files(
         files: Files of one folder.
         ct_channel: nnU-Net's channel that is the CT.
         are_images: Whether the folder is one of images: names that say another thing are then names of cases, unless
-            an image lies beside them that they would be the label map of.
+            an image lies next to them that they would be the label map of.
         labels_elsewhere: Label maps of these images in another folder.
     """
     files = list(files)
@@ -289,7 +289,7 @@ def sort_files(
     if marked:
         cases = {names[path].case for path in marked} - {""}
         labels = labels or [path for path in rest if _stem_of(path) in cases]
-        reason = "other names there end like an image's, in _ct, _image and the like, and this one does not"
+        reason = "other names there end like an image's, in _ct, _image and similar, but this one does not"
         others = tuple(LeftOut(path, reason) for path in rest if path not in labels)
         images, channels = split_channels(marked, [*labels, *labels_elsewhere], ct_channel=ct_channel)
         return SortedFiles(images, tuple(labels), (*others, *channels))
@@ -358,7 +358,7 @@ def pair_by_name(labels: Iterable[Path], images: Mapping[Path, str], *, is_one_f
 
 
 def pair_in_case(labels: Iterable[Path], images: Mapping[Path, str]) -> list[Pair]:
-    """The pairs of one case's files: by name, and with the only image where the names tell nothing.
+    """Return the pairs of one case's files: by name, and with the only image where the names tell nothing.
 
     Args:
         labels: Its label maps.
@@ -389,7 +389,7 @@ def _read_any(stem: str) -> FileName:
 
 
 def _read_file(path: Path) -> FileName:
-    """What a file's name says; what a DICOM segmentation or structure set is, its content does."""
+    """Find the kind of a file by its name; of a DICOM segmentation or structure set by its content."""
     name = _read_any(_stem_of(path))
     return FileName("label", name.case, name.word) if is_label_object(path) else name
 
@@ -400,7 +400,7 @@ def _is_alone(base: str) -> bool:
 
 
 def _find_images_like_labels(names: Mapping[Path, FileName]) -> set[Path]:
-    """Images of cases that are called like label maps, such as ``gt1`` with ``gt1_seg`` beside it."""
+    """Images of cases that are called like label maps, such as ``gt1`` with ``gt1_seg`` next to it."""
     sure = {name.case for name in names.values() if name.role == "label" and not name.is_front}
     stems = {_stem_of(path) for path in names}
     found = set()
@@ -426,7 +426,7 @@ def _sort_beside_labels(
     left = [path for path in bases if path not in images]
     if not images and len(left) == 1 and not any(read_file_name(_stem_of(label)).case for label in labels):
         images, left = {left[0]: bases[left[0]]}, []
-    reason = "its name is neither an image's nor a label map's, as those of files beside it are"
+    reason = "its name is neither an image's nor a label map's, unlike those of the files next to it"
     others = tuple(LeftOut(path, reason) for path in left)
     return SortedFiles(images, tuple(labels), (*others, *channels))
 
@@ -440,11 +440,11 @@ def _find_namesakes(files: Sequence[Path]) -> list[Path]:
 
 
 def _sort_bare(files: Sequence[Path], ct_channel: int) -> SortedFiles:
-    """No name tells what its file is: all are of one kind."""
+    """Sort files whose names do not tell their kind: all are of one kind."""
     images, channels = split_channels(files, ct_channel=ct_channel)
     numbered = {path: base for path, base in images.items() if base != _stem_of(path)}
     if numbered:
-        reason = "other names there end in a channel's number, and this one does not"
+        reason = "other names there end in a channel number, but this one does not"
         channels += tuple(LeftOut(path, reason) for path in images if path not in numbered)
         images = numbered
     return SortedFiles(images, (), channels, is_bare=True)
@@ -456,8 +456,8 @@ def _find_channels(
     """The cases whose images' four digits number channels, as the label maps tell; without any, the numbers themselves.
 
     A label map that is called as a case says that they do, one that is called as an image that they do not; both at
-    once say nothing. What most of them say goes for cases without a label map, too. Without label maps four digits are
-    channels where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
+    once say nothing. What most of them say goes for cases without a label map as well. Without label maps four digits
+    are channels where each of several cases has the same numbers from 0 on, or a single one has 0 alone.
     """
     votes: dict[str, int] = defaultdict(int)
     for label in labels:
@@ -484,11 +484,11 @@ _BY_CHANNEL = 1
 _BY_WORD_IN_FRONT = 2
 _BY_LAST_DIGITS = 4
 _DIGITS = "#"
-"""In front of a number that alone is common to two names, as PANCREAS_0001 and label0001."""
+"""Prefix of a number that is all two names have in common, as in PANCREAS_0001 and label0001."""
 
 
 def _keys_of(stem: str, role: Role) -> dict[str, int]:
-    """What a file may be called in the name of its partner, and what each costs."""
+    """Return the names by which a partner file may refer to a file, with the cost of each."""
     keys = {stem: 0}
     bases = {stem: 0}
     if stem.endswith("_0000"):

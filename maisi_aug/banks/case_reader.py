@@ -1,7 +1,8 @@
 """The one reader of CTs and of the label maps that belong to them: is it a CT in HU, and do both lie in one place?
 
-Whoever asks is told the same of the same files. A label map that was cropped along its CT's voxels, as 3D Slicer stores
-it, is put into its place; every other difference is refused, but where the same field of view is all that is needed.
+Every caller gets the same answer of the same files. A label map that was cropped along its CT's voxels, as 3D Slicer
+stores it, is put into its place; every other difference is refused, but where the same field of view is all that is
+needed.
 """
 
 from __future__ import annotations
@@ -15,25 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.banks.entry import BankEntry
-from maisi_aug.errors import VolumeError
+from maisi_aug.errors import MaisiAugWarning, VolumeError
 from maisi_aug.volumes.grid import Grid, spell_grid
 from maisi_aug.volumes.image_files import Volume, decode_label_map, load_grid, load_image, load_label_map
 
 MAX_AIR_HU = -150
-"""An image without anything as dark as fat is no CT in HU."""
+"""An image without anything as dark as fat is not a CT in HU."""
 LEAST_HU = -1024
-"""What a CT's 12 bits hold, but for padding and noise."""
+"""Lowest HU in a CT's 12 bits, apart from padding and noise."""
 MAX_BELOW = 0.05
-"""Of voxels apart from padding more than :data:`BELOW_HU`: the offset of 1024 was taken off twice."""
+"""Share of voxels, apart from padding, below :data:`BELOW_HU`; a larger share means that the offset of 1024 was
+subtracted twice.
+"""
 BELOW_HU = -1300
 AIR_TWICE_HU = -1900
 SOFT_TISSUE_HU = (-250, 350)
 MIN_SOFT_TISSUE = 0.05
 TISSUE_TWICE_HU = (-1250, -950)
-"""Where soft tissue comes to lie when the offset is taken off twice."""
+"""HU of soft tissue when the offset was subtracted twice."""
 BONE_HU = 600
 MAX_BONE = 0.1
-"""More of an image that shows no air, no fat and no skin: tissue whose offset of 1024 was never taken off."""
+"""Share of bone in an image without air, fat and skin; a larger share means that tissue still has its offset of 1024.
+"""
 NUM_LOOKED_AT = 250_000
 """Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
 SAME_PLACE = 0.1
@@ -79,7 +83,7 @@ def require_hu(image: NDArray[Any], subject: str) -> None:
 
 
 def _find_offset(seen: NDArray[Any], lowest: float) -> str:
-    """What tells that values are an offset away from HU, though some of them are as dark as air; empty for nothing."""
+    """Return the reason to assume an offset from HU although some values are as dark as air; empty if there is none."""
     if not seen.size:
         return ""
     below, bone = float(np.mean(seen < BELOW_HU)), float(np.mean(seen > BONE_HU))
@@ -101,7 +105,7 @@ def _share(values: NDArray[Any], low: float, high: float) -> float:
 def place_labels(
     labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
 ) -> Volume:
-    """A label map where its image is; a warning says so where it had to be put there.
+    """Return a label map where its image is; a warning says so where it had to be put there.
 
     Args:
         labels: ``(I, J, K)`` labels.
@@ -123,8 +127,9 @@ def place_labels(
     padded = _put_into(labels, image) if is_other else None
     if padded is not None:
         warnings.warn(
-            f"{subject}: expected the {_spell_shape(image)} voxels of its CT, found {_spell_shape(labels.grid)} of "
-            "them; it is put into its place.",
+            f"{subject}: has {_spell_shape(labels.grid)} voxels, its CT {_spell_shape(image)}; it is placed into the "
+            "CT's grid.",
+            MaisiAugWarning,
             stacklevel=2,
         )
         return Volume(padded, image)
@@ -134,7 +139,7 @@ def place_labels(
 
 
 def load_labels_in_place(entry: BankEntry) -> Volume:
-    """The label map of a bank in its own ids, known to lie where its CT does, if there is one.
+    """Return the label map of a bank in its own ids, known to lie where its CT does, if there is one.
 
     Raises:
         VolumeError: It cannot be read, or lies elsewhere.
@@ -146,7 +151,7 @@ def load_labels_in_place(entry: BankEntry) -> Volume:
 
 
 def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume:
-    """The label map itself, once it is known that it shows a part of its CT, of which the header is read.
+    """Return the label map itself, once it is known that it shows a part of its CT, of which the header is read.
 
     Args:
         labels: ``(I, J, K)`` labels.
@@ -171,7 +176,7 @@ def is_same_place(grid: Grid, other: Grid) -> bool:
 
 
 def spell_place(grid: Grid) -> str:
-    """A grid and where its first voxel lies, in a few words."""
+    """Return a grid and where its first voxel lies, in a few words."""
     origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
     return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"
 

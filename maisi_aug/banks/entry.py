@@ -1,4 +1,4 @@
-"""One label map of a bank: where it lies, what is known of it before it is read, and which cases it may serve."""
+"""A label map of a bank before it is read: its path, what is known of it, and the cases that it can be used for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class ArchiveMember:
     max_bytes: int
 
     def read(self) -> bytes:
-        """The content, held in memory: nothing is written anywhere.
+        """Return the content, held in memory: nothing is written anywhere.
 
         Raises:
             VolumeError: The archive or the member is missing, damaged or encrypted, or the member is too large.
@@ -51,18 +51,17 @@ class ArchiveMember:
                 content = file.read(self.max_bytes + 1)
         except (OSError, ContentError) as error:
             raise VolumeError(
-                f"{self.name}: expected a readable member of {self.archive.name}, found a damaged one ({error})."
-                " Download the archive again."
+                f"{self.name}: this member of {self.archive.name} is damaged ({error}). Download the archive again."
             ) from error
         if len(content) > self.max_bytes:
             raise self.too_large()
         return content
 
     def too_large(self) -> VolumeError:
-        """The error for a member that its voxels do not explain."""
+        """Return the error for a member that its voxels do not explain."""
         return VolumeError(
-            f"{self.name}: expected at most {self.max_bytes / 1e6:.0f} MB, by the size that its list states, found "
-            "more. Download the archive again."
+            f"{self.name}: larger than the {self.max_bytes / 1000000.0:.0f} MB that the archive's list states. "
+            "Download the archive again."
         )
 
 
@@ -74,7 +73,7 @@ class BankEntry:
         name: Path relative to the bank, with ``/``.
         label_paths: The label map, or one mask per organ; empty for a member of an archive.
         image_path: The CT it was drawn on, if there is one.
-        organ_names: What each of the masks shows; empty for one label map.
+        organ_names: Organ of each mask; empty for one label map.
         label_names: Names of the map's own ids from ``labels.json`` or ``dataset.json``; None without such a file.
         label_regions: nnU-Net's regions from the same file: labels that join several ids.
         listed_ids: Ids that a data list promises, as MAISI's lists do; None where unknown.
@@ -100,7 +99,7 @@ class BankEntry:
 
     @property
     def ids_by_name(self) -> dict[str, tuple[int, ...]]:
-        """What the names of the map's own labels mean, the background left out; several ids may share one."""
+        """Ids by name of the map's own labels, without the background; several ids may share a name."""
         ids: dict[str, tuple[int, ...]] = {}
         for label_id, name in (self.label_names or {}).items():
             if label_id:
@@ -115,7 +114,7 @@ class BankEntry:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a map has to hold.
+    """Requirements on a map.
 
     Attributes:
         required_ids: All of these.
@@ -133,7 +132,7 @@ class Needs:
 
 
 class BankListing:
-    """What is known of the maps of a bank.
+    """Known properties of the maps of a bank.
 
     Attributes:
         ids: Ids of each map that a list promises; None where only the map itself can tell.
@@ -155,7 +154,7 @@ class BankListing:
         ]
 
     def choose(self, order: Sequence[int], needs: Needs) -> list[int]:
-        """Those of some maps that may serve, the near ones first, else in the order given.
+        """Return those of some maps that may serve, the near ones first, else in the order given.
 
         Where tumours are removed anyway, maps without any go first, if there are enough of them for variety. Nothing is
         sorted or left out where a bank tells nothing of its maps.

@@ -1,4 +1,4 @@
-"""Which files of a folder or data list are label maps, and which CT belongs to each.
+"""Find the label maps of a folder or data list, and the CT that belongs to each.
 
 Layouts, tried in this order: a raw dataset whose ``dataset.json`` points at files elsewhere, a cohort of this package
 (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``), ``labels/`` beside ``images/``, one mask per organ
@@ -57,7 +57,7 @@ MAX_PATH_LETTERS = 3000
 
 @dataclass(frozen=True)
 class BankFiles:
-    """What lies in a bank; nothing of it is opened.
+    """Files of a bank; none of them is opened.
 
     Attributes:
         path: Where it is.
@@ -80,12 +80,12 @@ class BankFiles:
         if self.entries:
             return
         one = self.faults[:1]
-        found = "".join(f"only files that cannot be used; {name}: {reason}" for name, reason in one) or "none"
-        raise BankError(f"Mask bank {self.path}: expected label maps, found {found}. Check the folder's layout.")
+        found = "".join(f" ({name}: {reason})" for name, reason in one)
+        raise BankError(f"Mask bank {self.path}: no usable label map{found}. Check the folder's layout.")
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-    """The label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
+    """Return the label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
     found = list_bank(path, is_organ_name)
     return found.entries, found.faults
 
@@ -103,9 +103,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
     """
     place, path = path, find_dataset(path)
     if not path.exists():
-        raise BankError(
-            f"Mask bank {path}: expected a folder, a data list or a label map, found nothing there. Check the path."
-        )
+        raise BankError(f"Mask bank {path}: not found. Give a folder, a data list or a label map.")
     database = find_database(path)
     if database is not None:
         return BankFiles(place, *list_database(database), [])
@@ -118,7 +116,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
     elif is_readable(path):
         search.look_for(path)
     else:
-        raise BankError(f"Mask bank {path}: expected a folder, a JSON data list or a label map, found another file.")
+        raise BankError(f"Mask bank {path}: not a folder, a JSON data list or a label map.")
     named = [_with_context(entry, root) for entry in sorted(search.entries, key=lambda entry: entry.label_paths)]
     faults = {id(entry): _find_fault(entry) or search.faults.get(entry.label_paths, "") for entry in named}
     return BankFiles(
@@ -130,7 +128,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
 
 
 def digest_of(entries: Sequence[BankEntry]) -> str:
-    """SHA-256 over what tells one bank from another without opening its maps: files, their sizes, names of labels."""
+    """Return the SHA-256 that distinguishes banks without opening their maps: files, sizes, names of labels."""
     rows = [
         {
             "name": entry.name,
@@ -155,7 +153,7 @@ LabelRegions = Mapping[str, tuple[int, ...]]
 
 
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
-    """The names of :func:`load_labels`."""
+    """Return the names of :func:`load_labels`."""
     return load_labels(path)[0]
 
 
@@ -171,21 +169,21 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
     try:
         document = read_json(path)
     except (OSError, ValueError) as error:
-        raise BankError(f"{path}: expected JSON with label names, found: {error}. Correct the file.") from error
+        raise BankError(f"{path}: label names cannot be read as JSON: {error}. Correct the file.") from error
     table = document.get("labels", document) if isinstance(document, dict) else document
     if not isinstance(table, dict) or not table:
-        raise BankError(f"{path}: expected label ids and names, found none. Correct the file or name a mapping.")
+        raise BankError(f"{path}: has no label ids with names. Correct the file, or name a mapping.")
     if all(isinstance(value, dict) for value in table.values()):
         return {str(group).lower(): to_label_names(part, path) for group, part in table.items()}, {}
     names = to_label_names(table, path)
     regions = {name: ids for name, ids in table.items() if isinstance(ids, list)}
     if not all(spells_number(label_id) for ids in regions.values() for label_id in ids):
-        raise BankError(f"{path}: expected ids in the regions, found other values. Correct the file.")
+        raise BankError(f"{path}: regions must be lists of ids. Correct the file.")
     return {"": names}, {str(name): tuple(map(int, ids)) for name, ids in regions.items()}
 
 
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """A table of ids and names as id -> name.
+    """Return a table of ids and names as id -> name.
 
     An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it; of a region of
     lesions of which a part has a name of its own, the rest is called so: "masses except tumor" may be cysts.
@@ -237,7 +235,7 @@ class _Search:
         self._has_channels = False
 
     def look_into_dataset(self, folder: Path) -> None:
-        """A bank's own folder, which may be a raw dataset with channels, or with files elsewhere."""
+        """Look into a bank's own folder, which may be a raw dataset with channels or with files elsewhere."""
         if (folder / DESCRIPTION_NAME).is_file():
             dataset = RawDataset.read(folder)
             self._ct_channel, self._has_channels = dataset.ct_channel, len(dataset.channels) > 1
@@ -249,7 +247,7 @@ class _Search:
         self.look_into(folder, depth=1)
 
     def look_into(self, folder: Path, *, depth: int) -> None:
-        """A folder, and where it holds nothing, those in it."""
+        """Look into a folder and, if it holds nothing, into its subfolders."""
         for label_folder in find_folders(folder, LABEL_FOLDERS)[:1]:
             self._look_into_labels(folder, label_folder, is_inner=not depth)
             return
@@ -269,7 +267,7 @@ class _Search:
                 self.look_into(child, depth=depth - 1)
 
     def look_for(self, label: Path) -> None:
-        """One label map, whose image may lie beside it."""
+        """Look for one label map, whose image may lie next to it."""
         folder = label.parent
         series = _find_series(folder, list_volumes(folder), is_inner=False)
         if series is not None:
@@ -343,7 +341,9 @@ class _Search:
             self.entries.append(BankEntry("", (pair.label,), pair.image, has_vocabulary_ids=is_cohort, case=case_id))
             if pair.rivals:
                 names = " and ".join(image.name for image in pair.rivals[:3])
-                self.faults[(pair.label,)] = f"its image may be {names}; name the pair alike, or write a data list"
+                self.faults[(pair.label,)] = (
+                    f"its image may be {names}; give the pair equal names, or write a data list"
+                )
 
     def _take_case(self, pairs: Iterable[Pair], folder: Path) -> None:
         """The label maps of a folder that is one case."""
@@ -355,7 +355,7 @@ class _Search:
     ) -> BankEntry | None:
         """One entry of all masks, if most files are named after organs.
 
-        A name such as ``L1`` is a vertebra's and a case's: it counts where a CT lies beside it that is called nothing
+        A name such as ``L1`` is a vertebra's and a case's: it counts where a CT lies next to it that is called nothing
         but that, or where other organs do.
         """
         masks = [path for path in files if not is_image_name(path)]
@@ -380,11 +380,11 @@ def _find_series(folder: Path, files: Sequence[Path], *, is_inner: bool) -> Path
 
     Args:
         folder: The folder.
-        files: Its files that are no DICOM; where one is called an image, that is the CT.
+        files: Its files that are not DICOM; where one is called an image, that is the CT.
         is_inner: Whether it lies in the bank, which a folder per case does.
 
     Returns:
-        The image, as :func:`find_case_series` has it; None where the folder is no case.
+        The image, as :func:`find_case_series` has it; None where the folder is not a case.
     """
     if any(map(is_image_name, files)):
         return None
@@ -410,32 +410,28 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
     try:
         document = read_json(path)
     except (OSError, ValueError) as error:
-        raise BankError(f"Mask bank {path}: expected a JSON data list, found: {error}. Correct the file.") from error
+        raise BankError(f"Mask bank {path}: not a valid JSON data list: {error}. Correct the file.") from error
     rows = document.get("training") if isinstance(document, dict) else document
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BankError(
             f'Mask bank {path}: expected {{"training": [{{"image", "label"}}]}}, found another structure. '
-            "Write the list as MONAI does."
+            "Write the list in MONAI's format."
         )
     seen: set[tuple[str, str | None]] = set()
     for number, row in enumerate(rows):
         label = row.get("label", row.get("pseudo_label_filename"))
         if not isinstance(label, str):
-            raise BankError(f"Mask bank {path}: expected 'label' in row {number}, found {sorted(row)}. Add it.")
+            raise BankError(f"Mask bank {path}: row {number} has no 'label', found {sorted(row)}. Add it.")
         image = row["image"] if isinstance(row.get("image"), str) else None
         listed = row.get("label_list")
         if not all(_can_be_path(text) for text in (label, image or "")):
-            raise BankError(
-                f"Mask bank {path}: expected names of files in row {number}, found {label[:60]!r}. Correct it."
-            )
+            raise BankError(f"Mask bank {path}: row {number} must hold file names, found {label[:60]!r}. Correct it.")
         if (label, image) in seen:
-            raise BankError(
-                f"Mask bank {path}: expected every case once, found {label!r} in row {number} and before. Remove a row."
-            )
+            raise BankError(f"Mask bank {path}: {label!r} in row {number} is listed before. Remove a row.")
         seen.add((label, image))
         if isinstance(listed, list) and not all(type(value) is int and 0 <= value <= MAX_LISTED_ID for value in listed):
             raise BankError(
-                f"Mask bank {path}: expected label ids from 0 to {MAX_LISTED_ID} as 'label_list' in row {number}, "
+                f"Mask bank {path}: 'label_list' in row {number} must hold label ids from 0 to {MAX_LISTED_ID}, "
                 f"found {str(listed)[:60]}. Correct the row."
             )
         yield BankEntry(
@@ -470,7 +466,7 @@ def _with_context(entry: BankEntry, root: Path) -> BankEntry:
 
 
 def _names_in(label_path: Path) -> Mapping[int, str]:
-    """What a DICOM segmentation or structure set calls its ids."""
+    """Read the names of the ids in a DICOM segmentation or structure set."""
     try:
         return load_drawn_names(label_path)
     except VolumeError:

@@ -1,4 +1,4 @@
-"""A user's label maps as a bank: listed at once, read one by one when they are drawn, translated to the vocabulary."""
+"""Bank of a user's label maps, which are listed at once, and read and translated to the vocabulary when drawn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from maisi_aug.banks.label_map import (
     load_entry,
     no_envelope,
 )
-from maisi_aug.errors import BankError, CohortError, EmptyBankError, VolumeError
+from maisi_aug.errors import BankError, CohortError, EmptyBankError, MaisiAugWarning, VolumeError
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import find_label_id
@@ -68,7 +68,7 @@ class FolderBank:
         varies: False: a draw may repeat an anatomy, so that it is worth deforming.
         skipped: ``(path, reason)`` of files that could not be used, so far.
         grid: The networks' grid; maps are cut to its shape and spacing.
-        vocabulary: Meaning of the ids in the maps handed out.
+        vocabulary: Meaning of the ids in the returned maps.
     """
 
     varies = False
@@ -138,12 +138,12 @@ class FolderBank:
 
     @property
     def num_looks(self) -> int:
-        """How many maps show about what the bank has: all of them, for files may show parts of patients."""
+        """Number of maps that represent the bank: all, since files may show parts of patients."""
         return max(NUM_LOOKS, len(self))
 
     @property
     def path(self) -> Path:
-        """Where the maps are."""
+        """Folder or file of the maps."""
         return self._path
 
     @property
@@ -168,15 +168,15 @@ class FolderBank:
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
     def fault_of(self, index: int) -> str:
-        """Why a map cannot be used; empty where nothing is known against it."""
+        """Return why a map cannot be used; empty where nothing is known against it."""
         return self._bad.get(index, "")
 
     def image_path_of(self, index: int) -> Path | None:
-        """The CT beside a map, if there is one."""
+        """Return the CT beside a map, if there is one."""
         return self._entries[index].image_path
 
     def order(self, seed: int, needs: Needs) -> list[int]:
-        """The entries that may serve, as far as is known before they are read, in the random order of a seed.
+        """Return the entries that may serve, as far as is known before they are read, in the random order of a seed.
 
         Of maps whose field of view a list tells, the closest ones come first.
         """
@@ -203,8 +203,8 @@ class FolderBank:
         """Raise unless the files that cases were made from are those that lie in the bank now.
 
         Args:
-            origins: Of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT that
-                gave the body.
+            origins: Origins of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT
+                that gave the body.
 
         Raises:
             CohortError: Naming the first that is not.
@@ -223,8 +223,8 @@ class FolderBank:
                 entry = self._entries[index]
                 what = f"CT of {entry.name}" if is_image else f"label map {entry.name}"
                 raise CohortError(
-                    f"Mask bank {self._path}: expected the {what} that cases of this cohort were made from, found "
-                    "another content. Put the earlier file back, or choose another --out."
+                    f"Mask bank {self._path}: the {what} has changed since this cohort was begun. Restore the "
+                    "earlier file, or choose another --out."
                 )
 
     def _hash_of(self, index: int, *, is_image: bool) -> str | None:
@@ -235,7 +235,7 @@ class FolderBank:
         return self._hashes[key]
 
     def ids_of(self, index: int) -> frozenset[int] | None:
-        """The ids of a map, read once; None if it cannot be used."""
+        """Return the ids of a map, read once; None if it cannot be used."""
         listed = self._listing.ids[index]
         if listed is not None and index not in self._ids and index not in self._bad:
             return listed
@@ -244,13 +244,13 @@ class FolderBank:
         return self._ids.get(index) if index not in self._bad else None
 
     def grid_of(self, index: int) -> Grid | None:
-        """The grid of a map, read once; None if it cannot be used."""
+        """Return the grid of a map, read once; None if it cannot be used."""
         if index not in self._grids and index not in self._bad:
             self._try(index, lambda: self._read_labels(index))
         return self._grids.get(index) if index not in self._bad else None
 
     def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
-        """The lesions of one id in a map, measured once."""
+        """Return the lesions of one id in a map, measured once."""
         key = (index, label_id)
         if key not in self._lesions:
             bank_map = self.load(index)
@@ -298,7 +298,7 @@ class FolderBank:
         return self._translations[key]
 
     def _translate_by_own_names(self, entry: BankEntry) -> Translation | None:
-        """What the ids of a map mean by the names in its own header; None without any.
+        """Translate the ids of a map by the names in its own header; None if it has none.
 
         Raises:
             VolumeError: None of the names is the vocabulary's.
@@ -329,7 +329,7 @@ class FolderBank:
         source = load_entry(entry, translation, self.vocabulary)
         present = np.flatnonzero(np.bincount(source.array.ravel()))
         if not present.any():
-            raise VolumeError(f"{entry.name}: expected labels, found only background. Replace the file.")
+            raise VolumeError(f"{entry.name}: has no labels, only background. Replace the file.")
         if translation is None:
             translation = self._translate_by_own_names(entry) or guess_maisi_ids(
                 present, self.vocabulary, subject=entry.name
@@ -338,7 +338,7 @@ class FolderBank:
         label_map = translation.apply(source.array)
         ids = frozenset(np.flatnonzero(np.bincount(label_map.ravel())).tolist()) | {BODY_ID}
         if not ids - {0, BODY_ID}:
-            raise VolumeError(f"{entry.name}: expected labels of the vocabulary, found none. Check --mask-labels.")
+            raise VolumeError(f"{entry.name}: has no label of the vocabulary. Check --mask-labels.")
         has_envelope = bool(translation.envelope_ids.intersection(present.tolist()))
         placed = self._place(entry, Volume(label_map, source.grid))
         self._ids[index], self._grids[index] = ids, placed.grid
@@ -347,7 +347,7 @@ class FolderBank:
         return labels
 
     def _place(self, entry: BankEntry, labels: Volume) -> Volume:
-        """The map where its CT is, if there is one: a map that brings its own body lies there, too."""
+        """The map where its CT is, if there is one: a map that brings its own body lies there as well."""
         if entry.image_path is None:
             return labels
         return place_labels(labels, load_grid(entry.image_path), subject=entry.name, on="its own grid")
@@ -374,8 +374,8 @@ class FolderBank:
         wanted_mm = self._min_cover * self.grid.extent_mm[2]
         if covered_mm < wanted_mm:
             raise VolumeError(
-                f"{bank_map.name}: expected at least {wanted_mm:.0f} mm from feet to head, "
-                f"{self._min_cover:.0%} of the grid, found {covered_mm:.0f} mm. Use a longer scan or a shorter grid."
+                f"{bank_map.name}: covers {covered_mm:.0f} mm from feet to head, at least {wanted_mm:.0f} mm "
+                f"({self._min_cover:.0%} of the grid) are needed. Use a longer scan or a shorter grid."
             )
 
     def _remember(self, index: int, known: BankMap | _Labels) -> None:
@@ -394,14 +394,15 @@ class FolderBank:
         unlisted = () if present is None else translation.find_unlisted(present)
         for names, fate in (
             ((*translation.unknown, *unlisted), "they become body (200)"),
-            (translation.unknown_lesions, "these lesions become what they lie in"),
+            (translation.unknown_lesions, "these lesions become the organ around them"),
         ):
             new = [name for name in names if name not in self._reported]
             self._reported.update(new)
             if new:
                 warnings.warn(
-                    f"Mask bank {self._path}: expected labels of the vocabulary, found {', '.join(new)}; {fate}. "
-                    "Map them with a JSON file and --mask-labels if they matter.",
+                    f"Mask bank {self._path}: labels not in the vocabulary: {', '.join(new)}; {fate}. Map them with "
+                    "a JSON file and --mask-labels if they matter.",
+                    MaisiAugWarning,
                     stacklevel=3,
                 )
 
@@ -409,12 +410,11 @@ class FolderBank:
         if len(self) > 0:
             return
         if not self._unusable:
-            raise EmptyBankError(f"Mask bank {self._path}: expected label maps, found none. Check the folder's layout.")
+            raise EmptyBankError(f"Mask bank {self._path}: no label maps found. Check the folder's layout.")
         name, reason = self._unusable[0]
         num_unusable = len(self._unusable)
         raise EmptyBankError(
-            f"Mask bank {self._path}: expected at least one usable label map, found {num_unusable} that cannot be "
-            f"used, the first of them {name}: {reason}"
+            f"Mask bank {self._path}: none of the {num_unusable} label maps can be used; the first is {name}: {reason}"
         )
 
 

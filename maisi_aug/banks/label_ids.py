@@ -1,4 +1,4 @@
-"""What the ids of a bank's label maps mean in the vocabulary.
+"""Meaning of the ids of a bank's label maps in the vocabulary.
 
 The meaning is always explicit: names in ``labels.json`` or ``dataset.json``, one file per organ, or a mapping that the
 user states. A label without a counterpart becomes body (200) and is reported, never guessed; a lesion without one is
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from maisi_aug.errors import BankError, VocabularyError, VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.system.content import read_json, spells_number
-from maisi_aug.vocabulary.label_meaning import resolve_names
-from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary, lesion_word
+from maisi_aug.vocabulary.label_meaning import find_label_id, resolve_names
+from maisi_aug.vocabulary.labels import BODY_ID, MAISI, Vocabulary, lesion_word
 from maisi_aug.vocabulary.totalsegmentator import TotalSegmentatorVersion, totalsegmentator_mapping
 
 LabelMapping = str | Mapping[Any, Any]
@@ -33,7 +33,7 @@ _ENVELOPE_NAMES = ("body", "soft tissue", "body envelope", "body_trunc", "skin")
 
 @dataclass(frozen=True, eq=False)
 class Translation:
-    """From a bank's ids to the vocabulary's.
+    """Translation from a bank's ids to the vocabulary's.
 
     Attributes:
         ids: Source id -> vocabulary id; ids that are not listed become body.
@@ -64,7 +64,7 @@ class Translation:
         return translated
 
     def find_unlisted(self, present: NDArray[np.int_]) -> tuple[str, ...]:
-        """Ids that occur in a map and that nothing names."""
+        """Return ids that occur in a map and that nothing names."""
         return tuple(f"id {label_id}" for label_id in present if label_id and label_id not in self.ids)
 
 
@@ -81,10 +81,24 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
     try:
         document = read_json(Path(choice))
     except (OSError, ValueError) as error:
-        raise BankError(f"Mask labels {choice}: expected a JSON file, found: {error}. Correct the file.") from error
+        raise BankError(f"Mask labels {choice}: not a readable JSON file: {error}. Correct the file.") from error
     if not isinstance(document, dict):
-        raise BankError(f"Mask labels {choice}: expected ids or names on both sides, found a list. Correct the file.")
-    return document
+        raise BankError(
+            f"Mask labels {choice}: expected a mapping with ids or names on both sides, found a list. Correct the file."
+        )
+    return _read_label_dict(document) if _is_label_dict(document) else document
+
+
+def _is_label_dict(document: Mapping[Any, Any]) -> bool:
+    """Whether a file is one of NVIDIA's: the id of every name, where a mapping has what every id or name means."""
+    marks = {"left lung upper lobe": 28, "hepatic tumor": 26, "vertebrae L5": 33, "left kidney cyst": 116}
+    return all(document.get(name) == label_id for name, label_id in marks.items())
+
+
+def _read_label_dict(document: Mapping[str, int]) -> dict[str, int]:
+    """The vocabulary's id of every id that means the same; the others become body where they occur."""
+    meanings = {str(label_id): find_label_id(name, MAISI) for name, label_id in document.items()}
+    return {source: label_id for source, label_id in meanings.items() if label_id is not None}
 
 
 def require_known_targets(mapping: LabelMapping, vocabulary: Vocabulary, *, subject: str) -> None:
@@ -108,7 +122,7 @@ def build_translation(
     has_vocabulary_ids: bool,
     subject: str,
 ) -> Translation | None:
-    """The translation of one bank.
+    """Return the translation of one bank.
 
     Args:
         mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or source ids or names -> vocabulary
@@ -136,7 +150,7 @@ def build_translation(
 
 
 def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
-    """What the ids of a map mean by the names in its own header; None without any.
+    """Return what the ids of a map mean by the names in its own header; None without any.
 
     Raises:
         VolumeError: None of the names is the vocabulary's; other maps of the bank may still be plain.
@@ -163,8 +177,8 @@ def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subjec
     if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
     raise VolumeError(
-        f"{subject}: expected to be told what its labels mean, found ids up to {int(present.max())} and neither "
-        f"labels.json nor dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
+        f"{subject}: the meaning of its labels is unknown: it has ids up to {int(present.max())}, but no labels.json "
+        f"or dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
     )
 
 
@@ -173,8 +187,8 @@ def _from_names(names: Mapping[int, str], vocabulary: Vocabulary, subject: str) 
     unknown = (*translation.unknown, *translation.unknown_lesions)
     if len(unknown) == sum(1 for source_id in names if source_id):
         raise BankError(
-            f"{subject}: expected label names of the vocabulary, found only {', '.join(unknown[:5])}. "
-            "Pass a JSON file with --mask-labels that maps them, or list names with 'maisi-aug labels'."
+            f"{subject}: none of its label names is in the vocabulary: {', '.join(unknown[:5])}. Map them in a JSON "
+            "file for --mask-labels; 'maisi-aug labels' lists the known names."
         )
     return translation
 
@@ -189,7 +203,7 @@ def _from_mapping(
         text = str(source).strip()
         source_id = int(text) if spells_number(text) else id_by_name.get(text.lower())
         if source_id is None:
-            raise BankError(f"{subject}: expected '{source}' of the mapping among its labels, found no such name.")
+            raise BankError(f"{subject}: the mapping names '{source}', but no label has that name.")
         try:
             ids[source_id] = vocabulary.id_of(target)
         except VocabularyError as error:
@@ -203,7 +217,7 @@ def _from_mapping(
 def _complete(stated: Mapping[int, int], names: Mapping[int, str], vocabulary: Vocabulary) -> Translation:
     """The translation of ids that somebody stated, and of all others by their names.
 
-    A lesion that was stated to be body or background is no hole in its organ either: it becomes the organ.
+    A lesion that was stated to be body or background is not a hole in its organ either: it becomes the organ.
     """
     meanings = resolve_names(names.values(), vocabulary, context=[vocabulary.name_of(i) for i in stated.values()])
     rest = {source_id: name for source_id, name in names.items() if source_id not in stated}

@@ -1,4 +1,4 @@
-"""One label map of a bank: its lesions, its files, and the cut of it that the networks get."""
+"""A label map of a bank: its lesions, its files, and its crop for the networks."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resampl
 
 HOST_MARGIN_MM = 10.0
 MIN_BODY_SHARE = 0.05
-"""Of all that is labelled; in a map with every organ of MAISI's, what is body alone is several times as much."""
+"""Smallest share of body in all labelled voxels; in a map with all of MAISI's organs the share is several times as
+large.
+"""
 MAX_IDS = 8
 NUM_DIGITS = 16
-"""Of a hash that a cohort remembers."""
+"""Number of digits of a hash that a cohort records."""
 JITTER = (0.03, 0.03, 0.12)  # of the grid's extent along I, J, K
 
 
@@ -90,7 +92,7 @@ class BankMap:
 
     @property
     def body_origin(self) -> dict[str, Any]:
-        """Where its body came from, as a cohort remembers it."""
+        """Origin of its body, as recorded in a cohort."""
         found = {} if self.image_sha256 is None else {"body_sha256": self.image_sha256[:NUM_DIGITS]}
         return {"body_from": self.image_name, **found}
 
@@ -106,7 +108,7 @@ class BankMap:
         return {label_id: box for label_id, box in enumerate(found, start=1) if box is not None}
 
     def find_lesions(self, label_id: int) -> list[BankLesion]:
-        """Connected lesions of an id."""
+        """Return connected lesions of an id."""
         if label_id not in self.boxes:
             return []
         outer = self.boxes[label_id]
@@ -119,7 +121,7 @@ class BankMap:
         return lesions
 
     def mask_of(self, lesions: Sequence[BankLesion]) -> Mask:
-        """The voxels of some of its lesions."""
+        """Return the voxels of some of its lesions."""
         mask = np.zeros(self.label_map.shape, dtype=bool)
         for lesion in lesions:
             outer = self.boxes[lesion.label_id]
@@ -141,7 +143,7 @@ def cut_map(
     Args:
         bank_map: The map.
         grid: Shape and spacing of the cut; its place in the world does not matter.
-        focus: Boxes of the map that shall be inside; none for the middle of the map.
+        focus: Boxes of the map that must be inside; none for the middle of the map.
         rng: Draws by how much the cut is shifted.
         keep_ids: Ids whose lesions keep their volume.
 
@@ -162,12 +164,12 @@ def cut_map(
 
 
 def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vocabulary) -> Volume:
-    """The label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
+    """Return the label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
 
     Args:
         entry: What to read.
         translation: What its ids mean; None where only the map itself can tell, which masks of organs never need.
-        vocabulary: Of the translation.
+        vocabulary: Vocabulary of the translation.
 
     Raises:
         VolumeError: A file cannot be read, or masks differ in their grid.
@@ -181,13 +183,13 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     for place in _order_masks(entry.organ_names, translation, vocabulary):
         mask = first if place == 0 else load_mask(entry.label_paths[place])
         if not mask.grid.is_close(first.grid, tolerance_mm=0.01):
-            raise VolumeError(f"{entry.label_paths[place]}: expected the grid of the other masks, found another one.")
+            raise VolumeError(f"{entry.label_paths[place]}: its grid differs from that of the other masks.")
         label_map[mask.array > 0] = place + 1
     return Volume(label_map, first.grid)
 
 
 def load_mask(path: Path) -> Volume:
-    """The mask of one label, as a label map of one id.
+    """Return the mask of one label, as a label map of one id.
 
     Raises:
         VolumeError: It cannot be read, or holds several ids.
@@ -212,8 +214,9 @@ def require_one_label(counts: Mapping[int, int], path: Path) -> None:
     if len(ids) > 1:
         shown = ", ".join(f"{label_id} ({counts[label_id]} voxels)" for label_id in ids[:MAX_IDS])
         raise VolumeError(
-            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: {shown}"
-            f"{', ...' if len(ids) > MAX_IDS else ''}. Give it as a label map, whose ids can be named one by one."
+            f"{path.name}: expected a mask of one label, '{stem_of(path)}', found {len(ids)} ids: "
+            f"{shown}{', ...' if len(ids) > MAX_IDS else ''}. Provide it as a label map, whose ids can be named one "
+            "by one."
         )
 
 
@@ -251,7 +254,7 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
 
 
 def load_image_on(path: Path, grid: Grid) -> NDArray[Any]:
-    """The CT that belongs to a label map, in HU on the map's grid.
+    """Return the CT that belongs to a label map, in HU on the map's grid.
 
     Raises:
         VolumeError: It cannot be read.
@@ -269,22 +272,22 @@ def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
 
 
 def no_envelope(entry: BankEntry) -> VolumeError:
-    """The error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
+    """Return the error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
     return VolumeError(
-        f"{entry.name}: expected body (200) that is filled, or a CT to find it in, found neither. "
-        "Put the CT beside the label map, for instance as X_ct.nii.gz and X_seg.nii.gz."
+        f"{entry.name}: needs a filled body (200), or a CT to find the body in. Put the CT next to the label map, "
+        "for instance as X_ct.nii.gz and X_seg.nii.gz."
     )
 
 
 def hash_of(entry: BankEntry) -> str:
-    """SHA-256 of the label map's file, or of the hashes of all its masks."""
+    """Return SHA-256 of the label map's file, or of the hashes of all its masks."""
     if entry.member is not None:
         return hashlib.sha256(entry.member.read()).hexdigest()
     return _hash_all(entry.label_paths)
 
 
 def hash_of_image(entry: BankEntry) -> str | None:
-    """SHA-256 of the file of an entry's CT, or of the hashes of its slices; None without a CT."""
+    """Return SHA-256 of the file of an entry's CT, or of the hashes of its slices; None without a CT."""
     return None if entry.image_path is None else _hash_all(files_of(entry.image_path))
 
 
@@ -301,7 +304,7 @@ def choose_centre(
     *,
     shift_mm: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """Where the centre of a grid lies best on a label map.
+    """Return where the centre of a grid lies best on a label map.
 
     Across the body the cut is centred on the patient, as scans are; along it on what matters, and kept inside the
     patient where the scan shows enough of one.
@@ -310,7 +313,7 @@ def choose_centre(
         label_map: ``(I, J, K)`` with body (200).
         source: Its geometry.
         grid: Shape and spacing of the cut.
-        focus: Boxes of the map that shall be inside, with a margin; none for the middle of the map.
+        focus: Boxes of the map that must be inside, with a margin; none for the middle of the map.
         shift_mm: By how much the cut is moved along I, J, K, as far as the focus allows.
 
     Returns:
@@ -345,7 +348,7 @@ def _keep_inside(centre: float, low: float, high: float, extent: float) -> float
 
 
 def _find_filled(is_filled: NDArray[np.bool_], step_mm: float) -> tuple[float, float]:
-    """Where slices are filled along an axis, in millimetres from its start; the whole axis where none is."""
+    """Find the filled slices along an axis, in millimetres from its start; the whole axis if there are none."""
     filled = np.flatnonzero(is_filled)
     first, last = (filled[0], filled[-1] + 1) if filled.size else (0, is_filled.size)
     return float(first * step_mm), float(last * step_mm)

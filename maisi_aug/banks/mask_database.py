@@ -28,7 +28,7 @@ from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
 MAPS_STEM, LIST_STEM = "all_masks", "candidate_masks"
 PATH_FIELD = "pseudo_label_filename"
 MAX_VOXEL_BYTES = 8
-"""Of the widest type that NIfTI stores a label in."""
+"""Bytes per voxel of the widest type in which NIfTI stores labels."""
 HEADER_BYTES = 2**20
 MAX_DEPTH = 32
 """Folders in a path; every end of every path is looked up."""
@@ -40,7 +40,7 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Database:
-    """Where a mask database lies.
+    """Place of a mask database.
 
     Attributes:
         list_path: The JSON list.
@@ -52,7 +52,7 @@ class Database:
 
 
 def find_database(path: Path) -> Database | None:
-    """The mask database that a path means, or None where it means something else.
+    """Return the mask database that a path means, or None where it means something else.
 
     Args:
         path: The archive, the unpacked folder, the list, or the folder that holds list and maps.
@@ -74,7 +74,7 @@ def find_database(path: Path) -> Database | None:
 
 
 def list_database(database: Database) -> tuple[list[BankEntry], Skipped]:
-    """The maps of a database in the order of their names; none of them is opened.
+    """Return the maps of a database in the order of their names; none of them is opened.
 
     Returns:
         The entries, and ``(name, reason)`` of rows whose map is missing, empty, too large or not to be trusted.
@@ -98,7 +98,7 @@ def list_database(database: Database) -> tuple[list[BankEntry], Skipped]:
             else:
                 skipped.append((stated.path, entry))
         else:
-            reason = f"is {len(found)} files, {found[0]} and {found[1]} among them" if found else "is missing"
+            reason = f"has {len(found)} files, including {found[0]} and {found[1]}" if found else "is missing"
             skipped.append((stated.path, f"{PurePosixPath(stated.path).name} {reason}"))
     return sorted(entries, key=lambda entry: entry.name), skipped
 
@@ -159,9 +159,7 @@ class _ArchiveMaps:
             with content_errors(), zipfile.ZipFile(archive) as opened:
                 infos = opened.infolist()
         except (OSError, ContentError) as error:
-            raise BankError(
-                f"Mask bank {archive}: expected a zip archive, found a damaged file ({error}). Download it again."
-            ) from error
+            raise BankError(f"Mask bank {archive}: not a readable zip archive ({error}). Download it again.") from error
         for info in infos:
             _require_inside(info, archive)
         self._infos = {info.filename: info for info in infos if info.filename.endswith(NIFTI_SUFFIXES)}
@@ -182,8 +180,8 @@ def _require_inside(info: zipfile.ZipInfo, archive: Path) -> None:
         fault = "a link"
     if fault is not None:
         raise BankError(
-            f"Mask bank {archive}: expected members that stay in their folder, found '{info.orig_filename}', {fault}. "
-            "Nothing was read; download the archive again from its source."
+            f"Mask bank {archive}: member '{info.orig_filename}' would leave its folder: {fault}. Nothing was read; "
+            "download the archive again from its source."
         )
 
 
@@ -237,8 +235,8 @@ def _choose_list(lists: Sequence[Path], maps: Path) -> Path:
         return (named_alike or lists)[0]
     found = " and ".join(path.name for path in lists) if lists else f"no {LIST_STEM}*.json"
     raise BankError(
-        f"Mask bank {maps}: expected the list of its maps beside it, found {found}. "
-        f"{'Give the list itself as the mask bank' if lists else 'Download the list, too'}."
+        f"Mask bank {maps}: the list of its maps must be next to it, found {found}. "
+        f"{'Give the list itself as the mask bank' if lists else 'Download the list as well'}."
     )
 
 
@@ -258,19 +256,23 @@ def _read_rows(path: Path) -> list[Mapping[str, Any]]:
     try:
         rows = read_json(path)
     except (OSError, ValueError) as error:
-        raise BankError(f"Mask bank {path}: expected a JSON list, found: {error}. Download it again.") from error
+        raise BankError(f"Mask bank {path}: not a valid JSON list: {error}. Download it again.") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise BankError(f"Mask bank {path}: expected a list of rows, found another structure. Download it again.")
+        raise BankError(f"Mask bank {path}: not a list of rows. Download it again.")
     return rows
 
 
 def _read_row(row: Mapping[str, Any], subject: str) -> _Row:
     path = row.get(PATH_FIELD)
     if not isinstance(path, str) or not path:
-        raise BankError(f"{subject}: expected '{PATH_FIELD}', found {sorted(row)}. Download the list again.")
+        raise BankError(
+            f"{subject}: '{PATH_FIELD}' is missing or not text, found {sorted(row)}. Download the list again."
+        )
     fault = _find_path_fault(path)
     if fault is not None:
-        raise BankError(f"{subject}: expected a path inside the database, found '{path}', {fault}. Correct the list.")
+        raise BankError(
+            f"{subject}: the path must stay inside the database, found '{path}', {fault}. Correct the list."
+        )
     ids = _read_numbers(row, "label_list", subject)
     sides = _read_numbers(row, "dim", subject, length=3)
     steps = _read_numbers(row, "spacing", subject, length=3)

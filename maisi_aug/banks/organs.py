@@ -8,11 +8,11 @@ from pathlib import Path
 from maisi_aug.banks.folder_bank import FolderBank
 from maisi_aug.banks.raw_datasets import DESCRIPTION_NAME
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.errors import BankError
+from maisi_aug.errors import BankError, MaisiAugWarning
 from maisi_aug.vocabulary.labels import Vocabulary
 
 MIN_ORGANS = 3
-"""Fewer organs than this, as in maps of the liver and its tumours alone, are no anatomy."""
+"""Smallest number of organs that counts as an anatomy; maps of the liver and its tumours alone have fewer."""
 NUM_LOOKS = 3
 """Usable maps that are looked at before a bank is said to hold no more organs."""
 HOW_TO_COMPLETE = (
@@ -22,12 +22,11 @@ HOW_TO_COMPLETE = (
 )
 
 
-def count_organs(bank: FolderBank, num_looks: int = NUM_LOOKS) -> tuple[int, str, tuple[int, ...]]:
-    """The most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
+def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
+    """Return the most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
 
     Args:
         bank: A map is read for its ids unless a list promises them.
-        num_looks: Usable maps to look at; fewer where one has enough.
 
     Raises:
         BankError: No map can be used.
@@ -42,7 +41,7 @@ def count_organs(bank: FolderBank, num_looks: int = NUM_LOOKS) -> tuple[int, str
         looked += 1
         if looked == 1 or len(organs) > best[0]:
             best = len(organs), name, organs
-        if looked == num_looks or best[0] >= MIN_ORGANS:
+        if looked == NUM_LOOKS or best[0] >= MIN_ORGANS:
             break
     return best
 
@@ -70,12 +69,12 @@ def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False
     cases = f"--nnunet {bank.path}" if is_dataset else f"--images CTS --labels {bank.path} --map 'ID=NAME'"
     complete = HOW_TO_COMPLETE.format(cases=cases, bundle=bundle.name)
     sentence = (
-        f"Mask bank {bank.path}: expected label maps with the organs around the lesions, at least {MIN_ORGANS}, found "
-        f"{num_organs} ({found}) in {name}. The networks draw what no label names as grey body. {complete}"
+        f"Mask bank {bank.path}: at least {MIN_ORGANS} organs around the lesions are needed in the label maps, found "
+        f"{num_organs} ({found}) in {name}. The networks draw unlabelled voxels as grey body. {complete}"
     )
     if not is_allowed:
         raise BankError(f"{sentence}; or add --allow-few-organs.")
-    warnings.warn(f"{sentence}.", stacklevel=3)
+    warnings.warn(f"{sentence}.", MaisiAugWarning, stacklevel=3)
 
 
 def _is_organ(label_id: int, vocabulary: Vocabulary) -> bool:

@@ -37,7 +37,7 @@ class RawCase:
 
 
 def find_dataset(path: Path | str) -> Path:
-    """The place of a dataset that is called by its path, by its number or by its name.
+    """Return the place of a dataset that is called by its path, by its number or by its name.
 
     Args:
         path: A path that exists, or with the environment variable ``nnUNet_raw`` a raw dataset's number (``3``), name
@@ -76,13 +76,13 @@ class RawDataset:
         """Read ``dataset.json``; no case is looked for yet.
 
         Raises:
-            BankError: It is no JSON object.
+            BankError: It is not a JSON object.
         """
         path = folder / DESCRIPTION_NAME
         try:
             document = read_json(path)
         except (OSError, ValueError) as error:
-            raise BankError(f"{path}: expected nnU-Net's description, found: {error}. Correct the file.") from error
+            raise BankError(f"{path}: nnU-Net's description cannot be read: {error}. Correct the file.") from error
         if not isinstance(document, dict):
             raise BankError(
                 f"{path}: expected nnU-Net's description, found a {type(document).__name__}. Correct the file."
@@ -115,8 +115,8 @@ class RawDataset:
         cts = [number for number, name in channels.items() if name.strip().lower() == "ct"]
         if len(cts) != 1:
             raise BankError(
-                f"{self.path}: expected one channel, or one that is named CT, found {', '.join(channels.values())}. "
-                "Export the CT alone."
+                f"{self.path}: needs one channel, or one named CT, found {', '.join(channels.values())}. Export the "
+                "CT alone."
             )
         return cts[0]
 
@@ -126,7 +126,7 @@ class RawDataset:
         return isinstance(self.document.get("dataset"), dict)
 
     def list_cases(self) -> list[RawCase]:
-        """The training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
+        """Return the training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
 
         Raises:
             BankError: No channel is the CT, or an entry has no path of its label map.
@@ -141,8 +141,8 @@ class RawDataset:
             label = files.get("label") if isinstance(files, dict) else None
             if not isinstance(label, str):
                 raise BankError(
-                    f"{self.path}: expected 'images' and 'label' in dataset.{case_id}, found {files!r}. "
-                    "Correct the file."
+                    f"{self.path}: 'images' and 'label' are missing in dataset.{case_id}, found {files!r}. Correct "
+                    "the file."
                 )
             image = images[place] if isinstance(images, list) and len(images) > place else None
             found = self.find_file(image) if isinstance(image, str) else None
@@ -178,7 +178,7 @@ class RawDataset:
         return self.folder / _FOLDERS[1] / f"{label.name.removesuffix(ending)}_{self.ct_channel:04d}{ending}"
 
     def find_file(self, text: str) -> Path:
-        """A file that ``dataset.json`` points at: relative to the folder, variables replaced.
+        """Return a file that ``dataset.json`` points at: relative to the folder, variables replaced.
 
         Where there is no such file, the path is as it is written, for messages: a stranger's dataset cannot make them
         show what is in a variable.
@@ -188,7 +188,7 @@ class RawDataset:
             is_there = path.exists()
         except OSError as error:  # a name longer than any file's
             reason = error.strerror
-            raise BankError(f"{self.path}: expected paths of files, found one that cannot be: {reason}.") from None
+            raise BankError(f"{self.path}: lists a path that cannot exist: {reason}.") from None
         return path if is_there else self.folder / text
 
 
@@ -208,12 +208,12 @@ def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _read_value(value: Any) -> int:
     if isinstance(value, float) and not value.is_integer():  # neither are infinity and NaN
-        raise ValueError(f"whole numbers needed, {value} given")
+        raise ValueError(f"an integer is required, found {value}")
     return int(value)
 
 
 def find_ct_channel(folder: Path) -> int:
-    """The channel that is the CT of a folder that may be a raw dataset; 0 for every other.
+    """Return the channel that is the CT of a folder that may be a raw dataset; 0 for every other.
 
     Raises:
         BankError: Its ``dataset.json`` cannot be read, or describes several channels, none of which is called CT.
@@ -222,12 +222,12 @@ def find_ct_channel(folder: Path) -> int:
 
 
 def note_never_trained(case_ids: Iterable[str]) -> str:
-    """A sentence on cases that nnU-Net leaves out of training by their names; empty without any."""
+    """Return a sentence on cases that nnU-Net leaves out of training by their names; empty without any."""
     named = sorted(case_id for case_id in case_ids if case_id.endswith(NEVER_TRAINED))
     if not named:
         return ""
     shown = ", ".join(named[:5]) + (", ..." if len(named) > 5 else "")
     return (
-        f"nnU-Net never trains on cases whose names end in {NEVER_TRAINED}, which it takes for label maps, found "
-        f"{len(named)} ({shown}). Rename them."
+        f"nnU-Net never trains on cases whose names end in {NEVER_TRAINED}, because it takes them for label maps; "
+        f"{len(named)} cases do ({shown}). Rename them."
     )

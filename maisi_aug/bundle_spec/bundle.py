@@ -34,6 +34,7 @@ from maisi_aug.system.models import explain_problems, read_yaml
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.vocabulary.hu import HuRange, bundle_hu_ranges, expected_contrast_sign
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.vocabulary.modalities import is_mr
 from maisi_aug.vocabulary.sizes import SizeDistribution
 from maisi_aug.volumes.grid import Grid, spell_grid
 
@@ -41,14 +42,17 @@ __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile
 
 BUNDLE_FILE = "bundle.yaml"
 RUN_FOLDER = "bundle"
-"""Where trainings and fine-tunings leave their bundle, so that the folder of a run names it, too."""
+"""Subfolder in which trainings and fine-tunings leave their bundle, so that the folder of a run can be given instead.
+"""
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
 _LOG = logging.getLogger(__name__)
 SCHEDULER_STEPS = 1000
 """``num_train_timesteps`` of MONAI's schedulers where a definition names none."""
-NETWORK_ROLES = ("autoencoder", "diffusion_unet", "controlnet")
-"""What makes images of label maps; every bundle has them."""
+IMAGE_ROLES = ("autoencoder", "diffusion_unet")
+"""Networks that make images; every bundle has them."""
+NETWORK_ROLES = (*IMAGE_ROLES, "controlnet")
+"""Networks that make images of label maps."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Bundle:
 
     @property
     def name(self) -> str:
-        """What users call the bundle."""
+        """Name of the bundle."""
         return self.spec.name
 
     @property
@@ -70,12 +74,12 @@ class Bundle:
 
     @property
     def advice(self) -> str:
-        """What to tell the user of this bundle, or an empty string."""
+        """Advice to users of this bundle; may be empty."""
         return self.spec.advice
 
     @property
     def advice_without_map(self) -> str:
-        """What to tell who draws without label maps, or an empty string where such images are as good as others."""
+        """Advice to users who generate without label maps; empty if such images are as good as others."""
         return self.spec.advice_without_map
 
     @property
@@ -85,7 +89,7 @@ class Bundle:
 
     @property
     def default_steps(self) -> int:
-        """Number of sampling steps when the user asks for no other."""
+        """Number of sampling steps when the user requests no other."""
         return self.spec.num_inference_steps
 
     @cached_property
@@ -145,10 +149,12 @@ class Bundle:
         """Whether a lesion is brighter (1) or darker (-1) than its host, or either (0)."""
         name = self.vocabulary.name_of(label_id)
         own = self.spec.hu_ranges.get(name)
-        return expected_contrast_sign(name) if own is None else own.contrast_sign
+        if own is not None:
+            return own.contrast_sign
+        return 0 if self.is_mr else expected_contrast_sign(name)
 
     def find_mask_bank(self) -> tuple[str, str] | None:
-        """The list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
+        """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
 
         Raises:
             BundleError: When it names a list that is not there.
@@ -159,36 +165,122 @@ class Bundle:
         place = self.path / bank.list
         if not place.exists():
             raise BundleError(
-                f"Bundle '{self.name}': expected the list of its label maps at {place}, found none. Get the whole "
-                "folder again, or name label maps with --mask-bank."
+                f"Bundle '{self.name}': the list of its label maps is missing at {place}. Get the whole folder "
+                "again, or name label maps with --mask-bank."
             )
         labels = self.path / bank.labels
         return str(place.resolve()), str(labels.resolve()) if labels.is_file() else bank.labels
 
     @property
+    def has_controlnet(self) -> bool:
+        """Whether it draws images of label maps, and not images alone."""
+        return "controlnet" in self.spec.networks
+
+    @property
+    def image_roles(self) -> tuple[str, ...]:
+        """Roles of the networks that make images."""
+        return NETWORK_ROLES if self.has_controlnet else IMAGE_ROLES
+
+    @property
     def roles(self) -> tuple[str, ...]:
         """Roles of the networks that the bundle must have."""
-        return NETWORK_ROLES if self.spec.mask_generation is None else (*NETWORK_ROLES, *MASK_ROLES)
+        return self.image_roles if self.spec.mask_generation is None else (*self.image_roles, *MASK_ROLES)
 
-    def choose_steps(self, num_inference_steps: int | None) -> int:
-        """The number of sampling steps; the default where none is given.
+    @property
+    def is_mr(self) -> bool:
+        """Whether it draws MR images, whose intensities are no HU."""
+        return is_mr(self.spec.modalities[0])
+
+    def require_controlnet(self) -> None:
+        """Raise unless the bundle can draw images of label maps.
 
         Raises:
-            RecipeError: For more steps than the scheduler was trained with, and for fewer with DDPM.
+            BundleError: When it has no ControlNet.
+        """
+        if self.has_controlnet:
+            return
+        reason = "NVIDIA has not published one for MR" if self.is_mr else "it draws images without label maps only"
+        raise BundleError(
+            f"Bundle '{self.name}': has no ControlNet, which images of label maps need ({reason}). Use --mask-source "
+            "none without --labels, or a bundle with a ControlNet such as rflow-ct."
+        )
+
+    def choose_modality(self, modality: str | None) -> str:
+        """The modality of images; the bundle's first where none is given.
+
+        Raises:
+            RecipeError: For MR of a CT bundle, and the other way round.
+        """
+        chosen = modality or self.spec.modalities[0]
+        if is_mr(chosen) != self.is_mr:
+            remedy = "an MR bundle such as rflow-mr" if is_mr(chosen) else "a CT bundle such as rflow-ct"
+            raise RecipeError(
+                f"modality: bundle '{self.name}' draws {', '.join(self.spec.modalities)}, found '{chosen}'. Use "
+                f"{remedy}."
+            )
+        return chosen
+
+    def warn_of_modality(self, modality: str) -> tuple[str, ...]:
+        """What to warn of: a sentence for a modality that the networks were not taught, else empty."""
+        if modality in self.spec.modalities:
+            return ()
+        return (
+            f"modality: bundle '{self.name}' was trained with {', '.join(self.spec.modalities)}, not with "
+            f"'{modality}'. Images may be poor.",
+        )
+
+    def choose_guidance(self, guidance_scale: float | None, *, has_map: bool) -> float:
+        """The strength of the guidance; without a label map the bundle's default where none is given.
+
+        Raises:
+            RecipeError: For guidance without a label map of networks that are not told the modality.
+        """
+        if has_map:
+            return guidance_scale or 0.0
+        chosen = self.spec.guidance_scale if guidance_scale is None else guidance_scale
+        if chosen > 0 and not self.is_told_modality:
+            raise RecipeError(
+                f"guidance_scale: must be 0 without a label map, because bundle '{self.name}' is not conditioned on "
+                f"modality, found {chosen:g}. Leave it out."
+            )
+        return chosen
+
+    def choose_steps(self, num_inference_steps: int | None, *, takes_fewer: bool = True) -> int:
+        """The number of sampling steps; the default where none is given.
+
+        Args:
+            num_inference_steps: What was asked for.
+            takes_fewer: Whether the sampler of a DDPM bundle may leave time steps out.
+
+        Raises:
+            RecipeError: For more steps than the scheduler was trained with, and for fewer where none may be left out.
         """
         limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
         chosen = num_inference_steps or self.default_steps
         if chosen > limit:
             raise RecipeError(
-                f"num_inference_steps: expected at most {limit}, the time steps that bundle '{self.name}' was trained "
-                f"with, found {chosen}. Choose fewer with --steps."
+                f"num_inference_steps: at most {limit} (bundle '{self.name}' was trained with that many time steps), "
+                f"found {chosen}. Choose fewer with --steps."
             )
-        if self.is_ddpm and chosen != limit:
+        if self.leaves_steps_out(chosen) and not takes_fewer:
             raise RecipeError(
-                f"num_inference_steps: expected {limit}, for DDPM goes through every time step that bundle "
-                f"'{self.name}' was trained with, found {chosen}. Leave --steps out."
+                f"num_inference_steps: must be {limit}, because DDPM uses every time step that bundle '{self.name}' "
+                f"was trained with, found {chosen}. Leave --steps out."
             )
         return chosen
+
+    def leaves_steps_out(self, num_inference_steps: int) -> bool:
+        """Whether that is fewer steps than DDPM has, which another sampler has to take."""
+        return self.is_ddpm and num_inference_steps < self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
+
+    def warn_of_steps(self, num_inference_steps: int) -> tuple[str, ...]:
+        """What to warn of: a sentence for a DDPM bundle with fewer steps; empty where there is nothing to warn of."""
+        if not self.leaves_steps_out(num_inference_steps):
+            return ()
+        return (
+            f"num_inference_steps: bundle '{self.name}' is a DDPM one of {self.default_steps} steps, found "
+            f"{num_inference_steps}. Images are drawn with DPM-Solver++ and differ from those of DDPM.",
+        )
 
     @property
     def is_ddpm(self) -> bool:
@@ -196,26 +288,32 @@ class Bundle:
         return bool(self.spec.scheduler.get("class") == "DDPMScheduler")
 
     @property
+    def is_told_modality(self) -> bool:
+        """Whether the networks are told the modality of an image."""
+        return self.definition("diffusion_unet").get("num_class_embeds") is not None
+
+    @property
     def is_told_regions(self) -> bool:
         """Whether the networks are told which body regions an image shows."""
         return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
 
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
-        """Raise unless the networks listen to what is asked for; a word that changes nothing would mislead.
+        """Raise unless the networks listen to what is requested; a word that changes nothing would mislead.
 
         Raises:
             RecipeError: For a modality or a body region that they are not told.
         """
-        if modality != "ct" and self.definition("diffusion_unet").get("num_class_embeds") is None:
+        told = self.spec.modalities[0]
+        if modality != told and not self.is_told_modality:
             raise RecipeError(
-                f"modality: expected 'ct', for the networks of bundle '{self.name}' are not told any other, found "
-                f"'{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
+                f"modality: bundle '{self.name}' is not conditioned on modality, so that only '{told}' can be used, "
+                f"found '{modality}'. Leave it out, or use a bundle with modality codes such as rflow-ct."
             )
         if body_region is not None and not self.is_told_regions:
             raise RecipeError(
-                f"body_region: expected none, for the networks of bundle '{self.name}' are not told body regions, "
-                f"found {' to '.join(body_region)}. Leave it out: such networks go by the label map alone, and of mask "
-                "banks only those that list the regions of their maps choose by them."
+                f"body_region: bundle '{self.name}' is not conditioned on body region, found "
+                f"{' to '.join(body_region)}. Leave --body-region out; with such bundles it only filters mask banks "
+                "that list the regions of their maps."
             )
 
     def check_grid(
@@ -224,12 +322,12 @@ class Bundle:
         *,
         shows_head_alone: bool = False,
         allow_unseen: bool = False,
-        remedy: str = "; or add --allow-unseen-grid, if the weights have learnt such grids",
+        remedy: str = "; or add --allow-unseen-grid, if the weights were trained on such grids",
     ) -> tuple[str, ...]:
         """Compare a grid with those that the networks have seen; a bundle without limits takes all that they can halve.
 
         Args:
-            grid: Of the images to be made.
+            grid: Grid of the images to be made.
             shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
             allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
             remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
@@ -238,7 +336,7 @@ class Bundle:
             What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
 
         Raises:
-            GridError: When a side is no multiple of the factor, or the networks cannot work with the grid.
+            GridError: When a side is not a multiple of the factor, or the networks cannot work with the grid.
         """
         limits = self.spec.grid_limits
         if limits is None:
@@ -256,23 +354,28 @@ class Bundle:
         found, is_refused = lacking
         if is_refused and not allow_unseen:
             raise GridError(f"{found}. Use {spell_flags(nearest)}{remedy}.")
-        return (f"{found}. The networks have not seen such grids, and images may be bad: try {spell_flags(nearest)}.",)
+        return (
+            (
+                f"{found}. The networks were not trained on such grids, and images may be poor: try "
+                f"{spell_flags(nearest)}."
+            ),
+        )
 
     def definition(self, role: str) -> dict[str, Any]:
-        """The definition of a network.
+        """Return the definition of a network.
 
         Raises:
             BundleError: When the bundle has none.
         """
         if role not in self.spec.networks:
             raise BundleError(
-                f"Bundle '{self.name}': expected a definition in networks.{role}, found "
+                f"Bundle '{self.name}': no definition in networks.{role}; it has "
                 f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
             )
         return self.spec.networks[role]
 
     def owner_of(self, role: str) -> Bundle:
-        """The bundle whose folder holds the weights of a network: this one, its base, or the base's.
+        """Return the bundle whose folder holds the weights of a network: this one, its base, or the base's.
 
         Raises:
             BundleError: When none of them names any, or the base cannot be used.
@@ -281,13 +384,13 @@ class Bundle:
             return self
         if self.base is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected weights for {role}, found {', '.join(self.spec.weights) or 'none'}. "
+                f"Bundle '{self.name}': no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
         return self.base.owner_of(role)
 
     def weight_path(self, role: str) -> Path:
-        """The weight file of a network.
+        """Return the weight file of a network.
 
         Raises:
             BundleError: When there is none, or the file is missing or leads out of its bundle's folder.
@@ -302,7 +405,7 @@ class Bundle:
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
     def path_of(self, named: WeightFile) -> Path:
-        """Where a file that ``bundle.yaml`` names lies.
+        """Return where a file that ``bundle.yaml`` names lies.
 
         Raises:
             BundleError: When the file is missing or leads out of the folder.
@@ -310,8 +413,8 @@ class Bundle:
         path = (self.path / named.file).resolve()
         if not path.is_relative_to(self.path.resolve()):
             raise BundleError(
-                f"Bundle '{self.name}': expected weight files inside the bundle's folder, found {path}. "
-                "Get the bundle from a source you trust."
+                f"Bundle '{self.name}': weight files must be inside the bundle's folder, found {path}. Get the "
+                "bundle from a source you trust."
             )
         if not path.is_file():
             raise BundleError(
@@ -340,12 +443,12 @@ class Bundle:
 
 
 def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
-    """What every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
+    """Return what every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
     return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
 
 
 def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
-    """MAISI's vocabulary with the given names bound to slots."""
+    """Return MAISI's vocabulary with the given names bound to slots."""
     bindings = {
         name: SlotBinding(id=slot.id, hosts=slot.hosts, is_organ=slot.kind == "organ") for name, slot in slots.items()
     }
@@ -364,21 +467,28 @@ def _bundle_name(folder_name: str) -> str:
 
 
 def pulled_bundles_folder() -> Path:
-    """Where fetched bundles are kept: in the folder that ``MAISI_AUG_HOME`` names, else in the user's data folder."""
+    """Return the folder of downloaded bundles: ``MAISI_AUG_HOME`` or the user's data folder."""
     home = os.environ.get(HOME_VARIABLE)
     base = Path(home).expanduser() if home else platformdirs.user_data_path("maisi-aug", appauthor=False)
     return base.absolute() / "bundles"
 
 
 def pulled_bundles() -> tuple[str, ...]:
-    """Names of the bundles that were fetched."""
+    """Names of the bundles that were fetched; ``owner/name`` of those that others have shared."""
     # The names of folders that are not complete begin with a dot.
-    found = pulled_bundles_folder().glob(f"[!.]*/{BUNDLE_FILE}")
-    return tuple(sorted(path.parent.name for path in found))
+    home = pulled_bundles_folder()
+    found = (path for depth in ("[!.]*", "[!.]*/[!.]*") for path in home.glob(f"{depth}/{BUNDLE_FILE}"))
+    return tuple(sorted(path.parent.relative_to(home).as_posix() for path in found))
+
+
+def reference_of(bundle: Bundle) -> str:
+    """What ``--bundle`` takes for a bundle that is embedded or was fetched: its name, or ``owner/name``."""
+    home = pulled_bundles_folder()
+    return bundle.path.relative_to(home).as_posix() if bundle.path.is_relative_to(home) else bundle.name
 
 
 def list_bundles() -> list[Bundle]:
-    """All bundles inside the package, then those that were fetched; damaged ones are left out, and named in the log."""
+    """List the packaged bundles, then the downloaded ones; damaged ones are left out and logged."""
     found = (_find_whole_bundle(name) for name in dict.fromkeys((*embedded_bundles(), *pulled_bundles())))
     return [bundle for bundle in found if bundle is not None]
 
@@ -394,7 +504,7 @@ def _find_whole_bundle(name: str) -> Bundle | None:
     except BundleError as error:
         sentence = " ".join(str(error).split())
         # Logged and not warned of: the command line silences warnings, since most are those of libraries.
-        _LOG.error("%s The list leaves '%s' out until it is fetched or installed again.", sentence, name)
+        _LOG.error("%s The list omits '%s' until it is fetched or installed again.", sentence, name)
         return None
     return bundle
 
@@ -420,8 +530,8 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
             return _read_bundle(folder)
     if text in known_bundles():
         raise BundleError(
-            f"Bundle '{text}': expected its weights on this machine, but they have not been fetched yet. "
-            f"Run: {known_bundles()[text].pull_command}"
+            f"Bundle '{text}': its weights have not been downloaded to this machine yet. Run: "
+            f"{known_bundles()[text].pull_command}"
         )
     names = sorted({*embedded_bundles(), *pulled_bundles()})
     raise BundleError(
@@ -431,7 +541,7 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def load_outline(name_or_path: str | Path) -> Bundle:
-    """A bundle as :func:`load_bundle` reads it; one that has not been fetched yet as far as is known without weights.
+    """Load a bundle as :func:`load_bundle` does or, if it is not downloaded yet, what is known without weights.
 
     That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 
@@ -449,32 +559,35 @@ def load_outline(name_or_path: str | Path) -> Bundle:
 
 
 def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
-    """The bundle that a fine-tuned one refers to, by its name or by where it lay.
+    """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
 
     Args:
-        spec: What the fine-tuned bundle says of it.
-        folder: Of the fine-tuned bundle.
+        spec: Its entry in the fine-tuned bundle.
+        folder: Folder of the fine-tuned bundle.
         subject: The fine-tuned bundle, for messages.
 
     Raises:
         BundleError: When it is nowhere to be found, or is no longer what it was.
     """
-    places: list[str | Path] = [spec.name] if spec.name in (*embedded_bundles(), *pulled_bundles()) else []
+    at_hand = (*embedded_bundles(), *pulled_bundles())
+    places: list[str | Path] = [spec.name] if spec.name in at_hand else []
     places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
     found = [load_bundle(place) for place in places]
+    # A base that somebody has shared is found under its owner's name.
+    found += [load_bundle(name) for name in at_hand if name.endswith(f"/{spec.name}")]
     for bundle in found:
         if bundle.fingerprint == spec.fingerprint:
             return bundle
     if found:
         raise BundleError(
-            f"{subject}: expected its base '{spec.name}' as it was when this bundle was made (fingerprint "
-            f"{spec.fingerprint[:12]}...), found one that has changed ({found[0].fingerprint[:12]}... in "
-            f"{found[0].path}). Put the earlier one back, or fine-tune again from the new one."
+            f"{subject}: its base '{spec.name}' has changed since this bundle was made: fingerprint "
+            f"{spec.fingerprint[:12]}... then, {found[0].fingerprint[:12]}... now in {found[0].path}. Restore the "
+            "earlier base, or fine-tune again from the new one."
         )
     looked = ", ".join(str(folder / path) for path in spec.paths) or "the bundles at hand"
     raise BundleError(
-        f"{subject}: expected its base '{spec.name}', found none by that name or in {looked}. Put it back there, or "
-        "use a bundle that was made with --self-contained."
+        f"{subject}: its base '{spec.name}' was not found by name or in {looked}. Put it back there, or use a bundle "
+        "made with --self-contained."
     )
 
 

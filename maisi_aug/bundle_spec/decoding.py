@@ -1,4 +1,4 @@
-"""What networks compute in, and how an image is decoded: what a recipe may ask for, and what was done. No torch."""
+"""Precision of the networks and decoding of an image, as requested and as done. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maisi_aug.system.models import Option, StrictModel
 from maisi_aug.volumes.grid_words import read_shape
 
 PrecisionName = Literal["auto", "float32", "bfloat16", "float16"]
-"""What networks may be asked to compute in."""
+"""Floating-point types in which networks may compute."""
 ComputeType = Literal["float32", "bfloat16", "float16"]
 LatentShape = tuple[int, int, int]
 NumSplits = Literal[1, 2, 4, 8, 16, 32, 64, 128]
@@ -22,20 +22,21 @@ WHOLE: Literal["whole"] = "whole"
 DecodeMode = Literal["exact", "windows"]
 Keep = Literal["all", "most", "least"]
 KEEPS: tuple[Keep, ...] = get_args(Keep)
-"""What is kept between passes over slabs: all features, none of an upsampling but those that it is made from, and no
-features within a residual block either. What is not kept is computed a second time."""
+"""What is kept between passes over slabs: all features; none of an upsampling except its inputs; or additionally no
+features within a residual block. Anything else is computed a second time.
+"""
 WINDOW_MULTIPLE = 16
 DEFAULT_OVERLAP = 0.4
 _IMAGES = "Images"
 
 
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
-    """How many voxels along a side make one latent voxel, by the definition of the VAE."""
+    """Return how many voxels along a side make one latent voxel, by the definition of the VAE."""
     return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 
 def kept_in(num_splits: int) -> Keep:
-    """What is kept between passes where so many parts are asked for: the less memory they leave, the less."""
+    """Return what is kept between passes where so many parts are requested: the less memory they leave, the less."""
     return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 
@@ -55,42 +56,46 @@ def _read_window(value: object) -> object:
 
 
 class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """How images are decoded from their latents; what takes less memory takes more time."""
+    """Settings for decoding latents to images; less memory takes more time."""
 
     mode: Annotated[DecodeMode | None, Option("--decode", panel=_IMAGES)] = None
-    """`exact`: the whole image, part after part where memory is short, without overlap and seams; `windows`: in
-    overlapping windows that are blended, as NVIDIA's scripts do (default: exact, unless --decode-window names one)."""
+    """`exact`: the whole image, in parts if memory is short, without seams; `windows`: overlapping windows that are
+    blended, as in NVIDIA's scripts (default: exact, or windows with --decode-window).
+    """
     window: Annotated[
         LatentShape | Literal["whole"] | None,
         BeforeValidator(_read_window),
         Option("--decode-window", metavar="IxJxK|whole", takes=str, panel=_IMAGES),
     ] = None
-    """Latent voxels decoded at once, multiples of 16; smaller windows take less memory and, seeing their own part of
-    the image alone, move intensities a little (default with --decode windows: the bundle's)."""
+    """Latent voxels decoded at once, multiples of 16. Smaller windows need less memory but shift intensities slightly,
+    since each sees only its part of the image (default with --decode windows: the bundle's).
+    """
     overlap: Annotated[float, Field(ge=0, lt=1), Option("--decode-overlap", panel=_IMAGES)] = DEFAULT_OVERLAP
-    """Share of a window that neighbours share, blended with Gaussian weights; a preset may have its own."""
+    """Share of a window that overlaps its neighbours, blended with Gaussian weights; a preset may set its own."""
     num_splits: Annotated[NumSplits | None, Option(panel=_IMAGES)] = None
-    """Parts in which the image is computed, the same but for rounding (default: what the memory asks for)."""
+    """Number of parts in which the image is decoded; the result is the same up to rounding (default: chosen by free
+    memory).
+    """
     memory_gb: Annotated[PositiveFloat | None, Option("--decode-memory", metavar="GB", panel=_IMAGES)] = None
-    """Memory that decoding may take beside weights and latent (default: what is free)."""
+    """Memory for decoding, in addition to weights and latent (default: what is free)."""
 
     @model_validator(mode="after")
     def _has_no_window_without_windows(self) -> Self:
         if self.mode == "exact" and isinstance(self.window, tuple):
-            raise ValueError("window can only be used with mode windows; remove one of them")
+            raise ValueError("window can only be used with mode windows; remove one of the two")
         if self.mode == "windows" and self.window == WHOLE:
-            raise ValueError("window 'whole' can only be used with mode exact; remove one of them")
+            raise ValueError("window 'whole' can only be used with mode exact; remove one of the two")
         return self
 
     @property
     def takes_windows(self) -> bool:
-        """Whether windows are asked for, of some size or of the bundle's."""
+        """Whether windows are requested, of some size or of the bundle's."""
         return self.mode == "windows" or isinstance(self.window, tuple)
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """How one image is decoded, nothing left open.
+    """Resolved decoding settings of one image.
 
     Attributes:
         window: Latent voxels decoded at once; None for the whole.
@@ -106,7 +111,7 @@ class DecodeSettings:
     on_host: bool = False
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """For the manifest; without what plays no part where the whole is decoded at once."""
+        """Return the settings for the manifest, without those that have no effect when the whole is decoded at once."""
         if self.window is None:
             return {"window": WHOLE, "num_splits": self.num_splits, **({"kept_on": "host"} if self.on_host else {})}
         return {

@@ -26,7 +26,7 @@ AXES = "IJK"
 
 
 class GridSpec(StrictModel):
-    """A grid in a bundle: the default one, used when the user asks for no other, or a recommended one."""
+    """A grid in a bundle: the default one, used when the user requests no other, or a recommended one."""
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     spacing_mm: tuple[PositiveFinite, PositiveFinite, PositiveFinite]
@@ -72,9 +72,9 @@ class GridLimits(StrictModel):
         spans = (*self.spacing_mm, *(self.extent_mm or ()))
         pairs = [pair for sides in self.sides for pair in pairwise(sides)]
         if any(least > most for least, most in spans) or any(one >= other for one, other in pairs):
-            raise ValueError("sides must ascend, and the least spacing or extent come before the largest")
+            raise ValueError("sides must ascend, and the smallest spacing or extent must come before the largest")
         if self.needs_square_slices and len({(self.sides[i], self.spacing_mm[i]) for i in (0, 1)}) > 1:
-            raise ValueError("square slices need the same sides and spacing along I and J")
+            raise ValueError("square slices need equal sides and spacing along I and J")
         return self
 
     def is_recommended(self, grid: Grid) -> bool:
@@ -91,7 +91,7 @@ class GridLimits(StrictModel):
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """What a grid lacks.
+    """A way in which a grid is outside of a bundle's limits.
 
     Attributes:
         expected: What it should have, to follow the word "expected".
@@ -103,11 +103,11 @@ class Shortfall:
 
 
 def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> list[Shortfall]:
-    """What a grid lacks to be one that the networks have seen.
+    """Return what a grid lacks to be one that the networks have seen.
 
     Args:
         grid: Shape and spacing count.
-        limits: Of the bundle.
+        limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """
     if limits.is_recommended(grid):
@@ -123,7 +123,7 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
 def spell_shortfalls(
     grid: Grid, limits: GridLimits, subject: str, *, shows_head_alone: bool = False
 ) -> tuple[str, bool] | None:
-    """What :func:`find_shortfalls` finds as ``SUBJECT: expected ..., found ...``, what is refused first.
+    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, refused ones first.
 
     Returns:
         The sentence without its stop, and whether the networks cannot work with the grid; None where nothing is found.
@@ -188,21 +188,21 @@ def _least_extent_mm(limits: GridLimits, shows_head_alone: bool) -> float:
 
 
 def spell_flags(grid: Grid) -> str:
-    """A grid as flags of the command line, and its field of view."""
+    """Return a grid as flags of the command line, and its field of view."""
     shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (grid.shape, grid.spacing_mm))
     extent = "x".join(f"{side:.0f}" for side in grid.extent_mm)
     return f"--shape {shape} --spacing {spacing} ({extent} mm)"
 
 
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
-    """The grid that is nearest to one that lacks something, and lacks nothing.
+    """Return the grid that is nearest to one that lacks something, and lacks nothing.
 
     Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
     twice.
 
     Args:
-        grid: What was asked for.
-        limits: Of the bundle.
+        grid: What was requested.
+        limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """
     least_mm = _least_extent_mm(limits, shows_head_alone)
@@ -241,7 +241,7 @@ def _clip(value: float, span: tuple[float, float]) -> float:
 
 
 def spell_limits(limits: GridLimits) -> str:
-    """The limits in a few words, for listings."""
+    """Return the limits in a few words, for listings."""
     is_alike = limits.sides[0] == limits.sides[1] and limits.spacing_mm[0] == limits.spacing_mm[1]
     axes = (("I and J", 0), ("K", 2)) if is_alike else (("I", 0), ("J", 1), ("K", 2))
     parts = [
@@ -252,7 +252,7 @@ def spell_limits(limits: GridLimits) -> str:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """``a, b and c``."""
+    """Return ``a, b and c``."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,9 @@ class KnownMasks:
 
     Attributes:
         files: Checkpoint within the bundle's repository by role of the network, and the file of ``SIZE_CONDITIONS``.
-        download_size: Of all these files, to be read by people.
+        download_size: Download size of all these files, to be read by people.
         networks: Definitions by role.
-        settings: What ``bundle.yaml`` will say of their use, as far as it is known before the files are there.
+        settings: Entry on their use in ``bundle.yaml``, as far as known before the files exist.
     """
 
     files: Mapping[str, str]
@@ -36,17 +36,34 @@ class KnownMasks:
 
 
 @dataclass(frozen=True)
+class KnownDatabase:
+    """Label maps that are published with a bundle.
+
+    Attributes:
+        files: Within the bundle's repository, by what they are: ``maps`` and ``list``.
+        download_size: Of all these files, to be read by people.
+        num_maps: How many there are.
+    """
+
+    files: Mapping[str, str]
+    download_size: str
+    num_maps: int
+
+
+@dataclass(frozen=True)
 class KnownBundle:
     """A bundle that others publish.
 
     Attributes:
-        header: What ``bundle.yaml`` will say, as far as it is known before the files are there.
+        header: Content of ``bundle.yaml``, as far as known before the files exist.
         repository: On the Hugging Face hub, ``owner/name``.
         files: Checkpoint within the repository by role of the network.
-        download_size: Of all files, to be read by people.
+        download_size: Download size of all files, to be read by people.
         licence_url: Where the licence named in the header can be read.
-        notice: What the licence asks to be kept beside the weights.
-        masks: The networks that generate label maps, fetched on request.
+        notice: Notice that the licence requires next to the weights.
+        masks: The networks that generate label maps, fetched on request; None where none are published.
+        repositories: Where checkpoints lie that the bundle's own repository lacks, by role of the network.
+        mask_database: The label maps, fetched on request; None where none are published.
     """
 
     header: Mapping[str, Any]
@@ -55,11 +72,13 @@ class KnownBundle:
     download_size: str
     licence_url: str
     notice: str
-    masks: KnownMasks
+    masks: KnownMasks | None = None
+    repositories: Mapping[str, str] = field(default_factory=dict)
+    mask_database: KnownDatabase | None = None
 
     @property
     def name(self) -> str:
-        """What users call the bundle."""
+        """Name of the bundle."""
         return str(self.header["name"])
 
     @property
@@ -73,8 +92,47 @@ class KnownBundle:
         return str(self.header["licence"])
 
     @property
+    def all_repositories(self) -> tuple[str, ...]:
+        """The bundle's own repository, and those of single checkpoints."""
+        return tuple(dict.fromkeys((self.repository, *self.repositories.values())))
+
+    def files_in(self, repository: str) -> dict[str, str]:
+        """The checkpoints that lie in one of the repositories, by role of the network."""
+        return {
+            role: file
+            for role, file in self.files.items()
+            if self.repositories.get(role, self.repository) == repository
+        }
+
+    def require_masks(self) -> KnownMasks:
+        """The networks that generate label maps for it.
+
+        Raises:
+            BundleError: When none are published.
+        """
+        if self.masks is None:
+            raise BundleError(
+                f"Bundle '{self.name}': expected a bundle that mask networks are published for, found one of images "
+                "alone. Leave --with-masks out."
+            )
+        return self.masks
+
+    def require_database(self) -> KnownDatabase:
+        """The label maps that are published with it.
+
+        Raises:
+            BundleError: When none are published.
+        """
+        if self.mask_database is None:
+            raise BundleError(
+                f"Bundle '{self.name}': expected a bundle that label maps are published with, found one of images "
+                "alone. Leave --with-mask-database out."
+            )
+        return self.mask_database
+
+    @property
     def accepted_licence(self) -> dict[str, object]:
-        """What ``bundle.yaml`` says of the licence once it is accepted."""
+        """Entry on the licence in ``bundle.yaml`` once it is accepted."""
         return {"name": self.licence, "url": self.licence_url, "is_accepted": True}
 
     @property
@@ -85,13 +143,17 @@ class KnownBundle:
 
 @cache
 def known_bundles() -> Mapping[str, KnownBundle]:
-    """All bundles that can be fetched, by name."""
+    """Return all bundles that can be fetched, by name."""
     rows = yaml.safe_load(KNOWN_BUNDLES_FILE.read_text(encoding="utf-8"))
-    return {name: KnownBundle(**{**row, "masks": KnownMasks(**row["masks"])}) for name, row in rows.items()}
+    parts = {"masks": KnownMasks, "mask_database": KnownDatabase}
+    return {
+        name: KnownBundle(**{key: parts[key](**value) if key in parts else value for key, value in row.items()})
+        for name, row in rows.items()
+    }
 
 
 def find_known_bundle(name: str) -> KnownBundle:
-    """The bundle of a name.
+    """Return the bundle of a name.
 
     Raises:
         BundleError: Offering the closest names.
@@ -99,7 +161,6 @@ def find_known_bundle(name: str) -> KnownBundle:
     known = known_bundles()
     if name not in known:
         raise BundleError(
-            f"Bundle '{name}': expected one that can be fetched ({', '.join(known)}), found none of that name."
-            f"{did_you_mean(name, known)}"
+            f"Bundle '{name}': cannot be downloaded; known bundles are {', '.join(known)}.{did_you_mean(name, known)}"
         )
     return known[name]

@@ -1,4 +1,4 @@
-"""What a bundle says of its mask networks, for runs that generate label maps. Needs no torch."""
+"""A bundle's description of its mask networks, for runs that generate label maps. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.volumes.grid import Grid
 
 FIELD_TOLERANCE = 1.02
-"""How much longer than the generated map a grid may be along the body: a margin of air at either end does no harm."""
+"""Factor by which a grid may be longer than the generated map along the body; a margin of air at either end is
+harmless.
+"""
 
 
 def require_masks(bundle: Bundle) -> MaskGenerationSpec:
-    """How a bundle generates label maps.
+    """Return the settings with which a bundle generates label maps.
 
     Raises:
         BundleError: When it has no mask networks; naming the command that fetches some.
@@ -25,14 +27,14 @@ def require_masks(bundle: Bundle) -> MaskGenerationSpec:
         known = known_bundles()
         name = bundle.name if bundle.name in known else next(iter(known))
         raise BundleError(
-            f"Bundle '{bundle.name}': expected mask networks for mask_source 'diffusion', found none. "
+            f"Bundle '{bundle.name}': mask_source 'diffusion' needs mask networks, which this bundle does not have. "
             f"Run: {known[name].pull_command} --with-masks"
         )
     return bundle.spec.mask_generation
 
 
 def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
-    """The number of sampling steps for a label map; the bundle's default where none is given.
+    """Return the number of sampling steps for a label map; the bundle's default where none is given.
 
     Raises:
         BundleError: When the bundle has no mask networks.
@@ -43,14 +45,14 @@ def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
     chosen = num_inference_steps or spec.num_inference_steps
     if chosen > limit:
         raise RecipeError(
-            f"mask_steps: expected at most {limit}, the time steps that the mask networks of bundle '{bundle.name}' "
-            f"were trained with, found {chosen}. Choose fewer with --mask-steps."
+            f"mask_steps: at most {limit} (the mask networks of bundle '{bundle.name}' were trained with that many "
+            f"time steps), found {chosen}. Choose fewer with --mask-steps."
         )
     return chosen
 
 
 def generated_grid(bundle: Bundle) -> Grid:
-    """Grid of the label maps that a bundle generates.
+    """Return the grid of the label maps that a bundle generates.
 
     Raises:
         BundleError: When it has no mask networks.
@@ -71,14 +73,14 @@ def require_inside(bundle: Bundle, grid: Grid) -> None:
     field_mm, wanted_mm = generated_grid(bundle).extent_mm[2], grid.extent_mm[2]
     if wanted_mm > field_mm * FIELD_TOLERANCE:
         raise GridError(
-            f"Grid for mask_source 'diffusion': expected at most {field_mm:.0f} mm from feet to head, as long as the "
-            f"label maps of bundle '{bundle.name}' are, found {wanted_mm:.0f} mm. Choose a shorter --shape or a "
-            "smaller --spacing, or another mask source."
+            f"Grid for mask_source 'diffusion': the label maps of bundle '{bundle.name}' cover {field_mm:.0f} mm "
+            f"from feet to head, this grid {wanted_mm:.0f} mm. Choose a shorter --shape or a smaller --spacing, or "
+            "another mask source."
         )
 
 
 def fingerprint_of_masks(bundle: Bundle) -> str:
-    """SHA-256 over what a bundle says of its mask networks, the hashes of their files among it.
+    """Return SHA-256 over what a bundle says of its mask networks, the hashes of their files among it.
 
     Raises:
         BundleError: When it has none.

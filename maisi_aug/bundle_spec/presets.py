@@ -6,6 +6,7 @@ those whose grids its networks have seen.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -30,12 +31,12 @@ class Preset:
     """A grid, and how to decode images of it.
 
     Attributes:
-        name: What ``--preset`` takes.
+        name: Name to pass as ``--preset``.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.
         overlap: Share of a window that neighbours have in common.
-        memory_gb: Of the GPU that is enough.
+        memory_gb: Memory in GB of the GPU that is enough.
         peak_gb: The most that was used of it, or a bound, for presets by region.
         source: Where grid and window come from.
     """
@@ -57,7 +58,7 @@ class Preset:
 
 @cache
 def memory_presets() -> tuple[Preset, ...]:
-    """The presets by memory, the least first."""
+    """Return the presets by memory, the least first."""
     document = yaml.safe_load(PRESETS_FILE.read_text(encoding="utf-8"))
     return tuple(_read(name, row, document["source"]) for name, row in document["presets"].items())
 
@@ -78,7 +79,7 @@ def _read(name: str, row: Mapping[str, Any], source: str) -> Preset:
 
 
 def region_presets(limits: GridLimits) -> tuple[Preset, ...]:
-    """The recommended grids of a bundle, decoded as by the smallest preset by memory that covers their shape."""
+    """Return the recommended grids of a bundle, decoded as by the smallest preset by memory that covers their shape."""
     found = []
     for region, spec in limits.recommended.items():
         covering = (one for one in memory_presets() if all(a >= b for a, b in zip(one.shape, spec.shape, strict=True)))
@@ -89,14 +90,22 @@ def region_presets(limits: GridLimits) -> tuple[Preset, ...]:
 
 
 def list_presets(limits: GridLimits | None) -> tuple[Preset, ...]:
-    """What a bundle takes: the presets by memory whose grids it has seen, then those by region."""
+    """Return what a bundle takes: the presets by memory whose grids it has seen, then those by region."""
     if limits is None:
         return ()
-    return (*(preset for preset in memory_presets() if limits.admits(preset.grid)), *region_presets(limits))
+    usual = [Grid.from_spacing(spec.shape, spec.spacing_mm).extent_mm for spec in limits.recommended.values()]
+    # Along each axis the largest field of view that is recommended: those by memory are for a trunk, not for a head.
+    largest = tuple(map(max, zip(*usual, strict=True))) if usual else (math.inf,) * 3
+    by_memory = (
+        preset
+        for preset in memory_presets()
+        if limits.admits(preset.grid) and all(a <= b for a, b in zip(preset.grid.extent_mm, largest, strict=True))
+    )
+    return (*by_memory, *region_presets(limits))
 
 
 def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:
-    """Every preset that a bundle takes that is at hand or can be fetched, and the names of these bundles."""
+    """Return every preset that a bundle takes that is at hand or can be fetched, and the names of these bundles."""
     limits = {bundle.name: bundle.spec.grid_limits for bundle in list_bundles()}
     for name, known in known_bundles().items():
         if name not in limits and "grid_limits" in known.header:
@@ -109,7 +118,7 @@ def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:
 
 
 def find_preset(name: str, bundle: Bundle) -> Preset:
-    """The preset of a name, for a bundle.
+    """Return the preset of a name, for a bundle.
 
     Raises:
         RecipeError: When there is none of that name, or none for this bundle.
@@ -121,14 +130,11 @@ def find_preset(name: str, bundle: Bundle) -> Preset:
     foreign = next((row for row in everywhere if row[0].name == name), None)
     if foreign is None:
         names = _names([*own.values(), *(preset for preset, _ in everywhere)])
-        raise RecipeError(
-            f"preset: expected the name of a preset, found '{name}'.{did_you_mean(name, names)} "
-            f"List them with '{LIST_COMMAND}'."
-        )
+        raise RecipeError(f"preset: unknown name '{name}'.{did_you_mean(name, names)} List them with '{LIST_COMMAND}'.")
     preset, bundles = foreign
     raise RecipeError(
-        f"preset: expected a grid that the networks of bundle '{bundle.name}' are known to have seen, found "
-        f"'{name}', {spell_grid(preset.shape, preset.spacing_mm, with_extent=False)}. Use it with --bundle "
+        f"preset: the networks of bundle '{bundle.name}' are not known to work on the grid of '{name}', "
+        f"{spell_grid(preset.shape, preset.spacing_mm, with_extent=False)}. Use it with --bundle "
         f"{' or '.join(bundles)}, or give --shape and --spacing instead."
     )
 

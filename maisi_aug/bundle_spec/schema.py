@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, PositiveInt, model_validator
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.system.file_names import INNER_PATH, MAX_PART_BYTES, is_path
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
+from maisi_aug.vocabulary.modalities import CT_MODALITIES, ImageModality, is_mr
 
 MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 """Roles of the networks that generate label maps; a bundle has both or none."""
@@ -19,12 +20,12 @@ MASK_PROVENANCE = "masks"
 
 
 def dump_bundle(content: Mapping[str, Any]) -> str:
-    """The text of a ``bundle.yaml``."""
+    """Return the text of a ``bundle.yaml``."""
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
 
 
 def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``bundle.yaml`` said before mask networks were added."""
+    """Return what a ``bundle.yaml`` said before mask networks were added."""
 
     def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in keys}
@@ -51,41 +52,41 @@ _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16
 
 
-def _require_definition(definition: dict[str, Any]) -> dict[str, Any]:
+def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
     """Raise for numbers that no network or scheduler has, and that would take hours to build."""
     if not isinstance(definition.get("class"), str):
-        raise ValueError("expected the name of a 'class'")
+        raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
         parts = value if isinstance(value, list) else [value]
         most = _MOST.get(name, _MOST_OTHERWISE)
         if len(parts) > _MAX_LEVELS or any(isinstance(part, int | float) and not abs(part) <= most for part in parts):
             raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
         if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
-            raise ValueError(f"expected whole numbers above 0 as '{name}'")
+            raise ValueError(f"expected integers above 0 as '{name}'")
         if name in _ONE_NUMBER and isinstance(value, list):
-            raise ValueError(f"expected one whole number as '{name}', found a list")
+            raise ValueError(f"expected one integer as '{name}', found a list")
     return definition
 
 
-def _require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
-            raise ValueError(f"expected a list of whole numbers as {role}.num_channels")
+            raise ValueError(f"expected a list of integers as {role}.num_channels")
     return networks
 
 
 def _require_path(text: str) -> str:
     """Raise for what no file can be called."""
     if not is_path(text):
-        raise ValueError("expected a path, found one that is empty, too long or holds a null character")
+        raise ValueError("the path is empty, too long or contains a null character")
     return text
 
 
 _Path = Annotated[str, AfterValidator(_require_path)]
 _InnerPath = Annotated[str, Field(pattern=INNER_PATH, max_length=MAX_PART_BYTES)]
-_Definition = Annotated[dict[str, Any], AfterValidator(_require_definition)]
-_Networks = Annotated[dict[str, _Definition], AfterValidator(_require_levels)]
+_Definition = Annotated[dict[str, Any], AfterValidator(require_definition)]
+_Networks = Annotated[dict[str, _Definition], AfterValidator(require_levels)]
 
 
 class WeightFile(StrictModel):
@@ -99,7 +100,7 @@ class SlotSpec(StrictModel):
     """A name bound to a placeholder slot or free id.
 
     Attributes:
-        id: Of the slot.
+        id: Id of the slot.
         hosts: Organs that it may lie in: those that a lesion grows in, and what takes an organ's place where it is
             taken out of a label map.
         kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps; None for a lesion where there are
@@ -115,8 +116,8 @@ class BaseSpec(StrictModel):
     """The bundle that another one was fine-tuned from, and whose weights it shares.
 
     Attributes:
-        name: Of the base.
-        fingerprint: Of the base; one that has changed since cannot be used.
+        name: Name of the base.
+        fingerprint: Fingerprint of the base; one that has changed since cannot be used.
         paths: Where it may lie when its name does not find it: relative to this bundle's folder, or absolute.
     """
 
@@ -138,7 +139,7 @@ class SizeSpec(StrictModel):
 
 
 class HuSpec(StrictModel):
-    """What the median of a label may be in an image, in HU.
+    """Allowed range of the median HU of a label in an image.
 
     Attributes:
         low_hu: Lowest plausible median.
@@ -164,7 +165,7 @@ class MaskBankSpec(StrictModel):
 
     Attributes:
         list: File with the list of maps, relative to the bundle's folder.
-        labels: What their ids mean: ``maisi``, or a file that maps them, relative to the bundle's folder.
+        labels: Meaning of their ids: ``maisi``, or a file that maps them, relative to the bundle's folder.
         source: Which maps they are, for people.
     """
 
@@ -174,10 +175,10 @@ class MaskBankSpec(StrictModel):
 
 
 class MaskGenerationSpec(StrictModel):
-    """How the mask networks of a bundle are run.
+    """Settings of a bundle's mask networks.
 
     Attributes:
-        grid: Of the label maps that they generate.
+        grid: Grid of the label maps that they generate.
         num_inference_steps: Default number of sampling steps.
         scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
         scheduler: Definition of the DDPM scheduler that they were trained with.
@@ -196,19 +197,22 @@ class BundleSpec(StrictModel):
 
     Attributes:
         format: Version of this layout.
-        name: What users call the bundle.
+        name: Name of the bundle.
         description: One line for listings.
         advice: A sentence shown when the bundle is used, or empty.
         advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
             else empty.
-        licence: Of the weights, inherited by what they generate.
+        licence: Licence of the weights, inherited by what they generate.
         grid: Default grid.
         grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
         num_inference_steps: Default number of sampling steps.
+        modalities: What the networks were taught to draw, the default first: kinds of CT or kinds of MR. Images are in
+            HU of CT, and in MR from 0 with 1000 for what the networks know as 1.
+        guidance_scale: Default guidance towards the modality, of images without a label map.
         scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
         mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
-            float32 everywhere, unless another precision is asked for.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are asked for
+            float32 everywhere, unless another precision is requested.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are requested
             (``--decode windows``); they overlap by 0.4 and are blended. None decodes the whole.
         scheduler: Scheduler definition (``class`` and arguments).
         networks: Network definitions by role.
@@ -231,6 +235,8 @@ class BundleSpec(StrictModel):
     grid: GridSpec
     grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
+    modalities: tuple[ImageModality, ...] = Field(default=CT_MODALITIES, min_length=1)
+    guidance_scale: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     scale_factor: float = Field(gt=0)
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
@@ -244,3 +250,9 @@ class BundleSpec(StrictModel):
     hu_ranges: dict[str, HuSpec] = Field(default={})
     mask_bank: MaskBankSpec | None = None
     provenance: dict[str, Any] = Field(default={})
+
+    @model_validator(mode="after")
+    def _require_one_kind(self) -> BundleSpec:
+        if len({is_mr(modality) for modality in self.modalities}) > 1:
+            raise ValueError(f"expected modalities of CT alone or of MR alone, found {', '.join(self.modalities)}")
+        return self

@@ -1,4 +1,4 @@
-"""What a cohort is asked for and what became of it.
+"""Requests for cohorts, and their results.
 
 Recipes, requests, the plan, balancing, the checks before a run, the folder and its manifest.
 """

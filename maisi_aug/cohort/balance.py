@@ -1,4 +1,4 @@
-"""Which lesions a cohort needs to balance a real dataset: by label, by lesions per case, and by size.
+"""Lesions that a cohort needs to balance a real dataset: by label, by lesions per case, and by size.
 
 The rule. Every planned case takes the number of lesions per case that the fewest cases have; each of its lesions goes
 to the size that the fewest lesions of such cases have. Real and planned ones count alike, so that the largest deficit
@@ -55,7 +55,7 @@ class SizeBins:
         return (f"under {low:g} mm", *inner, f"{high:g} mm and more")
 
     def place_of(self, volume: float) -> int:
-        """The bin of a volume in mL, counted from the open one below the first edge."""
+        """Return the bin of a volume in mL, counted from the open one below the first edge."""
         wide = diameter_mm(volume) + _SAME_MM  # a sphere of an edge belongs above it, whatever its volume rounds to
         return sum(edge <= wide for edge in self.edges_mm)
 
@@ -66,7 +66,7 @@ class LesionCensus:
 
     Attributes:
         label: Name in the vocabulary.
-        source: What the dataset calls it, for the user to check.
+        source: Its name in the dataset, for the user to check.
         volumes_ml: For every case the volumes of its lesions; empty for a case without any.
     """
 
@@ -85,7 +85,7 @@ class BalanceTarget:
         low_mm: Smallest diameter that may be planned.
         high_mm: Largest diameter that may be planned.
         organs: Names of organs that every case of it must have.
-        request: What the user wrote, with its share.
+        request: The user's request, with its share.
         has_size: Whether the user set the limits; otherwise nothing larger than the dataset's largest is planned.
     """
 
@@ -105,7 +105,7 @@ def read_targets(
 
     Args:
         texts: Requests, one lesion each, with organs and a share if wanted.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         bins: Their outer edges are the limits where a request has no size.
         least_ml: Smallest volume that the grid can show.
 
@@ -118,7 +118,8 @@ def read_targets(
     twice = [label for label, count in Counter(target.label for target in targets).items() if count > 1]
     if twice:
         raise RequestError(
-            f"Label requests: expected each lesion once when balancing, found '{twice[0]}' in several. Join them."
+            f"Label requests: '{twice[0]}' is requested more than once, which balancing does not allow. Join the "
+            "requests."
         )
     return tuple(targets)
 
@@ -138,8 +139,8 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
     if len(lesions) != 1 or lesions[0].count > 1:
         found = "none" if not lesions else " and ".join(f"'{part.label_name}' x{part.count}" for part in lesions)
         raise RequestError(
-            f"Label request '{text}': expected one lesion without a count when balancing, found {found}. The balance "
-            "chooses the number of lesions in a case; limit it with --max-lesions."
+            f"Label request '{text}': balancing needs one lesion without a count, found {found}. The balance chooses "
+            "the number of lesions in a case; limit it with --max-lesions."
         )
     lesion = lesions[0]
     assert lesion.size is not None
@@ -147,9 +148,8 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
     high = min(diameter_mm(lesion.size.high_ml), bins.edges_mm[-1])
     if high <= low + _SAME_MM:
         raise RequestError(
-            f"Label request '{text}': expected sizes within the bins ({bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g} mm) "
-            f"and above a voxel of the grid ({diameter_mm(least_ml):.1f} mm), found none. Change the size or "
-            "--size-bins."
+            f"Label request '{text}': no size lies both within the bins ({bins.edges_mm[0]:g}-{bins.edges_mm[-1]:g} "
+            f"mm) and above a voxel of the grid ({diameter_mm(least_ml):.1f} mm). Change the size or --size-bins."
         )
     organs = tuple(part.label_name for part in request.lesions if part.size is None)
     return BalanceTarget(lesion.label_id, lesion.label_name, low, high, organs, request, has_size=":" in text)
@@ -157,15 +157,15 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
 
 @dataclass(frozen=True)
 class LabelBalance:
-    """What one label has and gets.
+    """Existing and planned cases of one label.
 
     Counts of cases are by lesions per case, 0, 1, ..., the last meaning "and more"; counts of lesions by lesions per
     case (from 1) and size bin. Lesions below the first bin do not count for lesions per case: many are specks.
 
     Attributes:
         target: The lesion and its limits.
-        source: What the dataset calls it.
-        bins: Of the sizes.
+        source: Its name in the dataset.
+        bins: Bins of the sizes.
         real_cases: Cases of the dataset.
         real_lesions: Lesions of the dataset.
         planned_cases: Cases that the plan adds.
@@ -193,19 +193,19 @@ class LabelBalance:
         return sum(self.planned_cases)
 
     def _part_mm(self, place: int) -> tuple[float, float] | None:
-        """What the limits of the target leave of a bin."""
+        """Return the part of a bin within the limits of the target."""
         low = max(self.bins.edges_mm[place - 1], self.target.low_mm)
         high = min(self.bins.edges_mm[place], self.target.high_mm)
         return (low, high) if high > low + _SAME_MM else None
 
     def range_mm(self, place: int) -> tuple[float, float]:
-        """Diameters that are planned in an open bin."""
+        """Return diameters that are planned in an open bin."""
         part = self._part_mm(place)
         assert part is not None
         return part
 
     def lacking(self, *, planned: bool) -> list[list[int]]:
-        """Lesions that every open bin lacks to the fullest one among cases with as many lesions; 0 for other bins."""
+        """Return the lesions that every open bin lacks to the fullest one of its row; 0 for other bins."""
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         result = []
         for row in rows:
@@ -214,7 +214,7 @@ class LabelBalance:
         return result
 
     def evenness(self, *, planned: bool) -> float:
-        """How even the open cells are, 1 when all are equally full, 0 when one holds all: Pielou's J (1966)."""
+        """Return how even the open cells are, 1 when all are equally full, 0 when one holds all: Pielou's J (1966)."""
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         counts = [row[place] for row in rows for place in self.open_bins]
         total = sum(counts)
@@ -224,7 +224,7 @@ class LabelBalance:
         return -sum(share * math.log(share) for share in shares) / math.log(len(counts)) + 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The balance as JSON types."""
+        """Return the balance as JSON types."""
         after = _add(self.real_lesions, self.planned_lesions)
         return {
             "label": self.target.label,
@@ -251,14 +251,14 @@ def count_lesions(
     """Sort the cases and lesions of a census into their cells; nothing is planned yet.
 
     Args:
-        census: What was measured.
+        census: The measured census.
         target: The lesion and its limits.
-        bins: Of the sizes.
+        bins: Bins of the sizes.
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:
-        RequestError: For a number of lesions that no case can be asked for, or where all lesions of the dataset are
-            smaller than anything that can be planned, and no size says that larger ones are wanted.
+        RequestError: For a number of lesions that cannot be requested for a case, or where all lesions of the dataset
+            are smaller than anything that can be planned, and no size says that larger ones are wanted.
     """
     if not 1 <= max_lesions <= MAX_COUNT:
         raise RequestError(
@@ -268,10 +268,10 @@ def count_lesions(
     if not target.has_size and largest > 0:
         if largest <= target.low_mm + _SAME_MM:
             raise RequestError(
-                f"Label '{target.label}': expected a lesion in the dataset above the {target.low_mm:.3g} mm from which "
-                f"on lesions are planned, found none above {largest:.3g} mm. Lower the first of --size-bins where the "
-                f"grid can show it, or say that larger ones are wanted, with '{target.label}:"
-                f"{target.low_mm:.3g}-{target.high_mm:.3g}mm'."
+                f"Label '{target.label}': no lesion of the dataset is above {target.low_mm:.3g} mm, the smallest "
+                f"size that is planted; the largest has {largest:.3g} mm. Lower the first of --size-bins if the grid "
+                "can show it, or request larger lesions explicitly with "
+                f"'{target.label}:{target.low_mm:.3g}-{target.high_mm:.3g}mm'."
             )
         # Just above it, so that the bin of the largest one stays open where it begins with it.
         target = replace(target, high_mm=min(target.high_mm, math.ceil(largest + _SAME_MM)))
@@ -309,7 +309,7 @@ def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[
 
 
 def _level(held: Sequence[int], num_more: int) -> list[int]:
-    """How many of the new ones each gets when every one goes to whoever has the fewest."""
+    """Return how many new items each gets if every item goes to the one with the fewest."""
     levels = list(held)
     for _ in range(num_more):
         levels[levels.index(min(levels))] += 1
@@ -354,7 +354,7 @@ def _choose_bins(balance: LabelBalance, row: int, planned: Sequence[int]) -> lis
 
 
 def to_requests(balances: Sequence[LabelBalance]) -> tuple[str, ...]:
-    """The planned cases as label requests: the same cohort can be made from them without the dataset."""
+    """Return the planned cases as label requests: the same cohort can be made from them without the dataset."""
     total = sum(balance.num_planned for balance in balances)
     return tuple(
         f"{_spell_case(balance, places)}@{count}/{total}"

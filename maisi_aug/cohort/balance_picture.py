@@ -25,9 +25,9 @@ class _Panel:
 
     Attributes:
         title: On top.
-        names: Of the bars.
+        names: Names of the bars.
         real: What the dataset has.
-        planned: What the plan adds.
+        planned: Cases that the plan adds.
         is_open: Whether the plan may fill a bar.
     """
 
@@ -39,7 +39,7 @@ class _Panel:
 
 
 def draw_balance(balances: Sequence[LabelBalance], *, dataset: str) -> Image.Image:
-    """A row of histograms for every label: cases by their number of lesions, then sizes for each such number.
+    """Return a row of histograms for every label: cases by their number of lesions, then sizes for each such number.
 
     Args:
         balances: The labels, planned.

@@ -1,4 +1,4 @@
-"""The lesions of a real dataset, counted and measured: what a cohort shall be balanced against."""
+"""The lesions of a real dataset, counted and measured: what a cohort is to be balanced against."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from maisi_aug.volumes.own_names import load_own_names
 LesionMap = Mapping[str, str]
 """Label of the vocabulary -> what the dataset calls it: an id or a name."""
 _Names = Mapping[str, tuple[int, ...]]
-"""What a dataset's names mean: one id, or the several that a region joins."""
+"""Meaning of a dataset's names: one id, or the several ids that a region joins."""
 
 
 def take_census(
@@ -42,7 +42,7 @@ def take_census(
         path: nnU-Net raw dataset, Medical Decathlon task, cohort, or folder or data list of label maps.
         targets: The lesions to look for.
         vocabulary: Which a cohort's ids are of.
-        mapping: What the dataset calls the lesions; found by their names where it is not told.
+        mapping: Names of the lesions in the dataset (default: found by name).
         report: Called with (label maps read, label maps in all).
 
     Raises:
@@ -95,17 +95,16 @@ def _list_label_maps(path: Path, vocabulary: Vocabulary) -> list[BankEntry]:
     entries, faults = find_entries(path, lambda name: find_label_id(name, vocabulary) is not None)
     if faults:
         name, reason = faults[0]
-        raise BankError(f"Dataset {path}: expected whole label maps, found {name}: {reason}. Restore or remove it.")
+        raise BankError(f"Dataset {path}: {name} cannot be used as a label map: {reason}. Restore or remove it.")
     if not entries:
         raise BankError(
-            f"Dataset {path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found none. "
-            "Check the path."
+            f"Dataset {path}: neither an nnU-Net dataset with labelsTr nor a folder of label maps. Check the path."
         )
     return entries
 
 
 def _names_of(entry: BankEntry, vocabulary: Vocabulary) -> _Names | None:
-    """What the names of an entry mean: of a cohort those of the vocabulary, of masks those of their files."""
+    """Return the meaning of an entry's names: for a cohort from its vocabulary, for masks from their files."""
     if entry.organ_names:
         return {name: (place,) for place, name in enumerate(entry.organ_names, start=1)}
     if entry.has_vocabulary_ids:
@@ -122,8 +121,8 @@ def _by_label(mapping: LesionMap, targets: Sequence[BalanceTarget], vocabulary: 
     for name in by_name:
         if name not in {target.label for target in targets}:
             raise RequestError(
-                f"--map '{name}': expected a lesion that --labels asks for ({', '.join(t.label for t in targets)}), "
-                "found another one. Correct the mapping."
+                f"--map '{name}': not one of the lesions requested with --labels "
+                f"({', '.join(t.label for t in targets)}). Correct the mapping."
             )
     return by_name
 
@@ -142,14 +141,14 @@ def _find_ids(
     if ids:
         found = [name for name in named if name in {narrowest[i] for i in ids}]
         kept = {name: tuple(i for i in named[name] if i in ids) for name in found}
-        hows = [" beside its host organ" if meanings[name].beside else "" for name in found]
+        hows = [" next to its host organ" if meanings[name].beside else "" for name in found]
         return ids, ", ".join(
             f"label {_spell_ids(kept[name])} '{name}'{how}" for name, how in zip(found, hows, strict=True)
         )
     listed = _list(named, limit=12) or f"no names in {NAME_FILES[1]}"
     raise BankError(
-        f"Dataset {path}: expected a label that is '{target.label}', found {listed}. Say which it is, such as "
-        f"--map '2={target.label}'."
+        f"Dataset {path}: no label is recognised as '{target.label}', found {listed}. Say which one it is, for "
+        f"instance with --map '2={target.label}'."
     )
 
 
@@ -164,8 +163,8 @@ def _find_mapped(path: Path, target: BalanceTarget, names: _Names | None, source
         if names is None or any(int(text) in ids for ids in names.values()):
             return (int(text),), f"label {text}" + (f" '{holders[0]}'" if holders else "")
     raise BankError(
-        f"--map '{source}={target.label}': expected a label of {path} ({_list(names or {}) or 'ids alone'}), found "
-        f"none.{did_you_mean(text, by_name)} Name one of them."
+        f"--map '{source}={target.label}': {path} has no such label; it has "
+        f"{_list(names or {}) or 'ids without names'}.{did_you_mean(text, by_name)} Name one of them."
     )
 
 

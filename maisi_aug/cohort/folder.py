@@ -57,7 +57,7 @@ class CohortFolder:
     path: Path
 
     def file_of(self, role: str, case_id: str) -> Path:
-        """Where a file of a case goes.
+        """Return where a file of a case goes.
 
         Args:
             role: "image", "label", "anatomy" or "preview".
@@ -67,43 +67,43 @@ class CohortFolder:
         return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
 
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
-        """Where the picture of a failed attempt goes."""
+        """Return where the picture of a failed attempt goes."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
     def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
-        """Where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
+        """Return where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
         return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
-        """A path as the manifest has it."""
+        """Return a path as the manifest has it."""
         return path.relative_to(self.path).as_posix()
 
 
 def read_cohort_document(folder: Path) -> dict[str, Any] | None:
-    """The content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
+    """Return the content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
 
     Raises:
-        CohortError: When the folder holds something that is no cohort, or ``cohort.yaml`` is damaged.
+        CohortError: When the folder holds something that is not a cohort, or ``cohort.yaml`` is damaged.
     """
     path = folder / COHORT_NAME
     if folder.exists() and not folder.is_dir():
-        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+        raise CohortError(f"{folder}: this is a file, not a folder. Choose another --out.")
     if not path.is_file():
         _require_empty(folder)
         return None
     try:
         document = read_yaml(path)
     except (OSError, ContentError) as error:
-        raise CohortError(f"{path}: expected a readable configuration, found: {error}. Choose another --out.") from None
+        raise CohortError(f"{path}: cannot be read: {error}. Choose another --out.") from None
     if not isinstance(document, dict) or not isinstance(document.get("configuration"), dict):
-        raise CohortError(f"{path}: expected the configuration of a cohort, found other content. Choose another --out.")
+        raise CohortError(f"{path}: is not the configuration of a cohort. Choose another --out.")
     _require_forms(document, path)
     return document
 
 
 @dataclass(frozen=True)
 class BegunCohort:
-    """What lies in the folder that a cohort goes to, before a run opens it.
+    """Contents of a cohort's folder before a run opens it.
 
     Attributes:
         path: The folder.
@@ -122,32 +122,32 @@ class BegunCohort:
         """Look into a folder; nothing in it is changed.
 
         Args:
-            path: Of the cohort.
+            path: Path of the cohort.
             may_resume: Whether it may hold one.
 
         Raises:
-            CohortError: It holds something that is no cohort or, where a run must not go on, one.
+            CohortError: It holds something that is not a cohort or, where a run must not continue, one.
         """
         stamp, document = _stamp_of(path), read_cohort_document(path)
         if document is None:
             return cls(path, {})
         if not may_resume:
             raise CohortError(
-                f"{path}: expected a new folder because of --no-resume, found a cohort. Choose another --out."
+                f"{path}: --no-resume needs a new folder, but this one holds a cohort. Choose another --out."
             )
         return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
     def read_again(self, path: Path) -> dict[str, Any] | None:
-        """The content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
+        """Return the content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
         if self.path == path and self.document and self.stamp == _stamp_of(path):
             return dict(self.document)
         return read_cohort_document(path)
 
     def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
-        """Numbers of cases that the cohort had before it grew, one more where more cases are asked for.
+        """Return numbers of cases that the cohort had before it grew, one more where more cases are requested.
 
         Args:
-            num_cases: That are asked for; fewer than there are is left for the comparison to refuse.
+            num_cases: Number of requested cases; fewer than there are is left for the comparison to refuse.
             asked: The steps that the request names.
         """
         written = self.document.get("configuration", {})
@@ -181,10 +181,7 @@ def _require_forms(document: Mapping[str, Any], path: Path) -> None:
     is_list = steps is None or (isinstance(steps, list) and all(type(step) is int for step in steps))
     wrong = next((name for name in _SECTIONS if not isinstance(document.get(name, {}), dict)), None)
     if wrong is not None or not is_list:
-        raise CohortError(
-            f"{path}: expected '{wrong or GROWTH_FIELD}' as synthesize writes it, found other content. Choose another "
-            "--out."
-        )
+        raise CohortError(f"{path}: '{wrong or GROWTH_FIELD}' is not as synthesize writes it. Choose another --out.")
 
 
 def _require_empty(folder: Path) -> None:
@@ -196,7 +193,7 @@ def _require_empty(folder: Path) -> None:
         is_lease = path.name.startswith(".manifest.") and ".jsonl.lease" in path.name
         if not (is_leftover_of(path, COHORT_NAME) or is_fresh_manifest or is_lease):
             raise CohortError(
-                f"{folder}: expected a new, an empty or a cohort's folder, found '{path.name}' and no {COHORT_NAME}. "
+                f"{folder}: the folder is not empty and holds no cohort: it has '{path.name}' but no {COHORT_NAME}. "
                 "Nothing was changed; choose another --out."
             )
 
@@ -217,14 +214,14 @@ def find_cohort(
     *,
     is_shared: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """The content of ``cohort.yaml`` where a run can go on with a cohort; ``None`` where it begins one.
+    """Return the content of ``cohort.yaml`` where a run can continue a cohort; ``None`` where it begins one.
 
     Args:
         path: Folder of the cohort; nothing in it is changed.
         document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
-            may allow more attempts, or go on from its number of cases.
-        begun: What is known of the folder already.
-        is_shared: Tells whether others are at work in it, so that it is theirs, too, before anything was made.
+            may allow more attempts, or continue from its number of cases.
+        begun: State of an existing folder.
+        is_shared: Tells whether others are at work in it, so that it is theirs as well, before anything was made.
 
     Raises:
         CohortError: When the folder is not a cohort's, or the configuration differs.
@@ -235,21 +232,21 @@ def find_cohort(
     grown = _allow_growth(_allow_attempts(existing, document), document)
     different = _find_differences(grown, document)
     if different and not any(_holds_files(path / name) for name in FOLDERS) and not is_shared():
-        # Nothing was made, because the bank was missing for instance: the next try may ask for something else.
+        # Nothing was made, because the bank was missing for instance: the next try may request something else.
         return None
     before, after = (content["configuration"].get(CASES_FIELD) for content in (existing, document))
     if isinstance(before, int) and isinstance(after, int) and after < before:
         raise CohortError(f"{path}: this cohort has {before} cases, -n asks for {after}. -n can only grow.")
     if different:
         raise CohortError(
-            f"{path}: expected the configuration that this cohort was begun with, found a different one "
-            f"({'; '.join(different)}). Choose another --out, or go on with the first command, weights and label maps."
+            f"{path}: this cohort was made with a different configuration ({'; '.join(different)}). Choose another "
+            "--out, or continue with the original options, weights and label maps."
         )
     return existing
 
 
 def _holds_files(folder: Path) -> bool:
-    """Whether a folder holds a file that is no leftover of a killed process."""
+    """Whether a folder holds a file that is not a leftover of a killed process."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -271,12 +268,12 @@ class LostCase(NamedTuple):
 
 
 def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list[LostCase]:
-    """Accepted cases with files that are gone, or altered; in the order of the plan.
+    """Return accepted cases with files that are gone, or altered; in the order of the plan.
 
     Args:
-        folder: Of the cohort.
-        manifest: What it shall hold.
-        verify: Compare the bytes of every file, too; otherwise files are listed and not opened.
+        folder: Folder of the cohort.
+        manifest: What it must contain.
+        verify: Compare the bytes of every file as well; otherwise files are listed and not opened.
     """
     listed: dict[str, frozenset[str]] = {}
     lost = []
@@ -343,14 +340,14 @@ def open_cohort(
     begun: BegunCohort = NOT_BEGUN,
     manifest: str = MANIFEST_NAME,
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
-    """Begin a cohort or go on with one; nobody else can write to it meanwhile, but for the other shards of a shard.
+    """Begin a cohort or continue one; nobody else can write to it meanwhile, but for the other shards of a shard.
 
     Args:
         path: Folder, made where there is none.
         document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
             allow more attempts or hold more cases, which are then noted.
         header: Comment lines that open ``cohort.yaml``.
-        begun: What is known of the folder already.
+        begun: State of an existing folder.
         manifest: Name of the one that is written: of the whole, or of a shard.
 
     Yields:
@@ -380,10 +377,10 @@ def open_cohort(
 
 @contextmanager
 def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
-    """A hidden folder in that of a cohort, on the same disk, for what has no line in the manifest yet.
+    """Open a hidden folder inside a cohort's, on the same disk, for files that have no line in the manifest yet.
 
     Args:
-        path: Of the cohort, whose manifest is locked.
+        path: Path of the cohort, whose manifest is locked.
         manifest: Its name; what killed processes left that were writing for it is removed.
     """
     place = scratch_of(path / manifest)

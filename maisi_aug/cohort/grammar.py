@@ -1,4 +1,4 @@
-"""Label requests: what a user asks for in one line of text, read, checked and dealt out to the cases of a cohort.
+"""Label requests: what a user requests in one line of text, read, checked and dealt out to the cases of a cohort.
 
 Grammar: ``NAME[:SIZE][@SHARE]``. SIZE is a percentile (``0.3``, ``0.1-0.6``), an equivalent diameter (``8mm``,
 ``8-20mm``, ``1cm``) or a volume (``4mL``, ``1-3mL``, ``5cc``, ``2cm3``), each with an optional count (``x3``). ``+``
@@ -40,10 +40,10 @@ class SizeRange:
     Attributes:
         low_ml: Smallest volume in mL.
         high_ml: Largest volume in mL; equal to ``low_ml`` for a single size.
-        low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were asked for.
-        high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were asked for.
+        low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were requested.
+        high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were requested.
         text: The size as it was written.
-        distribution: What the percentiles refer to, or None when mm or mL were asked for.
+        distribution: Sizes that the percentiles refer to, or None if mm or mL were requested.
     """
 
     low_ml: float
@@ -54,7 +54,7 @@ class SizeRange:
     distribution: SizeDistribution | None = None
 
     def at(self, u: float) -> float:
-        """The volume in mL at a place ``u`` in [0, 1] of the range.
+        """Return the volume in mL at a place ``u`` in [0, 1] of the range.
 
         A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
         distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
@@ -88,10 +88,10 @@ class LesionRequest:
 
 @dataclass(frozen=True, slots=True)
 class CaseRequest:
-    """What one case must hold, and which share of the cohort such cases are.
+    """Contents of one case, and the share of such cases in the cohort.
 
     Attributes:
-        lesions: The labels asked for together, in the order written.
+        lesions: The labels requested together, in the order written.
         share: Fraction in (0, 1] of the cohort, or None for an equal part of what the others leave.
         text: The request as it was written.
     """
@@ -108,7 +108,7 @@ class WrittenRequest:
     Attributes:
         text: As it was written.
         parts: Name and size of everything joined by ``+``; the size is None without a colon.
-        share: What follows the ``@``; None without one.
+        share: Share after the ``@``; None without one.
     """
 
     text: str
@@ -125,8 +125,8 @@ class WrittenRequest:
         body, at, share = text.rpartition("@") if "@" in text else (text, "", "")
         if "@" in body:
             raise RequestError(
-                f"Label request '{text}': expected one share, at the end, found {body.count('@') + 1}. "
-                "A share belongs to everything joined by '+': write it once, last."
+                f"Label request '{text}': only one share is allowed, at the end, found {body.count('@') + 1}. It "
+                "applies to everything joined by '+'."
             )
         pieces = (part.partition(":") for part in body.split("+"))
         parts = tuple((name.strip(), size.strip() if colon else None) for name, colon, size in pieces)
@@ -152,17 +152,15 @@ def parse_requests(
 
     Args:
         texts: One request per entry, in the grammar of this module.
-        vocabulary: The labels that may be asked for.
-        distributions: Label name -> the sizes its percentiles refer to, instead of the package's own.
+        vocabulary: The labels that may be requested.
+        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
 
     Raises:
         VocabularyError: If a label is unknown; the message offers the closest names.
         RequestError: If a request cannot be read, or the shares do not add up.
     """
     if not texts:
-        raise RequestError(
-            "Label request: expected at least one, found none. Ask for one, such as 'hepatic tumor:0.3'."
-        )
+        raise RequestError("At least one label request is required, such as 'hepatic tumor:0.3'.")
     own = {vocabulary.id_of(name): distribution for name, distribution in (distributions or {}).items()}
     requests = tuple(_parse_case(WrittenRequest.read(text), vocabulary, own) for text in texts)
     _require_shares(requests)
@@ -170,12 +168,12 @@ def parse_requests(
 
 
 def label_names(texts: Sequence[str]) -> list[str]:
-    """The names in label requests, not yet looked up: the percentiles beside them may have no meaning so far."""
+    """Return the names in label requests, not yet looked up: the percentiles beside them may have no meaning so far."""
     return [name for text in texts for name, _ in WrittenRequest.read(text).parts]
 
 
 def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """What is wrong with each request by itself, its place first; whether shares add up is not looked at."""
+    """Return what is wrong with each request by itself, its place first; whether shares add up is not looked at."""
     problems = []
     for place, text in enumerate(texts):
         try:
@@ -186,15 +184,15 @@ def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
 
 
 def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
-    """How many cases each request gets: by share, rounded by largest remainder, and never none.
+    """Return how many cases each request gets: by share, rounded by largest remainder, and never none.
 
     Raises:
         RequestError: If there are fewer cases than requests.
     """
     if num_cases < max(1, len(requests)):
         raise RequestError(
-            f"Number of cases: expected at least {max(1, len(requests))}, one for each label request, "
-            f"found {num_cases}. Raise -n or ask for fewer labels."
+            f"Number of cases: expected at least {max(1, len(requests))}, one per label request, found {num_cases}. "
+            "Raise -n or request fewer labels."
         )
     shares = _shares(requests)
     # 0.3 x 10 is 3.0000000000000004 or 2.9999...: rounding keeps exact shares exact.
@@ -210,7 +208,7 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
 
 
 def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases: int) -> list[int]:
-    """How many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
+    """Return how many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
 
     Args:
         requests: As for :func:`allot_cases`.
@@ -268,11 +266,11 @@ def _parse_lesion(
     if label.kind in ("background", "body", "slot"):
         meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"'{label.name}'"
         raise RequestError(
-            f"Label request '{text}': expected an organ or a tumour, found '{name}', which is {meaning}. "
-            "List the labels with 'maisi-aug labels'."
+            f"Label request '{text}': '{name}' is {meaning}; only organs and tumours can be requested. List the "
+            "labels with 'maisi-aug labels'."
         )
     if size_text == "":
-        raise RequestError(f"Label request '{text}': expected {_SIZE_EXAMPLES} after ':', found nothing. Add a size.")
+        raise RequestError(f"Label request '{text}': the size after ':' is missing. Add {_SIZE_EXAMPLES}.")
     if label.kind == "organ" and size_text is None:
         return LesionRequest(label.id, label.name, None)
     size_text = size_text or ""
@@ -281,8 +279,8 @@ def _parse_lesion(
     size, count = _parse_size(size_text, label, text, own.get(label.id))
     if label.kind == "organ" and count != 1:
         raise RequestError(
-            f"Label request '{text}': expected '{label.name}' once, for it is an organ, found x{count}. "
-            "Leave the count out."
+            f"Label request '{text}': '{label.name}' is an organ and cannot have a count, found x{count}. Leave the "
+            "count out."
         )
     return LesionRequest(label.id, label.name, size, count, vocabulary.hosts_of(label.id))
 
@@ -291,8 +289,8 @@ def _organ_with_size_message(label: Label, size_text: str, text: str, vocabulary
     tumors = [vocabulary.name_of(tumor) for tumor in vocabulary.tumor_ids if label.id in vocabulary.hosts_of(tumor)]
     hint = f"Did you mean '{tumors[0]}:{size_text}'?" if tumors else "Leave the size out."
     return (
-        f"Label request '{text}': expected '{label.name}' without a size, because only lesions, and organs "
-        f"whose sizes the bundle knows, have one, found '{size_text}'. {hint}"
+        f"Label request '{text}': '{label.name}' cannot have a size, found '{size_text}'; only lesions, and organs "
+        f"whose sizes the bundle knows, have one. {hint}"
     )
 
 
@@ -307,8 +305,8 @@ def _parse_size(size_text: str, label: Label, text: str, own: SizeDistribution |
     low_unit, unit = match["low_unit"], match["unit"] or match["low_unit"]
     if low_unit is not None and SIZE_UNITS[low_unit][0] != SIZE_UNITS[unit][0]:
         raise RequestError(
-            f"Label request '{text}': expected diameters or volumes for both ends, found '{low_unit}' and '{unit}'. "
-            "Use one unit."
+            f"Label request '{text}': both ends of a range must be diameters, or both volumes, found '{low_unit}' "
+            f"and '{unit}'. Use one unit."
         )
     low = float(match["low"])
     high = float(match["high"]) if match["high"] is not None else low
@@ -384,15 +382,14 @@ def _require_shares(requests: Sequence[CaseRequest]) -> None:
     total = sum(given)
     if total > 1.0 + _SHARE_TOLERANCE:
         raise RequestError(
-            f"Shares: expected a sum of at most 1, found {total:g} over {len(given)} requests. Lower one of them."
+            f"Shares: the sum must be at most 1, found {total:g} over {len(given)} requests. Lower one of them."
         )
     if len(given) == len(requests) and total < 1.0 - _SHARE_TOLERANCE:
         raise RequestError(
-            f"Shares: expected a sum of 1 when every request has one, found {total:g}. Raise one, or leave one out."
+            f"Shares: if every request has a share, the sum must be 1, found {total:g}. Raise one, or leave one out."
         )
     without = [request for request in requests if request.share is None]
     if without and total > 1.0 - _SHARE_TOLERANCE:
         raise RequestError(
-            f"Shares: expected something left for '{without[0].text}', found shares that take everything. "
-            "Lower one, or give this request a share too."
+            f"Shares: nothing is left for '{without[0].text}'. Lower another share, or give this request one too."
         )

@@ -1,4 +1,4 @@
-"""What organs look like in the user's own CTs: HU ranges, measured in CTs with label maps or read from a file."""
+"""HU ranges of organs in the user's own CTs, measured in CTs with label maps or read from a file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ MIN_SIGMA_HU = 5.0
 def load_hu_reference(
     path: Path, vocabulary: Vocabulary, *, grid: Grid, report: Report | None = None
 ) -> tuple[HuRange, ...]:
-    """Ranges of the medians of labels.
+    """Return ranges of the medians of labels.
 
     Args:
         path: A folder, data list or dataset of CTs with label maps, read as mask banks are, or a JSON file such as
             ``evaluate hu --reference`` writes.
         vocabulary: Meaning of the names.
-        grid: Of the cohort.
+        grid: Grid of the cohort.
         report: Told (CTs measured, CTs in all).
 
     Raises:
@@ -46,7 +46,7 @@ def load_hu_reference(
 
 
 def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
-    """Ranges as plain values, such as ``cohort.yaml`` keeps and :func:`ranges_from_json` reads."""
+    """Return ranges as plain values, such as ``cohort.yaml`` keeps and :func:`ranges_from_json` reads."""
     return [
         {
             "name": row.name,
@@ -60,7 +60,7 @@ def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
 
 
 def ranges_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[HuRange, ...]:
-    """What :func:`ranges_to_json` wrote."""
+    """Return what :func:`ranges_to_json` wrote."""
     return tuple(HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in rows)
 
 
@@ -69,7 +69,7 @@ def _read_rows(path: Path) -> list[Mapping[str, Any]] | None:
     try:
         document = read_json(path)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"HU reference {path}: expected JSON, found: {error}. Check --hu-reference.") from error
+        raise RecipeError(f"HU reference {path}: not valid JSON: {error}. Check --hu-reference.") from error
     rows = document.get("organs") if isinstance(document, Mapping) else None
     return rows if isinstance(rows, list) else None
 
@@ -109,7 +109,9 @@ def _measure(path: Path, vocabulary: Vocabulary, grid: Grid, report: Report | No
         if report is not None:
             report(index + 1, len(bank.names))
     if not num_read:
-        raise BankError(f"HU reference {path}: expected label maps with their CTs, found none with a CT beside it.")
+        raise BankError(
+            f"HU reference {path}: no label map has a CT next to it. Give CTs with label maps, or a file of ranges."
+        )
     ranges = [
         _summarise(vocabulary.name_of(label_id), label_id, found)
         for label_id, found in sorted(medians.items())
@@ -117,8 +119,8 @@ def _measure(path: Path, vocabulary: Vocabulary, grid: Grid, report: Report | No
     ]
     if not ranges:
         raise RecipeError(
-            f"HU reference {path}: expected a label in at least {MIN_CASES} CTs, found none in {num_read}. Add CTs, or "
-            "give a file of ranges."
+            f"HU reference {path}: no label occurs in at least {MIN_CASES} CTs (of {num_read}). Add CTs, or give a "
+            "file of ranges."
         )
     return tuple(ranges)
 

@@ -2,7 +2,7 @@
 
 A cohort folder holds it as ``manifest.jsonl``; of a cohort that is made in shards, each has a manifest of its own, as
 ``manifest.2-of-4.jsonl``, and they are read as one. The file is also the lock of the folder: who appends to it holds an
-``flock``, which the kernel drops when the process dies, however it dies, and beside it a lease, for disks whose locks
+``flock``, which the kernel drops when the process dies, however it dies, and next to it a lease, for disks whose locks
 reach no further than one machine.
 
 A manifest may come from somebody else. What is read is checked: case ids and paths become names of files in exports, so
@@ -29,7 +29,7 @@ from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.file_lock import is_locked, try_lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 from maisi_aug.system.lease import Holder, busy_folder, is_fresh, read_holder, take_lease
-from maisi_aug.system.whole_files import append_line, cut_torn_line
+from maisi_aug.system.whole_files import APPENDING, append_line, cut_torn_line
 
 MANIFEST_NAME = "manifest.jsonl"
 SHARD_NAME = re.compile(r"manifest\.(?P<number>[1-9]\d{0,5})-of-(?P<count>[1-9]\d{0,5})\.jsonl$")
@@ -50,7 +50,7 @@ _Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class VerdictRecord:
-    """What one quality gate said about an attempt."""
+    """Verdict of one quality gate on an attempt."""
 
     gate: str
     passed: bool
@@ -88,7 +88,7 @@ class AttemptRecord:
         licence: Licence of the weights.
         settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
             ``precision``, ``num_threads`` on a CPU, and ``body_region``, ``compile`` and ``gates`` where they were
-            asked for), and how the image was decoded (``decoding``).
+            requested), and how the image was decoded (``decoding``).
         files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most, and under
             ``rejected/`` the others of a rejected case whose user keeps them.
         seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
@@ -116,11 +116,11 @@ class AttemptRecord:
 
     @property
     def requested_ids(self) -> frozenset[int]:
-        """Labels that the case was asked for, lesions and organs."""
+        """Labels requested for the case, lesions and organs."""
         return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
 
     def keep_figures(self, gates: Collection[str]) -> AttemptRecord:
-        """The record without the figures of other gates, which are most of it."""
+        """Return the record without the figures of other gates, which are most of it."""
         verdicts = (
             verdict if verdict.gate in gates else VerdictRecord(verdict.gate, verdict.passed, {}, verdict.message)
             for verdict in self.verdicts
@@ -128,7 +128,7 @@ class AttemptRecord:
         return replace(self, verdicts=tuple(verdicts))
 
     def to_json(self) -> str:
-        """The record as one line, without the line break."""
+        """Return the record as one line, without the line break."""
         return _RECORD.dump_json(self).decode()
 
     @classmethod
@@ -136,7 +136,7 @@ class AttemptRecord:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            pydantic.ValidationError: When the line is no record.
+            pydantic.ValidationError: When the line is not a record.
         """
         return _RECORD.validate_json(line)
 
@@ -177,7 +177,7 @@ class Manifest:
         return {record.case_index: record for record in self.records}
 
     def reopen(self, max_attempts: int) -> Manifest:
-        """The same attempts, but cases that were rejected under a smaller budget wait for another one."""
+        """Return the same attempts, but cases that were rejected under a smaller budget wait for another one."""
         return Manifest(
             tuple(
                 replace(record, status="retried")
@@ -188,16 +188,16 @@ class Manifest:
         )
 
     def without(self, records: Collection[AttemptRecord]) -> Manifest:
-        """As if attempts had never been made: their cases are open again."""
+        """Return the manifest without some attempts, so that their cases are open again."""
         keys = {(record.case_index, record.attempt) for record in records}
         return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
 
     def among(self, indices: Collection[int]) -> Manifest:
-        """The attempts at some cases, as a shard has them."""
+        """Return the attempts at some cases, as a shard has them."""
         return Manifest(tuple(record for record in self.records if record.case_index in indices))
 
     def next_attempt(self, case_index: int) -> int:
-        """The first attempt of a case that has not been recorded."""
+        """Return the first attempt of a case that has not been recorded."""
         last = self._last.get(case_index)
         return 0 if last is None else last.attempt + 1
 
@@ -208,28 +208,28 @@ class Manifest:
 
 
 def lease_of(manifest: Path) -> Path:
-    """Where the lease of a manifest lies."""
+    """Return where the lease of a manifest lies."""
     return manifest.with_name(f".{manifest.name}.lease")
 
 
 def scratch_of(manifest: Path) -> Path:
-    """The hidden folder of what has no line in a manifest yet."""
+    """Return the hidden folder of what has no line in a manifest yet."""
     return manifest.with_name(f".{manifest.name}.work")
 
 
 def find_holder(manifest: Path) -> Holder | None:
-    """Who is writing a manifest, on this machine or another; None where nobody is."""
+    """Return who is writing a manifest, on this machine or another; None where nobody is."""
     lease = lease_of(manifest)
     if not manifest.is_file() or not is_fresh(lease):
         return None
     holder = read_holder(lease)
-    # The lock is not asked for where there is another way to tell: who begins at that moment would find it taken.
+    # The lock is not taken where there is another way to tell: a process that begins then would find it taken.
     has_ended = holder.is_dead(has_lock=None) or (holder.is_hidden and is_locked(manifest) is False)
     return None if has_ended else holder
 
 
 def list_manifests(folder: Path) -> list[Path]:
-    """The manifests of a cohort: that of the whole, then those of shards, by the number of shards and their own."""
+    """List the manifests of a cohort: that of the whole, then those of shards in order."""
     shards = [(found, path) for path in folder.glob("manifest.*.jsonl") if (found := SHARD_NAME.match(path.name))]
     ordered = sorted(shards, key=lambda shard: (int(shard[0]["count"]), int(shard[0]["number"])))
     whole = folder / MANIFEST_NAME
@@ -257,7 +257,8 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
     paths = list_manifests(folder)
     if not paths:
         raise CohortError(
-            f"{folder}: expected a cohort with {MANIFEST_NAME}, found none. Give the folder that synthesize wrote."
+            f"{folder}: not a cohort, because {MANIFEST_NAME} is missing. Give a folder that synthesize or insert "
+            "wrote."
         )
     return join_manifests(paths, [read_manifest(path, gates=gates) for path in paths])
 
@@ -272,7 +273,7 @@ def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manife
 
 
 def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest:
-    """What several manifests say together.
+    """Return what several manifests say together.
 
     Raises:
         CohortError: Two tell of the same attempt, and of different bytes.
@@ -297,9 +298,9 @@ def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[P
     if (first.case_id, before) != (second.case_id, after):
         different = next((path for path in {**before, **after} if before.get(path) != after.get(path)), second.case_id)
         raise CohortError(
-            f"{places[0].parent}: expected the same bytes from two drawings of {first.case_id}, found different ones "
-            f"of {different} in {places[0].name} and {places[1]}. Remove the line of one to keep the other; use "
-            "devices of one kind, and the same number of threads for each."
+            f"{places[0].parent}: {first.case_id} was drawn twice with different results: {different} differ between "
+            f"{places[0].name} and {places[1]}. Remove the line of one to keep the other; use devices of one kind, "
+            "with the same number of threads each."
         )
 
 
@@ -307,10 +308,10 @@ class ManifestReader:
     """Reads a manifest that may still be written, each line once, and checks it against those before."""
 
     def __init__(self, path: Path, *, gates: Collection[str] | None = None) -> None:
-        """Nothing is read yet.
+        """Create the reader; nothing is read yet.
 
         Args:
-            path: Of the manifest.
+            path: Path of the manifest.
             gates: Whose figures are kept, which are most of a manifest; all when not given.
         """
         self._path, self._gates = path, gates
@@ -322,7 +323,7 @@ class ManifestReader:
         self._names = _NamesOfCases(self._path)
 
     def read_on(self) -> list[AttemptRecord]:
-        """The records of the lines that are whole by now and were not read yet.
+        """Return the records of the lines that are whole by now and were not read yet.
 
         Reading begins anew where the file is another one or has become shorter.
 
@@ -365,7 +366,7 @@ def _read_line(path: Path, number: int, line: bytes) -> AttemptRecord:
 
 def _wrong_line(path: Path, number: int, expected: str, found: str) -> CohortError:
     return CohortError(
-        f"{path}: expected {expected} on line {number}, found {found}. Remove the line to have its case made again."
+        f"{path}: expected {expected} on line {number}, found {found}. Remove the line to make its case again."
     )
 
 
@@ -406,7 +407,7 @@ class _NamesOfCases:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """The lock of a manifest, asked for again where somebody may just be looking whether it is held."""
+    """The lock of a manifest, tried again where somebody may just be looking whether it is held."""
     for _ in range(NUM_TRIES):
         if (has_lock := try_lock(descriptor)) is not False:
             return has_lock
@@ -427,7 +428,7 @@ class ManifestWriter:
         Raises:
             CohortError: When another process holds the lock.
         """
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = os.open(path, APPENDING, 0o644)
         try:
             has_lock = _try_lock(self._descriptor)
             if has_lock is False:

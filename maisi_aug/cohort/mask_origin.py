@@ -1,4 +1,4 @@
-"""Which real cases a synthetic case was made from, told by what its manifest says of its label map.
+"""Real cases from which a synthetic case was made, by the origin of its label map in the manifest.
 
 Such a case shows a real patient's anatomy: it must not train where that patient is validated or tested on.
 """
@@ -19,7 +19,7 @@ HASH_LENGTH = 16
 
 
 def origin_words(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:
-    """What may name the map that a case was made from, of the entry ``mask_origin`` of its manifest."""
+    """Return what may name the map that a case was made from, of the entry ``mask_origin`` of its manifest."""
     return tuple(str(value) for value in mask_origin.values() if isinstance(value, str))
 
 
@@ -35,7 +35,7 @@ class RealMaps:
         self._cases = tuple(cases)
 
     def named_by(self, words: Iterable[str]) -> frozenset[str]:
-        """Cases that the words of an origin name, by the case's name, its file's or its bytes."""
+        """Return cases that the words of an origin name, by the case's name, its file's or its bytes."""
         found: set[str] = set()
         for word in words:
             for part in PurePosixPath(word).parts:
@@ -47,7 +47,7 @@ class RealMaps:
         return frozenset(found)
 
     def same_as(self, label_map: Path) -> frozenset[str]:
-        """Cases whose label map is this very file."""
+        """Return cases whose label map is this very file."""
         return self._by_hash.get(sha256_of(label_map)[:HASH_LENGTH], frozenset())
 
     @cached_property

@@ -4,7 +4,7 @@ A plan depends on the requests, the number of cases and the cohort seed alone. S
 request is cut into as many equal parts as it has cases, each case gets one part, in random order. The requests take
 turns, so that a cohort that is stopped early is balanced too. A cohort that grows keeps its cases: the further ones are
 planned by themselves in the same way, their sizes stratified among each other, and dealt to the requests so that all
-cases together have the shares that were asked for.
+cases together have the shares that were requested.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FindRule = Callable[[str], GrowthRule]
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """What one case shall hold.
+    """Contents of one planned case.
 
     Attributes:
         case_id: Name of the case and stem of its files, ``case_0001`` for the first.
         index: Position in the cohort, from 0.
         request: The request it serves, as the user typed it.
-        lesions: Its lesions, as asked for and, once a label map is drawn, as they lie in it.
+        lesions: Its lesions, as requested and, once a label map is drawn, as they lie in it.
         required_ids: Organs that the request or the user's ``anatomy`` names, or that a given map holds.
         map_index: Place of the given label map in its bank that the case is drawn from as it is; None otherwise.
     """
@@ -48,21 +48,21 @@ class CasePlan:
 
     @property
     def label_ids(self) -> tuple[int, ...]:
-        """Lesions and organs that the case shall hold, ascending."""
+        """Lesions and organs that the case must contain, ascending."""
         return tuple(sorted({*self.required_ids, *(lesion.label_id for lesion in self.lesions)}))
 
     @property
     def asked(self) -> str:
-        """What the case shall hold, as the seed knows it: lesions with their volumes, and organs.
+        """Requested content of the case as used for the seed: lesions with their volumes, and organs.
 
-        The words of the request do not matter, unless the case asks for neither: a given map has its name.
+        The words of the request do not matter, unless the case requests neither: a given map has its name.
         """
         lesions = [f"{lesion.label_id}:{lesion.requested_ml:.6g}" for lesion in self.lesions]
         organs = [str(label_id) for label_id in sorted(self.required_ids)]
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Organs without which it cannot be made: those that are asked for, and the only hosts of lesions."""
+        """Return organs without which it cannot be made: those that are requested, and the only hosts of lesions."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
@@ -79,7 +79,7 @@ class CasePlan:
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """The case as JSON types."""
+        """Return the case as JSON types."""
         return {
             "case_id": self.case_id,
             "index": self.index,
@@ -105,12 +105,12 @@ class CohortPlan:
 
     @property
     def size_sources(self) -> dict[str, str]:
-        """What the percentiles of every label refer to; a label that is asked for in mm or mL has none."""
+        """Reference of the percentiles of every label; a label that is requested in mm or mL has none."""
         lesions = (lesion for case in self.cases for lesion in case.lesions)
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
     def with_lesions_of(self, asked: CohortPlan) -> CohortPlan:
-        """Given maps with the lesions of another plan of as many cases, to be planted in them."""
+        """Return given maps with the lesions of another plan of as many cases, to be planted in them."""
         cases = (
             replace(case, request=other.request, lesions=other.lesions, required_ids=other.required_ids)
             for case, other in zip(self.cases, asked.cases, strict=True)
@@ -119,17 +119,17 @@ class CohortPlan:
         return CohortPlan(tuple(cases), kept)
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as JSON types."""
+        """Return the plan as JSON types."""
         return {"cases": tuple(case.to_json() for case in self.cases), "requested_ids": self.requested_ids}
 
     def keep_anatomy(self, names: Sequence[str], vocabulary: Vocabulary) -> CohortPlan:
-        """The plan with label files that keep exactly the named labels, each of them present.
+        """Return the plan with label files that keep exactly the named labels, each of them present.
 
         Organs of the list must be in every case, its lesions in the cases whose requests name them.
 
         Args:
             names: Names, aliases or ids.
-            vocabulary: Of the bundle.
+            vocabulary: Vocabulary of the bundle.
 
         Raises:
             VocabularyError: For an unknown name; the closest are offered.
@@ -140,14 +140,14 @@ class CohortPlan:
         missing = [vocabulary.name_of(label_id) for label_id in self.requested_ids if label_id not in labels]
         if missing:
             raise RequestError(
-                f"anatomy: expected every label that is requested in the list, found no {', no '.join(missing)}. "
-                "Add it to --anatomy, or take it out of --labels."
+                f"anatomy: every requested label must be listed; {', '.join(missing)} is missing. Add it to "
+                "--anatomy, or take it out of --labels."
             )
         unasked = [row.name for row in labels.values() if row.kind == "tumor" and row.id not in self.requested_ids]
         if unasked:
             raise RequestError(
-                f"anatomy: expected no lesion but those requested, found {', '.join(unasked)}, which no label map "
-                "would hold. Request it with --labels, or take it out of --anatomy."
+                f"anatomy: {', '.join(unasked)} is not requested, so that no label map would contain it. Request it "
+                "with --labels, or take it out of --anatomy."
             )
         organ_ids = sorted(label.id for label in labels.values() if label.kind == "organ")
         cases = (
@@ -167,10 +167,9 @@ class CohortPlan:
         if lost:
             lesion, case = min(lost, key=lambda pair: pair[0].requested_ml)
             raise RequestError(
-                f"Label request '{case.request}': expected lesions above {half_ml:.2g} mL "
-                f"({diameter_mm(half_ml):.1f} mm), half a voxel of the grid, found a {lesion.label} of "
-                f"{lesion.requested_ml:.2g} mL ({lesion.requested_mm:.1f} mm) in {case.case_id}. Ask for larger "
-                "lesions or a smaller --spacing."
+                f"Label request '{case.request}': {lesion.label} of {lesion.requested_ml:.2g} mL "
+                f"({lesion.requested_mm:.1f} mm) in {case.case_id} is smaller than half a voxel of the grid, "
+                f"{half_ml:.2g} mL ({diameter_mm(half_ml):.1f} mm). Request larger lesions or a smaller --spacing."
             )
 
 
@@ -179,14 +178,14 @@ def _find_kept(name: str, vocabulary: Vocabulary) -> Label:
     if label.kind not in ("organ", "tumor"):
         meaning = "a placeholder slot without a meaning in this bundle" if label.kind == "slot" else f"the {label.kind}"
         raise RequestError(
-            f"anatomy: expected organs and lesions, found '{name}', which is {meaning}. "
-            "List the labels with 'maisi-aug labels'."
+            f"anatomy: '{name}' is {meaning}; only organs and lesions can be kept. List the labels with 'maisi-aug "
+            "labels'."
         )
     return label
 
 
 def spell_labels(label_ids: Sequence[int], vocabulary: Vocabulary) -> str:
-    """The names of labels; of many the lesions first, and the number of those left out."""
+    """Return the names of labels; of many the lesions first, and the number of those left out."""
     if len(label_ids) > MAX_NAMES:
         label_ids = sorted(label_ids, key=lambda label_id: (label_id not in vocabulary.tumor_ids, label_id))
     names = [vocabulary.name_of(label_id) for label_id in label_ids[:MAX_NAMES]]
@@ -205,7 +204,7 @@ def plan_cohort(
     """Deal the cases out to the requests and draw the size of every lesion.
 
     Args:
-        requests: What the user asked for.
+        requests: The user's requests.
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
@@ -239,9 +238,9 @@ def _plan_batch(
     """Cases that are planned together, as many of every request as the counts say.
 
     Args:
-        requests: What the user asked for.
+        requests: The user's requests.
         counts: Cases of every request.
-        stream: Of the random numbers.
+        stream: Stream of the random numbers.
         seed: Cohort seed.
         begin: Index of the first of them in the cohort.
         first: Cases that the cohort was begun with, which decides how its names are written.
@@ -277,7 +276,7 @@ def plan_from_texts(
 
     Args:
         texts: One request per entry.
-        vocabulary: The labels that may be asked for.
+        vocabulary: The labels that may be requested.
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
@@ -297,7 +296,7 @@ def plan_given_maps(
     """Plan one case for each label map, going round again where more are wanted.
 
     Args:
-        names: Of the label maps, in the order of their bank.
+        names: Names of the label maps, in the order of their bank.
         num_cases: Cases of the cohort.
         label_ids: Labels to keep in the label files; every label but the body when there are none.
         first: Cases that the cohort was begun with, where it has grown.
@@ -318,7 +317,7 @@ def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
 
 
 def number_case(case: CasePlan, index: int) -> CasePlan:
-    """The same case at another place."""
+    """Return the same case at another place."""
     return replace(case, case_id=_case_id(index, 1), index=index)
 
 

@@ -20,30 +20,30 @@ INSERTION: Final = "insertion"
 
 
 def read_recipe(name_or_path: str) -> dict[str, Any]:
-    """The fields of a cohort recipe, not yet validated: by name from the package, or from a YAML file.
+    """Return the fields of a cohort recipe, not yet validated: by name from the package, or from a YAML file.
 
     The ``cohort.yaml`` of a cohort is a recipe too: it makes the same cohort again.
 
     Raises:
-        RecipeError: When there is no such recipe, it is no YAML mapping, or it is for training.
+        RecipeError: When there is no such recipe, it is not a YAML mapping, or it is for training.
     """
     path = find_recipe(name_or_path)
     document = _read_document(path)
     if document.get("kind") in FIRST_STAGES:
         raise RecipeError(
-            f"{name_or_path}: expected a cohort recipe, found one for training. "
-            f"Run it with 'maisi-aug train {FIRST_STAGES[document['kind']]} --recipe {name_or_path}'."
+            f"{name_or_path}: this is a training recipe, not a cohort recipe. Run it with 'maisi-aug train "
+            f"{FIRST_STAGES[document['kind']]} --recipe {name_or_path}'."
         )
     if document.get("kind") == INSERTION:
         raise RecipeError(
-            f"{name_or_path}: expected a cohort recipe, found one for lesions in your own CTs. Run it with "
-            f"'maisi-aug insert --recipe {name_or_path} --into CTS --out cohort'."
+            f"{name_or_path}: this recipe is for lesions in your own CTs. Run it with 'maisi-aug insert --recipe "
+            f"{name_or_path} --into CTS --out cohort'."
         )
     return _configuration_of(document)
 
 
 def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
-    """The fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one, too.
+    """Return the fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one as well.
 
     Raises:
         RecipeError: When there is no such recipe, or it is for something else.
@@ -52,8 +52,8 @@ def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
     fields = _configuration_of(document)
     if document.get("kind") != INSERTION and not ("configuration" in document and "into" in fields):
         raise RecipeError(
-            f"{name_or_path}: expected a recipe with 'kind: {INSERTION}', found another. "
-            "List recipes with 'maisi-aug recipes list'."
+            f"{name_or_path}: not a recipe for insert, which has 'kind: {INSERTION}'. List recipes with 'maisi-aug "
+            "recipes list'."
         )
     return {name: value for name, value in fields.items() if name != "kind"}
 
@@ -74,7 +74,7 @@ def is_insertion_recipe(path: Path) -> bool:
 
 
 def training_kind(path: Path) -> str | None:
-    """A key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
+    """Return a key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
 
     Raises:
         RecipeError: When it cannot be read.
@@ -90,9 +90,9 @@ def _read_document(path: Path) -> dict[Any, Any]:
     try:
         document = yaml_content.read_yaml(path)
     except OSError as error:
-        raise RecipeError(f"{path}: expected a readable recipe, found: {error}. Check the file.") from None
+        raise RecipeError(f"{path}: cannot be read: {error}. Check the file.") from None
     except ContentError as error:
-        raise RecipeError(f"{path}: expected YAML, found {error}. Correct the file.") from None
+        raise RecipeError(f"{path}: not valid YAML: {error}. Correct the file.") from None
     if not isinstance(document, dict):
         found = "nothing" if document is None else f"a {type(document).__name__}"
         raise RecipeError(f"{path}: expected a mapping of fields, found {found}. Start with 'labels:'.")
@@ -104,7 +104,7 @@ class RecipeInfo:
     """A recipe that comes with the package.
 
     Attributes:
-        name: What ``--recipe`` takes.
+        name: Name to pass as ``--recipe``.
         path: The YAML file.
         commands: The command lines of its opening comment, in the order in which they are run.
         summary: The rest of that comment, on one line.
@@ -117,17 +117,17 @@ class RecipeInfo:
 
 
 def list_recipes() -> list[RecipeInfo]:
-    """The cohort recipes of the package by name."""
+    """Return the cohort recipes of the package by name."""
     return _list_recipes_of("maisi-aug synthesize ")
 
 
 def list_insertion_recipes() -> list[RecipeInfo]:
-    """The recipes of the package for lesions in the user's own CTs, by name."""
+    """Return the recipes of the package for lesions in the user's own CTs, by name."""
     return _list_recipes_of("maisi-aug insert ")
 
 
 def list_training_recipes() -> list[RecipeInfo]:
-    """The training recipes of the package by name."""
+    """Return the training recipes of the package by name."""
     return _list_recipes_of("maisi-aug train ")
 
 
@@ -147,7 +147,7 @@ def _read_info(path: Path) -> RecipeInfo:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """The file of a recipe for cohorts, for insertion or for training, by name from the package or by path.
+    """Return the file of a recipe for cohorts, for insertion or for training, by name from the package or by path.
 
     Raises:
         RecipeError: When there is neither.
@@ -158,8 +158,8 @@ def find_recipe(name_or_path: str) -> Path:
     by_name = {info.name: info.path for info in listed}
     if name_or_path in by_name:
         return by_name[name_or_path]
-    hint = did_you_mean(name_or_path, by_name) or f" The recipes are {', '.join(by_name)}."
-    raise RecipeError(f"{name_or_path}: expected a recipe's name or a YAML file, found neither.{hint}")
+    hint = did_you_mean(name_or_path, by_name) or f" Known recipes: {', '.join(by_name)}."
+    raise RecipeError(f"{name_or_path}: neither a recipe's name nor a YAML file.{hint}")
 
 
 def copy_recipe(name: str, target: Path) -> Path:
@@ -178,7 +178,7 @@ def copy_recipe(name: str, target: Path) -> Path:
     source = find_recipe(name)
     path = target / source.name if target.is_dir() else target
     if path.exists():
-        raise RecipeError(f"{path}: expected a new file, found one that exists. Choose another name or remove it.")
+        raise RecipeError(f"{path}: already exists. Choose another name or remove the file.")
     opening = source.read_text(encoding="utf-8")
     text = opening.replace(f"--recipe {source.stem} ", f"--recipe {path} ")
     write_text_whole(path, text)

@@ -1,4 +1,4 @@
-"""What a cohort is asked for: strict fields, from a recipe with flags on top; what is left open is decided later."""
+"""The request for a cohort: strict fields, from a recipe with flags on top; what is left open is decided later."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from maisi_aug.system.models import (
     texts_of,
     warn_of_spelling,
 )
+from maisi_aug.vocabulary.modalities import ImageModality
 from maisi_aug.vocabulary.regions import BODY_REGIONS, BodyRegion
 from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 
@@ -48,33 +49,34 @@ _CaseCount = Annotated[int, Field(gt=0, le=MAX_CASES)]
 
 
 class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """What a case must fulfil to be accepted."""
+    """Quality gates that a case must pass to be accepted."""
 
     presence: bool = True
-    """Whether every label that is asked for must be there."""
+    """Check that every requested label is present."""
     lesion_size: bool = True
-    """Whether lesions must have the volume that was asked for."""
+    """Check that lesions have the requested volume."""
     size_tolerance: Annotated[float, Field(gt=0, le=1)] = 0.10
     """Largest relative error of a lesion's volume; two voxels are always allowed."""
     lesion_place: bool = True
-    """Whether planted lesions must lie in their host and be compact."""
+    """Check that planted lesions lie in their host organ and are compact."""
     max_share_outside: Annotated[float, Field(ge=0, le=1)] | None = None
-    """Share of a planted lesion that may lie outside its host (default: what is usual for its kind)."""
+    """Largest share of a planted lesion outside its host organ (default: typical for its kind)."""
     max_spread: Annotated[float, Field(ge=1, allow_inf_nan=False)] | None = None
-    """Largest spread of a lesion about its centre, 1 for a ball (default: what is usual for its kind)."""
+    """Largest spread of a lesion about its centre; a ball has 1 (default: typical for its kind)."""
     organ_hu: bool = True
-    """Whether organ medians must lie in the reference ranges, and an image without a label map must show a patient."""
+    """Check that median organ HU lie in the reference ranges, and that an image without a label map shows a patient."""
     hu_bias: bool = True
-    """Whether the organs of a case, taken together, must be about as bright as usual; never without organ_hu."""
+    """Check that the organs of a case, taken together, have the usual brightness; needs organ_hu."""
     max_dark_hu: PositiveFinite = 38.0
-    """By how many HU they may be darker."""
+    """How many HU darker than usual the organs may be."""
     max_bright_hu: PositiveFinite = 60.0
-    """By how many HU they may be brighter."""
+    """How many HU brighter than usual the organs may be."""
     visibility: bool = True
-    """Whether lesions must stand out from their host organ."""
+    """Check that lesions stand out from their host organ."""
     minimum_cnr: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only have to be
-    brighter or darker than their host as their kind is."""
+    """Least contrast between a lesion and its host, as a multiple of the noise; lesions under 10 mm only need the right
+    sign (brighter or darker than their host).
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -90,8 +92,8 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
         field = name.replace("-", "_").lower()
         if field not in cls.model_fields:
             known = [known_name.replace("_", "-") for known_name in cls.model_fields]
-            hint = did_you_mean(name, known) or f" The names are {', '.join(known)}."
-            raise ValueError(f"expected NAME=off or NAME=NUMBER, found no gate '{name}'.{hint}")
+            hint = did_you_mean(name, known) or f" Known names: {', '.join(known)}."
+            raise ValueError(f"unknown gate '{name}'; expected NAME=off or NAME=NUMBER.{hint}")
         if isinstance(cls.model_fields[field].default, bool):
             if value.lower() not in ("on", "off"):
                 raise ValueError(f"expected {name}=on or {name}=off, found '{text}'")
@@ -102,11 +104,11 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
             raise ValueError(f"expected a number for {name}, found '{text}'") from None
 
     def changes(self) -> dict[str, Any]:
-        """The fields that differ from their defaults, for the manifest."""
+        """Return the fields that differ from their defaults, for the manifest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def rule_of(self, label: str) -> GrowthRule:
-        """How lesions of a label grow, with the thresholds where any are set."""
+        """Return how lesions of a label grow, with the thresholds where any are set."""
         rule = growth_rule_of(label)
         return replace(
             rule,
@@ -149,7 +151,7 @@ def _read_size_label(value: object) -> object:
     pairs = [text.rpartition("=") for text in texts]
     if not all(name.strip() and spells_number(number.strip()) for name, _, number in pairs):
         raise ValueError(
-            f"expected an id such as 2, or --map '2=hepatic tumor' once per lesion, found '{' '.join(texts)}'"
+            f"expected an id such as 2, or one --map '2=hepatic tumor' per lesion, found '{' '.join(texts)}'"
         )
     for text, (name, _, number) in zip(texts, pairs, strict=True):
         warn_of_spelling(f"--size-label '{text}'", f"--map '{number.strip()}={name.strip()}'")
@@ -167,112 +169,128 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         _FromList,
         Option(metavar="NAME[:SIZE][@SHARE]", complete="labels", panel=_WHAT, everyday=True),
     ]
-    """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; join with + for one
-    case. Of given maps: label to keep."""
+    """Lesion or organ, with a size: 0.3 (percentile), 0.1-0.6, 8-20mm, 4mL, 10-30mmx3; may repeat; '+' puts several
+    into one case. With given maps: label to keep.
+    """
     num_cases: Annotated[_CaseCount | None, Option("-n", metavar="N", panel=_WHAT, everyday=True)] = None
     """Number of cases (default: 4, or one per given map)."""
     grown_from: Annotated[tuple[_CaseCount, ...], _FromList] = ()
-    """Numbers of cases that the cohort had before it grew, ascending; continuing with a larger ``num_cases`` notes
-    them, so that the cases that were there stay as they are."""
+    """Numbers of cases that the cohort had before it grew, ascending. Continuing with a larger ``num_cases`` records
+    them, so that existing cases stay as they are.
+    """
     seed: Annotated[int, Field(ge=0), Option(metavar="N", panel=_WHAT, everyday=True)] = 0
-    """Random seed: another one, other patients."""
+    """Random seed of the patients."""
     twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
-    """For each of the -n patients a case per value, all else equal: size=6mm,10mm,20mm, or place= with organs that host
-    the lesion; for 'evaluate detection-curve'."""
+    """One case per value for each of the -n patients, all else equal: size=6mm,10mm,20mm, or place= with host organs of
+    the lesion; for 'evaluate detection-curve'.
+    """
     anatomy: Annotated[
         Annotated[tuple[Annotated[str, Field(min_length=1)], ...], _FromList, Field(min_length=1)] | None,
         BeforeValidator(_read_words),
         Option(metavar="NAME[,NAME]", takes=str, complete="anatomy", panel=_WHAT),
     ] = None
-    """Labels that labels/ID.nii.gz keeps, those of --labels among them; its organs need no request and are in every
-    case (default: what --labels names)."""
+    """Labels kept in labels/ID.nii.gz, including those of --labels; organs listed here need no request and are in every
+    case (default: the labels of --labels).
+    """
     bundle: Annotated[
         PathText,
         Field(min_length=1),
         Option(metavar="NAME|FOLDER", complete="bundles", panel=_IMAGES, everyday=True),
     ] = "phantom-ct"
-    """Bundle of weights."""
+    """Bundle of network weights."""
     mask_source: Annotated[
         Literal["plant", "bank", "diffusion", "given", "none"], Option(metavar="SOURCE", panel=_MASKS, everyday=True)
     ] = "plant"
-    """plant: lesions in tumour-free maps; bank: maps with lesions; diffusion: generated maps; given: maps as they are;
-    none: images alone."""
+    """Source of label maps. plant: lesions planted in tumour-free maps; bank: maps with lesions; diffusion: generated
+    maps; given: your maps, unchanged; none: images only.
+    """
     mask_bank: Annotated[PathText, Field(min_length=1), Option(metavar="phantom|PATH", panel=_MASKS, everyday=True)] = (
         EMBEDDED_BANK
     )
-    """File, folder or data list of label maps, or NVIDIA's mask database (zip or folder, with its list beside it)."""
+    """File, folder or data list of label maps, or NVIDIA's mask database (zip or folder, with its JSON list next to
+    it).
+    """
     mask_labels: Annotated[
         Annotated[str, Field(min_length=1)] | dict[str | int, str | int],
         Option(metavar="NAME|FILE", takes=str, panel=_MASKS),
     ] = AUTO_MAPPING
-    """Label ids of the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file."""
+    """Meaning of the label ids in the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file."""
     mask_steps: Annotated[PositiveInt | None, Option(panel=_MASKS)] = None
-    """Sampling steps of a generated map (default: the bundle's; 1000 is NVIDIA's DDPM)."""
+    """Sampling steps for a generated map (default: the bundle's; NVIDIA's DDPM uses 1000)."""
     size_of: Annotated[
         dict[str, Finite] | None,
         BeforeValidator(_read_organ_sizes),
         Option(metavar="ORGAN:SIZE", takes=list[str], panel=_MASKS),
     ] = None
-    """Size percentile of gallbladder, liver, stomach, pancreas or colon in generated maps, 0-1, or -1 for absent; may
-    repeat (default: drawn)."""
+    """Size percentile (0-1, or -1 for absent) of gallbladder, liver, stomach, pancreas or colon in generated maps; may
+    repeat (default: random).
+    """
     plant: Annotated[
         tuple[Annotated[str, Field(min_length=1)], ...],
         _FromList,
         Option(metavar="NAME:SIZE[@SHARE]", complete="labels", panel=_MASKS),
     ] = ()
-    """Lesion to plant in given maps, with a size as for --labels; may repeat; join with + for one case. The maps' own
-    tumours become healthy organ; nothing else moves."""
+    """Lesion to plant in given maps, with a size as in --labels; may repeat; '+' puts several into one case. Tumours
+    already in the maps become healthy organ; everything else stays unchanged.
+    """
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_IMAGES)] = None
-    """Sampling steps of the image (default: the bundle's)."""
-    guidance_scale: Annotated[float, Field(ge=0, allow_inf_nan=False), Option(panel=_IMAGES)] = 0.0
-    """Strength of the guidance towards the lesions; above 0 it takes twice the time."""
-    modality: Annotated[Literal["ct", "ct_contrast", "ct_wo_contrast"], Option(panel=_IMAGES)] = "ct"
-    """With or without contrast medium; ct leaves it open."""
+    """Sampling steps for the image (default: the bundle's)."""
+    guidance_scale: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Option(panel=_IMAGES)] = None
+    """Strength of the guidance towards the lesions, or without label maps towards the modality; values above 0 double
+    the sampling time (default: 0; for images without label maps the bundle's).
+    """
+    modality: Annotated[ImageModality | None, Option(metavar="NAME", complete="modalities", panel=_IMAGES)] = None
+    """Image modality used as conditioning: ct (contrast unspecified), ct_contrast or ct_wo_contrast; for MR bundles
+    mri, mri_t1, mri_t2, mri_flair and others, listed by 'maisi-aug bundles show' (default: the bundle's first).
+    """
     body_region: Annotated[
         Annotated[tuple[BodyRegion, ...], _FromList, Field(min_length=1, max_length=2)] | None,
         BeforeValidator(_read_words),
         Option(metavar="REGION[,REGION]", takes=str, panel=_IMAGES),
     ] = None
-    """Uppermost and lowest of head, thorax, abdomen and pelvis, for ddpm-ct and to choose maps of NVIDIA's mask
-    database (default: what the map shows)."""
+    """Uppermost and lowest of head, thorax, abdomen and pelvis; used by ddpm-ct, and to choose maps in NVIDIA's mask
+    database (default: read from the map).
+    """
     preset: Annotated[
         str | None, Field(min_length=1), Option(metavar="NAME", complete="presets", panel=_IMAGES, everyday=True)
     ] = None
-    """Grid and decode windows by GPU memory or body region, such as 16g-256x256x256 or chest; listed by: maisi-aug
-    bundles presets."""
+    """Grid and decoding windows by GPU memory or body region; list them with: maisi-aug bundles presets."""
     shape: Annotated[ShapeField | None, Option(metavar="IxJxK", takes=str, panel=_IMAGES)] = None
-    """Voxels along I, J, K: right, anterior, superior (default: the preset's, bundle's or given map's)."""
+    """Voxels along I, J, K, which point right, anterior, superior (default: from the preset, bundle or given map)."""
     spacing_mm: Annotated[SpacingField | None, Option("--spacing", metavar="IxJxK", takes=str, panel=_IMAGES)] = None
-    """Voxel sides in mm (default: the preset's, bundle's or given map's)."""
+    """Voxel spacing in mm (default: from the preset, bundle or given map)."""
     allow_unseen_grid: Annotated[bool, Option("--allow-unseen-grid", panel=_IMAGES)] = False
-    """Warn of a grid that the bundle's networks cannot work with, instead of refusing it."""
+    """Warn about a grid that the bundle's networks were not trained on, instead of refusing it."""
     allow_few_organs: Annotated[bool, Option("--allow-few-organs", panel=_MASKS)] = False
-    """Warn of label maps without the organs around the lesions, instead of refusing them."""
+    """Warn about label maps that lack the organs around the lesions, instead of refusing them."""
     keep_rejected: Annotated[bool, Option("--keep-rejected", panel=_GATES)] = False
-    """Keep the image and label maps of rejected cases, in OUT/rejected."""
+    """Keep image and label maps of rejected cases in OUT/rejected."""
     max_attempts: Annotated[int, Field(gt=0, le=MAX_ATTEMPTS), Option(panel=_RUN)] = 5
-    """Attempts per case before it is rejected; a cohort may be continued with more."""
+    """Attempts per case before it is rejected; an existing cohort can be continued with more."""
     size_reference: Annotated[PathText | None, Option(takes=Path, panel=_WHAT)] = None
-    """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the percentiles."""
+    """nnU-Net dataset (path, number or name) or folder of label maps whose lesions define the size percentiles."""
     size_label: Annotated[
         PositiveInt | dict[str, PositiveInt] | None,
         BeforeValidator(_read_size_label),
         Option(metavar="ID", takes=list[str], panel=_WHAT),
     ] = None
-    """Id of the lesion in the size reference; of several, see --map."""
+    """Id of the lesion in the size reference; if it has several, use --map."""
     hu_reference: Annotated[PathText | None, Option(takes=Path, panel=_GATES)] = None
-    """CTs with label maps of your own, or a file of evaluate hu, that HU of organs are compared with (default: what is
-    usual for the bundle)."""
+    """Your own CTs with label maps, or a file written by 'evaluate hu', as the reference for organ HU (default: the
+    bundle's usual HU).
+    """
     decoding: DecodingConfig = DecodingConfig()
-    """How images are decoded from their latents."""
+    """How latents are decoded to images."""
     precision: Annotated[PrecisionName, Option(panel=_IMAGES)] = "auto"
-    """Number format that the networks compute in; auto: float16 on CUDA devices, float32 elsewhere. bfloat16 is fast on
-    a CPU and moves organs by several HU."""
+    """Floating-point type of the networks; auto: float16 on CUDA, float32 elsewhere. bfloat16 is fast on CPUs but
+    shifts organs by several HU.
+    """
     gates: Annotated[GateConfig, Option("--gate", metavar="NAME=off|NUMBER", takes=list[str], panel=_GATES)] = (
         GateConfig()
     )
-    """Switch a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, lesion-place,
-    max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, minimum-cnr."""
+    """Turn a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, lesion-place,
+    max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, minimum-cnr.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -300,7 +318,7 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     def _require_fitting_fields(self) -> CohortRequest:
         if (self.size_reference is None) != (self.size_label is None):
             missing = "size_label" if self.size_label is None else "size_reference"
-            raise ValueError(f"size_reference and size_label belong together; {missing} is missing")
+            raise ValueError(f"size_reference and size_label must be given together; {missing} is missing")
         misfit = self._find_misfit() or self._find_misfit_of_maps()
         if misfit:
             raise ValueError(misfit)
@@ -315,23 +333,19 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         source = self.mask_source
         if self.plant and source != GIVEN:
             return (
-                f"plant: expected none with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
-                "labels, or use mask_source 'given' to plant them in label maps of your own as they are"
+                f"plant cannot be used with mask_source '{source}', found {', '.join(self.plant)}; name lesions in "
+                "labels, or use mask_source 'given' to plant them in your own label maps"
             )
         if self.twins is not None and source != "plant":
-            return f"twins: expected none with mask_source '{source}', found {self.twins}; use mask_source 'plant'"
+            return f"twins cannot be used with mask_source '{source}', found {self.twins}; use mask_source 'plant'"
         if self.takes_requests:
-            return (
-                ""
-                if self.labels
-                else "labels: expected a list of at least 1 item, found none; ask for a lesion or an organ"
-            )
+            return "" if self.labels else "labels: at least one lesion or organ is required"
         if self.size_reference is not None:
-            return f"size_reference: expected none with mask_source '{source}', which asks for no sizes, found one"
+            return f"size_reference cannot be used with mask_source '{source}', which takes no sizes"
         if self.anatomy is not None:
             return (
-                f"anatomy: expected none with mask_source '{source}', found a list; name the labels to keep of given "
-                "maps in labels"
+                f"anatomy cannot be used with mask_source '{source}'; name the labels of the given maps to keep in "
+                "labels"
             )
         if source == GIVEN:
             return self._find_misfit_of_given()
@@ -339,29 +353,28 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
             "labels": ", ".join(self.labels),
             "mask_bank": "one" if self.has_own_bank else "",
             "mask_labels": "" if self.mask_labels == AUTO_MAPPING else str(self.mask_labels),
-            "guidance_scale": f"{self.guidance_scale:g}" if self.guidance_scale else "",
+            "hu_reference": self.hu_reference or "",
         }
         field, found = next(((field, found) for field, found in unused.items() if found), ("", ""))
         if not field:
             return ""
-        wanted = "0" if field == "guidance_scale" else "none"
         return (
-            f"{field}: expected {wanted} with mask_source 'none', for images are drawn without any label map, found "
+            f"{field}: expected none with mask_source 'none', which draws images without a label map, found "
             f"{found}; leave it out, or choose another mask_source"
         )
 
     def _find_misfit_of_given(self) -> str:
         if not self.has_own_bank:
             return (
-                "mask_source 'given': expected a mask_bank with label maps of your own, found the phantoms; give a "
-                "file, a folder or a data list"
+                "mask_source 'given': requires a mask_bank with your own label maps; give a file, a folder or a data "
+                "list"
             )
         for place, text in enumerate(self.labels):
             if not WrittenRequest.is_name(text):
                 return (
-                    f"labels[{place}]: expected the name of a label and nothing else with mask_source 'given', which "
-                    f"draws each map with the lesions that it has, found '{text}'; leave labels out to keep every "
-                    "label, or use mask_source 'plant' to choose sizes"
+                    f"labels[{place}]: expected a label name without a size, since mask_source 'given' draws each "
+                    f"map with its own lesions, found '{text}'; leave labels out to keep every label, or use "
+                    "mask_source 'plant' to choose sizes"
                 )
         return ""
 
@@ -370,8 +383,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         bank = self.mask_bank if self.has_own_bank else None
         if self.mask_source == "bank" and bank is None:
             return (
-                "mask_source 'bank': expected a mask_bank with lesions of its own, found the phantoms, which have "
-                "none; give a folder or a data list, or use mask_source 'plant'"
+                "mask_source 'bank': requires a mask_bank with lesions, but the phantoms have none; give a folder or "
+                "a data list, or use mask_source 'plant'"
             )
         idle: dict[str, object]
         if self.mask_source == "diffusion":
@@ -382,12 +395,12 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
             advice = "use mask_source 'diffusion', or leave it out"
         for name, found in idle.items():
             if found is not None:
-                return f"{name}: expected none with mask_source '{self.mask_source}', found {found}; {advice}"
+                return f"{name} cannot be used with mask_source '{self.mask_source}', found {found}; {advice}"
         return ""
 
     @property
     def takes_requests(self) -> bool:
-        """Whether lesions and organs are asked for: not of given maps, nor of images without any map."""
+        """Whether lesions and organs are requested: not of given maps, nor of images without any map."""
         return self.mask_source not in (GIVEN, NO_MAP)
 
     @property
@@ -406,12 +419,12 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
         return self.mask_source == GIVEN and self.preset is None
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields as plain YAML and JSON types, in the order of the class."""
+        """Return all fields as plain YAML and JSON types, in the order of the class."""
         return without_unused(self.model_dump(mode="json"))
 
 
 def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
+    """Return the fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
     return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant", "twins")}
 
 
@@ -420,22 +433,22 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
     Args:
         values: Field names to values, as YAML or flags give them.
-        source: What to call them in messages, a file name for instance.
+        source: Name for messages, a file name for instance.
 
     Raises:
         RecipeError: Listing every problem with its place.
     """
     with explain_problems(
-        CohortRequest, source, RecipeError, kind="recipe", if_missing="Give it in the recipe or as a flag."
+        CohortRequest, source, RecipeError, kind="recipe", if_missing="Set it in the recipe or as an option."
     ):
         return CohortRequest.model_validate(dict(values))
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The recipe's values with those flags on top that were given (are not ``None``).
+    """Return the recipe's values with those flags on top that were given (are not ``None``).
 
     A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
-    A preset that is given as a flag stands above the recipe's shape, spacing, decode window and overlap.
+    A preset that is given as a flag overrides the recipe's shape, spacing, decode window and overlap.
     """
     merged = dict(values)
     if flags.get("preset") is not None:
@@ -453,7 +466,7 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
 
 
 def _with_fields(section: object, fields: Mapping[str, Any]) -> object:
-    """A section with some fields replaced; what is no section is refused where the whole is validated."""
+    """A section with some fields replaced; what is not a section is refused where the whole is validated."""
     before = section or {}
     return {**before, **fields} if isinstance(before, Mapping) else before
 
@@ -468,6 +481,6 @@ def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> Co
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields in which two configurations differ, as ``name: old -> new``."""
+    """Return the fields in which two configurations differ, as ``name: old -> new``."""
     names: Iterable[str] = dict.fromkeys([*old, *new])
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

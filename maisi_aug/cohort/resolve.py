@@ -1,4 +1,4 @@
-"""From what is asked for to a run: every open field decided once, the plan made; cheap, and free of torch."""
+"""Resolve a request into a run: every open field is decided once and the plan is made. Cheap, and without torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, r
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_bare_images, plan_cohort, plan_given_maps
 from maisi_aug.cohort.request import DEFAULT_NUM_CASES, EMBEDDED_BANK, GIVEN, CohortRequest, without_unused
 from maisi_aug.cohort.twins import Twins, parse_twins, plan_twin_maps, plan_twins, with_size
-from maisi_aug.errors import RequestError, VocabularyError
+from maisi_aug.errors import MaisiAugWarning, RequestError, VocabularyError
 from maisi_aug.networks.mask_conditions import read_organ_sizes, require_not_absent
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import HuRange
@@ -42,22 +42,24 @@ class CohortRun:
     """A cohort ready to be made: nothing in it is left open.
 
     Attributes:
-        request: What was asked for, as it was asked.
+        request: The request as given.
         configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
-        begun: What lies in the cohort's folder already.
+        begun: State of the cohort's existing folder.
         bundle: The weights and their vocabulary.
-        grid: Of every case; the bundle's where given label maps keep their own.
+        grid: Grid of every case; the bundle's where given label maps keep their own.
         bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
-        mask_bank: What tells those label maps, or mask networks, from others, as plain JSON values.
-        mask_labels: What their ids mean, a file read.
-        mask_steps: Of the sampler of label maps; 0 where none are generated.
+        mask_bank: Identity of those label maps or mask networks, as plain JSON values.
+        mask_labels: Meaning of their ids, as read from a file.
+        mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
         organ_sizes: Percentile by id of organs in generated label maps.
-        num_inference_steps: Of the sampler of images.
+        num_inference_steps: Number of inference steps of the sampler of images.
+        guidance_scale: Guidance scale of the sampler of images.
+        modality: Modality of the images.
         decoding: How images are decoded.
         seed: Cohort seed.
-        requests: What cases are asked for; none of given maps and of images without any.
+        requests: Requests for the cases; none for given maps and for images without maps.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
-        plan: What every case shall hold.
+        plan: Required content of every case.
         hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
@@ -72,6 +74,8 @@ class CohortRun:
     mask_steps: int
     organ_sizes: Mapping[int, float]
     num_inference_steps: int
+    guidance_scale: float
+    modality: str
     decoding: DecodingConfig
     seed: int
     requests: tuple[CaseRequest, ...]
@@ -81,16 +85,16 @@ class CohortRun:
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region that label maps have to show; None where none are asked for."""
+        """Uppermost and lowest body region that label maps have to show; None where none are requested."""
         return spell_out(self.request.body_region)
 
     @property
     def twins(self) -> Twins | None:
-        """What differs between the cases of a group; None where every case stands for itself."""
+        """The factor that differs between the cases of a group; None if there are no groups."""
         return _find_twins(self.request)
 
     def with_seed(self, seed: int) -> CohortRun:
-        """The same requests under another seed: other sizes and another order."""
+        """Return the same requests under another seed: other sizes and another order."""
         if not self.requests:
             return replace(self, seed=seed)  # which decides on nothing in the plan
         grown_from, num_cases = self.configuration.get("grown_from", ()), self.configuration["num_cases"]
@@ -99,7 +103,7 @@ class CohortRun:
         return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
-        """The content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
+        """Return the content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
         names = self.bundle.vocabulary.name_of
         return {
             "configuration": dict(self.configuration),
@@ -127,7 +131,7 @@ def resolve(
     """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
 
     Args:
-        request: What the user asked for.
+        request: The user's request.
         folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
             measure again.
         may_resume: Whether the folder may hold a cohort already.
@@ -136,7 +140,7 @@ def resolve(
 
     Raises:
         CohortError: When the folder is not a cohort's.
-        BundleError: When there is no such bundle, or it has no mask networks and label maps shall be generated.
+        BundleError: When there is no such bundle, or it has no mask networks and label maps are to be generated.
         GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
             not fill it.
         RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
@@ -154,9 +158,8 @@ def resolve(
 def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: Report | None) -> CohortRun:
     named = _name_maps(request, bundle)
     bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
-    bundle.require_told(modality=request.modality, body_region=_find_told_region(request, bundle, bank))
+    sampling = _choose_sampling(request, bundle, bank)
     decoding, grid = _choose_decoding(request, bundle), _choose_grid(request, bundle)
-    num_inference_steps = bundle.choose_steps(request.num_inference_steps)
     mask_steps = _choose_mask_steps(request, bundle, grid)
     grown_from = begun.steps_to(request.num_cases, request.grown_from)
     described = _describe_bank(request, bundle, bank, mapping)
@@ -170,7 +173,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         "grown_from": list(grown_from),
         **named,
         "mask_steps": mask_steps or None,
-        "num_inference_steps": num_inference_steps,
+        **sampling,
         "decoding": decoding.model_dump(mode="json"),
     }
     return CohortRun(
@@ -184,7 +187,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         mask_labels=mapping,
         mask_steps=mask_steps,
         organ_sizes=organ_sizes,
-        num_inference_steps=num_inference_steps,
+        **sampling,
         decoding=decoding,
         seed=request.seed,
         requests=requests,
@@ -192,6 +195,19 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         plan=plan,
         hu_ranges=_find_hu_ranges(request, bundle, grid, begun.document, report_file),
     )
+
+
+def _choose_sampling(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> dict[str, Any]:
+    """Return steps, guidance and modality of the images; what the networks were not trained on is warned of."""
+    if request.has_maps:
+        bundle.require_controlnet()
+    modality = bundle.choose_modality(request.modality)
+    bundle.require_told(modality=modality, body_region=_find_told_region(request, bundle, bank))
+    num_steps = bundle.choose_steps(request.num_inference_steps)
+    for sentence in (*bundle.warn_of_modality(modality), *bundle.warn_of_steps(num_steps)):
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
+    guidance_scale = bundle.choose_guidance(request.guidance_scale, has_map=request.has_maps)
+    return {"num_inference_steps": num_steps, "guidance_scale": guidance_scale, "modality": modality}
 
 
 def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> dict[str, Any]:
@@ -208,7 +224,7 @@ def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> 
 
 
 def _name_maps(request: CohortRequest, bundle: Bundle) -> dict[str, Any]:
-    """Where label maps come from and what their ids mean: what the user names, else the bundle's, else phantoms."""
+    """Find the label maps and the meaning of their ids: the user's, otherwise the bundle's, otherwise phantoms."""
     is_open = request.mask_source == "plant" and "mask_bank" not in request.model_fields_set
     bank, labels = (bundle.find_mask_bank() if is_open else None) or (request.mask_bank, request.mask_labels)
     return {
@@ -225,7 +241,7 @@ def _list_bank(path: str, vocabulary: Vocabulary) -> BankFiles:
 
 
 def _find_told_region(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> tuple[BodyRegion, ...] | None:
-    """What the networks must listen to: no body region that only chooses among label maps that tell what they show."""
+    """Return the body region for the networks; none if it only selects among label maps that imply their region."""
     only_chooses = request.takes_requests and any(entry.extent_mm is not None for entry in bank.entries)
     return request.body_region if bundle.is_told_regions or not only_chooses else None
 
@@ -235,7 +251,7 @@ def _find_preset(request: CohortRequest, bundle: Bundle) -> Preset | None:
 
 
 def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
-    """The preset's windows, or the whole where it has none, where windows of no size are asked for."""
+    """The preset's windows, or the whole where it has none, where windows of no size are requested."""
     decoding, preset = request.decoding, _find_preset(request, bundle)
     if preset is None or decoding.mode != "windows" or decoding.window is not None:
         return decoding
@@ -246,7 +262,7 @@ def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
 
 
 def find_grid(request: CohortRequest) -> Grid:
-    """The grid of every case, before anything is compared with what the networks have seen.
+    """Return the grid of every case, before anything is compared with what the networks have seen.
 
     Raises:
         BundleError: When there is no such bundle.
@@ -263,7 +279,7 @@ def _build_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
     """The grid of every case, compared with those that the networks have seen.
 
-    Given label maps decide on what is left open, each for itself: of theirs only the sides asked for are checked.
+    Given label maps decide on what is left open, each for itself: of theirs only the sides requested are checked.
     """
     grid = _build_grid(request, bundle)
     if request.follows_maps:
@@ -271,12 +287,12 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
         return grid
     is_head = shows_head_alone(request, bundle)
     for sentence in bundle.check_grid(grid, shows_head_alone=is_head, allow_unseen=request.allow_unseen_grid):
-        warnings.warn(sentence, stacklevel=3)
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
     return grid
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it asks for."""
+    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it requests."""
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))
@@ -298,7 +314,7 @@ def _choose_mask_steps(request: CohortRequest, bundle: Bundle, grid: Grid) -> in
 
 
 def _describe_bank(request: CohortRequest, bundle: Bundle, bank: BankFiles, mapping: LabelMapping) -> dict[str, Any]:
-    """What a cohort remembers of the user's label maps and of the file that explains them; none of them is opened.
+    """Describe the user's label maps and their explaining file for the cohort's records, without opening maps.
 
     The phantoms come with the package, so that there is nothing to remember of them; mask networks stand in for a bank.
     """
@@ -334,7 +350,7 @@ def _plan_cases(
     grown_from: Sequence[int],
     distributions: Mapping[str, SizeDistribution],
 ) -> CohortPlan:
-    """What every case shall hold: by the requests, or by the given label maps, or nothing."""
+    """Plan the content of every case: from the requests, from the given label maps, or none."""
     num_cases, first = request.num_cases or DEFAULT_NUM_CASES, min(grown_from, default=None)
     if (twins := _find_twins(request)) is not None:
         plan = plan_twins(
@@ -395,7 +411,7 @@ def _require_makeable(
     bank: BankFiles,
     organ_sizes: Mapping[int, float],
 ) -> None:
-    """Raise where a plan asks for what its label maps or its grid cannot show."""
+    """Raise where a plan requests what its label maps or its grid cannot show."""
     for case in plan.cases:
         organs = [row.label for row in case.lesions if vocabulary.label(row.label_id).kind == "organ"]
         if organs:
@@ -408,25 +424,27 @@ def _require_makeable(
 
 
 def _require_organs_in_maps(case: CasePlan, organs: Sequence[str], source: str, bank: BankFiles) -> None:
-    """Raise unless organs that are asked for with a size come from label maps that a user has.
+    """Raise unless organs that are requested with a size come from label maps that a user has.
 
     Raises:
-        RequestError: For organs of a size without such maps, or beside lesions that the maps shall hold, too.
+        RequestError: For organs of a size without such maps, or beside lesions that the maps must contain as well.
     """
-    subject = f"Label request '{case.request}': expected label maps that hold '{organs[0]}', which is not planted"
+    subject = f"Label request '{case.request}': '{organs[0]}' is not planted, so that label maps must contain it"
     if source not in ("plant", "bank"):
-        raise RequestError(f"{subject}, found mask_source '{source}'. Use 'plant' or 'bank' with --mask-bank.")
+        raise RequestError(
+            f"{subject}; mask_source '{source}' does not provide them. Use 'plant' or 'bank' with --mask-bank."
+        )
     if not bank.entries:
-        raise RequestError(f"{subject}, found the phantoms. Name label maps that hold it with --mask-bank.")
+        raise RequestError(f"{subject}; the phantoms do not. Name label maps that contain it with --mask-bank.")
     if source == "bank" and len(organs) < len(case.lesions):
         raise RequestError(
-            f"Label request '{case.request}': expected mask_source 'plant' for lesions beside '{organs[0]}', found "
+            f"Label request '{case.request}': lesions together with '{organs[0]}' need mask_source 'plant', found "
             "'bank'. Use --mask-source plant."
         )
 
 
 def _absolute(text: str, *names: str) -> str:
-    """A path made absolute, so that a cohort can be gone on with from another folder; a name is no path."""
+    """A path made absolute, so that a cohort can be continued from another folder; a name is not a path."""
     return text if text in names or not Path(text).exists() else str(Path(text).resolve())
 
 
@@ -442,7 +460,7 @@ def _absolute_dataset(text: str | None, *names: str) -> str | None:
 def _find_hu_ranges(
     request: CohortRequest, bundle: Bundle, grid: Grid, begun: Mapping[str, Any], report_file: Report | None
 ) -> tuple[HuRange, ...]:
-    """HU of the user's organs: from the cohort that is gone on with, else measured or read from a file."""
+    """HU of the user's organs: from the cohort that is continued, else measured or read from a file."""
     path = _absolute_dataset(request.hu_reference)
     if path is None:
         return ()
@@ -454,7 +472,7 @@ def _find_hu_ranges(
 def _find_distributions(
     request: CohortRequest, vocabulary: Vocabulary, begun: Mapping[str, Any], report_file: Report | None
 ) -> dict[str, SizeDistribution]:
-    """The sizes of the user's lesions: from the cohort that is gone on with, else measured."""
+    """The sizes of the user's lesions: from the cohort that is continued, else measured."""
     path = _absolute_dataset(request.size_reference)
     if path is None or request.size_label is None:
         return {}
@@ -473,16 +491,16 @@ def _find_distributions(
 def _find_size_labels(
     size_label: int | Mapping[str, int], texts: Sequence[str], vocabulary: Vocabulary
 ) -> dict[str, int]:
-    """Which lesion of the vocabulary is which id of the size reference."""
+    """Match lesions of the vocabulary with ids of the size reference."""
     if isinstance(size_label, Mapping):
         return {vocabulary.label(name).name: label_id for name, label_id in size_label.items()}
     labels = [vocabulary.label(name) for name in label_names(texts)]
     names = sorted({label.name for label in labels if label.kind == "tumor"})
     if len(names) != 1:
         raise RequestError(
-            f"size_label {size_label}: expected one lesion in the label requests, found {len(names)} "
-            f"({', '.join(names) or 'none'}). Say which is which, such as "
-            f"--map '{size_label}={names[0] if names else 'hepatic tumor'}'."
+            f"size_label {size_label}: can stand for one lesion only, but the label requests have {len(names)} "
+            f"({', '.join(names) or 'none'}). Say which is which, for instance with --map "
+            f"'{size_label}={names[0] if names else 'hepatic tumor'}'."
         )
     return {names[0]: size_label}
 
@@ -497,14 +515,14 @@ def _measure_label_maps(
     found = list_bank(path, lambda name: find_label_id(name, vocabulary) is not None) if path.exists() else None
     if found is not None and found.faults:
         fault = ": ".join(found.faults[0])
-        raise RequestError(f"{path}: expected whole label maps, found {fault}. Restore or remove it.")
+        raise RequestError(f"{path}: a label map cannot be used: {fault}. Restore or remove it.")
     entries = [] if found is None else found.entries
     masks = next((entry for entry in entries if entry.organ_names), None)
     if masks is not None or not entries:
         what = f"a mask for each label ({masks.name})" if masks else "no image files"
         raise RequestError(
-            f"{path}: expected an nnU-Net dataset with labelsTr, or a folder of label maps, found {what}. "
-            "Check --size-reference."
+            f"{path}: neither an nnU-Net dataset with labelsTr nor a folder of label maps, found {what}. Check "
+            "--size-reference."
         )
     volumes: dict[int, list[list[float]]] = {label_id: [] for label_id in label_ids}
     for number, entry in enumerate(entries, start=1):

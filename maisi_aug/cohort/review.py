@@ -1,4 +1,4 @@
-"""What people say of the cases of a folder: accepted or rejected, line by line in ``review.jsonl``.
+"""Reviewers' decisions on the cases of a folder, accepted or rejected, one per line of ``review.jsonl``.
 
 The file is only ever appended to. The last decision of each reviewer on an attempt counts, and one rejection by anybody
 leaves the case out of exports, datasets, evaluation and reports until it is taken back.
@@ -6,25 +6,35 @@ leaves the case out of exports, datasets, evaluation and reports until it is tak
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from maisi_aug.cohort.folder import KEEP_FIELD, CohortFolder, read_cohort_document
+from maisi_aug.cohort.folder import (
+    KEEP_FIELD,
+    NOT_BEGUN,
+    BegunCohort,
+    CohortFolder,
+    find_cohort,
+    read_cohort_document,
+)
 from maisi_aug.cohort.manifest import (
     MANIFEST_NAME,
     AttemptRecord,
     FileRecord,
     Manifest,
     ManifestWriter,
+    list_manifests,
     load_manifest,
 )
 from maisi_aug.cohort.request import COHORT_NAME
-from maisi_aug.errors import CohortError
+from maisi_aug.cohort.shards import Shard
+from maisi_aug.cohort.twins import twin_of
+from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.whole_files import append_to_shared
 
@@ -52,7 +62,7 @@ class Decision:
         attempt: Which attempt at it was looked at.
         choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
         reason: Why it is rejected; may be empty.
-        reviewer: Who decides; empty where no name was given.
+        reviewer: Name of the reviewer; empty if none was given.
         time: When, in ISO 8601, UTC.
     """
 
@@ -65,7 +75,7 @@ class Decision:
 
     @property
     def key(self) -> CaseKey:
-        """What the decision is on."""
+        """Key of the case that was decided on."""
         return CaseKey(self.case_id, self.attempt)
 
 
@@ -77,7 +87,7 @@ class Review:
     """The decisions that stand.
 
     Attributes:
-        num_bytes: Of the file that were read.
+        num_bytes: Number of bytes of the file that were read.
     """
 
     num_bytes: int = 0
@@ -101,16 +111,16 @@ class Review:
         return sorted(name for name, stack in self._stacks.items() if stack)
 
     def last_of(self, reviewer: str) -> Decision | None:
-        """The decision that the reviewer's next undo takes back."""
+        """Return the decision that the reviewer's next undo takes back."""
         stack = self._stacks.get(reviewer)
         return stack[-1] if stack else None
 
     def decisions_of(self, reviewer: str) -> dict[CaseKey, Decision]:
-        """The last decision of a reviewer on every attempt."""
+        """Return the last decision of a reviewer on every attempt."""
         return {decision.key: decision for decision in self._stacks.get(reviewer, ())}
 
     def standing(self) -> dict[CaseKey, list[Decision]]:
-        """The last decision of every reviewer on every attempt."""
+        """Return the last decision of every reviewer on every attempt."""
         found: dict[CaseKey, list[Decision]] = {}
         for reviewer in self.reviewers:
             for key, decision in self.decisions_of(reviewer).items():
@@ -118,7 +128,7 @@ class Review:
         return found
 
     def rejections(self) -> dict[CaseKey, str]:
-        """What was rejected by at least one reviewer, and a sentence that says by whom and why."""
+        """Return what was rejected by at least one reviewer, and a sentence that says by whom and why."""
         found = {}
         for key, decisions in self.standing().items():
             if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
@@ -137,7 +147,7 @@ def load_review(folder: Path) -> Review:
     A last line without a line break is what a killed process leaves; it is skipped.
 
     Raises:
-        CohortError: A line is no decision.
+        CohortError: A line is not a decision.
     """
     review = Review()
     read_on(review, folder / REVIEW_NAME)
@@ -148,14 +158,14 @@ def read_on(review: Review, path: Path) -> bool:
     """Take in the lines that were added since the last time.
 
     Args:
-        review: What was read so far.
-        path: Of the file, which need not be there yet.
+        review: Decisions read so far.
+        path: Path of the file, which need not be there yet.
 
     Returns:
         Whether there were any.
 
     Raises:
-        CohortError: A line is no decision.
+        CohortError: A line is not a decision.
     """
     begin = review.num_bytes
     try:
@@ -174,9 +184,7 @@ def _read_line(path: Path, line: bytes) -> Decision:
         return _DECISION.validate_json(line)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False)[0]["msg"]
-        raise CohortError(
-            f"{path}: expected a decision on every line, found {line.rstrip()[:60]!r} ({problem}). Remove the line."
-        ) from None
+        raise CohortError(f"{path}: not a decision: {line.rstrip()[:60]!r} ({problem}). Remove the line.") from None
 
 
 def append_decision(folder: Path, decision: Decision) -> None:
@@ -189,18 +197,18 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def now() -> str:
-    """The time as a decision has it."""
+    """Return the time as a decision has it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """The manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
+    """Return the manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
 
 def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
-    """A record as it counts, given :meth:`Review.rejections`."""
+    """Return a record as it counts, given :meth:`Review.rejections`."""
     reason = rejections.get(CaseKey(record.case_id, record.attempt))
     if record.status != "accepted" or reason is None:
         return record
@@ -208,7 +216,7 @@ def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> Attem
 
 
 def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """The manifest of a cohort as it counts for whoever uses its cases.
+    """Return the manifest of a cohort as it counts for whoever uses its cases.
 
     Args:
         folder: The cohort's folder.
@@ -221,7 +229,7 @@ def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None
 
 
 def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
-    """How many accepted cases of a manifest a reviewer rejected.
+    """Return how many accepted cases of a manifest a reviewer rejected.
 
     Raises:
         CohortError: A line of the review cannot be read.
@@ -229,20 +237,42 @@ def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
     return len(manifest.accepted) - len(apply_review(manifest, load_review(folder)).accepted)
 
 
+def reopen_for_run(
+    folder: Path, document: Mapping[str, Any], *, begun: BegunCohort = NOT_BEGUN, shard: Shard | None = None
+) -> None:
+    """Give up what reviewers rejected, where the folder holds the cohort that a run goes on with.
+
+    Args:
+        folder: Of the cohort; it may be new.
+        document: Content of the ``cohort.yaml`` of the run.
+        begun: What is known of the folder already.
+        shard: What the run is a part of.
+
+    Raises:
+        RequestError: It is a shard; others would not see that its cases are open again.
+        CohortError: The cohort is another one or not merged, another process writes to it, or a line cannot be read.
+    """
+    if shard is not None:
+        raise RequestError("--redraw-rejected cannot be used with --shard. Use it after maisi-aug cohort merge.")
+    if find_cohort(folder, document, begun) is not None:
+        reopen_rejected(folder)
+
+
 def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     """Give up the cases of a cohort that reviewers rejected, so that the next run makes further attempts at them.
 
-    Pictures, and with ``keep_rejected`` volumes, move to where those of failed attempts lie; a run that is stopped in
-    between finds cases with lost files, and draws these again.
+    With a case go its twins, which show the same patient. Pictures, and with ``keep_rejected`` volumes, move to where
+    those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws these again.
 
     Args:
-        folder: Of a cohort that nothing is writing to.
+        folder: Folder of a cohort that nothing is writing to.
 
     Returns:
         What the manifest held of these cases.
 
     Raises:
-        CohortError: Another process writes to the cohort, the disk is full, or a line cannot be read.
+        CohortError: Shards are not merged, another process writes to the cohort, the disk is full, or a line cannot be
+            read.
     """
     place = CohortFolder(folder)
     document = (read_cohort_document(folder) if (folder / COHORT_NAME).is_file() else None) or {}
@@ -250,21 +280,42 @@ def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     rejections, given_up = load_review(folder).rejections(), []
     if not rejections:
         return []
+    if list_manifests(folder) != [folder / MANIFEST_NAME]:
+        raise CohortError(
+            f"{folder}: expected a merged cohort for --redraw-rejected, found shards whose manifests are apart. Run "
+            f"this first: maisi-aug cohort merge {folder}"
+        )
     with ManifestWriter(folder / MANIFEST_NAME) as writer:
-        for record in load_manifest(folder).accepted:
-            judged = judge_record(record, rejections)
-            if judged is record:
-                continue
+        for record, judged in _judge_with_twins(load_manifest(folder), rejections):
             try:
                 files = _set_aside(record, place, keeps_volumes=keeps)
                 writer.append(replace(judged, status="retried", files=files))
             except OSError as error:
                 raise CohortError(
-                    f"{folder}: expected to set '{record.case_id}' aside, found: {error.strerror or error}. Make room "
-                    "and run the command again."
+                    f"{folder}: cannot set '{record.case_id}' aside: {error.strerror or error}. Free some space and "
+                    "run the command again."
                 ) from error
             given_up.append(record)
     return given_up
+
+
+def _judge_with_twins(
+    manifest: Manifest, rejections: dict[CaseKey, str]
+) -> Iterator[tuple[AttemptRecord, AttemptRecord]]:
+    """Accepted attempts that a reviewer rejected, or one of whose twins, and the same as they count."""
+    groups = {
+        (twin[0], record.attempt): record.case_id
+        for record in manifest.records
+        if CaseKey(record.case_id, record.attempt) in rejections and (twin := twin_of(record)) is not None
+    }
+    for record in manifest.accepted:
+        twin = twin_of(record)
+        rejected = None if twin is None else groups.get((twin[0], record.attempt))
+        judged = judge_record(record, rejections)
+        if judged is record and rejected is not None:
+            judged = replace(record, status="rejected", reason=f"Its twin {rejected} was rejected in review.")
+        if judged is not record:
+            yield record, judged
 
 
 def _set_aside(record: AttemptRecord, place: CohortFolder, *, keeps_volumes: bool) -> dict[str, FileRecord]:

@@ -41,7 +41,7 @@ class Shard:
 
     Attributes:
         number: From 1.
-        count: Of all shards.
+        count: Number of shards.
     """
 
     number: int
@@ -71,15 +71,15 @@ class Shard:
         return f"manifest.{self.number}-of-{self.count}.jsonl"
 
     def part_of(self, groups: Sequence[Group]) -> list[Group]:
-        """Its groups of cases of a plan's; those of a kind, which stand together, are spread over all shards."""
+        """Return its groups of cases of a plan's; those of a kind, which stand together, are spread over all shards."""
         return list(groups[self.number - 1 :: self.count])
 
 
 def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
-    """Manifests of a cohort that other processes are writing.
+    """Yield manifests of a cohort that other processes are writing.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         own: Name of the manifest that is to be written.
     """
     for path in list_manifests(folder):
@@ -91,7 +91,7 @@ def require_compatible(folder: Path, own: str) -> None:
     """Raise where a process is at work in a cohort that does not divide it in the same way.
 
     Args:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         own: Name of the manifest that is to be written.
 
     Raises:
@@ -110,19 +110,19 @@ def merge_shards(folder: Path) -> int:
     A process that is killed meanwhile leaves what there was, or what will be; giving the command again is enough.
 
     Args:
-        folder: Of the cohort, in which nothing is at work.
+        folder: Folder of the cohort, in which nothing is at work.
 
     Returns:
         How many manifests of shards there were.
 
     Raises:
-        CohortError: It is no cohort, a shard is at work, or two have made the same attempt to different bytes.
+        CohortError: It is not a cohort, a shard is at work, or two have made the same attempt to different bytes.
     """
     load_manifest(folder, gates=())
     with ExitStack() as locks:
         locks.enter_context(ManifestWriter(folder / MANIFEST_NAME))
         shards = list_manifests(folder)[1:]
-        for path in shards:  # nobody goes on with a shard while it is merged
+        for path in shards:  # nobody continues a shard while it is merged
             locks.enter_context(ManifestWriter(path))
         if shards:
             load_manifest(folder, gates=())  # once more, now that nothing is written
@@ -137,7 +137,7 @@ def gather_shards(folders: Sequence[Path], out: Path) -> None:
     """Bring shards that have a folder each into one, as links where the disk has them.
 
     Args:
-        folders: Of the shards, begun with the same configuration; they stay as they are.
+        folders: Folders of the shards, begun with the same configuration; they stay as they are.
         out: A new folder, an empty one, or one that the same call began.
 
     Raises:
@@ -169,7 +169,7 @@ def _bring(folder: Path, out: Path, file: FileRecord) -> None:
         return
     target.unlink(missing_ok=True)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if (folder / file.path).is_file():  # else the case is drawn again when the cohort is gone on with
+    if (folder / file.path).is_file():  # else the case is drawn again when the cohort is continued
         link_or_copy(folder / file.path, target)
 
 
@@ -186,22 +186,20 @@ def _require_same_cohort(folders: Sequence[Path]) -> bytes:
             content = path.read_bytes()
             contents.append((folder, content, read_yaml(path)))
         except (OSError, ContentError):
-            raise CohortError(f"{folder}: expected a shard with a readable {COHORT_NAME}, found none.") from None
+            raise CohortError(f"{folder}: not a shard, because it has no readable {COHORT_NAME}.") from None
     (first, content, before), *others = contents
     for folder, _, document in others:
         if different := differences(before, document):
             raise CohortError(
-                f"{folder}: expected a shard of the cohort that {first} holds a shard of, found another one "
-                f"({different[0][:200]}). Merge shards of one command."
+                f"{folder}: belongs to another cohort than {first} ({different[0][:200]}). Merge shards of one "
+                "command only."
             )
     return bytes(content)
 
 
 def _require_empty_or_cohort(out: Path) -> None:
     if out.exists() and not is_cohort(out) and (not out.is_dir() or any(out.iterdir())):
-        raise CohortError(
-            f"{out}: expected a new, an empty or a cohort's folder, found something else. Choose another."
-        )
+        raise CohortError(f"{out}: neither new, empty nor a cohort's folder. Choose another --out.")
 
 
 def _write_joined(target: Path, sources: Sequence[Path]) -> None:

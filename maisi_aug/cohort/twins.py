@@ -21,39 +21,39 @@ from maisi_aug.vocabulary.sizes import SizeDistribution
 Factor = Literal["size", "texture", "place", "contrast"]
 FACTORS: Final[tuple[Factor, ...]] = get_args(Factor)
 MAP_FACTORS: Final[tuple[Factor, ...]] = ("size", "place")
-"""What can differ between label maps that lesions are planted in."""
+"""Factors that can differ between label maps in which lesions are planted."""
 ORIGIN_KEY: Final = "twins"
-"""Under which the origin of a case names its group, the factor and the value."""
+"""Key in the origin of a case for its group, the factor and the value."""
 MOST_CONTRAST_HU: Final = 2000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """What differs between the cases of a group.
+    """Difference between the cases of a group.
 
     Attributes:
         factor: Which property of the lesion.
-        values: Of the property, one for each case of a group: sizes as in a request, names, or contrasts in HU.
+        values: Values of the property, one for each case of a group: sizes as in a request, names, or contrasts in HU.
     """
 
     factor: Factor
     values: tuple[str, ...]
 
     def group_of(self, case_index: int) -> int:
-        """Number of the group that a case belongs to, from 0."""
+        """Return the number of the group that a case belongs to, from 0."""
         return case_index // len(self.values)
 
     def value_of(self, case_index: int) -> str:
-        """The value of a case."""
+        """Return the value of a case."""
         return self.values[case_index % len(self.values)]
 
     def groups(self, plan: CohortPlan) -> list[tuple[CasePlan, ...]]:
-        """The cases of every group together."""
+        """Return the cases of every group together."""
         step = len(self.values)
         return [plan.cases[start : start + step] for start in range(0, len(plan.cases), step)]
 
     def to_origin(self, case_index: int) -> dict[str, Any]:
-        """What the manifest says of a case."""
+        """Return what the manifest says of a case."""
         return {"group": self.group_of(case_index), "factor": self.factor, "value": self.value_of(case_index)}
 
 
@@ -66,11 +66,11 @@ def parse_twins(text: str) -> Twins:
     name, _, listed = (part.strip() for part in text.partition("="))
     factor = next((known for known in FACTORS if known == name), None)
     if factor is None:
-        hint = did_you_mean(name, FACTORS) or f" Write one of {', '.join(FACTORS)}, such as size=6mm,10mm,20mm."
-        raise RequestError(f"--twins '{text}': expected FACTOR=VALUE,VALUE,..., found the factor '{name}'.{hint}")
+        hint = did_you_mean(name, FACTORS) or f" Use one of {', '.join(FACTORS)}, such as size=6mm,10mm,20mm."
+        raise RequestError(f"--twins '{text}': unknown factor '{name}'.{hint}")
     values = tuple(value.strip() for value in listed.split(","))
     if len(values) < 2 or not all(values) or len(set(values)) < len(values):
-        raise RequestError(f"--twins '{text}': expected two or more different values, found '{listed}'.")
+        raise RequestError(f"--twins '{text}': needs two or more different values, found '{listed}'.")
     if factor == "contrast":
         for value in values:
             _require_contrast(text, value)
@@ -99,14 +99,14 @@ def plan_twins(
     """Plan a cohort of groups; the cases of a group follow each other.
 
     Args:
-        texts: Label requests; without sizes where the size is what differs.
-        twins: What differs.
-        vocabulary: The labels that may be asked for.
-        num_groups: Groups of the cohort.
+        texts: Label requests; without sizes if the twins differ in size.
+        twins: The factor that differs, and its values.
+        vocabulary: The labels that may be requested.
+        num_groups: Number of groups in the cohort.
         seed: Cohort seed.
-        distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
-        grown_from: Numbers of groups that the cohort had before it grew.
-        rule_of: How lesions of a label grow.
+        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
+        grown_from: Earlier numbers of groups, if the cohort has grown.
+        rule_of: Returns the growth rule of a label's lesions.
 
     Raises:
         VocabularyError: When a label is unknown.
@@ -138,25 +138,26 @@ def plan_twins(
 
 
 def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> CohortPlan:
-    """The plan of twins whose lesions are planted in label maps: their places are host organs.
+    """Return the plan of twins whose lesions are planted in label maps: their places are host organs.
 
     Args:
-        plan: Of :func:`plan_twins`.
-        twins: What differs.
-        vocabulary: Of the bundle.
+        plan: Plan of :func:`plan_twins`.
+        twins: The factor that differs, and its values.
+        vocabulary: Vocabulary of the bundle.
 
     Raises:
-        RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is no host.
-        VocabularyError: For a place that is no label.
+        RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is not a
+            host.
+        VocabularyError: For a place that is not a label.
     """
     if twins.factor not in MAP_FACTORS:
         raise RequestError(
-            f"--twins {twins.factor}=...: expected size or place for cases that are drawn whole, found "
-            f"'{twins.factor}'. Draw into CTs with 'maisi-aug insert' to vary it."
+            f"--twins {twins.factor}=...: '{twins.factor}' cannot be varied in cases that are drawn whole; only size "
+            "and place can. Use 'maisi-aug insert' instead."
         )
     many = next((case for case in plan.cases if len(case.lesions) != 1), None)
     if many is not None:
-        raise RequestError(f"--labels '{many.request}': expected one lesion with --twins, found {len(many.lesions)}.")
+        raise RequestError(f"--labels '{many.request}': --twins needs exactly one lesion, found {len(many.lesions)}.")
     if twins.factor == "size":
         return plan
     places = {value: vocabulary.id_of(value) for value in twins.values}
@@ -164,8 +165,8 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
         if lost := set(places.values()).difference(case.lesions[0].hosts):
             hosts = ", ".join(vocabulary.name_of(host) for host in case.lesions[0].hosts)
             raise RequestError(
-                f"--twins place=...: expected hosts of {case.lesions[0].label} ({hosts}), found "
-                f"{vocabulary.name_of(min(lost))}."
+                f"--twins place=...: {vocabulary.name_of(min(lost))} cannot contain {case.lesions[0].label}; its "
+                f"host organs are {hosts}."
             )
     cases = (
         replace(case, lesions=(replace(case.lesions[0], hosts=(places[twins.value_of(case.index)],)),))
@@ -175,22 +176,22 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
 
 
 def with_size(text: str, value: str) -> str:
-    """The request of a lesion with a size.
+    """Return the request of a lesion with a size.
 
     Raises:
-        RequestError: It has one already, or asks for several lesions.
+        RequestError: It has one already, or requests several lesions.
     """
     body, at, share = text.partition("@")
     if ":" in body or "+" in body:
         raise RequestError(
-            f"--labels '{text}': expected one lesion without a size, since --twins sets it, found '{body}'. "
-            "Write --labels 'lung nodule'."
+            f"--labels '{text}': needs one lesion without a size, because --twins sets it, found '{body}'. Write "
+            "--labels 'lung nodule'."
         )
     return f"{body}:{value}{at}{share}"
 
 
 def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
-    """Group, factor and value of a recorded case; None for one without twins.
+    """Return group, factor and value of a recorded case; None for one without twins.
 
     A manifest may come from somebody else: an entry of another form counts as none.
     """

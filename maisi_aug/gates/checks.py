@@ -1,4 +1,4 @@
-"""Quality gates: each compares a case with what was asked for and returns a verdict with its figures.
+"""Quality gates: each compares a case with what was requested and returns a verdict with its figures.
 
 A gate never raises on a bad image or label map: whatever is wrong is a verdict that did not pass, so that one bad case
 never stops a cohort. Arrays have axes ``I J K``; intensities are Hounsfield units.
@@ -26,6 +26,8 @@ from maisi_aug.volumes.grid import Grid, Spacing, voxel_volume_ml
 
 MIN_BIAS_ORGANS = 2
 PLAUSIBLE_HU = (-1100.0, 4000.0)
+PLAUSIBLE_MR = (0.0, 10_000.0)
+"""Ten times what the networks know as 1: nothing real is as bright."""
 MIN_SHAPE_VOXELS = 30
 """Lesions with fewer voxels have no shape to speak of."""
 MIN_SHELL_VOXELS = 12
@@ -38,10 +40,17 @@ NOISE_FLOOR_HU = 1.0
 TISSUE_HU = (-200.0, 200.0)
 """Fat, muscle and parenchyma; all that is neither air, lung nor bone."""
 BODY_SHARE = (0.01, 0.98)
-"""Of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to a trunk that leaves air
-in the corners only."""
+"""Range of the body's share of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to
+a trunk that leaves air in the corners only.
+"""
 MIN_TISSUE_SHARE = 0.2
-"""Of the body; in a chest with large lungs about half of it is soft tissue."""
+"""Smallest share of soft tissue in the body; in a chest with large lungs it is about half."""
+ANATOMY_SHARE = (0.02, 0.9)
+"""Range of the share of the field of view that is brighter than Otsu's threshold."""
+MAX_EDGE_SHARE = 0.35
+"""Largest share of neighbouring voxels that lie on either side of that threshold: 0.5 in white noise, 0.14 in nibabel's
+example of a T1 image, a crop at 2 mm.
+"""
 MAX_STEP_HU = 80.0
 """Median difference of neighbours in soft tissue. It is 13 to 28 HU in CTs of TotalSegmentator and OpenKBP at 3 to
 5 mm, and more in thin slices; values drawn at random between the two bounds above differ by 117 HU."""
@@ -53,9 +62,9 @@ class Verdict:
 
     Attributes:
         gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias",
-            "lesion visibility" or "patient".
+            "lesion visibility", "patient" or "anatomy".
         passed: Whether the case may be kept as far as this gate is concerned.
-        figures: What was measured and what was expected.
+        figures: Measured and expected figures.
         message: One sentence for people.
     """
 
@@ -65,21 +74,24 @@ class Verdict:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as plain JSON values; figures that are not finite become null."""
+        """Return the verdict as plain JSON values; figures that are not finite become null."""
         plain: dict[str, Any] = _to_plain(
             {"gate": self.gate, "passed": self.passed, "figures": self.figures, "message": self.message}
         )
         return plain
 
 
-def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid) -> Verdict:
-    """Image and label map share the expected grid, and the image holds finite, varying, plausible numbers.
+def check_geometry(
+    image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid, *, is_mr: bool = False
+) -> Verdict:
+    """Check that image and label map have the expected grid and the image has finite, varying, plausible intensities.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
         label_map: ``(I, J, K)`` label ids; None for an image without one.
         grid: Grid of both.
-        expected: Grid that was asked for.
+        expected: Grid that was requested.
+        is_mr: Whether intensities are those of MR and not HU.
     """
     finite = np.isfinite(image_hu)
     low, high = (float(image_hu[finite].min()), float(image_hu[finite].max())) if finite.any() else (math.nan, math.nan)
@@ -90,8 +102,7 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
         "spacing_mm": list(grid.spacing_mm),
         "expected_spacing_mm": list(expected.spacing_mm),
         "num_not_finite": int(finite.size - np.count_nonzero(finite)),
-        "lowest_hu": low,
-        "highest_hu": high,
+        **({"lowest": low, "highest": high} if is_mr else {"lowest_hu": low, "highest_hu": high}),
     }
     problems = []
     if image_hu.shape != expected.shape or (label_map is not None and label_map.shape != expected.shape):
@@ -102,17 +113,18 @@ def check_geometry(image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid:
         problems.append(f"{figures['num_not_finite']} values that are not finite")
     if not low < high:
         problems.append("an image without any structure")
-    if low < PLAUSIBLE_HU[0] or high > PLAUSIBLE_HU[1]:
-        problems.append(f"intensities from {low:.0f} to {high:.0f} HU")
+    lowest, highest = PLAUSIBLE_MR if is_mr else PLAUSIBLE_HU
+    if low < lowest or high > highest:
+        problems.append(f"intensities from {low:.0f} to {high:.0f}{'' if is_mr else ' HU'}")
     return _verdict("geometry", figures, problems, "Geometry: the grid is the expected one.")
 
 
 def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, vocabulary: Vocabulary = MAISI) -> Verdict:
-    """Every required label is there.
+    """Check that every required label is present.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
-        required_ids: Ids that must be there.
+        required_ids: Ids that must be present.
         vocabulary: Names for the message.
     """
     # Slice by slice, and all ids at once: a user's map may have a hundred of them.
@@ -122,7 +134,7 @@ def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, voca
     missing = [label_id for label_id, count in counts.items() if not count]
     figures = {"num_voxels": {str(label_id): count for label_id, count in counts.items()}, "missing_ids": missing}
     problems = [f"{counts[label_id]} voxels of {_name_of(label_id, vocabulary)}" for label_id in missing]
-    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are there.")
+    return _verdict("presence", figures, problems, f"Presence: all {len(counts)} required labels are present.")
 
 
 def check_lesion_size(
@@ -131,11 +143,11 @@ def check_lesion_size(
     voxel_ml: float,
     tolerance: float = 0.10,
 ) -> Verdict:
-    """As many lesions as requested, each within the tolerance or two voxels, whichever is more.
+    """Check that there are as many lesions as requested, each within the tolerance or two voxels.
 
     Args:
         requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
-        realised_ml: What was measured on the output grid, in any order: largest is compared with largest.
+        realised_ml: Volumes on the output grid, in any order: the largest is compared with the largest.
         voxel_ml: Volume of a voxel in millilitres.
         tolerance: Share of the requested volume that a lesion may be off by.
     """
@@ -162,11 +174,11 @@ def check_lesion_size(
 
 
 def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
-    """Every lesion of a label lies in its host as far as such lesions do, and is about as compact as a ball.
+    """Check that every lesion of a label lies in its host as far as usual, and is about as compact as a ball.
 
     Args:
-        lesions: What a mask source has put into the map; a lesion that was there before has no share outside.
-        rule: What is usual for the label.
+        lesions: Lesions that a mask source added to the map; earlier ones have no share outside.
+        rule: Growth that is usual for the label.
         is_judged: Whether the lesions have to pass; else the figures are noted all the same.
     """
     rows, problems = [], []
@@ -193,13 +205,13 @@ def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged
             "lesion place",
             True,
             figures,
-            f"Lesion place: found {'; '.join(problems)}. Not judged, as the lesions were in the map before.",
+            f"Lesion place: found {'; '.join(problems)}. Not judged, because the lesions were in the map before.",
         )
     return _verdict("lesion place", figures, problems, good)
 
 
 def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequence[HuRange] | None = None) -> Verdict:
-    """The median of every organ that is there lies inside its range.
+    """Check that the median HU of every organ present lies inside its range.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
@@ -234,19 +246,19 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
     num_judged = sum(bool(row["judged"]) for row in rows)
     figures = {"organs": rows, "num_judged": num_judged, "num_outside": len(problems)}
     return _verdict(
-        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians inside their range."
+        "organ HU", figures, problems, f"Organ HU: {num_judged} of {num_judged} medians within their range."
     )
 
 
 def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
-    """The organs of a case, taken together, are about as bright as usual.
+    """Check that the organs of a case, taken together, are about as bright as usual.
 
     The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
     as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
     organs brighter and nothing makes all of them darker, hence two limits.
 
     Args:
-        organ_hu: What :func:`check_organ_hu` says of the case.
+        organ_hu: Result of :func:`check_organ_hu` for the case.
         ranges: The reference that it was held against.
         max_dark_hu: Largest bias to the dark side.
         max_bright_hu: Largest bias to the bright side.
@@ -269,7 +281,10 @@ def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: 
         "is_judged": is_judged,
     }
     if bias is None or not is_judged:
-        good = f"HU bias: not judged, as {len(deviations)} organs have a usual HU, {MIN_BIAS_ORGANS} are needed."
+        good = (
+            f"HU bias: not judged, because only {len(deviations)} organs have a usual HU and {MIN_BIAS_ORGANS} are "
+            "needed."
+        )
         return Verdict("HU bias", True, figures, good)
     problems = []
     if not -max_dark_hu <= bias <= max_bright_hu:
@@ -300,7 +315,7 @@ def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], goo
 
 
 def shape_verdict(gate: str, image_hu: NDArray[Any], label_map: NDArray[Any]) -> Verdict:
-    """What a gate says of an image and a label map that do not have the same shape."""
+    """Return what a gate says of an image and a label map that do not have the same shape."""
     figures = {"image_shape": list(image_hu.shape), "label_map_shape": list(label_map.shape)}
     return _verdict(gate, figures, ["an image and a label map of different shapes"], "")
 
@@ -330,7 +345,7 @@ def check_lesion_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> Verdict:
-    """A lesion differs from the host around it, in the right direction and by more than the noise.
+    """Check that a lesion differs from the host around it, in the right direction and by more than the noise.
 
     Contrast is the median of the lesion's core (its voxels that touch no other, where there are enough) minus the
     median of its host within three voxels, without the voxels next to the lesion where enough are left. Noise is the
@@ -343,7 +358,7 @@ def check_lesion_visibility(
         label_map: ``(I, J, K)`` label ids.
         lesion: ``(I, J, K)`` mask of one lesion.
         host_ids: Ids that the lesion may have grown in.
-        tumor_ids: Ids of all tumors, those of bound slots included; they are no surroundings to compare with.
+        tumor_ids: Ids of all tumors, those of bound slots included; they are not surroundings to compare with.
         expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         minimum_cnr: How many times the noise the contrast has to be.
@@ -352,13 +367,13 @@ def check_lesion_visibility(
     if not image_hu.shape == label_map.shape == lesion.shape:
         return shape_verdict(gate, image_hu, label_map)
     if not lesion.any():
-        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: expected a lesion, found an empty mask.")
+        return Verdict(gate, False, {"num_voxels": 0}, "Lesion visibility: the mask of the lesion is empty.")
     box = bounding_box(lesion, margin=SHELL_VOXELS + 1)
     values, mask = image_hu[box].astype(np.float64), lesion[box]
     shell, surroundings = _find_shell(label_map[box], mask, host_ids, tumor_ids)
     if not shell.any() or not np.isfinite(values[shell | mask]).all():
         figures = {"num_voxels": int(mask.sum()), "num_surrounding_voxels": int(shell.sum())}
-        message = "Lesion visibility: expected finite HU in the lesion and in body around it, found none."
+        message = "Lesion visibility: no finite HU in the lesion or in the body around it."
         return Verdict(gate, False, figures, message)
     measured = _measure_contrast(values, mask, shell, spacing_mm)
     contrast_hu, noise_hu = measured["contrast_hu"], measured["noise_hu"]
@@ -369,8 +384,8 @@ def check_lesion_visibility(
     passed = right_sign and (on_sign_alone or abs(contrast_hu) >= minimum_cnr * noise_hu)
     wanted = {1: "brighter", -1: "darker", 0: "brighter or darker"}[sign]
     message = (
-        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} HU "
-        f"of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
+        f"Lesion visibility: expected a lesion {wanted} than its {surroundings} by {minimum_cnr:g} x {noise_hu:.0f} "
+        f"HU of noise, found {contrast_hu:+.0f} HU at {measured['diameter_mm']:.1f} mm."
     )
     figures = measured | {
         "surroundings": surroundings,
@@ -393,7 +408,7 @@ def check_label_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> tuple[Verdict, ...]:
-    """``check_lesion_visibility`` for each connected lesion of a label, in scan order; empty if there is none."""
+    """Run ``check_lesion_visibility`` on each connected lesion of a label, in scan order."""
     verdicts = []
     for part, lesion in connected_parts(label_map == label_id):
         margins = [(min(SHELL_VOXELS + 1, side.start), SHELL_VOXELS + 1) for side in part]
@@ -442,7 +457,7 @@ def _core(lesion: Mask) -> Mask:
 def _find_shell(
     label_map: NDArray[Any], lesion: Mask, host_ids: Sequence[int], tumor_ids: Sequence[int]
 ) -> tuple[Mask, str]:
-    """What the lesion is compared with, and whether that is its host or any body."""
+    """Find the surroundings to compare the lesion with, and whether they are its host or any body."""
     near = ndimage.binary_dilation(lesion, TOUCHING, iterations=SHELL_VOXELS) & ~lesion
     apart = near & ~ndimage.binary_dilation(lesion, TOUCHING)
     host = is_any_of(label_map, host_ids)
@@ -472,7 +487,7 @@ def _robust_deviation(values: NDArray[np.float64]) -> float:
 
 
 def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: bool = True) -> Verdict:
-    """There is a body with air around it, much of it is soft tissue, and that is no noise.
+    """Check that there is a body with air around it, with enough soft tissue that is not noise.
 
     It is for images that are drawn without a label map: none says which organ lies where, so nothing finer is judged.
 
@@ -489,12 +504,14 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
     elif figures["tissue_share"] < MIN_TISSUE_SHARE:
         problems.append(f"a body of which {figures['tissue_share']:.0%} is soft tissue")
     elif figures["median_step_hu"] > MAX_STEP_HU:
-        problems.append(f"soft tissue in which neighbours differ by {figures['median_step_hu']:.0f} HU, which is noise")
+        problems.append(
+            f"soft tissue in which neighbouring voxels differ by {figures['median_step_hu']:.0f} HU, which is noise"
+        )
     if not problems:
-        return Verdict("patient", True, figures, "Patient: there is one, with air around and soft tissue inside.")
-    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
+        return Verdict("patient", True, figures, "Patient: shown, with air around and soft tissue inside.")
+    note = "" if is_judged else " Not judged, because this bundle is known to draw poorly without a label map."
     return Verdict(
-        "patient", not is_judged, figures, f"Patient: expected one with air around, found {problems[0]}.{note}"
+        "patient", not is_judged, figures, f"Patient: not shown with air around it: found {problems[0]}.{note}"
     )
 
 
@@ -520,3 +537,34 @@ def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, fl
         "tissue_share": float(tissue.sum()) / max(1.0, float(body.sum())),
         "median_step_hu": float(np.median(steps)) if steps.size else 0.0,
     }
+
+
+def check_anatomy(image: NDArray[Any], *, is_judged: bool = True) -> Verdict:
+    """An MR image shows something before a dark background, and that is no noise.
+
+    MR intensities have no unit, and what is bright differs from sequence to sequence, so that nothing finer is judged.
+    Bright is what lies above Otsu's threshold (Otsu, "A threshold selection method from gray-level histograms", 1979).
+
+    Args:
+        image: ``(I, J, K)`` intensities.
+        is_judged: Whether the image has to pass; else the figures are noted all the same.
+    """
+    from skimage.filters import threshold_otsu
+
+    constant = image.min() == image.max()
+    is_bright = np.zeros(image.shape, dtype=bool) if constant else image > threshold_otsu(image)
+    # Per axis, the pairs of neighbours of which one is bright and the other is not.
+    edges = [np.diff(is_bright, axis=axis) for axis in range(3)]
+    bright_share, edge_share = float(is_bright.mean()), float(np.mean([edge.mean() for edge in edges]))
+    figures = {"is_judged": is_judged, "bright_share": bright_share, "edge_share": edge_share}
+    low, high = ANATOMY_SHARE
+    found = ""
+    if not low <= bright_share <= high:
+        found = f"bright voxels in {bright_share:.0%} of the image"
+    elif edge_share > MAX_EDGE_SHARE:
+        found = f"{edge_share:.0%} of neighbours of which one is bright and the other is not, which is noise"
+    if not found:
+        return Verdict("anatomy", True, figures, "Anatomy: there is something bright before a dark background.")
+    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
+    message = f"Anatomy: expected something bright before a dark background, found {found}.{note}"
+    return Verdict("anatomy", not is_judged, figures, message)

@@ -1,4 +1,4 @@
-"""The quality gates of one attempt: every verdict, and the lesions as they were asked for and as they are."""
+"""The quality gates of one attempt: every verdict, and the lesions as they were requested and as they are."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.request import GateConfig
 from maisi_aug.gates.checks import (
     Verdict,
+    check_anatomy,
     check_geometry,
     check_hu_bias,
     check_label_visibility,
@@ -32,7 +33,7 @@ from maisi_aug.volumes.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the gates said.
+    """Verdicts of the gates on an attempt.
 
     Attributes:
         verdicts: In the order in which the gates ran.
@@ -54,14 +55,14 @@ def judge_label_map(
     """Run the gates that need no image: presence of every label, size and place of every lesion.
 
     Args:
-        case: What was asked for, with its lesions as the mask source says that it drew them.
+        case: What was requested, with its lesions as the mask source says that it drew them.
         label_map: ``(I, J, K)`` on the output grid.
-        grid: Of the label map.
+        grid: Grid of the label map.
         vocabulary: Names for messages.
         gates: Tolerances.
 
     Returns:
-        The verdicts, and the lesions as they are measured in the label map: by label, the largest asked for first.
+        The verdicts, and the lesions as they are measured in the label map: by label, the largest requested first.
     """
     wanted_ids = sorted({lesion.label_id for lesion in case.lesions})
     verdicts = []
@@ -131,21 +132,24 @@ def judge_image(
     bundle: Bundle | None = None,
     own_ranges: Sequence[HuRange] = (),
 ) -> tuple[VerdictRecord, ...]:
-    """Run the gates that need the image: geometry, HU of the organs, visibility of every lesion.
+    """Run the gates that need the image: geometry, HU of the organs or of MR the anatomy, visibility of every lesion.
 
     Args:
-        case: What was asked for.
+        case: What was requested.
         image_hu: ``(I, J, K)`` in HU.
         label_map: ``(I, J, K)`` of the same grid.
-        grid: Of both.
-        expected: The grid that was asked for; shape and spacing count, not the place, which a map from a bank keeps.
+        grid: Grid of both.
+        expected: The grid that was requested; shape and spacing count, not the place, which a map from a bank keeps.
         vocabulary: Names and host organs.
         gates: Which gates count, and their tolerances.
         bundle: Knows what the labels that it was taught look like; None for the published figures alone.
-        own_ranges: HU of labels in the user's own CTs; they stand above all others.
+        own_ranges: HU of labels in the user's own CTs; they override all others.
     """
-    verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid))]
-    if gates.organ_hu:
+    is_mr = bundle is not None and bundle.is_mr
+    verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid), is_mr=is_mr)]
+    if gates.organ_hu and is_mr:
+        verdicts.append(check_anatomy(image_hu))
+    elif gates.organ_hu:
         verdicts += judge_organ_hu(image_hu, label_map, bundle=bundle, gates=gates, own_ranges=own_ranges)
     lesion_ids = {lesion.label_id for lesion in case.lesions}.intersection(vocabulary.tumor_ids)
     for label_id in sorted(lesion_ids) if gates.visibility else ():
@@ -172,7 +176,7 @@ def judge_organ_hu(
     gates: GateConfig,
     own_ranges: Sequence[HuRange] = (),
 ) -> list[Verdict]:
-    """HU of every organ by itself, and of all of them together.
+    """Return HU of every organ by itself, and of all of them together.
 
     Args:
         image_hu: ``(I, J, K)`` in HU.
@@ -189,26 +193,35 @@ def judge_organ_hu(
 
 
 def overlay_ranges(ranges: Sequence[HuRange], own: Sequence[HuRange]) -> tuple[HuRange, ...]:
-    """Ranges of which those of labels that a user has measured give way to the user's."""
+    """Return ranges of which those of labels that a user has measured give way to the user's."""
     taken = {label_id for row in own for label_id in row.label_ids}
     kept = (replace(row, label_ids=tuple(i for i in row.label_ids if i not in taken)) for row in ranges)
     return (*(row for row in kept if row.label_ids), *own)
 
 
 def judge_bare_image(
-    image_hu: NDArray[np.int16], grid: Grid, expected: Grid, *, gates: GateConfig, is_known_poor: bool
+    image_hu: NDArray[np.int16],
+    grid: Grid,
+    expected: Grid,
+    *,
+    gates: GateConfig,
+    is_known_poor: bool,
+    is_mr: bool = False,
 ) -> tuple[VerdictRecord, ...]:
     """Run the gates on an image that was drawn without a label map: geometry, and whether it shows a patient.
 
     Args:
-        image_hu: ``(I, J, K)`` in HU.
-        grid: Of the image.
-        expected: The grid that was asked for.
+        image_hu: ``(I, J, K)`` in HU, or MR intensities.
+        grid: Grid of the image.
+        expected: The grid that was requested.
         gates: Which gates count; ``organ_hu`` stands for all that judges tissue.
         is_known_poor: Whether the bundle says of itself that it draws poorly without a label map.
+        is_mr: Whether intensities are those of MR and no HU.
     """
-    verdicts = [check_geometry(image_hu, None, grid, expected)]
-    if gates.organ_hu:
+    verdicts = [check_geometry(image_hu, None, grid, expected, is_mr=is_mr)]
+    if gates.organ_hu and is_mr:
+        verdicts.append(check_anatomy(image_hu, is_judged=not is_known_poor))
+    elif gates.organ_hu:
         verdicts.append(check_patient(image_hu, grid.spacing_mm, is_judged=not is_known_poor))
     return tuple(map(to_record, verdicts))
 
@@ -221,11 +234,11 @@ def _placed_like(expected: Grid, grid: Grid) -> Grid:
 
 
 def name_verdict(verdict: Verdict, label: str) -> Verdict:
-    """A verdict that says which label it is of."""
+    """Return a verdict that says which label it is of."""
     return Verdict(verdict.gate, verdict.passed, {"label": label, **verdict.figures}, f"{label}: {verdict.message}")
 
 
 def to_record(verdict: Verdict) -> VerdictRecord:
-    """A verdict as the manifest has it."""
+    """Return a verdict as the manifest has it."""
     plain = verdict.to_dict()
     return VerdictRecord(plain["gate"], plain["passed"], plain["figures"], plain["message"])

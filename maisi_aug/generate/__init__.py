@@ -1,1 +1,1 @@
-"""From a resolved run to its files: attempts, writing, the run over all cases; and phantoms on disk."""
+"""Make the files of a resolved run: attempts, writing, the run over all cases; and phantoms on disk."""

@@ -1,4 +1,4 @@
-"""One attempt at a case: its label map, its image, and what the gates say; whatever becomes of it afterwards."""
+"""An attempt at a case: its label map, its image, the results of the gates, and the outcome."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Attempt:
     """One attempt at a case, as far as it has come.
 
     Attributes:
-        case: What it shall hold, its lesions as far as they are drawn; of a given map what that holds.
+        case: Its required content, with the lesions drawn so far; for a given map its content.
         number: From 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
-        verdicts: Of the gates that have run.
+        verdicts: Verdicts of the gates that have run.
         reason: Why the attempt has failed already; empty while it has not.
         image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
         decoding: How the image was decoded; empty without one.
@@ -65,9 +65,9 @@ class AttemptMaker:
     """Makes attempts; what one becomes depends on its seed alone.
 
     Attributes:
-        run: What is made.
-        source: Of the label maps.
-        pipeline: Of the images; None where label maps alone are wanted.
+        run: The cohort to be made.
+        source: Source of the label maps.
+        pipeline: Pipeline of the images; None where label maps alone are wanted.
         report_step: Told of every step of the sampler: case id, steps done, steps in all.
     """
 
@@ -77,11 +77,11 @@ class AttemptMaker:
     report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
-        """An attempt of which nothing is drawn yet."""
+        """Return an attempt of which nothing is drawn yet."""
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:
-        """An attempt at every case of a group, with images where all of their label maps are good.
+        """Return an attempt at every case of a group, with images where all of their label maps are good.
 
         Raises:
             EmptyBankError: The bank has no usable map left, for any case.
@@ -148,8 +148,8 @@ class AttemptMaker:
             attempt.drawn.grid,
             seed=derive_seed(attempt.seed, "image"),
             num_inference_steps=self.run.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            modality=request.modality,
+            guidance_scale=self.run.guidance_scale,
+            modality=self.run.modality,
             regions=self.run.regions if self.run.bundle.is_told_regions else None,
             decoding=self.run.decoding,
             report=lambda done, total: self.report_step(case_id, done, total),
@@ -166,7 +166,9 @@ def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:
         return attempt
     if drawn.label_map is None:
         is_known_poor = bool(run.bundle.advice_without_map)
-        found = judge_bare_image(image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor)
+        found = judge_bare_image(
+            image_hu, drawn.grid, run.grid, gates=gates, is_known_poor=is_known_poor, is_mr=run.bundle.is_mr
+        )
     else:
         found = judge_image(
             attempt.case,

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CohortSpec:
-    """What a worker of a cohort is opened from.
+    """Specification from which a worker of a cohort is opened.
 
     Attributes:
-        run: What is made.
+        run: The cohort to be made.
         home: Folder of the cohort, for messages.
-        compiler: Of the networks.
+        compiler: Compiler for the networks.
     """
 
     run: CohortRun
@@ -103,7 +103,7 @@ class CaseWorker:
         return CaseResult((record,), attempt.error, tuple(self.maker.source.skipped))
 
     def close(self) -> None:
-        """Finish what is being written, also after Ctrl-C; nothing new is begun."""
+        """Finish writing, also after Ctrl-C, without beginning anything new."""
         self._draw_pool.shutdown(wait=True, cancel_futures=True)
         self._write_pool.shutdown(wait=True, cancel_futures=True)
 
@@ -113,7 +113,7 @@ def write_group(attempts: Sequence[Attempt], item: CaseItem, writer: CaseWriter)
 
     Args:
         attempts: One at every case of the group.
-        item: What was asked for. Cases that are not wanted were written by a stopped run; they have been drawn again to
+        item: What was requested. Cases that are not wanted were written by a stopped run; they have been drawn again to
             the same bytes, and are not written twice.
         writer: Judges and writes.
     """

@@ -1,8 +1,8 @@
-"""The driver of a cohort: hands out cases to an engine, records what comes back, and tells how it goes.
+"""Driver of a cohort: gives cases to an engine, records the results, and reports progress.
 
-What a worker has made gets its place and then its line, from the driver alone: a line in the manifest means that the
-files are whole and where they belong. A worker that was taken for lost may hand in an attempt that another has made
-again meanwhile: it must be the same.
+Only the driver moves the files of a worker to their place and then writes the line to the manifest: a line means that
+the files are complete and in place. A worker that was considered lost may return an attempt that another worker has
+repeated in the meantime; the two must be the same.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ ROLES = ("image", "label", "anatomy", "preview")
 
 
 class Listener:
-    """What a run tells before and while it works; does nothing unless a method is overridden."""
+    """Receives reports before and during a run; does nothing unless a method is overridden."""
 
     def measures(self, done: int, total: int) -> None:
-        """Another file of the size or the HU reference has been measured."""
+        """Show that another file of the size or HU reference has been measured."""
 
     def tries(self, done: int, total: int) -> None:
-        """Another label map of a plan has been tried."""
+        """Show that another label map of a plan has been tried."""
 
     def advises(self, sentence: str) -> None:
-        """The user should know something of the bundle or of the images."""
+        """Report a sentence on the bundle or the images that the user should know."""
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """The cohort is open; the manifest holds what earlier runs have done."""
+        """Report that the cohort is open and the manifest holds the results of earlier runs."""
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Accepted cases have lost files and are drawn again; not told where there are none."""
+        """Report accepted cases that have lost files and are drawn again; not called if there are none."""
 
     def enters(self, stage: str) -> None:
-        """A stage that may take a while begins, such as loading the weights."""
+        """Report that a stage that may take a while begins, such as loading the weights."""
 
     def steps(self, case_id: str, done: int, total: int) -> None:
-        """The sampler has done another step."""
+        """Report another step of the sampler."""
 
     def generates(self, number: int, done: int, total: int) -> None:
-        """The mask networks have done another step of a label map, the first, second, ... for its case."""
+        """Report another step of the mask networks for the first, second, ... label map of a case."""
 
     def records(self, record: AttemptRecord) -> None:
-        """An attempt has ended and is in the manifest."""
+        """Report that an attempt has ended and is in the manifest."""
 
     def opens(self, worker: str) -> None:
-        """A worker begins to load what it needs, at the beginning or once more."""
+        """Report that a worker begins to load what it needs, for the first time or again."""
 
     def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """A worker has told of ``enters``, ``steps`` or ``generates``; those methods are called, too."""
+        """Report that a worker called ``enters``, ``steps`` or ``generates``; those methods are called as well."""
 
     def loses(self, worker: str, how: str) -> None:
-        """A worker was ended from outside; its cases are drawn by others, or by it once it was started again."""
+        """Report that a worker was ended from outside; its cases are drawn by others, or by it after a restart."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CaseItem:
 
     Attributes:
         cases: One, or those that are accepted together or not at all.
-        number: Of the attempt, from 0.
+        number: Number of the attempt, from 0.
         wanted: Indices of the cases to be written; others are there already.
     """
 
@@ -80,11 +80,11 @@ class CaseItem:
 
 
 def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo: Collection[int]) -> list[CaseItem]:
-    """The next attempts at groups of cases that are accepted together or not at all.
+    """Return the next attempts at groups of cases that are accepted together or not at all.
 
     Args:
         groups: In the order in which they are begun; those that are settled are left out.
-        manifest: Of earlier runs.
+        manifest: Manifest of earlier runs.
         todo: Indices of cases that are not settled.
     """
     own = ((group, frozenset(case.index for case in group if case.index in todo)) for group in groups)
@@ -96,7 +96,7 @@ class CaseResult:
     """An attempt that was made.
 
     Attributes:
-        records: Of the cases that were wanted; their files are in the worker's folder.
+        records: Records of the cases that were wanted; their files are in the worker's folder.
         error: Why no label map could be drawn.
         skipped: ``(name, reason)`` of files of the mask bank that the worker could not use so far.
     """
@@ -116,7 +116,7 @@ class Recorder:
     """Records attempts.
 
     Attributes:
-        folder: Of the cohort.
+        folder: Folder of the cohort.
         manifest: Open and locked.
         made: The attempts of this run, without the gates' figures.
     """
@@ -130,7 +130,7 @@ class Recorder:
         """Move the files of an attempt to their place and append its line; an attempt that is there is dropped.
 
         Args:
-            attempt: What a worker has made.
+            attempt: Result of a worker.
             scratch: Folder that its files are in.
 
         Returns:
@@ -174,8 +174,8 @@ class Recorder:
         if before != now:
             different = next(path for path in {**before, **now} if before.get(path) != now.get(path))
             raise CohortError(
-                f"{self.folder.path}: expected the same bytes from two drawings of {attempt.case_id}, found different "
-                f"ones of {different}. Use devices of one kind, and the same number of threads for each."
+                f"{self.folder.path}: {attempt.case_id} was drawn twice with different results: {different} differ. "
+                "Use devices of one kind, with the same number of threads each."
             )
 
 
@@ -188,7 +188,7 @@ class CaseDriver:
 
     Attributes:
         recorder: Records them.
-        listener: Is told how it goes.
+        listener: Is notified of progress.
         has_map: Whether a label map could be drawn for any case. Until one could, the fault may be the bank's and not
             the cases', and nothing is recorded.
         leaves_hope: Whether one of the other cases may succeed where a case has failed with an error.
@@ -219,8 +219,8 @@ class CaseDriver:
             scratch: Folder that they may write in.
 
         Raises:
-            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left ask
-                for no less; nothing is recorded then.
+            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left
+                 request no less; nothing is recorded then.
         """
         items, self._began_at = list(items), monotonic()
         self._open_cases = {case.index: case for item in items for case in item.cases}
@@ -256,7 +256,7 @@ class CaseDriver:
         return []
 
     def _tell_others(self) -> None:
-        """What ``cohort status`` shows of this run."""
+        """Write what ``cohort status`` shows of this run."""
         self.recorder.manifest.lease.state = {
             "num_settled": self._num_settled,
             "num_retried": self._num_retried,

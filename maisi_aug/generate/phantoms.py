@@ -29,11 +29,11 @@ RegionName = Literal["chest", "abdomen", "pelvis", "any"]
 
 @dataclass(frozen=True, slots=True)
 class PhantomSettings:
-    """What decides the bytes of phantoms; their number does not.
+    """Settings that determine the bytes of phantoms; their number does not.
 
     Attributes:
         seed: Every phantom's own seed derives from it and from its number.
-        region: What the window shows; ``any`` draws a place along the trunk.
+        region: Region that the window shows; ``any`` draws a place along the trunk.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         has_lesions: Whether lesions are planted.
@@ -46,7 +46,7 @@ class PhantomSettings:
     has_lesions: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types."""
+        """Return the settings as JSON types."""
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return plain
 
@@ -58,12 +58,12 @@ def write_phantoms(
     *,
     report: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Write phantoms, or go on where an earlier call stopped; asking for more later keeps those that are there.
+    """Write phantoms, or continue where an earlier call stopped; asking for more later keeps those that are there.
 
     Args:
         folder: New, empty, or phantoms' with the same settings.
         settings: What they are like.
-        num_phantoms: How many there shall be in the end.
+        num_phantoms: Number of phantoms in the end.
         report: Called with (phantoms there, phantoms in all).
 
     Returns:
@@ -101,7 +101,7 @@ def _write_index(folder: Path, settings: PhantomSettings, rows: list[dict[str, A
 def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
     """The phantoms that are there already."""
     if folder.exists() and not folder.is_dir():
-        raise CohortError(f"{folder}: expected a folder, found a file. Choose another --out.")
+        raise CohortError(f"{folder}: this is a file, not a folder. Choose another --out.")
     path = folder / INDEX_NAME
     if not path.is_file():
         # A run killed before its first index leaves these folders with files of phantom 1.
@@ -109,7 +109,7 @@ def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
         strange = [p for name in FOLDERS for p in sorted((folder / name).glob("*")) if "phantom_0001" not in p.name]
         if found or strange:
             raise CohortError(
-                f"{folder}: expected a new, an empty or a phantoms' folder, found '{[*found, *strange][0].name}' and "
+                f"{folder}: the folder is not empty and holds no phantoms: it has '{[*found, *strange][0].name}' but "
                 f"no {INDEX_NAME}. Nothing was changed; choose another --out."
             )
         return []
@@ -117,14 +117,12 @@ def _read_rows(folder: Path, settings: PhantomSettings) -> list[dict[str, Any]]:
         index = read_json(path)
         written, rows = dict(index["settings"]), list(index["phantoms"])
     except (OSError, ValueError, TypeError, KeyError):
-        raise CohortError(
-            f"{path}: expected an index of phantoms, found other content. Choose another --out."
-        ) from None
+        raise CohortError(f"{path}: not an index of phantoms. Choose another --out.") from None
     changed = differences(written, settings.to_dict())
     if changed:
         raise CohortError(
-            f"{folder}: expected the settings that these phantoms were begun with, found others "
-            f"({'; '.join(changed)}). Choose another --out, or repeat the first command to go on."
+            f"{folder}: these phantoms were made with other settings ({'; '.join(changed)}). Choose another --out, "
+            "or continue with the original options."
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""What a dry run tries out: that the bank serves the plan, and that its largest lesions find room, as a run would see.
+"""Try a plan without making it: whether the bank serves it, and whether its largest lesions find room.
 
 The label map of the hardest case of every kind is drawn with the seed that a run gives it; nothing is kept of it.
 """
@@ -19,7 +19,9 @@ from maisi_aug.volumes.grid import Grid
 REHEARSED_SOURCES = ("plant", "bank")
 """Sources that draw a label map without networks, in a second or so."""
 MAX_VOXELS = 2_000_000
-"""On larger grids a coarser one of the same field of view is tried: room is told in millilitres, not in voxels."""
+"""Largest number of voxels that is tried; larger grids are replaced by a coarser one of the same field of view, since
+room is counted in millilitres.
+"""
 MIN_LESION_VOXELS = 8
 
 
@@ -49,7 +51,7 @@ def rehearse(run: CohortRun, report: Report = report_nothing) -> None:
 
 
 def coarsen(grid: Grid, cases: Sequence[CasePlan]) -> Grid:
-    """A grid of the same field of view with at most ``MAX_VOXELS``, unless lesions of the cases would be lost on it."""
+    """Return a grid of the same field of view with at most ``MAX_VOXELS``, unless lesions would be lost on it."""
     smallest_ml = min((lesion.requested_ml for case in cases for lesion in case.lesions), default=math.inf)
     largest = (smallest_ml / MIN_LESION_VOXELS / grid.voxel_ml) ** (1 / 3)
     factor = min(math.ceil((math.prod(grid.shape) / MAX_VOXELS) ** (1 / 3)), largest)
@@ -62,10 +64,10 @@ def coarsen(grid: Grid, cases: Sequence[CasePlan]) -> Grid:
 
 
 def find_hardest(plan: CohortPlan, *, has_own_lesions: bool) -> list[CasePlan]:
-    """Of the cases with the same labels the one with the most lesion volume; of a bank's lesions also the least.
+    """Return for each set of labels the case with the most lesion volume; for a bank's lesions also the least.
 
     Args:
-        plan: Of the cohort.
+        plan: Plan of the cohort.
         has_own_lesions: Whether lesions are a bank's own, of which one may be too small as well as too large.
     """
     groups: dict[tuple[int, ...], list[CasePlan]] = {}

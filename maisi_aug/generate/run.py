@@ -1,4 +1,4 @@
-"""From a resolved run to its files: the folder opened, cases handed to an engine, and the picture of all at the end."""
+"""Run a resolved cohort: open the folder, hand cases to an engine, and draw the picture of all at the end."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 # The same in every folder: a cohort made again elsewhere has the same bytes.
 COHORT_HEADER = (
     "maisi-aug synthesize --recipe cohort.yaml --out .",
-    "Goes on with this cohort, from inside its folder.",
+    "Continues this cohort, from inside its folder.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class CohortSummary:
-    """How a cohort turned out, earlier runs included.
+    """Summary of a cohort, including earlier runs.
 
     Attributes:
         folder: Where it is.
@@ -41,7 +41,7 @@ class CohortSummary:
         seconds: Wall-clock time of this run.
         num_new: Cases that this run has settled.
         num_lost: Those of them that were there before and had lost files.
-        shard: What this run was a part of; the other figures are of its cases then.
+        shard: Shard of the run; the other figures are then of its cases.
         skipped: ``(name, reason)`` of the mask bank's files that could not be used.
     """
 
@@ -60,7 +60,7 @@ class CohortSummary:
         return len(self.manifest.accepted) == self.num_cases
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as JSON types."""
+        """Return the summary as JSON types."""
         labels: dict[str, int] = {}
         for record in self.manifest.accepted:
             for name in dict.fromkeys(lesion.label for lesion in record.lesions):
@@ -94,22 +94,22 @@ def synthesize_cohort(
     shard: Shard | None = None,
     verify: bool = False,
 ) -> CohortSummary:
-    """Make a cohort, or go on with one that was begun with the same configuration.
+    """Make a cohort, or continue one that was begun with the same configuration.
 
     Going on with a larger ``max_attempts`` takes up again what was rejected, and draws again, to the same bytes, the
     cases that were accepted and whose files are gone. As long as no label map could be drawn for
     any case nothing is recorded, so that a bank that has been repaired finds every case open.
 
     Args:
-        run: What to make.
+        run: The cohort to make.
         folder: Where to; new, empty, or this cohort's.
-        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         engine: Draws the cases; without one this process does, on the device.
-        compiler: Of the networks: ``none``, ``inductor`` or ``trt``.
-        listener: Is told how the run goes.
+        compiler: Compiler for the networks: ``none``, ``inductor`` or ``trt``.
+        listener: Is notified of progress.
         case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
         shard: Makes every N-th case only, while others make the rest; the picture of all comes with the merge.
-        verify: Compare the bytes of finished cases with the manifest, too, and draw altered ones again.
+        verify: Compare the bytes of finished cases with the manifest as well, and draw altered ones again.
 
     Returns:
         What the manifest holds at the end; cases may have been rejected.
@@ -117,7 +117,7 @@ def synthesize_cohort(
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
         BundleError: When the weights, the device or the compiler cannot be used.
-        RecipeError: When the device does not compute in the precision asked for.
+        RecipeError: When the device does not compute in the precision requested.
         MissingExtraError: When the compiler is not installed.
         MemoryShortageError: When not even the smallest part of an image can be decoded.
         BankError: When the mask bank has no usable map, or none that any case needs.
@@ -194,7 +194,7 @@ def _longest_first(run: CohortRun, items: Sequence[CaseItem]) -> list[CaseItem]:
 
 
 def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
-    """The pictures of all accepted cases as one."""
+    """Draw the pictures of all accepted cases as one."""
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""

@@ -1,6 +1,6 @@
-"""The last stage of an attempt that a worker does: gates on the image, files, picture, and the record of them.
+"""Last stage of an attempt in a worker: gates on the image, the files, the picture, and their record.
 
-The files lie in a folder of the worker's own, from where :mod:`maisi_aug.generate.driver` gives them their place.
+The files are written to a folder of the worker, from which :mod:`maisi_aug.generate.driver` moves them to their place.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.generate.attempts import Attempt, judge_drawn_image
 from maisi_aug.pictures.preview import Caption, build_plain_preview, build_preview, save_picture
+from maisi_aug.pictures.slices import SOFT_TISSUE, choose_mr_window
 from maisi_aug.system.whole_files import is_disk_full, sha256_of
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -29,12 +30,12 @@ MAX_LESION_LINES = 4
 
 @dataclass(frozen=True)
 class CohortFacts:
-    """What every attempt of a run has in common.
+    """Facts that all attempts of a run have in common.
 
     Attributes:
         bundle: Name of what draws.
         bundle_fingerprint: Hash over its weights and definition; empty where no weights draw.
-        licence: Of the images.
+        licence: Licence of the images.
         settings: What is drawn with.
         max_attempts: Per case before it is rejected.
         kept_ids: Labels of the label files; those of each case where there are none.
@@ -55,11 +56,11 @@ class CaseWriter:
     """Judges images and writes attempts; meant to run in a thread of its own, one attempt at a time.
 
     Attributes:
-        facts: Of the run.
+        facts: Facts of the run.
         folder: Where the files are written, in places as in a cohort.
         judge: Runs the gates that are left.
         draw_preview: Draws the picture of an attempt that has an image.
-        home: Of the cohort, for messages.
+        home: Folder of the cohort, for messages.
     """
 
     facts: CohortFacts
@@ -98,7 +99,7 @@ class CaseWriter:
     def _write_files(self, attempt: Attempt, status: Status, written: list[Path]) -> dict[str, FileRecord]:
         """Write what an attempt leaves behind: everything when accepted, else a picture, if there is an image.
 
-        Of a rejected case the volumes are kept, too, where the user wants that, in a folder apart.
+        Of a rejected case the volumes are kept as well, where the user wants that, in a folder apart.
         """
         drawn, image_hu = attempt.drawn, attempt.image_hu
         if drawn is None or image_hu is None:
@@ -154,14 +155,14 @@ class CaseWriter:
 
 
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
-    """What keeps files from being written into a folder, in a sentence."""
+    """Return what keeps files from being written into a folder, in a sentence."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
-            f"{folder}: expected room for another case, found a full disk. Free some space and run the same command "
-            "again: what was finished is kept, and it goes on from there."
+            f"{folder}: the disk is full. Free some space and run the same command again: finished work is kept, and "
+            "it continues from there."
         )
-    return CohortError(f"{folder}: expected a folder that can be written. {error}")
+    return CohortError(f"{folder}: cannot be written to. {error}")
 
 
 def open_writer(
@@ -174,22 +175,22 @@ def open_writer(
     precision: str = "float32",
     num_threads: int | None = None,
 ) -> CaseWriter:
-    """The writer of a cohort that is drawn whole.
+    """Return the writer of a cohort that is drawn whole.
 
     Args:
-        run: What is being made.
+        run: The cohort that is being made.
         folder: Where the files are written.
-        home: Of the cohort, for messages.
+        home: Folder of the cohort, for messages.
         device: Type of the device that samples, ``cpu`` for instance.
-        compiler: Of the networks, or ``none``.
-        precision: What the networks compute in.
-        num_threads: That a CPU computes with, which decides in what order it sums; None on other devices.
+        compiler: Compiler for the networks, or ``none``.
+        precision: Precision of the networks.
+        num_threads: Number of threads on a CPU, which affects the order of sums; None on other devices.
     """
     request, bundle = run.request, run.bundle
     settings: dict[str, JsonValue] = {
         "num_inference_steps": run.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "modality": request.modality,
+        "guidance_scale": run.guidance_scale,
+        "modality": run.modality,
         **({"body_region": list(request.body_region)} if request.body_region else {}),
         "device": device,
         **({"gates": request.gates.changes()} if request.gates.changes() else {}),
@@ -216,8 +217,9 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
     assert drawn is not None
     assert image_hu is not None
     caption = describe_attempt(attempt, drawn.grid.voxel_ml, run.bundle.name)
+    window = choose_mr_window(image_hu) if run.bundle.is_mr else None
     if drawn.label_map is None:
-        return build_plain_preview(image_hu, drawn.grid, caption)
+        return build_plain_preview(image_hu, drawn.grid, caption, window or SOFT_TISSUE)
     return build_preview(
         image_hu,
         drawn.label_map,
@@ -227,11 +229,12 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
         organ_ids=attempt.case.label_ids,
         outlined_ids=None if run.request.anatomy is None else run.plan.requested_ids,
         names={label.id: label.name for label in vocabulary},
+        window=window,
     )
 
 
 def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Caption:
-    """The words on an attempt's picture: its lesions against the request, then where it comes from."""
+    """Return the words on an attempt's picture: its lesions against the request, then where it comes from."""
     contrasts = {
         (verdict.figures.get("label"), verdict.figures.get("num_voxels")): verdict.figures.get("contrast_hu")
         for verdict in attempt.verdicts
@@ -240,7 +243,7 @@ def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Cap
     lines = []
     largest_first = sorted(attempt.case.lesions, key=lambda lesion: -(lesion.realised_ml or 0.0))
     for lesion in largest_first[:MAX_LESION_LINES]:
-        wanted = "its map has" if attempt.case.map_index is not None and lesion.rule is None else "asked for"
+        wanted = "its map has" if attempt.case.map_index is not None and lesion.rule is None else "requested"
         if lesion.realised_ml is None or lesion.diameter_mm is None:
             lines.append(f"{lesion.label}: absent, {wanted} {lesion.requested_ml:.2f} mL")
             continue

@@ -50,8 +50,8 @@ class Backgrounds:
         cases: Their files.
         tables: For each case and each of its label files, source id -> vocabulary id.
         organ_translations: For each case and each of its organ files, what the ids mean.
-        vocabulary: That of the bundle, with the labels that the files add.
-        notes: What the user should know, a sentence each.
+        vocabulary: Vocabulary of the bundle, with the labels that the files add.
+        notes: Notes to the user, a sentence each.
     """
 
     cases: tuple[SourceCase, ...]
@@ -83,7 +83,7 @@ class Backgrounds:
         return label_map
 
     def describe(self) -> dict[str, Any]:
-        """What tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
+        """Return what tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
         rows = [[case.id, *(_size_of(path) for path in case.paths)] for case in self.cases]
         meanings = [[sorted(table.items()) for table in tables] for tables in self.tables]
         digest = hashlib.sha256(json.dumps([rows, meanings]).encode()).hexdigest()
@@ -103,11 +103,11 @@ def find_backgrounds(
 
     Args:
         into: A CT, a folder of CTs, a folder with a folder per case, or a raw dataset of nnU-Net.
-        vocabulary: That of the bundle.
+        vocabulary: Vocabulary of the bundle.
         labels: Folder of label files, named after the images.
         organs: Folders of organ labels, TotalSegmentator's for instance.
-        rules: What the labels mean, where their names do not tell.
-        organ_labels: What the ids of organ label maps mean: ``auto`` or a scheme's name.
+        rules: Meanings of labels that their names do not tell.
+        organ_labels: Meaning of the ids in organ label maps: ``auto`` or a scheme's name.
 
     Raises:
         PreparationError: No CT, labels without a meaning, or label files that do not lie on their CT.
@@ -144,7 +144,7 @@ def _collect(
         except PreparationError as error:
             raise PreparationError(_in_own_words(str(error))) from error
     if not into.exists():
-        raise PreparationError(f"--into {into}: expected a CT or a folder of CTs, found nothing there.")
+        raise PreparationError(f"--into {into}: not found. Give a CT or a folder of CTs.")
     case_id = into.name.removesuffix(".gz").rpartition(".")[0] or into.name
     beside = collect_cases(Sources(images=into.parent, labels=labels, organs=organs))[0] if labels or organs else ()
     found = next((case for case in beside if case.image == into), None)

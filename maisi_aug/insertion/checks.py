@@ -38,15 +38,15 @@ MOST_SEAM = 1.35
 
 @dataclass(frozen=True, slots=True)
 class LesionLook:
-    """How a lesion looks in its surroundings.
+    """Appearance of a lesion in its surroundings.
 
     Attributes:
         contrast_hu: Median of the lesion without its rim minus that of the lung around it.
         edge: By how much of the contrast the inner rim is brighter than the outer one: 1 for a step.
         noise_hu: Deviation of what is fine in the lung around.
-        noise_ratio: That of the lung in the zone to that outside of it; nan where there is no lung in the zone.
-        inner_noise_ratio: That of the lesion to the lung's around.
-        seam: Steps across the border of the zone to those beside it.
+        noise_ratio: Noise of the lung in the zone relative to that outside; nan if the zone has no lung.
+        inner_noise_ratio: Noise of the lesion relative to that of the surrounding lung.
+        seam: Steps across the border of the zone to those next to it.
     """
 
     contrast_hu: float
@@ -74,7 +74,7 @@ def measure_look(
         lung: Voxels of its host, the lung for nodules, without lesions, vessels included.
         zone: Voxels that were drawn.
         spacing_mm: Along I, J, K.
-        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are no seam; None for a real lesion.
+        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are not a seam; None for a real lesion.
     """
     image = image_hu.astype(np.float32)
     outside_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
@@ -104,13 +104,13 @@ def measure_look(
 def judge_look(
     look: LesionLook, texture: Texture, *, sign: int = 1, wanted_hu: float | None = None
 ) -> tuple[Verdict, ...]:
-    """The gates on contrast, edge, noise and seam.
+    """Return the gates on contrast, edge, noise and seam.
 
     Args:
         look: What was measured.
-        texture: What was asked for.
-        sign: Whether the lesion shall be brighter (1) or darker (-1) than its host, or either (0).
-        wanted_hu: The contrast, where one was asked for.
+        texture: Requested texture.
+        sign: Whether the lesion is to be brighter (1) or darker (-1) than its host, or either (0).
+        wanted_hu: The contrast, where one was requested.
     """
     return (
         _judge_contrast(look, texture, sign) if wanted_hu is None else _judge_wanted_contrast(look, wanted_hu),
@@ -118,16 +118,16 @@ def judge_look(
             "lesion edge",
             bool(look.edge >= LEAST_EDGE or abs(look.contrast_hu) < LEAST_CNR * look.noise_hu),
             {"edge": look.edge, "least": LEAST_EDGE},
-            f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, found "
-            f"{look.edge:.0%}.",
+            f"Lesion edge: expected a step of at least {LEAST_EDGE:.0%} of the contrast over {2 * RIM_MM:g} mm, "
+            f"found {look.edge:.0%}.",
         ),
         _judge_noise(look, texture),
         Verdict(
             "seam",
             bool(np.isnan(look.seam) or look.seam <= MOST_SEAM),
             {"ratio": look.seam, "most": MOST_SEAM},
-            f"Seam: expected steps at the border of the zone of at most {MOST_SEAM:g} times those beside it, found "
-            f"{look.seam:.2f}.",
+            f"Seam: steps at the border of the edited zone must be at most {MOST_SEAM:g} times those next to it, "
+            f"found {look.seam:.2f}.",
         ),
     )
 
@@ -145,13 +145,13 @@ def _judge_contrast(look: LesionLook, texture: Texture, sign: int) -> Verdict:
 
 
 def _judge_wanted_contrast(look: LesionLook, wanted_hu: float) -> Verdict:
-    """The surroundings of a lesion are not even: what the noise and a quarter of the contrast hide is no error."""
+    """The surroundings of a lesion are not even: what the noise and a quarter of the contrast hide is not an error."""
     most_hu = max(CONTRAST_TOLERANCE * abs(wanted_hu), look.noise_hu)
     return Verdict(
         "lesion contrast",
         bool(abs(look.contrast_hu - wanted_hu) <= most_hu),
         {"contrast_hu": look.contrast_hu, "wanted_hu": wanted_hu},
-        f"Lesion contrast: expected {wanted_hu:+g} HU to the host around, give or take {most_hu:.0f} HU, found "
+        f"Lesion contrast: expected {wanted_hu:+g} HU to the host around it, within {most_hu:.0f} HU, found "
         f"{look.contrast_hu:+.0f} HU.",
     )
 
@@ -163,9 +163,9 @@ def _judge_noise(look: LesionLook, texture: Texture) -> Verdict:
         "noise texture",
         bool(is_alike and look.inner_noise_ratio >= least_inner),
         {"noise_hu": look.noise_hu, "zone_to_host": look.noise_ratio, "lesion_to_host": look.inner_noise_ratio},
-        f"Noise texture: expected {low:g} to {high:g} times the noise of the {_host(texture)} around "
-        f"({look.noise_hu:.0f} HU) in the zone and {least_inner:g} in the lesion, found {look.noise_ratio:.2f} and "
-        f"{look.inner_noise_ratio:.2f}.",
+        f"Noise texture: expected {low:g} to {high:g} times the noise of the surrounding {_host(texture)} "
+        f"({look.noise_hu:.0f} HU) in the zone and at least {least_inner:g} in the lesion, found "
+        f"{look.noise_ratio:.2f} and {look.inner_noise_ratio:.2f}.",
     )
 
 
@@ -174,14 +174,14 @@ def _host(texture: Texture) -> str:
 
 
 def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Verdict:
-    """No voxel outside of the zone has changed."""
+    """Check that no voxel outside the zone has changed."""
     num_changed = int(np.count_nonzero((before != after) & ~zone))
-    message = f"Untouched: expected no change outside of the zone, found {num_changed} changed voxels."
+    message = f"Untouched: expected no change outside the zone, found {num_changed} changed voxels."
     return Verdict("untouched", num_changed == 0, {"num_changed": num_changed}, message)
 
 
 def _measure_seam(image: NDArray[np.float32], lung: Mask, zone: Mask, before: NDArray[np.float32] | None) -> float:
-    """Median step between neighbours in a slice across the zone's border, to that beside it or, if larger, before."""
+    """Median step between neighbours in a slice across the zone's border, to that next to it or, if larger, before."""
     near = ndimage.binary_dilation(zone, iterations=4) & ~zone
     across, beside, earlier = [], [], []
     for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""A cohort of real CTs with drawn lesions: made case by case, judged, recorded, and gone on with after a stop."""
+"""A cohort of real CTs with drawn lesions: made case by case, judged, recorded, and continued after a stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 from pydantic import JsonValue
 
-from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, open_cohort, open_scratch
+from maisi_aug.cohort.folder import CONTACT_SHEET_NAME, CohortFolder, find_lost, open_cohort, open_scratch
 from maisi_aug.cohort.manifest import MANIFEST_NAME, Manifest, VerdictRecord, load_manifest
 from maisi_aug.cohort.plan import CasePlan, spell_labels
 from maisi_aug.cohort.shards import Shard
@@ -41,7 +41,7 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
-COHORT_HEADER = ("Made by maisi-aug insert; the command that began it goes on with this cohort.",)
+COHORT_HEADER = ("Made by maisi-aug insert; run the same command again to continue this cohort.",)
 PREVIEW_MM = 120.0
 
 
@@ -53,16 +53,20 @@ def insert_cohort(
     engine: Engine | None = None,
     shard: Shard | None = None,
     listener: Listener | None = None,
+    verify: bool = False,
 ) -> CohortSummary:
-    """Make a cohort, or go on with one that was begun with the same configuration.
+    """Make a cohort, or continue one that was begun with the same configuration.
+
+    Cases that were accepted and whose files are gone are drawn again, to the same bytes.
 
     Args:
-        cohort: What to make.
+        cohort: The cohort to make.
         folder: Where to; new, empty, or this cohort's.
-        device: Of the networks, where they draw.
+        device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
-        listener: Is told how the run goes.
+        listener: Is notified of progress.
+        verify: Check the bytes of finished cases against the manifest and draw altered ones again.
 
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
@@ -78,8 +82,12 @@ def insert_cohort(
     chosen = frozenset(case.index for group in groups for case in group)
     opened = open_cohort(folder, cohort.to_document(), header=COHORT_HEADER, manifest=name)
     with opened as (place, lines, recorded):
-        manifest = recorded.among(chosen).reopen(config.max_attempts)
+        recorded = recorded.among(chosen)
+        lost = find_lost(folder, recorded, verify=verify)
+        manifest = recorded.without([case.record for case in lost]).reopen(config.max_attempts)
         listener.starts(len(chosen), manifest)
+        if lost:
+            listener.finds_lost(lost)
         driver = CaseDriver(Recorder(place, lines), listener)
         if todo := chosen - manifest.settled_indices:
             items = list_items(groups, manifest, todo)
@@ -91,15 +99,16 @@ def insert_cohort(
             draw_contact_sheet(place, cohort, done)
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
-    return CohortSummary(folder, len(chosen), done, perf_counter() - started, num_new, shard=shard)
+    seconds = perf_counter() - started
+    return CohortSummary(folder, len(chosen), done, seconds, num_new, num_lost=len(lost), shard=shard)
 
 
 @dataclass(frozen=True)
 class InsertionSpec:
-    """What a worker is opened from.
+    """Specification from which a worker is opened.
 
     Attributes:
-        cohort: What is made.
+        cohort: The cohort to be made.
         home: Folder of the cohort, for messages.
     """
 
@@ -129,7 +138,7 @@ class InsertionWorker:
     writer: CaseWriter
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Nothing is done ahead."""
+        """Do nothing: nothing is prepared ahead."""
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw into CTs, judge and write."""
@@ -137,11 +146,11 @@ class InsertionWorker:
         return finished(CaseResult(write_group(attempts, item, self.writer)))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
-    """What draws the lesions of a cohort.
+    """Return what draws the lesions of a cohort.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -158,11 +167,13 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     is_network = cohort.painter == "network"
     settings: dict[str, JsonValue] = {"painter": cohort.painter}
     if is_network:
-        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps)
+        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps, takes_fewer=False)
     return CohortFacts(
         cohort.painter_name,
         bundle.fingerprint if is_network else "",
-        f"{bundle.licence} (weights); the CTs keep theirs" if is_network else "The CTs keep theirs.",
+        f"{bundle.licence} (weights); the CTs keep their own licences"
+        if is_network
+        else "The CTs keep their own licences.",
         settings,
         max_attempts=config.max_attempts,
         kept_ids=cohort.plan.requested_ids,  # real lesions of the same label among them
@@ -174,9 +185,9 @@ class Inserter:
     """Makes attempts: draws the lesions of a case into one of the CTs.
 
     Attributes:
-        cohort: What is made.
+        cohort: The cohort to be made.
         painter: Draws lesions.
-        lungs: By index of the CT, lungs that were told from HU; all cases into a CT need them.
+        lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
         unfit: By index of the CT and labels, why it cannot take lesions of them.
     """
 
@@ -186,7 +197,7 @@ class Inserter:
     unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
-        """An attempt at a case; a failed one leaves the next CT to the next.
+        """Return an attempt at a case; a failed one leaves the next CT to the next.
 
         CTs that cannot take the lesions, whatever is drawn, are passed over; where none can, the attempt is the last.
         """
@@ -214,7 +225,7 @@ class Inserter:
         return replace(attempt, verdicts=tuple(source.verdicts), origin=origin, seconds=seconds)
 
     def open(self, index: int, case: CasePlan) -> tuple[Background, dict[int, Host]]:
-        """A CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
+        """Return a CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
 
         Raises:
             UnfitCtError: It cannot be read, or lacks a host.
@@ -238,14 +249,14 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """The surroundings of the largest lesion, where a picture of the whole would hide it."""
+        """Return the surroundings of the largest lesion, where a picture of the whole would hide it."""
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
         assert drawn.label_map is not None
         vocabulary, lesions = self.cohort.backgrounds.vocabulary, _largest_first(drawn.lesions)
         lines = [
-            f"{lesion.label}: {lesion.realised_ml or 0:.2f} mL ({lesion.diameter_mm or 0:.1f} mm), asked for "
+            f"{lesion.label}: {lesion.realised_ml or 0:.2f} mL ({lesion.diameter_mm or 0:.1f} mm), requested "
             f"{lesion.requested_ml:.2f} mL; {origin['texture']}, {origin['attachment']}"
             for lesion, origin in zip(lesions, drawn.origin["lesions"], strict=True)
         ]
@@ -265,10 +276,10 @@ class Inserter:
 
 
 class InsertionSource(MapSource):
-    """Draws lesions into one CT; what it has drawn is told, too, where a later lesion of the case finds no room.
+    """Draws lesions into one CT, and reports drawn ones even if a later lesion of the case finds no room.
 
     Attributes:
-        origin: Of what is drawn so far, for the manifest.
+        origin: Origin of what is drawn so far, for the manifest.
         verdicts: On what is drawn so far.
     """
 
@@ -277,7 +288,7 @@ class InsertionSource(MapSource):
 
         Args:
             inserter: Knows the cohort and what draws.
-            index: Of the CT.
+            index: Index of the CT.
         """
         self._inserter, self._index, self._backgrounds = inserter, index, inserter.cohort.backgrounds
         files = self._backgrounds.cases[index]
@@ -366,7 +377,7 @@ def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:
 
 
 def find_host(background: Background, host_ids: Sequence[int], label: str) -> Host:
-    """Where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
+    """Return where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
 
     Raises:
         LesionError: The CT has no such host, or nothing tells where it is.
@@ -377,8 +388,8 @@ def find_host(background: Background, host_ids: Sequence[int], label: str) -> Ho
     if LUNG_LOBES.issuperset(host_ids):
         return LungHost.of(background.image, background.grid.spacing_mm)
     raise LesionError(
-        f"{label}: expected its host organ in a label map of the CT, found none. Give organ labels with --into-organs, "
-        "such as TotalSegmentator's, or with --into-labels."
+        f"{label}: no label map of the CT has its host organ. Give organ labels with --into-organs, such as "
+        "TotalSegmentator's, or with --into-labels."
     )
 
 
@@ -400,7 +411,7 @@ def _cut_for_preview(
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
-    """The pictures of all accepted cases as one."""
+    """Draw the pictures of all accepted cases as one."""
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)

@@ -1,4 +1,4 @@
-"""What a cohort of inserted lesions is made of, and its plan; read and checked before any image is."""
+"""Configuration and plan of a cohort of inserted lesions, read and checked before any image is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NODULE_BUNDLE, PLAIN_BUNDLE = "lung-nodule-ct", "phantom-ct"
 NUM_LABEL_BITS = 8
 """Channels of a ControlNet's condition that is the label map alone."""
 TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "ground-glass": 0.11}
-"""Of the nodules of LIDC-IDRI, by its readers' scores."""
+"""Shares of textures among the nodules of LIDC-IDRI, by its readers' scores."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class ResolvedInsertion:
     """A cohort of inserted lesions ready to be made.
 
     Attributes:
-        config: As it was asked for.
+        config: The request.
         configuration: The same with paths made absolute, as ``cohort.yaml`` has it.
         bundle: Whose vocabulary and networks are used.
         backgrounds: The CTs.
         plan: Which lesions each case gets.
-        painter: What draws.
-        twins: What differs between the cases of a group; None where every case stands for itself.
+        painter: Painter of the lesions.
+        twins: Factor that differs between the cases of a group; None if there are no groups.
     """
 
     config: InsertConfig
@@ -59,7 +59,7 @@ class ResolvedInsertion:
         return self.bundle.name if self.painter == "network" else "procedural painter"
 
     def to_document(self) -> dict[str, Any]:
-        """The content of ``cohort.yaml``: no times, no machine."""
+        """Return the content of ``cohort.yaml``: no times, no machine."""
         names = self.backgrounds.vocabulary.name_of
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
@@ -77,35 +77,33 @@ class ResolvedInsertion:
         return [(case,) for case in self.plan.cases] if self.twins is None else self.twins.groups(self.plan)
 
     def seed_of(self, case: CasePlan, attempt: int) -> int:
-        """Of everything random in an attempt; that of its group for a twin."""
+        """Return the seed of everything random in an attempt; a twin has that of its group."""
         if self.twins is None:
             return case_seed(self.config.seed, case.asked, case.index, attempt)
         return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
 
     def order_backgrounds(self, case_index: int, attempt: int) -> list[int]:
-        """The CTs that an attempt may go into, in order: they take turns, and a failed attempt takes the next."""
+        """Return the CTs for an attempt in order: they are used in turn, and a failed attempt takes the next."""
         case_index = case_index if self.twins is None else self.twins.group_of(case_index)
         count = len(self.backgrounds.cases)
         order = numpy_generator(self.config.seed, f"backgrounds/{case_index // count}").permutation(count)
         return [int(order[(case_index + attempt + further) % count]) for further in range(count)]
 
     def request_of(self, case: CasePlan, lesion: Lesion, *, is_lung: bool, seed: int) -> LesionRequest:
-        """What to draw of a lesion of a case.
+        """Return what to draw of a lesion of a case.
 
         Args:
-            case: Of the plan.
+            case: Case of the plan.
             lesion: One of its lesions.
             is_lung: Whether it grows in the lung; textures are those of nodules.
-            seed: Of the lesion.
+            seed: Seed of the lesion.
 
         Raises:
             LesionError: Its texture is to be varied, and it has none.
         """
         varied = {} if self.twins is None else {self.twins.factor: self.twins.value_of(case.index)}
         if "texture" in varied and not is_lung:
-            raise LesionError(
-                f"{lesion.label}: expected a lesion in the lung for --twins texture=..., found one elsewhere."
-            )
+            raise LesionError(f"{lesion.label}: --twins texture=... needs a lesion in the lung.")
         texture = varied.get("texture") or self.config.texture or draw_texture(seed) if is_lung else "soft"
         sizes = [twin.lesions[lesion.index].requested_ml for twin in self._twins_of(case)]
         contrast_hu = float(varied["contrast"]) if "contrast" in varied else None
@@ -125,7 +123,7 @@ class ResolvedInsertion:
 
 
 def draw_texture(seed: int) -> Texture:
-    """The texture of a nodule, by LIDC-IDRI's shares."""
+    """Return the texture of a nodule, by LIDC-IDRI's shares."""
     shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
     return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
 
@@ -136,7 +134,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
     Raises:
         PreparationError: The CTs or their labels cannot be used.
         BundleError: There is no such bundle.
-        RequestError, VocabularyError: A request cannot be met, or asks for an organ.
+        RequestError, VocabularyError: A request cannot be met, or requests an organ.
     """
     bundle, painter = choose_painter(config)
     backgrounds = find_backgrounds(
@@ -171,18 +169,23 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
 
 
 def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
-    """The bundle that names the lesions, and whether its networks draw them.
+    """Return the bundle that names the lesions, and whether its networks draw them.
 
     Where nothing is said, the embedded bundle for lung nodules draws what grows in the lung alone; a bundle that is
     named draws where its ControlNet is shown the image around a lesion.
 
     Raises:
-        BundleError: There is no such bundle.
+        BundleError: There is no such bundle, or it has no ControlNet to draw with.
         VocabularyError: A label is unknown.
     """
     if config.bundle is not None:
         bundle = load_bundle(config.bundle)
-        knows_how = bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS
+        if config.painter != "procedural":
+            bundle.require_controlnet()
+        knows_how = (
+            bundle.has_controlnet
+            and bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS
+        )
         return bundle, ("network" if knows_how else "procedural") if config.painter == "auto" else config.painter
     if config.painter == "network":
         return load_bundle(NODULE_BUNDLE), "network"
@@ -199,8 +202,8 @@ def _require_twins(config: InsertConfig, twins: Twins) -> None:
     known = {"texture": TEXTURES, "place": get_args(Attachment)}.get(twins.factor, twins.values)
     for value in twins.values:
         if value not in known:
-            hint = did_you_mean(value, known) or f" Choose from {', '.join(known)}."
-            raise RequestError(f"--twins: expected a {twins.factor}, found '{value}'.{hint}")
+            hint = did_you_mean(value, known) or f" Choose one of {', '.join(known)}."
+            raise RequestError(f"--twins: unknown {twins.factor} '{value}'.{hint}")
     if getattr(config, twins.factor, None) is not None:
         raise RequestError(f"--{twins.factor} cannot be used with --twins {twins.factor}=..., which varies it.")
 
@@ -211,8 +214,8 @@ def _require_lesions(plan: CohortPlan, backgrounds: Backgrounds) -> None:
     organs += sorted({lesion.label_id for case in plan.cases for lesion in case.lesions} - set(vocabulary.tumor_ids))
     if organs:
         raise RequestError(
-            f"--labels: expected lesions, which are drawn into the CTs, found '{vocabulary.name_of(organs[0])}'. "
-            f"Name lesions such as 'lung nodule:6-20mm'."
+            f"--labels: only lesions can be drawn into CTs, found '{vocabulary.name_of(organs[0])}'. Name lesions "
+            "such as 'lung nodule:6-20mm'."
         )
 
 

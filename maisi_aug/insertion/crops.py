@@ -49,7 +49,7 @@ class Crop:
         return i, j, k
 
     def box_in(self, image_shape: Sequence[int]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-        """The part of the box inside the image: as slices of the image, and as slices of the crop."""
+        """Return the part of the box inside the image: as slices of the image, and as slices of the crop."""
         low = [max(0, first) for first in self.start]
         high = [min(side, last) for side, last in zip(image_shape, self.stop, strict=True)]
         in_image = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
@@ -77,7 +77,7 @@ def cut_crop(image_hu: NDArray[Any], start: Sequence[int], shape: Sequence[int],
 def choose_box(
     centre: Shape, reach_mm: float, spacing_mm: Spacing, *, factor: int, least_shape: Shape
 ) -> tuple[Shape, Shape]:
-    """First voxel and shape of a box around a voxel.
+    """Return first voxel and shape of a box around a voxel.
 
     Args:
         centre: A voxel of the image.
@@ -95,7 +95,7 @@ def choose_box(
 
 
 def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """How much of the drawn image a voxel takes: 1 in and near the lesion, falling to 0 where the zone ends.
+    """Return how much of the drawn image a voxel takes: 1 in and near the lesion, falling to 0 where the zone ends.
 
     Args:
         lesion: ``(I, J, K)``.
@@ -108,10 +108,10 @@ def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
 
 
 def blend(image: NDArray[Any], drawn_hu: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[Any]:
-    """The image with the drawn one blended in; voxels of weight 0 are the very same.
+    """Return the image with the drawn one blended in; voxels of weight 0 are the very same.
 
     Args:
-        image: ``(I, J, K)`` of any type, not modified; a type of whole numbers is rounded to and kept in its range.
+        image: ``(I, J, K)`` of any type, not modified; a type of integers is rounded to and kept in its range.
         drawn_hu: ``(I, J, K)``.
         weight: ``(I, J, K)`` in [0, 1].
     """

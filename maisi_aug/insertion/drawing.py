@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Method = Literal["replace", "difference", "whole"]
-"""How the known part comes in: its latents are put back at every step; two drawings with the same noise, with the
-lesion and without, are subtracted and the difference is added to the CT; or only the ControlNet is shown it."""
+"""How the known part is used: ``replace`` puts its latents back at every step; ``difference`` subtracts two drawings
+with the same noise, with and without the lesion, and adds the difference to the CT; ``whole`` only shows it to the
+ControlNet.
+"""
 TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
 """Labels of their own that a bundle may know textures by."""
 USUAL_HU: Mapping[Texture, tuple[tuple[float, float, float], ...]] = {
@@ -47,9 +49,9 @@ KNEE_HU, HEADROOM_HU = -100.0, 50.0
 BLUR_MM = 0.7
 """Structure finer than this is not compressed."""
 MARGIN_MM = 6.0
-"""What the networks are shown of a crop around what they draw, at least."""
+"""Smallest margin in mm around the drawn part that the networks see."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
-"""Coarser CTs are drawn on voxels a whole number of times finer: the embedded bundle has seen few as coarse."""
+"""Coarser CTs are drawn on voxels an integer of times finer: the embedded bundle has seen few as coarse."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,11 @@ class BundlePainter:
 
     @property
     def factor(self) -> int:
-        """What every side of a crop must be a multiple of."""
+        """Number that every side of a crop must be a multiple of."""
         return self.pipeline.bundle.grid_factor
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """The crop with its hidden part drawn, ``(I, J, K)`` HU; the networks are shown the part around it."""
+        """Return the crop with its hidden part drawn, ``(I, J, K)`` HU; the networks are shown the part around it."""
         factors = finer_factors(task)
         box = self._choose_part(task, factors)
         spacing_mm = tuple(step / factor for step, factor in zip(task.spacing_mm, factors, strict=True))
@@ -125,16 +127,13 @@ class BundlePainter:
         return tuple(box)
 
 
-def open_bundle_painter(
-    bundle: Bundle, device: str, *, num_inference_steps: int | None = None, method: Method = "difference"
-) -> BundlePainter:
+def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int | None = None) -> BundlePainter:
     """Load the networks of a bundle to draw lesions with.
 
     Args:
         bundle: Whose.
         device: Where they run.
         num_inference_steps: None for the bundle's default.
-        method: How the known part comes in.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -146,14 +145,14 @@ def open_bundle_painter(
     return BundlePainter(
         Pipeline.load(bundle, device),
         texture_ids,
-        method=method,
+        method="difference",
         num_inference_steps=num_inference_steps,
         name=bundle.name,
     )
 
 
 def finer_factors(task: PaintTask) -> Shape:
-    """How many times finer along I, J, K the networks draw than the CT is."""
+    """Return how many times finer along I, J, K the networks draw than the CT is."""
     i, j, k = (
         max(1, int(np.ceil(step / limit))) for step, limit in zip(task.spacing_mm, SPACING_LIMITS_MM, strict=True)
     )
@@ -161,14 +160,14 @@ def finer_factors(task: PaintTask) -> Shape:
 
 
 def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Cubic interpolation to voxels so many times finer, on the same box."""
+    """Return the crop interpolated (cubic) to voxels so many times finer, on the same box."""
     if factors == (1, 1, 1):
         return image_hu
     return np.asarray(ndimage.zoom(image_hu, factors, order=3, mode="nearest", grid_mode=True), dtype=np.float32)
 
 
 def coarsen_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Means over so many voxels: what a scanner with larger voxels would have measured."""
+    """Means over a given number of voxels: what a scanner with larger voxels would have measured."""
     if factors == (1, 1, 1):
         return image_hu
     split = [part for side, factor in zip(image_hu.shape, factors, strict=True) for part in (side // factor, factor)]
@@ -184,7 +183,7 @@ def _repeat(array: NDArray[Scalar], factors: Shape) -> NDArray[Scalar]:
 def _replace_lesion(
     label_map: NDArray[np.uint8], lesion: NDArray[np.bool_], host: NDArray[np.bool_]
 ) -> NDArray[np.uint8]:
-    """The map with the nearest host in place of the lesion: else the wall beside it would be drawn there."""
+    """The map with the nearest host in place of the lesion: else the wall next to it would be drawn there."""
     if not host.any():
         host = ~lesion
     nearest = ndimage.distance_transform_edt(~host, return_distances=False, return_indices=True)
@@ -208,7 +207,7 @@ def _match_usual(
     wall_hu = find_wall_hu(task.image_hu)
     opaque = lesion if task.texture == "solid" else np.zeros_like(lesion)
     gains = np.geomspace(1.0, MOST_GAIN, NUM_GAINS) if float(np.median(added_hu[core])) > 0 else [1.0]
-    # From the outline to the core: a rim that is raised, too, is brighter than those of patients.
+    # From the outline to the core: a rim that is also raised is brighter than those of patients.
     inwards = np.clip(ndimage.distance_transform_edt(lesion, sampling=spacing_mm) / RIM_MM, 0.0, 1.0)
     for gain in gains:
         raised = added_hu * (1 + np.float32(gain - 1) * inwards.astype(np.float32))
@@ -231,13 +230,13 @@ def _draw_mottling(
 
 
 def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
-    """Lower and upper HU of the inner half of nodules of a texture and a diameter, see ``USUAL_HU``."""
+    """Return lower and upper HU of the inner half of nodules of a texture and a diameter, see ``USUAL_HU``."""
     sizes_mm, low_hu, high_hu = zip(*USUAL_HU[texture], strict=True)
     return float(np.interp(size_mm, sizes_mm, low_hu)), float(np.interp(size_mm, sizes_mm, high_hu))
 
 
 def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
-    """Median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
+    """Return the median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
     soft = image_hu[(image_hu >= WALL_RANGE_HU[0]) & (image_hu <= WALL_RANGE_HU[1])]
     return float(np.median(soft)) if soft.size >= LEAST_WALL_VOXELS else USUAL_WALL_HU
 
@@ -249,7 +248,7 @@ def limit_brightness(
     wall_hu: float,
     spacing_mm: Spacing,
 ) -> NDArray[np.float32]:
-    """What is added to an image, less where the sum would be brighter than soft tissue.
+    """Return what is added to an image, less where the sum would be brighter than soft tissue.
 
     A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
     ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what
@@ -260,7 +259,7 @@ def limit_brightness(
         image_hu: ``(I, J, K)``.
         added_hu: ``(I, J, K)``.
         opaque: ``(I, J, K)`` voxels that vessels do not show through.
-        wall_hu: Of the chest wall.
+        wall_hu: HU of the chest wall.
         spacing_mm: Along I, J, K.
 
     Returns:

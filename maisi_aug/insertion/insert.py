@@ -1,4 +1,4 @@
-"""One lesion into one CT: place, shape, drawing, blending and gates, on a crop; a pure function of the seed."""
+"""Insertion of a lesion into a CT: place, shape, drawing, blending and gates, on a crop; depends only on the seed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Mask = NDArray[np.bool_]
 
 LEAST_VOXELS = 4
 CONTEXT_MM = 9.0
-"""What a crop shows beyond a lesion's ball."""
+"""Margin in mm of a crop around a lesion's ball."""
 REACH_RADII = 1.7
-"""How far a lesion with spicules reaches, in radii of its ball."""
+"""Extent of a lesion with spicules, in radii of its ball."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,25 @@ class LesionRequest:
 
 
 class Host(Protocol):
-    """Where lesions may grow, of one image."""
+    """Places in an image where lesions may grow."""
 
     @property
     def coarse(self) -> CoarseMask:
         """Blocks of the host."""
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """The map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
+        """Return the map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
 
 
 @dataclass(frozen=True, eq=False)
 class LungHost:
-    """The lungs, told from HU."""
+    """The lungs, found from HU."""
 
     coarse: CoarseMask
 
     @classmethod
     def of(cls, image_hu: NDArray[Any], spacing_mm: Spacing) -> LungHost:
-        """The lungs of a CT.
+        """Return the lungs of a CT.
 
         Raises:
             UnfitCtError: It shows none.
@@ -84,7 +84,7 @@ class LungHost:
         return cls(find_lungs(image_hu, spacing_mm))
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Lung and body in a crop."""
+        """Return lung and body in a crop."""
         label_map = label_surroundings(crop.image_hu, crop.spacing_mm)
         label_map[~crop.is_inside] = 0
         near = ndimage.binary_dilation(self.coarse.cut(crop.start, crop.stop), iterations=max(self.coarse.factors))
@@ -101,7 +101,7 @@ class LabelledHost:
 
     @classmethod
     def of(cls, label_map: NDArray[np.uint8], host_ids: Collection[int], spacing_mm: Spacing) -> LabelledHost:
-        """Organs of a label map.
+        """Return organs of a label map.
 
         Raises:
             UnfitCtError: It holds none of them.
@@ -109,16 +109,14 @@ class LabelledHost:
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)
         if not organs.any():
-            raise UnfitCtError(
-                f"Host: expected label {' or '.join(map(str, host_ids))} in the label map, found none of them."
-            )
+            raise UnfitCtError(f"Host: the label map has no label {' or '.join(map(str, host_ids))}.")
         i, j, k = (factor * step for factor, step in zip(factors, spacing_mm, strict=True))
         return cls(
             CoarseMask(to_coarse(organs, factors, fill=0.0) > 0.5, factors, (i, j, k)), label_map, tuple(host_ids)
         )
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """The label map in a crop."""
+        """Return the label map in a crop."""
         in_image, in_crop = crop.box_in(self.label_map.shape)
         found = np.zeros(crop.shape, dtype=np.uint8)
         found[in_crop] = self.label_map[in_image]
@@ -127,7 +125,7 @@ class LabelledHost:
 
 @dataclass(frozen=True, eq=False)
 class Insertion:
-    """What became of one lesion.
+    """Outcome of the insertion of one lesion.
 
     Attributes:
         box: Where in the image the crop lies, slices along I, J, K.
@@ -137,7 +135,7 @@ class Insertion:
         place: Where it was put.
         volume_ml: Its volume.
         look: How it looks there.
-        verdicts: What the gates say.
+        verdicts: Verdicts of the gates.
     """
 
     box: tuple[slice, ...]
@@ -172,7 +170,7 @@ def insert_lesion(
         image: ``(I, J, K)`` HU in RAS+, not modified.
         spacing_mm: Along I, J, K.
         host: Where lesions may grow in it.
-        request: What to draw.
+        request: Request for the image.
         painter: Draws it.
         occupied: ``(I, J, K)`` voxels of lesions that are there, to keep clear of.
         seed: The same seed, the same lesion.
@@ -186,8 +184,8 @@ def insert_lesion(
     sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)
     if round(sizes_ml[0] / voxel_ml) < LEAST_VOXELS:
         raise UnfitCtError(
-            f"Lesion of {sizes_ml[0]:.3g} mL: expected at least {LEAST_VOXELS} voxels, found "
-            f"{round(sizes_ml[0] / voxel_ml)} of {voxel_ml:.2g} mL. Ask for a larger one, or give a finer CT."
+            f"Lesion of {sizes_ml[0]:.3g} mL: has {round(sizes_ml[0] / voxel_ml)} voxels of {voxel_ml:.2g} mL, at "
+            f"least {LEAST_VOXELS} are needed. Request a larger lesion, or use a CT with smaller voxels."
         )
     rng = numpy_generator(seed, "insertion")
     least_mm, radius_mm = (diameter_mm(size_ml) / 2.0 for size_ml in sizes_ml)

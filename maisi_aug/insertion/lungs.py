@@ -27,7 +27,7 @@ LUNG_LOBES = frozenset(range(28, 33))
 COARSE_MM = 2.0
 AIR_HU = -500.0
 LUNG_HU = (-940.0, -550.0)
-"""Between these lies the median inside a lung, and not that of bowel gas or an airway."""
+"""Range of the median HU inside a lung; bowel gas and airways are outside of it."""
 LEAST_LUNG_ML = 30.0
 """A slab of a few slices shows no more of a lung."""
 VESSEL_MM = 4.0
@@ -59,7 +59,7 @@ class CoarseMask:
         return depth
 
     def cut(self, start: Shape, stop: Shape) -> Mask:
-        """The mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""
+        """Return the mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""
         places = [np.arange(low, high) // factor for low, high, factor in zip(start, stop, self.factors, strict=True)]
         inside = [(place >= 0) & (place < side) for place, side in zip(places, self.mask.shape, strict=True)]
         held = [np.clip(place, 0, side - 1) for place, side in zip(places, self.mask.shape, strict=True)]
@@ -70,7 +70,7 @@ class CoarseMask:
 
 
 def coarse_factors(spacing_mm: Spacing) -> Shape:
-    """Voxels per block of about 2 mm."""
+    """Return voxels per block of about 2 mm."""
     i, j, k = (max(1, round(COARSE_MM / step)) for step in spacing_mm)
     return i, j, k
 
@@ -81,7 +81,7 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
     Args:
         array: ``(I, J, K)``.
         factors: Voxels per block along I, J, K.
-        fill: What the last blocks are filled up with.
+        fill: Padding value of the last blocks.
     """
     step = factors[0] * max(1, SLAB_VOXELS // (factors[0] * array[0].size))
     slabs = [
@@ -92,7 +92,7 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
 
 
 def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
-    """The lungs with their vessels, airways left out where they are wide.
+    """Return the lungs with their vessels, airways left out where they are wide.
 
     Args:
         image_hu: ``(I, J, K)`` HU in RAS+.
@@ -107,7 +107,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
     try:
         body = find_body(coarse, coarse_mm)
     except VolumeError as error:
-        raise UnfitCtError(f"Lungs: the CT shows no patient to look for them in. {error}") from error
+        raise UnfitCtError(f"Lungs: no patient was found in the CT. {error}") from error
     parts, num_parts = ndimage.label((coarse < AIR_HU) & body)
     lungs = np.zeros(coarse.shape, dtype=bool)
     if num_parts:
@@ -121,8 +121,8 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
                 lungs |= part
     if not lungs.any():
         raise UnfitCtError(
-            f"Lungs: expected lung of at least {LEAST_LUNG_ML:g} mL between {LUNG_HU[0]:g} and {LUNG_HU[1]:g} HU in "
-            "the CT, found none. Is it a CT of the chest, in HU?"
+            f"Lungs: the CT has no region of at least {LEAST_LUNG_ML:g} mL between {LUNG_HU[0]:g} and {LUNG_HU[1]:g} "
+            "HU. Is it a CT of the chest, in HU?"
         )
     return CoarseMask(_close(lungs, coarse_mm) & body, factors, coarse_mm)
 

@@ -59,7 +59,7 @@ class Crop:
 
 
 def texture_id(score: int) -> int:
-    """The label of a nodule by the readers' texture score."""
+    """Return the label of a nodule by the readers' texture score."""
     if score <= 2:
         return GROUND_GLASS_ID
     return PART_SOLID_ID if score == 3 else SOLID_ID
@@ -68,7 +68,7 @@ def texture_id(score: int) -> int:
 def cut_window(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], corner: Sequence[int], shape: Shape
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """A window that may reach beyond the arrays: there the edge is repeated, and the label is 0.
+    """Return a window that may reach beyond the arrays: there the edge is repeated, and the label is 0.
 
     Args:
         image_hu: ``(I, J, K)``.
@@ -89,7 +89,7 @@ def cut_window(
 def draw_turn(
     image_hu: NDArray[Any], label_map: NDArray[Any], rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Both arrays turned and mirrored alike: one of the eight turns of a slice, upside down or not."""
+    """Return both arrays turned and mirrored alike: one of the eight turns of a slice, upside down or not."""
     turns, flips = int(rng.integers(4)), rng.random(2) < 0.5
     turned = []
     for array in (image_hu, label_map):
@@ -101,10 +101,10 @@ def draw_turn(
 
 
 def crop_nodules(folder: Path, *, copies: int, seed: int) -> Iterator[Crop]:
-    """Windows around the nodules of the train patients, each in several turns."""
+    """Yield windows around the nodules of the train patients, each in several turns."""
     index = folder / "index.csv"
     if not index.is_file():
-        raise PreparationError(f"{folder}: expected an index.csv with the nodules, found none. Check the path.")
+        raise PreparationError(f"{folder}: has no index.csv of nodules. Check the path.")
     with index.open(encoding="utf-8") as lines:
         rows = [row for row in csv.DictReader(lines) if row["split"] == "train"]
     for row in rows:
@@ -122,7 +122,7 @@ def crop_nodules(folder: Path, *, copies: int, seed: int) -> Iterator[Crop]:
 
 
 def _draw_corner(nodule: NDArray[np.bool_], rng: np.random.Generator) -> list[int]:
-    """Where a window may begin: it holds the nodule, or is held by it, and shows as much of the crop as it can."""
+    """Draw the start of a window that contains the nodule, or is inside it, and covers as much of it as it can."""
     corner = []
     for axis, (side, wanted) in enumerate(zip(nodule.shape, WINDOW, strict=True)):
         places = np.flatnonzero(nodule.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -134,7 +134,7 @@ def _draw_corner(nodule: NDArray[np.bool_], rng: np.random.Generator) -> list[in
 
 
 def crop_lungs(folder: Path, *, num_crops: int, seed: int) -> Iterator[Crop]:
-    """Windows of lung from every chest CT of a folder, clear of whatever is labelled there."""
+    """Yield windows of lung from every chest CT of a folder, clear of whatever is labelled there."""
     for path in sorted(folder.glob("*_ct.nii.gz")):
         image = load_image(path)
         image_hu, spacing_mm = image.array.astype(np.int16), image.grid.spacing_mm
@@ -161,7 +161,7 @@ def write_prepared(crops: Iterator[Crop], out: Path, *, num_folds: int, options:
 
     def require_new() -> None:
         if out.exists():
-            raise PreparationError(f"{out}: expected a new folder, found one that is there. Choose another --out.")
+            raise PreparationError(f"{out}: already exists. Choose another --out.")
 
     require_new()
     spec = PreparedSpec(
@@ -202,7 +202,7 @@ def _write_crop(crop: Crop, folder: Path, num_folds: int) -> PreparedCase:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the crops that the command line asks for."""
+    """Make the crops that the command line requests."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nodules", type=Path)
     parser.add_argument("lungs", type=Path)

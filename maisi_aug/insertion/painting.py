@@ -1,4 +1,4 @@
-"""What draws a lesion into a crop, and the procedural painter, which needs no weights.
+"""Painters that draw a lesion into a crop, including the procedural painter, which needs no weights.
 
 It is also the control that a network must face: a lesion of plausible HU, softened by the point spread of a scanner,
 with the noise of its surroundings.
@@ -18,15 +18,15 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 Mask = NDArray[np.bool_]
 Texture = Literal["solid", "part-solid", "ground-glass", "soft"]
-"""How dense a lesion is: three kinds of nodules in the lung, and "soft" for lesions of other organs."""
+"""Texture of a lesion: three kinds of lung nodules, and "soft" for lesions of other organs."""
 TEXTURES: tuple[Texture, ...] = ("solid", "part-solid", "ground-glass")
 
 SOLID_HU = (20.0, 130.0)
 GROUND_GLASS_HU = (-680.0, -420.0)
 HALO_HU = (-480.0, -240.0)
-"""Of the part of a part-solid nodule that is not solid; in LIDC-IDRI it is denser than ground-glass alone."""
+"""HU of the non-solid part of a part-solid nodule; in LIDC-IDRI it is denser than ground-glass alone."""
 SOFT_CONTRAST_HU = (25.0, 60.0)
-"""Between a lesion of soft tissue and its host."""
+"""Contrast in HU between a lesion of soft tissue and its host."""
 CORE_SHARE = (0.15, 0.5)
 """Share of a part-solid nodule's volume that is solid."""
 POINT_SPREAD_MM = (0.6, 1.0)
@@ -74,14 +74,14 @@ class Painter(Protocol):
 
     @property
     def factor(self) -> int:
-        """What every side of a crop must be a multiple of."""
+        """Number that every side of a crop must be a multiple of."""
 
     @property
     def least_shape(self) -> Shape:
-        """What a crop must show at least, in voxels."""
+        """Smallest shape of a crop, in voxels."""
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """``(I, J, K)`` HU; only what is hidden counts."""
+        """Return ``(I, J, K)`` HU; only what is hidden counts."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class ProceduralPainter:
     least_shape: Shape = (16, 16, 6)
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """The lesion's HU over the real image, softened, with noise like that around it."""
+        """Return the lesion's HU over the real image, softened, with noise like that around it."""
         rng = numpy_generator(task.seed, "procedural painter")
         sigma = [rng.uniform(*POINT_SPREAD_MM) / step for step in task.spacing_mm]
         cover = np.clip(ndimage.gaussian_filter(_fill(task), sigma), 0.0, 1.0)
@@ -111,7 +111,7 @@ class ProceduralPainter:
 
 
 def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: float) -> NDArray[np.float32]:
-    """A drawn crop whose lesion is made brighter or darker as a whole; its texture and its noise stay.
+    """Return a drawn crop whose lesion is made brighter or darker as a whole; its texture and its noise stay.
 
     Args:
         task: What was drawn.
@@ -127,19 +127,19 @@ def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: fl
 
 
 def _fill(task: PaintTask) -> NDArray[np.float32]:
-    """How much of a voxel is lesion: half of those of its rim, as readers outline a nodule by what they see of it."""
+    """Return the share of lesion in each voxel: one half at the rim, since readers outline the visible nodule."""
     depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
     return np.asarray(np.clip(depth_mm / min(task.spacing_mm) - 0.5, 0.0, 1.0), dtype=np.float32)
 
 
 def _choose_noise(task: PaintTask) -> Mask:
-    """Where noise is measured: in the host, without the vessels of a lung; anywhere where there is no host."""
+    """Choose where noise is measured: in the host, without the vessels of a lung; anywhere if there is no host."""
     thin = task.host if task.texture == "soft" else task.host & (task.image_hu < THIN_HU)
     return next((mask for mask in (thin, task.host) if mask.any()), task.label_map > 0)
 
 
 def _draw_inside(task: PaintTask, rng: np.random.Generator) -> NDArray[np.float32]:
-    """What the lesion would look like without noise and point spread."""
+    """Draw the lesion without noise and point spread."""
     glass = HALO_HU if task.texture == "part-solid" else GROUND_GLASS_HU
     solid_hu, glass_hu, share = (rng.uniform(*span) for span in (SOLID_HU, glass, CORE_SHARE))
     mottling = ndimage.gaussian_filter(
@@ -165,11 +165,11 @@ def _local_hu(task: PaintTask) -> float:
 
 
 def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """What of an image is finer than ``NOISE_MM``, as if there were nothing but some of its voxels; 0 elsewhere.
+    """Return what of an image is finer than ``NOISE_MM``, as if there were nothing but some of its voxels; 0 elsewhere.
 
     Args:
         image_hu: ``(I, J, K)``.
-        where: The voxels that count, so that the edge of a lesion is not taken for noise beside it.
+        where: The voxels that count, so that the edge of a lesion is not taken for noise next to it.
         spacing_mm: Along I, J, K.
     """
     sigma = [NOISE_MM / step for step in spacing_mm]
@@ -180,19 +180,19 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
 
 
 def measure_noise(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> float:
-    """Robust deviation in HU of what is finer than ``NOISE_MM``, over some voxels; 0 where there are none."""
+    """Return robust deviation in HU of what is finer than ``NOISE_MM``, over some voxels; 0 where there are none."""
     return robust_deviation(find_fine_structure(image_hu, where, spacing_mm)[where])
 
 
 def robust_deviation(values: NDArray[np.float32]) -> float:
-    """From the median of absolute deviations; 0 for no values."""
+    """Return the standard deviation estimated from the median of absolute deviations; 0 for no values."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if values.size else 0.0
 
 
 def draw_noise_like(
     image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Noise with the spectrum and the strength of what is fine in an image.
+    """Return noise with the spectrum and the strength of what is fine in an image.
 
     The spectrum's phases are drawn anew (Galerne et al., "Random phase textures", IEEE TIP 2011); vessels and edges
     are clipped beforehand.

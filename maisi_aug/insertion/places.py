@@ -1,4 +1,4 @@
-"""Where a lesion goes: deep enough in its host, or at its surface, and clear of what is there."""
+"""Choice of a lesion's place: deep enough in its host, or at its surface, and clear of other structures."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Shape
 
 PLEURAL_SHARE = 0.3
-"""Of the nodules of LIDC-IDRI about a third touch the pleura."""
+"""Share of juxta-pleural nodules; about a third of the nodules of LIDC-IDRI touch the pleura."""
 CLEARANCE_MM = 6.0
-"""Between the surfaces of two lesions; the zone that is drawn anew around one must not reach the other."""
+"""Distance in mm between the surfaces of two lesions; the zone drawn anew around one must not reach the other."""
 SURFACE_DEPTHS = (0.3, 0.7)
 """Depth of the centre of a lesion that touches the surface, in radii."""
 
@@ -40,16 +40,17 @@ def draw_place(
     attachment: Attachment | None = None,
     least_radius_mm: float | None = None,
 ) -> Place:
-    """A random place for a ball of the lesion's volume.
+    """Return a random place for a ball of the lesion's volume.
 
     Args:
         host: Where lesions may grow.
         image_shape: Voxels of the image; the lesion stays inside.
-        radius_mm: Of the ball.
+        radius_mm: Radius in mm of the ball.
         occupied: Blocks that hold lesions, of the host's shape; None for none.
         rng: Draws.
         attachment: None leaves it to chance, and takes the other where the host has no room for one.
-        least_radius_mm: Of the smallest lesion that is put at the same place, which must touch the surface too.
+        least_radius_mm: Radius in mm of the smallest lesion that is put at the same place, which must touch the surface
+            too.
 
     Raises:
         UnfitCtError: The host has no room.
@@ -73,8 +74,8 @@ def draw_place(
             i, j, k = (min(int(b) * factor + offset, side - 1) for b, factor, offset, side in parts)
             return Place((i, j, k), tried)
     raise UnfitCtError(
-        f"Place for a lesion of {2 * radius_mm:.1f} mm: expected room in the host, found none in "
-        f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL of it. Ask for smaller or fewer lesions."
+        f"Lesion of {2 * radius_mm:.1f} mm: no room left in the host, which has "
+        f"{host.mask.sum() * np.prod(host.spacing_mm) / 1000:.0f} mL. Request smaller or fewer lesions."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a cohort of inserted lesions is asked for with, on the command line and in Python. Nothing heavy is imported."""
+"""The request for a cohort of inserted lesions, on the command line and in Python. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -24,58 +24,62 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     into: Annotated[PathText, Field(min_length=1), Option(takes=Path, panel=_INTO, everyday=True)]
     """A CT, a folder of CTs, or an nnU-Net dataset."""
     into_labels: Annotated[PathText | None, Option(takes=Path, panel=_INTO, everyday=True)] = None
-    """Folder of label files named after the CTs: real lesions, which are kept, and host organs."""
+    """Folder of label files named after the CTs, with host organs and real lesions; real lesions are kept."""
     into_organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_INTO, everyday=True)] = ()
     """Folder of organ labels, such as TotalSegmentator's; may repeat."""
     organ_labels: Annotated[OrganLabels, Option(panel=_INTO)] = "auto"
-    """What the ids of organ label maps mean."""
+    """Meaning of the ids in organ label maps."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_INTO)] = ()
-    """What a label means, as for prepare; may repeat."""
+    """Meaning of a label, as in 'maisi-aug prepare'; may repeat."""
     labels: Annotated[
         tuple[str, ...],
         Field(min_length=1),
         Option(metavar="NAME[:SIZE][@SHARE]", complete="labels", panel=_WHAT, everyday=True),
     ]
-    """Lesion with a size: 6-20mm, 4mL, 0.3 (percentile), 8-12mmx2; may repeat; join with + for one case."""
+    """Lesion with a size: 6-20mm, 4mL, 0.3 (percentile), 8-12mmx2; may repeat; '+' puts several into one case."""
     num_cases: Annotated[PositiveInt, Option("-n", panel=_WHAT, everyday=True)] = 4
-    """Number of cases; the CTs take turns."""
+    """Number of cases; the CTs are used in turn."""
     seed: Annotated[int, Field(ge=0), Option(panel=_WHAT, everyday=True)] = 0
     """Random seed of the cohort."""
     texture: Annotated[Literal["solid", "part-solid", "ground-glass"] | None, Option(panel=_WHAT, everyday=True)] = None
-    """Texture of lesions in the lung (default: mixed as in patients)."""
+    """Texture of lung lesions (default: mixed as in patients)."""
     place: Annotated[Attachment | None, Option(panel=_WHAT, everyday=True)] = None
-    """Inside the host organ, or at its surface: juxta-pleural (default: mixed)."""
+    """Position of the lesion: inside the host organ, or at its surface (juxta-pleural in the lung) (default: mixed)."""
     twins: Annotated[str | None, Option(metavar="FACTOR=VALUE,...", panel=_WHAT)] = None
-    """For each of the -n places a case per value, all else equal: size=6mm,10mm,20mm, texture=, place=, or
-    contrast=100,300 (HU); for 'evaluate detection-curve'."""
+    """One case per value for each of the -n places, all else equal: size=6mm,10mm,20mm, texture=, place=, or
+    contrast=100,300 (HU); for 'evaluate detection-curve'.
+    """
     painter: Annotated[Literal["auto", "procedural", "network"], Option(panel=_WHAT, everyday=True)] = "auto"
-    """What draws the lesions: networks of a bundle where it knows them, else without weights (procedural)."""
+    """How lesions are drawn: by the networks of a bundle that knows them, or without weights (procedural). auto prefers
+    networks.
+    """
     bundle: Annotated[
         PathText | None, Field(min_length=1), Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT)
     ] = None
-    """Bundle whose networks draw the lesions, and whose vocabulary names them (default: the embedded one for lung
-    nodules)."""
+    """Bundle whose networks draw the lesions and whose vocabulary names them (default: the embedded one for lung
+    nodules).
+    """
     num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_WHAT)] = None
     """Sampling steps of the networks (default: the bundle's)."""
     max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
-    """Attempts per case before it is rejected; a cohort may be continued with more."""
+    """Attempts per case before it is rejected; an existing cohort can be continued with more."""
     size_tolerance: Annotated[float, Field(gt=0, le=1), Option(panel=_RUN)] = 0.10
     """Largest relative error of a lesion's volume; two voxels are always allowed."""
 
 
 def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> InsertConfig:
-    """Validate what is asked for.
+    """Validate what is requested.
 
     Args:
         values: Field names to values, as YAML or flags give them.
-        source: What to call them in messages.
+        source: Name for messages.
 
     Raises:
         RecipeError: Listing every problem with its place.
     """
     # YAML has lists where the fields hold tuples.
     held = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-    advice = "Give it in the recipe or as a flag."
+    advice = "Set it in the recipe or as an option."
     with explain_problems(InsertConfig, source, RecipeError, kind="recipe", if_missing=advice):
         return InsertConfig.model_validate(held)
 

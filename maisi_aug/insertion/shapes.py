@@ -20,13 +20,13 @@ train patients of LIDC-IDRI: their axes, their volume against that of the ellips
 STRETCH = (0.12, 0.15)
 """Deviation of the logarithms of the axes."""
 ROUGHNESS = ((0.08, 0.12), (0.28, 0.46))
-"""Least and most deviation of the surface from the ellipsoid, in radii."""
+"""Smallest and largest deviation of the surface from the ellipsoid, in radii."""
 SPICULATED_SHARE = (0.04, 0.4)
 NUM_SPICULES = (3, 9)
 
 
 def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, rng: np.random.Generator) -> Mask:
-    """A connected shape of so many voxels.
+    """Return a connected shape of a given number of voxels.
 
     A level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones (spicules).
 
@@ -46,14 +46,14 @@ def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, 
     start = np.unravel_index(int(np.argmin(level)), level.shape)
     ordered = np.sort(level[room])
     if len(ordered) < num_voxels:
-        raise LesionError(f"Shape of {num_voxels} voxels: expected as many free ones, found {len(ordered)}.")
+        raise LesionError(f"Shape of {num_voxels} voxels: only {len(ordered)} voxels are free.")
     low, high = num_voxels - 1, len(ordered) - 1
     while low < high:  # the least level whose part around the start is large enough
         middle = (low + high) // 2
         low, high = (low, middle) if _part(level <= ordered[middle], start).sum() >= num_voxels else (middle + 1, high)
     part = _part(level <= ordered[low], start)
     if part.sum() < num_voxels:
-        raise LesionError(f"Shape of {num_voxels} voxels: expected as many connected ones, found {part.sum()}.")
+        raise LesionError(f"Shape of {num_voxels} voxels: only {part.sum()} free voxels are connected.")
     return _trim(part, level, num_voxels, start)
 
 

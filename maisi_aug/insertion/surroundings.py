@@ -1,4 +1,4 @@
-"""What lies around a lesion in the lung, told from HU alone: aerated lung with its vessels, and body."""
+"""Surroundings of a lesion in the lung, found from HU alone: aerated lung with its vessels, and body."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VESSEL_RADIUS_MM = 4.0
 
 
 def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: Mask | None = None) -> NDArray[np.uint8]:
-    """Lung and body in a crop of a chest CT.
+    """Return lung and body in a crop of a chest CT.
 
     Args:
         image_hu: ``(I, J, K)`` HU.
@@ -41,7 +41,7 @@ def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: M
 
 
 def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> NDArray[np.float32]:
-    """The image smoothed by a Gaussian of equal width in mm along all axes."""
+    """Return the image smoothed by a Gaussian of equal width in mm along all axes."""
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(
         image_hu.astype(np.float32), [sigma_mm / step for step in spacing_mm], mode="nearest"
     )
@@ -49,7 +49,7 @@ def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> N
 
 
 def keep_thick_parts(dense: Mask, spacing_mm: Spacing, radius_mm: float = VESSEL_RADIUS_MM) -> Mask:
-    """An opening with a ball: what is left of a mask without its parts thinner than two radii."""
+    """Return an opening with a ball: what is left of a mask without its parts thinner than two radii."""
     deep = _distance(dense, spacing_mm) >= radius_mm
     if not deep.any():
         return np.zeros_like(dense)

@@ -30,14 +30,14 @@ MAX_SLAB_VOXELS = 2_000_000
 MUSCLE_IDS = tuple(range(98, 108))
 BONE_IDS = MAISI.hosts_of(128)
 STIFF_IDS = (*BONE_IDS, *MUSCLE_IDS, 114, 121)
-"""Bones, muscles, costal cartilages and the spinal cord: no mass of the organs beside them moves or crosses these."""
+"""Bones, muscles, costal cartilages and the spinal cord: no mass of the organs next to them moves or crosses these."""
 BRAIN_ID = 22
 CLOSING_MM = 25.0
 """Half of the widest gap between organs that counts as the inside of chest or belly."""
 MIN_DEPTH_MM = 12.0
 """Skin and the fat and muscle under it: nothing that grows inside comes closer to the air."""
 WALL_MM = 10.0
-"""How much of the wall around the organs gives way to a large lesion, and is pressed together."""
+"""Thickness in mm of the wall around the organs that gives way to a large lesion and is compressed."""
 COARSE_MM = 4.0
 REACH = 3.0
 """Radii of the lesion within which tissue is moved."""
@@ -63,7 +63,7 @@ def deform_label_map(
         rng: Source of all randomness.
         strength: 0 for none, 1 for the variation named above.
     """
-    present = np.bincount(label_map.ravel(), minlength=256) > 0
+    present = np.bincount(label_map.ravel(), minlength=256) > 0  # (256,)
     for attempt in range(4):
         deformed = _deform(label_map, spacing_mm, rng, strength * 0.5**attempt)
         if ((np.bincount(deformed.ravel(), minlength=256) > 0) | ~present).all():
@@ -72,11 +72,11 @@ def deform_label_map(
 
 
 def spline_basis(positions: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Uniform cubic B-spline weights ``(len(positions), num_knots)`` at positions >= 0 in knot spacings."""
-    cell = np.floor(positions).astype(np.int64)
+    """Return uniform cubic B-spline weights ``(len(positions), num_knots)`` at positions >= 0 in knot spacings."""
+    cell = np.floor(positions).astype(np.int64)  # (n,) first of the four knots of each position
     t = positions - cell
-    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6.0
-    basis = np.zeros((len(positions), int(cell.max(initial=0)) + 4))
+    weights = np.stack([(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]) / 6.0  # (4, n)
+    basis = np.zeros((len(positions), int(cell.max(initial=0)) + 4))  # (n, num_knots)
     for shift in range(4):
         basis[np.arange(len(positions)), cell + shift] = weights[shift]
     return basis
@@ -94,7 +94,9 @@ def _deform(
 ) -> NDArray[np.uint8]:
     shape, spacing = label_map.shape, np.asarray(spacing_mm, dtype=np.float64)
     bases = [spline_basis(np.arange(n) * step / KNOT_SPACING_MM) for n, step in zip(shape, spacing, strict=True)]
+    # (3, A, B, C) displacement of each knot along I, J, K
     knots_mm = strength * KNOT_DEVIATION_MM * rng.standard_normal((3, *[basis.shape[1] for basis in bases]))
+    # small against the knot spacing, so that the map does not fold
     knots_mm = np.clip(knots_mm, -0.4 * KNOT_SPACING_MM, 0.4 * KNOT_SPACING_MM)
     zoom = 1.0 + MAX_ZOOM * min(strength, 1.0) * rng.uniform(-1.0, 1.0)
     deformed = np.empty_like(label_map)
@@ -106,8 +108,10 @@ def _deform(
             index = np.arange(side, dtype=np.float64)
             index = (index - (side - 1) / 2) / zoom + (side - 1) / 2
             index = index[slab] if axis == 0 else index
+            # (slab, J, K) in voxels
             moved = spline_field(knots_mm[axis], [bases[0][slab], bases[1], bases[2]]) / spacing[axis]
             moved += index.reshape([-1 if other == axis else 1 for other in range(3)])
+            # (slab, J, K) source index along the axis
             source.append(np.clip(np.rint(moved), 0, side - 1).astype(np.int32))
         deformed[slab] = label_map[source[0], source[1], source[2]]
     return deformed
@@ -115,25 +119,26 @@ def _deform(
 
 @cache
 def visceral_ids() -> tuple[int, ...]:
-    """Organs of chest and belly: all but bones, muscles, cartilage, cord and brain."""
+    """Return organs of chest and belly: all but bones, muscles, cartilage, cord and brain."""
     stiff = {*STIFF_IDS, BRAIN_ID}
     return tuple(label.id for label in MAISI if label.kind == "organ" and label.id not in stiff)
 
 
 def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, margin_mm: float = 0.0) -> Mask:
-    """The inside of chest and belly: the organs there and the gaps of at most 50 mm between them, without the stiff.
+    """Return the inside of chest and belly: organs and the gaps of at most 50 mm between them, without stiff parts.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
         spacing_mm: Voxel sides along I, J, K.
         margin_mm: How far around all that it reaches.
     """
-    table = _table_of((*visceral_ids(), *MAISI.tumor_ids))
+    table = _table_of((*visceral_ids(), *MAISI.tumor_ids))  # (256,)
     strides, coarse = _thin(table[label_map], spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
     margins = [int(np.ceil(CLOSING_MM / step)) + 1 for step in steps_mm]
     if not coarse.any():
         return np.zeros(label_map.shape, dtype=bool)
+    # closing: dilate by CLOSING_MM, then erode
     grown = ndimage.distance_transform_edt(~np.pad(coarse, [(m, m) for m in margins]), sampling=steps_mm) <= CLOSING_MM
     closed = ndimage.distance_transform_edt(np.pad(grown, 1), sampling=steps_mm)[1:-1, 1:-1, 1:-1] > CLOSING_MM
     inner = closed[tuple(slice(m, m + side) for m, side in zip(margins, coarse.shape, strict=True))] | coarse
@@ -146,9 +151,9 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
 
 def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """How deep below the skin each voxel lies; the border of the array is no skin, as a scan ends inside a patient."""
+    """Return the depth of each voxel below the skin in mm; the array's border is not skin, since scans end inside."""
     strides, body = _thin(label_map > 0, spacing_mm)
-    steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
+    steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]  # mm of the thinned voxels
     depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
     return np.asarray(_thicken(depth.astype(np.float32), strides, label_map.shape))
 
@@ -156,7 +161,7 @@ def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> 
 def find_outside_room(
     label_map: NDArray[np.uint8], host: Mask, *, rim_mm: float, in_cavity: bool, spacing_mm: Sequence[float]
 ) -> Mask:
-    """Body without an organ that a lesion may grow into from its host: never bone, muscle, an organ or the body wall.
+    """Return body without an organ into which a lesion may grow from its host: no bone, muscle or body wall.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
@@ -178,7 +183,7 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """What gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
+    """Return what gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )
@@ -198,7 +203,7 @@ def make_room(
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
         centre_ijk: Voxel of the centre.
-        radius_mm: Of the lesion.
+        radius_mm: Radius in mm of the lesion.
         room_share: Share of its volume that is made by pushing.
         loose: ``(I, J, K)`` what may move, by :func:`find_loose`, without lesions that are there already.
         spacing_mm: Voxel sides along I, J, K.
@@ -208,10 +213,12 @@ def make_room(
     """
     box = _box_around(centre_ijk, REACH * radius_mm, spacing_mm, label_map.shape)
     shift_mm = radius_mm * (1.0 - (1.0 - room_share) ** (1.0 / 3.0))
+    # (box) 0 at tissue that stays, 1 where it may move freely
     freedom = np.clip(_distance_inside(loose[box], spacing_mm) / max(SLOWNESS * shift_mm, 10.0), 0.0, 1.0)
     start = [int(c) - part.start for c, part in zip(centre_ijk, box, strict=True)]
     moved = label_map.copy()
     moved[box] = _pull(label_map[box], start, radius_mm, room_share, freedom, spacing_mm)
+    # (256,) voxels by id
     before, after = (np.bincount(part[box].ravel(), minlength=256) for part in (label_map, moved))
     kept = before[1:BODY_ID] * MIN_LEFT <= after[1:BODY_ID]
     return moved if kept.all() else None
@@ -225,12 +232,13 @@ def _pull(
     freedom: NDArray[np.float32],
     spacing_mm: Sequence[float],
 ) -> NDArray[np.uint8]:
-    """Every voxel takes what lay ``shift`` nearer to the start, slab by slab."""
+    """Move voxels by ``shift`` away from the start, slab by slab."""
     axes = [(np.arange(n) - s) * step for n, s, step in zip(label_map.shape, start, spacing_mm, strict=True)]
     pulled = np.empty_like(label_map)
     for slab in range(label_map.shape[0]):
         i, j, k = np.ix_(axes[0][slab : slab + 1], axes[1], axes[2])
-        radii = np.sqrt(i**2 + j**2 + k**2)
+        radii = np.sqrt(i**2 + j**2 + k**2)  # (1, J, K) distance from the centre in mm
+        # share of the distance by which a voxel's source is nearer to the centre
         share = _shift_mm(radii, radius_mm, room_share) * freedom[slab : slab + 1] / np.maximum(radii, 1e-6)
         source = [
             np.clip(np.rint(axis * (1.0 - share) / step + s), 0, side - 1).astype(np.intp)
@@ -241,16 +249,17 @@ def _pull(
 
 
 def _shift_mm(radii_mm: NDArray[np.float64], radius_mm: float, room_share: float) -> NDArray[np.float64]:
-    """How far outwards tissue has moved that now lies at these distances from the centre."""
+    """Return how far outwards the tissue at these distances from the centre has moved."""
     inside = radii_mm * (1.0 - (1.0 - room_share) ** (1.0 / 3.0))
-    outer = np.maximum(radii_mm, radius_mm)
+    outer = np.maximum(radii_mm, radius_mm)  # (1, J, K)
     beyond = outer - np.cbrt(outer**3 - room_share * radius_mm**3)
     t = np.clip((radii_mm - radius_mm) / ((REACH - 1.0) * radius_mm), 0.0, 1.0)
+    # smooth step from 1 at the lesion's surface to 0 at REACH radii
     return np.where(radii_mm < radius_mm, inside, beyond * (1.0 - t * t * (3.0 - 2.0 * t)))
 
 
 def _distance_inside(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """Distance in mm from each voxel of a mask to what is not in it; the border of the array is no limit."""
+    """Distance in mm from each voxel of a mask to what is not in it; the border of the array is not a limit."""
     strides, coarse = _thin(mask, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]
     distance = np.full(coarse.shape, 1e3) if coarse.all() else ndimage.distance_transform_edt(coarse, sampling=steps_mm)

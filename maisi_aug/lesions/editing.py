@@ -20,7 +20,7 @@ from maisi_aug.volumes.components import TOUCHING, Box, Mask, connected_parts, l
 
 HOST_REACH_MM = 12.0
 HOST_CONTACT = 0.2
-"""Share of a lesion's surroundings that its host makes up at least: a lymph node that touches the aorta is no part of
+"""Share of a lesion's surroundings that its host makes up at least: a lymph node that touches the aorta is not part of
 it."""
 MAX_RESIZE = 2.0
 """A lesion is made at most twice or half as large; beyond that it would no longer be the one that was drawn."""
@@ -41,7 +41,7 @@ def remove_lesions(
         vocabulary: Which ids are tumours, and their hosts.
         spacing_mm: Voxel sides along I, J, K.
         keep: ``(I, J, K)`` voxels to leave alone; a lesion is kept or removed as a whole.
-        with_cysts: Turn kidney cysts into their kidney, too, as MAISI does for the unconditional branch of guidance;
+        with_cysts: Turn kidney cysts into their kidney as well, as MAISI does for the unconditional branch of guidance;
             else they are anatomy like any other.
 
     Returns:
@@ -136,7 +136,7 @@ def resize_lesion(
 
 
 def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *, spacing_mm: Sequence[float]) -> Lesion:
-    """A lesion as it lies in a map, measured; its host is the one that most of its surroundings are."""
+    """Return a lesion as it lies in a map, measured; its host is the one that most of its surroundings are."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inside = np.argwhere(mask[box])
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
@@ -154,7 +154,7 @@ def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *,
 
 
 def widen(box: Box, margin_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:
-    """A box with a margin on all sides, cut to the array."""
+    """Return a box with a margin on all sides, cut to the array."""
     margins = [int(np.ceil(margin_mm / side)) for side in spacing_mm]
     return tuple(
         slice(max(0, part.start - margin), min(side, part.stop + margin))

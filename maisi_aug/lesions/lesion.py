@@ -1,4 +1,4 @@
-"""One lesion, from the plan that asks for it, through the label map that it is drawn in, to the manifest.
+"""A lesion in the plan, in the label map and in the manifest.
 
 How tumours of a kind grow out of their hosts is data (``data/lesion_growth.json``), each figure with its source.
 """
@@ -27,7 +27,7 @@ _UNWRITTEN = Field(exclude=True)
 
 @dataclass(frozen=True, slots=True)
 class GrowthRule:
-    """How a tumour grows out of its host.
+    """Rule by which a tumour grows out of its host.
 
     Attributes:
         max_share_outside: Share of the lesion that may lie in tissue that was no host.
@@ -59,7 +59,7 @@ def _rules() -> tuple[GrowthRule, Mapping[str, GrowthRule]]:
 
 
 def growth_rule_of(label_name: str) -> GrowthRule:
-    """The rule of a label, found under any of its names; a label that the table lacks has the cautious default.
+    """Return the rule of a label, found under any of its names; a label that the table lacks has the cautious default.
 
     Args:
         label_name: As a vocabulary or a bundle names it, such as "renal mass".
@@ -75,20 +75,20 @@ def growth_rule_of(label_name: str) -> GrowthRule:
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """One lesion, as asked for and, once it is drawn, as it lies in the label map.
+    """One lesion, as requested and, once it is drawn, as it lies in the label map.
 
     The bounds hold for what is read from a manifest, which may be somebody else's.
 
     Attributes:
         label_id: Vocabulary id of its voxels.
         label: Its name in the vocabulary.
-        requested_ml: Volume that is asked for; of a given map that of the lesion on the map's own grid.
+        requested_ml: Volume that is requested; of a given map that of the lesion on the map's own grid.
         percentile: The same as a fraction of the size reference, where the request was one.
         realised_ml: Volume on the output grid; ``None`` while the lesion is not drawn.
         diameter_mm: Equivalent-sphere diameter of the realised volume.
         centre_ijk: Voxel of the lesion nearest to its centre of mass, axes I J K.
         host_id: Organ that the lesion lies in.
-        size_source: What the percentile refers to; says so where that is a stand-in.
+        size_source: Reference of the percentile, which says if it is a stand-in.
         index: Place among the lesions of its case, which tells it from others of its label.
         hosts: Ids that it may replace.
         rule: How it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.
@@ -115,12 +115,12 @@ class Lesion:
 
     @property
     def requested_mm(self) -> float:
-        """Diameter of the sphere of the volume that is asked for."""
+        """Diameter of the sphere of the volume that is requested."""
         return diameter_mm(self.requested_ml)
 
     @property
     def inside_ml(self) -> float:
-        """What has to lie inside the hosts."""
+        """Volume that must be inside the hosts."""
         return self.requested_ml * (1.0 if self.rule is None else 1.0 - self.rule.max_share_outside)
 
     def drawn(
@@ -133,7 +133,7 @@ class Lesion:
         spread: float,
         share_outside: float | None = None,
     ) -> Lesion:
-        """The lesion as it lies in a label map with voxels of these sides."""
+        """Return the lesion as it lies in a label map with voxels of these sides."""
         from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
 
         i, j, k = map(int, centre_ijk)
@@ -143,15 +143,15 @@ class Lesion:
         )
 
     def measured(self, realised_ml: float) -> Lesion:
-        """The lesion with its volume in a label map."""
+        """Return the lesion with its volume in a label map."""
         return replace(self, realised_ml=realised_ml, diameter_mm=diameter_mm(realised_ml))
 
     def as_written(self) -> Lesion:
-        """The lesion as a manifest holds it, without what only the run needs that draws it."""
+        """Return the lesion as a manifest holds it, without what only the run needs that draws it."""
         return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
 
     def to_plan(self) -> dict[str, Any]:
-        """What is asked for, as JSON types."""
+        """Return what is requested, as JSON types."""
         return {
             "label_id": self.label_id,
             "label": self.label,

@@ -50,7 +50,8 @@ ROUND_ENOUGH = 1.35
 TOO_STRETCHED = 1.5
 """Spread above which a lesion leaves its host, where it may, rather than follow it; about twice as long as a ball."""
 RELUCTANCES = (1.5, 3.0, 10.0)
-"""How many times further a voxel outside the host seems than one inside, until enough of the lesion stays inside."""
+"""Factors by which voxels outside the host seem farther than those inside, tried until enough of the lesion is inside.
+"""
 ROOMY = 0.6
 """Share of a host part that a lesion may fill before parts with more room are preferred."""
 MAX_SEARCH_VOXELS = 60_000
@@ -119,7 +120,7 @@ def plant_lesions(
 
 
 def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> list[float]:
-    """Volumes in millilitres of the connected lesions with a label, largest first.
+    """Return volumes in millilitres of the connected lesions with a label, largest first.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
@@ -131,7 +132,7 @@ def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> 
 
 
 def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """Volume of a host in millilitres, and that of its largest connected part."""
+    """Return the volume of a host in millilitres, and that of its largest connected part."""
     sizes = part_sizes(host)
     voxel_ml = voxel_volume_ml(spacing_mm)
     return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
@@ -163,7 +164,7 @@ def _plant(
 
 
 def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
-    """The largest volume of a lesion beside its hosts in a map; infinite without a rule."""
+    """Return the largest volume of a lesion beside its hosts in a map; infinite without a rule."""
     if wish.rule is None:
         return float("inf")
     return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]
@@ -172,7 +173,7 @@ def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequen
 def largest_that_fits_ml(
     label_map: NDArray[np.uint8], wish: Lesion, *, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> float:
-    """The largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
+    """Return the largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
 
     Args:
         label_map: ``(I, J, K)`` label ids without the lesion; not modified.
@@ -202,13 +203,14 @@ def _push_in(
 ) -> _Grown | None:
     """A large lesion that pushes its host and its neighbours aside; None for a small one, or where that fails."""
     rule = wish.rule
-    free = is_any_of(label_map, wish.hosts) & ~blocked
+    free = is_any_of(label_map, wish.hosts) & ~blocked  # (I, J, K) voxels of the hosts without another lesion
     num_voxels = require_num_voxels(wish.requested_ml, spacing_mm)
     is_large = rule is not None and wish.requested_ml >= max(
         LARGE_ML, LARGE_SHARE * host_volumes_ml(free, spacing_mm)[1]
     )
     if rule is None or rule.room_share <= 0 or not is_large:
         return None
+    # voxels that must fit into the host, since pushing makes room for the rest
     num_needed = int(np.ceil((1.0 - rule.room_share) * (1.0 - rule.max_share_outside) * num_voxels))
     part = draw_part(free, free, num_needed, spacing_mm, rng)
     if part is None:
@@ -309,7 +311,7 @@ def _host_choices(
     label_map: NDArray[np.uint8], blocked: Mask, wish: Lesion, num_voxels: int, rng: np.random.Generator
 ) -> list[tuple[int, ...]]:
     """Sets of hosts to try in order: single hosts with ample room, single hosts with room, the union."""
-    num_free = np.bincount(label_map[~blocked], minlength=256)
+    num_free = np.bincount(label_map[~blocked], minlength=256)  # (256,) free voxels by id
     choices: list[tuple[int, ...]] = []
     crosses = wish.rule is not None and wish.rule.crosses_hosts
     for share in (CROSSING,) if crosses else (ROOMY, 1.0):
@@ -363,9 +365,9 @@ def _no_room(label_map: NDArray[np.uint8], blocked: Mask, wish: Lesion, spacing_
     names = ", ".join(map(_name_of, present[:4])) + (f" and {len(present) - 4} more" if len(present) > 4 else "")
     inside = f", at least {wish.inside_ml:.2f} mL of it" if wish.rule is not None else ""
     return LesionError(
-        f"{wish.label}: expected room for {in_words(wish.requested_ml)}{inside} in one "
-        f"connected part of its host ({names}), found {free_ml:.2f} mL free, {largest_ml:.2f} mL of it in the largest "
-        "part. Ask for a smaller lesion, fewer lesions or another label map."
+        f"{wish.label}: no room for {in_words(wish.requested_ml)}{inside} in one connected part of its host "
+        f"({names}): {free_ml:.2f} mL are free, {largest_ml:.2f} mL of them in the largest part. Request a smaller "
+        "lesion, fewer lesions or use another label map."
     )
 
 
@@ -373,9 +375,9 @@ def _too_large(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[
     assert wish.rule is not None
     _, largest_ml = host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)
     return LesionError(
-        f"{wish.label}: expected at most {wish.rule.max_host_share:.0%} of its host, "
-        f"{in_words(wish.rule.max_host_share * largest_ml)} in a part of {largest_ml:.0f} mL, found "
-        f"{in_words(wish.requested_ml)}. Ask for a smaller lesion or another label map."
+        f"{wish.label}: {in_words(wish.requested_ml)} requested, but it may fill at most "
+        f"{wish.rule.max_host_share:.0%} of its host, {in_words(wish.rule.max_host_share * largest_ml)} in a part of "
+        f"{largest_ml:.0f} mL. Request a smaller lesion or use another label map."
     )
 
 
@@ -394,15 +396,15 @@ def _surroundings(mask: Mask) -> Mask:
 def draw_part(
     host: Mask, room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> tuple[Box, Mask, Mask] | None:
-    """A box, the part of the host in it to start from, and the connected room to grow in; None if nothing fits."""
+    """Return a box, the part of the host in it to start from, and the connected room to grow in; None if too small."""
     if np.count_nonzero(room) < num_voxels or not host.any():
         return None
     radius_mm = radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
     margin = 0 if room is host else int(np.ceil(2.0 * radius_mm / min(spacing_mm)))
     box = bounding_box(host, margin=margin)
     labelled, _ = label_parts(room[box])
-    num_room = np.bincount(labelled.ravel())
-    num_start = np.bincount(labelled[host[box]], minlength=num_room.size)
+    num_room = np.bincount(labelled.ravel())  # (parts + 1,) voxels of each connected part
+    num_start = np.bincount(labelled[host[box]], minlength=num_room.size)  # voxels of it in the host
     num_room[0] = 0
     fits = np.flatnonzero((num_room >= num_voxels) & (num_start > 0))
     if fits.size == 0:
@@ -444,7 +446,7 @@ def grow_roundest(
     """
     if centres is None:
         centres = draw_centres(start_room, num_voxels, spacing_mm, rng)
-    farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)
+    farther = None if reluctance == 1.0 else np.where(start_room, 1.0, reluctance)  # (I, J, K) factor of the distance
     best: tuple[Mask, float] | None = None
     for centre in centres:
         lesion = _grow_from(centre, room, num_voxels, spacing_mm, rng, farther)
@@ -460,18 +462,19 @@ def grow_roundest(
 def draw_centres(
     start_room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
+    """Return centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
     stride = max(1, int(np.ceil((start_room.size / MAX_SEARCH_VOXELS) ** (1 / 3))))
     thinned = start_room[::stride, ::stride, ::stride]
     if not thinned.any():
         stride, thinned = 1, start_room
+    # (i + 2, j + 2, k + 2): padded, so that the border counts as outside
     depth_mm = ndimage.distance_transform_edt(np.pad(thinned, 1), sampling=np.asarray(spacing_mm) * stride)
-    candidates = np.argwhere(thinned)
-    depths = depth_mm[tuple((candidates + 1).T)]
+    candidates = np.argwhere(thinned)  # (N, 3)
+    depths = depth_mm[tuple((candidates + 1).T)]  # (N,)
     needed_mm = 0.9 * radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
-    weights = np.minimum(depths, max(needed_mm, min(spacing_mm))) ** 4
+    weights = np.minimum(depths, max(needed_mm, min(spacing_mm))) ** 4  # (N,)
     drawn = rng.choice(len(candidates), size=MAX_GROWTHS, p=weights / weights.sum())
-    centres: NDArray[np.int64] = candidates[drawn] * stride
+    centres: NDArray[np.int64] = candidates[drawn] * stride  # (MAX_GROWTHS, 3)
     return centres
 
 
@@ -498,7 +501,7 @@ def _grow_from(
         if taken is not None:
             lesion[box] = taken
             return lesion
-    raise AssertionError("a connected room of at least num_voxels always yields a lesion")
+    raise AssertionError("a connected region of at least num_voxels always yields a lesion")
 
 
 def _draw_score(
@@ -514,12 +517,15 @@ def _draw_score(
     irregularity = IRREGULARITY * min(1.0, (num_voxels / 150) ** (1 / 3))
     stretch = np.exp(0.6 * irregularity * rng.standard_normal(3))
     rotation, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    # (3, 3) symmetric, volume-preserving: millimetres to a ball
     to_ball = rotation @ np.diag(stretch / np.prod(stretch) ** (1 / 3)) @ rotation.T
     axes = [(np.arange(n) - s) * step for n, s, step in zip(shape, start, spacing_mm, strict=True)]
-    i, j, k = np.ix_(*axes)
+    i, j, k = np.ix_(*axes)  # (I, 1, 1), (1, J, 1), (1, 1, K) in mm
+    # (I, J, K) squared distance in the ellipsoid
     squared = sum((row[0] * i + row[1] * j + row[2] * k) ** 2 for row in to_ball)
     knots_mm = [max(0.8 * radius_mm, (axis[-1] - axis[0]) / 24, 1e-6) for axis in axes]
     bases = [spline_basis((axis - axis[0]) / knot) for axis, knot in zip(axes, knots_mm, strict=True)]
+    # (I, J, K) smooth, about unit deviation
     noise = spline_field(rng.standard_normal([basis.shape[1] for basis in bases]), bases)
     score: NDArray[np.float64] = np.sqrt(squared) * np.exp(np.clip(2.0 * irregularity * noise, -0.6, 0.6))
     score[tuple(start)] = -1.0
@@ -527,28 +533,29 @@ def _draw_score(
 
 
 def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
-    """Root mean square distance from the centre of mass, relative to a ball of the same volume: 1 is the least."""
-    points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)
+    """Return the root mean square distance from the centre of mass relative to a ball of equal volume, which has 1."""
+    points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)  # (N, 3)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
+    # a ball of radius r has variance 0.6 r^2
     return float(np.sqrt(variance / 0.6)) / radius_mm_of(len(points_mm) * voxel_volume_ml(spacing_mm))
 
 
 def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
-    """The number of voxels of a volume; raises LesionError below half a voxel."""
+    """Return the number of voxels of a volume; raises LesionError below half a voxel."""
     num_voxels = round(volume_ml / voxel_volume_ml(spacing_mm)) if np.isfinite(volume_ml) and volume_ml > 0 else 0
     if num_voxels < 1:
         raise LesionError(
             f"Lesion volume: expected at least half a voxel, {voxel_volume_ml(spacing_mm) / 2:.4f} mL, found "
-            f"{volume_ml} mL. Ask for a larger lesion or a finer grid."
+            f"{volume_ml} mL. Request a larger lesion or use a finer grid."
         )
     return num_voxels
 
 
 def radius_mm_of(volume_ml: float) -> float:
-    """Radius in mm of the ball of a volume in mL."""
+    """Return the radius in mm of the ball of a volume in mL."""
     return float((volume_ml * 1000.0 * 3.0 / (4.0 * np.pi)) ** (1.0 / 3.0))
 
 
 def in_words(volume_ml: float) -> str:
-    """The volume with its equivalent diameter, for messages."""
+    """Return the volume with its equivalent diameter, for messages."""
     return f"{volume_ml:.2f} mL ({2 * radius_mm_of(volume_ml):.1f} mm)"

@@ -43,13 +43,13 @@ def require_compiler(compiler: Compiler, device: str) -> None:
     missing = [package for module, package in TRT_PACKAGES.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise MissingExtraError(
-            f"--compile trt: expected the packages {', '.join(TRT_PACKAGES.values())}, found no {', '.join(missing)}. "
+            f"--compile trt: needs the packages {', '.join(TRT_PACKAGES.values())}; {', '.join(missing)} is missing. "
             "Install them with: pip install 'maisi-aug[trt]'"
         )
     if not device.startswith("cuda"):
         raise BundleError(
-            f"--compile trt: expected a CUDA device, for TensorRT runs on no other, found '{device}'. "
-            "Use --compile inductor, or leave it out."
+            f"--compile trt: needs a CUDA device, because TensorRT runs on no other, found '{device}'. Use --compile "
+            "inductor, or leave it out."
         )
 
 
@@ -59,7 +59,7 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
     Args:
         networks: On their device.
         compiler: ``none`` leaves them alone.
-        fingerprint: Of the bundle; TensorRT's engines are kept in the user's cache under it.
+        fingerprint: Fingerprint of the bundle; TensorRT's engines are kept in the user's cache under it.
 
     Raises:
         MissingExtraError, BundleError: When the compiler cannot be used.
@@ -100,8 +100,7 @@ def explain_compilation(compiler: Compiler) -> Iterator[None]:
         found = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         advice = "Install a C++ compiler such as g++, or leave" if compiler == "inductor" else "Leave"
         raise BundleError(
-            f"--compile {compiler}: expected networks that can be compiled, found: {found.rstrip('.')}. "
-            f"{advice} --compile out."
+            f"--compile {compiler}: the networks cannot be compiled: {found.rstrip('.')}. {advice} --compile out."
         ) from error
 
 
@@ -134,7 +133,7 @@ class EnginePerShape:
         self.engines: dict[str, Any] = {}
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
-        """What the network returns."""
+        """Return the network's output."""
         key = hashlib.sha256(repr(_shapes([*inputs, named])).encode()).hexdigest()[:16]
         if key not in self.engines:
             self.engines[key] = self._describe_engine(key)

@@ -39,8 +39,8 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
     """MAISI's U-Net with ControlNet's residuals added out of place.
 
     MONAI adds them with ``+=`` to tensors that the backward pass still needs, which is an error as soon as the U-Net
-    trains together with the ControlNet. Same weights, same values: the deepest skip is the very tensor that goes on
-    to the middle block, so that MONAI's ``+=`` reaches the middle block, too.
+    trains together with the ControlNet. Same weights, same values: the deepest skip is the very tensor that continues
+    to the middle block, so that MONAI's ``+=`` reaches the middle block as well.
     """
 
     def _apply_down_blocks(
@@ -55,7 +55,7 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class FastPaths:
-    """What is done in a faster way than MAISI's own; each can be switched off to see how far it moves the result.
+    """Optimisations of MAISI's computations; each can be switched off to measure its effect on the result.
 
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
@@ -69,7 +69,7 @@ class FastPaths:
 
     @classmethod
     def none(cls) -> FastPaths:
-        """MAISI's own way."""
+        """Return the networks' output as MAISI computes it."""
         return cls(embed_once=False, plain_layers=False, cpu_layers=False)
 
 
@@ -89,7 +89,7 @@ def _class_named(definition: Definition, table: Mapping[str, type], *, subject: 
     name = str(definition.get("class", ""))
     if name not in table:
         raise BundleError(
-            f"{subject}: expected a class among {', '.join(sorted(table))}, found '{name}'.{did_you_mean(name, table)}"
+            f"{subject}: unknown class '{name}'; expected one of {', '.join(sorted(table))}.{did_you_mean(name, table)}"
         )
     return table[name]
 
@@ -119,7 +119,7 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
         with content_errors():
             network: nn.Module = network_class(**arguments)
     except ContentError as error:
-        raise BundleError(f"Network definition of {definition['class']}: MONAI refused it: {error}") from error
+        raise BundleError(f"Network definition of {definition['class']}: rejected by MONAI: {error}") from error
     return network.to(device)
 
 
@@ -145,7 +145,7 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
         with content_errors():
             scheduler: RFlowScheduler | DDPMScheduler = scheduler_class(**_arguments(definition))
     except ContentError as error:
-        raise BundleError(f"Scheduler definition of {definition['class']}: MONAI refused it: {error}") from error
+        raise BundleError(f"Scheduler definition of {definition['class']}: rejected by MONAI: {error}") from error
     return scheduler
 
 
@@ -155,14 +155,14 @@ def takes_regions(unet: nn.Module) -> bool:
 
 
 def count_control_channels(controlnet: nn.Module) -> int:
-    """Channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
+    """Return channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
     embedding = cast(nn.Module, controlnet.controlnet_cond_embedding)
     first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Conv3d))
     return first.in_channels
 
 
 def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) -> ComputeType:
-    """What networks compute in on a device.
+    """Return what networks compute in on a device.
 
     Half precision moves images, and not at random: bfloat16 keeps eight bits of a number's digits, and its errors
     add up over the steps of the sampler. Measured with the embedded bundle's trained weights on six held-out
@@ -173,7 +173,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
 
     Args:
         wanted: ``auto`` is float16 on CUDA devices, for networks that bear it, and float32 everywhere else.
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        device: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         bears_half: Whether the networks are known to draw the same in half precision.
 
     Raises:
@@ -184,8 +184,8 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
         return "float16" if bears_half and device.startswith("cuda") else "float32"
     if wanted != "float32" and not computes_in(wanted, device):
         raise RecipeError(
-            f"precision: expected one that the device '{device}' computes in, found '{wanted}', which it could only "
-            "emulate at a fraction of the speed. Use --precision float32 or auto."
+            f"precision: device '{device}' does not compute in '{wanted}' natively; emulating it would be several "
+            "times slower. Use --precision float32 or auto."
         )
     if wanted == "bfloat16" and device.startswith("cuda"):
         require_sound_cudnn(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
@@ -195,7 +195,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
 def require_sound_cudnn(version: int | None) -> None:
     """Raise for a cuDNN whose 3D convolutions in bfloat16 are silently wrong on large inputs.
 
-    Torch's own wheels of the versions that are asked for come with a later one; one of the system may be found first.
+    Torch's own wheels of the versions that are requested come with a later one; one of the system may be found first.
     Source: https://github.com/pytorch/pytorch/issues/163539 and 166643.
 
     Args:
@@ -207,9 +207,9 @@ def require_sound_cudnn(version: int | None) -> None:
     if version is not None and version // 100 in FAULTY_CUDNN:
         major, minor, patch = version // 10000, version // 100 % 100, version % 100
         raise RecipeError(
-            "precision: expected cuDNN 9.11 or later for bfloat16 on a CUDA device, found cuDNN "
-            f"{major}.{minor}.{patch}, whose 3D convolutions are wrong on large inputs. Use --precision float16, or "
-            "install a later one: pip install --upgrade torch nvidia-cudnn-cu13"
+            f"precision: bfloat16 on a CUDA device needs cuDNN 9.11 or later, found cuDNN {major}.{minor}.{patch}, "
+            "whose 3D convolutions give wrong results on large inputs. Use --precision float16, or install a later "
+            "version: pip install --upgrade torch nvidia-cudnn-cu13"
         )
 
 
@@ -239,7 +239,7 @@ def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[ob
 
 
 def mixed_precision(device: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the device computes in it, else float32: for networks that are trained."""
+    """Return bfloat16 autocast where the device computes in it, else float32: for networks that are trained."""
     return compute_in("bfloat16" if computes_in("bfloat16", device) else "float32", device)
 
 
@@ -322,6 +322,10 @@ def _plain_twin(layer: nn.Module) -> nn.Module | None:
         assert isinstance(inner, nn.Module)
         return inner
     return None
+
+
+class NoControlNet(nn.Module):
+    """Stands where a bundle has no ControlNet: images are drawn without a label map, and nobody calls it."""
 
 
 @dataclass(frozen=True)

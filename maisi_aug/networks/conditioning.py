@@ -1,4 +1,4 @@
-"""What the networks are told beside the noise: label map, spacing, modality and body regions, encoded as MAISI does.
+"""Conditions of the networks: label map, spacing, modality and body regions, encoded as in MAISI.
 
 Source: Guo et al., "MAISI: Medical AI for Synthetic Imaging", WACV 2025, and NVIDIA's published configurations.
 """
@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from maisi_aug.vocabulary.regions import BODY_REGIONS, Regions
 from maisi_aug.volumes.grid import Spacing
-
-MODALITY_CODES: dict[str, int] = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
 
 REGION_SCALE = 100.0
 
@@ -26,6 +25,8 @@ SURROUNDINGS_HU = (-600.0, 300.0)
 """HU that the channel of surroundings has at 0, and HU per 1: lung and its noise are spread out."""
 SPACING_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
+MR_MAXIMUM = 1000.0
+"""MR intensity that the networks know as 1; bright voxels may lie above it. 0 is 0."""
 
 
 def to_label_bits(label_map: Tensor) -> Tensor:
@@ -37,8 +38,9 @@ def to_label_bits(label_map: Tensor) -> Tensor:
     Returns:
         ``(B, 8, I, J, K)`` float32 of zeros and ones.
     """
+    # (1, 8, 1, 1, 1)
     bits = torch.arange(NUM_LABEL_BITS, dtype=torch.uint8, device=label_map.device).view(1, -1, 1, 1, 1)
-    return torch.bitwise_and(torch.bitwise_right_shift(label_map.unsqueeze(1), bits), 1).float()
+    return torch.bitwise_and(torch.bitwise_right_shift(label_map.unsqueeze(1), bits), 1).float()  # (B, 8, I, J, K)
 
 
 def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
@@ -53,17 +55,17 @@ def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
     """
     centre_hu, scale_hu = SURROUNDINGS_HU
     known = is_known.float()
-    spread = (image * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM - centre_hu) / scale_hu
-    return torch.stack((spread * known, known), dim=1)
+    spread = (image * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM - centre_hu) / scale_hu  # (B, I, J, K)
+    return torch.stack((spread * known, known), dim=1)  # (B, 2, I, J, K)
 
 
 def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels: int) -> Tensor:
-    """What a ControlNet is conditioned on: the label map and, where it listens, what is known around the lesion.
+    """Return what a ControlNet is conditioned on: the label map and, where it listens, what is known around the lesion.
 
     Args:
         label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
         surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``; None where nothing is known.
-        num_channels: What the ControlNet takes: 8, or 10 with surroundings.
+        num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
     Raises:
         ValueError: It takes neither 8 nor 10.
@@ -72,33 +74,34 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
         return label_bits
     if num_channels != NUM_LABEL_BITS + NUM_SURROUNDINGS:
         raise ValueError(
-            f"ControlNet: expected a condition of {NUM_LABEL_BITS} channels, or {NUM_LABEL_BITS + NUM_SURROUNDINGS} "
+            f"ControlNet: the condition must have {NUM_LABEL_BITS} channels, or {NUM_LABEL_BITS + NUM_SURROUNDINGS} "
             f"with surroundings, found {num_channels}."
         )
     if surroundings is None:
         surroundings = label_bits.new_zeros((len(label_bits), NUM_SURROUNDINGS, *label_bits.shape[2:]))
-    return torch.cat((label_bits, surroundings), dim=1)
+    return torch.cat((label_bits, surroundings), dim=1)  # (B, 10, I, J, K)
 
 
 def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:
-    """Spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
+    """Return spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
     return torch.tensor([list(step) for step in spacing_mm], dtype=torch.float32, device=device) * SPACING_SCALE
 
 
 def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Tensor:
-    """Modality codes as ``(B,)`` int64."""
+    """Return modality codes as ``(B,)`` int64."""
     return torch.tensor([MODALITY_CODES[name] for name in modalities], dtype=torch.int64, device=device)
 
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    """Return uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    # (B, 2)
     places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
-    top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)
+    top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)  # (B, 4) each
     return top, bottom
 
 
 def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    """What the U-Net is told, encoded, by the names of its arguments; regions only where there are any."""
+    """Return the encoded conditions of the U-Net by argument name; regions only where there are any."""
     told = {"class_labels": modality, "spacing_tensor": spacing}
     if regions is not None:
         told["top_region_index_tensor"], told["bottom_region_index_tensor"] = regions
@@ -125,3 +128,16 @@ def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) 
     if label_map is not None:
         image_hu[label_map == 0] = int(HU_MINIMUM)
     return image_hu
+
+
+def unit_to_mr(image: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Map a decoded MR image to whole numbers as NVIDIA's ``diff_model_infer.py`` does: 1 becomes 1000, without a cap.
+
+    Args:
+        image: ``(I, J, K)`` decoder output; values below 0 are set to 0.
+
+    Returns:
+        ``(I, J, K)`` int16, cut and not rounded.
+    """
+    cut: NDArray[np.int16] = np.maximum(image * np.float32(MR_MAXIMUM), 0.0).astype(np.int16)
+    return cut

@@ -25,21 +25,21 @@ from torch.nn import functional
 
 Triple = tuple[int, int, int]
 MIN_CHANNELS = 32
-"""Of input and output, below which the additions take as long as the products that they spare."""
+"""Smallest number of input and output channels; with fewer, the additions take as long as the products they save."""
 MIN_VOXELS = 1024
-"""Of an image, below which transforming the weights takes as long."""
+"""Smallest number of voxels of an image; with fewer, transforming the weights takes as long as it saves."""
 FEW_VOXELS = 128
-"""Of an image, below which reordering the weights of a convolution takes as long as the convolution."""
+"""Number of voxels of an image below which reordering the weights of a convolution takes as long as the convolution."""
 CHUNK_NUMBERS = 1 << 20
 """Numbers of the input that are transformed at once: few enough for a processor's cache, and little memory."""
 
 
 class CpuConv3d(nn.Conv3d):
-    """``torch.nn.Conv3d`` that computes in a faster way on a CPU in float32, where no gradient is asked for."""
+    """``torch.nn.Conv3d`` that computes in a faster way on a CPU in float32, where no gradient is requested."""
 
     @classmethod
     def sharing(cls, plain: nn.Conv3d) -> CpuConv3d:
-        """A convolution with the parameters of a plain one."""
+        """Return a convolution with the parameters of a plain one."""
         with torch.device("meta"):
             twin = cls(
                 plain.in_channels,
@@ -56,7 +56,7 @@ class CpuConv3d(nn.Conv3d):
         return twin.train(plain.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, I, J, K)`` to the output in the memory format channels last."""
+        """Return the convolution of ``(B, C, I, J, K)``, in the memory format channels last."""
         if not _is_for_cpu(features, self.weight) or isinstance(self.padding, str) or self.padding_mode != "zeros":
             return super().forward(features)
         if features[0, 0].numel() < FEW_VOXELS:
@@ -92,14 +92,14 @@ class CpuUpsampling(nn.ConvTranspose3d):
 
     @classmethod
     def sharing(cls, plain: nn.ConvTranspose3d) -> CpuUpsampling:
-        """A transposed convolution with the parameters of a plain one, see ``doubles_sides``."""
+        """Return a transposed convolution with the parameters of a plain one, see ``doubles_sides``."""
         with torch.device("meta"):
             twin = cls(plain.in_channels, plain.out_channels, 3, stride=2, padding=1, output_padding=1)
         twin.weight, twin.bias = plain.weight, plain.bias
         return twin.train(plain.training)
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """``(B, C, I, J, K)`` to ``(B, D, 2 I, 2 J, 2 K)`` in the memory format channels last."""
+        """Return ``(B, C, I, J, K)`` upsampled to ``(B, D, 2 I, 2 J, 2 K)``, in the memory format channels last."""
         if output_size is not None or not _is_for_cpu(features, self.weight):
             return super().forward(features, output_size)
         # A convolution of an upsampling looks one voxel ahead, and beyond the end are zeros.
@@ -126,14 +126,14 @@ class CpuGroupNorm(nn.GroupNorm):
 
     @classmethod
     def sharing(cls, plain: nn.GroupNorm) -> CpuGroupNorm:
-        """A norm with the parameters of a plain one."""
+        """Return a norm with the parameters of a plain one."""
         with torch.device("meta"):
             twin = cls(plain.num_groups, plain.num_channels, plain.eps, plain.affine)
         twin.weight, twin.bias = plain.weight, plain.bias
         return twin.train(plain.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """``(B, C, I, J, K)`` normed, in contiguous memory."""
+        """Return ``(B, C, I, J, K)`` normed, in contiguous memory."""
         return super().forward(features.contiguous())
 
 
@@ -191,7 +191,7 @@ def _convolve_into_one(features: Tensor, weight: Tensor, bias: Tensor | None) ->
 
 
 def _moved(offset: int, side: int) -> tuple[slice, slice]:
-    """Where something goes that is taken ``offset`` voxels further on, and where it comes from."""
+    """Return the target and the source slices of a shift by ``offset`` voxels."""
     return slice(max(-offset, 0), side - max(offset, 0)), slice(max(offset, 0), side - max(-offset, 0))
 
 
@@ -262,7 +262,7 @@ def _convolve_groups(part: Tensor, kernels: list[Tensor], bias: Tensor | None, o
 def use_cpu_layers(network: nn.Module) -> int:
     """Swap convolutions for ``CpuConv3d`` with the same weights and names, and fuse attention, in place.
 
-    MONAI's switch of fused attention asks for a CUDA device where a network is built; its blocks do not.
+    MONAI's switch of fused attention requires a CUDA device where a network is built; its blocks do not.
 
     Returns:
         The number of layers that have changed.

@@ -1,4 +1,4 @@
-"""Decoding within the memory that there is: how much it takes, and less of it at a time instead of an error."""
+"""Decoding within the available memory: estimates, and decoding in smaller parts instead of an error."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from maisi_aug.bundle_spec.decoding import (
 )
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks.decoding import cut_window, decode_latent
+from maisi_aug.networks.devices import release_memory
 from maisi_aug.networks.streaming import MIN_THICKNESS
 from maisi_aug.system.memory import is_out_of_memory
 
@@ -33,7 +34,7 @@ _GB = 1e9
 ComputeKind = tuple[str, str]
 FLOAT_BYTES = 4
 USABLE_SHARE = 0.9
-"""Of the free memory; the rest is for what an allocator cannot use of it."""
+"""Usable share of the free memory; the rest cannot be used by an allocator."""
 
 # Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
 # quarter and at half of its width, 64^3 to 128^3 voxels (tests/networks/test_decoding_memory.py). On a CUDA device,
@@ -42,13 +43,13 @@ USABLE_SHARE = 0.9
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
 WHOLE_COPIES = {("cpu", "float32"): 3.7, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
 HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
-"""In float32, by what is kept between passes; in half precision half of it."""
+"""Memory of kept features in float32 relative to the whole, by what is kept between passes; half precision: half."""
 PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
-"""Of the part that is computed, as a share of the whole."""
+"""Memory of the part that is computed, relative to the whole."""
 HALO = 4
 """Voxels along I that a part is longer by than what it yields."""
 SCRATCH_BYTES = 65_000_000
-"""What convolutions of the whole on a CPU take for themselves, whatever its size."""
+"""Scratch memory in bytes of convolutions of the whole on a CPU, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,13 @@ class Decoder:
 
     Attributes:
         autoencoder: MAISI's VAE.
-        definition: Of the autoencoder.
+        definition: Definition of the autoencoder.
         scale_factor: The bundle's.
-        default_window: Latent voxels decoded at once when nobody asks for anything else; None for the whole.
+        default_window: Latent voxels decoded at once when nobody requests anything else; None for the whole.
         default_splits: The same for parts in which it is computed.
         may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
             default where it cannot.
+        clips: Whether intensities are clipped to [0, 1].
     """
 
     autoencoder: nn.Module
@@ -71,17 +73,18 @@ class Decoder:
     default_window: LatentShape | None = None
     default_splits: int = 1
     may_split: bool = True
+    clips: bool = True
     _too_much: dict[LatentShape, set[DecodeSettings]] = field(default_factory=dict, repr=False)
 
     def decode(self, latent: Tensor, config: DecodingConfig | None = None) -> tuple[Tensor, DecodeSettings]:
-        """Decode a latent, in smaller windows or with more splits than asked for where memory is short.
+        """Decode a latent, in smaller windows or with more splits than requested where memory is short.
 
         Args:
             latent: ``(B, C, i, j, k)``, still multiplied by the scale factor.
-            config: What was asked for.
+            config: The request.
 
         Returns:
-            ``(B, 1, I, J, K)`` float32 in [0, 1], and how it was decoded.
+            ``(B, 1, I, J, K)`` float32, and how it was decoded.
 
         Raises:
             MemoryShortageError: When even the smallest windows take more memory than there is.
@@ -97,12 +100,12 @@ class Decoder:
                 return image, settings
             too_much.add(settings)
             _LOG.warning(
-                "Decoding %s latent voxels on %s: expected room for %s, found the memory used up; trying less at once.",
+                "Decoding %s latent voxels on %s: out of memory for %s; trying smaller parts.",
                 *(_spell(sides), device, settings),
             )
         raise MemoryShortageError(
-            f"Decoding {_spell(sides)} latent voxels on {device}: expected memory for windows of 16x16x16 at least, "
-            "found it used up. Free some, choose a smaller --shape, or another --device."
+            f"Decoding {_spell(sides)} latent voxels on {device}: out of memory even for windows of 16x16x16. Free "
+            "some memory, choose a smaller --shape, or another --device."
         )
 
     def _options(self, config: DecodingConfig, sides: LatentShape, device: str) -> list[DecodeSettings]:
@@ -131,7 +134,8 @@ class Decoder:
         is_wanted = memory_gb is not None and bool(fitting) and min(bounds) == bounds[-1]
         if chosen and not is_wanted:
             _LOG.warning(
-                "Decoding %s latent voxels on %s: expected about %.1f GB for %s, found %.1f GB; decoding %s instead.",
+                "Decoding %s latent voxels on %s: about %.1f GB are needed for %s, %.1f GB are free; decoding %s "
+                "instead.",
                 *(_spell(sides), device, needed[0] / _GB, options[0], min(bounds) / _GB, options[chosen]),
             )
         return chosen
@@ -139,14 +143,15 @@ class Decoder:
     def _try(self, latent: Tensor, settings: DecodeSettings) -> Tensor | None:
         """The image, or None where the memory did not suffice; nothing of the attempt is held any more then."""
         try:
-            return decode_latent(self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings)
+            return decode_latent(
+                self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings, clips=self.clips
+            )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
         # Not before here: the error holds the frames, and those hold the tensors.
         gc.collect()
-        if latent.is_cuda:
-            torch.cuda.empty_cache()
+        release_memory(latent.device)
         return None
 
 
@@ -161,16 +166,16 @@ def estimate_decode_bytes(
     *,
     kind: ComputeKind = ("cpu", "float32"),
 ) -> int:
-    """Peak memory of a decoding beside weights and latent.
+    """Return the peak memory of decoding in bytes, in addition to weights and latent.
 
     ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
     image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
     G the voxels of the image that is gathered on the device, and S what convolutions of the whole take on a CPU.
 
     Args:
-        definition: Of the autoencoder; ``num_channels`` from the finest level to the coarsest.
+        definition: Definition of the autoencoder; ``num_channels`` from the finest level to the coarsest.
         settings: How it is decoded.
-        sides: Of the latent.
+        sides: Sides of the latent.
         kind: Type of the device, and what it computes in.
     """
     channels = [int(number) for number in definition["num_channels"]]
@@ -199,7 +204,7 @@ def _count_copies(settings: DecodeSettings, side: int, kind: ComputeKind) -> flo
 
 
 def find_free_bytes(device: str) -> int | None:
-    """Memory that a device can still lend; None where nobody knows."""
+    """Return the memory that a device has left, in bytes; None if unknown."""
     place = torch.device(device)
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
@@ -219,7 +224,7 @@ def _machine_bytes() -> int | None:
 
 
 def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """What a container (cgroup v2) leaves; None without a limit."""
+    """Return the memory left in a container (cgroup v2); None without a limit."""
     try:
         limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
         return max(int(limit) - int(used), 0)
@@ -230,14 +235,14 @@ def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def settings_by_memory(
     wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
 ) -> Iterator[DecodeSettings]:
-    """What is wanted, and then ever less memory, by how little the image changes.
+    """Yield the wanted options, then ones that need ever less memory, those that change the image least first.
 
     Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
     with half the longest side of the one before, change what the decoder's norms see.
 
     Args:
         wanted: Comes first.
-        sides: Of the latent.
+        sides: Sides of the latent.
         device_type: Gathering elsewhere than on a ``cpu`` makes a difference.
         may_split: Whether the number of splits is open.
     """
@@ -249,7 +254,7 @@ def settings_by_memory(
         yield current
     for num_splits in NUM_SPLITS if may_split else ():
         if num_splits > current.num_splits:
-            # A bus is faster than computing features a second time, which is what so many parts ask for.
+            # A bus is faster than computing features a second time, which is what so many parts require.
             on_host = has_host and (current.on_host or kept_in(num_splits) != "all")
             current = replace(current, num_splits=num_splits, on_host=on_host)
             yield current

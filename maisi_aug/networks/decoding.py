@@ -1,4 +1,4 @@
-"""From a latent to an image: the VAE's decoder, whole or in overlapping windows."""
+"""Decode a latent to an image with the VAE's decoder, whole or in overlapping windows."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def decode_latent(
     *,
     scale_factor: float,
     settings: DecodeSettings | None = None,
+    clips: bool = True,
 ) -> Tensor:
-    """Decode a latent to intensities in [0, 1].
+    """Decode a latent to intensities, those that the networks know in [0, 1].
 
     Args:
         autoencoder: MAISI's VAE; ``settings`` says in how many parts it computes.
@@ -34,9 +35,10 @@ def decode_latent(
         scale_factor: The bundle's.
         settings: Windows and splits; the whole with the splits that the autoencoder has, when not given. A window is
             cut along sides that are shorter, and a latent that fits it is decoded whole.
+        clips: Whether intensities are clipped to [0, 1], as those of CT.
 
     Returns:
-        ``(B, 1, I, J, K)`` float32, clipped to [0, 1]; in the host's memory where windows were gathered there.
+        ``(B, 1, I, J, K)`` float32; in the host's memory where windows were gathered there.
     """
     # Windows are blended in the latent's type, and neighbouring bfloat16 values are up to 8 HU apart.
     unscaled = latent.float() / scale_factor
@@ -48,8 +50,10 @@ def decode_latent(
         return decode_in_parts(autoencoder, part, num_splits, on_host=keeps_on_host)
 
     if settings is None or window is None:
-        return decode(unscaled).clamp_(0.0, 1.0)
-    return decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host).clamp_(0.0, 1.0)
+        image = decode(unscaled)
+    else:
+        image = decode_windows(unscaled, window, decode, overlap=settings.overlap, on_host=settings.on_host)
+    return image.clamp_(0.0, 1.0) if clips else image
 
 
 def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | None, *, on_host: bool = False) -> Tensor:
@@ -77,7 +81,7 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
-    """A window no longer than the latent along any side; None where it holds the whole.
+    """Return a window no longer than the latent along any side; None where it holds the whole.
 
     A shorter side is not filled up with zeros: they would change what the decoder's norms see.
     """
@@ -86,7 +90,7 @@ def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> L
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
-    """Where windows begin along one side, as in MONAI's ``sliding_window_inference``: the last ends with the side."""
+    """Return the window starts along a side, as in MONAI's ``sliding_window_inference``: the last ends at the side."""
     step = max(int(window * (1 - overlap)), 1)
     num_windows = 1 if window >= side else 1 + math.ceil((side - window) / step)
     return [min(number * step, side - window) for number in range(num_windows)]
@@ -114,8 +118,8 @@ def decode_windows(
     """
     sides = cast(LatentShape, tuple(latent.shape[2:]))
     starts = [window_starts(side, length, overlap) for side, length in zip(sides, window, strict=True)]
-    weights = compute_importance_map(window, mode="gaussian", device=latent.device, dtype=torch.float32)
-    totals = torch.zeros(sides, device=latent.device)
+    weights = compute_importance_map(window, mode="gaussian", device=latent.device, dtype=torch.float32)  # (window)
+    totals = torch.zeros(sides, device=latent.device)  # (i, j, k) sum of the weights of all windows
     for place in _places(starts, window):
         totals[place] += weights
     gathered: _Gathered | None = None
@@ -123,7 +127,7 @@ def decode_windows(
         if gathered is not None:
             gathered.finish_before(first)
         for place in places:
-            part = decode(latent[:, :, *place])
+            part = decode(latent[:, :, *place])  # (B, 1, f * window)
             if gathered is None:
                 gathered = _Gathered(part, totals, window, on_host=on_host)
             gathered.add(part, weights, place)
@@ -153,6 +157,7 @@ class _Gathered:
         self.first = 0
         i, j, k = (self.factor * side for side in totals.shape)
         self.thickness = window[0] if on_host else totals.shape[0]
+        # (B, 1, f * thickness, J, K)
         self.buffer = part.new_zeros((*part.shape[:2], self.factor * self.thickness, j, k))
         self.image = self.buffer
         if on_host:
@@ -160,7 +165,7 @@ class _Gathered:
 
     def add(self, part: Tensor, weights: Tensor, place: Place) -> None:
         """Add a decoded window, weighted in place."""
-        _by_latent_voxel(part, self.factor).mul_(_spread(weights))
+        _by_latent_voxel(part, self.factor).mul_(_spread(weights))  # weights are constant within a latent voxel
         i, j, k = (slice(self.factor * axis.start, self.factor * axis.stop) for axis in place)
         moved = self.factor * (self.first if self.image is not self.buffer else 0)
         self.buffer[:, :, i.start - moved : i.stop - moved, j, k] += part
@@ -181,7 +186,7 @@ class _Gathered:
         self.first = stop
 
     def finish(self) -> Tensor:
-        """The image, when the last window is in."""
+        """Return the image, when the last window is in."""
         self.finish_before(self.totals.shape[0])
         if self.buffer.is_cuda:
             torch.cuda.synchronize(self.buffer.device)

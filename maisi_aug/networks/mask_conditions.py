@@ -1,4 +1,4 @@
-"""What MAISI's mask generator is told: ten numbers, the sizes of five organs and of one of five kinds of tumour.
+"""Conditions of MAISI's mask generator: ten numbers, the sizes of five organs and of one of five kinds of tumour.
 
 A size is a percentile from 0 to 1, and -1 stands for what the map does not show. Requests give some of the numbers; the
 others come from a row of the size-conditions file, one of those that agree best with what is given. Needs no torch.
@@ -29,9 +29,9 @@ SIZED_TUMORS = (23, 24, 26, 27, 128)
 CONDITION_IDS = (*SIZED_ORGANS, *SIZED_TUMORS)
 ABSENT = -1.0
 NUM_NEAREST = 20
-"""How many of the rows that agree best a case draws from; rows that agree as well as the last of them join in."""
+"""Number of best-agreeing rows from which a case draws; rows that tie with the last one are included."""
 MISMATCH = 2.0
-"""What an organ costs that must be there and is absent from a row: as much as any two numbers can differ."""
+"""Cost of a required organ that is absent from a row: as much as any two numbers can differ."""
 
 
 def load_size_conditions(path: Path) -> NDArray[np.float32]:
@@ -51,33 +51,33 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
         sizes = np.array([row["organ_size"] for row in rows], dtype=np.float32)
     except (OSError, UnicodeDecodeError, ValueError, TypeError, KeyError) as error:
         raise BundleError(
-            f"{path.name}: expected rows with ten numbers under 'organ_size', found a file that cannot be read so "
-            f"({type(error).__name__}: {error}). Get the file again."
+            f"{path.name}: rows with ten numbers under 'organ_size' cannot be read ({type(error).__name__}: "
+            f"{error}). Get the file again."
         ) from error
     if sizes.ndim != 2 or sizes.shape[1] != len(CONDITION_IDS) or not len(sizes):
         raise BundleError(
-            f"{path.name}: expected rows of {len(CONDITION_IDS)} numbers, found the shape {sizes.shape}. "
-            "Get the file again."
+            f"{path.name}: rows must have {len(CONDITION_IDS)} numbers, found the shape {sizes.shape}. Get the file "
+            "again."
         )
     wrong = ~((sizes == ABSENT) | ((sizes >= 0) & (sizes <= 1)))
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise BundleError(
-            f"{path.name}: expected sizes from 0 to 1, or -1 for what is absent, found {sizes[row, column]:g} in row "
+            f"{path.name}: sizes must lie between 0 and 1, or be -1 for absent, found {sizes[row, column]:g} in row "
             f"{row + 1}. Get the file again."
         )
     return sizes
 
 
 def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI) -> dict[int, float]:
-    """The sizes of organs that a user asks for, by id.
+    """Return the sizes of organs that a user requests, by id.
 
     Args:
-        sizes: Percentile by name; -1 for an organ that shall be absent.
+        sizes: Percentile by name; -1 for an organ that is to be absent.
         vocabulary: Where the names are looked up.
 
     Raises:
-        RecipeError: For a name whose size cannot be asked for or that is given twice, and for a size that is neither -1
+        RecipeError: For a name whose size cannot be requested or that is given twice, and for a size that is neither -1
             nor in [0, 1].
     """
     known = [MAISI.name_of(label_id) for label_id in SIZED_ORGANS]
@@ -89,20 +89,20 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
             label_id = 0
         if label_id in vocabulary.tumor_ids:
             raise RecipeError(
-                f"size_of '{name}': expected an organ ({', '.join(known)}), found a lesion. "
-                f"Ask for it with --labels '{name}:{size:g}'."
+                f"size_of '{name}': is a lesion; size_of takes organs ({', '.join(known)}). Request it with --labels "
+                f"'{name}:{size:g}'."
             )
         if label_id not in SIZED_ORGANS:
             raise RecipeError(
-                f"size_of '{name}': expected an organ whose size the mask networks are told ({', '.join(known)}), "
-                f"found another label.{did_you_mean(name, known)}"
+                f"size_of '{name}': the mask networks are not conditioned on its size, only on "
+                f"{', '.join(known)}.{did_you_mean(name, known)}"
             )
         if label_id in found:
-            raise RecipeError(f"size_of '{name}': expected each organ once, found it twice. Leave one out.")
+            raise RecipeError(f"size_of '{name}': given twice. Leave one out.")
         if not (0.0 <= size <= 1.0 or size == ABSENT):
             raise RecipeError(
-                f"size_of '{name}': expected a percentile from 0 to 1, or -1 for absent, found {size:g}. "
-                "Use 0.3 for the 30th percentile."
+                f"size_of '{name}': expected a percentile from 0 to 1, or -1 for absent, found {size:g}. Use 0.3 for "
+                "the 30th percentile."
             )
         found[label_id] = float(size)
     return found
@@ -118,13 +118,13 @@ def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[
         if size == ABSENT and label_id in needed_ids:
             name = MAISI.name_of(label_id)
             raise RecipeError(
-                f"size_of '{name}': expected a size, for the label requests need the organ, found -1 (absent). "
-                "Leave it out, or ask for other labels."
+                f"size_of '{name}': cannot be -1 (absent), because the label requests need the organ. Leave it out, "
+                "or request other labels."
             )
 
 
 def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
-    """The kind of the one lesion that the generator can be told of; None for no lesion, several, or another kind.
+    """Return the kind of a case's only lesion if the generator is conditioned on it, else None.
 
     It draws as many lesions of a kind as it likes, and the clean-up leaves one: several are planted.
     """
@@ -132,10 +132,10 @@ def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
 
 
 def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> dict[int, float]:
-    """What a request says of the ten numbers, by id; of every tumour it says whether it is there.
+    """Return what a request says of the ten numbers, by id; of every tumour it says whether it is there.
 
-    A tumour's number is the percentile of the volume asked for among the lesions of the package's reference, also where
-    a percentile of the user's own lesions was asked for: that means a volume, and the networks do not know the user's.
+    A tumour's number is the percentile of the volume requested among the lesions of the package's reference, also where
+    a percentile of the user's own lesions was requested: that means a volume, and the networks do not know the user's.
 
     Args:
         lesions: The lesions of a case; those of ``find_told_tumor`` are told, all others are planted later.
@@ -166,11 +166,11 @@ def draw_condition(
         ``(10,)`` float32 in the order of ``CONDITION_IDS``.
     """
     places = [CONDITION_IDS.index(label_id) for label_id in given]
-    wanted = np.array(list(given.values()), dtype=np.float32)
-    distances = np.abs(rows[:, places] - wanted).sum(axis=1)
+    wanted = np.array(list(given.values()), dtype=np.float32)  # (given,)
+    distances = np.abs(rows[:, places] - wanted).sum(axis=1)  # (N,)
     needed = [CONDITION_IDS.index(label_id) for label_id in SIZED_ORGANS if label_id in set(present_ids) - set(given)]
     distances += MISMATCH * (rows[:, needed] == ABSENT).sum(axis=1)
-    farthest = np.sort(distances)[min(NUM_NEAREST, len(rows)) - 1]
+    farthest = np.sort(distances)[min(NUM_NEAREST, len(rows)) - 1]  # distance of the NUM_NEAREST-th row
     nearest = np.flatnonzero(distances <= farthest + 1e-6)
     condition: NDArray[np.float32] = rows[rng.choice(nearest)].copy()
     condition[places] = wanted

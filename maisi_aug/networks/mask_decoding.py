@@ -1,4 +1,4 @@
-"""From the latent of a label map to label ids: MAISI's mask decoder, never holding its 125 classes for the whole map.
+"""Decode the latent of a label map to ids with MAISI's mask decoder, without holding 125 classes for the whole map.
 
 The decoder runs up to its last convolution. That one, and the choice of the most likely class, go through the map in
 slabs along I with a margin of one voxel, which is all that a convolution of width 3 sees: same values, same classes.
@@ -46,23 +46,21 @@ def decode_label_map(
     latent: Tensor,
     *,
     scale_factor: float,
-    max_features: int = MAX_FEATURES,
     precision: ComputeType = "float32",
 ) -> NDArray[np.uint8]:
     """Decode one latent to label ids.
 
     Args:
-        autoencoder: MAISI's VAE of label maps, with plain layers where ``max_features`` shall have an effect.
+        autoencoder: MAISI's VAE of label maps; one with plain layers goes through large maps in slabs.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
-        scale_factor: Of the mask networks.
-        max_features: Features of the map above which the decoder goes through it in slabs, to rounding the same.
-        precision: What the network computes in.
+        scale_factor: Scale factor of the mask networks.
+        precision: Precision of the network.
 
     Returns:
         ``(I, J, K)`` MAISI's label ids.
     """
     with compute_in(precision, latent.device.type):
-        classes = decode_classes(autoencoder, latent.float() / scale_factor, max_features=max_features)
+        classes = decode_classes(autoencoder, latent.float() / scale_factor)
     ids: NDArray[np.uint8] = class_ids()[classes[0].cpu().numpy()]
     return ids
 
@@ -70,7 +68,7 @@ def decode_label_map(
 def decode_classes(
     autoencoder: nn.Module, latent: Tensor, *, max_features: int = MAX_FEATURES, max_logits: int = MAX_LOGITS
 ) -> Tensor:
-    """The most likely class of every voxel.
+    """Return the most likely class of every voxel.
 
     Args:
         autoencoder: MAISI's VAE of label maps.
@@ -82,14 +80,14 @@ def decode_classes(
         ``(B, I, J, K)`` uint8 classes, on the device of the latent.
     """
     *blocks, convolution = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
-    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
+    features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))  # (B, C', i, j, k)
     num_classes, num_channels = next(convolution.parameters()).shape[:2]
 
     def classify(part: Tensor) -> Tensor:
         # Classes whose logits bfloat16 cannot tell apart would be decided by their order.
         with torch.autocast(part.device.type, enabled=False):
-            logits: Tensor = convolution(part.float())
-        return logits.argmax(dim=1, keepdim=True).to(torch.uint8)
+            logits: Tensor = convolution(part.float())  # (B, classes, slab, J, K)
+        return logits.argmax(dim=1, keepdim=True).to(torch.uint8)  # (B, 1, slab, J, K)
 
     def classify_slabs(part: Tensor) -> Tensor:
         thickness = _thickness(part[:, 0], num_classes, max_logits)
@@ -105,14 +103,14 @@ def decode_classes(
 
 
 def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
-    """How thick a slab along I of a ``(B, I, J, K)`` map is that holds at most so many numbers, or ``MIN_SLAB``."""
+    """Return the thickness along I of slabs of a ``(B, I, J, K)`` map with at most so many values, or ``MIN_SLAB``."""
     return max(MIN_SLAB, max_numbers // (like[:, 0].numel() * num_channels))
 
 
 def _by_slab(function: Function, features: Tensor, thickness: int) -> Iterator[Tensor]:
-    """What a function that sees one voxel around gives for every slab along I."""
+    """Apply a function that needs one neighbouring voxel to every slab along I."""
     side = features.shape[2]
     for start in range(0, side, thickness):
         stop = min(side, start + thickness)
-        low, high = max(0, start - 1), min(side, stop + 1)
+        low, high = max(0, start - 1), min(side, stop + 1)  # one voxel more on either side, which is cut off again
         yield function(features[:, :, low:high])[:, :, start - low : stop - low]

@@ -29,11 +29,11 @@ class MaskGenerator:
 
     Attributes:
         networks: On their device.
-        grid: Of the label maps.
-        num_inference_steps: Of the sampler.
+        grid: Grid of the label maps.
+        num_inference_steps: Number of inference steps of the sampler.
         latent_shape: ``(C, i, j, k)``.
         size_conditions: ``(N, 10)``, what conditions are drawn from.
-        precision: What the networks compute in.
+        precision: Precision of the networks.
     """
 
     networks: MaskNetworks
@@ -56,9 +56,9 @@ class MaskGenerator:
 
         Args:
             bundle: A bundle that has them.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             num_inference_steps: None for the bundle's default.
-            precision: What the networks compute in; ``auto`` is float16 on CUDA devices and float32 elsewhere.
+            precision: Precision of the networks; ``auto`` is float16 on CUDA devices and float32 elsewhere.
 
         Raises:
             BundleError: For an unusable device, or mask networks that are missing, altered or do not match.
@@ -120,6 +120,6 @@ def _require_told_sizes(bundle: Bundle) -> None:
         found = bundle.definition(role).get(key)
         if found != expected:
             raise BundleError(
-                f"Bundle '{bundle.name}', networks.{role}: expected {key} {expected}, as in MAISI's mask generator, "
+                f"Bundle '{bundle.name}', networks.{role}: {key} must be {expected}, as in MAISI's mask generator, "
                 f"found {found}. Get the bundle again."
             )

@@ -1,4 +1,4 @@
-"""A bundle on a device: from a label map, or from none, to a CT image in HU."""
+"""A bundle on a device: from a label map, or from none, to a CT image in HU, or from none to an MR image."""
 
 from __future__ import annotations
 
@@ -37,8 +37,10 @@ from maisi_aug.networks.conditioning import (
     to_spacing_tensor,
     to_surroundings,
     unit_to_hu,
+    unit_to_mr,
 )
 from maisi_aug.networks.decoder import Decoder
+from maisi_aug.networks.devices import explain_missing
 from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.progress import Report
@@ -61,7 +63,7 @@ def resolve_device(text: str) -> str:
     try:
         torch.empty(0, device=text)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = explain_missing(text, error)
         raise BundleError(f"Device '{text}': torch cannot use it: {reason} Use --device cpu or auto.") from error
     return text
 
@@ -69,7 +71,7 @@ def resolve_device(text: str) -> str:
 def choose_image_precision(
     wanted: PrecisionName, bundle: Bundle, device: str, compiler: Compiler = "none"
 ) -> ComputeType:
-    """What the image networks of a bundle compute in on a device.
+    """Return what the image networks of a bundle compute in on a device.
 
     Raises:
         RecipeError: For what the device does not compute in, or TensorRT, which always takes float16.
@@ -77,8 +79,8 @@ def choose_image_precision(
     if compiler == "trt":
         if wanted not in ("auto", "float16"):
             raise RecipeError(
-                f"precision: expected float16 or auto with --compile trt, which builds engines in float16, found "
-                f"'{wanted}'. Leave one of them out."
+                "precision: --compile trt builds engines in float16, so that only float16 or auto can be used, found "
+                f"'{wanted}'. Leave one of the two out."
             )
         return "float16"
     return choose_precision(wanted, device, bears_half=bundle.spec.mixed_precision)
@@ -92,8 +94,8 @@ class Pipeline:
         bundle: Where they come from.
         networks: On their device.
         fast_paths: Which are taken.
-        compiler: Of the networks.
-        precision: What the networks compute in.
+        compiler: Compiler for the networks.
+        precision: Precision of the networks.
     """
 
     bundle: Bundle
@@ -116,10 +118,10 @@ class Pipeline:
 
         Args:
             bundle: The bundle.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             fast_paths: Which to take.
-            compiler: Of the networks; they are compiled when the first image is drawn.
-            precision: What the networks compute in; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
+            compiler: Compiler for the networks; they are compiled when the first image is drawn.
+            precision: Precision of the networks; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
                 float32 elsewhere.
 
         Raises:
@@ -151,6 +153,7 @@ class Pipeline:
             self.bundle.spec.decode_window,
             default_splits=self._usual_splits if is_plain else int(definition.get("num_splits", 1)),
             may_split=is_plain and self.compiler != "trt",
+            clips=not self.bundle.is_mr,
         )
 
     def synthesize_image(
@@ -160,53 +163,51 @@ class Pipeline:
         *,
         seed: int,
         num_inference_steps: int | None = None,
-        guidance_scale: float = 0.0,
-        modality: str = "ct",
+        guidance_scale: float | None = None,
+        modality: str | None = None,
         regions: Regions | None = None,
         decoding: DecodingConfig | None = None,
         report: Report | None = None,
         report_decoding: Callable[[DecodeSettings], None] | None = None,
     ) -> NDArray[np.int16]:
-        """Draw the CT image of a label map, or one of whatever the diffusion U-Net draws by itself.
+        """Draw the image of a label map, or one of whatever the diffusion U-Net draws by itself.
 
         Args:
             label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
                 the ControlNet stays out.
-            grid: Of the label map and the image; every side a multiple of the bundle's factor.
+            grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
-            guidance_scale: 0 for none; 1-5 enforces the label map's tumours at twice the cost.
-            modality: "ct", "ct_contrast" or "ct_wo_contrast"; the latter two for networks that are told.
-            regions: Uppermost and lowest body region, for networks that are told; None reads them off the label map,
-                and without one says thorax to abdomen.
+            guidance_scale: 0 for none; 1-5 enforces the label map's tumours, or without one the modality, at twice the
+                cost. None is 0 with a label map, and the bundle's default without.
+            modality: A name of ``MODALITY_CODES``; None for the bundle's first.
+            regions: Uppermost and lowest body region, for networks that are conditioned on it; None reads them off the
+                label map, and without one says thorax to abdomen.
             decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
             report: Called with (steps done, steps in all).
             report_decoding: Called with how the image was decoded.
 
         Returns:
-            ``(I, J, K)`` int16 HU; -1000 where the label map is 0, and as decoded without one.
+            ``(I, J, K)`` int16: of CT HU, -1000 where the label map is 0 and as decoded without one; of MR intensities
+            from 0, with 1000 for what the networks know as 1.
 
         Raises:
             GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, for fewer with DDPM, for a modality or
-                regions that the networks are not told, and for guidance without a label map.
-            BundleError: When the networks cannot be compiled, or leave the range of the type that they compute in.
+            RecipeError: For more steps than the scheduler was trained with, for a modality or regions that the networks
+                are not told, and for guidance without a label map where they are told no modality.
+            BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
+                they leave the range of the type that they compute in.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
+        modality = self.bundle.choose_modality(modality)
         self.bundle.require_told(modality=modality, body_region=regions)
+        guidance_scale = self.bundle.choose_guidance(guidance_scale, has_map=label_map is not None)
+        if label_map is not None:
+            self.bundle.require_controlnet()
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         if takes_regions(self.networks.diffusion_unet):
             regions = regions or (USUAL_REGIONS if label_map is None else find_body_regions(label_map))
-        unconditional = None
-        if guidance_scale > 0:
-            if label_map is None:
-                raise RecipeError(
-                    f"guidance_scale: expected 0 without a label map, which has no tumours to enforce, found "
-                    f"{guidance_scale:g}. Leave it out."
-                )
-            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
-            unconditional = self._conditions(healthy, grid, "unknown", regions)
         with compute_in(self._autocast_type, self.networks.device), explain_compilation(self.compiler):
             latent = sample_latent(
                 self.networks,
@@ -214,7 +215,7 @@ class Pipeline:
                 self._draw_noise(grid, seed),
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
-                unconditional=unconditional,
+                unconditional=self._unconditional(label_map, grid, regions) if guidance_scale > 0 else None,
                 embed_once=self.fast_paths.embed_once,
                 generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),
                 report=report,
@@ -222,12 +223,13 @@ class Pipeline:
             image, used = self.decoder.decode(latent, decoding)
         if not bool(image.isfinite().all()):
             raise BundleError(
-                f"Bundle '{self.bundle.name}': expected an image of numbers, found some that {self.precision} cannot "
-                "hold. Use --precision float32."
+                f"Bundle '{self.bundle.name}': the image has values that {self.precision} cannot represent. Use "
+                "--precision float32."
             )
         if report_decoding is not None:
             report_decoding(used)
-        return unit_to_hu(image[0, 0].float().cpu().numpy(), label_map)
+        drawn = image[0, 0].float().cpu().numpy()
+        return unit_to_mr(drawn) if self.bundle.is_mr else unit_to_hu(drawn, label_map)
 
     def redraw_images(
         self,
@@ -240,7 +242,6 @@ class Pipeline:
         num_inference_steps: int | None = None,
         num_resamplings: int = 1,
         puts_back: bool = True,
-        decoding: DecodingConfig | None = None,
     ) -> NDArray[np.float32]:
         """Draw a part of a real image anew, from what is around it, once for each of several label maps.
 
@@ -250,13 +251,12 @@ class Pipeline:
             image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
             label_maps: ``(I, J, K)`` ids each; 0 where there is no image.
             hidden: ``(I, J, K)`` voxels to draw.
-            grid: Of all of them; every side a multiple of the bundle's factor.
+            grid: Grid of all of them; every side a multiple of the bundle's factor.
             seed: The same seed gives the same images on the same type of device.
             num_inference_steps: None for the bundle's default.
             num_resamplings: How often each step is taken, see ``KnownLatent``.
             puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
                 that takes surroundings knows of them.
-            decoding: Windows and splits.
 
         Returns:
             ``(B, I, J, K)`` HU as decoded, known parts included: the autoencoder's rendering of them.
@@ -266,7 +266,8 @@ class Pipeline:
             RecipeError: For more steps than the scheduler was trained with, or fewer with DDPM.
         """
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Crop for bundle '{self.bundle.name}'")
-        num_steps, device = self.bundle.choose_steps(num_inference_steps), self.networks.device
+        device = self.networks.device
+        num_steps = self.bundle.choose_steps(num_inference_steps, takes_fewer=False)
         image = hu_to_unit(torch.from_numpy(np.ascontiguousarray(image_hu)).to(device))[None]
         # What adds noise on its way draws each alone, so that it is the same noise for all.
         adds_noise = num_resamplings > 1 or not isinstance(self.networks.scheduler, RFlowScheduler)
@@ -286,7 +287,7 @@ class Pipeline:
                     generator=torch.Generator(device).manual_seed(derive_seed(seed, "sampling noise")),
                     known=self._encode_known(image, is_known, noise, num_resamplings) if puts_back else None,
                 )
-                drawn.append(self.decoder.decode(latent, decoding)[0][:, 0].float().cpu().numpy())
+                drawn.append(self.decoder.decode(latent)[0][:, 0].float().cpu().numpy())
         scaled = np.clip(np.concatenate(drawn), 0.0, 1.0)
         return np.asarray(scaled * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM, dtype=np.float32)
 
@@ -307,7 +308,8 @@ class Pipeline:
     def _encode_known(self, image: Tensor, is_known: Tensor, noise: Tensor, num_resamplings: int) -> KnownLatent:
         """The latent of an image, known where all voxels below a latent voxel are."""
         latent = self.networks.autoencoder.encode(image[:, None])[0].float()  # type: ignore[operator]
-        hidden = functional.adaptive_max_pool3d((~is_known)[:, None].float(), list(noise.shape[2:]))
+        factors = [side // small for side, small in zip(is_known.shape[1:], noise.shape[2:], strict=True)]
+        hidden = functional.max_pool3d((~is_known)[:, None].float(), factors)  # of which MPS has no adaptive one
         return KnownLatent((latent * self.networks.scale_factor).expand_as(noise), hidden == 0, num_resamplings)
 
     @property
@@ -338,6 +340,13 @@ class Pipeline:
             to_spacing_tensor([grid.spacing_mm], device=device),
             to_region_tensors([regions], device=device) if regions is not None else None,
         )
+
+    def _unconditional(self, label_map: NDArray[np.uint8] | None, grid: Grid, regions: Regions | None) -> Conditions:
+        """What guidance leads away from: no modality, and no lesions where there is a label map."""
+        healthy = None
+        if label_map is not None:
+            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
+        return self._conditions(healthy, grid, "unknown", regions)
 
     def _draw_noise(self, grid: Grid, seed: int) -> Tensor:
         definition = self.bundle.definition("autoencoder")

@@ -3,13 +3,14 @@
 Notation: x_t latent at time t, v the U-Net's output (velocity of rectified flow, noise of DDPM), c the condition.
 Guidance: v = v(uncond) + s (v(c) - v(uncond)) with s = guidance_scale (Ho and Salimans, "Classifier-Free Diffusion
 Guidance", 2022); MAISI's unconditional branch is the same label map with every tumour turned into its host organ and
-the modality code "unknown".
+the modality code "unknown", or the code alone where there is no label map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
@@ -18,18 +19,19 @@ from torch import Tensor, nn
 
 from maisi_aug.networks.building import Networks, count_control_channels
 from maisi_aug.networks.conditioning import name_for_unet, to_control
+from maisi_aug.networks.fewer_steps import integrate_fast
 from maisi_aug.system.progress import Report
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What one sampling run is conditioned on.
+    """Conditions of one sampling run.
 
     Attributes:
         label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.
         modality: ``(B,)`` int64 codes.
         spacing: ``(B, 3)`` float, hundredths of a millimetre.
-        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not told.
+        regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not conditioned on it.
         surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``, for ControlNets that listen; None where nothing of the
             image is known.
     """
@@ -42,7 +44,7 @@ class Conditions:
 
     @property
     def for_unet(self) -> dict[str, Tensor]:
-        """What the U-Net is told, by the names of its arguments."""
+        """Return the conditions of the U-Net by argument name."""
         return name_for_unet(self.modality, self.spacing, self.regions)
 
 
@@ -86,35 +88,35 @@ def sample_latent(
 
     Args:
         networks: ControlNet, U-Net and scheduler.
-        conditions: Of the images wanted.
+        conditions: Conditions of the images wanted.
         noise: ``(B, C, i, j, k)`` standard normal.
-        num_inference_steps: Steps of the scheduler.
+        num_inference_steps: Steps of the scheduler; fewer than all of DDPM are those of ``integrate_fast``.
         guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
-        generator: Of the noise that DDPM adds at every step and resampling between steps, on the device of ``noise``;
-            rectified flow alone adds none.
-        known: What is put back at every step; None for nothing.
+        generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
+            ``noise``; rectified flow alone adds none.
+        known: Known part, which is put back at every step; None for none.
         report: Called with (steps done, steps in all).
 
     Returns:
         ``(B, C, i, j, k)`` latent, still multiplied by the bundle's scale factor.
 
     Raises:
-        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, or for more steps than
-            the scheduler knows.
+        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, for more steps than the
+            scheduler knows, or for fewer of DDPM while a part is put back.
     """
     if guidance_scale <= 0:
         predict = _predictor(networks, conditions, embed_once)
         return _integrate(networks, noise, predict, num_inference_steps, generator, known, report)
     if unconditional is None:
-        raise ValueError("Guidance: expected the conditions of the unconditional branch, found None.")
+        raise ValueError("Guidance: the conditions of the unconditional branch are missing.")
     with_condition = _predictor(networks, conditions, embed_once)
     without_condition = _predictor(networks, unconditional, embed_once)
 
     def guided(latent: Tensor, timesteps: Tensor) -> Tensor:
         base = without_condition(latent, timesteps)
-        return base + guidance_scale * (with_condition(latent, timesteps) - base)
+        return base + guidance_scale * (with_condition(latent, timesteps) - base)  # classifier-free guidance
 
     return _integrate(networks, noise, guided, num_inference_steps, generator, known, report)
 
@@ -123,13 +125,13 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 
 
 def _predictor(networks: Networks, conditions: Conditions, embed_once: bool) -> Predict:
+    if conditions.label_bits is None:
+        return partial(_forward, networks, conditions, None)
     embedding = networks.controlnet.controlnet_cond_embedding
     assert isinstance(embedding, nn.Module)
-    control = None
-    if conditions.label_bits is not None:
-        num_channels = count_control_channels(networks.controlnet)
-        control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
-    known = embedding(control) if embed_once and control is not None else None
+    num_channels = count_control_channels(networks.controlnet)
+    control = to_control(conditions.label_bits, conditions.surroundings, num_channels=num_channels)
+    known = embedding(control) if embed_once else None  # (B, channels, i, j, k)
 
     def predict(latent: Tensor, timesteps: Tensor) -> Tensor:
         if known is None:
@@ -148,6 +150,7 @@ def _forward(
 ) -> Tensor:
     down, middle = None, None
     if controlnet_cond is not None:
+        # residuals of the U-Net's levels, and of its middle block
         down, middle = networks.controlnet(
             x=latent, timesteps=timesteps, controlnet_cond=controlnet_cond, class_labels=conditions.modality
         )
@@ -171,6 +174,10 @@ def _integrate(
     report: Report | None,
 ) -> Tensor:
     scheduler = networks.scheduler
+    if isinstance(scheduler, DDPMScheduler) and num_steps < scheduler.num_train_timesteps:
+        if known is not None:
+            raise ValueError(f"DDPM: expected every time step where a part is known, found {num_steps} of them.")
+        return integrate_fast(predict, scheduler, noise, num_steps=num_steps, report=report)
     if isinstance(scheduler, RFlowScheduler):
         scheduler.set_timesteps(num_steps, device=noise.device, input_img_size_numel=noise[0, 0].numel())
     else:
@@ -179,13 +186,14 @@ def _integrate(
     timesteps = scheduler.timesteps
     if timesteps.is_floating_point():
         timesteps = timesteps.float()  # MONAI keeps float16, which autocast on a CPU cannot concatenate; same values
+    # (steps,) the time step after each, 0 at the end
     following = torch.cat((timesteps[1:], torch.zeros(1, dtype=timesteps.dtype, device=timesteps.device)))
     for done, (timestep, next_timestep) in enumerate(zip(timesteps, following, strict=True), start=1):
         num_times = 1 if known is None or done == num_steps else known.num_resamplings
         for time in range(num_times):
             if known is not None:
                 latent = _put_back(scheduler, known, latent, noise, timestep)
-            output = predict(latent, timestep.expand(len(latent)).to(noise.device))
+            output = predict(latent, timestep.expand(len(latent)).to(noise.device))  # timesteps: (B,)
             if isinstance(scheduler, RFlowScheduler):
                 latent, _ = scheduler.step(output, timestep, latent, next_timestep)
             else:
@@ -194,6 +202,7 @@ def _integrate(
                 latent = _noise_again(scheduler, latent, timestep, next_timestep, generator)
         if report is not None:
             report(done, num_steps)
+    # the known part ends without noise
     return latent if known is None else torch.where(known.is_known, known.latent, latent)
 
 
@@ -203,7 +212,7 @@ def _put_back(
     """The latent with its known part as noisy as the rest: along the same noise at every step."""
     timesteps = timestep.expand(len(latent)).to(noise.device)
     noisy = scheduler.add_noise(original_samples=known.latent, noise=noise, timesteps=timesteps)
-    mixed: Tensor = torch.where(known.is_known, noisy, latent)
+    mixed: Tensor = torch.where(known.is_known, noisy, latent)  # is_known (B, 1, i, j, k) broadcasts over C
     return mixed
 
 
@@ -226,6 +235,6 @@ def _noise_again(
     else:
         signal, next_signal = (float(scheduler.alphas_cumprod[int(t)]) for t in (timestep, next_timestep))
         share, variance = (signal / next_signal) ** 0.5, 1 - signal / next_signal
-    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)
+    fresh = torch.randn(latent.shape, generator=generator, device=latent.device)  # (B, C, i, j, k)
     noisy: Tensor = share * latent + max(0.0, variance) ** 0.5 * fresh
     return noisy

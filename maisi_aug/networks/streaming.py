@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
+from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
 """Voxels of a slab along I; of a thinner one the halo is most."""
@@ -66,7 +67,7 @@ class Slabs:
         self.pieces.append(piece.cpu() if self.on_host else piece)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """``(B, C, stop - start, J, K)``, a view where it lies in one piece."""
+        """Return ``(B, C, stop - start, J, K)``, a view where it lies in one piece."""
         found, offset = [], self.first
         for piece in self.pieces:
             first, last = max(start - offset, 0), min(stop - offset, piece.shape[2])
@@ -103,7 +104,7 @@ class Moments:
             slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
         )
         added = slab[0].numel() // self.num_groups
-        mean, squares = means.double(), rsqrts.double().square().reciprocal() * added
+        mean, squares = in_float64(means), in_float64(rsqrts).square().reciprocal() * added
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = added, mean, squares
             return
@@ -114,15 +115,18 @@ class Moments:
         self.count = total
 
     def as_scale_and_shift(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """What the norm multiplies by and adds, ``(B, C, 1, 1, 1)`` float32 each."""
+        """Return what the norm multiplies by and adds, ``(B, C, 1, 1, 1)`` float32 each."""
         assert self.mean is not None
         assert self.squares is not None
         deviation = (self.squares / self.count + norm.eps).sqrt()
         per_channel = norm.num_channels // norm.num_groups
         mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (self.mean, deviation))
-        scale = norm.weight / deviation
+        weight, bias = (each.to(deviation.device) for each in (norm.weight, norm.bias))
+        scale = weight / deviation
+        shift = bias - mean * scale
         shape = (*scale.shape, 1, 1, 1)
-        return scale.float().view(shape), (norm.bias - mean * scale).float().view(shape)
+        device = norm.weight.device
+        return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
 
 
 class Step(Protocol):
@@ -133,13 +137,13 @@ class Step(Protocol):
         """Input channels of the narrowest convolution, which decides how thin a slab may be on a CPU."""
 
     def side(self, side: int) -> int:
-        """Voxels along I of the output of an input with so many."""
+        """Return voxels along I of the output of an input with so many."""
 
     def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
-        """The range of an input with ``side`` voxels along I from which a range of the output is computed."""
+        """Return the range of an input with ``side`` voxels along I from which a range of the output is computed."""
 
     def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
-        """The output's range, from a part of the input that begins at ``first``."""
+        """Return the output's range, from a part of the input that begins at ``first``."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +230,7 @@ class _Residual:
         return self.finish(hidden, inner[0], part[:, :, start - first : stop - first], start, stop)
 
     def finish(self, hidden: Tensor, first: int, part: Tensor, start: int, stop: int) -> Tensor:
-        """The block's output from its first convolution's, which begins at ``first``, and the input of the range."""
+        """Return the block's output from its first convolution's output, which begins at ``first``, and the input."""
         output = self.tail(hidden)[:, :, start - first : stop - first]
         shortcut: Tensor = self.block.nin_shortcut(part)
         return output + shortcut
@@ -264,10 +268,10 @@ class Stream:
     Attributes:
         kept: The features that are kept.
         num_parts: Slabs into which every output is divided.
-        keep: What is kept between passes.
+        keep: Features to keep between passes.
         on_host: Whether it is kept in the host's memory.
         pending: Steps from what is kept to the features at hand, not yet computed.
-        moments: Of the features at hand by number of groups, where a pass has collected them.
+        moments: Moments of the features at hand by number of groups, where a pass has collected them.
     """
 
     kept: Slabs
@@ -340,12 +344,12 @@ class Stream:
         self.moments = {} if moments is None else {moments.num_groups: moments}
 
     def take(self) -> Iterator[Tensor]:
-        """The features at hand slab by slab; what they come from is freed meanwhile."""
+        """Yield the features at hand slab by slab; what they come from is freed meanwhile."""
         pending, self.pending = self.pending, ()
         yield from self._pull_all(pending, is_last=True)
 
     def finish(self) -> Tensor:
-        """The features at hand in one piece."""
+        """Return the features at hand in one piece."""
         self.settle()
         whole = self.kept.read(0, self.kept.side)
         self.kept = Slabs()
@@ -434,7 +438,7 @@ def stream(
             block, such as attention, is computed as a whole.
         features: ``(B, C, I, J, K)``.
         num_parts: Slabs into which every output is divided along I; fewer where they would be too thin for a CPU.
-        keep: What is kept between passes.
+        keep: Features to keep between passes.
         on_host: Whether it is kept in the host's memory.
 
     Returns:
@@ -452,10 +456,9 @@ def stream_slabs(
     last: Callable[[Tensor], Tensor],
     *,
     num_parts: int,
-    keep: Keep = "all",
 ) -> Iterator[Tensor]:
-    """The same, and one slab after the other of what a last function makes of it, which looks one voxel far."""
-    run = Stream(Slabs(features), num_parts, keep)
+    """Yield slabs of the output of a last function that needs one neighbouring voxel."""
+    run = Stream(Slabs(features), num_parts)
     del features
     _send(run, blocks)
     run.add(_Local(last, 1))

@@ -15,13 +15,14 @@ import torch
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle
 from maisi_aug.bundle_spec.mask_networks import require_masks
 from maisi_aug.bundle_spec.schema import MASK_ROLES, dump_bundle
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.building import (
     MaskNetworks,
     Networks,
+    NoControlNet,
     build_network,
     build_scheduler,
     describe_tensors,
@@ -37,9 +38,10 @@ from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 StateDict = Mapping[str, Tensor]
 
 METADATA_KEY = "__metadata__"
-"""Under which a safetensors file keeps what is no tensor."""
+"""Key under which a safetensors file keeps metadata."""
 MAX_HEADER_BYTES: Final = 16 * 2**20
-"""Of a safetensors file; that of a network of a thousand tensors takes a tenth of a megabyte."""
+"""Largest header of a safetensors file in bytes; that of a network of a thousand tensors takes a tenth of a megabyte.
+"""
 _LENGTH_BYTES: Final = 8
 
 
@@ -58,13 +60,13 @@ def load_networks(
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
     """
-    bundle.require_intact(NETWORK_ROLES)
-    networks = {role: _load_network(bundle, role, device=device) for role in NETWORK_ROLES}
+    bundle.require_intact(bundle.image_roles)
+    networks = {role: _load_network(bundle, role, device=device) for role in bundle.image_roles}
     for network in networks.values():
         _prepare(network, device, plain_layers=plain_layers, cpu_layers=cpu_layers)
     keep_decoder_output_precise(networks["autoencoder"])
     return Networks(
-        **networks,
+        **{"controlnet": NoControlNet(), **networks},
         scheduler=build_scheduler(bundle.spec.scheduler),
         scale_factor=bundle.spec.scale_factor,
         device=device,
@@ -72,7 +74,7 @@ def load_networks(
 
 
 def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
-    """The autoencoder of a bundle alone, as :func:`load_networks` loads it.
+    """Return the autoencoder of a bundle alone, as :func:`load_networks` loads it.
 
     Raises:
         BundleError: For an altered or missing file, or tensors that do not match the definition.
@@ -84,16 +86,13 @@ def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
     return autoencoder
 
 
-def load_mask_networks(
-    bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
-) -> MaskNetworks:
+def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
     """Build the networks that generate label maps and load their weights strictly.
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
-        device: Where the networks run.
+        device: Where the networks run; on a CPU, convolutions and attention are swapped for faster ones.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
-        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
 
     Raises:
         BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
@@ -105,21 +104,21 @@ def load_mask_networks(
     scheduler = build_scheduler(spec.scheduler)
     if not isinstance(scheduler, DDPMScheduler) or scheduler.prediction_type != "epsilon" or scheduler.clip_sample:
         raise BundleError(
-            f"Bundle '{bundle.name}': expected in mask_generation.scheduler a DDPMScheduler that predicts noise and "
+            f"Bundle '{bundle.name}': mask_generation.scheduler must be a DDPMScheduler that predicts noise and "
             f"clips nothing, found {spec.scheduler}. Get the bundle again."
         )
     for network in (autoencoder, unet):
         network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(autoencoder)
-    if cpu_layers and device.startswith("cpu"):
+    if device.startswith("cpu"):
         for network in (autoencoder, unet):
             use_cpu_layers(network)
     return MaskNetworks(autoencoder, unet, scheduler, spec.scale_factor, device)
 
 
 def _prepare(network: nn.Module, device: str, *, plain_layers: bool, cpu_layers: bool) -> None:
-    """Make a network ready for drawing, with the layers that are asked for."""
+    """Make a network ready for drawing, with the layers that are requested."""
     network.eval().requires_grad_(False)
     if plain_layers:
         use_plain_layers(network)
@@ -140,7 +139,7 @@ def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
 
 
 def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a role's weight file, in their own types.
+    """Return the tensors of a role's weight file, in their own types.
 
     Raises:
         BundleError: When the file is missing or cannot be read.
@@ -214,11 +213,11 @@ def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str)
     ]
     problems = [
         f"{len(keys)} {kind} ({', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''})"
-        for kind, keys in (("missing", missing), ("surplus", surplus), ("of another shape", misshapen))
+        for kind, keys in (("missing", missing), ("surplus", surplus), ("of a different shape", misshapen))
         if keys
     ]
     if problems:
-        raise BundleError(f"{subject}: expected the tensors of the definition, found {'; '.join(problems)}.")
+        raise BundleError(f"{subject}: tensors differ from the definition: {'; '.join(problems)}.")
 
 
 def write_bundle(
@@ -234,7 +233,7 @@ def write_bundle(
         folder: Created when missing; existing files of the same names are replaced.
         header: Everything of ``BundleSpec`` but ``weights``.
         weights: State dicts by role.
-        dtype: Of the written weights; None keeps every tensor's own. Whole numbers always keep theirs.
+        dtype: Floating-point type of the written weights; None keeps every tensor's own. Integers always keep theirs.
 
     Raises:
         BundleError: When the result does not validate.
@@ -253,7 +252,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
 
     Args:
         path: Where to.
-        content: What ``safetensors`` made of tensors and metadata.
+        content: Bytes that ``safetensors`` made of tensors and metadata.
 
     Raises:
         VolumeError: When the file cannot be written.
@@ -296,7 +295,7 @@ def write_weights(
 
 
 def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+    """Return the tensors of a safetensors file.
 
     Raises:
         ContentError: It is no such file, or damaged.
@@ -335,11 +334,11 @@ def require_header(path: Path) -> None:
         raise ContentError("it ends too early")
     (length,) = struct.unpack("<Q", start)
     if length > min(MAX_HEADER_BYTES, path.stat().st_size - _LENGTH_BYTES):
-        raise ContentError(f"its header of {length} bytes is longer than the file, or than any")
+        raise ContentError(f"its header of {length} bytes is longer than the file, or than any valid header")
 
 
 def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: bool = True) -> Any:
-    """What ``torch.save`` wrote: tensors and plain containers, no code, its tensors on the disk until they are used.
+    """Load what ``torch.save`` wrote: tensors and plain containers, no code; tensors stay on the disk until used.
 
     Args:
         path: The file.
@@ -347,11 +346,11 @@ def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: boo
         mmap: Leave tensors for the CPU on the disk, which must then stay as it is.
 
     Raises:
-        ContentError: It cannot be read as such, asks for more than data, or states more than it holds.
+        ContentError: It cannot be read as such, contains more than data, or states more than it holds.
         OSError: It is missing or cannot be read.
     """
     with content_errors(path):
-        # Files of torch before 1.6 are no zip archives and cannot be mapped.
+        # Files of torch before 1.6 are not zip archives and cannot be mapped.
         is_archive = zipfile.is_zipfile(path)
         if is_archive:
             _require_stored(path)

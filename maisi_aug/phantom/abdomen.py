@@ -59,7 +59,7 @@ _GALLBLADDER_CENTRE_MM: Final = (52.0, 46.0, 306.0)
 
 
 def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat: float) -> dict[int, Field]:
-    """Both kidneys with the fatty hilum cut into their medial side; returns their distances."""
+    """Paint both kidneys, with the fatty hilum cut into their medial side, and return their distances."""
     fields = {}
     for label, centre in _KIDNEYS.items():
         side = 1.0 if label == RIGHT_KIDNEY else -1.0
@@ -92,14 +92,14 @@ def _match(field: Field, box: Slices) -> F32:
 
 
 def paint_adrenals(canvas: Canvas, seed: int) -> None:
-    """Inverted Y above each kidney."""
+    """Paint an inverted Y above each kidney."""
     for label, limbs in _ADRENALS.items():
         for knots in limbs:
             canvas.paint(tube(canvas.frame, shifted(seed, f"adrenal {label}", knots), smooth=False), label)
 
 
 def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Stomach from the cardia to the pylorus, kept under the diaphragm; returns its distances."""
+    """Paint the stomach from the cardia to the pylorus, under the diaphragm, and return its distances."""
     rng = numpy_generator(seed, "stomach fill")
     fill = float(np.clip(rng.normal(0.93, 0.10), 0.72, 1.12))
     knots = [
@@ -115,7 +115,7 @@ def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
 
 
 def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: int) -> None:
-    """Spleen moulded between the left chest wall, the diaphragm and the kidney; the stomach yields to it."""
+    """Paint the spleen between the left chest wall, the diaphragm and the kidney; the stomach yields to it."""
     shift, factor = jitter(seed, "spleen", shift_mm=5.0, spread=0.10)
     radii = np.asarray(_SPLEEN_RADII_MM) * factor
     field = ellipsoid(
@@ -132,7 +132,7 @@ def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: i
 
 
 def paint_gallbladder(canvas: Canvas, seed: int) -> None:
-    """Pear under the right liver; a few patients have a contracted one."""
+    """Paint a pear under the right liver; a few patients have a contracted one."""
     shift, _ = jitter(seed, "gallbladder", shift_mm=5.0)
     rng = numpy_generator(seed, "gallbladder fill")
     radii = np.asarray((13.5, 17.0, 29.0)) * float(np.clip(rng.normal(1.0, 0.14), 0.65, 1.25))
@@ -141,7 +141,7 @@ def paint_gallbladder(canvas: Canvas, seed: int) -> None:
 
 
 def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Wedge under the right dome that thins out to the left, with a slanted lower edge and a free posterior face."""
+    """Return a wedge under the right dome that thins out to the left, with a slanted lower edge."""
     frame = canvas.frame
     rng = numpy_generator(seed, "liver")
     box = frame.box((-95, -105, 205), (138, 112, 440))
@@ -165,7 +165,7 @@ def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
 
 
 def paint_liver(canvas: Canvas, envelope: Envelope, others: dict[int, Field], stomach: Field, seed: int) -> None:
-    """Liver around its neighbours, then the hepatic vessels inside it (id 25)."""
+    """Paint the liver around its neighbours, then the hepatic vessels inside it (id 25)."""
     field = liver_field(canvas, envelope, seed)
     mm = np.maximum(field.mm, 4 - _match(others[RIGHT_KIDNEY], field.slices))
     mm = np.maximum(mm, 1.5 - _match(stomach, field.slices))
@@ -196,7 +196,7 @@ def _points_inside(canvas: Canvas, label: int, rng: np.random.Generator, count: 
 
 
 def paint_pancreas(canvas: Canvas, seed: int) -> None:
-    """Head in the duodenal loop, neck over the portal vein, body and tail towards the spleen; lobulated surface."""
+    """Paint the head in the duodenal loop, the neck over the portal vein, and body and tail towards the spleen."""
     rng = numpy_generator(seed, "pancreas surface")
     size = float(np.clip(rng.normal(1.0, 0.08), 0.84, 1.18))
     knots = [(x, y, z, r * size) for x, y, z, r in shifted(seed, "pancreas", _PANCREAS, shift_mm=4.0, spread=0.0)]
@@ -208,7 +208,7 @@ def paint_pancreas(canvas: Canvas, seed: int) -> None:
 
 
 def paint_duodenum(canvas: Canvas, seed: int) -> None:
-    """The C from the pylorus around the pancreatic head to the left of the aorta."""
+    """Paint the C from the pylorus around the pancreatic head to the left of the aorta."""
     canvas.paint(
         tube(canvas.frame, shifted(seed, "pancreas", _DUODENUM, shift_mm=4.0, spread=0.0), step_mm=7.0),
         DUODENUM,

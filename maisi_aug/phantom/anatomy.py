@@ -47,7 +47,7 @@ class AnatomyMap:
 
 
 def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = "any") -> AnatomyMap:
-    """A tumour-free anatomy on a grid.
+    """Return a tumour-free anatomy on a grid.
 
     Args:
         seed: Decides everything: patient, pose, window.

@@ -48,7 +48,7 @@ _SMALL_BOWEL_BOX: Final = ((-112.0, -45.0, 92.0), (112.0, 112.0, 385.0))
 
 
 def paint_colon(canvas: Canvas, envelope: Envelope, seed: int) -> None:
-    """Caecum to anus, one haustrated tube of varying filling, kept inside the cavity."""
+    """Paint one haustrated tube of varying filling from caecum to anus, inside the cavity."""
     rng = numpy_generator(seed, "colon")
     knots = _COLON[:, :4].copy()
     knots[:, :3] += np.clip(rng.normal(0, 0.6, (len(knots), 3)), -1.2, 1.2) * _COLON[:, 4:]
@@ -73,7 +73,7 @@ def paint_colon(canvas: Canvas, envelope: Envelope, seed: int) -> None:
 
 
 def paint_small_bowel(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
-    """A tube that winds through the free peritoneal space; more visceral fat spaces the loops further apart."""
+    """Paint a tube that winds through the free peritoneal space; visceral fat spaces the loops apart."""
     frame = canvas.frame
     rng = numpy_generator(seed, "small bowel")
     box = frame.box(*_SMALL_BOWEL_BOX)
@@ -93,7 +93,7 @@ def paint_small_bowel(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed
 
 
 def _free_room(canvas: Canvas, envelope: Envelope, box: tuple[slice, slice, slice]) -> NDArray[np.bool_]:
-    """Where centre lines may run: unlabelled peritoneal space in front of the retroperitoneum."""
+    """Return the space for centre lines: unlabelled peritoneal space in front of the retroperitoneum."""
     frame = canvas.frame
     x, y, z = frame.x[box], frame.y[box], frame.z[box]
     spine_front = np.interp(z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1] + 17.0).astype(np.float32)

@@ -67,7 +67,7 @@ class Phantom:
 
     @property
     def modality(self) -> str:
-        """What the networks are told about the contrast phase."""
+        """Contrast phase for the networks."""
         return "ct_wo_contrast" if self.phase == "non-contrast" else "ct_contrast"
 
 
@@ -78,7 +78,7 @@ def build_phantom(
     region: Region | Literal["any"] = "any",
     lesions: bool | Sequence[Lesion] = True,
 ) -> Phantom:
-    """A phantom, deterministic in its seed.
+    """Return a phantom, deterministic in its seed.
 
     Args:
         seed: Decides everything.
@@ -135,7 +135,7 @@ def plant_drawn_lesions(
 
 
 def lesion_limits_ml(label_map: NDArray[np.uint8], grid: Grid) -> dict[int, tuple[float, float]]:
-    """Smallest and largest drawn volume of every tumour kind whose host is in view."""
+    """Return smallest and largest drawn volume of every tumour kind whose host is in view."""
     volumes_ml = np.bincount(label_map.ravel(), minlength=256) * grid.voxel_ml
     smallest = max(_sphere_ml(DIAMETER_RANGE_MM[0]), MIN_LESION_VOXELS * grid.voxel_ml)
     limits = {}
@@ -174,7 +174,7 @@ _PELVIS_IDS: Final = (
 
 
 def region_for(label_id: int) -> Region:
-    """The window in which a label, or a tumour's host, is shown best."""
+    """Return the window in which a label, or a tumour's host, is shown best."""
     if label_id in _CHEST_IDS:
         return "chest"
     if label_id in _PELVIS_IDS:

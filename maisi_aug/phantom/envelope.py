@@ -103,7 +103,7 @@ class Envelope:
 
 
 def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
-    """The layers of the trunk for one patient."""
+    """Return the layers of the trunk for one patient."""
     index = np.clip((frame.z - _TABLE_START_MM) / _TABLE_STEP_MM, 0, len(_TABLE_Z) - 1).astype(np.int32)
     belly = habitus.belly_mm * bump(_TABLE_Z, *BELLY_Z_MM)
     widest = np.interp(_TABLE_Z, *WIDEST_Y_TABLE.T)
@@ -114,7 +114,7 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
 
 
 def bump(z: NDArray[np.float64], start: float, peak: float, stop: float) -> NDArray[np.float64]:
-    """A smooth hump along z: 0 at ``start`` and ``stop``, 1 at ``peak``."""
+    """Return a smooth hump along z: 0 at ``start`` and ``stop``, 1 at ``peak``."""
     rise = np.clip((z - start) / (peak - start), 0, 1)
     fall = np.clip((stop - z) / (stop - peak), 0, 1)
     hump: NDArray[np.float64] = np.sin(0.5 * np.pi * np.minimum(rise, fall)) ** 2
@@ -165,7 +165,7 @@ def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
 
 
 def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
-    """Height of the diaphragm in mm: two domes, the right one higher, deep recesses at the back and the sides."""
+    """Return the height of the diaphragm in mm: two domes, the right one higher, with deep recesses."""
     rim = np.float32(338) + np.float32(48) * np.clip((y + 10) / np.float32(90), 0, 1)
     dome = np.float32(409 + raised_mm) + np.float32(9) * np.tanh(x / np.float32(35))
     dome -= np.float32(8) * np.exp(-((x / np.float32(28)) ** 2))

@@ -57,12 +57,12 @@ _TROCHANTER: Final = ((141.0, -18.0, 52.0), (14.0, 18.0, 22.0))
 
 
 def one_side(knots: Knots, side: int) -> Knots:
-    """The right-hand knots, or their mirror image for the left side."""
+    """Return the right-hand knots, or their mirror image for the left side."""
     return knots if side > 0 else mirrored(knots)
 
 
 def paint_shoulders(canvas: Canvas) -> None:
-    """Scapulae turned outwards and raised claviculae, as with the arms up."""
+    """Paint scapulae turned outwards and raised claviculae, as with the arms up."""
     frame = canvas.frame
     for side in SIDES:
         scapula = RIGHT_SCAPULA if side > 0 else LEFT_SCAPULA
@@ -79,7 +79,7 @@ def paint_shoulders(canvas: Canvas) -> None:
 def wing_sheet(
     canvas: Canvas, side: int, *, outwards_mm: float = 0.0, thickness_mm: float = 0.0, lower: float = 0.0
 ) -> Field:
-    """The iliac wing, or a parallel sheet beside it for the muscles that lie on it.
+    """Return the iliac wing, or a parallel sheet next to it for the muscles that lie on it.
 
     Args:
         canvas: What the sheet is for.
@@ -101,7 +101,7 @@ def wing_sheet(
 
 
 def paint_pelvis(canvas: Canvas) -> None:
-    """Hip bones with acetabulum, pubis and ischium, and the femurs in their sockets."""
+    """Paint the hip bones with acetabulum, pubis and ischium, and the femurs in their sockets."""
     frame = canvas.frame
     for side in SIDES:
         hip, femur = (RIGHT_HIP, RIGHT_FEMUR) if side > 0 else (LEFT_HIP, LEFT_FEMUR)

@@ -1,4 +1,4 @@
-"""Who the patient is: size, fat, sex and organ sizes, drawn once per seed and independent of the window."""
+"""Habitus of a patient: size, fat, sex and organ sizes, drawn once per seed and independent of the window."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def draw_habitus(seed: int) -> Habitus:
 
 
 def jitter(seed: int, organ: str, *, shift_mm: float = 4.0, spread: float = 0.06) -> tuple[np.ndarray, float]:
-    """A random shift ``(3,)`` in mm and a size factor for an organ, from the organ's own stream."""
+    """Return a random shift ``(3,)`` in mm and a size factor for an organ, from the organ's own stream."""
     rng = numpy_generator(seed, f"organ {organ}")
     shift = np.clip(rng.normal(0, shift_mm / 2, 3), -shift_mm, shift_mm)
     return shift, float(np.exp(np.clip(rng.normal(0, spread), -2.2 * spread, 2.2 * spread)))

@@ -126,10 +126,10 @@ TISSUE_VESSEL: Final = 5  # unlabelled vessels of the mesentery, mediastinum and
 
 
 def vertebra_name_to_id(name: str) -> int:
-    """Id of a vertebra from its textbook name, ``"L5"`` up to ``"C1"``.
+    """Return the id of a vertebra from its textbook name, ``"L5"`` up to ``"C1"``.
 
     Raises:
-        KeyError: The name is no vertebra.
+        KeyError: The name is not a vertebra.
     """
     return _VERTEBRA_IDS[name]
 

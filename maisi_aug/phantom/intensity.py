@@ -1,4 +1,4 @@
-"""How a scan looks: contrast phase, HU of every organ, kernel and noise. Everything is drawn first, then applied.
+"""Appearance of a scan: contrast phase, HU of every organ, kernel and noise. Everything is drawn first, then applied.
 
 Means are textbook attenuation values of unenhanced, arterial, portal venous and delayed body CT (for instance Lamba et
 al., "CT Hounsfield numbers of soft tissues on unenhanced abdominal CT scans", 2014, and usual enhancement curves), set
@@ -114,7 +114,7 @@ class Appearance:
 
 
 def draw_phase(seed: int) -> Phase:
-    """The contrast phase of a seed."""
+    """Return the contrast phase of a seed."""
     return PHASES[int(numpy_generator(seed, "phase").choice(len(PHASES), p=_PHASE_WEIGHTS))]
 
 

@@ -1,4 +1,4 @@
-"""What fills the gut: gas that rises to the front of a supine patient, fluid, food and stool."""
+"""Contents of the gut: gas that rises to the front of a supine patient, fluid, food and stool."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Filling:
 
 
 def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | None:
-    """Index box around the true voxels with a margin, or None when there are none."""
+    """Return the index box around the true voxels with a margin, or None when there are none."""
     box = []
     for axis in range(3):
         along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -47,7 +47,7 @@ def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | No
 
 
 def eroded(mask: Mask) -> Mask:
-    """Voxels whose six neighbours all belong to the mask; the grid's border does not count as outside."""
+    """Return voxels whose six neighbours all belong to the mask; the grid's border does not count as outside."""
     inner = mask.copy()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]
@@ -59,7 +59,7 @@ def eroded(mask: Mask) -> Mask:
 
 
 def local_height(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
-    """How far in front a voxel lies inside its loop, in standard deviations of the loop's depth around it."""
+    """Return how far in front a voxel lies inside its loop, in standard deviations of the loop's depth around it."""
     sigma = [_LEVEL_SCALE_MM / step for step in spacing_mm]
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=2.0)
     depth = (np.arange(mask.shape[1], dtype=np.float32) * np.float32(spacing_mm[1])).reshape(1, -1, 1)
@@ -81,7 +81,7 @@ def fill_lumen(
     Args:
         image: ``(I, J, K)`` HU, changed in place inside the lumen.
         gut: The organ, wall included.
-        filling: What the lumen holds.
+        filling: Content of the lumen.
         spacing_mm: Voxel sides.
         rng: Source of the texture.
     """

@@ -11,7 +11,7 @@ _SPLINE_VARIANCE = 0.48
 
 
 def spline_basis(coordinates_mm: NDArray[np.float64], *, origin_mm: float, spacing_mm: float, count: int) -> F32:
-    """``(n, count)`` weights of uniform cubic B-splines at ``(n,)`` coordinates; clamped at the outermost knots."""
+    """Return ``(n, count)`` weights of uniform cubic B-splines at ``(n,)`` coordinates, clamped at the outer knots."""
     position = np.clip((coordinates_mm - origin_mm) / spacing_mm, 1.0, count - 2.001)
     first = np.floor(position).astype(int)
     t = position - first
@@ -24,7 +24,7 @@ def spline_basis(coordinates_mm: NDArray[np.float64], *, origin_mm: float, spaci
 
 
 def spread(coefficients: ArrayLike, bases: tuple[F32, F32, F32]) -> F32:
-    """``(I, J, K)`` field from coefficients on knots, one axis at a time (cheap: no dense 3D kernel)."""
+    """Return ``(I, J, K)`` field from coefficients on knots, one axis at a time (cheap: no dense 3D kernel)."""
     field = np.asarray(coefficients, dtype=np.float32)
     field = np.matmul(field, bases[2].T)
     field = np.matmul(bases[1], field)
@@ -35,7 +35,7 @@ def spread(coefficients: ArrayLike, bases: tuple[F32, F32, F32]) -> F32:
 def smooth_noise(
     shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], rng: np.random.Generator, wavelength_mm: float
 ) -> F32:
-    """Low-frequency noise of zero mean and about unit standard deviation.
+    """Return low-frequency noise of zero mean and about unit standard deviation.
 
     Args:
         shape: Voxels of the field.

@@ -30,7 +30,7 @@ def render_hu(
     phase: Phase | None = None,
     tissue: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.int16]:
-    """A CT image that obeys a label map, deterministic in the seed.
+    """Return a CT image that obeys a label map, deterministic in the seed.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids, with or without tumours; not modified.
@@ -112,7 +112,7 @@ def _with_noise(image: F32, labels: NDArray[np.uint8], appearance: Appearance, s
 
 
 def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> NDArray[np.uint8]:
-    """Tissue under label 200 from the labels alone: muscle around bones and muscles, fat under the skin and inside.
+    """Return the tissue under label 200, from the labels alone: muscle around bones, fat under the skin and inside.
 
     Args:
         labels: ``(I, J, K)`` vocabulary ids.

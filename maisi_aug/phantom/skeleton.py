@@ -52,12 +52,12 @@ _STERNAL_Z_MM: Final = (561.0, 530.0, 507.0, 485.0, 464.0, 447.0, 434.0)
 
 
 def spine_y(z_mm: float) -> float:
-    """y of the middle of the vertebral bodies at a height."""
+    """Return y of the middle of the vertebral bodies at a height."""
     return float(np.interp(z_mm, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1]))
 
 
 def paint_spine(canvas: Canvas) -> None:
-    """Vertebrae C6 to L5, discs, sacrum with S1, and the cord in its canal."""
+    """Paint vertebrae C6 to L5, discs, sacrum with S1, and the cord in its canal."""
     heights = list(VERTEBRA_Z_MM.items())
     for number, (name, z) in enumerate(heights):
         above = heights[number + 1][1] - z if number + 1 < len(heights) else 16.0
@@ -152,7 +152,7 @@ def _paint_sacrum(canvas: Canvas) -> None:
 
 
 def rib_path(number: int, side: int, habitus: Habitus) -> Knots:
-    """Knots of rib ``number`` (1 to 12) on ``side`` (+1 right, -1 left), from the spine to the costochondral joint."""
+    """Return the knots of rib ``number`` (1 to 12) on ``side`` (+1 right, -1 left), from spine to cartilage."""
     z_start = VERTEBRA_Z_MM[f"T{number}"] + 5.0
     drop, end = _RIB_DROP_MM[number - 1], np.deg2rad(_RIB_END_DEG[number - 1])
     half_width = _body_size(z_start)[0]
@@ -168,7 +168,7 @@ def rib_path(number: int, side: int, habitus: Habitus) -> Knots:
 
 
 def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: float) -> tuple[float, float]:
-    """x and y on the cavity's outline at an angle from the back (0) over the side to the front (pi)."""
+    """Return x and y on the cavity's outline at an angle from the back (0) over the side to the front (pi)."""
     belly = habitus.belly_mm * float(bump(np.array([z]), *BELLY_Z_MM)[0])
     half_width, front, back = (float(np.interp(z, CAVITY_TABLE[:, 0], CAVITY_TABLE[:, c])) for c in (1, 2, 3))
     widest = float(np.interp(z, *WIDEST_Y_TABLE.T))
@@ -180,7 +180,7 @@ def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: f
 
 
 def paint_ribs(canvas: Canvas, habitus: Habitus) -> None:
-    """Twelve pairs of ribs, their cartilages and the sternum."""
+    """Paint twelve pairs of ribs, their cartilages and the sternum."""
     _paint_sternum(canvas, habitus)
     for side, first_id in ((1, RIGHT_RIB_1), (-1, LEFT_RIB_1)):
         ends = []
@@ -210,7 +210,7 @@ def _cartilage(number: int, side: int, ends: list[np.ndarray], habitus: Habitus)
 
 
 def sternum_y(z: float, habitus: Habitus) -> float:
-    """y of the sternum's middle plane at a height."""
+    """Return y of the sternum's middle plane at a height."""
     return cavity_point(np.pi, z, habitus, outwards_mm=8.0)[1]
 
 

@@ -25,7 +25,7 @@ _MIN_TWIG_MM: Final = 0.55
 def paint_lungs(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Dependent gradient, branching vessels and bronchial walls."""
+    """Paint the dependent gradient, branching vessels and bronchial walls."""
     for lobes in (_LEFT_LUNG, _RIGHT_LUNG):
         lung = np.isin(labels, lobes)
         box = bounding_box(lung)
@@ -67,7 +67,7 @@ def _innermost(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.random.Generator) -> None:
-    """Compact shell around the trabecular inside; thicker where neighbours are air-free soft tissue all around."""
+    """Paint a compact shell around the trabecular inside, thicker where surrounded by air-free soft tissue."""
     bone = lookup(ids.BONES)[labels]
     shell = bone & ~eroded(bone)
     strength = np.float32(appearance.cortex_hu)
@@ -82,7 +82,7 @@ def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.rand
 def paint_kidneys(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Bright cortex around darker pyramids in the arterial phase, weaker later, and a darker or opacified pelvis."""
+    """Paint a cortex brighter than the pyramids in the arterial phase and weaker later, and the pelvis."""
     contrast = {"non-contrast": 0.0, "arterial": 62.0, "portal": 22.0, "delayed": 5.0}[appearance.phase]
     kidney = lookup(ids.KIDNEYS)[labels]
     box = bounding_box(kidney)
@@ -101,7 +101,7 @@ def paint_kidneys(
 def paint_heart(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Blood pools of the four chambers inside the myocardium, placed by the heart's own extent."""
+    """Paint the blood pools of the four chambers inside the myocardium, placed by the heart's own extent."""
     heart = labels == ids.HEART
     box = bounding_box(heart, pad=0)
     if box is None:
@@ -135,7 +135,7 @@ def paint_fat(
     spacing_mm: Spacing,
     rng: np.random.Generator,
 ) -> None:
-    """Strands and small vessels in visceral fat, septa under the skin, fatty streaks in muscle, and the skin itself."""
+    """Paint strands and vessels in visceral fat, septa under the skin, fatty streaks in muscle, and the skin."""
     body = labels == ids.BODY
     shape = (labels.shape[0], labels.shape[1], labels.shape[2])
     fine = smooth_noise(shape, spacing_mm, rng, 15.0)

@@ -66,7 +66,7 @@ def _bent(points: NDArray[np.float64], parents: NDArray[np.int64]) -> tuple[NDAr
 
 
 def tree_capsules(tree: Tree, *, min_radius_mm: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Branches of at least a radius as ``(N, 4)`` starts and ends (patient millimetres, radius)."""
+    """Return branches of at least a radius as ``(N, 4)`` starts and ends (patient millimetres, radius)."""
     nodes = np.flatnonzero((tree.parents >= 0) & (tree.radii >= min_radius_mm))
     parents = tree.parents[nodes]
     start_radius = np.minimum(tree.radii[parents], 1.15 * tree.radii[nodes])

@@ -28,7 +28,7 @@ _HYPODENSE: Final = (ids.HEPATIC_TUMOR, ids.PANCREATIC_TUMOR, ids.KIDNEY_TUMOR)
 
 
 def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
-    """Every connected tumour: its id, a box with a margin around it, and its mask inside that box."""
+    """Return every connected tumour: its id, a box with a margin around it, and its mask inside that box."""
     found = []
     counts = np.bincount(label_map.ravel(), minlength=256)
     for tumor in ids.TUMORS:
@@ -43,7 +43,7 @@ def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
 
 
 def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bool_]]]) -> Labels:
-    """The map before the tumours grew: every one returned to the host that surrounds it most."""
+    """Return the map before the tumours grew: every one returned to the host that surrounds it most."""
     healthy = label_map.copy()
     for tumor, box, mask in tumors:
         hosts = ids.TUMOR_HOSTS[tumor]

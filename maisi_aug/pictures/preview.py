@@ -59,7 +59,7 @@ class Caption:
 
     Attributes:
         title: Case id.
-        lines: What the case is, a line each; the first goes on the contact sheet too.
+        lines: Description of the case; the first line is also shown on the contact sheet.
     """
 
     title: str
@@ -93,6 +93,7 @@ def build_preview(
     organ_ids: Sequence[int] = (),
     outlined_ids: Sequence[int] | None = None,
     names: Mapping[int, str],
+    window: Window | None = None,
 ) -> Image.Image:
     """Draw a case.
 
@@ -105,13 +106,14 @@ def build_preview(
         organ_ids: Labels that the planes go through where there is no lesion.
         outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
+        window: What is shown from black to white; None for that of the tissue around the lesion.
 
     Returns:
         An RGB picture whose ``info`` tells the contact sheet where the axial panels are.
     """
     focus = find_focus(label_map, lesion_ids, organ_ids)
     lesion_voxel = _widest_voxel(focus)
-    window = choose_window(label_map, focus)
+    window = window or choose_window(label_map, focus)
     present_ids = np.unique(label_map)
     shown_ids = tuple(label_id for label_id in lesion_ids if label_id in present_ids)
     has_lesion = bool(np.isin(label_map[lesion_voxel], lesion_ids))
@@ -132,26 +134,29 @@ def build_preview(
     return _compose([plain, outlined], caption, window, legend)
 
 
-def build_plain_preview(image_hu: NDArray[Any], grid: Grid, caption: Caption) -> Image.Image:
+def build_plain_preview(
+    image_hu: NDArray[Any], grid: Grid, caption: Caption, window: Window = SOFT_TISSUE
+) -> Image.Image:
     """Draw an image that has no label map: three planes through its middle.
 
     Args:
-        image_hu: ``(I, J, K)`` in HU.
+        image_hu: ``(I, J, K)`` in HU, or in the unit of the window.
         grid: Its geometry.
         caption: Words to put on top.
+        window: What is shown from black to white.
     """
     scale = PANEL_PX / max(grid.extent_mm)
     i, j, k = (side // 2 for side in grid.shape)
     pictures = []
     for plane in (Plane("axial", k), Plane("coronal", j), Plane("sagittal", i)):
-        picture = draw_slice(image_hu, plane, plane.size_px(grid, scale), SOFT_TISSUE)
+        picture = draw_slice(image_hu, plane, plane.size_px(grid, scale), window)
         annotate(picture, plane, scale)
         pictures.append(picture)
-    return _compose([pictures], caption, SOFT_TISSUE, [])
+    return _compose([pictures], caption, window, [])
 
 
 def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """Mask of what a preview shall show: the largest lesion, else the named organs, else the whole body."""
+    """Return the mask that a preview shows: the largest lesion, else the named organs, else the whole body."""
     lesions = np.isin(label_map, list(lesion_ids))
     if lesions.any():
         parts, num_parts = label_parts(lesions)
@@ -166,7 +171,7 @@ def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_id
 
 
 def choose_window(label_map: NDArray[np.uint8], focus: NDArray[np.bool_]) -> Window:
-    """The window for the tissue around the focus: lung, bone or soft tissue."""
+    """Return the window for the tissue around the focus: lung, bone or soft tissue."""
     shell = ndimage.binary_dilation(focus, iterations=2) & ~focus
     around = np.bincount(label_map[shell], minlength=256)
     around[0] = 0
@@ -252,8 +257,7 @@ def _compose(
     height = top + below + LINE_PX * len(rows) + MARGIN_PX // 2
     canvas = Image.new("RGB", (width, height), BACKGROUND)
     write_text(canvas, (MARGIN_PX, MARGIN_PX), caption.title, size_px=20)
-    shown = f"{window.name} window, {window.centre_hu:g} / {window.width_hu:g} HU"
-    write_text(canvas, (width - MARGIN_PX, MARGIN_PX + 4), shown, size_px=13, colour=DIM_TEXT, anchor="ra")
+    write_text(canvas, (width - MARGIN_PX, MARGIN_PX + 4), str(window), size_px=13, colour=DIM_TEXT, anchor="ra")
     for number, line in enumerate(caption.lines):
         write_text(canvas, (MARGIN_PX, MARGIN_PX + 30 + LINE_PX * number), line, size_px=14, colour=DIM_TEXT)
     boxes = []
@@ -308,14 +312,14 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def choose_evenly(count: int, limit: int) -> list[int]:
-    """At most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
+    """Return at most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
     if count <= limit:
         return list(range(count))
     return [round(step * (count - 1) / (limit - 1)) for step in range(limit)]
 
 
 def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
-    """The axial panels of the previews, plain and outlined side by side, in a grid.
+    """Return the axial panels of the previews, plain and outlined side by side, in a grid.
 
     Args:
         previews: Pictures that ``preview.save_picture`` wrote; of more than 48, evenly chosen ones are shown, and one
@@ -339,7 +343,7 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
 
 
 def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
-    """The axial panels of a preview, plain and, where there is a label map, outlined; its title and its first line.
+    """Load the axial panels of a preview, plain and outlined if there is a label map, its title and first line.
 
     Returns:
         None where the picture cannot be read or is another program's.

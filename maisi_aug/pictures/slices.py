@@ -40,16 +40,29 @@ SUPERSAMPLING = 2
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A range of HU shown from black to white."""
+    """A range of HU, or of MR intensities, shown from black to white."""
 
     name: str
     centre_hu: float
     width_hu: float
+    unit: str = "HU"
+
+    def __str__(self) -> str:
+        """As it stands on a picture."""
+        return " ".join(f"{self.name} window, {self.centre_hu:g} / {self.width_hu:g} {self.unit}".split())
 
 
 SOFT_TISSUE = Window("soft tissue", 50.0, 400.0)
 LUNG = Window("lung", -550.0, 1500.0)
 BONE = Window("bone", 400.0, 1800.0)
+MR_SHARE = 99.5
+"""Percentile of the voxels of an MR image that is shown white."""
+
+
+def choose_mr_window(image: NDArray[Any]) -> Window:
+    """The window of an MR image, whose intensities have no unit: from 0 to nearly its brightest voxel."""
+    white = max(1.0, float(np.percentile(image, MR_SHARE)))
+    return Window("MR", round(white / 2), round(white), "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +88,16 @@ class Plane:
         return ("A", "P") if self.name == "sagittal" else ("R", "L")
 
     def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """The slice of an ``(I, J, K)`` array as ``(rows, columns)`` of a picture, first row on top."""
+        """Return the slice of an ``(I, J, K)`` array as ``(rows, columns)`` of a picture, first row on top."""
         return np.ascontiguousarray(np.take(volume, self.index, axis=self.axis)[::-1, ::-1].T)
 
     def size_px(self, grid: Grid, pixels_per_mm: float) -> tuple[int, int]:
-        """Width and height of the picture in true proportions."""
+        """Return width and height of the picture in true proportions."""
         across, up = [step for axis, step in enumerate(grid.extent_mm) if axis != self.axis]
         return max(1, round(across * pixels_per_mm)), max(1, round(up * pixels_per_mm))
 
     def locate(self, voxel: tuple[int, int, int], grid: Grid) -> tuple[float, float]:
-        """Where a voxel lies in the picture, as fractions of its width and height."""
+        """Return where a voxel lies in the picture, as fractions of its width and height."""
         column, row = [axis for axis in range(3) if axis != self.axis]
         return (
             1 - (voxel[column] + 0.5) / grid.shape[column],
@@ -93,7 +106,7 @@ class Plane:
 
 
 def draw_slice(image_hu: NDArray[Any], plane: Plane, size_px: tuple[int, int], window: Window) -> Image.Image:
-    """A slice in grey, enlarged smoothly before the window cuts it off, as RGB."""
+    """Return a slice in grey, enlarged smoothly before the window cuts it off, as RGB."""
     slice_hu = Image.fromarray(plane.cut(image_hu).astype(np.float32))
     enlarged = np.asarray(slice_hu.resize(size_px, Image.Resampling.BICUBIC))
     low = window.centre_hu - window.width_hu / 2
@@ -107,7 +120,7 @@ def draw_contours(
     """Outline the labels of a slice on its picture.
 
     Args:
-        picture: What :func:`draw_slice` returned; not modified.
+        picture: Result of :func:`draw_slice`; not modified.
         label_map: ``(I, J, K)`` label ids.
         plane: The slice.
         colours: Colour of each id; ids without one are not outlined.
@@ -163,7 +176,7 @@ def _enlarge_labels(labels: NDArray[np.uint8], size_px: tuple[int, int]) -> NDAr
 
 
 def label_colours(label_ids: NDArray[Any], lesion_ids: tuple[int, ...]) -> dict[int, Rgb]:
-    """A colour for every id: vivid for lesions, muted and well apart for organs, the same in every picture."""
+    """Return a colour for every id: vivid for lesions, muted and well apart for organs, the same in every picture."""
     colours: dict[int, Rgb] = {}
     for label_id in map(int, label_ids):
         if label_id == BODY_ID:
@@ -178,7 +191,7 @@ def label_colours(label_ids: NDArray[Any], lesion_ids: tuple[int, ...]) -> dict[
 
 
 def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The typeface of all pictures."""
+    """Return the typeface of all pictures."""
     return ImageFont.load_default(size_px)
 
 

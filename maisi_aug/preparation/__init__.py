@@ -1,1 +1,1 @@
-"""From a lab's CTs and label maps to training cases: found, checked, mapped, cut to the networks' grid, summed up."""
+"""Prepare a lab's CTs and label maps for training: found, checked, mapped, cut to the networks' grid, summarised."""

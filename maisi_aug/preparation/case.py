@@ -1,4 +1,4 @@
-"""One case: labels laid over each other, the body found, all brought to the networks' grid, written and described."""
+"""Preparation of one case: labels are merged, the body is found, all is resampled to the networks' grid and written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maisi_aug.banks.label_map import choose_centre, load_mask
 from maisi_aug.errors import VolumeError
 from maisi_aug.lesions.editing import settle_lesions
 from maisi_aug.preparation.prepared import NewLabel
-from maisi_aug.preparation.request import ModalityName
+from maisi_aug.preparation.request import CtModalityName
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.survey import MASK_ID
 from maisi_aug.preparation.tissues import Tissue, add_tissues
@@ -37,24 +37,24 @@ VERSION = 2
 """Raised when the same options and sources come to give other files."""
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
-"""What a CT's 12 bits hold; beyond lie padding and the inside of metal, which would spread when averaged."""
+"""Range of HU in a CT's 12 bits; padding and the inside of metal lie beyond and would spread when averaged."""
 MIN_COVERED = 0.75
 """The share of the patient that labels fill where a body among them is the whole of it."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What every case is prepared with.
+    """Settings for the preparation of every case.
 
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         vocabulary: With the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
-        tissues: Labels told by their HU where no other is.
-        organ_labels: What the ids of organ label maps mean: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
+        tissues: Labels found by their HU where no other is.
+        organ_labels: Meaning of the ids in organ label maps: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
         keeps_surroundings: Whether table and air around the patient stay as they are; else they become -1000 HU.
-        modality: What the U-Net is told of every image.
+        modality: Modality of every image, for the U-Net.
     """
 
     shape: Shape
@@ -64,7 +64,7 @@ class PrepareSettings:
     tissues: tuple[Tissue, ...] = ()
     organ_labels: str = "auto"
     keeps_surroundings: bool = False
-    modality: ModalityName = "ct"
+    modality: CtModalityName = "ct"
 
     @property
     def grid(self) -> Grid:
@@ -73,11 +73,11 @@ class PrepareSettings:
 
     @property
     def focus_ids(self) -> tuple[int, ...]:
-        """What training is about: the new labels and the tumours."""
+        """Labels to be trained: the new labels and the tumours."""
         return tuple(sorted({*self.vocabulary.tumor_ids, *(label.id for label in self.new_labels.values())}))
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as JSON types, for ``dataset.yaml``."""
+        """Return the settings as JSON types, for ``dataset.yaml``."""
         name_of = self.vocabulary.name_of
         return {
             "version": VERSION,
@@ -103,9 +103,9 @@ class CaseTask:
         case: Its files.
         tables: For each of its label files, source id -> vocabulary id.
         organ_translations: For each folder of organ labels, what the ids of its label maps mean.
-        settings: What every case is prepared with.
+        settings: Settings for every case.
         has_envelope: Whether the lab drew a label that is called the whole body.
-        dropped_lesions: For each of its label files, source ids of lesions that are no label: they become what they
+        dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they
             lie in.
     """
 
@@ -117,7 +117,7 @@ class CaseTask:
     dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
-        """SHA-256 over the sources' content and all that decides what becomes of them.
+        """Return SHA-256 over the sources' content and all that decides what becomes of them.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -144,7 +144,7 @@ class BuiltCase:
         image_hu: ``(I, J, K)`` int16.
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
         grid: Their geometry, in the scanner's place and axis directions.
-        notes: What the user should know, a sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     image_hu: NDArray[np.int16]
@@ -156,11 +156,11 @@ class BuiltCase:
 def build_case(task: CaseTask) -> BuiltCase:
     """Prepare a case.
 
-    From the lowest to the highest, what wins where labels overlap: body (200), tissues told by their HU, organs in the
+    From the lowest to the highest, what wins where labels overlap: body (200), tissues found by their HU, organs in the
     order of their folders, the lab's own label files in their order, lesions last.
 
     Raises:
-        VolumeError: A file cannot be read, the image is no CT in HU, or shows no patient.
+        VolumeError: A file cannot be read, the image is not a CT in HU, or shows no patient.
     """
     settings = task.settings
     image, grid = load_ct(task.case.image)
@@ -201,7 +201,7 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
-    """Organ labels in vocabulary ids on the image's grid, without the body."""
+    """Return organ labels in vocabulary ids on the image's grid, without the body."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
@@ -235,7 +235,7 @@ def merge_labels(
     grid: Grid,
     image: Path,
 ) -> NDArray[np.uint8]:
-    """The lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
+    """Return the lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions = np.zeros(grid.shape, dtype=np.uint8)
     is_lesion = np.zeros(256, dtype=bool)
@@ -310,14 +310,14 @@ def _place_grid(label_map: NDArray[np.uint8], grid: Grid, settings: PrepareSetti
 
 
 def _find_focus(own_ids: Sequence[int], settings: PrepareSettings) -> list[int]:
-    """What a case is about: new labels and tumours; without any, all of the lab's labels."""
+    """Find the labels to centre on: new labels and tumours, otherwise all of the lab's labels."""
     return [label_id for label_id in own_ids if label_id in settings.focus_ids] or list(own_ids)
 
 
 def _describe_cut(
     label_map: NDArray[np.uint8], grid: Grid, target: Grid, ids: Sequence[int], vocabulary: Vocabulary
 ) -> list[str]:
-    """How much of the patient, and of the labels that training is about, lies beyond the grid."""
+    """Describe how much of the patient and of the labels to be trained is outside the grid."""
     to_source = np.linalg.inv(grid.affine) @ target.affine
     scale, offset = np.diag(to_source)[:3], to_source[:3, 3]  # the target has the source's axis directions
     first, last = offset - 0.5 * scale, offset + (np.asarray(target.shape) - 0.5) * scale

@@ -27,26 +27,24 @@ MAX_SHOWN = 5
 
 
 def find_dataset(name: str) -> Path:
-    """The folder of a raw dataset.
+    """Return the folder of a raw dataset.
 
     Args:
         name: A folder, or with the environment variable ``nnUNet_raw`` a dataset's name or number.
 
     Raises:
-        PreparationError: There is no such dataset.
+        PreparationError: The dataset was not found.
     """
     folder = find_raw_dataset(name)
     if (folder / DESCRIPTION_NAME).is_file():
         return folder
     raw = os.environ.get(RAW_VARIABLE)
     place = f" or a dataset in ${RAW_VARIABLE}" if raw else f"; the variable {RAW_VARIABLE} is not set"
-    raise PreparationError(
-        f"--nnunet {name}: expected a raw dataset's folder with dataset.json{place}, found none. Check the path."
-    )
+    raise PreparationError(f"--nnunet {name}: no raw dataset with dataset.json at this path{place}. Check the path.")
 
 
 def read_dataset(folder: Path) -> list[SourceCase]:
-    """The training cases of a raw dataset, from ``imagesTr`` and ``labelsTr`` or from its entry ``dataset``.
+    """Return the training cases of a raw dataset, from ``imagesTr`` and ``labelsTr`` or from its entry ``dataset``.
 
     Raises:
         PreparationError: ``dataset.json`` cannot be read, no channel is a CT, or a case's files are missing.
@@ -56,7 +54,7 @@ def read_dataset(folder: Path) -> list[SourceCase]:
         labels = dataset.document.get("labels")
         if not isinstance(labels, dict) or not dataset.channels:
             raise PreparationError(
-                f"{dataset.path}: expected nnU-Net's entries 'labels' and 'channel_names', found: "
+                f"{dataset.path}: nnU-Net's entries 'labels' and 'channel_names' are required, found: "
                 f"{', '.join(dataset.document)}. Correct the file."
             )
         names = to_label_names(labels, dataset.path)
@@ -64,7 +62,7 @@ def read_dataset(folder: Path) -> list[SourceCase]:
     except BankError as error:
         raise PreparationError(str(error)) from error
     if not found:
-        raise PreparationError(f"{folder}: expected training cases in labelsTr, found none. Check the dataset.")
+        raise PreparationError(f"{folder}: has no training cases in labelsTr. Check the dataset.")
     missing = [
         str(file or f"an image of {case.id}")
         for case in found
@@ -73,8 +71,8 @@ def read_dataset(folder: Path) -> list[SourceCase]:
     ]
     if missing:
         raise PreparationError(
-            f"{folder}: expected every file of its training cases, found {len(missing)} missing, the first of them "
-            f"{missing[0]}. Complete the dataset."
+            f"{folder}: {len(missing)} files of training cases are missing; the first is {missing[0]}. Complete the "
+            "dataset."
         )
     return [
         SourceCase(to_case_id(case.id), case.image, (LabelFile(case.label, names=names),))
@@ -97,16 +95,16 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
     unknown = sorted(excluded.keys() - {case.id for case in cases} - set(unlabelled))
     if unknown:
         raise PreparationError(
-            f"--exclude {excluded[unknown[0]]}: expected the name of a case, such as {cases[0].id}, found no such case."
+            f"--exclude {excluded[unknown[0]]}: there is no such case; names look like {cases[0].id}."
         )
     cases = [case for case in cases if case.id not in excluded]
     without = [case_id for case_id in unlabelled if case_id not in excluded]
     if without:
-        notes.insert(0, f"Left out, for they have no label file: {_list(without)}.")
+        notes.insert(0, f"Left out, because they have no label file: {_list(without)}.")
     if not sources.label_patterns:
         notes += _note_several_label_files(cases)
     if not cases:
-        raise PreparationError("Cases: expected at least one, found none left. Exclude fewer.")
+        raise PreparationError("Cases: none is left. Exclude fewer.")
     for folder in sources.organs:
         cases, missing = add_organs(cases, folder)
         if missing:
@@ -115,22 +113,24 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
 
 
 def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCase], list[str]]:
-    """The cases with their organ labels from a folder, over those that they have; and the cases that it lacks."""
+    """Return the cases with organ labels from a folder, overriding those they have, and the cases it lacks."""
     found = find_organs(folder, [case.id for case in cases])
     with_organs = [replace(case, organs=(*case.organs, found[case.id])) if case.id in found else case for case in cases]
     return with_organs, [case.id for case in cases if case.id not in found]
 
 
 def _collect_labelled(sources: Sources) -> tuple[list[SourceCase], list[str], list[str]]:
-    """The cases, those that are none for they have an image alone, and notes."""
+    """The cases, those that are none because they have an image alone, and notes."""
     if sources.nnunet is not None:
         if sources.images is not None or sources.labels is not None:
-            raise PreparationError("Sources: expected either --nnunet or --images with --labels, found both. Give one.")
+            raise PreparationError(
+                "Sources: --nnunet cannot be used together with --images and --labels. Give one of the two."
+            )
         cases = read_dataset(find_dataset(sources.nnunet))
         note = note_never_trained(case.id for case in cases)
         return cases, [], [note] if note else []
     if sources.images is None:
-        raise PreparationError("Sources: expected --images with --labels, or --nnunet, found neither. Give one.")
+        raise PreparationError("Sources: --images with --labels, or --nnunet, is required. Give one of the two.")
     images = find_images(sources.images, sources.image_pattern, labels=sources.labels)
     if sources.labels is None:
         notes = _note_files_left_out(sources, images.values())
@@ -153,7 +153,9 @@ def _note_files_left_out(sources: Sources, used: Iterable[Path]) -> list[str]:
         for out in sorted_files.others:
             if out.path not in used:
                 reasons.setdefault(out.reason, []).append(out.path.name)
-        notes += [f"Left out of {images}, for {reason}: {_list(names, 'files')}." for reason, names in reasons.items()]
+        notes += [
+            f"Left out of {images}, because {reason}: {_list(names, 'files')}." for reason, names in reasons.items()
+        ]
         alone = [path.name for path in sorted_files.labels if path not in used and labels == images]
         notes += _note_without_image(images, alone)
     if labels is not None and labels != images and not sources.label_patterns:
@@ -162,7 +164,7 @@ def _note_files_left_out(sources: Sources, used: Iterable[Path]) -> list[str]:
 
 
 def _note_without_image(folder: Path, names: Sequence[str]) -> list[str]:
-    return [f"Left out of {folder}, for no image has their name: {_list(names, 'files')}."] if names else []
+    return [f"Left out of {folder}, because no image has their name: {_list(names, 'files')}."] if names else []
 
 
 def _note_several_label_files(cases: Sequence[SourceCase]) -> list[str]:
@@ -175,8 +177,8 @@ def _note_several_label_files(cases: Sequence[SourceCase]) -> list[str]:
     notes = []
     for first, *others in alike.values():
         names = ", ".join(file.path.name for file in first.labels)
-        more = f"; so are those of {len(others)} other cases" if others else ""
-        notes.append(f"Label files of {first.id}, {names}, are laid over each other, the last one on top{more}.")
+        more = f"; likewise for {len(others)} other cases" if others else ""
+        notes.append(f"Label files of {first.id}, {names}, are merged; later ones override earlier ones{more}.")
     return notes
 
 

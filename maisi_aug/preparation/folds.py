@@ -12,13 +12,13 @@ from maisi_aug.preparation.sources import to_case_id
 from maisi_aug.system.seeds import derive_seed
 
 HELD_OUT_HINT = (
-    "Give cases of more patients; one is enough, with --folds 1, for 'maisi-aug train' alone and a recipe that holds "
-    "no fold out"
+    "Add cases of more patients; one patient is enough with --folds 1, for 'maisi-aug train' with a recipe that "
+    "holds no fold out"
 )
 
 
 def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
-    """The patient of every case.
+    """Return the patient of every case.
 
     Args:
         case_ids: The cases.
@@ -38,7 +38,7 @@ def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
             pattern = re.compile(rule)
         except re.error as error:
             raise PreparationError(
-                f"--patients: expected a regular expression or a CSV file, found '{rule}' ({error})."
+                f"--patients: neither a CSV file nor a valid regular expression: '{rule}' ({error})."
             ) from error
         matches = {case_id: pattern.search(case_id) for case_id in case_ids}
         patients = {
@@ -47,8 +47,7 @@ def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
     missing = [case_id for case_id in case_ids if not patients.get(case_id)]
     if missing:
         raise PreparationError(
-            f"--patients {rule}: expected a patient for every case, found none for {', '.join(missing[:5])}. "
-            "Correct the expression or the table."
+            f"--patients {rule}: no patient for {', '.join(missing[:5])}. Correct the expression or the table."
         )
     return {case_id: patients[case_id] for case_id in case_ids}
 
@@ -64,17 +63,17 @@ def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None
         return
     if num_patients == 1:
         raise PreparationError(
-            f"Folds: expected at least two patients, found one, '{next(iter(patients.values()))}', so that nothing "
-            f"would be held out for validation. {HELD_OUT_HINT}."
+            "Folds: at least two patients are needed, because a fold is held out for validation; found one, "
+            f"'{next(iter(patients.values()))}'. {HELD_OUT_HINT}."
         )
     raise PreparationError(
-        f"Folds: expected at least as many patients as folds, {num_folds}, found {num_patients}. "
-        f"Choose --folds {num_patients} or fewer."
+        f"Folds: {num_folds} folds need at least as many patients, found {num_patients}. Choose --folds "
+        f"{num_patients} or fewer."
     )
 
 
 def assign_folds(patients: Mapping[str, str], labels: Mapping[str, Collection[int]], num_folds: int) -> dict[str, int]:
-    """The fold of every case.
+    """Return the fold of every case.
 
     Patients that hold the same labels are dealt out in turn, in an order that only their names decide, so that a label
     that few patients have is in as many folds as can be.
@@ -97,8 +96,8 @@ def _read_table(path: Path) -> dict[str, str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PreparationError(f"--patients {path}: expected a readable CSV file, found: {error}.") from error
+        raise PreparationError(f"--patients {path}: cannot be read as CSV: {error}.") from error
     if not rows or not {"id", "patient"} <= set(rows[0]):
         found = ", ".join(rows[0]) if rows else "no rows"
-        raise PreparationError(f"--patients {path}: expected the columns id and patient, found {found}.")
+        raise PreparationError(f"--patients {path}: needs the columns id and patient, found {found}.")
     return {to_case_id(str(row["id"])): str(row["patient"] or "").strip() for row in rows}

@@ -1,4 +1,4 @@
-"""What the labels of a lab's files mean: rules such as ``3=left parotid@skull,body``, names that match, new labels.
+"""Meaning of the labels of a lab's files: rules such as ``3=left parotid@skull,body``, matching names, new labels.
 
 Nothing is guessed: a label that no rule names and whose own name, beside the others, means nothing in the vocabulary is
 reported.
@@ -92,7 +92,7 @@ class MapRule:
 
 @dataclass(frozen=True)
 class LabelMeanings:
-    """What every source label becomes.
+    """Target of every source label.
 
     Attributes:
         ids: Source label -> vocabulary id; 0 for a label that is dropped.
@@ -127,7 +127,7 @@ def parse_rule(text: str) -> MapRule:
 
 
 def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
-    """The labels of a file: those that occur in it and those that are listed for it, background left out."""
+    """Return the labels of a file: those that occur in it and those that are listed for it, background left out."""
     if file.mask_name is not None:
         return [SourceLabel(file.role, None, file.mask_name)]
     ids = sorted({*counts, *file.names} - {0})
@@ -137,13 +137,13 @@ def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
 def name_new_labels(
     names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
 ) -> tuple[MapRule, ...]:
-    """Rules for labels of the lab's files that are to be called as they are, and that no rule names.
+    """Return rules for labels of the lab's files that are to be called as they are, and that no rule names.
 
     Args:
-        names: What the labels are to be called; names of the vocabulary need no rule.
+        names: Names for the labels; names of the vocabulary need no rule.
         cases: Whose files name labels.
         rules: The user's; patterns among them do not count, for a rule with a name wins over them anyway.
-        vocabulary: That of the base bundle.
+        vocabulary: Vocabulary of the base bundle.
     """
     listed = dict.fromkeys(label for case in cases for file in case.labels for label in labels_of(file, {}))
     own = [rule for rule in rules if not rule.is_pattern]
@@ -177,7 +177,7 @@ def resolve_meanings(
     Args:
         labels: All labels of the lab's files, those that occur and those that are only listed.
         rules: The user's.
-        vocabulary: That of the base bundle.
+        vocabulary: Vocabulary of the base bundle.
 
     Raises:
         PreparationError: Labels without a meaning, all of them named; a rule that matches no label or is misspelt.
@@ -187,8 +187,8 @@ def resolve_meanings(
     idle = [rule for rule in rules if not any(map(rule.matches, labels))]
     if idle:
         raise PreparationError(
-            f"--map '{idle[0].source}={idle[0].target}': expected one of the labels {_list(labels)}, found none of "
-            "that id or name. Correct the rule or leave it out."
+            f"--map '{idle[0].source}={idle[0].target}': the data have no label with that id or name; they have "
+            f"{_list(labels)}. Correct the rule or leave it out."
         )
     new_labels = allocate_new_labels(rules, vocabulary)
     extended = bind_new_labels(vocabulary, new_labels.items())
@@ -226,7 +226,7 @@ def _find_beyond_maisi(vocabulary: Vocabulary, used: set[int]) -> dict[str, NewL
 
 
 def allocate_new_labels(rules: Iterable[MapRule], vocabulary: Vocabulary) -> dict[str, NewLabel]:
-    """An id for every new name, in the order of the rules: placeholder slots first, then free ids.
+    """Return an id for every new name, in the order of the rules: placeholder slots first, then free ids.
 
     Raises:
         PreparationError: A name looks misspelt, or is the vocabulary's and called new; an id or a host is unknown.
@@ -263,18 +263,18 @@ def _find_known(rule: MapRule, vocabulary: Vocabulary) -> int | None:
         found = None
     if found is not None and (rule.is_new or rule.hosts):
         raise PreparationError(
-            f"{subject}: expected a new name before '@' or after '{NEW_PREFIX}', found the vocabulary's "
-            f"'{vocabulary.name_of(found)}' (id {found}), whose host organs are fixed. Leave out what is new, or "
-            "choose another name."
+            f"{subject}: '{vocabulary.name_of(found)}' (id {found}) is in the vocabulary, so its host organs are "
+            f"fixed; only a new name can stand before '@' or after '{NEW_PREFIX}'. Leave out that part, or choose "
+            "another name."
         )
     if found is None and not rule.is_new and not rule.hosts and rule.target not in KNOWN_SLOTS:
         names = [name.lower() for label in vocabulary for name in (label.name, *label.aliases)]
         close = difflib.get_close_matches(rule.target.lower(), names, n=1, cutoff=SIMILAR)
         if close:
             raise PreparationError(
-                f"{subject}: expected a name of the vocabulary or a new one, found one that is close to '{close[0]}'. "
-                f"Write '{rule.source}={close[0]}', or '{rule.source}={NEW_PREFIX}{rule.target}' if it is a label of "
-                "its own."
+                f"{subject}: not a name of the vocabulary, but close to '{close[0]}'. Write "
+                f"'{rule.source}={close[0]}', or '{rule.source}={NEW_PREFIX}{rule.target}' if it is a different "
+                "label."
             )
     return found
 
@@ -322,8 +322,9 @@ def _unknown_message(
     choices = meanings[first.name].choices if first.name else {}
     spelled = split_camel_case(first.name or "kidney tumor").replace("_", " ").lower()
     spelled = vocabulary.name_of(min(choices.values())) if choices else spelled
-    beyond = " (ids above 255 too need one)" if any((label.id or 0) > 255 for label in unknown) else ""
+    beyond = " (ids above 255 need one as well)" if any((label.id or 0) > 255 for label in unknown) else ""
     return (
-        f"Labels: expected a meaning for every label{beyond}, found none for {_list(unknown)}. Add for each a --map "
-        f"such as '{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all that no other rule names."
+        f"Labels: every label needs a meaning{beyond}; missing for {_list(unknown)}. Add a --map for each, such as "
+        f"'{shown}={spelled}', or '{shown}={DROP}' to drop it; '*={DROP}' drops all labels without a rule of their "
+        "own."
     )

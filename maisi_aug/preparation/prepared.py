@@ -17,11 +17,12 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from maisi_aug.bundle_spec.grid_limits import GridSpec
 from maisi_aug.errors import PreparationError
-from maisi_aug.preparation.request import ModalityName
 from maisi_aug.system.content import ContentError, read_lines
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding, Vocabulary
+from maisi_aug.vocabulary.modalities import ModalityName
+from maisi_aug.vocabulary.regions import BodyRegion
 
 SPEC_NAME = "dataset.yaml"
 CASES_NAME = "cases.jsonl"
@@ -49,7 +50,7 @@ class PreparedSpec(StrictModel):
 
     Attributes:
         format: Version of this layout.
-        name: What the data set is called.
+        name: Name of the data set.
         grid: Grid of every case.
         labels: Name -> id of every label that occurs in some case, body included.
         new_labels: Those of them that MAISI's vocabulary lacks.
@@ -73,10 +74,11 @@ class PreparedCase(StrictModel):
         id: Name of the case's files.
         patient: Cases of one patient share their fold.
         fold: The fold in which the case is held out.
-        modality: What the diffusion U-Net is told of the image.
+        modality: Modality of the image, for the diffusion U-Net.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         voxels: Voxels per label id, ids that do not occur left out; background included.
+        regions: Uppermost and lowest body region that the image shows; None where the label map says it.
         image_sha256: Hash of the prepared image file.
         label_sha256: Hash of the prepared label file.
         image_source: The CT that it was made of.
@@ -92,6 +94,7 @@ class PreparedCase(StrictModel):
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     spacing_mm: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     voxels: dict[int, int]
+    regions: tuple[BodyRegion, BodyRegion] | None = None
     image_sha256: str = Sha256
     label_sha256: str = Sha256
     image_source: str
@@ -100,7 +103,7 @@ class PreparedCase(StrictModel):
     notes: tuple[str, ...] = ()
 
     def volume_ml(self, label_id: int) -> float:
-        """Volume of a label in millilitres; 0 where the case lacks it."""
+        """Return the volume of a label in millilitres; 0 where the case lacks it."""
         i, j, k = self.spacing_mm
         return self.voxels.get(label_id, 0) * i * j * k / 1000.0
 
@@ -111,7 +114,7 @@ class PreparedDataset:
 
     Attributes:
         path: The folder.
-        spec: What all cases share.
+        spec: Settings that all cases share.
         cases: The cases in the order of their ids.
     """
 
@@ -125,12 +128,12 @@ class PreparedDataset:
         return bind_new_labels(MAISI, self.spec.new_labels.items())
 
     def file_of(self, role: Literal["image", "label", "preview"], case_id: str) -> Path:
-        """Where a file of a case lies."""
+        """Return where a file of a case lies."""
         suffix = ".png" if role == "preview" else ".nii.gz"
         return self.path / f"{role}s" / f"{case_id}{suffix}"
 
     def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedDataset:
-        """The cases of some folds.
+        """Return the cases of some folds.
 
         Args:
             folds: The folds to keep; None for all.
@@ -142,23 +145,22 @@ class PreparedDataset:
         for fold in (*(folds or ()), *([] if exclude_fold is None else [exclude_fold])):
             if not 0 <= fold < self.spec.num_folds:
                 raise PreparationError(
-                    f"{self.path}: expected a fold between 0 and {self.spec.num_folds - 1}, found {fold}. "
-                    "Choose one of those, or prepare with more --folds."
+                    f"{self.path}: fold must be between 0 and {self.spec.num_folds - 1}, found {fold}. Choose one of "
+                    "those, or prepare with more --folds."
                 )
         kept = tuple(case for case in self.cases if (folds is None or case.fold in folds) and case.fold != exclude_fold)
         if not kept:
             is_all_left_out = {case.fold for case in self.cases} == {exclude_fold}
-            found = f"all in fold {exclude_fold}, which is held out" if is_all_left_out else "none"
+            found = f" (all are in fold {exclude_fold}, which is held out)" if is_all_left_out else ""
             remedy = "more --folds, or cases of more patients" if is_all_left_out else "fewer --folds"
             raise PreparationError(
-                f"{self.path}: expected cases in the chosen folds, found {found}. Choose other folds, or prepare with "
-                f"{remedy}."
+                f"{self.path}: the chosen folds have no cases{found}. Choose other folds, or prepare with {remedy}."
             )
         return replace(self, cases=kept)
 
 
 def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, NewLabel]]) -> Vocabulary:
-    """A vocabulary with new labels bound to their ids.
+    """Return a vocabulary with new labels bound to their ids.
 
     Raises:
         VocabularyError: A name is taken or an id is not free.
@@ -172,9 +174,9 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
 
     Args:
         folder: With the images and label maps.
-        spec: What all cases share.
+        spec: Settings that all cases share.
         cases: In any order.
-        command: That made them.
+        command: Command that made them.
 
     Raises:
         VolumeError: When a file cannot be written.
@@ -182,7 +184,9 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
     import yaml
 
     dataset = PreparedDataset(folder, spec, tuple(sorted(cases, key=lambda case: case.id)))
-    write_text_whole(folder / CASES_NAME, "".join(case.model_dump_json() + "\n" for case in dataset.cases))
+    unsaid = {"regions"}  # of most cases
+    lines = (case.model_dump_json(exclude=unsaid if case.regions is None else None) for case in dataset.cases)
+    write_text_whole(folder / CASES_NAME, "".join(f"{line}\n" for line in lines))
     head = f"# Written by '{command}'; the cases are listed in {CASES_NAME}.\n"
     text = yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
     write_text_whole(folder / SPEC_NAME, head + text)
@@ -199,8 +203,8 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
     spec_path, cases_path = folder / SPEC_NAME, folder / CASES_NAME
     if not spec_path.is_file():
         raise PreparationError(
-            f"{folder}: expected a prepared folder, found no {SPEC_NAME}. Make one with 'maisi-aug prepare --out "
-            f"{folder}', or give the same command again if it was stopped."
+            f"{folder}: not a prepared folder, because {SPEC_NAME} is missing. Make one with 'maisi-aug prepare "
+            f"--out {folder}', or run the same command again if it was stopped."
         )
     with explain_problems(PreparedSpec, str(spec_path), PreparationError, advice=AGAIN):
         spec = PreparedSpec.model_validate(read_yaml(spec_path, str(folder), PreparationError))
@@ -209,17 +213,16 @@ def load_prepared(folder: Path | str) -> PreparedDataset:
             lines = (line for line in read_lines(cases_path) if line.strip())
             cases = tuple(PreparedCase.model_validate_json(line) for line in lines)
     except (OSError, ContentError) as error:
-        raise PreparationError(f"{folder}: expected a readable {CASES_NAME}, found: {error}. {AGAIN}") from error
+        raise PreparationError(f"{folder}: {CASES_NAME} cannot be read: {error}. {AGAIN}") from error
     if not cases:
-        raise PreparationError(f"{cases_path}: expected at least one case, found none. {AGAIN}")
+        raise PreparationError(f"{cases_path}: has no cases. {AGAIN}")
     seen: set[str] = set()
     for case in cases:
         if case.id.casefold() in seen:
-            raise PreparationError(f"{cases_path}: expected every case once, found '{case.id}' twice. Prepare again.")
+            raise PreparationError(f"{cases_path}: case '{case.id}' is listed twice. Prepare again.")
         seen.add(case.id.casefold())
         if case.fold >= spec.num_folds:
             raise PreparationError(
-                f"{cases_path}: expected folds 0 to {spec.num_folds - 1}, found {case.fold} for '{case.id}'. Prepare "
-                "again."
+                f"{cases_path}: folds are 0 to {spec.num_folds - 1}, found {case.fold} for '{case.id}'. Prepare again."
             )
     return PreparedDataset(folder, spec, tuple(sorted(cases, key=lambda case: case.id)))

@@ -1,4 +1,4 @@
-"""Preparing a data set: survey, meanings, cases in parallel, folds, summary; a stopped run goes on where it was."""
+"""Preparing a data set: survey, meanings, cases in parallel, folds, summary; a stopped run continues where it was."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from maisi_aug.preparation.mapping import (
     resolve_meanings,
 )
 from maisi_aug.preparation.prepared import PreparedCase, PreparedDataset, PreparedSpec, write_lists
-from maisi_aug.preparation.request import ModalityName, PrepareConfig
+from maisi_aug.preparation.request import CtModalityName, PrepareConfig
 from maisi_aug.preparation.sources import LabelFile, SourceCase
 from maisi_aug.preparation.summary import build_summary, labels_in, spell_summary
 from maisi_aug.preparation.survey import (
@@ -52,20 +52,20 @@ SUMMARY_NAMES = ("summary.md", "summary.json")
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What the user asks for.
+    """The user's resolved request.
 
     Attributes:
         cases: Files of every case.
-        vocabulary: That of the base bundle.
+        vocabulary: Vocabulary of the base bundle.
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
-        name: What the data set is called.
-        rules: What the lab's labels mean.
-        tissues: Labels told by their HU.
-        organ_labels: What the ids of organ label maps mean.
+        name: Name of the data set.
+        rules: Meanings of the lab's labels.
+        tissues: Labels found by their HU.
+        organ_labels: Meaning of the ids in organ label maps.
         patients: How cases are told to be one patient's; None for a patient per case.
         num_folds: How many folds.
-        modality: What the U-Net is told of every image.
+        modality: Modality of every image, for the U-Net.
         keeps_surroundings: Whether table and air around the patient stay.
         allow_empty: Whether a case without any label is taken.
         runs_totalsegmentator: Whether organ labels are made between planning and running.
@@ -81,7 +81,7 @@ class PrepareRequest:
     organ_labels: str = "auto"
     patients: str | None = None
     num_folds: int = 5
-    modality: ModalityName = "ct"
+    modality: CtModalityName = "ct"
     keeps_surroundings: bool = False
     allow_empty: bool = False
     runs_totalsegmentator: bool = False
@@ -89,7 +89,7 @@ class PrepareRequest:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What came of it.
+    """Result of a preparation.
 
     Attributes:
         dataset: The prepared folder.
@@ -104,15 +104,15 @@ class PrepareResult:
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """What is known before any image is read.
+    """Plan of a preparation, known before any image is read.
 
     Attributes:
-        request: What was asked for.
-        settings: What every case is prepared with.
-        meanings: What the lab's labels become.
+        request: The request.
+        settings: Settings for every case.
+        meanings: Meanings of the lab's labels.
         patients: Case -> patient.
         tasks: One per case.
-        notes: What the user should know, a sentence each.
+        notes: Notes to the user, a sentence each.
     """
 
     request: PrepareRequest
@@ -124,19 +124,19 @@ class PreparePlan:
 
 
 def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareRequest, tuple[str, ...]]:
-    """List the cases and read the rules; no image is opened.
+    """List the cases and read the rules, without opening images.
 
     Args:
-        config: What is asked for.
-        out: Folder of the prepared cases, by which they are called where ``config`` gives no name.
+        config: The request.
+        out: Folder of the prepared cases, whose name they get if ``config`` has none.
 
     Returns:
-        What :func:`plan_preparation` takes, and notes for the user, a sentence each.
+        The request for :func:`plan_preparation`, and notes to the user, a sentence each.
 
     Raises:
-        BundleError: There is no such bundle.
-        GridError: The networks cannot work with the grid, or a bundle that is named cannot be trained on it.
-        PreparationError: Sources or rules that cannot be used.
+        BundleError: The bundle was not found.
+        GridError: The networks cannot use the grid, or a given bundle cannot be trained on it.
+        PreparationError: The sources or rules cannot be used.
     """
     bundle = load_outline(config.bundle or DEFAULT_BUNDLE)
     grid, grid_notes = _choose_grid(config, bundle)
@@ -145,7 +145,7 @@ def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareReques
     cases, notes = collect_cases(config)
     if not (tissues or config.run_totalsegmentator or any(case.labels or case.organs for case in cases)):
         raise PreparationError(
-            "Labels: expected --labels, --organs, --run-totalsegmentator or --tissue, found none. Give at least one."
+            "Labels: at least one of --labels, --organs, --run-totalsegmentator and --tissue is required."
         )
     request = PrepareRequest(
         cases=cases,
@@ -167,13 +167,15 @@ def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareReques
 
 
 def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str, ...]]:
-    """The grid asked for, or the bundle's; what a bundle that the user names has not seen is told."""
+    """Return the requested grid or the bundle's, with a note if a bundle that the user names was not trained on it."""
     own = bundle.spec.grid
     grid = Grid.from_spacing(config.shape or own.shape, config.spacing_mm or own.spacing_mm)
     grid.require_multiple_of(bundle.grid_factor, subject="--shape")
     if config.bundle is None:
         return grid, ()
-    return grid, tuple(bundle.check_grid(grid, remedy=", or leave --bundle out if it is not to be trained on"))
+    return grid, tuple(
+        bundle.check_grid(grid, remedy=", or leave --bundle out if it will not be trained on these data")
+    )
 
 
 def plan_preparation(
@@ -182,8 +184,8 @@ def plan_preparation(
     """Check everything that can be checked before the work; nothing is written.
 
     Args:
-        request: What is asked for.
-        report: Called with (what goes on, cases done, cases in all).
+        request: The request.
+        report: Called with (stage, cases done, cases in all).
         num_workers: Processes; None for one per core.
 
     Raises:
@@ -228,12 +230,12 @@ def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
 
 
 def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePlan:
-    """The plan with a further folder of organ labels, over those that the cases have.
+    """Return the plan with a further folder of organ labels, over those that the cases have.
 
     Args:
         plan: From ``plan_preparation``.
         folder: A label map per case.
-        organ_labels: What its ids mean.
+        organ_labels: Meaning of its ids.
 
     Raises:
         PreparationError: The folder has nothing for the cases.
@@ -260,7 +262,7 @@ def run_preparation(
     Args:
         plan: From ``plan_preparation``.
         out: A folder that ``claim_folder`` made for this plan.
-        report: Called with (what goes on, cases done, cases in all).
+        report: Called with (stage, cases done, cases in all).
         num_workers: Processes; None for one per core.
 
     Raises:
@@ -273,10 +275,7 @@ def run_preparation(
     good = [record for record in records if "problem" not in record]
     if not good:
         first = next(iter(problems))
-        raise PreparationError(
-            f"Cases: expected at least one that can be prepared, found none of {len(records)}; {first}: "
-            f"{problems[first]}"
-        )
+        raise PreparationError(f"Cases: none of {len(records)} can be prepared; {first}: {problems[first]}")
     dataset = _finish(out, plan, good)
     summary = build_summary(dataset, {record["id"]: record["hu"] for record in good}, problems)
     previews = [dataset.file_of("preview", case.id) for case in dataset.cases]
@@ -304,9 +303,11 @@ def _build_tasks(
         tasks.append(CaseTask(case, tables_of(case, survey, meanings), translations, settings, has_envelope, dropped))
     notes = []
     if unknown:
-        notes.append(f"Organ labels that the vocabulary lacks become body (200): {', '.join(unknown)}.")
+        notes.append(f"Organ labels not in the vocabulary become body (200): {', '.join(unknown)}.")
     if healed:
-        notes.append(f"Lesions among the organ labels that the vocabulary lacks become organ: {', '.join(healed)}.")
+        notes.append(
+            f"Lesions among the organ labels that are not in the vocabulary become organ: {', '.join(healed)}."
+        )
     unused = [str(label) for label, label_id in meanings.ids.items() if not label_id]
     if unused:
         notes.append(f"Dropped labels: {', '.join(unused)}.")
@@ -314,7 +315,7 @@ def _build_tasks(
 
 
 def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_labels: str) -> Translation:
-    """What the ids of a case's organ label map mean, or those that its masks are given in their order.
+    """Return what the ids of a case's organ label map mean, or those that its masks are given in their order.
 
     Raises:
         PreparationError: Nothing tells.
@@ -329,8 +330,8 @@ def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_l
         raise PreparationError(str(error).replace("--mask-labels", "--organ-labels")) from error
     if translation is None:
         raise PreparationError(
-            f"{subject}: expected to be told what the ids mean, found neither labels.json nor dataset.json. Choose "
-            "--organ-labels totalsegmentator-v2, totalsegmentator-v1 or maisi."
+            f"{subject}: the meaning of the ids is unknown, because neither labels.json nor dataset.json is there. "
+            "Choose --organ-labels totalsegmentator-v2, totalsegmentator-v1 or maisi."
         )
     return translation
 

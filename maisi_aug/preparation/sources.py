@@ -1,4 +1,4 @@
-"""Which files are a lab's cases: pairs of folders, one folder, patterns with ``{id}``, masks by label, nnU-Net raw."""
+"""Find a lab's cases: pairs of folders, one folder, patterns with ``{id}``, masks by label, nnU-Net raw."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ class LabelFile:
     """A label map, or the mask of one label.
 
     Attributes:
-        path: Where it is.
-        role: What tells it from the other files of its case, for instance ``oar``; empty where there is one kind.
-        names: Names of its ids, where a file tells them.
-        mask_name: The label that a mask shows; None for a label map.
+        path: Path of the file.
+        role: Part of the name that distinguishes it from other files of its case, such as ``oar``; empty if there is
+            one kind.
+        names: Names of its ids, if the file contains them.
+        mask_name: Label of a mask; None for a label map.
     """
 
     path: Path
@@ -75,7 +76,7 @@ class SourceCase:
 
 
 def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None = None) -> dict[str, Path]:
-    """The images of a folder by case.
+    """Return the images of a folder by case.
 
     Args:
         folder: Image files, or a folder per case that holds ``ct.nii.gz`` or a DICOM series.
@@ -96,14 +97,14 @@ def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None
             found = list(_find_case_folders(folder))
     if not found:
         raise PreparationError(
-            f"--images {folder}: expected images, found none. Point to the folder that holds them, or name them with "
+            f"--images {folder}: no images found. Give the folder that contains them, or a name pattern with "
             "--image-pattern such as '{id}/ct'."
         )
     return _by_case(found, f"--images {folder}")
 
 
 def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
-    """The files of a folder of images by what they are.
+    """Return the files of a folder of images by what they are.
 
     Args:
         folder: The folder.
@@ -124,7 +125,7 @@ def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
 def find_labels(
     folder: Path, case_ids: Iterable[str], patterns: Sequence[str] = (), *, images: Iterable[Path] = ()
 ) -> dict[str, list[LabelFile]]:
-    """The label files of a folder by case.
+    """Return the label files of a folder by case.
 
     Args:
         folder: Label maps, or a folder per case with label maps or one mask per label.
@@ -157,14 +158,14 @@ def find_labels(
                 found.setdefault(case_id, []).append(file)
     if not found:
         raise PreparationError(
-            f"--labels {folder}: expected label files named after the images, such as {_example(cases)}, found none. "
-            "Name them with --label-pattern such as '{id}_seg'."
+            f"--labels {folder}: no label files named after the images, such as {_example(cases)}. Give a name "
+            "pattern with --label-pattern such as '{id}_seg'."
         )
     return found
 
 
 def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelFile, ...]]:
-    """Organ labels by case, as TotalSegmentator writes them: a label map, or a folder of masks, per case.
+    """Return organ labels by case, as TotalSegmentator writes them: a label map, or a folder of masks, per case.
 
     Raises:
         PreparationError: No organ labels belong to a case.
@@ -174,20 +175,20 @@ def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelF
     if several is not None:
         raise PreparationError(
             f"--organs {folder}, case {several}: expected one label map or a folder of masks, found "
-            f"{', '.join(file.path.name for file in found[several])}. Keep one of them there."
+            f"{', '.join(file.path.name for file in found[several])}. Keep only one of them."
         )
     return {case_id: tuple(files) for case_id, files in found.items()}
 
 
 def to_case_id(text: str) -> str:
-    """A name for files: what is no letter, digit, dot, underscore or hyphen becomes an underscore."""
+    """Return a name for files: what is not a letter, digit, dot, underscore or hyphen becomes an underscore."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip("._-") or "case"
 
 
 def _require_folder(folder: Path, option: str) -> None:
     if not folder.is_dir():
         raise PreparationError(
-            f"{option} {folder}: expected a folder, found {'a file' if folder.exists() else 'none'}."
+            f"{option} {folder}: {'this is a file, not a folder' if folder.exists() else 'folder not found'}."
         )
 
 
@@ -209,15 +210,15 @@ def _by_case(found: Iterable[tuple[str, Path]], subject: str) -> dict[str, Path]
         other = images.setdefault(to_case_id(name), path)
         if other != path:
             raise PreparationError(
-                f"{subject}: expected one image for case {to_case_id(name)}, found {other.name} and {path.name}. "
-                "Tell them apart with --image-pattern."
+                f"{subject}: case {to_case_id(name)} has two images, {other.name} and {path.name}. Tell them apart "
+                "with --image-pattern."
             )
     return images
 
 
 def _match_pattern(folder: Path, pattern: str, option: str) -> Iterable[tuple[Path, re.Match[str]]]:
     if "{id}" not in pattern:
-        raise PreparationError(f"{option}: expected '{{id}}' where the case's name stands, found '{pattern}'.")
+        raise PreparationError(f"{option}: needs '{{id}}' in place of the case's name, found '{pattern}'.")
     text = re.escape(pattern.strip("/"))
     for name in ("id", "label"):
         text = text.replace(re.escape(f"{{{name}}}"), f"(?P<{name}>[^/]+)", 1)

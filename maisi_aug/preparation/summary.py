@@ -1,4 +1,4 @@
-"""What a prepared folder holds, for people and for scripts: volumes and HU per label, folds, notes per case."""
+"""Contents of a prepared folder, for people and for scripts: volumes and HU per label, folds, notes per case."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NUM_DIGITS = 4
 def build_summary(
     dataset: PreparedDataset, hu: Mapping[str, Mapping[str, Sequence[float]]], problems: Mapping[str, str]
 ) -> dict[str, Any]:
-    """The summary as JSON types.
+    """Return the summary as JSON types.
 
     Args:
         dataset: The prepared cases.
@@ -70,7 +70,7 @@ def _describe_label(
 
 
 def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
-    """The summary as Markdown."""
+    """Return the summary as Markdown."""
     grid = dataset.spec.grid
     lines = [
         f"# {clean_markdown(summary['name'])}",
@@ -122,7 +122,7 @@ def _spell_cases(dataset: PreparedDataset) -> list[str]:
 
 
 def labels_in(cases: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Ids that occur in any record, ascending, background left out."""
+    """Return ids that occur in any record, ascending, background left out."""
     return sorted({int(label_id) for case in cases for label_id in case["voxels"]} - {BACKGROUND_ID})
 
 

@@ -22,7 +22,7 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class CaseSurvey:
-    """What was found in a case.
+    """Findings in a case.
 
     Attributes:
         case_id: The case.
@@ -55,7 +55,7 @@ def survey_case(case: SourceCase) -> CaseSurvey:
 
 
 def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:
-    """For each label file of a case, source id -> vocabulary id; dropped ids become 0."""
+    """Return for each label file of a case, source id -> vocabulary id; dropped ids become 0."""
     tables = []
     for file, counts in zip(case.labels, survey.counts, strict=True):
         labels = labels_of(file, counts)
@@ -64,7 +64,7 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
 
 
 def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[frozenset[int], ...]:
-    """For each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
+    """Return for each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
     return tuple(
         frozenset(
             MASK_ID if label.id is None else label.id
@@ -96,8 +96,8 @@ def require_readable(surveys: Sequence[CaseSurvey]) -> None:
         shown = "; ".join(f"case {survey.case_id}: {survey.problem.rstrip('.')}" for survey in bad[:MAX_SHOWN])
         rest = f"; and {len(bad) - MAX_SHOWN} more" if len(bad) > MAX_SHOWN else ""
         raise PreparationError(
-            f"Cases: expected usable files, found {len(bad)} of {len(surveys)} that are not ({shown}{rest}). Correct "
-            "the files, or leave cases out with --exclude."
+            f"Cases: {len(bad)} of {len(surveys)} have unusable files ({shown}{rest}). Correct the files, or leave "
+            "cases out with --exclude."
         )
 
 
@@ -124,12 +124,11 @@ def require_labels(
     absent = [meanings.vocabulary.name_of(label_id) for label_id, n in volumes.items() if not n and label_id in named]
     if absent:
         raise PreparationError(
-            f"Labels: expected voxels of every new label in some case, found none of '{absent[0]}' in {len(cases)} "
-            "cases. Correct its --map."
+            f"Labels: the new label '{absent[0]}' has no voxels in any of the {len(cases)} cases. Correct its --map."
         )
     if empty and not allow_empty:
         shown = ", ".join(empty[:MAX_SHOWN]) + (", ..." if len(empty) > MAX_SHOWN else "")
         raise PreparationError(
-            f"Labels: expected labels in every case, found none in {len(empty)} of {len(cases)}: {shown}. Leave them "
-            "out with --exclude, or keep them as healthy cases with --allow-empty."
+            f"Labels: {len(empty)} of {len(cases)} cases have no labels: {shown}. Leave them out with --exclude, or "
+            "keep them as healthy cases with --allow-empty."
         )

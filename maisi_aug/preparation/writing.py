@@ -48,7 +48,7 @@ def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
 
 
 def read_record(folder: Path, case_id: str) -> dict[str, Any] | None:
-    """What an earlier run noted of a case, or None."""
+    """Return what an earlier run noted of a case, or None."""
     try:
         record = read_json(folder / STATE_FOLDER / f"{case_id}.json")
     except (OSError, ValueError):
@@ -121,7 +121,7 @@ def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str]
 
     Args:
         out: New, empty, or a folder that was prepared with the same options.
-        options: What every case is prepared with, as plain values.
+        options: Settings for every case, as plain values.
         case_ids: The cases that are to be in it.
         update: Whether a folder with other options or further cases is brought to these.
 
@@ -130,14 +130,14 @@ def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str]
     """
     path = out / STATE_FOLDER / OPTIONS_NAME
     if out.exists() and not out.is_dir():
-        raise PreparationError(f"{out}: expected a folder, found a file. Choose another --out.")
+        raise PreparationError(f"{out}: this is a file, not a folder. Choose another --out.")
     if path.is_file() and not update:
         _require_same(out, read_json(path), options)
         _require_no_further(out, _find_further(out, case_ids))
     elif not path.is_file() and out.is_dir() and any(out.iterdir()):
         found = sorted(child.name for child in out.iterdir())[0]
         raise PreparationError(
-            f"{out}: expected a new, an empty or a prepared folder, found '{found}'. Nothing was changed; choose "
+            f"{out}: the folder must be new, empty or a prepared one, found '{found}'. Nothing was changed; choose "
             "another --out."
         )
     for name in (STATE_FOLDER, *FOLDERS):
@@ -152,8 +152,8 @@ def _require_same(out: Path, before: Mapping[str, Any], options: Mapping[str, An
     changed = differences(before, options)
     if changed:
         raise PreparationError(
-            f"{out}: expected the options that this folder was prepared with, found others ({'; '.join(changed)}). "
-            "Choose another --out, or bring the folder to the new options with --update."
+            f"{out}: this folder was prepared with other options ({'; '.join(changed)}). Choose another --out, or "
+            "change the folder to the new options with --update."
         )
 
 
@@ -161,8 +161,8 @@ def _require_no_further(out: Path, further: Sequence[str]) -> None:
     if further:
         named = ", ".join(further[:3]) + (", ..." if len(further) > 3 else "")
         raise PreparationError(
-            f"{out}: expected all cases that this folder was prepared from, found {len(further)} left out ({named}). "
-            "Choose another --out, give all of them, or remove those from the folder with --update."
+            f"{out}: {len(further)} cases that this folder was prepared from are now left out ({named}). Choose "
+            "another --out, give all of them, or remove those from the folder with --update."
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the label map of a case comes from.
+"""Sources of the label maps of cases.
 
 Planted lesions, a bank, mask networks, or maps that are drawn as given.
 """

@@ -1,7 +1,7 @@
-"""The mask source ``diffusion``: label maps that MAISI's mask networks generate, with the lesions asked for in them.
+"""The mask source ``diffusion``: label maps that MAISI's mask networks generate, with the lesions requested in them.
 
 One lesion of a kind that the networks are told is theirs to draw: a map counts when the lesion can be brought to the
-volume asked for. Everything else, and what they did not get right in a few attempts, is planted in what they drew.
+volume requested. Everything else, and what they did not get right in a few attempts, is planted in what they drew.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class DiffusionSource(MapSource):
         generator: The mask networks.
         vocabulary: Meaning of the ids.
         grid: The image networks' grid.
-        organ_sizes: Percentile by id of an organ, or -1 for absent, where asked for.
+        organ_sizes: Percentile by id of an organ, or -1 for absent, where requested.
         size_tolerance: Share of its volume by which a generated lesion may be off.
         max_maps: Maps to generate for a draw at most.
         report: Told (map, steps done, steps in all) while a map is sampled; maps count from 1.
@@ -70,7 +70,7 @@ class DiffusionSource(MapSource):
     report: ReportMap | None = None
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A generated map with the lesions of a case and no other, in which all required organs are present.
+        """Return a generated map with the lesions of a case and no other, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in any of ``max_maps`` maps.
@@ -144,7 +144,7 @@ class DiffusionSource(MapSource):
         return DrawnMap(replace(case, lesions=realised), label_map, base.grid, origin)
 
     def _plant(self, generated: _Generated, case: CasePlan, seed: int) -> DrawnMap | None:
-        """The map without the networks' own lesions, and those asked for planted in it; None if it lacks an organ."""
+        """The map without the networks' own lesions, and those requested planted in it; None if it lacks an organ."""
         spacing_mm = self.generator.grid.spacing_mm
         healthy = self._as_bank_map(remove_lesions(generated.label_map, self.vocabulary, spacing_mm=spacing_mm))
         present = [[host for host in wish.hosts if healthy.counts[host]] for wish in case.lesions]
@@ -185,8 +185,9 @@ class DiffusionSource(MapSource):
         name = self.vocabulary.name_of
         needs = [f"a host of {wish.label}" for wish in case.lesions] + [name(organ) for organ in case.required_ids]
         return BankError(
-            f"Mask generator: expected a map with {' and '.join(dict.fromkeys(needs)) or 'a body'}, found none among "
-            f"{self.max_maps} generated ones. Ask for other labels, for other organ sizes, or for more attempts."
+            f"Mask generator: none of {self.max_maps} generated maps has "
+            f"{' and '.join(dict.fromkeys(needs)) or 'a body'}. Request other labels, other organ sizes, or more "
+            "attempts."
         )
 
 

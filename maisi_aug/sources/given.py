@@ -1,8 +1,8 @@
 """The mask sources ``given`` and ``none``: the user's own label maps drawn as they are, and images without any map.
 
 A given map is translated to the vocabulary and gets a body envelope where it lacks one; nothing is planted in it but
-the lesions that the user asks for, and nothing is deformed. It keeps its own grid where the networks take it, voxel for
-voxel. Where they do not, or where the user asks for another shape or spacing, it is cropped, padded or resampled, and a
+the lesions that the user requests, and nothing is deformed. It keeps its own grid where the networks take it, voxel for
+voxel. Where they do not, or where the user requests another shape or spacing, it is cropped, padded or resampled, and a
 warning and the manifest say so.
 """
 
@@ -21,7 +21,7 @@ from maisi_aug.banks.label_map import BankMap, BaseMap
 from maisi_aug.banks.organs import require_organs
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.resolve import CohortRun
-from maisi_aug.errors import BankError, GridError, LesionError
+from maisi_aug.errors import BankError, GridError, LesionError, MaisiAugWarning
 from maisi_aug.lesions.editing import describe_lesion, widen
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import measure_lesions
@@ -43,12 +43,12 @@ Change = Literal["none", "cropped or padded", "resampled"]
 
 @dataclass(frozen=True)
 class GridChoice:
-    """Which grid a given map is drawn on.
+    """Choice of the grid on which a given map is drawn.
 
     Attributes:
         factor: Every side must be a multiple of it.
-        shape: Voxels along I, J, K that the user asks for; None for as many as keep the field of view.
-        spacing_mm: Voxel sides that the user asks for; None for the map's own.
+        shape: Voxels along I, J, K that the user requests; None for as many as keep the field of view.
+        spacing_mm: Voxel sides that the user requests; None for the map's own.
     """
 
     factor: int
@@ -57,15 +57,15 @@ class GridChoice:
 
     @property
     def wish(self) -> str:
-        """What is expected of a map's own grid, for messages."""
+        """Requirement on a map's own grid, for messages."""
         sides = "x".join(map(str, self.shape or ()))
         steps = "x".join(f"{side:g}" for side in self.spacing_mm or ())
         if sides or steps:
-            return " at ".join([sides] * bool(sides) + [f"{steps} mm"] * bool(steps)) + " as asked for"
+            return " at ".join([sides] * bool(sides) + [f"{steps} mm"] * bool(steps)) + " as requested"
         return f"sides that are multiples of {self.factor}"
 
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
-        """Shape and spacing of the image of a map.
+        """Return shape and spacing of the image of a map.
 
         What the user leaves open follows the map: its own grid where the networks take that, else its field of view in
         the nearest number of voxels that they take.
@@ -85,7 +85,7 @@ class GridChoice:
         return (i, j, k), spacing_mm
 
     def name_change(self, own: Grid) -> Change:
-        """What becomes of a map on the way to its image's grid."""
+        """Return what becomes of a map on the way to its image's grid."""
         shape, spacing_mm = self.choose(own)
         if spacing_mm != own.spacing_mm:
             return "resampled"
@@ -103,7 +103,7 @@ class NoMapSource(MapSource):
     grid: Grid
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """The case, and the grid of its image."""
+        """Return the map of a case, and the case with that map's lesions at their volumes and its organs."""
         return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
@@ -130,13 +130,13 @@ class GivenSource(BankedSource):
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Each of the others has a map of its own."""
+        """Return an empty tuple: every other case has a map of its own."""
         return bool(others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
 
-        Lesions that the case asks for are planted in it, in the place of its own.
+        Lesions that the case requests are planted in it, in place of its own.
 
         Raises:
             BankError: The map cannot be used; the message names its file.
@@ -185,7 +185,7 @@ class GivenSource(BankedSource):
         return replace(drawn, case=replace(drawn.case, required_ids=tuple(sorted({*case.required_ids, *shown}))))
 
     def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
-        """What is wrong with the grid of the image of such a map: a fault and a warning, empty where nothing is."""
+        """Return a fault and a warning about the grid of a map's image, each empty if there is none."""
         shape, spacing_mm = self.grids.choose(own)
         try:
             return "", " ".join(self.find_unseen(Grid.from_spacing(shape, spacing_mm), frozenset(label_ids)))
@@ -199,7 +199,7 @@ class GivenSource(BankedSource):
             raise BankError(f"{bank_map.name}: {fault}")
         if warning and warning not in self._warned:
             self._warned.add(warning)
-            warnings.warn(f"{bank_map.name}: {warning}", stacklevel=4)
+            warnings.warn(f"{bank_map.name}: {warning}", MaisiAugWarning, stacklevel=4)
 
     def _is_wanted(self, label_id: int) -> bool:
         return label_id in self.label_ids if self.label_ids else label_id != BODY_ID
@@ -213,6 +213,7 @@ class GivenSource(BankedSource):
         warnings.warn(
             f"{bank_map.name}: expected {self.grids.wish}, found {_spell(bank_map.grid)}; the map is {change} to "
             f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
+            MaisiAugWarning,
             stacklevel=3,
         )
 
@@ -222,7 +223,7 @@ class _OneMap(MaskBank):
     """A given map as the only anatomy of a bank, on its image's grid and not deformed.
 
     Attributes:
-        name: Of the user's bank.
+        name: Name of the user's bank.
         base: The map.
         grid: Its own.
         vocabulary: Meaning of its ids.
@@ -238,12 +239,12 @@ class _OneMap(MaskBank):
     num_looks: int = 1
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """The map, once."""
+        """Yield the map, once."""
         yield self.base
 
 
 def open_given_source(run: CohortRun) -> GivenSource:
-    """The user's own label maps, listed and not yet read.
+    """Return the user's own label maps, listed and not yet read.
 
     Raises:
         BankError: None of them can be used.
@@ -264,7 +265,7 @@ def open_given_source(run: CohortRun) -> GivenSource:
 
 
 def _compare_with(run: CohortRun) -> FindUnseen:
-    """Grids are held against those that a cohort's bundle has seen, as those that the user asks for are."""
+    """Grids are held against those that a cohort's bundle has seen, as those that the user requests are."""
 
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
@@ -310,7 +311,7 @@ def _choose_centre(bank_map: BankMap, extent_mm: NDArray[np.float64]) -> NDArray
 
 
 def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
-    """The voxels of a grid whose centres lie within another one that has the same axis directions."""
+    """Return the voxels of a grid whose centres lie within another one that has the same axis directions."""
     corners = np.array([[-0.5, -0.5, -0.5, 1.0], [*(side - 0.5 for side in grid.shape), 1.0]])
     first, stop = (np.linalg.solve(own.affine, grid.affine) @ corners.T).T[:, :3]
     low, high = (np.maximum(np.ceil(np.round(corner, DECIMALS)), 0).astype(int) for corner in (first, stop))
@@ -321,7 +322,7 @@ def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
 def plan_lesions(
     label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
 ) -> tuple[Lesion, ...]:
-    """The lesions of a map as a plan would ask for them, of each label the largest first."""
+    """Return the lesions of a map as a plan would request them, of each label the largest first."""
     present = _find_ids(label_map) if lesion_ids else frozenset()
     wanted = [
         (label_id, volume_ml)
@@ -342,7 +343,7 @@ def plan_lesions(
 
 
 def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesion]) -> tuple[Lesion, ...]:
-    """The lesions of a map where they lie in its image's grid, the largest of each label where its largest is now.
+    """Return the lesions of a map on its image's grid, the largest of each label first.
 
     Each is looked at in its own neighbourhood, which is quick; one that was lost on the way stays undrawn.
     """
@@ -378,17 +379,17 @@ def _spell(grid: Grid) -> str:
 
 @dataclass(frozen=True, eq=False)
 class MapOutlook:
-    """What a run will make of one given map.
+    """Outlook on one given map.
 
     Attributes:
         name: Path relative to the bank.
         own: Its own grid; None where the map cannot be used.
-        shape: Of its image.
-        spacing_mm: Of its image.
-        change: What becomes of the map on the way to that grid.
+        shape: Shape of its image.
+        spacing_mm: Spacing in mm of its image.
+        change: Change of the map on that grid.
         label_ids: Labels that it holds, body left out.
         fault: Why it cannot be used; empty where it can.
-        warning: What may go wrong with the grid of its image; empty for nothing.
+        warning: Warning about the grid of its image; may be empty.
     """
 
     name: str
@@ -401,7 +402,7 @@ class MapOutlook:
     warning: str = ""
 
     def to_json(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """The outlook as JSON types."""
+        """Return the outlook as JSON types."""
         return {
             "name": self.name,
             "map_shape": None if self.own is None else list(self.own.shape),
@@ -420,7 +421,7 @@ def look_at_maps(source: GivenSource, cases: Sequence[CasePlan], report: Report)
 
     Args:
         source: The maps.
-        cases: Of the plan.
+        cases: Cases of the plan.
         report: Called with (maps read, maps in all).
 
     Raises:

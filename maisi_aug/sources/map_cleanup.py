@@ -34,7 +34,7 @@ MIN_PART_ML = 2.0
 """A further part of an organ, where it may have several, is kept from this share of its largest part on, or from this
 volume on: a loop of bowel is large, but a small share of all bowel."""
 MAX_SKULL_HOLE_ML = 1.0
-"""The skull's sinuses and what it holds beside the brain are no holes; in other organs a hole may be of any size."""
+"""The skull's sinuses and what it holds beside the brain are not holes; in other organs a hole may be of any size."""
 MAX_PASSES = 3
 """An organ that has grown into its islands makes a part of it small that was large enough before; seldom more than once
 and never for long."""
@@ -95,20 +95,20 @@ def clean_label_map(
     Args:
         label_map: ``(I, J, K)`` MAISI's ids with the body (200) drawn; not modified.
         spacing_mm: Voxel sides along I, J, K.
-        keep_tumor_ids: Tumours that were asked for.
+        keep_tumor_ids: Tumours that were requested.
 
     Returns:
         A new ``(I, J, K)`` map.
 
     Raises:
         VolumeError: The map has no body.
-        VocabularyError: One of ``keep_tumor_ids`` is no tumour of ``FULL_VOCABULARY``.
+        VocabularyError: One of ``keep_tumor_ids`` is not a tumour of ``FULL_VOCABULARY``.
     """
     _require_tumors(keep_tumor_ids)
     if not (label_map == BODY_ID).any():
         raise VolumeError(
-            f"Label map: expected a body envelope (label {BODY_ID}) around the organs, found none. Give every body "
-            f"voxel without an organ the label {BODY_ID}."
+            f"Label map: no body envelope (label {BODY_ID}) around the organs. Give every body voxel without an "
+            f"organ the label {BODY_ID}."
         )
     limits = _Limits.on_voxels_of(voxel_volume_ml(spacing_mm))
     # A rim of air: every voxel has all its neighbours, one fixed step away in memory.
@@ -143,7 +143,7 @@ def _clean_envelope(labels: NDArray[np.uint8], limits: _Limits) -> None:
     """Keep the largest piece of the body, and give the air that it encloses the body's label; in place.
 
     Air is outside where it reaches a side of the axial slices, so that a void that runs out of the first or last slice
-    is closed, too. Specks of air at a side are noise.
+    is closed as well. Specks of air at a side are noise.
     """
     inner = labels[1:-1, 1:-1, 1:-1]
     body = _find_parts(inner > 0, connectivity=6)

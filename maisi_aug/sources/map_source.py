@@ -1,4 +1,4 @@
-"""What every source of label maps does: it draws the map of a case, and says what becomes of those that fail."""
+"""Common interface of all sources of label maps: draw the map of a case, and handle those that fail."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DrawnMap:
     """A label map ready for the networks.
 
     Attributes:
-        case: What it holds: its lesions measured on this grid, in the order asked for.
+        case: Its content: lesions measured on this grid, in the requested order.
         label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
         grid: Geometry of the map and its image.
         origin: Where it came from: plain JSON values, the same for the same seed and bank.
@@ -51,7 +51,7 @@ class MapSource(Protocol):
     """Draws label maps; what it draws follows from the case and the seed alone."""
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map with the lesions of a case and no other, in which all its required organs are present.
+        """Return a map with the lesions of a case and no other, in which all its required organs are present.
 
         Raises:
             LesionError: A lesion finds no room, or none of that size is at hand.
@@ -75,7 +75,7 @@ class MapSource(Protocol):
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
         """Whether one of the other cases may succeed where a case has failed with an error.
 
-        A size that one case does not find may be another's; what no map holds, no case that asks for it finds.
+        A size that one case does not find may be another's; what no map holds, no case that requests it finds.
         """
         is_missing = isinstance(error, BankError) and all(other.asks_for_all_of(case) for other in others)
         return bool(others) and not is_missing
@@ -103,7 +103,7 @@ class MaskBank(Protocol):
 
     @property
     def num_looks(self) -> int:
-        """How many maps show about what the bank has: patients resemble each other."""
+        """Number of maps that represent the bank, since patients resemble each other."""
         return NUM_LOOKS
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
@@ -134,7 +134,7 @@ class BankedSource(MapSource, Protocol):
         self.bank.require_unchanged(origins)
 
     def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:
-        """The origin of a map that is made from one of the bank's."""
+        """Return the origin of a map that is made from one of the bank's."""
         return {"source": source, "bank": self.bank.name, **base.origin, "seed": seed, "base": number}
 
 
@@ -144,7 +144,7 @@ def draw_from_any(
     *,
     gives_up: Callable[[Base], bool] = lambda base: False,
 ) -> Drawn | None:
-    """The first map, or maps, that a draw from one of the bases succeeds with; None where all of them lack something.
+    """Return the first map or maps that a draw from one of the bases succeeds with, or None.
 
     Args:
         bases: What to draw from.
@@ -173,14 +173,14 @@ def draw_from_any(
 def deform_at_random(
     label_map: NDArray[np.uint8], spacing_mm: Spacing, rng: np.random.Generator, *, most: float
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
-    """The map, deformed with a strength between half of ``most`` and that; the strength, for the map's origin."""
+    """Return the map deformed with a strength between half of ``most`` and ``most``, and the strength."""
     strength = round(float(rng.uniform(0.5, 1.0)) * most, 3)
     deformed = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
     return deformed, {"deform_strength": strength}
 
 
 def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> DrawnMap | None:
-    """A map without lesions with those of a case planted in it; None if it lacks a required organ.
+    """Return a map without lesions with those of a case planted in it; None if it lacks a required organ.
 
     Raises:
         LesionError: A lesion finds no room.

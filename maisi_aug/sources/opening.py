@@ -1,4 +1,4 @@
-"""The one place that asks which kind of label maps a cohort has: it opens their source."""
+"""Opens the source of a cohort's label maps; the only module that depends on its kind."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from maisi_aug.system.progress import report_nothing
 
 
 def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing) -> MapSource:
-    """The source of a cohort's label maps.
+    """Return the source of a cohort's label maps.
 
     Args:
-        run: What is made.
+        run: The cohort to be made.
         device: For mask networks.
         report: Told how a generated label map comes along: its number for its case, steps done, steps in all.
 

@@ -41,7 +41,7 @@ MAX_BASES = 12
 FAR_TOO_LARGE = 1.5
 """Largest organ of its kind among many patients, relative to the largest among ``NUM_LOOKS`` of them."""
 MAX_CANDIDATES = 64
-"""How many maps of a bank that hold the lesion are compared by its volume."""
+"""Largest number of maps with the lesion whose volumes are compared."""
 
 
 class PhantomBank(MaskBank):
@@ -60,7 +60,7 @@ class PhantomBank(MaskBank):
         self.grid = grid
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """Anatomies whose window shows the lesions' hosts and the required organs."""
+        """Yield anatomies whose window shows the lesions' hosts and the required organs."""
         from maisi_aug.phantom import build_label_map, region_for
 
         wanted = [*(wish.label_id for wish in lesions), *required_ids]
@@ -90,11 +90,11 @@ class PlantSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Planting a larger lesion is never easier: a case that asks for less may succeed."""
+        """Return the attempts that a failure rules out: planting a larger lesion is never easier."""
         return not all(other.asks_for_all_of(case) for other in others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map with the lesions of a case and no other, in which all required organs are present.
+        """Return a map with the lesions of a case and no other, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in ``max_bases`` maps, or cannot find any.
@@ -193,7 +193,7 @@ class BankSource(BankedSource):
     """Takes maps of a bank that already hold the lesions.
 
     A lesion of the nearest volume is chosen, all other tumours are turned back into their host, the map is deformed,
-    and the lesion is then brought to the volume asked for, if that is at most twice or half its own.
+    and the lesion is then brought to the volume requested, if that is at most twice or half its own.
 
     Attributes:
         bank: A bank of stored maps.
@@ -206,10 +206,10 @@ class BankSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map that holds the lesions of a case, in which all required organs are present.
+        """Return a map that holds the lesions of a case, in which all required organs are present.
 
         Raises:
-            LesionError: The bank's lesions are all far from the volume asked for.
+            LesionError: The bank's lesions are all far from the volume requested.
             BankError: No map holds such lesions.
         """
         found = islice(self._find(case, seed), self.max_bases)
@@ -269,7 +269,7 @@ class BankSource(BankedSource):
 
 
 def _ratio(own: BankLesion, lesion: Lesion) -> float:
-    """By how many doublings a stored lesion is off the volume asked for."""
+    """By how many doublings a stored lesion is off the volume requested."""
     return float(abs(np.log2(own.volume_ml / lesion.requested_ml)))
 
 
@@ -354,16 +354,17 @@ def _raise_nothing_fits(bank: MaskBank, case: CasePlan) -> NoReturn:
     needs = [f"a host of {_names_of(bank, [wish.label_id])} ({_names_of(bank, wish.hosts)})" for wish in case.lesions]
     needs += [_names_of(bank, case.required_ids)] if case.required_ids else []
     raise BankError(
-        f"Mask bank '{bank.name}': expected a map with {' and '.join(dict.fromkeys(needs)) or 'any organ'}, found none"
-        f"{_num_skipped(bank)}. Ask for other labels or give another bank."
+        f"Mask bank '{bank.name}': no map has "
+        f"{' and '.join(dict.fromkeys(needs)) or 'any organ'}{_num_skipped(bank)}. Request other labels or use "
+        "another bank."
     )
 
 
 def _holds_none(bank: FolderBank, lesions: Sequence[Lesion]) -> BankError:
     names = " and ".join(dict.fromkeys(_names_of(bank, [wish.label_id]) for wish in lesions)) or "labels"
     return BankError(
-        f"Mask bank '{bank.name}': expected a map that holds {names}, found none{_num_skipped(bank)}. "
-        "Use --mask-source plant to plant the lesions."
+        f"Mask bank '{bank.name}': no map contains {names}{_num_skipped(bank)}. Use --mask-source plant to plant the "
+        "lesions."
     )
 
 
@@ -371,6 +372,6 @@ def _far_off(bank: FolderBank, lesions: Sequence[Lesion], nearest: Sequence[Bank
     wanted = ", ".join(f"{_names_of(bank, [wish.label_id])} of {wish.requested_ml:.2f} mL" for wish in lesions)
     found = ", ".join(f"{lesion.volume_ml:.2f} mL" for lesion in nearest)
     return LesionError(
-        f"Mask bank '{bank.name}': expected {wanted}, or at most {MAX_RESIZE:g} times larger or smaller, found {found} "
-        "as the nearest. Ask for another size, or use --mask-source plant."
+        f"Mask bank '{bank.name}': no lesion within a factor of {MAX_RESIZE:g} of {wanted}; the nearest is {found}. "
+        "Request another size, or use --mask-source plant."
     )

@@ -38,7 +38,7 @@ DEFORM_STRENGTH = 0.6
 
 
 def is_sized_organ(label_id: int, vocabulary: Vocabulary) -> bool:
-    """Whether a label that is asked for with a size is an organ, which cannot be planted."""
+    """Whether a label that is requested with a size is an organ, which cannot be planted."""
     return vocabulary.label(label_id).kind == "organ"
 
 
@@ -48,11 +48,11 @@ class SizedOrganSource(BankedSource):
 
     Maps within a factor of the square root of ``MAX_RESIZE`` serve in random order, then others up to ``MAX_RESIZE``,
     the nearest first. The map is deformed, the organ brought to the exact volume by moving its surface evenly into or
-    out of its hosts, and lesions that are asked for beside it are planted.
+    out of its hosts, and lesions that are requested next to it are planted.
 
     Attributes:
         bank: A bank of stored maps.
-        others: Draws what is asked for without any organ of a size.
+        others: Draws what is requested without any organ of a size.
         max_bases: Maps to try before giving up.
     """
 
@@ -61,10 +61,10 @@ class SizedOrganSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """A map with the organs and lesions of a case, and no other lesion.
+        """Return a map with the organs and lesions of a case, and no other lesion.
 
         Raises:
-            LesionError: Every organ of the bank is far from the volume asked for, or a lesion finds no room.
+            LesionError: Every organ of the bank is far from the volume requested, or a lesion finds no room.
             BankError: No map holds what is needed.
         """
         organs = [lesion for lesion in case.lesions if is_sized_organ(lesion.label_id, self.bank.vocabulary)]
@@ -75,9 +75,9 @@ class SizedOrganSource(BankedSource):
         if drawn is not None:
             return drawn
         raise BankError(
-            f"Mask bank '{self.bank.name}': expected a map that still holds "
-            f"{', '.join(organ.label for organ in organs)} at the wanted size after it is cut to the grid, found none "
-            f"in {self.max_bases} attempts. Ask for another size, or choose a larger grid."
+            f"Mask bank '{self.bank.name}': in {self.max_bases} attempts no map kept "
+            f"{', '.join(organ.label for organ in organs)} at the requested size when cut to the grid. Request "
+            "another size, or choose a larger grid."
         )
 
     def _find(self, case: CasePlan, organs: Sequence[Lesion], seed: int) -> Iterator[BankMap]:
@@ -149,14 +149,14 @@ class SizedOrganSource(BankedSource):
         names = [organ.label for organ in organs]
         if nearest is None:
             return BankError(
-                f"Mask bank '{self.bank.name}': expected a map that holds {' and '.join(names)}, found none. Name "
-                "label maps that hold it with --mask-bank."
+                f"Mask bank '{self.bank.name}': no map contains {' and '.join(names)}. Name label maps that do with "
+                "--mask-bank."
             )
         wanted = ", ".join(f"{name} of {wish.requested_ml:.2f} mL" for name, wish in zip(names, organs, strict=True))
         found = ", ".join(f"{volume:.2f} mL" for volume in nearest[1])
         return LesionError(
-            f"Mask bank '{self.bank.name}': expected a patient with {wanted}, or at most {MAX_RESIZE:g} times larger "
-            f"or smaller, found {found} as the nearest. Ask for another size, or give more label maps with --mask-bank."
+            f"Mask bank '{self.bank.name}': no patient within a factor of {MAX_RESIZE:g} of {wanted}; the nearest "
+            f"has {found}. Request another size, or provide more label maps with --mask-bank."
         )
 
 
@@ -167,7 +167,7 @@ def resize_organ(
 
     Args:
         label_map: ``(I, J, K)`` ids that hold the organ; not modified.
-        label_id: Of the organ.
+        label_id: Id of the organ.
         num_voxels: Wanted voxels; fewer where the hosts have no room.
         hosts: Ids that the organ may grow into; voxels that it leaves get the most frequent of them around it.
         spacing_mm: Voxel sides along I, J, K.

@@ -22,16 +22,16 @@ from maisi_aug.errors import MaisiAugError
 MAX_JSON_BYTES: Final = 256 * 10**6
 """A list of 100,000 cases, with what was done to each, takes a fifth of it."""
 MAX_LINE_BYTES: Final = 10**6
-"""Of a line in a file of JSON lines; a case's takes some thousand."""
+"""Largest line of a file of JSON lines in bytes; that of a case takes some thousand."""
 MAX_DEPTH: Final = 64
 _MAX_REASON: Final = 200
 _MAX_DIGITS: Final = 18
 
 
 def spells_number(value: object) -> bool:
-    """Whether a value is written as a whole number, not negative, of a length that any count or id has.
+    """Whether a value is written as an integer, not negative, of a length that any count or id has.
 
-    ``int`` takes digits of every script, too, but refuses thousands of them.
+    ``int`` takes digits of every script as well, but refuses thousands of them.
     """
     text = str(value)
     return text.isdecimal() and len(text) <= _MAX_DIGITS
@@ -48,7 +48,7 @@ class ContentError(MaisiAugError, ValueError):
 
 
 def reason_of(error: BaseException) -> str:
-    """What an error says, on one line and not too long; its type where it says nothing."""
+    """Return what an error says, on one line and not too long; its type where it says nothing."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -87,22 +87,22 @@ def content_errors(path: Path | None = None) -> Iterator[None]:
 
 
 def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
-    """The bytes of a file; of any size by default.
+    """Return the bytes of a file; of any size by default.
 
     Raises:
-        ContentError: It is larger, or is no file but a device or a pipe.
+        ContentError: It is larger, or is not a file but a device or a pipe.
         OSError: It is missing, a folder, or cannot be read.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
-        raise ContentError("it is no file")
+        raise ContentError("it is not a file")
     if max_bytes is not None and about.st_size > max_bytes:
         raise ContentError(f"it has {about.st_size / 1e6:.0f} MB, more than {max_bytes / 1e6:.0f} MB")
     return path.read_bytes()
 
 
 def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """The text of a file in UTF-8, with the line breaks of Unix.
+    """Return the text of a file in UTF-8, with the line breaks of Unix.
 
     Raises:
         ContentError: It is larger, or no UTF-8.
@@ -114,7 +114,7 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 
 
 def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """The lines of a file with their breaks, one after the other, so that the file may be of any length.
+    """Yield the lines of a file with their breaks, one after the other, so that the file may be of any length.
 
     Raises:
         ContentError: A line is longer.
@@ -128,10 +128,10 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON document.
+    """Return a JSON document.
 
     Raises:
-        ContentError: It is no JSON, or beyond the bounds of this module.
+        ContentError: It is not JSON, or beyond the bounds of this module.
         OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
@@ -139,10 +139,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """A JSON document that is held in memory.
+    """Return a JSON document that is held in memory.
 
     Raises:
-        ContentError: It is no JSON in UTF-8, is nested too deeply, has whole numbers beyond 64 bits, or text that is no
+        ContentError: It is not JSON in UTF-8, is nested too deeply, has integers beyond 64 bits, or text that is no
             Unicode.
     """
     with content_errors():
@@ -155,7 +155,7 @@ def require_plain(document: Any) -> None:
     """Raise for what later code could not count with, compare or write: level by level, without recursion.
 
     Raises:
-        ContentError: It is nested too deeply, has whole numbers beyond 64 bits, or text that is no Unicode.
+        ContentError: It is nested too deeply, has integers beyond 64 bits, or text that is not Unicode.
     """
     level = [document]
     for _ in range(MAX_DEPTH):
@@ -170,7 +170,7 @@ def require_plain(document: Any) -> None:
             elif isinstance(value, str):
                 _require_text(value)
             elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-                raise ContentError("it has a whole number of more than 64 bits")
+                raise ContentError("it has an integer of more than 64 bits")
         if not inner:
             return
         level = inner

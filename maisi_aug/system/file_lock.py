@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from maisi_aug.errors import MaisiAugWarning
+
 if sys.platform != "win32":
     import fcntl
 
@@ -18,7 +20,7 @@ _NO_FOLDER_LOCKS = (*_NO_LOCKS, errno.EBADF)  # NFS locks only what is open for 
 
 
 NO_LOCKS_NOTE = (
-    "File locks: expected a disk that has them, found none, so that two commands at work in one folder are not kept "
+    "File locks: this disk does not support them, so that two commands working in the same folder are not kept "
     "apart. Run one at a time."
 )
 
@@ -30,7 +32,7 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     warning: refusing to work there would help nobody.
 
     Args:
-        descriptor: Of the file.
+        descriptor: Descriptor of the file.
         wait: Whether to wait for the others.
 
     Returns:
@@ -41,12 +43,12 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     """
     is_given = try_lock(descriptor, wait=wait)
     if is_given is None:
-        warnings.warn(NO_LOCKS_NOTE, stacklevel=2)
+        warnings.warn(NO_LOCKS_NOTE, MaisiAugWarning, stacklevel=2)
     return is_given is not False
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process has a file for itself; asks for the lock and gives it back at once.
+    """Whether a process has a file for itself; takes the lock and gives it back at once.
 
     Returns:
         None where the platform or the disk has no locks.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import unicodedata
 from typing import Final
 
@@ -13,24 +14,37 @@ INNER_PATH: Final = rf"^{_NAME}(/{_NAME})*$"
 
 MAX_PART_BYTES: Final = 255
 MAX_PATH_BYTES: Final = 2048
-"""Of a path: Linux takes 255 bytes between separators and 4,096 in all, the folder that it is relative to included."""
+"""Largest length of a path in bytes; Linux takes 255 between separators and 4,096 in all, including the folder that the
+path is relative to.
+"""
 
 MAX_BYTES: Final = 200
-"""Of a name; file systems take 255, and exports add to it."""
+"""Largest length of a name in bytes; file systems take 255, and exports append to it."""
 
 
 def is_file_name(text: str) -> bool:
     """Whether a name that others have given can be that of a file: one part of a path, of any script.
 
     It is not empty, leads nowhere else, and holds no separator, no control character and none that turns the writing
-    direction.
+    direction. On Windows it is none of the names and letters that are reserved there either.
     """
     if text in ("", ".", "..") or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
+        return False
+    if sys.platform == "win32" and is_reserved_on_windows(text):
         return False
     return not any(
         letter in "/\\" or unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") or letter in _TURNING
         for letter in text
     )
+
+
+def is_reserved_on_windows(text: str) -> bool:
+    """Whether no file can have a name on Windows: a device, or with letters that it does not take.
+
+    Source: Microsoft, "Naming Files, Paths, and Namespaces".
+    """
+    stem = text.partition(".")[0].rstrip(" ").upper()
+    return stem in _DEVICES or text[-1:] in (" ", ".") or any(letter in _WINDOWS_LETTERS for letter in text)
 
 
 def is_path(text: str) -> bool:
@@ -43,4 +57,14 @@ def is_path(text: str) -> bool:
     return 0 < len(content) <= MAX_PATH_BYTES and b"\0" not in content and max(map(len, parts)) <= MAX_PART_BYTES
 
 
+_DEVICES: Final = frozenset(
+    (
+        "CON",
+        "PRN",
+        "AUX",
+        "NUL",
+        *(f"{port}{number}" for port in ("COM", "LPT") for number in "123456789\u00b9\u00b2\u00b3"),
+    )
+)
+_WINDOWS_LETTERS: Final = frozenset('<>:"/\\|?*')
 _TURNING: Final = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")

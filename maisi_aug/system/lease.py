@@ -19,28 +19,28 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import Any, Final
 
-from maisi_aug.errors import CohortError
+from maisi_aug.errors import CohortError, MaisiAugWarning
 from maisi_aug.system.content import ContentError, parse_json, read_bounded
 
 BEAT_SECONDS: Final = 5.0
 STALE_SECONDS: Final = 45.0
 POLL_SECONDS: Final = 0.5
 _NUM_BYTES: Final = 2048
-"""Of a lease, padded, so that a beat is one write of the same length."""
+"""Size of a lease in bytes, padded so that every beat writes the same length."""
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a lease.
+    """Holder of a lease.
 
     Attributes:
         token: Random; nobody else has it. Empty where the file is being made.
         host: Name of the machine.
-        pid: Of the process, among those of its machine or container.
-        boot: What tells one run of a machine from others; empty where nothing does.
-        namespace: Of process ids, in which the number is one.
+        pid: Process id of the process, among those of its machine or container.
+        boot: Identity of the machine's current boot; may be empty.
+        namespace: Namespace of process ids, in which the number is one.
         beat: How often the file was written.
-        state: What the holder tells of its work, in JSON.
+        state: State of the holder's work, in JSON.
     """
 
     token: str = ""
@@ -52,7 +52,7 @@ class Holder:
     state: str = "{}"
 
     def read_state(self) -> dict[str, float]:
-        """The figures of what the holder tells."""
+        """Return the figures that the holder reports."""
         with suppress(ContentError):
             told = parse_json(self.state.encode())
             if isinstance(told, dict):
@@ -83,7 +83,7 @@ class Lease:
     """A lease that this process holds.
 
     Attributes:
-        state: What others may read of the work; written with the next beat.
+        state: State of the work for others to read; written with the next beat.
     """
 
     def __init__(self, path: Path, holder: Holder) -> None:
@@ -106,9 +106,8 @@ class Lease:
             self._beat()
         if self._is_lost:
             raise CohortError(
-                f"{self._path.parent}: expected to be the only process at work here, found that "
-                f"{spell_holder(read_holder(self._path))} took over while this one stood still. Nothing was lost: give "
-                "the command again when that one has ended."
+                f"{self._path.parent}: {spell_holder(read_holder(self._path))} took over while this process was "
+                "suspended. Nothing was lost: run the command again when that process has ended."
             )
 
     def end(self) -> None:
@@ -134,10 +133,10 @@ class Lease:
 
 
 def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
-    """A lease, to be ended by the caller; one that was left is waited for until it is stale.
+    """Return a lease, to be ended by the caller; one that was left is waited for until it is stale.
 
     Args:
-        path: Of its file.
+        path: Path of its file.
         has_lock: Whether this process has the kernel's lock that goes with it; None where there are none.
 
     Raises:
@@ -156,8 +155,9 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
             seen, stale_at = holder, monotonic() + STALE_SECONDS - min(STALE_SECONDS, age_of(path))
             if monotonic() + POLL_SECONDS < stale_at:
                 warnings.warn(
-                    f"{path.parent}: expected nothing else at work here, found that {spell_holder(holder)} was a "
-                    f"moment ago. Waiting up to {STALE_SECONDS:.0f} s for a sign of it.",
+                    f"{path.parent}: {spell_holder(holder)} was working here a moment ago. Waiting up to "
+                    f"{STALE_SECONDS:.0f} s to see whether it still is.",
+                    MaisiAugWarning,
                     stacklevel=2,
                 )
         elif holder.token and holder != seen:
@@ -167,21 +167,20 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
 
 
 def busy_folder(folder: Path, holder: Holder) -> CohortError:
-    """What the second of two processes on one cohort is told."""
+    """Return the error for the second of two processes on one cohort."""
     who = f" ({spell_holder(holder)})" if holder.pid else ""
     return CohortError(
-        f"{folder}: expected a cohort that nothing else is writing, found another process at work in it{who}. Wait for "
-        "it to end, or choose another --out."
+        f"{folder}: another process is working in this folder{who}. Wait for it to end, or choose another --out."
     )
 
 
 def spell_holder(holder: Holder) -> str:
-    """A holder for messages."""
+    """Return a holder for messages."""
     return f"process {holder.pid} on {holder.host}" if holder.pid else "another process"
 
 
 def read_holder(path: Path) -> Holder:
-    """Who holds a lease; nobody in particular where the file is missing or being made."""
+    """Return who holds a lease; an unknown holder if the file is missing or being made."""
     try:
         # Opened, not looked at from outside: a network disk then asks its server.
         content = parse_json(read_bounded(path, _NUM_BYTES))
@@ -198,7 +197,7 @@ def is_fresh(path: Path) -> bool:
 
 
 def age_of(path: Path) -> float:
-    """Seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
+    """Return seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
     now = _ask_disk_for_time(path)
     try:
         return max(0.0, now - _time_of(path))
@@ -226,7 +225,7 @@ def _time_of(path: Path) -> float:
 
 
 def describe_process() -> Holder:
-    """This process, under a new token."""
+    """Return this process, under a new token."""
     boot, namespace = "", ""
     with suppress(OSError):  # Linux alone tells
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -250,7 +249,7 @@ def _make(path: Path, own: Holder) -> bool:
 
 
 def _take_over(path: Path, stale: str, own: Holder) -> bool:
-    """Put this process in the place of a holder, unless another one does; only one may at a time, for each holder."""
+    """Put this process in place of a holder, unless another one does; only one may at a time, for each holder."""
     guard = path.with_name(f"{path.name}.{stale or 'empty'}.taken")
     try:
         guard.open("xb").close()

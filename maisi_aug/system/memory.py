@@ -10,7 +10,7 @@ from typing import Final
 _SIGNS: Final = re.compile(
     # torch's allocator for the CPU, on Linux and on Windows; C++'s; ITK's; the dynamic linker's and mmap's
     r"can't allocate memory|not enough memory|bad_alloc|[Ff]ailed to allocate memory|[Cc]annot allocate memory"
-    r"|failed to map segment from shared object"
+    r"|failed to map segment from shared object|MPS backend out of memory"
 )
 _ASKED_BYTES: Final = re.compile(r"tried to allocate (\d+) bytes")
 _ASKED: Final = re.compile(r"[Tt]ried to allocate (\d[\d.]*) ?([KMG]i?B)|[Uu]nable to allocate (\d[\d.]*) ([KMGT]i?B)")
@@ -26,12 +26,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def find_memory_error(error: BaseException) -> BaseException | None:
-    """The error that says so among an error and those that it was raised for; None without one."""
+    """Return the error that says so among an error and those that it was raised for; None without one."""
     return next((found for found in _chain(error) if is_out_of_memory(found)), None)
 
 
 def spell_asked(error: BaseException) -> str:
-    """How much was asked for at once, such as ``137.4 GB``; empty where the error does not say."""
+    """Return how much was requested at once, such as ``137.4 GB``; empty where the error does not say."""
     if found := _ASKED_BYTES.search(str(error)):
         return f"{int(found[1]) / 1e9:.1f} GB"
     found = _ASKED.search(str(error))

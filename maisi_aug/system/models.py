@@ -1,6 +1,6 @@
 """The base of all configurations and files that pydantic validates, and one way to say all that is wrong with one.
 
-How the command line asks for a field stands at the field, as an ``Option``; the field itself says the rest: type,
+How the command line offers a field stands at the field, as an ``Option``; the field itself says the rest: type,
 default, limits.
 """
 
@@ -32,7 +32,7 @@ SHORTER = {
     "^String should have ": "a text of ",
     "^String should match pattern ": "a text like ",
 }
-"""How pydantic's sentences go on after "expected"."""
+"""Replacements that turn pydantic's messages into continuations of "expected"."""
 
 
 class StrictModel(BaseModel):
@@ -48,17 +48,17 @@ class StrictModel(BaseModel):
 class Option:
     """Makes a field an option of the commands that are configured by its model.
 
-    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is asked for as ``--count`` or ``-n``. Its
+    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is given as ``--count`` or ``-n``. Its
     help is the docstring below it, which pydantic keeps for classes with ``use_attribute_docstrings=True``.
 
     Attributes:
         flags: Spellings; without a long one among them ``--name-of-the-field`` comes first. ``--x/--no-x`` is a switch
             with a negative.
         panel: Heading in the help.
-        metavar: What the help shows for the value.
+        metavar: Placeholder of the value in the help.
         takes: What is typed, where that is not what the field holds: ``str``, ``list[str]``, ``Path``; validators of
             the model read it.
-        complete: What a shell offers, by a name of ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
+        complete: Completion in a shell, by a name of ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
         is_everyday: Whether ``--help`` shows it; else only ``--help-all`` does, for commands that have both.
     """
 
@@ -83,7 +83,7 @@ class Option:
             object.__setattr__(self, name, value)
 
     def spell_flags(self, field: str) -> tuple[str, ...]:
-        """The spellings of a field's option, the long one first."""
+        """Return the spellings of a field's option, the long one first."""
         is_named = any(flag.startswith("--") for flag in self.flags)
         return self.flags if is_named else (f"--{field.replace('_', '-')}", *self.flags)
 
@@ -93,20 +93,20 @@ def _to_text(value: object) -> object:
 
 
 PathText = Annotated[str, BeforeValidator(_to_text)]
-"""A path as it stands in a file; ``Path`` is taken, too."""
+"""A path as it stands in a file; ``Path`` is taken as well."""
 
 
 def warn_of_spelling(old: str, new: str) -> None:
     """Say how an earlier spelling is written now."""
-    sentence = f"{old} is an earlier spelling, which the next release drops. Write {new}."
+    sentence = f"{old} is an earlier spelling that the next release removes. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
 
 
 def texts_of(values: Sequence[object], example: str) -> list[str]:
-    """Values that are texts as they are typed.
+    """Return values that are texts as they are typed.
 
     Raises:
-        ValueError: One is no text; ``example`` says what was expected.
+        ValueError: One is not text; ``example`` says what was expected.
     """
     for value in values:
         if not isinstance(value, str):
@@ -115,7 +115,7 @@ def texts_of(values: Sequence[object], example: str) -> list[str]:
 
 
 def split_rule(text: str, example: str) -> tuple[str, str]:
-    """``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
+    """Return ``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
 
     Raises:
         ValueError: A side is missing.
@@ -140,12 +140,12 @@ def explain_problems(
     """Turn what pydantic complains of into one sentence, or a list where there are several problems.
 
     Args:
-        model: What is validated inside the block.
-        subject: What to call it in the message, a file's path for instance.
+        model: Model that is validated inside the block.
+        subject: Name for the message, a file's path for instance.
         error: To raise.
         kind: What it is, where there are several problems.
         one_line: Put several problems behind one another, for messages that are part of others.
-        if_missing: What to do about a value that is missing.
+        if_missing: Action if a value is missing.
         advice: A last sentence.
 
     Raises:
@@ -160,20 +160,20 @@ def explain_problems(
         problems = list_problems(found, model, if_missing=if_missing)
         if len(problems) == 1 or one_line:
             raise error(" ".join(filter(None, (f"{subject}:", *problems, advice)))) from None
-        opening = f"{subject}: expected a valid {kind}, found {len(problems)} problems:"
+        opening = f"{subject}: this {kind} has {len(problems)} problems:"
         raise error("\n".join((opening, *(f"  {one}" for one in (*problems, advice) if one)))) from None
 
 
 def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
-    """What a YAML file holds.
+    """Return what a YAML file holds.
 
     Args:
-        path: Of the file.
-        subject: What to call it in the message.
+        path: Path of the file.
+        subject: Name for the message.
         error: To raise.
 
     Raises:
-        MaisiAugError: Of the class ``error``, for a file that cannot be read or is no YAML.
+        MaisiAugError: Of the class ``error``, for a file that cannot be read or is not YAML.
     """
     from maisi_aug.system import yaml_content  # not for the options of commands, which are fields of models
 
@@ -181,19 +181,19 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
         return yaml_content.read_yaml(path)
     except (OSError, ContentError) as problem:
         place = "" if path.name in subject else f" in {path.name}"
-        raise error(f"{subject}: expected readable YAML{place}, found: {problem}.") from problem
+        raise error(f"{subject}: cannot be read as YAML{place}: {problem}.") from problem
 
 
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
-    """Everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
+    """Return everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
 
     What a validator of the model says stands as it is, after the path unless it names a field itself or is an error of
     the package, which is whole.
 
     Args:
-        error: What ``model`` raised.
+        error: Error that ``model`` raised.
         model: For the keys that it knows where one is misspelt.
-        if_missing: What to do about a value that is missing.
+        if_missing: Action if a value is missing.
     """
     problems: dict[object, str] = {}
     for details in error.errors(include_url=False):
@@ -214,12 +214,12 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
     match details["type"]:
         case "extra_forbidden":
             key = str(details["loc"][-1])
-            hint = did_you_mean(key, keys) or f" The keys are {', '.join(keys)}."
-            return f"{place}expected a known key, found '{key}'.{hint}"
+            hint = did_you_mean(key, keys) or f" Known keys: {', '.join(keys)}."
+            return f"{place}unknown key '{key}'.{hint}"
         case "json_invalid":
-            return f"{place}expected JSON, found none: {message.removeprefix('Invalid JSON: ')}."
+            return f"{place}not valid JSON: {message.removeprefix('Invalid JSON: ')}."
         case "missing":
-            return f"{place}expected a value, found none. {if_missing}"
+            return f"{place}a value is required. {if_missing}"
         case "value_error":
             names_place = message.partition(":")[0].partition(" ")[0].startswith(path)
             return f"{'' if names_place else place}{message}{'' if message.endswith(('.', '?')) else '.'}"
@@ -232,7 +232,7 @@ def _describe(details: ErrorDetails, path: str, keys: list[str], if_missing: str
 
 
 def _own_error(details: ErrorDetails) -> MaisiAugError | None:
-    """What a validator raised that says all there is to say."""
+    """Return the error of a validator whose message is complete."""
     error = details.get("ctx", {}).get("error")
     return error if isinstance(error, MaisiAugError) else None
 

@@ -28,17 +28,17 @@ _CONTINUATION: Final = re.compile("\n(?=  )")
 
 
 def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
-    """A value on one line: every control character and line break spelt out, the middle of a long one left out."""
+    """Return a value on one line: control characters and line breaks spelt out, a long middle left out."""
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
 def clean_lines(text: str) -> str:
-    """Text of several lines, which stay, as do tabs: every other control character spelt out."""
+    """Return text of several lines, which stay, as do tabs: every other control character spelt out."""
     return _IN_LINES.sub(_spell, text)
 
 
 def clean_message(text: str) -> str:
-    """A message, each of its lines shortened: its further lines are those that are indented, as a list of faults is.
+    """Return a message with each line shortened; only indented lines, such as lists of faults, are kept apart.
 
     Any other line break comes from a value and is spelt out, so that no value can pass for a message of its own.
     """
@@ -46,17 +46,17 @@ def clean_message(text: str) -> str:
 
 
 def clean_markdown(text: str) -> str:
-    """A value for a page of Markdown: on one line, no column's end and no tag in it."""
+    """Return a value for a page of Markdown: on one line, no column's end and no tag in it."""
     return _MARKUP.sub(r"\\\g<0>", clean_value(text))
 
 
 def clean_html(text: str) -> str:
-    """A value for a page or a drawing: on one line, no tag in it."""
+    """Return a value for a page or a drawing: on one line, no tag in it."""
     return escape(clean_value(text))
 
 
 def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) -> Any:
-    """JSON types with every text cleaned, keys included; what it was stays as it is."""
+    """Return JSON types with every text cleaned, keys included; what it was stays as it is."""
     if isinstance(document, str):
         return clean(document)
     if isinstance(document, Mapping):
@@ -67,7 +67,7 @@ def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) 
 
 
 def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
-    """Of a function that puts a document into Markdown: give it the texts of the document clean."""
+    """Return a function that writes a document as Markdown with all of its texts cleaned."""
 
     @wraps(to_markdown)
     def build(document: Mapping[str, Any]) -> str:
@@ -77,7 +77,7 @@ def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Call
 
 
 def shorten(text: str, max_length: int) -> str:
-    """Text of at most about so many characters: the middle of a longer one is left out, and its length told."""
+    """Return text of at most about so many characters: the middle of a longer one is left out, and its length told."""
     if len(text) <= max_length:
         return text
     half = max_length // 2

@@ -1,4 +1,4 @@
-"""How what takes time says how far it is, to whoever wants to know: a bar, a notebook, a log, nobody."""
+"""Progress of long work for whoever wants it: a bar, a notebook, a log, nobody."""
 
 from __future__ import annotations
 
@@ -22,4 +22,4 @@ Say = Callable[[str], None]
 
 
 def report_nothing(*_: object) -> None:
-    """A :data:`Report` and a :data:`ReportStage` for nobody."""
+    """Ignore progress: a :data:`Report` and a :data:`ReportStage` for nobody."""

@@ -8,18 +8,18 @@ import numpy as np
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on all parts and on their order."""
+    """Return a 63-bit seed that depends on all parts and on their order."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> int:
-    """The seed of one attempt at one case; the same in any order, shard, batch or engine.
+    """Return the seed of one attempt at one case; the same in any order, shard, batch or engine.
 
     Args:
-        cohort_seed: Of the cohort.
-        asked: What the case shall hold, in words that are the same for the same wish: two cohorts of different requests
-            show different patients.
+        cohort_seed: Cohort seed of the cohort.
+        asked: What the case must contain, in words that are the same for the same wish: two cohorts of different
+            requests show different patients.
         case_index: Position in the cohort, from 0.
         attempt: From 0.
     """
@@ -27,5 +27,5 @@ def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> in
 
 
 def numpy_generator(seed: int, stream: str) -> np.random.Generator:
-    """An independent NumPy generator for the named stream ("mask", "augment", ...) of a seed."""
+    """Return an independent NumPy generator for the named stream ("mask", "augment", ...) of a seed."""
     return np.random.default_rng(derive_seed(seed, stream))

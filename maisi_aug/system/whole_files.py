@@ -1,8 +1,8 @@
-"""Files, and lines of files, that appear whole or not at all; and the hashes of files.
+"""Writing of files, and of lines of files, that appear complete or not at all; and hashes of files.
 
-A file is written under a hidden name in its own folder, flushed to the disk, and renamed; whatever ends the process
-before that leaves nothing under the final name. Files of a folder that appears whole itself
-(:mod:`maisi_aug.system.whole_folder`) have their names from the start and are flushed with it, all at once.
+A file is written under a hidden name in its own folder, flushed to the disk, and renamed. If the process ends before
+that, nothing is left under the final name. Files of a folder that itself appears complete or not at all
+(:mod:`maisi_aug.system.whole_folder`) get their names at once and are flushed together with the folder.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from maisi_aug.errors import CohortError, VolumeError
 from maisi_aug.system.file_lock import lock
 
 TEMPORARY_SUFFIX = ".part"
+APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+"""How a file is opened that lines are added to; without ``O_BINARY`` Windows would change line breaks."""
 CHUNKS_AT_A_TIME = 10_000
 """Words of JSON that are held in memory, out of millions."""
 
@@ -77,7 +79,7 @@ def write_json_whole(
 
 
 def sha256_of(path: Path | str) -> str:
-    """The file's SHA-256 in hexadecimal.
+    """Return the file's SHA-256 in hexadecimal.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -86,11 +88,11 @@ def sha256_of(path: Path | str) -> str:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise VolumeError(f"{path}: expected a readable file, found: {error.strerror}. Check the path.") from error
+        raise VolumeError(f"{path}: cannot be read: {error.strerror}. Check the path.") from error
 
 
 def is_leftover_of(path: Path, name: str) -> bool:
-    """Whether a file is what a process left that was killed while it wrote another of a given name beside it."""
+    """Whether a file is what a process left that was killed while it wrote another of a given name next to it."""
     return path.name.startswith(f".{name}.") and path.name.endswith(TEMPORARY_SUFFIX)
 
 
@@ -108,7 +110,7 @@ def remove_leftovers(folder: Path | str) -> list[Path]:
 
 @contextmanager
 def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
-    """A file under a hidden name that gets its own name once it is complete and on the disk.
+    """Open a file under a hidden name that takes its own name once it is complete and on the disk.
 
     Args:
         path: Its own name.
@@ -137,7 +139,7 @@ def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
             flush_folder(path.parent)
     except OSError as error:
         raise VolumeError(
-            f"{path}: expected to write the file, found: {error.strerror or error}. Make room or choose another folder."
+            f"{path}: cannot be written: {error.strerror or error}. Free some space or choose another folder."
         ) from error
 
 
@@ -169,7 +171,8 @@ def flush_all(folder: Path) -> None:
             if path.is_dir():
                 flush_folder(path)
             elif not path.is_symlink():
-                with path.open("rb") as file:
+                # Windows puts only what is open for writing on the disk.
+                with path.open("r+b" if os.name == "nt" else "rb") as file:
                     os.fsync(file.fileno())
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -184,13 +187,14 @@ def cut_torn_line(descriptor: int) -> None:
     """Cut off a last line without a line break, which a killed process left.
 
     Args:
-        descriptor: Of a file that is open for reading and writing.
+        descriptor: Descriptor of a file that is open for reading and writing.
     """
     end = position = os.fstat(descriptor).st_size
     while position > 0:
         step = min(position, 1 << 16)
         position -= step
-        found = os.pread(descriptor, step, position).rfind(b"\n")
+        os.lseek(descriptor, position, os.SEEK_SET)  # Windows has no pread
+        found = os.read(descriptor, step).rfind(b"\n")
         if found >= 0:
             if position + found + 1 < end:
                 os.ftruncate(descriptor, position + found + 1)
@@ -202,7 +206,7 @@ def append_line(descriptor: int, text: str) -> None:
     """Write one line and wait until it is on the disk; after an error nothing of it is left.
 
     Args:
-        descriptor: Of a file that is open for appending.
+        descriptor: Descriptor of a file that is open for appending.
         text: Without the line break.
 
     Raises:
@@ -224,14 +228,14 @@ def append_to_shared(path: Path, text: str) -> None:
     """Add a line to a file that several processes may add to at the same time.
 
     Args:
-        path: Of the file, made where there is none; a link is not followed.
+        path: Path of the file, made where there is none; a link is not followed.
         text: Without the line break.
 
     Raises:
         CohortError: The disk is full or the file cannot be written; what was there stays as it was.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        descriptor = os.open(path, APPENDING | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             lock(descriptor, wait=True)
             cut_torn_line(descriptor)
@@ -240,8 +244,8 @@ def append_to_shared(path: Path, text: str) -> None:
             os.close(descriptor)
     except OSError as error:
         is_full = is_disk_full(error)
-        found = "a full disk" if is_full else (error.strerror or str(error)).lower()
+        found = "the disk is full" if is_full else (error.strerror or str(error)).lower()
         raise CohortError(
-            f"{path}: expected to add a line, found {found}. Earlier lines are kept; make room or choose a folder that "
-            "can be written, and try again."
+            f"{path}: cannot append a line: {found}. Earlier lines are kept; free some space or choose a writable "
+            "folder, and try again."
         ) from error

@@ -16,9 +16,9 @@ from maisi_aug.system.file_lock import folder_lock
 from maisi_aug.system.whole_files import TEMPORARY_SUFFIX, flush_all
 
 REPLACED_SUFFIX = ".old"
-"""Of the hidden name that an earlier folder has while a new one takes its name."""
+"""Suffix of the hidden name of an earlier folder while a new one takes its name."""
 UNLOCKED_SECONDS = 86400.0
-"""How long nothing may have changed in a hidden folder, on a disk without locks, before its process counts as dead."""
+"""Seconds without any change in a hidden folder, on a disk without locks, before its process counts as dead."""
 NAMING_SECONDS = 5.0
 """Longest wait for another process that gives names in the same folder."""
 
@@ -33,13 +33,13 @@ def require_new_folder(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         found = "a file" if not folder.is_dir() else f"'{min(path.name for path in folder.iterdir())}' in it"
         raise ExportError(
-            f"{folder}: expected a new or an empty folder, found {found}. Nothing was changed; choose another --out."
+            f"{folder}: the folder must be new or empty, found {found}. Nothing was changed; choose another --out."
         )
 
 
 @contextmanager
 def folders_that_appear_whole(*targets: Path, require_free: Callable[[], object] | None = None) -> Iterator[list[Path]]:
-    """Hidden folders that become the targets together when the block ends without an error.
+    """Provide hidden folders that become the targets together when the block ends without an error.
 
     A folder that is there already, and may be the current one or a mounted disk, stays itself: what was written moves
     into it.
@@ -84,8 +84,8 @@ def _place(building: Path, place: Path, placed: list[Path], *, is_there: bool) -
     for source, end in [(path, place / path.name) for path in building.iterdir()] if is_there else [(building, place)]:
         if os.path.lexists(end):
             raise ExportError(
-                f"{end}: expected nothing there, found something that was written meanwhile. Nothing was "
-                "changed; give the command again, with another --out or --dataset-id."
+                f"{end}: was written by another process in the meantime. Nothing was changed; run the command again "
+                "with another --out or --dataset-id."
             )
         source.rename(end)
         placed.append(end)
@@ -95,10 +95,10 @@ def _place(building: Path, place: Path, placed: list[Path], *, is_there: bool) -
 
 @contextmanager
 def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
-    """A folder under a hidden name that takes its own name, from an earlier one if need be, once it is complete.
+    """Open a folder under a hidden name that takes its own name, replacing an earlier one, once it is complete.
 
     Args:
-        folder: What it will be called.
+        folder: Final folder.
         require_replaceable: Raises where what has this name by then must stay.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def clear_dead_folders(target: Path) -> None:
     A folder that such a process was about to replace gets its name back.
 
     Args:
-        target: What the folder was to be called.
+        target: Final folder.
     """
     name = f".{glob.escape(target.name or 'root')}.{'[0-9a-f]' * 8}"
     for folder in target.parent.glob(name + REPLACED_SUFFIX):
@@ -225,6 +225,6 @@ def copy_new(source: Path, target: Path) -> None:
 
 def _taken(target: Path) -> ExportError:
     return ExportError(
-        f"{target.name}: expected one file of that name in the export, found two. Nothing was changed; make the cohort "
-        "again, or give every case a name of its own."
+        f"{target.name}: two files of the export have this name. Nothing was changed; make the cohort again, or give "
+        "every case its own name."
     )

@@ -22,10 +22,10 @@ else:  # libyaml's, which is ten times as fast, where PyYAML was built with it
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML document of plain types.
+    """Return a YAML document of plain types.
 
     Raises:
-        ContentError: It is no YAML, or beyond the bounds of this module.
+        ContentError: It is not YAML, or beyond the bounds of this module.
         OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
@@ -33,11 +33,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """A YAML document that is held in memory.
+    """Return a YAML document that is held in memory.
 
     Raises:
-        ContentError: It is no YAML, gives a key twice, is nested too deeply, has aliases that stand for more than the
-            document's own length or for themselves, whole numbers beyond 64 bits, or text that is no Unicode.
+        ContentError: It is not YAML, gives a key twice, is nested too deeply, has aliases that stand for more than the
+            document's own length or for themselves, integers beyond 64 bits, or text that is not Unicode.
     """
     try:
         with content_errors():
@@ -77,11 +77,11 @@ def _require_bounds(text: str) -> None:
             continue
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == opened for opened, _ in open_parts):
-                raise ContentError(f"an alias of what it stands in on line {line}")
+                raise ContentError(f"an alias that contains itself on line {line}")
             size = sizes.get(str(event.anchor), 1)
             num_aliased += size
             if num_aliased > len(text) + _FREE_ALIASES:
-                raise ContentError(f"aliases of more than the document is long on line {line}")
+                raise ContentError(f"aliases that expand to more than the document's length on line {line}")
             anchor = None
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_parts.pop()
@@ -116,6 +116,7 @@ class _Loader(_BaseLoader):
                 is_twice = key in seen
                 seen.add(key)
             except TypeError:
-                continue  # of a type that is no key, as the loader says
+                continue  # of a type that is not a key, as the loader says
             if is_twice:
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' twice", key_node.start_mark)
+                message = f"the key '{key}' is given twice"
+                raise yaml.constructor.ConstructorError(None, None, message, key_node.start_mark)

@@ -1,4 +1,4 @@
-"""What a stage of a training is asked for, on the command line and in Python. Needs no torch."""
+"""The request for a training stage, on the command line and in Python. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,12 @@ class TrainRequest(StrictModel, use_attribute_docstrings=True):
     """A stage of the image networks."""
 
     recipe: Annotated[PathText | None, Option(metavar="NAME|FILE", complete="training_recipes")] = None
-    """Name or file of a training recipe (default without --data: train-phantom-ct)."""
+    """Training recipe: a name or a YAML file (default without --data: train-phantom-ct)."""
     data: Annotated[Path | None, Option()] = None
-    """Folder written by 'maisi-aug prepare' to train on, instead of the recipe's data."""
+    """Folder written by 'maisi-aug prepare', or NVIDIA's JSON list of embeddings, to train on instead of the recipe's
+    data; a list becomes a prepared folder in OUT/prepared."""
+    embedded_by: Annotated[PathText | None, Option(metavar="NAME|FOLDER", complete="bundles")] = None
+    """Bundle whose autoencoder made the embeddings of such a list."""
 
     @property
     def recipe_name(self) -> str:
@@ -30,8 +33,8 @@ class TrainRequest(StrictModel, use_attribute_docstrings=True):
         """
         if self.recipe is None and self.data is not None:
             raise RecipeError(
-                f"--recipe: expected one for the prepared cases of --data, found none, and {DEFAULT_RECIPE} is for "
-                "phantoms. Add --recipe train-rflow-ct, train-ddpm-ct or, for two CPU cores, train-small-base."
+                f"--recipe: required with --data, because {DEFAULT_RECIPE} trains on phantoms. Add --recipe "
+                "train-rflow-ct, train-ddpm-ct or, for two CPU cores, train-small-base."
             )
         return self.recipe or DEFAULT_RECIPE
 
@@ -40,20 +43,20 @@ class MaskTrainRequest(StrictModel, use_attribute_docstrings=True):
     """A stage of the mask networks."""
 
     recipe: Annotated[PathText, Option(complete="training_recipes", metavar="NAME|FILE")] = "train-phantom-ct-masks"
-    """Name or file of a training recipe."""
+    """Training recipe: a name or a YAML file."""
     data: Annotated[Path | None, Option()] = None
     """Folder written by 'maisi-aug prepare' to train on, instead of the recipe's data."""
     mask_bank: Annotated[PathText | None, Option(metavar="DIR")] = None
-    """Label maps to train on, as for synthesize (default: phantoms)."""
+    """Label maps to train on, as in synthesize (default: phantoms)."""
     mask_labels: Annotated[PathText | None, Option(metavar="NAME|FILE")] = None
-    """What the ids of the mask bank mean, as for synthesize."""
+    """Meaning of the ids in the mask bank, as in synthesize."""
 
     @model_validator(mode="after")
     def _require_one_source(self) -> Self:
         if self.data is not None and self.mask_bank is not None:
-            raise ValueError("--data and --mask-bank: expected one of them, found both. Leave one out.")
+            raise ValueError("--data and --mask-bank cannot be used together. Leave one out.")
         if self.mask_labels is not None and self.mask_bank is None:
-            raise ValueError("mask_labels: can only be used with --mask-bank, whose ids it explains.")
+            raise ValueError("mask_labels can only be used with --mask-bank; it gives the meaning of that bank's ids.")
         return self
 
 
@@ -61,4 +64,4 @@ class MaskDiffusionRequest(MaskTrainRequest):
     """The last stage of the mask networks, which writes them into a bundle."""
 
     base: Annotated[PathText | None, Option(complete="bundles")] = None
-    """Bundle with image networks that the mask networks are added to."""
+    """Bundle of image networks to add the mask networks to."""

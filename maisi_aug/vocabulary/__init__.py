@@ -1,4 +1,4 @@
-"""What labels are called and what is known of them.
+"""Names of labels, and what is known about them.
 
 Names and ids of MAISI and TotalSegmentator, body regions, lesion sizes, reference HU.
 """

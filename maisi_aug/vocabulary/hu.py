@@ -33,7 +33,7 @@ class HuRange:
     median_hu: float | None = None
 
     def split(self) -> tuple[HuRange, ...]:
-        """The same bounds for each organ of the group by itself, named as in the vocabulary."""
+        """Return the same bounds for each organ of the group by itself, named as in the vocabulary."""
         return tuple(
             HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu, self.median_hu)
             for label_id in self.label_ids
@@ -42,7 +42,7 @@ class HuRange:
 
 @cache
 def reference_hu_ranges() -> tuple[HuRange, ...]:
-    """The published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
+    """Return the published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
     return tuple(
         HuRange(
             row["name"],
@@ -70,10 +70,10 @@ def _reference() -> dict[str, Any]:
 
 @cache
 def bundle_hu_ranges(name: str) -> tuple[HuRange, ...]:
-    """The published bounds with what is usual for a bundle's images, and its further organs; as published for others.
+    """Return the published HU bounds adapted to a bundle's usual images, with its further organs.
 
     Args:
-        name: Of the bundle, or of the base that it shares its networks with.
+        name: Name of the bundle, or of the base that it shares its networks with.
     """
     own = _reference()["bundles"].get(name)
     if own is None:

@@ -1,9 +1,9 @@
-"""What the names of somebody's labels mean in a vocabulary: the one place where names become ids.
+"""Meaning of label names in a vocabulary: the one place where names become ids.
 
 A name means the label that the vocabulary calls so. A lesion of an organ, such as ``liver_tumour`` or ``renal mass``,
 means the tumour of that organ; one that names no organ, such as ``cancer``, the tumour of the organ that is named
-beside it. An organ together with its lesion is the organ. Whatever else looks like a lesion is told apart from plain
-unknown names, so that nobody takes it for tissue.
+next to it. An organ together with its lesion is the organ. Whatever else looks like a lesion is distinguished from
+plain unknown names, so that nobody takes it for tissue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MANY_HOSTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What one name means.
+    """Meaning of one name.
 
     Attributes:
         label_id: The vocabulary's id; None where it has no such label.
@@ -57,17 +57,17 @@ UNKNOWN = Meaning(None)
 
 
 def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
-    """The vocabulary's id of a name that stands alone, or None."""
+    """Return the vocabulary's id of a name that stands alone, or None."""
     return _read_alone(name, vocabulary)[0].label_id
 
 
 def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Collection[str] = ()) -> dict[str, Meaning]:
-    """What the names of one set of labels mean.
+    """Return what the names of one set of labels mean.
 
     Args:
         names: All the names of the set, since a bare one such as "tumor" is told by the others.
-        vocabulary: Of the meanings.
-        context: Names of organs that belong to the set without being asked for, such as nnU-Net's regions.
+        vocabulary: Vocabulary of the meanings.
+        context: Names of organs that belong to the set without being requested, such as nnU-Net's regions.
 
     Returns:
         Name -> meaning, for every name.
@@ -132,7 +132,7 @@ def _tumors(vocabulary: Vocabulary) -> list[Label]:
 
 
 def _resolve_bare(organs: Mapping[str, tuple[Meaning, NameReading]], vocabulary: Vocabulary) -> Meaning:
-    """A lesion without an organ: the tumour of the organ that is named beside it."""
+    """A lesion without an organ: the tumour of the organ that is named next to it."""
     by_words = _tumors_by_organ(vocabulary)
     beside: dict[int, str] = {}
     others: dict[int, set[str]] = {}

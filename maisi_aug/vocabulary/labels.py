@@ -36,17 +36,17 @@ def _tables() -> dict[str, Any]:
 
 
 def split_camel_case(name: str) -> str:
-    """``SpinalCord`` as two words."""
+    """Return ``SpinalCord`` as two words."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def name_words(name: str) -> list[str]:
-    """The words of a name in lower case; a plus sign, an ampersand and a slash are the word "and"."""
+    """Return the words of a name in lower case; a plus sign, an ampersand and a slash are the word "and"."""
     return re.findall(r"[a-z0-9]+", re.sub(r"[+&/]", " and ", name.lower()))
 
 
 def lookup_words(name: str) -> list[str]:
-    """The words of a name as they are compared: lower case, American spelling, without fillers."""
+    """Return the words of a name as they are compared: lower case, American spelling, without fillers."""
     words = name_words(name)
     ignored, spelling = _tables()["ignored_words"], _tables()["spelling"]
     return [spelling.get(word, word) for word in words if word not in ignored]
@@ -67,7 +67,7 @@ class Label:
         hosts: Ids of the organs a tumour may grow in; of an organ bound to a slot, what it may lie in and what takes
             its place; empty for every other label.
         aliases: Further names under which the label is found.
-        removal_id: What the voxels of a removed lesion become: of a tumour, or a kidney cyst, which MAISI counts as a
+        removal_id: Id for the voxels of a removed lesion: of a tumour, or a kidney cyst, which MAISI counts as a
             lesion in guidance and as anatomy elsewhere; None for every other label.
         is_slot: Whether the id is one that fine-tuning may give a meaning to, bound or not.
     """
@@ -109,8 +109,8 @@ class Vocabulary:
         for label in self.labels:
             if label.id in ids:
                 raise VocabularyError(
-                    f"Label id {label.id}: expected one name, found '{ids[label.id]}' and '{label.name}'. "
-                    "Use another id."
+                    f"Label id {label.id}: has two names, '{ids[label.id]}' and '{label.name}'. Use another id for "
+                    "one of them."
                 )
             ids[label.id] = label.name
 
@@ -129,8 +129,8 @@ class Vocabulary:
                 other = ids.setdefault(_lookup_key(name), label.id)
                 if other != label.id:
                     raise VocabularyError(
-                        f"Label '{name}' (id {label.id}): expected a name of its own, found that it also names "
-                        f"'{self.name_of(other)}' (id {other}). Choose another name."
+                        f"Label '{name}' (id {label.id}): this name is taken by '{self.name_of(other)}' (id "
+                        f"{other}). Choose another name."
                     )
         return ids
 
@@ -149,7 +149,7 @@ class Vocabulary:
         return int(label_id) in self._by_id
 
     def label(self, name_or_id: str | int) -> Label:
-        """The label of a name, an alias or an id.
+        """Return the label of a name, an alias or an id.
 
         Raises:
             VocabularyError: If there is none; the message offers the closest names.
@@ -157,7 +157,7 @@ class Vocabulary:
         return self._by_id[self.id_of(name_or_id)]
 
     def id_of(self, name_or_id: str | int) -> int:
-        """The id of a name, an alias, a TotalSegmentator class name, or an id given as a number or as text.
+        """Return the id of a name, an alias, a TotalSegmentator class name, or an id given as a number or as text.
 
         Raises:
             VocabularyError: If there is none; the message offers the closest names.
@@ -166,8 +166,8 @@ class Vocabulary:
         if spells_number(text):
             if int(text) not in self._by_id:
                 raise VocabularyError(
-                    f"Label id {text}: expected an id of this vocabulary (0-132 or 200, or a bound slot), found none. "
-                    "List the labels with 'maisi-aug labels'."
+                    f"Label id {text}: not in this vocabulary (0-132 or 200, or a bound slot). List the labels with "
+                    "'maisi-aug labels'."
                 )
             return int(text)
         found = self._id_by_key.get(_lookup_key(text))
@@ -176,7 +176,7 @@ class Vocabulary:
         return found
 
     def name_of(self, label_id: int) -> str:
-        """The name of an id.
+        """Return the name of an id.
 
         Raises:
             VocabularyError: If the vocabulary has no such id.
@@ -184,28 +184,28 @@ class Vocabulary:
         return self.label(int(label_id)).name
 
     def hosts_of(self, label_id: int) -> tuple[int, ...]:
-        """Ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
+        """Return ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
         return self.label(int(label_id)).hosts
 
     def background_id_for(self, label_id: int) -> int:
-        """The id that replaces a tumour or a cyst when it is taken out of a label map.
+        """Return the id that replaces a tumour or a cyst when it is taken out of a label map.
 
         For a tumour with several hosts this is one fixed choice; whoever has the label map takes the nearest host
         instead.
 
         Raises:
-            VocabularyError: If the label is no lesion.
+            VocabularyError: If the label is not a lesion.
         """
         label = self.label(int(label_id))
         if label.removal_id is None:
             raise VocabularyError(
-                f"Label '{label.name}' (id {label.id}): expected a lesion to remove, found kind '{label.kind}'. "
-                f"Lesions are {', '.join(map(self.name_of, self.lesion_ids))}."
+                f"Label '{label.name}' (id {label.id}): only lesions can be removed, and this is of kind "
+                f"'{label.kind}'. Lesions are {', '.join(map(self.name_of, self.lesion_ids))}."
             )
         return label.removal_id
 
     def with_slots(self, bindings: Mapping[str, SlotBinding]) -> Vocabulary:
-        """A vocabulary in which slots or free ids carry names. The same binding twice is the same vocabulary.
+        """Return a vocabulary in which slots or free ids carry names. The same binding twice is the same vocabulary.
 
         Args:
             bindings: New name -> the id it is bound to and its host organs.
@@ -220,8 +220,8 @@ class Vocabulary:
         for name, binding in ordered:
             if (other := self._id_by_key.get(_lookup_key(name), binding.id)) != binding.id:
                 raise VocabularyError(
-                    f"Slot binding '{name}': expected a name that is not taken, found one of the names of "
-                    f"'{self.name_of(other)}' (id {other}). Choose another name."
+                    f"Slot binding '{name}': this is already a name of '{self.name_of(other)}' (id {other}). Choose "
+                    "another name."
                 )
             known = [alias for alias in _known_slot_aliases(name) if _lookup_key(alias) not in taken]
             taken.update(map(_lookup_key, known))
@@ -245,14 +245,20 @@ class Vocabulary:
 
     def _unknown_name_message(self, text: str) -> str:
         words = set(_lookup_key(text).split())
-        subject = f"Label '{text}': expected a name or id of this vocabulary, found "
+        subject = f"Label '{text}': "
         if _known_slot_aliases(text):
-            return f"{subject}a label that needs a placeholder slot. Use a bundle that binds it, such as 'phantom-ct'."
+            return (
+                f"{subject}this name needs a placeholder slot that this bundle does not bind. Use a bundle that "
+                "does, such as 'phantom-ct'."
+            )
         sharing = [label.name for label in self.labels if words and words <= set(_lookup_key(label.name).split())]
         if len(sharing) > 1:
             listed = ", ".join(f"'{name}'" for name in sharing[:6]) + (", ..." if len(sharing) > 6 else "")
-            return f"{subject}a part of several names: {listed}. Name one of them."
-        return f"{subject}none.{self._closest_names(text)} List the labels with 'maisi-aug labels'."
+            return f"{subject}ambiguous, part of several names: {listed}. Name one of them."
+        return (
+            f"{subject}not a name or id of this vocabulary.{self._closest_names(text)} List the labels with "
+            "'maisi-aug labels'."
+        )
 
     def _closest_names(self, text: str) -> str:
         """The closest names and aliases as a phrase, at most one per label, so that three choices are three labels."""
@@ -269,25 +275,22 @@ def _require_bindable(name: str, binding: SlotBinding, by_id: Mapping[int, Label
     if binding.id not in SLOT_IDS and binding.id not in FREE_IDS:
         found = f"the id of '{current.name}'" if current else "an id outside 0-255"
         raise VocabularyError(
-            f"{subject}: expected a placeholder slot ({', '.join(map(str, SLOT_IDS))}) or a free id "
-            f"(133-199, 201-255), found {binding.id}, {found}. Bind the name to one of those."
+            f"{subject}: expected a placeholder slot ({', '.join(map(str, SLOT_IDS))}) or a free id (133-199, "
+            f"201-255), found {binding.id}, {found}. Bind the name to one of those."
         )
     if not _lookup_key(name) or spells_number(name.strip()) or any(mark in name for mark in _NAME_SEPARATORS):
         raise VocabularyError(
-            f"{subject}: expected a name of words without '+', ':' or '@', found '{name}'. Rename the label."
+            f"{subject}: a name must consist of words without '+', ':' or '@', found '{name}'. Rename the label."
         )
     unknown = [host for host in binding.hosts if host not in by_id or by_id[host].kind not in ("organ", "body")]
     if unknown:
         raise VocabularyError(
-            f"{subject}: expected host ids that are organs, found {unknown}. "
-            "List the organs with 'maisi-aug labels --kind organ'."
+            f"{subject}: hosts must be ids of organs, found {unknown}. List the organs with 'maisi-aug labels --kind "
+            "organ'."
         )
     is_bound = current is not None and current.kind != "slot"
     if current is not None and is_bound and (current.name, current.hosts) != (name.strip(), binding.hosts):
-        raise VocabularyError(
-            f"{subject}: expected an id that is not bound yet, found {binding.id}, bound to '{current.name}'. "
-            "Choose another slot."
-        )
+        raise VocabularyError(f"{subject}: id {binding.id} is already bound to '{current.name}'. Choose another slot.")
 
 
 def _known_slot_aliases(name: str) -> tuple[str, ...]:
@@ -322,7 +325,7 @@ _OTHER_LESION = re.compile(
     r".*cysts?|.*h(a|ae)?emorrhages?|.*bleed(ing)?|.*abscess(es)?|.*infarct(s|ion|ions)?|.*thromb(us|i|osis)|polyps?"
     r"|gtv\w*|(?!(stroma|zygoma|soma|coma)s?$).{2,}omas?"
 )
-"""Findings that are no tumour of any vocabulary by their name alone; a GTV of nodes is none of an organ."""
+"""Findings that are not a tumour of any vocabulary by their name alone; a GTV of nodes is none of an organ."""
 _GLUED = re.compile(
     r"(?P<before>[a-z]*?)(?P<lesion>tumou?rs?|lesions?|cancers?|nodules?|metastas[ei]s|carcinomas?|neoplasms?"
     r"|(?<=[a-z]{3})mass(?:es)?(?!.))(?P<after>[a-z]*\d*)"
@@ -371,18 +374,18 @@ _ADJECTIVES = {
     "duodenal": "duodenum",
     "adrenals": "adrenal",
 }
-"""What the organ of a lesion is also called."""
+"""Other names of a lesion's organ."""
 
 
 @dataclass(frozen=True, slots=True)
 class NameReading:
-    """What a name says.
+    """Reading of a name.
 
     Attributes:
         kind: ``tumor`` may be a tumour of the vocabulary; ``finding`` is another lesion, such as a cyst; ``union`` is
             an organ together with its lesion, or without it; ``plain`` says nothing of lesions.
         organ_words: The words that tell the organ, in one spelling, without sides and numbers.
-        organ_text: Of a union the part of the name that is the organ's.
+        organ_text: For a union, the part of the name that is the organ's.
         word: The word that says lesion; empty for unions and plain names.
     """
 
@@ -393,7 +396,7 @@ class NameReading:
 
 
 def read_label_name(name: str) -> NameReading:
-    """What the name of a label says of lesions."""
+    """Return what the name of a label says of lesions."""
     words = _split(name)
     kept, is_healthy = _drop_denied(words)
     parts, denied = _split_at_joiners(kept)
@@ -411,7 +414,7 @@ def read_label_name(name: str) -> NameReading:
 
 
 def lesion_word(name: str) -> str | None:
-    """The word of a label's name that says that it is a lesion, such as "tumor" in "KidneyTumor"; None without one.
+    """Return the word that marks a label's name as a lesion, such as "tumor" in "KidneyTumor", or None.
 
     An organ together with its lesion, such as nnU-Net's region ``kidney_and_mass``, is none.
     """
@@ -419,7 +422,7 @@ def lesion_word(name: str) -> str | None:
 
 
 def organ_key(name: str) -> frozenset[str]:
-    """The words of an organ's name in one spelling, without sides, levels and numbers, to compare hosts by."""
+    """Return the words of an organ's name in one spelling, without sides, levels and numbers, to compare hosts by."""
     return _organ_words(_split(name))
 
 

@@ -30,7 +30,7 @@ USUAL_REGIONS: Regions = ("thorax", "abdomen")
 
 
 def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
-    """The uppermost and the lowest body region of a label map; thorax to abdomen where none of their organs is shown.
+    """Return the uppermost and lowest body region of a label map; thorax to abdomen if no organ shows any.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
@@ -42,7 +42,7 @@ def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
 
 
 def regions_of(label_ids: Iterable[int]) -> Regions | None:
-    """The uppermost and the lowest body region that labels stand for; None where they stand for none."""
+    """Return the uppermost and the lowest body region that labels stand for; None where they stand for none."""
     present = set(label_ids)
     shown = [region for region, of_region in REGION_LABELS.items() if present.intersection(of_region)]
     return (shown[0], shown[-1]) if shown else None
@@ -55,5 +55,5 @@ def covers(regions: Regions, wanted: Regions) -> bool:
 
 
 def spell_out(regions: tuple[BodyRegion, ...] | None) -> Regions | None:
-    """One region or two as the uppermost and the lowest; None stays None."""
+    """Return one region or two as the uppermost and the lowest; None stays None."""
     return None if regions is None else (regions[0], regions[-1])

@@ -1,6 +1,6 @@
 """Lesion size: percentile, volume and equivalent diameter, and the distributions that tie them together.
 
-A size percentile is a fraction in [0, 1] of the distribution of the largest lesion per patient: one lesion asked for is
+A size percentile is a fraction in [0, 1] of the distribution of the largest lesion per patient: one lesion requested is
 one patient's main lesion. The diameter of a volume is that of the sphere of equal volume.
 """
 
@@ -22,12 +22,12 @@ _MM3_PER_ML = 1000.0
 
 
 def diameter_mm(volume_ml: float) -> float:
-    """Diameter in mm of the sphere that has this volume in mL."""
+    """Return the diameter in mm of the sphere that has this volume in mL."""
     return float((6.0 * volume_ml * _MM3_PER_ML / math.pi) ** (1.0 / 3.0))
 
 
 def volume_ml(diameter_mm: float) -> float:
-    """Volume in mL of the sphere that has this diameter in mm."""
+    """Return the volume in mL of the sphere that has this diameter in mm."""
     return math.pi * diameter_mm**3 / 6.0 / _MM3_PER_ML
 
 
@@ -67,7 +67,7 @@ class SizeDistribution:
             )
 
     def volume_ml(self, percentile: float) -> float:
-        """The volume in mL at a percentile in [0, 1]; between two quantiles its logarithm is interpolated.
+        """Return the volume in mL at a percentile in [0, 1]; between two quantiles its logarithm is interpolated.
 
         Raises:
             RequestError: If the percentile lies outside [0, 1].
@@ -87,7 +87,7 @@ class SizeDistribution:
         return float(low ** (1.0 - share) * high**share)
 
     def percentile(self, volume_ml: float) -> float:
-        """The fraction in [0, 1] of patients whose largest lesion is smaller; clipped at both ends."""
+        """Return the fraction in [0, 1] of patients whose largest lesion is smaller; clipped at both ends."""
         if volume_ml <= self.quantiles_ml[0]:
             return 0.0
         if volume_ml >= self.quantiles_ml[-1]:
@@ -98,7 +98,7 @@ class SizeDistribution:
         return (above - 1 + share) / (NUM_QUANTILES - 1)
 
     def cut(self, low_ml: float, high_ml: float) -> tuple[float, ...]:
-        """Quantiles in mL of the same distribution without the lesions outside ``[low_ml, high_ml]``."""
+        """Return quantiles in mL of the same distribution without the lesions outside ``[low_ml, high_ml]``."""
         first, last = self.percentile(low_ml), self.percentile(high_ml)
         steps = (step / (NUM_QUANTILES - 1) for step in range(NUM_QUANTILES))
         return tuple(self.volume_ml(min(1.0, first + step * (last - first))) for step in steps)
@@ -118,7 +118,7 @@ def reference_labels() -> tuple[str, ...]:
 
 @cache
 def reference_distribution(label_name: str) -> SizeDistribution:
-    """The package's own distribution for a label; for some labels a stand-in, which then says so.
+    """Return the package's own distribution for a label; for some labels a stand-in, which then says so.
 
     Raises:
         RequestError: If the package has none for this label.
@@ -129,21 +129,21 @@ def reference_distribution(label_name: str) -> SizeDistribution:
         return SizeDistribution(label_name, tuple(row["largest_per_patient_ml"]), row["source"])
     if label_name not in stand_ins:
         raise RequestError(
-            f"Sizes of '{label_name}': expected a label with known lesion sizes "
-            f"({', '.join(reference_labels())}), found none.{did_you_mean(label_name, reference_labels())} "
-            "Give the size in mm or mL, or measure your own lesions with --size-reference."
+            f"Sizes of '{label_name}': no lesion sizes are known for this label, only for "
+            f"{', '.join(reference_labels())}.{did_you_mean(label_name, reference_labels())} Give the size in mm or "
+            "mL, or measure your own lesions with --size-reference."
         )
     row = stand_ins[label_name]
     base = reference_distribution(row["stand_in"])
     low_ml, high_ml = row["limits_ml"]
-    source = f"stand-in, not measured: {base.label} cut at {low_ml:g}-{high_ml:g} mL ({base.source})"
+    source = f"estimated, not measured: {base.label} cut at {low_ml:g}-{high_ml:g} mL ({base.source})"
     return SizeDistribution(base.label, base.cut(low_ml, high_ml), source, stand_in_for=label_name)
 
 
 def measure_distribution(
     volumes_per_patient_ml: Sequence[Sequence[float]], label: str, source: str
 ) -> SizeDistribution:
-    """The distribution of the user's own lesions.
+    """Return the distribution of the user's own lesions.
 
     Args:
         volumes_per_patient_ml: For every patient the volumes in mL of all lesions; patients without any do not count.
@@ -156,8 +156,8 @@ def measure_distribution(
     largest = sorted(max(volumes) for volumes in volumes_per_patient_ml if volumes)
     if not largest:
         raise RequestError(
-            f"Sizes of '{label}' from {source}: expected at least one patient with a lesion, found none in "
-            f"{len(volumes_per_patient_ml)} label maps. Check --size-label."
+            f"Sizes of '{label}' from {source}: no patient with a lesion in {len(volumes_per_patient_ml)} label "
+            "maps. Check --size-label."
         )
     quantiles = (_quantile(largest, step / (NUM_QUANTILES - 1)) for step in range(NUM_QUANTILES))
     return SizeDistribution(label, tuple(quantiles), f"{source}, {len(largest)} patients")

@@ -1,7 +1,7 @@
 """TotalSegmentator's class tables and what each class is for MAISI, both ways.
 
 v1 has 104 classes, task ``total`` of v2 117, and so has ``total_v3``, here called v3, with a sixth lumbar vertebra in
-the place of the first sacral one; beside them stand the tasks that find lesions, cysts, vessels and the body
+ place of the first sacral one; next to them stand the tasks that find lesions, cysts, vessels and the body
 (``map_to_binary.py`` of TotalSegmentator 2.18, whose ``lung_vessels`` tells airways, their wall, arteries and veins
 apart; versions before 2.13 had the two classes that are ``lung_vessels_LEGACY`` now).
 Several v1 classes share one MAISI label (the heart's chambers and wall are ``heart``), and some have none: the face,
@@ -171,7 +171,7 @@ _TASK_IDS: dict[str, int] = {
 
 
 def totalsegmentator_names(version: TotalSegmentatorVersion) -> dict[int, str]:
-    """TotalSegmentator's own class names by its ids, background left out.
+    """Return TotalSegmentator's own class names by its ids, background left out.
 
     Raises:
         VocabularyError: If the version is not one of "v1", "v2" and "v3".
@@ -184,7 +184,7 @@ def totalsegmentator_names(version: TotalSegmentatorVersion) -> dict[int, str]:
 
 
 def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]:
-    """MAISI's id for every id of a TotalSegmentator label map, background (0 -> 0) included.
+    """Return MAISI's id for every id of a TotalSegmentator label map, background (0 -> 0) included.
 
     Raises:
         VocabularyError: If the version is not one of "v1", "v2" and "v3".
@@ -193,7 +193,7 @@ def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]
 
 
 def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
-    """The class names of a task beside ``total`` by its ids, background left out.
+    """Return the class names of a task beside ``total`` by its ids, background left out.
 
     Raises:
         VocabularyError: If the task is unknown.
@@ -206,7 +206,7 @@ def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
 
 
 def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
-    """MAISI's id for every id of a task's label map, background (0 -> 0) included; body where MAISI has no label.
+    """Return MAISI's id for every id of a task's label map, with 0 -> 0 and body where MAISI has no label.
 
     Raises:
         VocabularyError: If the task is unknown.
@@ -216,7 +216,7 @@ def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
 
 
 def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
-    """TotalSegmentator's id for every MAISI id that is exactly one of its classes, background (0 -> 0) included.
+    """Return TotalSegmentator's id for every MAISI id that is exactly one of its classes, background (0 -> 0) included.
 
     In v1 the heart is five classes, which MAISI's label map cannot tell apart, so that it has no id there.
 
@@ -231,7 +231,7 @@ def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
 
 
 def totalsegmentator_class(label_id: int) -> tuple[str, str] | None:
-    """The task of TotalSegmentator v2 that finds a label of MAISI, and its class there; None where no task does.
+    """Return the task of TotalSegmentator v2 that finds a label of MAISI, and its class there; None where no task does.
 
     Args:
         label_id: Id of the label; a placeholder slot has no class.

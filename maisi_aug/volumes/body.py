@@ -1,6 +1,6 @@
 """The patient's envelope in a CT: table, clothes and wires removed, lungs and gas filled.
 
-MAISI wants every body voxel without an organ to carry label 200; public label maps seldom have it, but their CT shows
+MAISI needs every body voxel without an organ to carry label 200; public label maps seldom have it, but their CT shows
 where the patient ends. The search runs on voxels of about 4 mm, where a table's shell is one or two voxels thin and a
 limb is not, and only the skin is then drawn at full resolution.
 """
@@ -51,7 +51,7 @@ class _Coarse:
 
 
 def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
-    """The patient's envelope.
+    """Return the patient's envelope.
 
     Args:
         image_hu: ``(I, J, K)`` CT in HU, RAS+; a body cut by the image's border is fine.
@@ -69,8 +69,8 @@ def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
     thick = _find_thick_parts(solid, coarse.spacing_mm)
     if not thick.any():
         raise VolumeError(
-            f"Body envelope: expected a patient in the CT, found values between {image_hu.min():g} and "
-            f"{image_hu.max():g} and nothing as thick as a limb. Is the image in HU?"
+            f"Body envelope: no patient was found in the CT: values lie between {image_hu.min():g} and "
+            f"{image_hu.max():g}, and nothing is as thick as a limb. Is the image in HU?"
         )
     body = _fill_cavities(_grow_back(thick, solid, tissue, coarse.spacing_mm), coarse)
     return _draw_skin(body, image_hu, coarse.factors)
@@ -92,8 +92,8 @@ def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacin
     """
     if label_map.shape != image_hu.shape:
         raise VolumeError(
-            f"Body envelope: expected a CT of the label map's shape {label_map.shape}, found {image_hu.shape}. "
-            "Give the CT that the label map was drawn on."
+            f"Body envelope: expected a CT of the label map's shape {label_map.shape}, found {image_hu.shape}. Use "
+            "the CT that the label map was drawn on."
         )
     body = find_body(image_hu, spacing_mm)
     return np.where((label_map == 0) & body, BODY_ID, label_map).astype(np.uint8)
@@ -165,7 +165,7 @@ def _find_thick_parts(solid: Mask, spacing_mm: Spacing) -> Mask:
 
 
 def _grow_back(thick: Mask, solid: Mask, tissue: Mask, spacing_mm: Spacing) -> Mask:
-    """Undo the erosion, and add thin tissue that ends near the body, such as ears; a table's shell goes on and on."""
+    """Undo the erosion, and add thin tissue that ends near the body, such as ears; a table's shell extends far."""
     reach_mm = ndimage.distance_transform_edt(~thick, sampling=spacing_mm)
     # Half a voxel more than the ball gives all but corners that are sharper than the ball.
     core: Mask = solid & (reach_mm <= SHELL_MM + 0.5 * max(spacing_mm))
@@ -181,7 +181,7 @@ def _grow_back(thick: Mask, solid: Mask, tissue: Mask, spacing_mm: Spacing) -> M
 
 
 def _depth_mm(solid: Mask, spacing_mm: Spacing) -> NDArray[np.float64]:
-    """Distance to the nearest voxel outside, where the image's border counts as inside: a cropped body goes on."""
+    """Distance to the nearest voxel outside, where the image's border counts as inside: a cropped body continues."""
     margin = [1 + int(np.ceil(LIMB_RADIUS_MM / side)) for side in spacing_mm]
     padded = np.pad(solid, [(width, width) for width in margin], mode="edge")
     depth = ndimage.distance_transform_edt(padded, sampling=spacing_mm)

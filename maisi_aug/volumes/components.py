@@ -22,7 +22,7 @@ TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
 
 def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
-    """Smallest box around a mask, widened by a margin of voxels within the array; empty slices for an empty mask."""
+    """Return the smallest box around a mask, with a margin within the array; empty slices for an empty mask."""
     box = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -33,7 +33,7 @@ def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
 
 
 def flood(score: NDArray[np.float64], room: Mask, start: NDArray[np.int64], num_voxels: int) -> Mask | None:
-    """The first ``num_voxels`` voxels of a lowest-score-first flood of the room; None if it holds fewer."""
+    """Return the first ``num_voxels`` voxels of a lowest-score-first flood of the room; None if it holds fewer."""
     rank = np.full(room.shape, np.iinfo(np.int64).max)
     order = np.argsort(score[room], kind="stable")
     places = np.empty(order.size, dtype=np.int64)
@@ -69,7 +69,7 @@ def label_parts(mask: Mask) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
 
     The same numbers as ``scipy.ndimage.label`` gives with ``TOUCHING``, several times sooner.
     """
-    if not mask.size:  # cc3d 3 gives back one axis
+    if not mask.size:  # cc3d 3 returns one axis
         return np.zeros(mask.shape, dtype=np.uint8), 0
     # As bytes: of a mask one voxel wide, cc3d 4.1 underestimates the number of parts and raises.
     labelled, num_parts = cc3d.connected_components(
@@ -79,7 +79,7 @@ def label_parts(mask: Mask) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
 
 
 def connected_parts(mask: Mask) -> Iterator[tuple[Box, Mask]]:
-    """The connected parts of a mask in scan order, each as its smallest box and its mask in that box."""
+    """Yield the connected parts of a mask in scan order, each as its smallest box and its mask in that box."""
     outer = bounding_box(mask)
     parts, num_parts = label_parts(mask[outer])
     for number, inner in enumerate(ndimage.find_objects(parts) if num_parts else (), start=1):
@@ -91,13 +91,13 @@ def _within(outer: slice, inner: slice) -> slice:
 
 
 def part_sizes(mask: Mask) -> list[int]:
-    """Numbers of voxels of the connected parts of a mask, in scan order."""
+    """Return numbers of voxels of the connected parts of a mask, in scan order."""
     labelled, _ = label_parts(mask[bounding_box(mask)])
     return [int(size) for size in np.bincount(labelled.ravel())[1:]]
 
 
 def is_any_of(label_map: NDArray[Any], label_ids: Iterable[int]) -> Mask:
-    """Mask of the voxels that carry one of the ids; quick for uint8, where a table of 256 entries is looked up."""
+    """Return the mask of the voxels that carry one of the ids; uint8 maps use a table of 256 entries."""
     ids = sorted(set(label_ids))
     if label_map.dtype != np.uint8:
         return np.isin(label_map, ids)
@@ -108,13 +108,13 @@ def is_any_of(label_map: NDArray[Any], label_ids: Iterable[int]) -> Mask:
 
 
 def measure_dice(expected: Mask, found: Mask) -> float | None:
-    """Dice of two masks of one shape; None where the expected one is empty, whatever was found."""
+    """Return Dice of two masks of one shape; None where the expected one is empty, whatever was found."""
     in_both, in_expected, in_found = (int(np.count_nonzero(mask)) for mask in (expected & found, expected, found))
     return _to_dice(in_both, in_expected, in_found)
 
 
 def measure_dice_by_class(expected: NDArray[Any], found: NDArray[Any], num_classes: int) -> list[float | None]:
-    """Dice of every class of two maps of one shape.
+    """Return Dice of every class of two maps of one shape.
 
     Args:
         expected: ``(I, J, K)`` classes that are right, below ``num_classes``.

@@ -1,4 +1,4 @@
-"""Which files are DICOM, told by their content, and what they hold: slices, a segmentation, contours, or none of these.
+"""Recognise DICOM files by their content, and what they hold: slices, a segmentation, contours, or none of these.
 
 Scanners and archives name files ``IM00001``, ``0000.IMA`` or after a UID, in folders of patient, study and series; no
 rule here goes by a name, except that what is called like another format is not opened.
@@ -27,13 +27,13 @@ _OTHER_SUFFIXES = (
 _PREAMBLE_BYTES = 128
 _MAGIC = b"DICM"
 _META_START = _PREAMBLE_BYTES + len(_MAGIC) + 12
-"""Of the group of file meta information, behind the element that states its length (PS3.10, 7.1)."""
+"""Start of the group of file meta information, after the element that states its length (PS3.10, 7.1)."""
 _META_BYTES = 4096
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
 MAX_UNPACKED_RATIO = 50
 _MOST_UNPACKED = 64 * 2**20
 MAX_PIXEL_RATIO = 20_000
-"""No compression of DICOM packs pixels further: JPEG 2000 needs some 100 bytes for 512x512 of one value."""
+"""Largest compression ratio of pixels in DICOM: JPEG 2000 needs some 100 bytes for 512x512 pixels of one value."""
 
 SEGMENTATION_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """Segmentation Storage, and Label Map Segmentation Storage (DICOM PS3.4 B.5)."""
@@ -66,12 +66,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files that lie directly in a folder, in the order of their names."""
+    """Return the DICOM files that lie directly in a folder, in the order of their names."""
     return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
 
 def walk_dicom(folder: Path) -> Iterator[list[Path]]:
-    """The DICOM files of a folder and of every folder below it, hidden ones left out; no empty lists."""
+    """Yield the DICOM files of a folder and of every folder below it, hidden ones left out; no empty lists."""
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found = dicom_files(Path(place))
@@ -80,36 +80,35 @@ def walk_dicom(folder: Path) -> Iterator[list[Path]]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """What an image is made of: a file, or all that lies in a DICOM folder and below it."""
+    """Return what an image is made of: a file, or all that lies in a DICOM folder and below it."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: bool = False) -> Dataset:
-    """A file's header.
+    """Return a file's header.
 
     Args:
         path: The file.
         tags: Keywords of what is needed, which is quicker; all by default.
-        has_pixels: Read the stored pixels, too, where they are asked for.
+        has_pixels: Read the stored pixels as well, where they are requested.
 
     Raises:
-        VolumeError: It is no DICOM file.
+        VolumeError: It is not a DICOM file.
     """
     header = open_dicom(path, stop_before_pixels=not has_pixels, specific_tags=tags)
     if "SOPClassUID" not in header:
         raise VolumeError(
-            f"{path}: expected a readable DICOM file, found a damaged or empty file without a SOP class. Replace the "
-            "file."
+            f"{path}: not a readable DICOM file: damaged, empty or without a SOP class. Replace the file."
         )
     return header
 
 
 def open_dicom(path: Path, **options: Any) -> Dataset:
-    """A file as pydicom reads it, every value of it converted, so that none is found to be damaged later.
+    """Return a file as pydicom reads it, every value of it converted, so that none is found to be damaged later.
 
     Args:
         path: The file.
-        options: Of ``pydicom.dcmread``.
+        options: Options of ``pydicom.dcmread``.
 
     Raises:
         VolumeError: It is damaged.
@@ -123,9 +122,7 @@ def open_dicom(path: Path, **options: Any) -> Dataset:
             for element in dataset.iterall():
                 _ = element.value
     except (OSError, ContentError) as error:
-        raise VolumeError(
-            f"{path}: expected a readable DICOM file, found a damaged one ({reason_of(error)}). Replace the file."
-        ) from error
+        raise VolumeError(f"{path}: not a readable DICOM file ({reason_of(error)}). Replace the file.") from error
     return dataset
 
 
@@ -144,23 +141,23 @@ def _require_bounded(path: Path) -> None:
 
 
 def whole_number(header: Dataset, keyword: str, path: Path | str, default: int | None = None) -> int:
-    """A value of a header that counts something.
+    """Return a value of a header that counts something.
 
     Args:
         header: The header.
-        keyword: Of the value.
+        keyword: Keyword (name) of the value.
         path: For messages.
-        default: What it is where the header has none or an empty one; None where it must have one.
+        default: Value if the header has none or an empty one; None if it is required.
 
     Raises:
-        VolumeError: It is missing or no whole number that is not negative.
+        VolumeError: It is missing or no integer that is not negative.
     """
     value = header.get(keyword)
     if value in (None, "") and default is not None:
         return default
     if isinstance(value, int) and value >= 0:
         return int(value)
-    raise VolumeError(f"{path}: expected a whole number as {keyword}, found {value!r}. Export the scan again.")
+    raise VolumeError(f"{path}: {keyword} must be an integer, found {value!r}. Export the scan again.")
 
 
 def require_pixels(dataset: Dataset, path: Path) -> None:
@@ -181,7 +178,7 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
 
 
 def items_of(header: Dataset, keyword: str) -> list[Dataset]:
-    """The items of a sequence; none where it is missing, empty or no sequence."""
+    """Return the items of a sequence; none where it is missing, empty or no sequence."""
     from pydicom.sequence import Sequence
 
     value = header.get(keyword)
@@ -189,7 +186,7 @@ def items_of(header: Dataset, keyword: str) -> list[Dataset]:
 
 
 def kind_of(path: Path) -> Kind:
-    """What a DICOM file holds."""
+    """Return what a DICOM file holds."""
     try:
         return kind_of_header(read_header(path, ("SOPClassUID", "Rows")))
     except VolumeError:
@@ -197,7 +194,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def kind_of_header(header: Dataset) -> Kind:
-    """What a file with this header holds."""
+    """Return what a file with this header holds."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in SEGMENTATION_CLASSES:
         return "segmentation"
@@ -207,7 +204,7 @@ def kind_of_header(header: Dataset) -> Kind:
 
 
 def name_of_kind(header: Any) -> str:
-    """What a file that holds no slices is, in words."""
+    """Return what a file that holds no slices is, in words."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in _NO_SLICES:
         return _NO_SLICES[sop_class]
@@ -226,12 +223,12 @@ def is_label_object(path: Path) -> bool:
 
 
 def find_label_objects(folder: Path) -> list[Path]:
-    """The segmentations and structure sets in a folder and below it."""
+    """Return the segmentations and structure sets in a folder and below it."""
     return [path for files in walk_dicom(folder) for path in files if is_label_object(path)]
 
 
 def find_volumes(folder: Path) -> list[Path]:
-    """The DICOM images that lie in a folder as cases.
+    """Return the DICOM images that lie in a folder as cases.
 
     Returns:
         The folder itself where it holds the slices of a series, files with several frames by themselves, and every

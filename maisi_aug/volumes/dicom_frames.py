@@ -1,7 +1,7 @@
-"""Where the slices of a DICOM image lie: every slice's own position, orientation and rescale decide, or it is refused.
+"""Position of a DICOM image's slices: each slice's own position, orientation and rescale decide, or it is refused.
 
 A file of one slice and a frame of an enhanced (multi-frame) image are one thing here, a :class:`Frame`. DICOM's world
-is LPS; affines are handed out in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
+is LPS; affines are returned in RAS+. PixelSpacing is the step from row to row, then from column to column (PS3.3
 C.7.6.2.1.1).
 """
 
@@ -31,11 +31,11 @@ MAX_SPARSE_SLICES = 10_000
 MAX_SPARSE_VOXELS = 2**28
 """Slices, and voxels, that frames at a distance may span; voxels up to 64 for each one that is stored."""
 OFF_LINE_VOXELS = 0.1
-"""How far a slice may lie off the line through the first and the last one."""
+"""Largest distance, in voxels, of a slice from the line through the first and the last one."""
 SQUARE = 1e-3
 """Rows and columns meet at a right angle to this; their directions are stored with a few digits."""
 MAX_VALUE = 1e6
-"""Of a place in mm, a step or a rescale; no scan comes near."""
+"""Largest absolute value of a position in mm, a step or a rescale; no scan comes near."""
 HU_TYPES = ("", "HU", "HU_MOD", "US")
 """``RescaleType`` of a CT in HU; US is 'unspecified', which most older files say."""
 
@@ -59,7 +59,7 @@ class Frame:
         direction: Along a row, then along a column, LPS.
         spacing_mm: From row to row, from column to column.
         sides: Rows, columns.
-        thickness_mm: What its header says of the distance to the next slice; None where it says nothing.
+        thickness_mm: Distance to the next slice by its header; None if missing.
         rescale: Slope and intercept of its values.
         storage: How its values are stored; slices that differ in it are of one image all the same.
     """
@@ -93,7 +93,7 @@ class Stack:
 
 
 def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[Frame]:
-    """The slices of one file.
+    """Return the slices of one file.
 
     Args:
         path: The file, for messages.
@@ -107,8 +107,8 @@ def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[F
     if not per_frame:
         if whole_number(header, "NumberOfFrames", path, 1) > 1:
             raise VolumeError(
-                f"{path}: expected a position for each of {header.NumberOfFrames} frames, found none. Export the scan "
-                "as enhanced CT or as single slices."
+                f"{path}: the {header.NumberOfFrames} frames have no positions. Export the scan as enhanced CT or as "
+                "single slices."
             )
         return [_read_frame(path, 0, header, (header,), is_image)]
     shared = items_of(header, "SharedFunctionalGroupsSequence") or [None]
@@ -119,7 +119,7 @@ def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[F
 
 
 def _groups(frame: Dataset, shared: Dataset | None, header: Dataset) -> Iterator[Dataset]:
-    """Where a frame's values may stand: its own groups, those of all frames, the header."""
+    """Return the places of a frame's values: its own groups, those of all frames, the header."""
     for groups in (frame, shared):
         for element in groups if groups is not None else ():
             if element.VR == "SQ" and element.value:
@@ -137,9 +137,9 @@ def _read_frame(path: Path, number: int, header: Dataset, places: tuple[Dataset,
     spacing = _floats(find("PixelSpacing"), 2, "PixelSpacing", subject)
     sides = whole_number(header, "Rows", path), whole_number(header, "Columns", path)
     if min(sides) < 1:
-        raise VolumeError(f"{path}: expected Rows and Columns of at least 1, found {sides}. Replace the file.")
+        raise VolumeError(f"{path}: Rows and Columns must be at least 1, found {sides}. Replace the file.")
     if min(spacing) < MIN_SPACING_MM:
-        raise VolumeError(f"{subject}: expected a positive PixelSpacing, found {list(spacing)}. Correct the file.")
+        raise VolumeError(f"{subject}: PixelSpacing must be positive, found {list(spacing)}. Correct the file.")
     thickness = _number(find("SpacingBetweenSlices"), "SpacingBetweenSlices", subject)
     thickness = thickness or _number(find("SliceThickness"), "SliceThickness", subject)
     return Frame(
@@ -162,18 +162,18 @@ def _floats(values: Any, count: int, keyword: str, subject: str) -> tuple[float,
         found = ()
     if len(found) != count or not all(abs(value) <= MAX_VALUE for value in found):
         raise VolumeError(
-            f"{subject}: expected {count} numbers as {keyword}, found {list(found) or 'none'}; without them nothing "
-            "tells where the slice lies. Export the scan again from the archive."
+            f"{subject}: {keyword} must be {count} numbers, found {list(found) or 'none'}; without it the position "
+            "of the slice is unknown. Export the scan again from the archive."
         )
     return found
 
 
 def _number(value: Any, keyword: str, subject: str) -> float | None:
-    """One number; None where there is none."""
+    """Read one number; None if there is none."""
     if value is None:
         return None
     if not isinstance(value, int | float) or not abs(value) <= MAX_VALUE:
-        raise VolumeError(f"{subject}: expected a number as {keyword}, found {value!r}. Export the scan again.")
+        raise VolumeError(f"{subject}: {keyword} must be a number, found {value!r}. Export the scan again.")
     return float(value)
 
 
@@ -183,7 +183,7 @@ def _squared(direction: Sequence[float], subject: str) -> Direction:
     lengths = np.linalg.norm(row), np.linalg.norm(column)
     if abs(lengths[0] - 1) > SQUARE or abs(lengths[1] - 1) > SQUARE or abs(float(row @ column)) > SQUARE:
         raise VolumeError(
-            f"{subject}: expected ImageOrientationPatient as two directions at a right angle, found "
+            f"{subject}: ImageOrientationPatient must be two perpendicular directions, found "
             f"{[round(part, 4) for part in direction]}. Export the scan again."
         )
     row = row / lengths[0]
@@ -197,15 +197,15 @@ def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
     slope, intercept = (_number(find(word), word, subject) for word in ("RescaleSlope", "RescaleIntercept"))
     kind = str(find("RescaleType") or "").strip().upper()
     if kind not in HU_TYPES:
-        raise VolumeError(f"{subject}: expected values in HU, found RescaleType {kind}. Export the scan in HU.")
+        raise VolumeError(f"{subject}: values must be in HU, found RescaleType {kind}. Export the scan in HU.")
     if find("ModalityLUTSequence") is not None and slope is None:
         raise VolumeError(
-            f"{subject}: expected a RescaleSlope, found a table of values (Modality LUT), which is not read. Export "
-            "the scan in HU."
+            f"{subject}: expected a RescaleSlope, found a table of values (Modality LUT), which is not supported. "
+            "Export the scan in HU."
         )
     scale = 1.0 if slope is None else slope
     if scale == 0:
-        raise VolumeError(f"{subject}: expected a RescaleSlope, found 0. Export the scan again.")
+        raise VolumeError(f"{subject}: RescaleSlope is 0. Export the scan again.")
     return scale, 0.0 if intercept is None else intercept
 
 
@@ -229,14 +229,14 @@ def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
     lowest = int(rising.argmin())
     if rising[lowest] < MIN_STEP_MM:
         raise VolumeError(
-            f"{subject}: expected one slice at every position, found two at {_spell_place(along[lowest])}: "
-            f"{_name(frames[order[lowest]])} and {_name(frames[order[lowest + 1]])}. Give one series, or one phase of "
-            "it, in a folder."
+            f"{subject}: two slices at the same position, {_spell_place(along[lowest])}: "
+            f"{_name(frames[order[lowest]])} and {_name(frames[order[lowest + 1]])}. Give one series, or one phase "
+            "of it, in a folder."
         )
     worst = int(np.abs(steps_mm - typical_mm).argmax())
     if abs(steps_mm[worst] - typical_mm) > max(UNEVEN_SHARE * typical_mm, MIN_STEP_MM):
         raise VolumeError(
-            f"{subject}: expected slices {typical_mm:.2f} mm apart, found {steps_mm[worst]:.2f} mm between slices "
+            f"{subject}: slices are {typical_mm:.2f} mm apart, but {steps_mm[worst]:.2f} mm between slices "
             f"{worst + 1} and {worst + 2} of {len(frames)}. Complete the series."
         )
     step = (along[-1] - along[0]) / (len(frames) - 1)
@@ -256,7 +256,7 @@ def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Seque
         step_mm: Distances of the slices that are tried before those which the frames themselves tell.
 
     Raises:
-        VolumeError: The frames differ in orientation, spacing or size, or are no slices of one even stack.
+        VolumeError: The frames differ in orientation, spacing or size, or are not slices of one even stack.
     """
     positions = _require_one_kind(frames, subject)
     normal = _normal_of(frames[0])
@@ -277,10 +277,7 @@ def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Seque
             stack = _build_stack(frames[0], first, way, tuple(places.tolist()), num_slices)
             _require_on_line(stack, positions, subject, places)
             return stack
-    raise VolumeError(
-        f"{subject}: expected frames at even distances, found positions that no distance explains. Export the "
-        "segmentation again on its CT."
-    )
+    raise VolumeError(f"{subject}: frames are not evenly spaced. Export the segmentation again on its CT.")
 
 
 def _require_span(frames: Sequence[Frame], num_slices: int, subject: Path | str) -> None:
@@ -288,7 +285,7 @@ def _require_span(frames: Sequence[Frame], num_slices: int, subject: Path | str)
     plane = frames[0].sides[0] * frames[0].sides[1]
     if num_slices > MAX_SPARSE_SLICES or plane * num_slices > max(MAX_SPARSE_VOXELS, 64 * plane * len(frames)):
         raise VolumeError(
-            f"{subject}: expected frames of one scan, found {len(frames)} that span {num_slices} slices. Export the "
+            f"{subject}: {len(frames)} frames span {num_slices} slices, which cannot be one scan. Export the "
             "segmentation again on its CT."
         )
 
@@ -310,8 +307,8 @@ def _require_one_kind(frames: Sequence[Frame], subject: Path | str) -> NDArray[n
         if apart.max() > tolerance:
             other = frames[int(apart.argmax())]
             raise VolumeError(
-                f"{subject}: expected one {what} in all slices, found {_spell(array[0])} in {_name(first)} and "
-                f"{_spell(array[int(apart.argmax())])} in {_name(other)}. Take out scouts and other series."
+                f"{subject}: {what} differs between slices: {_spell(array[0])} in {_name(first)} and "
+                f"{_spell(array[int(apart.argmax())])} in {_name(other)}. Remove scouts and other series."
             )
     return np.asarray([frame.position for frame in frames], dtype=np.float64)
 
@@ -323,7 +320,7 @@ def _normal_of(frame: Frame) -> NDArray[np.float64]:
 def _single_step(frame: Frame, subject: Path | str) -> float:
     if not frame.thickness_mm:
         raise VolumeError(
-            f"{subject}: expected SliceThickness or SpacingBetweenSlices of a single slice, found neither. Give the "
+            f"{subject}: a single slice needs SliceThickness or SpacingBetweenSlices, and has neither. Give the "
             "whole series."
         )
     return frame.thickness_mm
@@ -367,8 +364,8 @@ def _require_on_line(
     if np.abs(off[worst]).max() > 2 * OFF_LINE_VOXELS:
         off_mm = float(np.linalg.norm(stack.affine[:3, :3] @ off[worst]))
         raise VolumeError(
-            f"{subject}: expected slices along one line, found slice {worst + 1} of {len(positions)} {off_mm:.2f} mm "
-            "beside it. Give one series in a folder."
+            f"{subject}: slices are not on one line: slice {worst + 1} of {len(positions)} is {off_mm:.2f} mm off. "
+            "Give one series in a folder."
         )
 
 

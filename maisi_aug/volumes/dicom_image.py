@@ -2,7 +2,7 @@
 
 Places and rescales come from the slices' own headers (:mod:`maisi_aug.volumes.dicom_frames`), values from the stored
 pixels. pydicom decodes them, and ITK the compressed slices that pydicom has no decoder for. ITK takes the pixel type
-of the first slice for all, so that one wide enough is asked for; frames of an enhanced image are not left to it, for
+of the first slice for all, so that one wide enough is requested; frames of an enhanced image are not left to it, for
 it would use the first frame's rescale and the file's order for all.
 """
 
@@ -46,7 +46,7 @@ class _UndecodableError(VolumeError):
 
 
 def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Values and geometry of one image.
+    """Return values and geometry of one image.
 
     Args:
         path: A file, or a folder with one series in it or below it; scouts and objects without slices are left out.
@@ -68,14 +68,14 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     columns, rows, num_slices = array.shape
     if (rows, columns) != stack.sides or num_slices != stack.num_slices:
         raise VolumeError(
-            f"{path}: expected {stack.sides[1]}x{stack.sides[0]}x{stack.num_slices} voxels by the headers, found "
-            f"{columns}x{rows}x{num_slices}. Replace the files."
+            f"{path}: has {columns}x{rows}x{num_slices} voxels, {stack.sides[1]}x{stack.sides[0]}x{stack.num_slices} "
+            "by the headers. Replace the files."
         )
     return array, stack.affine
 
 
 def read_dicom_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Shape and affine of :func:`read_dicom_image`, from the headers alone."""
+    """Return shape and affine of :func:`read_dicom_image`, from the headers alone."""
     _, stack = _lay_out(_find_series(path, has_pixels=False), path)
     return (stack.sides[1], stack.sides[0], stack.num_slices), stack.affine
 
@@ -127,8 +127,7 @@ def _require_one_scale(frames: Sequence[Frame], headers: Sequence[tuple[Path, Da
     has_scale = [header.get("RescaleSlope") is not None for _, header in headers]
     if len(headers) == len(frames) and len(set(has_scale)) == 2:
         raise VolumeError(
-            f"{path}: expected a RescaleSlope in all {len(has_scale)} slices, found it in {sum(has_scale)}. Export the "
-            "series again."
+            f"{path}: only {sum(has_scale)} of {len(has_scale)} slices have a RescaleSlope. Export the series again."
         )
 
 
@@ -140,7 +139,7 @@ def _require_straight(stack: Stack, path: Path) -> None:
     rows, columns = stack.sides
     if not Grid((columns, rows, stack.num_slices), stack.affine).has_right_angles:
         raise VolumeError(
-            f"{path}: expected frames stacked along their normal, found a tilted stack in an enhanced image. Export "
+            f"{path}: frames of this enhanced image are tilted against their normal, which is not supported. Export "
             "the scan as single slices."
         )
 
@@ -197,7 +196,7 @@ def _unpack(header: Dataset, path: Path) -> NDArray[Any]:
     content = header.get("PixelData")
     content = content if isinstance(content, bytes) else b""
     if not 0 < used <= bits:
-        raise VolumeError(f"{path}: expected BitsStored up to {bits}, found {used}. Replace the file.")
+        raise VolumeError(f"{path}: BitsStored must be at most {bits}, found {used}. Replace the file.")
     if len(content) < rows * columns * bits // 8:
         raise VolumeError(
             f"{path}: expected {rows}x{columns} pixels of {bits} bits, found {len(content)} bytes. Replace the file."
@@ -255,7 +254,7 @@ def _read_with_itk(frames: Sequence[Frame], stack: Stack) -> NDArray[Any]:
         image = reader.Execute()
         array = np.asarray(SimpleITK.GetArrayFromImage(image)).T
     if array.ndim != 3:
-        raise ContentError(f"one value per voxel needed, {image.GetNumberOfComponentsPerPixel()} stored")
+        raise ContentError(f"one value per voxel is required, {image.GetNumberOfComponentsPerPixel()} are stored")
     return array
 
 
@@ -275,7 +274,9 @@ def _decode(path: Path) -> NDArray[Any]:
     """Stored values of a file, ``(frame, row, column)``."""
     dataset = open_dicom(path)
     if dataset.get("SamplesPerPixel", 1) != 1:
-        raise VolumeError(f"{path}: expected one value per voxel, found {dataset.SamplesPerPixel}. Export it in grey.")
+        raise VolumeError(
+            f"{path}: expected one value per voxel, found {dataset.SamplesPerPixel}. Export it in greyscale."
+        )
     syntax = dataset.file_meta.get("TransferSyntaxUID", "") if hasattr(dataset, "file_meta") else ""
     require_pixels(dataset, path)
     try:
@@ -285,7 +286,7 @@ def _decode(path: Path) -> NDArray[Any]:
         if not isinstance(error.__cause__, RuntimeError | NotImplementedError | ImportError):
             raise
         raise _UndecodableError(
-            f"{path}: expected frames that pydicom can decode here, found {getattr(syntax, 'name', syntax)}. "
-            "Decompress the file (gdcmconv --raw, dcmdjpeg), or install pylibjpeg."
+            f"{path}: pydicom cannot decode its transfer syntax here, {getattr(syntax, 'name', syntax)}. Decompress "
+            "the file (gdcmconv --raw, dcmdjpeg), or install pylibjpeg."
         ) from error
     return values if values.ndim == 3 else values[None]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import VolumeError
+from maisi_aug.errors import MaisiAugWarning, VolumeError
 from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.vocabulary.labels import lesion_word
 from maisi_aug.volumes.dicom_files import items_of, kind_of, open_dicom, read_header, require_pixels, whole_number
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
 ON_GRID_VOXELS = 0.1
-"""How far frames and contours may lie off the CT's voxels or slices."""
+"""Largest distance, in voxels, of frames and contours from the CT's voxels or slices."""
 MIN_SHARE = 0.5
 """A fractional segment holds a voxel of which it covers this share."""
 _ABNORMAL = "49755003"
@@ -43,12 +43,12 @@ MAX_ID = 65535
 
 @dataclass(frozen=True, eq=False)
 class DrawnLabels:
-    """What a DICOM object draws.
+    """Contents of a DICOM object with labels.
 
     Attributes:
         array: ``(I, J, K)`` in RAS+, ids of segments or structures; 0 for none.
         grid: Its geometry: the CT's where one was given.
-        names: What its ids are called.
+        names: Names of its ids.
     """
 
     array: NDArray[np.uint16]
@@ -77,16 +77,13 @@ def read_drawn_labels(path: Path, onto: Grid | None) -> DrawnLabels:
     """
     if kind_of(path) == "structures":
         if onto is None:
-            raise VolumeError(
-                f"{path}: expected a label map, found an RT structure set, whose contours need the grid of their CT. "
-                "Put the CT's series beside it."
-            )
+            raise VolumeError(f"{path}: an RT structure set needs the grid of its CT. Put the CT's series next to it.")
         return _read_structures(path, onto)
     return _read_segmentation(path, onto)
 
 
 def read_drawn_names(path: Path) -> dict[int, str]:
-    """What the ids of a segmentation or structure set are called; nothing of its voxels is read.
+    """Return what the ids of a segmentation or structure set are called; nothing of its voxels is read.
 
     Raises:
         VolumeError: It cannot be read.
@@ -101,12 +98,12 @@ def read_drawn_names(path: Path) -> dict[int, str]:
 
 
 def _list_segments(dataset: Dataset, path: Path) -> list[_Segment]:
-    """What a segmentation describes, without the background that label maps may list as segment 0."""
+    """List the segments of a segmentation, without the background that label maps may list as segment 0."""
     segments = []
     for item in items_of(dataset, "SegmentSequence"):
         number = whole_number(item, "SegmentNumber", path)
         if number > MAX_ID:
-            raise VolumeError(f"{path}: expected segments numbered up to {MAX_ID}, found {number}. Export it again.")
+            raise VolumeError(f"{path}: segments must be numbered up to {MAX_ID}, found {number}. Export it again.")
         name = str(item.get("SegmentLabel", "")).strip() or f"segment {number}"
         categories = items_of(item, "SegmentedPropertyCategoryCodeSequence")
         is_abnormal = any(str(category.get("CodeValue", "")) == _ABNORMAL for category in categories[:1])
@@ -118,7 +115,7 @@ def _read_segmentation(path: Path, onto: Grid | None) -> DrawnLabels:
     dataset = _open_segmentation(path)
     frames = read_frames(path, dataset, is_image=False)
     if not items_of(dataset, "PerFrameFunctionalGroupsSequence"):
-        raise VolumeError(f"{path}: expected a place for each frame of a segmentation, found none. Export it again.")
+        raise VolumeError(f"{path}: frames of the segmentation have no positions. Export it again.")
     step = None if onto is None else _step_along(onto, frames[0].direction)
     stack = stack_sparse(frames, path, step_mm=(step,))
     segments = _list_segments(dataset, path)
@@ -130,7 +127,7 @@ def _read_segmentation(path: Path, onto: Grid | None) -> DrawnLabels:
         known = {segment.number for segment in segments}
         unnamed = sorted(set(np.unique(array).tolist()) - known - {0})
         if unnamed:
-            raise VolumeError(f"{path}: expected segments that it describes, found {unnamed[:_MAX_SHOWN]} as well.")
+            raise VolumeError(f"{path}: has segments without a description: {unnamed[:_MAX_SHOWN]}.")
     else:
         _paint_segments(array, stack, dataset, segments, path)
     names = {segment.number: segment.name for segment in segments}
@@ -143,8 +140,7 @@ def _open_segmentation(path: Path) -> Any:
         import highdicom
     except ImportError as error:
         raise VolumeError(
-            f"{path}: expected a label map, found a DICOM segmentation (SEG), which is read with highdicom. Install "
-            "maisi-aug[dicom]."
+            f"{path}: a DICOM segmentation (SEG) is read with highdicom, which is missing. Install maisi-aug[dicom]."
         ) from error
     dataset = open_dicom(path)
     require_pixels(dataset, path)
@@ -153,7 +149,7 @@ def _open_segmentation(path: Path) -> Any:
             return highdicom.seg.Segmentation.from_dataset(dataset, copy=False)
     except ContentError as error:
         raise VolumeError(
-            f"{path}: expected a DICOM segmentation that highdicom reads, found: {error}. Export it again."
+            f"{path}: highdicom cannot read this DICOM segmentation: {error}. Export it again."
         ) from error
 
 
@@ -202,9 +198,7 @@ def _place_on(array: NDArray[np.uint16], grid: Grid, onto: Grid | None, path: Pa
     centre = -first + (np.asarray(onto.shape) - 1) / 2
     placed, _ = crop_or_pad(array, grid, onto.shape, fill=0, centre_ijk=centre.tolist())
     if np.count_nonzero(placed) < np.count_nonzero(array):
-        raise VolumeError(
-            f"{path}: expected segments inside the CT, found some outside of it. Give the CT that they were drawn on."
-        )
+        raise VolumeError(f"{path}: some segments are outside the CT. Give the CT that they were drawn on.")
     return placed, onto
 
 
@@ -219,7 +213,7 @@ def _step_along(onto: Grid, direction: Sequence[float]) -> float | None:
 
 
 def _list_structures(dataset: Dataset, path: Path) -> dict[int, _Segment]:
-    """Structures by ROI number; their ids are these, or 1, 2, ... where a number is no id of a label map."""
+    """Structures by ROI number; their ids are these, or 1, 2, ... where a number is not an id of a label map."""
     items = items_of(dataset, "StructureSetROISequence")
     numbers = [_roi_number(item, "ROINumber", path) for item in items]
     is_id = all(0 < number <= MAX_ID for number in numbers)
@@ -234,9 +228,7 @@ def _roi_number(item: Dataset, keyword: str, path: Path) -> int:
     """A structure's number, which may be negative."""
     value = item.get(keyword)
     if not isinstance(value, int):
-        raise VolumeError(
-            f"{path}: expected a whole number as {keyword}, found {value!r}. Export the structures again."
-        )
+        raise VolumeError(f"{path}: {keyword} must be an integer, found {value!r}. Export the structures again.")
     return int(value)
 
 
@@ -247,11 +239,12 @@ def _read_structures(path: Path, onto: Grid) -> DrawnLabels:
     names = {structure.number: structure.name for structure in structures.values()}
     contours, others = _list_contours(dataset, structures, onto, path)
     if not contours:
-        raise VolumeError(f"{path}: expected closed contours, found none. Export the structures again.")
+        raise VolumeError(f"{path}: has no closed contours. Export the structures again.")
     if others:
         warnings.warn(
-            f"{path}: expected closed contours, found others in {', '.join(sorted(others)[:_MAX_SHOWN])}, which "
-            "enclose nothing and are left out.",
+            f"{path}: {', '.join(sorted(others)[:_MAX_SHOWN])} have contours that are not closed and enclose "
+            "nothing; they are left out.",
+            MaisiAugWarning,
             stacklevel=4,
         )
     # All lie in slices along one axis: the one along which none of them extends.
@@ -289,8 +282,8 @@ def _list_contours(
                 points = np.asarray(contour.get("ContourData") or (), dtype=np.float64)
             if points.ndim != 1 or points.size % 3 or not (np.abs(points) <= MAX_VALUE).all():
                 raise VolumeError(
-                    f"{path}, '{structure.name}': expected contours of points in mm, found {points.size} numbers that "
-                    "are none. Export the structures again."
+                    f"{path}, '{structure.name}': contours must be points in mm, but these {points.size} numbers are "
+                    "not. Export the structures again."
                 )
             if str(contour.get("ContourGeometricType", "")).upper() in _CLOSED and points.size >= _TRIANGLE:
                 world = points.reshape(-1, 3) * _LPS_TO_RAS
@@ -306,7 +299,7 @@ def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: 
     Args:
         indices: ``(points, 3)`` voxel indices.
         onto: The CT's grid.
-        axis: Of the slices.
+        axis: Axis of the slices.
         subject: For messages.
 
     Raises:
@@ -318,15 +311,13 @@ def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: 
     off = float(np.abs(indices[:, axis] - place).max())
     if off > ON_GRID_VOXELS:
         raise VolumeError(
-            f"{subject}: expected contours on the CT's slices, found one {off * onto.spacing_mm[axis]:.2f} mm beside "
-            f"slice {place + 1}. Give the CT that they were drawn on."
+            f"{subject}: a contour lies {off * onto.spacing_mm[axis]:.2f} mm from the CT's nearest slice, slice "
+            f"{place + 1}. Give the CT that the contours were drawn on."
         )
     sides = [side for other, side in enumerate(onto.shape) if other != axis]
     flat = np.delete(indices, axis, axis=1)
     if not 0 <= place < onto.shape[axis] or (flat < -1).any() or (flat > np.asarray(sides)).any():
-        raise VolumeError(
-            f"{subject}: expected contours inside the CT, found one outside of it. Give the CT that they were drawn on."
-        )
+        raise VolumeError(f"{subject}: a contour is outside the CT. Give the CT that the contours were drawn on.")
     return place, np.asarray(polygon2mask(tuple(sides), flat), dtype=bool)
 
 
@@ -367,7 +358,7 @@ class _Painter:
             shown = ", ".join(f"{names[over]} in {names[under]}" for over, under in pairs[:_MAX_SHOWN])
             more = f" and {len(pairs) - _MAX_SHOWN} more pairs" if len(pairs) > _MAX_SHOWN else ""
             warnings.warn(
-                f"{self._path}: expected one label per voxel, found overlaps ({shown}{more}); the smaller one wins, a "
-                "lesion always.",
+                f"{self._path}: labels overlap ({shown}{more}); the smaller one wins, and a lesion always wins.",
+                MaisiAugWarning,
                 stacklevel=4,
             )

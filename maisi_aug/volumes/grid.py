@@ -48,7 +48,7 @@ class Grid:
 
     @classmethod
     def from_spacing(cls, shape: Shape, spacing_mm: Spacing) -> Grid:
-        """An axis-aligned RAS+ grid whose centre lies at the world origin."""
+        """Return an axis-aligned RAS+ grid whose centre lies at the world origin."""
         affine = np.diag([*spacing_mm, 1.0]).astype(np.float64)
         affine[:3, 3] = -0.5 * (np.asarray(shape) - 1) * np.asarray(spacing_mm)
         return cls(shape, affine)
@@ -84,25 +84,25 @@ class Grid:
         return (i, j, k)
 
     def cut(self, first: Sequence[float] | NDArray[Any], shape: Sequence[int]) -> Grid:
-        """The grid of a shape whose first voxel is voxel ``first`` of this one."""
+        """Return the grid of a shape whose first voxel is voxel ``first`` of this one."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.asarray(first)
         i, j, k = (int(side) for side in shape)
         return Grid((i, j, k), affine)
 
     def cut_to(self, box: Sequence[slice]) -> Grid:
-        """The grid of a box of voxels, along I, J, K."""
+        """Return the grid of a box of voxels, along I, J, K."""
         return self.cut([part.start for part in box], [part.stop - part.start for part in box])
 
     def divided_into(self, shape: Shape) -> Grid:
-        """The same field of view in another number of voxels along I, J, K."""
+        """Return the same field of view in another number of voxels along I, J, K."""
         factors = np.asarray(self.shape) / np.asarray(shape)
         step = np.eye(4)
         step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
         return Grid(shape, self.affine @ step)
 
     def with_voxels_of(self, spacing_mm: float) -> Grid:
-        """The same field of view in isotropic voxels of about this side, in millimetres."""
+        """Return the same field of view in isotropic voxels of about this side, in millimetres."""
         i, j, k = (max(1, round(extent / spacing_mm)) for extent in self.extent_mm)
         return self.divided_into((i, j, k))
 
@@ -125,12 +125,12 @@ class Grid:
 
 
 def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
-    """Volume in millilitres of a voxel whose sides are at right angles."""
+    """Return the volume in millilitres of a voxel whose sides are at right angles."""
     return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
 
 
 def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:
-    """A grid in a few words: ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, with its field of view or without."""
+    """Return a grid as ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, optionally without its field of view."""
     extent = "x".join(f"{side * step:.0f}" for side, step in zip(shape, spacing_mm, strict=True))
     words = f"{'x'.join(map(str, shape))} at {'x'.join(f'{step:.4g}' for step in spacing_mm)} mm"
     return f"{words} ({extent} mm)" if with_extent else words

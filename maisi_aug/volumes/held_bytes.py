@@ -1,7 +1,7 @@
-"""What the header of an image promises against what its file holds, so that no memory is taken for voxels that lack.
+"""Compare what an image's header promises with what its file holds, before memory is taken for missing voxels.
 
-Libraries take the memory that a header asks for, and some fill it, before they find the voxels missing: ITK fills 2 GB
-for an NRRD header of 300 bytes (SimpleITK 2.5.7). What is compressed is unpacked piece by piece and counted.
+Libraries allocate the memory that a header states, and some fill it, before they find the voxels missing: ITK fills
+2 GB for an NRRD header of 300 bytes (SimpleITK 2.5.7). What is compressed is unpacked piece by piece and counted.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from maisi_aug.errors import VolumeError
 from maisi_aug.system.content import ContentError, content_errors
 
 MAX_DEFLATE_RATIO: Final = 1032
-"""No byte of gzip or zlib unpacks to more (J. Gailly and M. Adler, zlib technical details: 1032:1)."""
+"""Largest ratio to which gzip or zlib unpack (J. Gailly and M. Adler, zlib technical details: 1032:1)."""
 MAX_HEADER_BYTES: Final = 10**6
 SURPLUS_BYTES: Final = 2**20
-"""What may follow the voxels."""
+"""Bytes that may follow the voxels."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _CHUNK_BYTES: Final = 2**16
 _MAX_PART_BYTES: Final = 2**20
@@ -30,7 +30,7 @@ RAW_DEFLATE: Final = -15
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where stored voxels lie.
+    """Place of stored voxels.
 
     Attributes:
         path: The file.
@@ -73,7 +73,7 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
 
 def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
-    """How many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
+    """Return how many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
 
     Args:
         piece: Compressed bytes.
@@ -108,11 +108,11 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
 
 
 def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
-    """All members of gzip bytes in memory, checksums verified; ``gzip`` itself would hold three copies.
+    """Return all members of gzip bytes in memory, checksums verified; ``gzip`` itself would hold three copies.
 
     Args:
         content: The compressed bytes.
-        max_bytes: What they may unpack to.
+        max_bytes: Largest unpacked size.
 
     Raises:
         ContentError: They unpack to more, or a member is damaged or cut off.
@@ -134,7 +134,7 @@ def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
 
 
 def unpack_start(content: bytes, num_bytes: int) -> bytes:
-    """The first bytes that gzip bytes unpack to; fewer where there are no more.
+    """Return the first bytes that gzip bytes unpack to; fewer where there are no more.
 
     Raises:
         ContentError: They are damaged.

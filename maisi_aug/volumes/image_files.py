@@ -1,6 +1,6 @@
 """The only place that opens image files: reading to RAS+, and writing so that a file appears whole or not at all.
 
-Every array handed out has axes ``I J K`` along R, A and S as closely as the file allows (axes are permuted and flipped,
+Every returned array has axes ``I J K`` along R, A and S as closely as the file allows (axes are permuted and flipped,
 so an oblique scan keeps its oblique affine) and at right angles: only a sheared file, such as a scan with a tilted
 gantry, is interpolated, with a warning that says so. Every file written goes to a hidden name in the same folder first,
 is flushed to the disk, and is then renamed; the same array gives the same bytes at any time.
@@ -20,14 +20,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import GridError, VolumeError
+from maisi_aug.errors import GridError, MaisiAugWarning, VolumeError
 from maisi_aug.system.content import ContentError, read_bounded, reason_of
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.volumes.dicom_files import DICOM_SUFFIXES, is_dicom, is_label_object
 from maisi_aug.volumes.grid import Grid, Shape, spell_grid
 from maisi_aug.volumes.itk_files import read_itk_grid, read_with_itk, take_itk_image
-from maisi_aug.volumes.nifti_files import PLAUSIBLE_MM, parse_nifti, read_nifti_grid, read_stored_geometry
-from maisi_aug.volumes.orientation import turn_to_ras
+from maisi_aug.volumes.nifti_files import (
+    PLAUSIBLE_MM,
+    parse_nifti,
+    read_nifti_grid,
+    read_nifti_slice,
+    read_stored_geometry,
+)
+from maisi_aug.volumes.orientation import axis_codes, turn_to_ras
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES)
@@ -40,7 +46,7 @@ LABEL_MAP_COMPRESSION = 6
 MAX_SIDE = 2**20
 """Voxels along an axis; whatever a header says."""
 ROUNDING = 1e-3
-"""Labels that are stored as fractions or with a scale come back no farther from whole numbers."""
+"""Labels that are stored as fractions or with a scale come back no farther from integers."""
 
 Kind = Literal["dicom", "nifti", "itk"]
 Stored = tuple[NDArray[Any], NDArray[np.float64]]
@@ -77,7 +83,7 @@ def load_image(path: Path | str) -> Volume:
         path: A file, or a folder for DICOM.
 
     Returns:
-        ``(I, J, K)`` in RAS+, at right angles: int16 where all values are whole numbers in its range, float32
+        ``(I, J, K)`` in RAS+, at right angles: int16 where all values are integers in its range, float32
         otherwise. A sheared image is resampled in HU, with a warning.
 
     Raises:
@@ -87,7 +93,7 @@ def load_image(path: Path | str) -> Volume:
     volume = _load_volume(Path(path))
     array = volume.array
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise VolumeError(f"{path}: expected finite values, found NaN or infinity. Replace them, by -1000 HU for air.")
+        raise VolumeError(f"{path}: has NaN or infinite values. Replace them; air is -1000 HU.")
     target = right_angled_grid(volume.grid)
     if target is not volume.grid:
         from maisi_aug.volumes.resampling import straighten_image
@@ -101,14 +107,57 @@ def load_image(path: Path | str) -> Volume:
     return Volume(np.ascontiguousarray(array, dtype=np.float32), target)
 
 
+def load_channels(path: Path | str) -> NDArray[np.float32]:
+    """Read a NIfTI file whose fourth axis counts channels, such as an encoded image.
+
+    Returns:
+        ``(C, I, J, K)`` float32 in RAS+.
+
+    Raises:
+        VolumeError: The file is missing, damaged, has no fourth axis, or holds values that are not finite.
+    """
+    path = Path(path)
+    with _in_a_sentence(path):
+        array, affine = parse_nifti(read_bounded(path), path)
+        if array.ndim != 4:
+            raise VolumeError(f"{path}: expected four axes, three of space and one of channels, found {array.ndim}.")
+        channels = [_reorient_to_ras(array[..., number], affine, path).array for number in range(array.shape[3])]
+    stacked: NDArray[np.float32] = np.stack(channels).astype(np.float32)
+    if not np.isfinite(stacked).all():
+        raise VolumeError(f"{path}: expected finite values, found NaN or infinity. Make the file again.")
+    return stacked
+
+
 def load_grid(path: Path | str) -> Grid:
-    """Geometry of what ``load_image`` gives, from the headers alone.
+    """Return geometry of what ``load_image`` gives, from the headers alone.
 
     Raises:
         VolumeError: The file cannot be read.
     """
     path = Path(path)
     return right_angled_grid(_read(lambda: _lay_out(path), path).grid)
+
+
+def load_axial_slice(path: Path | str, index: int) -> Volume | None:
+    """Read one axial slice of a NIfTI file without holding the volume in memory.
+
+    Args:
+        path: The file.
+        index: Index along S, from the feet.
+
+    Returns:
+        ``(I, J, 1)`` in RAS+ with the values of the file; None if its slices are not axial or it is not NIfTI.
+
+    Raises:
+        VolumeError: The file is missing or damaged, or it is not certain where its voxels are.
+    """
+    path = Path(path)
+    if _kind_of(path) != "nifti":
+        return None
+    direction = axis_codes(_lay_out(path)[1])[2]
+    if direction not in "SI":
+        return None
+    return _read(lambda: read_nifti_slice(path, index if direction == "S" else -1 - index), path)
 
 
 def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
@@ -138,7 +187,7 @@ def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
 
 
 def load_drawn_names(path: Path) -> dict[int, str]:
-    """What a DICOM segmentation or structure set calls its ids; of any other file nothing.
+    """Return what a DICOM segmentation or structure set calls its ids; of any other file nothing.
 
     Raises:
         VolumeError: It cannot be read.
@@ -152,7 +201,7 @@ def load_drawn_names(path: Path) -> dict[int, str]:
 
 
 def right_angled_grid(grid: Grid) -> Grid:
-    """The grid that a volume is handed out on: its own, or for a sheared one its orthogonal neighbour."""
+    """Return the grid that a volume is returned on: its own, or for a sheared one its orthogonal neighbour."""
     if grid.has_right_angles:
         return grid
     from maisi_aug.volumes.resampling import right_angled_grid as choose
@@ -176,14 +225,15 @@ def _tell_of_shear(subject: Path | str, grid: Grid, target: Grid) -> None:
     from maisi_aug.volumes.resampling import describe_shear
 
     warnings.warn(
-        f"{subject}: expected voxel axes at right angles, found {describe_shear(grid)}, as of a tilted gantry; it is "
+        f"{subject}: voxel axes are not at right angles ({describe_shear(grid)}), as with a tilted gantry; it is "
         f"resampled to {spell_grid(target.shape, target.spacing_mm, with_extent=False)}.",
+        MaisiAugWarning,
         stacklevel=3,
     )
 
 
 def load_stored_grid(path: Path | str) -> Grid:
-    """The geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
+    """Return the geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -192,10 +242,7 @@ def load_stored_grid(path: Path | str) -> Grid:
         shape, affine = read_stored_geometry(Path(path))
         return Grid(shape, affine)
     except (OSError, ContentError, GridError) as error:
-        raise VolumeError(
-            f"{path}: expected a readable NIfTI file, found a damaged or missing one ({reason_of(error)}). Replace the "
-            "file."
-        ) from error
+        raise VolumeError(f"{path}: not a readable NIfTI file ({reason_of(error)}). Replace the file.") from error
 
 
 def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
@@ -204,34 +251,34 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
     Args:
         content: The file's bytes, compressed or not.
         name: For messages.
-        max_bytes: What it may unpack to.
+        max_bytes: Largest unpacked size.
 
     Raises:
-        VolumeError: It cannot be read, unpacks to more, or holds values that are no labels.
+        VolumeError: It cannot be read, unpacks to more, or holds values that are not labels.
     """
     return _straighten_labels(_to_label_map(_read(lambda: parse_nifti(content, name, max_bytes), name), name), name)
 
 
 def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """An image that somebody holds in memory, turned to the closest RAS+ axes.
+    """Return an image that somebody holds in memory, turned to the closest RAS+ axes.
 
     Args:
         image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
             affine of its own.
         affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
-        subject: What to call it in messages.
+        subject: Name for messages.
 
     Raises:
-        VolumeError: It is no volume, or its geometry is not known.
+        VolumeError: It is not a volume, or its geometry is not known.
     """
     return _read(lambda: _take_apart(image, affine, subject), subject)
 
 
 def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """The same of a label map, judged as :func:`load_label_map` judges a file.
+    """Return the same of a label map, judged as :func:`load_label_map` judges a file.
 
     Raises:
-        VolumeError: It is no volume, holds values that are no labels, or its geometry is not known.
+        VolumeError: It is not a volume, holds values that are not labels, or its geometry is not known.
     """
     return _straighten_labels(_to_label_map(take_image(image, affine, subject=subject), subject), subject)
 
@@ -246,9 +293,7 @@ def _take_apart(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], ND
         chosen = getattr(image, "affine", None)
     chosen = chosen if affine is None else affine
     if chosen is None:
-        raise VolumeError(
-            f"{subject}: expected its geometry, found an array alone. Give affine=, from voxel index to RAS+ mm."
-        )
+        raise VolumeError(f"{subject}: an array also needs its geometry. Give affine=, from voxel index to RAS+ mm.")
     if array.ndim == 4 and array.shape[0] == 1:  # a channel, as MONAI has it
         array = array[0]
     return array, np.asarray(chosen, dtype=np.float64)
@@ -262,8 +307,8 @@ def _to_label_map(volume: Volume, subject: str) -> Volume:
             is_odd = ~np.isfinite(array) | (np.abs(array - whole) > ROUNDING)
         if is_odd.any():
             raise VolumeError(
-                f"{subject}: expected whole numbers as labels, found {float(array[is_odd][0])!r}. Is this an image, "
-                "not a label map?"
+                f"{subject}: labels must be integers, found {float(array[is_odd][0])!r}. Is this an image, not a "
+                "label map?"
             )
         array = whole
     return Volume(np.ascontiguousarray(_to_smallest_unsigned(array, subject)), volume.grid)
@@ -292,13 +337,13 @@ def _lay_out(path: Path) -> Stored:
 
 
 def _kind_of(path: Path) -> Kind:
-    """Who reads a file or folder.
+    """Return the reader of a file or folder.
 
     Raises:
         VolumeError: It is not there, or called like none that can be read.
     """
     if not path.exists():
-        raise VolumeError(f"{path}: expected an image file, found nothing there. Check the path.")
+        raise VolumeError(f"{path}: not found. Check the path.")
     if path.is_dir() or is_dicom(path):
         return "dicom"
     if path.name.lower().endswith(NIFTI_SUFFIXES):
@@ -306,8 +351,8 @@ def _kind_of(path: Path) -> Kind:
     if is_readable_name(path):
         return "itk"
     raise VolumeError(
-        f"{path}: expected one of {', '.join(READABLE_SUFFIXES)} or a DICOM folder, found another name. "
-        "Convert or rename the file."
+        f"{path}: the name must end in one of {', '.join(READABLE_SUFFIXES)}, or be a DICOM folder. Convert or "
+        "rename the file."
     )
 
 
@@ -328,13 +373,12 @@ def _in_a_sentence(subject: Path | str) -> Iterator[None]:
     try:
         yield
     except GridError as error:
-        raise VolumeError(f"{subject}: expected a usable geometry. {error}") from error
+        raise VolumeError(f"{subject}: its geometry cannot be used. {error}") from error
     except MemoryError as error:
-        raise VolumeError(f"{subject}: expected an image that fits into memory, found a larger one.") from error
+        raise VolumeError(f"{subject}: the image does not fit into memory.") from error
     except (OSError, ContentError) as error:
         raise VolumeError(
-            f"{subject}: expected a readable image, found a damaged or empty file ({reason_of(error)}). Replace the "
-            "file."
+            f"{subject}: not a readable image, but damaged or empty ({reason_of(error)}). Replace the file."
         ) from error
 
 
@@ -373,8 +417,8 @@ def _reorient_to_ras(array: NDArray[Any], affine: NDArray[np.float64], path: Pat
     turned, grid = turn_to_ras(array, affine)
     if min(grid.spacing_mm) < PLAUSIBLE_MM[0] or max(grid.spacing_mm) > PLAUSIBLE_MM[1]:
         raise VolumeError(
-            f"{path}: expected voxels of a CT, found {spell_grid(grid.shape, grid.spacing_mm, with_extent=False)}. "
-            "Does the header count in another unit than millimetres?"
+            f"{path}: voxels of {spell_grid(grid.shape, grid.spacing_mm, with_extent=False)} are not those of a CT. "
+            "Is the header's unit something else than millimetres?"
         )
     return Volume(turned, grid)
 
@@ -393,7 +437,7 @@ def save_image(path: Path | str, image_hu: NDArray[Any], grid: Grid, *, is_new: 
     """
     if image_hu.dtype != np.int16:
         if image_hu.dtype.kind == "f" and not np.isfinite(image_hu).all():
-            raise VolumeError(f"{path}: expected finite HU, found NaN or infinity. Reject this case.")
+            raise VolumeError(f"{path}: has NaN or infinite HU. Reject this case.")
         image_hu = np.clip(np.rint(image_hu), -32768, 32767).astype(np.int16)
     _save_nifti(Path(path), image_hu, grid, IMAGE_COMPRESSION, is_new=is_new)
 
@@ -433,12 +477,12 @@ def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_n
         )
     if not grid.has_right_angles:
         raise VolumeError(
-            f"{path}: expected voxel axes at right angles, found a sheared affine "
-            f"{np.round(grid.affine[:3, :3], 4).tolist()}, which a qform, ITK and DICOM cannot hold. Read the volume "
-            "with load_image or load_label_map, which resample it."
+            f"{path}: voxel axes are not at right angles: affine {np.round(grid.affine[:3, :3], 4).tolist()}, which "
+            "a qform, ITK and DICOM cannot represent. Read the volume with load_image or load_label_map, which "
+            "resample it."
         )
     if not path.name.endswith(NIFTI_SUFFIXES):
-        raise VolumeError(f"{path}: expected a name ending in .nii.gz or .nii, found '{path.name}'. Rename the target.")
+        raise VolumeError(f"{path}: the name must end in .nii.gz or .nii. Rename the target.")
     header = _build_nifti_header(array.dtype.str, grid.shape, grid.affine.tobytes())
     # A fixed gzip header (no name, no time) is what wbits=31 writes: same array, same bytes.
     packer = zlib.compressobj(level, zlib.DEFLATED, 31) if path.name.endswith(".gz") else None
@@ -460,8 +504,8 @@ def _build_nifti_header(dtype: str, shape: Shape, affine: bytes) -> bytes:
     """Everything before the voxels; the files of a cohort mostly share it.
 
     Args:
-        dtype: Of the voxels, as NumPy spells it.
-        shape: Of the array.
+        dtype: Floating-point type of the voxels, as NumPy spells it.
+        shape: Shape of the array.
         affine: The bytes of its affine, ``(4, 4)`` float64.
     """
     import nibabel as nib

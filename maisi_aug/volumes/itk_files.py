@@ -69,7 +69,7 @@ def read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels with their first axis first, and the affine to RAS+ mm, of an image that SimpleITK holds.
+    """Return voxels with their first axis first, and the affine to RAS+ mm, of an image that SimpleITK holds.
 
     Raises:
         ContentError: It has several values in a voxel.
@@ -81,7 +81,7 @@ def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_itk_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape and affine of :func:`read_with_itk`, from the header alone.
+    """Return shape and affine of :func:`read_with_itk`, from the header alone.
 
     Raises:
         ContentError: ITK cannot read it.
@@ -111,7 +111,7 @@ def _affine_of(image: Any) -> NDArray[np.float64]:
     num_components = image.GetNumberOfComponents() if hasattr(image, "GetNumberOfComponents") else None
     num_components = image.GetNumberOfComponentsPerPixel() if num_components is None else num_components
     if num_components != 1:
-        raise ContentError(f"one value per voxel needed, {num_components} stored")
+        raise ContentError(f"one value per voxel is required, {num_components} are stored")
     num_axes = image.GetDimension()
     direction = np.asarray(image.GetDirection()).reshape(num_axes, num_axes)
     affine = np.eye(4)
@@ -130,7 +130,7 @@ class _Header:
     num_bytes: int
 
     def find(self, *names: str) -> str:
-        """The first of several spellings that there is."""
+        """Return the first of several spellings that there is."""
         return next((self.fields[name] for name in names if name in self.fields), "")
 
 
@@ -171,13 +171,13 @@ def require_nrrd_frame(path: Path) -> None:
     if not fields.get("space") or "space directions" not in fields:
         missing = "space" if not fields.get("space") else "space directions"
         raise VolumeError(
-            f"{path}: expected 'space' and 'space directions' in the header, found no '{missing}', so that left and "
-            "right are not known. Write the file with its patient frame, such as left-posterior-superior."
+            f"{path}: the header has no '{missing}', so left and right are unknown. Write the file with 'space', "
+            "such as left-posterior-superior, and 'space directions'."
         )
     units = [part.strip().lower() for part in fields.get("space units", "").split('"') if part.strip()]
     if any(unit not in _MILLIMETRES for unit in units):
         raise VolumeError(
-            f"{path}: expected millimetres, found 'space units' {fields['space units']}, which ITK does not convert. "
+            f"{path}: the unit must be mm, found 'space units' {fields['space units']}, which ITK does not convert. "
             "Write the file in mm."
         )
 
@@ -196,7 +196,7 @@ def require_nrrd_voxels(path: Path) -> None:
         count = math.prod(max(int(side), 0) for side in header.find("sizes").split())
         encoding = header.find("encoding").lower()
         if header.find("type").lower() not in _WIDTHS:
-            raise ContentError(f"its type '{header.find('type')[:40]}' is no number")
+            raise ContentError(f"its type '{header.find('type')[:40]}' is not numeric")
         width = _WIDTHS[header.find("type").lower()]
         pieces = tuple(_find_nrrd_pieces(header, path))
     if encoding in _AS_TEXT:
@@ -206,7 +206,7 @@ def require_nrrd_voxels(path: Path) -> None:
 
 
 def _find_nrrd_pieces(header: _Header, path: Path) -> Iterator[Piece]:
-    """Where the voxels are: behind the header, or in files beside it."""
+    """Find the voxels, which follow the header or are in files next to it."""
     source = header.find("data file", "datafile")
     if not source:
         yield Piece(path, header.num_bytes)
@@ -236,10 +236,12 @@ def require_metaimage_voxels(path: Path) -> None:
             raise ContentError(f"its header has no '{missing}'")
         early = next((name for name in fields if name == "ndims" or name in _AFTER_NUMBER), "")
         if early != "ndims" or int(fields["ndims"]) != len(fields["dimsize"].split()):
-            raise ContentError(f"its header has 'NDims = {fields['ndims'][:40]}' behind '{early}', or other sides")
+            raise ContentError(
+                f"its header has 'NDims = {fields['ndims'][:40]}' after '{early}', or inconsistent sides"
+            )
         kind = fields["elementtype"].removeprefix("MET_").removesuffix("_ARRAY")
         if kind not in _METAIMAGE_WIDTHS:
-            raise ContentError(f"its ElementType '{kind[:40]}' is no number")
+            raise ContentError(f"its ElementType '{kind[:40]}' is not numeric")
         sides = [max(int(side), 0) for side in fields["dimsize"].split()]
         num_values = math.prod(sides) * max(1, int(fields.get("elementnumberofchannels", "1")))
         pieces = tuple(_find_metaimage_pieces(fields[_LAST_FIELD], later_lines, path, header_bytes))
@@ -267,7 +269,7 @@ def _read_metaimage_header(path: Path) -> tuple[Mapping[str, str], tuple[str, ..
 
 
 def _find_metaimage_pieces(source: str, later_lines: tuple[str, ...], path: Path, header_bytes: int) -> Iterator[Piece]:
-    """Where the voxels are: behind the header, in a file beside it, or in several."""
+    """Find the voxels, which follow the header or are in one or several files next to it."""
     if source.upper() == "LOCAL":
         yield Piece(path, header_bytes)
     elif source.startswith("LIST"):

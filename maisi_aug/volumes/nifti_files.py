@@ -8,6 +8,7 @@ read differently is refused, or what is taken is said.
 
 from __future__ import annotations
 
+import gzip
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import VolumeError
+from maisi_aug.errors import MaisiAugWarning, VolumeError
 from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.volumes.held_bytes import (
     GZIP_MAGIC,
@@ -32,7 +33,7 @@ from maisi_aug.volumes.held_bytes import (
 
 _LONGEST_HEADER: Final = 540
 _PACKED_START: Final = 2**16
-"""More compressed bytes than any header takes."""
+"""Number of compressed bytes that contain any header."""
 UNIT_MM = {1: 1000.0, 3: 0.001}
 """``xyzt_units``: metres and micrometres; all others are millimetres (nifti1.h, NIFTI_UNITS_*)."""
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
@@ -48,12 +49,12 @@ SAME_PLACE_VOXELS = 0.1
 def parse_nifti(
     content: bytes, subject: Path | str, max_bytes: int | None = None
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NIfTI-1 or NIfTI-2; gzip is told by its content, and its checksum is verified.
+    """Read NIfTI-1 or NIfTI-2; gzip is recognised by its content, and its checksum is verified.
 
     Args:
         content: The file's bytes.
         subject: For messages.
-        max_bytes: What it may unpack to, whatever its header says.
+        max_bytes: Largest unpacked size, regardless of its header.
 
     Returns:
         The voxels with their axes as they are stored, and the affine to RAS+ mm.
@@ -81,7 +82,7 @@ def parse_nifti(
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Shape and affine of :func:`parse_nifti`, from the header alone.
+    """Return shape and affine of :func:`parse_nifti`, from the header alone.
 
     Raises:
         ContentError: It is damaged.
@@ -93,8 +94,44 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
     return header.get_data_shape(), affine_of(header, header.get_data_shape(), start, path)
 
 
+def read_nifti_slice(path: Path, index: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Read one slice along the last stored axis; the rest of the file is not held in memory.
+
+    Args:
+        path: The file.
+        index: Index along that axis, counted from its end if negative.
+
+    Returns:
+        ``(I, J, 1)`` and its affine, as of :func:`parse_nifti`.
+
+    Raises:
+        ContentError: The file is damaged, or has no such slice.
+        OSError: It is missing or cannot be read.
+        VolumeError: It says something that readers disagree on.
+    """
+    start = _read_start(path)
+    header = _parse_header(start)
+    sides = [*map(int, header.get_data_shape()), 1, 1, 1][:3]
+    affine = affine_of(header, sides, start, path)
+    index += sides[2] if index < 0 else 0
+    num_bytes = sides[0] * sides[1] * int(header.get_data_dtype().itemsize)
+    with path.open("rb") as stored, content_errors(path):
+        is_packed = stored.read(2) == GZIP_MAGIC
+        stored.seek(0)
+        unpacked = gzip.GzipFile(fileobj=stored) if is_packed else stored
+        unpacked.seek(max(0, int(header["vox_offset"])) + index * num_bytes)
+        content = unpacked.read(num_bytes)
+        if not 0 <= index < sides[2] or len(content) < num_bytes:
+            raise ContentError(f"it has no slice {index}")
+        array = np.frombuffer(content, header.get_data_dtype()).reshape((sides[0], sides[1], 1), order="F")
+        slope, intercept = header.get_slope_inter()
+        scaled = array if slope in (None, 1.0) and not intercept else array * slope + intercept
+    affine[:3, 3] += index * affine[:3, 2]
+    return scaled, affine
+
+
 def read_stored_geometry(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """The first three sides and the affine as nibabel has it, units and all; for files of this package's own kind.
+    """Return the first three sides and the affine as nibabel does, including units; only for our own files.
 
     Raises:
         ContentError: It is damaged.
@@ -147,11 +184,11 @@ def _count_promised(header: Any) -> int:
 
 
 def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
-    """Voxel to RAS+ millimetres, with the units of the header.
+    """Return voxel to RAS+ millimetres, with the units of the header.
 
     Args:
         read: nibabel's header, NIfTI-1 or NIfTI-2.
-        sides: Of the image.
+        sides: Sides of the image.
         stored: The file's first bytes, at least its header's: nibabel clears the scale and mends steps on reading.
         subject: The file, for messages.
 
@@ -163,8 +200,8 @@ def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | st
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
     if sform_code <= 0 and qform_code <= 0:
         raise VolumeError(
-            f"{subject}: expected an sform or qform with a code above 0, found none, so that left and right are not "
-            "known: nibabel and ITK read such a file mirrored. Convert it again from DICOM, or set its sform code."
+            f"{subject}: has no sform or qform with a code above 0, so left and right are unknown: nibabel and ITK "
+            "read such a file mirrored. Convert it again from DICOM, or set its sform code."
         )
     _require_one_scale(header, subject)
     with content_errors():
@@ -183,8 +220,8 @@ def _require_one_scale(header: Any, subject: Path | str) -> None:
     has_slope = bool(np.isfinite(slope)) and slope != 0
     if not has_slope and np.isfinite(intercept) and intercept != 0:
         raise VolumeError(
-            f"{subject}: expected a scl_slope beside scl_inter {intercept:g}, found {slope:g}, which nibabel reads "
-            "without the intercept and ITK with it. Set scl_slope to 1, or scl_inter to 0."
+            f"{subject}: scl_inter is {intercept:g} but scl_slope is {slope:g}, so that nibabel ignores the "
+            "intercept and ITK applies it. Set scl_slope to 1, or scl_inter to 0."
         )
 
 
@@ -198,8 +235,8 @@ def _require_same_spacing(header: Any, affine: NDArray[np.float64], shape: list[
     apart = np.abs(steps - lengths) / lengths * (np.maximum(np.asarray(shape), 2) - 1)
     if not np.isfinite(apart).all() or apart.max() > SAME_VOXELS:
         raise VolumeError(
-            f"{subject}: expected pixdim to be the sform's spacing, {_spell(lengths)} mm, found {_spell(steps)}; "
-            "nibabel goes by one and ITK by the other. Correct the header."
+            f"{subject}: pixdim ({_spell(steps)} mm) differs from the sform's spacing ({_spell(lengths)} mm); "
+            "nibabel uses one and ITK the other. Correct the header."
         )
 
 
@@ -212,10 +249,11 @@ def _tell_two_places(
     corners = np.array(list(product(*((0, max(side - 1, 1)) for side in shape))))
     far_mm = np.linalg.norm(corners @ (affine - qform)[:3, :3].T + (affine - qform)[:3, 3], axis=1).max()
     if far_mm > SAME_PLACE_VOXELS * np.linalg.norm(affine[:3, :3], axis=0).min():
-        others = "as nibabel and ITK do" if sform_code == 1 else "as nibabel does; ITK and SimpleITK take the qform"
+        others = "as in nibabel and ITK" if sform_code == 1 else "as in nibabel; ITK and SimpleITK use the qform"
         warnings.warn(
-            f"{subject}: expected one place for the voxels, found an sform (code {sform_code}) and a qform (code "
-            f"{int(header['qform_code'])}) up to {far_mm:.3g} mm apart; the sform is taken, {others}.",
+            f"{subject}: the sform (code {sform_code}) and the qform (code {int(header['qform_code'])}) place voxels "
+            f"up to {far_mm:.3g} mm apart; the sform is used, {others}.",
+            MaisiAugWarning,
             stacklevel=4,
         )
 
@@ -228,7 +266,7 @@ def _to_millimetres(affine: NDArray[np.float64], unit: int, subject: Path | str)
     lengths = np.linalg.norm(scaled[:3, :3], axis=0)
     if lengths.min() < PLAUSIBLE_MM[0] or lengths.max() > PLAUSIBLE_MM[1]:
         raise VolumeError(
-            f"{subject}: expected voxels of a CT, found {_spell(lengths)} mm, since the header counts in "
+            f"{subject}: voxels of {_spell(lengths)} mm are not those of a CT; the header's unit is "
             f"{_UNIT_NAMES[unit]}. Correct its xyzt_units."
         )
     return scaled

@@ -20,7 +20,7 @@ _LETTERS = ("RL", "AP", "SI")  # per world axis: towards +, towards -
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
-    """The direction that each voxel axis is closest to.
+    """Return the direction that each voxel axis is closest to.
 
     Args:
         affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
@@ -33,7 +33,7 @@ def axis_codes(affine: NDArray[np.float64]) -> str:
 
 
 def turn_volume(array: NDArray[Scalar], grid: Grid, codes: str) -> tuple[NDArray[Scalar], Grid]:
-    """The same volume with axes that run as ``codes`` says; every voxel keeps its place in the world.
+    """Return the same volume with axes that run as ``codes`` says; every voxel keeps its place in the world.
 
     Args:
         array: ``(I, J, K)``.
@@ -60,7 +60,7 @@ def turn_volume(array: NDArray[Scalar], grid: Grid, codes: str) -> tuple[NDArray
 
 
 def turn_to_ras(array: NDArray[Scalar], affine: NDArray[np.float64]) -> tuple[NDArray[Scalar], Grid]:
-    """A stored array with axes that run as closely along R, A and S as they allow.
+    """Return a stored array with axes that run as closely along R, A and S as they allow.
 
     Args:
         array: Three axes in any order.

@@ -13,16 +13,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
+from maisi_aug.errors import MaisiAugWarning
 from maisi_aug.system.content import spells_number
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
 
 MAX_BYTES = 2**22
-"""Of a header that is looked at; more is no table of labels."""
+"""Bytes of a header that are searched; larger ones have no table of labels."""
 _NRRD_FIELD = re.compile(r"^(Segment\d+)_(Name|LabelValue|Layer):=(.*)$", re.MULTILINE)
 
 
 def load_own_names(path: Path) -> Mapping[int, str]:
-    """Id -> name as the label map's own header has it; empty where it has none.
+    """Return id -> name as the label map's own header has it; empty where it has none.
 
     Warns where the header holds several tables that differ, and says which one is used.
     """
@@ -34,8 +35,9 @@ def load_own_names(path: Path) -> Mapping[int, str]:
         changed = sorted(i for i in tables[-1] if any(table.get(i) != tables[-1][i] for table in tables))[:3]
         shown = ", ".join(f"{label_id} is '{tables[-1][label_id]}'" for label_id in changed)
         warnings.warn(
-            f"{path.name}: expected one table of label names in its header, found {len(tables)} that differ; the last "
-            f"one, which was written last, is used ({shown or 'it names fewer'}).",
+            f"{path.name}: its header has {len(tables)} different tables of label names; the last one, which was "
+            f"written last, is used ({shown or 'it names fewer'}).",
+            MaisiAugWarning,
             stacklevel=2,
         )
     return tables[-1] if tables else {}

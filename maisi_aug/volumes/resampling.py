@@ -56,6 +56,7 @@ def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: 
     if source.is_close(target, tolerance_mm=1e-6):
         return image.copy()
     to_source = _index_map(target, source)
+    # (3,) in source voxels: half of what the step is longer than one voxel
     sigma = np.maximum((np.linalg.norm(to_source[:3, :3], axis=1) - 1.0) / 2.0, 0.0)
     values = image.astype(np.float32)
     if (sigma > 0.01).any():
@@ -90,7 +91,7 @@ def _interpolate(
     fill: float,
     dtype: np.dtype[Scalar],
 ) -> NDArray[Scalar]:
-    matrix = to_source[:3, :3]
+    matrix = to_source[:3, :3]  # (3, 3) target index to source index
     if np.abs(matrix - np.diag(np.diag(matrix))).max() < 1e-9:
         matrix = np.diag(matrix)  # SciPy has a quicker path for this form
     resampled = ndimage.affine_transform(
@@ -149,23 +150,24 @@ def crop_or_pad(
     fill: float,
     centre_ijk: Sequence[float] | None = None,
 ) -> tuple[NDArray[Scalar], Grid]:
-    """Cut or fill up an array to a shape without moving anything in space.
+    """Crop or pad an array to a shape without moving its content in space.
 
     Args:
         array: ``(I, J, K)`` values; not modified.
         grid: Grid of the array.
-        shape: Wanted shape.
-        fill: Value of voxels from beyond the array.
+        shape: Shape of the result.
+        fill: Value of padded voxels.
         centre_ijk: Voxel index that becomes the centre of the result; the array's centre by default.
 
     Returns:
-        The array of the wanted shape and its grid.
+        The array of the given shape, and its grid.
 
     Raises:
-        GridError: If the array does not have the grid's shape, or the wanted shape is not positive.
+        GridError: If the array does not have the grid's shape, or the shape is not positive.
     """
     _require_shape(array, grid)
     centre = (np.asarray(grid.shape) - 1) / 2 if centre_ijk is None else np.asarray(centre_ijk, dtype=np.float64)
+    # (3,) index of the first voxel taken, which may be negative
     first = np.floor(np.round(centre - (np.asarray(shape) - 1) / 2, DECIMALS) + 0.5).astype(int)
     target = grid.cut(first, shape)
     result = np.full(shape, fill, dtype=array.dtype)
@@ -177,7 +179,7 @@ def crop_or_pad(
 
 
 def centre_grid_on(centre_mm: Sequence[float], *, shape: Shape, spacing_mm: Spacing, like: Grid | None = None) -> Grid:
-    """A grid of a shape and spacing whose centre lies on a point.
+    """Return a grid of a shape and spacing whose centre lies on a point.
 
     Args:
         centre_mm: Point in RAS+ millimetres.
@@ -185,9 +187,10 @@ def centre_grid_on(centre_mm: Sequence[float], *, shape: Shape, spacing_mm: Spac
         spacing_mm: Voxel sides along I, J, K in millimetres.
         like: Grid whose axis directions are taken over; axis-aligned RAS+ by default.
     """
-    directions = np.eye(3) if like is None else like.affine[:3, :3] / np.asarray(like.spacing_mm)
+    directions = np.eye(3) if like is None else like.affine[:3, :3] / np.asarray(like.spacing_mm)  # (3, 3) unit columns
     affine = np.eye(4)
     affine[:3, :3] = directions * np.asarray(spacing_mm, dtype=np.float64)
+    # affine @ centre index = centre_mm
     affine[:3, 3] = np.asarray(centre_mm, dtype=np.float64) - affine[:3, :3] @ ((np.asarray(shape) - 1) / 2)
     return Grid(shape, affine)
 
@@ -218,8 +221,8 @@ class _Landing:
 def _find_landing(lesion: _Lesion, source: Grid, target: Grid) -> _Landing | None:
     """None for a lesion outside the target's field of view; of a cut one, the part inside counts."""
     to_target = _index_map(source, target)
-    points = np.argwhere(lesion.mask) + [part.start for part in lesion.box]
-    landed = np.round(points @ to_target[:3, :3].T + to_target[:3, 3], DECIMALS)
+    points = np.argwhere(lesion.mask) + [part.start for part in lesion.box]  # (N, 3) source indices
+    landed = np.round(points @ to_target[:3, :3].T + to_target[:3, 3], DECIMALS)  # (N, 3) target indices
     landed = landed[((landed >= -0.5) & (landed < np.asarray(target.shape) - 0.5)).all(axis=1)]
     if len(landed) == 0:
         return None
@@ -248,13 +251,15 @@ def _keep_volume(
     margin = 2 + int(np.ceil(np.linalg.norm(_index_map(target, source)[:3, :3], axis=1).max()))
     padded_shape = (np.asarray(lesion.mask.shape) + 2 * margin).tolist()
     mask, mask_grid = crop_or_pad(lesion.mask.astype(np.float32), source.cut_to(lesion.box), padded_shape, fill=0.0)
+    # (place) voxels that nearest-neighbour resampling gave to the lesion
     now = (_take_nearest(mask, mask_grid, grid, 0) > 0.5) & (labels == lesion.label_id)
     beside_others = ndimage.binary_dilation((labels == lesion.label_id) & ~now, TOUCHING)
     if _is_kept(now, landing.exact_voxels) and not (now & beside_others).any():
         return
+    # (place) share of each target voxel that the lesion covers
     coverage = resample_image(mask, mask_grid, grid, fill=0.0)
-    steps = np.indices(coverage.shape).reshape(3, -1).T - landing.centre
-    distance_mm = np.linalg.norm(steps * target.spacing_mm, axis=1).reshape(coverage.shape)
+    steps = np.indices(coverage.shape).reshape(3, -1).T - landing.centre  # (voxels, 3)
+    distance_mm = np.linalg.norm(steps * target.spacing_mm, axis=1).reshape(coverage.shape)  # (place)
     score = 1e-4 * distance_mm - coverage  # the distance decides among equals and where nothing is covered
     free = ~is_any_of(labels, keep_ids) | now
     for room in (free & ~beside_others, free):
@@ -288,6 +293,7 @@ def _without_lesions(
         lesions = is_any_of(label_map[wide], keep_ids)
         if lesions.all() and lesions.shape == label_map.shape:
             return np.zeros(place_grid.shape, dtype=label_map.dtype)
+    # (3, *wide) index of the nearest voxel without a lesion
     nearest = ndimage.distance_transform_edt(
         lesions, sampling=source.spacing_mm, return_distances=False, return_indices=True
     )
@@ -340,10 +346,10 @@ def _take_nearest(array: NDArray[Scalar], source: Grid, target: Grid, fill: floa
 
 
 def right_angled_grid(grid: Grid) -> Grid:
-    """The orthogonal grid that covers all voxel centres of a sheared one.
+    """Return the orthogonal grid that covers all voxel centres of a sheared one.
 
     Its spacing in the plane that stays is the sheared grid's, and along the normal the distance of its slices. Voxel
-    ``(0, 0, 0)`` of the sheared grid is a voxel of it, too. The same voxels stored in another order give the same
+    ``(0, 0, 0)`` of the sheared grid is a voxel of it as well. The same voxels stored in another order give the same
     grid, as long as both are turned to the closest RAS+ first.
 
     Args:
@@ -377,7 +383,7 @@ def right_angled_grid(grid: Grid) -> Grid:
 
 
 def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """An image in HU on a grid at right angles, interpolated linearly; beyond its voxels is air.
+    """Return an image in HU on a grid at right angles, interpolated linearly; beyond its voxels is air.
 
     Args:
         image: ``(I, J, K)`` on the sheared grid; not modified.
@@ -386,19 +392,19 @@ def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
 
     Returns:
         Values on the target, of the image's dtype. An image without anything as dark as air gets its own lowest value
-        there, so that what is no CT in HU is not taken for one.
+        there, so that what is not a CT in HU is not taken for one.
     """
     fill = max(float(image.min()), AIR_HU)
     return interpolate_image(image, source, target, fill=fill)
 
 
 def straighten_label_map(label_map: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """A label map on a grid at right angles, by the nearest label; beyond its voxels is background."""
+    """Return a label map on a grid at right angles, by the nearest label; beyond its voxels is background."""
     return resample_label_map(label_map, source, target)
 
 
 def describe_shear(grid: Grid) -> str:
-    """How far the axes are from right angles, in words: ``axes that meet at 74.9 degrees``."""
+    """Return how far the axes are from right angles, in words: ``axes that meet at 74.9 degrees``."""
     unit = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
     cosine = max(abs(float(unit[:, a] @ unit[:, b])) for a, b in _PAIRS)
     return f"axes that meet at {np.rad2deg(np.arccos(min(cosine, 1.0))):.4g} degrees"

@@ -96,11 +96,11 @@ def test_every_worker_has_a_line_where_there_are_several(
         assert "worker 1" not in capsys.readouterr().err
         listener.opens("worker 2")
         listener.works("worker 2", "steps", ("case_0002", 3, 30))
-        listener.loses("worker 1", "was killed, mostly for lack of memory")
+        listener.loses("worker 1", "was killed, probably for lack of memory")
     shown = capsys.readouterr().err
     assert "worker 1: loading the networks" in shown
     assert "worker 2: case_0002" in shown
-    assert "Note: worker 1 was killed, mostly for lack of memory. Its cases are drawn again." in shown
+    assert "Note: worker 1 was killed, probably for lack of memory. Its cases are drawn again." in shown
 
 
 def test_schedulers_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -51,7 +51,7 @@ def test_dicom_is_a_method_too(cohort: ma.Cohort, tmp_path: Path) -> None:
         ({"name": "X", "ratio": 1.0}, "--ratio can only be used with --like"),
         ({"name": "X", "dry_run": True}, "--dry-run can only be used with --like"),
         ({"like": "real", "copy": True}, "--copy can only be used without --like"),
-        ({}, "--name: expected a name, or --like"),
+        ({}, "--name: required without --like"),
     ],
 )
 def test_options_without_a_meaning_are_refused(

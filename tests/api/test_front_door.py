@@ -97,7 +97,7 @@ def test_misspelt_keyword_is_named_with_the_closest(call: object, message: str) 
 def test_balance_is_asked_for_as_a_whole(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="map can only be used with balance_against"):
         ma.synthesize("hepatic tumor", map={2: "hepatic tumor"}, out=tmp_path / "c")
-    with pytest.raises(RequestError, match="max_lesions: can only be used with --balance-against"):
+    with pytest.raises(RequestError, match="max_lesions can only be used with --balance-against"):
         ma.plan("hepatic tumor", max_lesions=2)
     assert not (tmp_path / "c").exists()
 

@@ -140,7 +140,7 @@ def test_cohort_of_given_maps_gets_lesions_as_they_are_asked_for(bundle_path: Pa
     for case in cohort.cases:
         assert case.lesions[0].realised_ml == pytest.approx(case.lesions[0].requested_ml, rel=0.1)
         assert {LIVER, HEPATIC_TUMOR} <= set(np.unique(load_label_map(case.files["label"]).array))
-    with pytest.raises(RecipeError, match="plant: expected none with mask_source 'plant', found hepatic tumor:9mm"):
+    with pytest.raises(RecipeError, match="plant cannot be used with mask_source 'plant', found hepatic tumor:9mm"):
         ma.plan("hepatic tumor:9mm", plant="hepatic tumor:9mm")
 
 
@@ -183,7 +183,7 @@ def test_maps_in_memory_are_read_as_files_are(draw: Callable[..., ma.DrawnCase],
 
 def test_body_is_found_in_a_ct_that_is_given_beside(draw: Callable[..., ma.DrawnCase], tmp_path: Path) -> None:
     label_map = build_trunk(with_body=False)
-    with pytest.raises(BankError, match=r"expected body \(200\)|or a CT to find it in"):
+    with pytest.raises(BankError, match="or a CT to find the body in"):
         draw(label_map, GRID.affine, mask_labels="maisi")
     case = draw(label_map, GRID.affine, ct=build_ct(label_map), mask_labels="maisi")
     assert (map_of(case) == BODY).sum() > 1000
@@ -231,13 +231,13 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(
 ) -> None:
     with pytest.raises(LesionError, match="The largest that fits"):
         draw(patient, plant="hepatic tumor:150mm")
-    with pytest.raises(VolumeError, match="label_map: expected its geometry, found an array alone"):
+    with pytest.raises(VolumeError, match="label_map: an array also needs its geometry"):
         draw(build_trunk())
     with pytest.raises(VolumeError, match="label_map: expected three axes"):
         draw(build_trunk()[0], np.eye(4))
-    with pytest.raises(BankError, match="expected the label map that it belongs to"):
+    with pytest.raises(BankError, match="ct: requires label_map=, the label map that belongs to it"):
         draw(ct=build_ct(build_trunk()))
-    with pytest.raises(RecipeError, match="Pipeline: expected a known keyword, found 'step'"):
+    with pytest.raises(RecipeError, match="Pipeline: unknown keyword 'step'"):
         draw(patient, step=3)
     save_label_map(tmp_path / "two" / "a_seg.nii.gz", build_trunk(), GRID)
     save_label_map(tmp_path / "two" / "b_seg.nii.gz", build_trunk(), GRID)
@@ -247,7 +247,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(
 
 def test_cohorts_are_not_added_to(draw: Callable[..., ma.DrawnCase], patient: Path, tmp_path: Path) -> None:
     (tmp_path / "cohort.yaml").write_text("configuration: {}")
-    with pytest.raises(CohortError, match="found a cohort that synthesize or insert made"):
+    with pytest.raises(CohortError, match="cannot be used for saved cases, because it holds a cohort of synthesize or"):
         draw(patient).save(tmp_path)
 
 

@@ -359,7 +359,7 @@ def test_numbered_label_maps_of_a_bare_bank_are_all_listed(tmp_path: Path) -> No
 def test_file_of_no_case_is_told_by_all(tmp_path: Path) -> None:
     _touch(tmp_path, ["a_ct.nii.gz", "a_seg.nii.gz", "dose.nii.gz", "b_seg.nii.gz"])
     assert _list(tmp_path).left_out == [
-        ("dose.nii.gz", "its name is neither an image's nor a label map's, as those of files beside it are")
+        ("dose.nii.gz", "its name is neither an image's nor a label map's, unlike those of the files next to it")
     ]
     assert [case.case_id for case in find_case_set(tmp_path).skipped] == ["dose.nii.gz"]
     _, notes = collect_cases(Sources(images=tmp_path, labels=tmp_path))
@@ -373,7 +373,7 @@ def test_label_map_that_fits_two_images_takes_none(tmp_path: Path) -> None:
     assert found.faults == [
         (
             "labels/label1.nii.gz",
-            "its image may be x_1.nii.gz and y_1.nii.gz; name the pair alike, or write a data list",
+            "its image may be x_1.nii.gz and y_1.nii.gz; give the pair equal names, or write a data list",
         )
     ]
 
@@ -381,7 +381,7 @@ def test_label_map_that_fits_two_images_takes_none(tmp_path: Path) -> None:
 def test_channels_without_a_ct_are_refused(tmp_path: Path) -> None:
     files = ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"]
     _touch(tmp_path, files, {**CT_JSON, "channel_names": {"0": "T1", "1": "T2"}})
-    message = "expected one channel, or one that is named CT, found T1, T2. Export the CT alone."
+    message = "needs one channel, or one named CT, found T1, T2."
     with pytest.raises(Exception, match=message):
         _list(tmp_path)
     with pytest.raises(Exception, match=message):

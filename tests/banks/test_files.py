@@ -133,7 +133,11 @@ def test_label_names_above_the_bank_are_not_used(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "expected JSON"), ("[1]", "expected label ids and names"), ('{"labels": {"a": ["b", 2]}}', "'a': 'b'")],
+    [
+        ("{", "cannot be read as JSON"),
+        ("[1]", "has no label ids with names"),
+        ('{"labels": {"a": ["b", 2]}}', "'a': 'b'"),
+    ],
 )
 def test_bad_label_names_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "labels.json").write_text(text)
@@ -144,15 +148,15 @@ def test_bad_label_names_are_refused(tmp_path: Path, text: str, message: str) ->
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("gone", None, "expected a folder, a data list or a label map, found nothing"),
-        ("a.txt", "x", "found another file"),
-        ("a.json", "{", "expected a JSON data list"),
+        ("gone", None, "not found"),
+        ("a.txt", "x", "not a folder, a JSON data list or a label map"),
+        ("a.json", "{", "not a valid JSON data list"),
         ("b.json", '{"training": 3}', "found another structure"),
-        ("c.json", '[{"image": "x"}]', r"expected 'label' in row 0, found \['image'\]"),
-        ("d.json", '[{"label": "x"}, {"label": "x"}]', "expected every case once, found 'x' in row 1 and before"),
-        ("e.json", '[{"label": "x\\u0000"}]', "expected names of files in row 0"),
-        ("f.json", '[{"label": "x", "label_list": [1, "two"]}]', "expected label ids from 0 to 65535 as 'label_list'"),
-        ("g.json", '[{"label": "x", "label_list": [70000]}]', r"in row 0, found \[70000\]"),
+        ("c.json", '[{"image": "x"}]', "row 0 has no 'label', found"),
+        ("d.json", '[{"label": "x"}, {"label": "x"}]', "x' in row 1 is listed before"),
+        ("e.json", '[{"label": "x\\u0000"}]', "row 0"),
+        ("f.json", '[{"label": "x", "label_list": [1, "two"]}]', "must hold label ids from 0 to 65535, found"),
+        ("g.json", '[{"label": "x", "label_list": [70000]}]', r"in row 0 must hold .*, found \[70000\]"),
     ],
 )
 def test_bad_banks_are_refused(tmp_path: Path, name: str, text: str | None, message: str) -> None:

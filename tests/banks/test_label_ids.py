@@ -67,7 +67,10 @@ def test_mapping_of_ids_and_names_leaves_the_rest_to_the_names() -> None:
 
 @pytest.mark.parametrize(
     ("mapping", "message"),
-    [({"unicorn": "liver"}, "expected 'unicorn' of the mapping"), ({"1": "lever"}, r"mapping of '1': .*'liver'")],
+    [
+        ({"unicorn": "liver"}, "the mapping names 'unicorn', but no label has that name"),
+        ({"1": "lever"}, r"mapping of '1': .*'liver'"),
+    ],
 )
 def test_mapping_that_names_nothing_is_refused(mapping: dict[str, str], message: str) -> None:
     with pytest.raises(BankError, match=message):
@@ -81,7 +84,7 @@ def test_names_written_in_camel_case_are_read() -> None:
 
 
 def test_names_that_all_mean_nothing_are_refused() -> None:
-    with pytest.raises(BankError, match="Bank x: expected label names of the vocabulary, found only PTV56, PTV63"):
+    with pytest.raises(BankError, match="Bank x: none of its label names is in the vocabulary: PTV56, PTV63"):
         _build("auto", {0: "background", 1: "PTV56", 2: "PTV63"})
 
 
@@ -95,7 +98,7 @@ def test_maps_of_this_package_need_no_names() -> None:
 def test_ids_are_taken_for_maisi_only_where_the_map_proves_it() -> None:
     assert guess_maisi_ids(np.array([0, 1, 26, 200]), MAISI, subject="a_seg.nii.gz").ids[26] == 26
     for present in ([0, 1, 26], [0, 1, 200, 210]):
-        with pytest.raises(VolumeError, match=rf"found ids up to {present[-1]} and neither .* Pass --mask-labels"):
+        with pytest.raises(VolumeError, match="the meaning of its labels is unknown: it has ids up to"):
             guess_maisi_ids(np.array(present), MAISI, subject="a_seg.nii.gz")
 
 
@@ -152,5 +155,49 @@ def test_name_of_a_mapping_tells_the_organ_of_a_bare_lesion() -> None:
 
 
 def test_lesions_alone_mean_nothing_and_are_refused() -> None:
-    with pytest.raises(BankError, match="expected label names of the vocabulary, found only Vessel, Tumour"):
+    with pytest.raises(BankError, match="none of its label names is in the vocabulary: Vessel, Tumour"):
         _build("auto", {1: "Vessel", 2: "Tumour"})
+
+
+CTMR = dict(
+    zip(
+        (
+            "liver",
+            "kidney",
+            "spleen",
+            "rectum",
+            "lung",
+            "bone",
+            "hepatic tumor",
+            "left lung upper lobe",
+            "vertebrae L5",
+        ),
+        (1, 2, 3, 18, 20, 21, 26, 28, 33),
+        strict=True,
+    )
+) | {
+    "left kidney cyst": 116,
+    "airway": 132,
+    "left lung": 135,
+    "left mandible": 200,
+    "larynx": 210,
+    "brain tumor ET": 403,
+}
+"""Names and ids as in NVIDIA's label_dict_ctmr.json."""
+
+
+def test_label_dictionary_of_nvidia_says_what_ids_are(tmp_path: Path) -> None:
+    (tmp_path / "label_dict_ctmr.json").write_text(json.dumps(CTMR))
+    mapping = load_mapping(str(tmp_path / "label_dict_ctmr.json"))
+    assert mapping == {"1": 1, "3": 3, "26": 26, "28": 28, "33": 33, "116": 116, "132": 132}
+    translation = _build(mapping)
+    assert translation.envelope_ids == frozenset(), "200 is the left mandible there, and no body"
+    label_map = np.array([0, 1, 2, 26, 132, 200, 210, 403], dtype=np.uint16).reshape(2, 2, 2)
+    assert translation.apply(label_map).ravel().tolist() == [0, 1, 200, 26, 132, 200, 200, 200]
+    (tmp_path / "label_dict.json").write_text(json.dumps({**CTMR, "left mandible": 201, "body": 200}))
+    assert _build(load_mapping(str(tmp_path / "label_dict.json"))).envelope_ids == {200}
+
+
+def test_mapping_of_names_is_no_label_dictionary(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(json.dumps({"Leber": 1, "Tumor": 26}))
+    assert load_mapping(str(tmp_path / "map.json")) == {"Leber": 1, "Tumor": 26}

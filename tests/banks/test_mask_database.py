@@ -121,7 +121,7 @@ def test_bank_leaves_out_tumours_that_were_not_asked_for(write: Callable[..., Pa
     names = {Path(draw(BankSource(bank), [_wish(20.0)], seed=seed).origin["file"]).name for seed in range(5)}
     assert names == {"liver.nii.gz"}
     assert bank.order(0, Needs(frozenset({HEPATIC_TUMOR, LUNG_TUMOR}), only_tumor_ids=frozenset({HEPATIC_TUMOR}))) == []
-    with pytest.raises(BankError, match="expected a map that holds pancreatic tumor, found none"):
+    with pytest.raises(BankError, match="no map contains pancreatic tumor"):
         draw(BankSource(bank), [ask_for(24, (4,), 3.0)], seed=1)
 
 
@@ -133,7 +133,7 @@ def test_label_that_the_list_promises_and_the_map_lacks_disqualifies_the_map(tmp
     bank = _open(write_database(tmp_path, maps, fields=promised))
     drawn = [draw(PlantSource(bank), [_wish(8.0)], required_ids=(SPLEEN,), seed=seed) for seed in range(4)]
     assert {Path(one.origin["file"]).name for one in drawn} == {"a.nii.gz"}
-    with pytest.raises(BankError, match="expected a map that holds hepatic tumor, found none"):
+    with pytest.raises(BankError, match="no map contains hepatic tumor"):
         draw(BankSource(bank), [_wish(8.0)], seed=1)
 
 
@@ -227,7 +227,7 @@ def test_archive_with_a_member_that_leaves_its_folder_is_refused(
     archive = write()
     add_member(archive, name, b"/etc/passwd", is_link=is_link)
     before = sorted(tmp_path.parent.rglob("*"))
-    with pytest.raises(BankError, match=f"expected members that stay in their folder, found '.*', {fault}. Nothing"):
+    with pytest.raises(BankError, match=f"member '.*' would leave its folder: {fault}. Nothing"):
         _open(archive)
     assert sorted(tmp_path.parent.rglob("*")) == before
 
@@ -236,7 +236,7 @@ def test_archive_with_a_member_that_leaves_its_folder_is_refused(
 @pytest.mark.parametrize("packed", [True, False])
 def test_list_that_leaves_the_folder_is_refused(write: Callable[..., Path], packed: bool, path: str) -> None:
     fields = {"liver.nii.gz": {"pseudo_label_filename": path}}
-    with pytest.raises(BankError, match=r"row 1: expected a path inside the database, found '.*healthy.nii.gz', a"):
+    with pytest.raises(BankError, match="row 1: the path must stay inside the database, found '"):
         _open(write(packed=packed, fields=fields))
 
 
@@ -276,8 +276,8 @@ def test_missing_torn_and_empty_members_are_skipped_named_and_counted(
     assert reasons["gone.nii.gz"] == "gone.nii.gz is missing"
     assert reasons["empty.nii.gz"] == "empty.nii.gz is empty"
     assert "compressed data ends too early" in reasons["torn.nii.gz"]
-    assert "found a damaged or empty file" in reasons["noise.nii.gz"]
-    assert "expected a readable member of" in reasons["healthy.nii.gz"]
+    assert "but damaged or empty" in reasons["noise.nii.gz"]
+    assert "this member of" in reasons["healthy.nii.gz"]
     assert "Bad CRC-32" in reasons["healthy.nii.gz"]
     assert len(bank) == 2
     assert draw(PlantSource(bank), [_wish(8.0)], seed=1).lesions
@@ -295,16 +295,14 @@ def test_bombs_are_refused_before_they_go_off(write: Callable[..., Path], tmp_pa
     index = next(index for index, entry in enumerate(bank._entries) if entry.name.endswith("inner.nii.gz"))
     assert bank.load(index) is None
     reasons = {Path(name).name: reason for name, reason in bank.skipped}
-    assert "expected at most 1 MB, by the size that its list states, found more" in reasons["outer.nii.gz"]
+    assert "larger than the 1 MB that the archive's list states" in reasons["outer.nii.gz"]
     assert "it unpacks to more than 1 MB" in reasons["inner.nii.gz"]
 
 
 def test_damaged_archive_is_told_in_one_sentence(write: Callable[..., Path]) -> None:
     archive = write()
     archive.write_bytes(archive.read_bytes()[:-400])
-    with pytest.raises(
-        BankError, match=r"\.zip: expected a zip archive, found a damaged file \(.*\). Download it again"
-    ):
+    with pytest.raises(BankError, match=".zip: not a readable zip archive"):
         _open(archive)
 
 
@@ -315,11 +313,11 @@ def test_archive_needs_one_list_that_belongs_to_it(write: Callable[..., Path], t
     assert len(_find(archive)[0]) == 3
     assert len(_find(ddpm)[0]) == 1
     (tmp_path / LIST_NAME).rename(tmp_path / LIST_NAME.replace("4000", "2000"))
-    with pytest.raises(BankError, match="expected the list of its maps beside it, found .*_2000.json and .*_3000.json"):
+    with pytest.raises(BankError, match="the list of its maps must be next to it, found"):
         _find(archive)
     for path in tmp_path.glob("*.json"):
         path.unlink()
-    with pytest.raises(BankError, match=r"found no candidate_masks\*\.json. Download the list, too"):
+    with pytest.raises(BankError, match=r"found no candidate_masks\*\.json. Download the list as well"):
         _find(archive)
 
 
@@ -331,7 +329,7 @@ def test_archive_needs_one_list_that_belongs_to_it(write: Callable[..., Path], t
         ({"label_list": [1, 999]}, r"found \[999\]"),
         ({"label_list": "1, 3"}, "expected numbers as 'label_list', found '1, 3'"),
         ({"top_region_index": [0, 1, 1, 0]}, r"expected one region as 'top_region_index', found \[0, 1, 1, 0\]"),
-        ({"pseudo_label_filename": 3}, "expected 'pseudo_label_filename', found"),
+        ({"pseudo_label_filename": 3}, "'pseudo_label_filename' is missing or not text"),
     ],
 )
 def test_row_that_cannot_be_read_is_named(write: Callable[..., Path], fields: dict[str, Any], message: str) -> None:

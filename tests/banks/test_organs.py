@@ -33,11 +33,13 @@ def open_bank(folder: Path, *, num_bare: int, num_whole: int = 0) -> FolderBank:
 def test_bank_of_livers_and_tumours_is_refused_with_the_command_to_type(tmp_path: Path) -> None:
     bank = open_bank(tmp_path, num_bare=4)
     assert count_organs(bank) == (1, "a0_seg.nii.gz", (LIVER,))
-    with pytest.raises(BankError, match=r"at least 3, found 1 \(liver\) in a0_seg.*maisi-aug prepare .*") as caught:
+    with pytest.raises(
+        BankError, match=r"at least 3 organs .*, found 1 \(liver\) in a0_seg.*maisi-aug prepare .*"
+    ) as caught:
         require_organs(bank, bundle=ORIGINAL)
     for words in (f"--labels {tmp_path}", "--run-totalsegmentator", "--bundle rflow-ct", "--allow-few-organs"):
         assert words in str(caught.value)
-    with pytest.warns(UserWarning, match="The networks draw what no label names as grey body"):
+    with pytest.warns(UserWarning, match="organs around the lesions are needed in the label maps, found"):
         require_organs(bank, bundle=ORIGINAL, is_allowed=True)
 
 

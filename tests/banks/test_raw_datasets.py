@@ -53,11 +53,11 @@ def test_path_that_exists_goes_before_a_number(tmp_path: Path, monkeypatch: pyte
 def test_unknown_name_is_refused_by_the_one_who_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("nnUNet_raw", str(tmp_path))
-    with pytest.raises(BankError, match="Mask bank 7: .* found nothing there"):
+    with pytest.raises(BankError, match="not found"):
         list_bank(Path("7"), lambda word: False)
-    with pytest.raises(EvaluationError, match="7: expected CT volumes, found nothing there"):
+    with pytest.raises(EvaluationError, match="7: not found"):
         find_case_set(Path("7"))
-    with pytest.raises(ExportError, match="7: expected a raw dataset of nnU-Net"):
+    with pytest.raises(ExportError, match="7: not a raw dataset of nnU-Net, DatasetXXX_Name with a dataset.json"):
         load_real_dataset(Path("7"))
 
 
@@ -71,7 +71,7 @@ def test_ct_is_the_channel_that_is_called_so_or_the_only_one(document: dict[str,
 
 def test_several_channels_without_one_ct_are_refused() -> None:
     for names in ({"0": "T1", "1": "T2"}, {"0": "CT", "1": "CT"}):
-        with pytest.raises(BankError, match="dataset.json: expected one channel, or one that is named CT, found"):
+        with pytest.raises(BankError, match="dataset.json: needs one channel, or one named CT, found"):
             _ = RawDataset(Path("here"), {"channel_names": names}).ct_channel
 
 
@@ -96,7 +96,7 @@ def test_cases_are_read_from_folders_and_from_the_entry(tmp_path: Path) -> None:
         ("b", folder / "x_ct.mha", folder / "x.mha"),
         ("c", None, folder / "y.mha"),
     ]
-    with pytest.raises(BankError, match=r"expected 'images' and 'label' in dataset.b, found \{\}"):
+    with pytest.raises(BankError, match="images' and 'label' are missing in dataset.b, found"):
         RawDataset(folder, {"dataset": {"b": {}}}).list_cases()
     # One channel is the CT, whatever its number.
     alone = RawDataset(
@@ -122,14 +122,14 @@ def test_damaged_description_is_refused(tmp_path: Path, text: str, found: str) -
 def test_cases_that_nnunet_leaves_out_are_told() -> None:
     assert note_never_trained(["a", "segment_1", "b_seg_2"]) == ""
     assert note_never_trained(["a", "b_seg", "a_seg"]) == (
-        "nnU-Net never trains on cases whose names end in _seg, which it takes for label maps, found 2 (a_seg, b_seg). "
-        "Rename them."
+        "nnU-Net never trains on cases whose names end in _seg, "
+        "because it takes them for label maps; 2 cases do (a_seg, b_seg). Rename them."
     )
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1.5, [1, float("inf")]])
 def test_label_values_are_whole_numbers(value: object) -> None:
-    with pytest.raises(ValueError, match="whole numbers needed"):
+    with pytest.raises(ValueError, match="an integer is required, found"):
         label_values({"background": 0, "liver": value})
     assert label_values({"background": 0, "liver": 2.0}) == {"background": (0,), "liver": (2,)}
 

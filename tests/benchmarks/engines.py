@@ -1,8 +1,9 @@
 """One cohort by one process, by processes for devices, by shards, and on Ray: ``python -m tests.benchmarks.engines``.
 
 All make the same cases of the embedded bundle with one thread each, from the same command line but for how. Their files
-are compared by SHA-256, and their times with those of one process: of an earlier version, too, where its folder is
-named with ``--baseline``. Seconds on the clock mean something on a machine that does nothing else.
+are compared by SHA-256, and their times with those of the first: a loop over the cases without any engine, where
+``loop`` is among the ways, or an earlier version, where its folder is named with ``--baseline``. With ``--rounds`` all
+ways take turns, and the medians are compared. Seconds on the clock mean something on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -13,19 +14,35 @@ import importlib.util
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from statistics import median
+from typing import Any, Final, NamedTuple
 
 NUM_SHARDS: Final = 4
 LABELS: Final = ("hepatic tumor:0.3", "lung nodule:8-20mm", "spleen")
-RAY_WORDS: Final = ("--device", "cpu", "--engine", "ray", "--num-workers", "2")
+RAY_WORDS: Final = ("--device", "cpu", "--engine", "ray", "--num-workers")
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
+
+
+class Way(NamedTuple):
+    """A way to make the cohort.
+
+    Attributes:
+        commands: Words after the module's name, one command line after the other.
+        root: Folder of the version.
+        module: That is run.
+    """
+
+    commands: Sequence[Sequence[str]]
+    root: Path = REPOSITORY
+    module: str = "maisi_aug"
 
 
 @dataclass(frozen=True)
@@ -34,8 +51,9 @@ class Run:
 
     Attributes:
         way: What it is called.
-        seconds: On the clock, start-up included; of shards, one after the other, all together.
-        cpu_seconds: Of all its processes.
+        seconds: On the clock, start-up included; of shards, one after the other, all together; the median.
+        cpu_seconds: Of all its processes; the same.
+        all_seconds: Of each round.
         num_cases: That were made.
         same: Files that have the bytes that the first way gave them.
         different: Files that have others, or that are there in one way only.
@@ -45,6 +63,7 @@ class Run:
     seconds: float
     cpu_seconds: float
     num_cases: int
+    all_seconds: tuple[float, ...]
     same: int = 0
     different: tuple[str, ...] = ()
 
@@ -62,40 +81,71 @@ def hash_files(folder: Path) -> dict[str, str]:
     return found
 
 
-def call(words: Sequence[str], root: Path) -> None:
-    """Run a command line of the version in a folder."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "maisi_aug", *words]
+def make_by_loop(folder: Path, num_cases: int) -> None:
+    """Make the cohort without an engine, one case after the other: label map, image, gates and files."""
+    from maisi_aug.cohort.folder import open_cohort, open_scratch
+    from maisi_aug.cohort.manifest import load_manifest
+    from maisi_aug.cohort.request import build_request
+    from maisi_aug.cohort.resolve import resolve
+    from maisi_aug.generate.case_worker import CohortSpec
+    from maisi_aug.generate.driver import CaseItem, Recorder
+    from maisi_aug.generate.run import COHORT_HEADER, draw_contact_sheet
+    from maisi_aug.system.engine.work import WorkerPlace
+
+    run = resolve(build_request({"labels": list(LABELS), "num_cases": num_cases}, source="loop"), folder)
+    opened = open_cohort(folder, run.to_document(), header=COHORT_HEADER, begun=run.begun)
+    with opened as (place, writer, _), open_scratch(folder) as scratch:
+        recorder = Recorder(place, writer)
+        worker = CohortSpec(run, folder).open(WorkerPlace("loop", "cpu", scratch, lambda event, *details: None))
+        for case in run.plan.cases:
+            is_retried, number = True, 0
+            while is_retried:
+                item = CaseItem((case,), number, frozenset([case.index]))
+                worker.look_ahead(item)
+                (record,) = worker.work(item).result().records
+                recorder.record(record, scratch)
+                is_retried, number = record.status == "retried", number + 1
+        worker.close()
+        draw_contact_sheet(place, run, load_manifest(folder, gates=()))
+
+
+def call(words: Sequence[str], way: Way) -> None:
+    """Run a command line of a way."""
+    environment = {**os.environ, "PYTHONPATH": str(way.root), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", way.module, *words]
     subprocess.run(command, env=environment, check=True, cwd=tempfile.gettempdir(), stdout=subprocess.DEVNULL)
 
 
-def measure(way: str, commands: Sequence[Sequence[str]], root: Path, num_cases: int) -> Run:
-    """Time some command lines."""
+def measure(way: Way) -> tuple[float, float]:
+    """Seconds on the clock and of the processor."""
     before, begun = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    for words in commands:
-        call(words, root)
+    for words in way.commands:
+        call(words, way)
     after, seconds = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic() - begun
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(way, round(seconds, 1), round(cpu, 1), num_cases)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def list_ways(num_cases: int, folder: Path, baseline: Path | None) -> dict[str, tuple[Path, list[list[str]]]]:
-    """Name -> folder of the version, and its command lines."""
+def list_ways(num_cases: int, folder: Path, baseline: Path | None) -> dict[str, Way]:
+    """By name."""
     words = ["synthesize", *(word for text in LABELS for word in ("--labels", text)), "-n", str(num_cases), "--quiet"]
 
-    def out(name: str) -> list[str]:
-        return [*words, "--out", str(folder / name)]
+    def out(name: str, *more: str) -> list[str]:
+        return [*words, "--out", str(folder / name), *more]
 
-    shards = [[*out("shards"), "--device", "cpu", "--shard", f"{i}/{NUM_SHARDS}"] for i in range(1, NUM_SHARDS + 1)]
+    shards = [out("shards", "--device", "cpu", "--shard", f"{i}/{NUM_SHARDS}") for i in range(1, NUM_SHARDS + 1)]
     merge = ["cohort", "merge", str(folder / "shards")]
-    ways = {} if baseline is None else {"baseline": (baseline, [[*out("baseline"), "--device", "cpu"]])}
-    return {
-        **ways,
-        "process": (REPOSITORY, [[*out("process"), "--device", "cpu"]]),
-        "devices": (REPOSITORY, [[*out("devices"), "--devices", "cpu,cpu"]]),
-        "shards": (REPOSITORY, [*shards, merge]),
-        **({"ray": (REPOSITORY, [[*out("ray"), *RAY_WORDS]])} if importlib.util.find_spec("ray") else {}),
+    loop = ["--loop", str(folder / "loop"), "--cases", str(num_cases)]
+    ways = {} if baseline is None else {"baseline": Way([out("baseline", "--device", "cpu")], baseline)}
+    ways |= {
+        "loop": Way([loop], module="tests.benchmarks.engines"),
+        "process": Way([out("process", "--device", "cpu")]),
+        "device": Way([out("device", "--devices", "cpu")]),
+        "devices": Way([out("devices", "--devices", "cpu,cpu")]),
+        "shards": Way([*shards, merge]),
     }
+    if importlib.util.find_spec("ray"):
+        ways |= {"ray": Way([out("ray", *RAY_WORDS, "2")]), "ray4": Way([out("ray4", *RAY_WORDS, "4")])}
+    return ways
 
 
 def to_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
@@ -104,7 +154,10 @@ def to_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# One cohort in several ways",
         "",
-        "Written by `python -m tests.benchmarks.engines`. One thread per process; start-up included.",
+        "Written by `python -m tests.benchmarks.engines`. One thread per process; start-up included; medians of "
+        f"{len(first['all_seconds'])} rounds. loop: no engine; process: one worker in the process of the command; "
+        "device: one in a process of its own; devices: two of these; ray, ray4: 2 and 4 workers on a Ray cluster that "
+        "the command starts; shards: four, one after the other, and merged.",
         "",
         "| way | cases | s | cases a minute | against the first | CPU s | same files | different |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
@@ -118,26 +171,40 @@ def to_markdown(runs: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
+def compare(way: str, folder: Path, expected: Mapping[str, str], times: Sequence[tuple[float, float]]) -> Run:
+    """What came of a way, held against the files of the first."""
+    found = hash_files(folder)
+    every = {**found, **expected}
+    different = tuple(path for path in every if found.get(path) != expected.get(path))
+    seconds, cpu_seconds = (tuple(round(value, 1) for value in values) for values in zip(*times, strict=True))
+    num_cases = sum(path.startswith("images/") for path in found)
+    return Run(way, median(seconds), median(cpu_seconds), num_cases, seconds, len(every) - len(different), different)
+
+
 def main() -> None:
     """Make the cohorts and compare them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--baseline", type=Path, help="folder of an earlier version")
     parser.add_argument("--ways", nargs="+", help="all by default")
     parser.add_argument("--out", type=Path, help="folder for results_engines.json and .md")
+    parser.add_argument("--loop", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    runs: list[Run] = []
+    if options.loop is not None:
+        make_by_loop(options.loop, options.cases)
+        return
     with tempfile.TemporaryDirectory(prefix="engines-") as scratch:
-        expected: dict[str, str] = {}
-        for way, (root, commands) in list_ways(options.cases, Path(scratch), options.baseline).items():
-            if options.ways and way not in options.ways:
-                continue
-            run, found = measure(way, commands, root, options.cases), hash_files(Path(scratch, way))
-            expected = expected or found
-            different = tuple(path for path in {**found, **expected} if found.get(path) != expected.get(path))
-            runs.append(replace(run, same=len({**found, **expected}) - len(different), different=different))
-            print(runs[-1], file=sys.stderr, flush=True)
-    rows = [asdict(run) for run in runs]
+        ways = list_ways(options.cases, Path(scratch), options.baseline)
+        chosen = {name: way for name, way in ways.items() if not options.ways or name in options.ways}
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in chosen}
+        for _ in range(options.rounds):
+            for name, way in chosen.items():
+                shutil.rmtree(Path(scratch, name), ignore_errors=True)
+                times[name].append(measure(way))
+                print(name, times[name][-1], file=sys.stderr, flush=True)
+        expected = hash_files(Path(scratch, next(iter(chosen))))
+        rows = [asdict(compare(name, Path(scratch, name), expected, times[name])) for name in chosen]
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "results_engines.json").write_text(json.dumps(rows, indent=1) + "\n")

@@ -1,7 +1,7 @@
 """How long 2.5D FID takes: ``python -m tests.benchmarks.fid --folder DIR [--num-volumes 100] [--side 128]``.
 
-Two sets of made CT volumes, smooth bodies with noise, are measured by the command that a user types, under ``torchrun``
-with as many processes as asked for, with an empty cache and again with the full one. Minutes, processor minutes and
+Two sets of made CT volumes, smooth bodies with noise, are measured by the command that a user types, in as many
+processes as asked for, with an empty cache and again with the full one. Minutes, processor minutes and
 the memory of the largest process go to stdout as JSON, or to a file. Volumes that are there already are used again.
 """
 
@@ -50,12 +50,10 @@ def write_volumes(folder: Path, *, num_volumes: int, side: int, seed: int, contr
 def run(folder: Path, cache: Path, *, num_processes: int, options: Sequence[str]) -> dict[str, Any]:
     """One measurement, as a user runs it."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-m"]
-    if num_processes > 1:
-        command += ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_processes}", "-m"]
-    command += ["maisi_aug.cli.app", "evaluate", "fid", str(folder / "real"), str(folder / "synthetic")]
+    command = [sys.executable, "-m", "maisi_aug", "evaluate", "fid", str(folder / "real"), str(folder / "synthetic")]
+    devices = ",".join(["cpu"] * num_processes)
     done = subprocess.run(
-        [*command, "--cache", str(cache), "--device", "cpu", "--json", "--quiet", *options],
+        [*command, "--cache", str(cache), "--devices", devices, "--json", "--quiet", *options],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         text=True,

@@ -1,26 +1,30 @@
 """Killed commands lose nothing: ``python -m tests.benchmarks.kills [--kills N ...] [--out FOLDER]``.
 
-Every command is killed (SIGKILL, its process alone, or one of its workers) at a random moment of its run, given again,
-and what then lies on the disk is compared by SHA-256 with what an undisturbed run writes, but for the times that are
-written into text. Commands are forked from a process that has the libraries loaded, so that the kills fall into their
-work and not into imports.
+Every command is killed (SIGKILL, its process alone) at a random moment of its run and given again, or one of its
+workers, or the node of a Ray cluster that some of them are on, is killed and it goes on by itself. What then lies on
+the disk is compared by SHA-256 with what an undisturbed run writes, but for the times that are written into text.
+Commands are forked from a process that has the libraries loaded, so that the kills fall into their work and not into
+imports; workers on Ray load them anew in every run.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import random
 import re
 import shutil
 import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,8 +40,21 @@ KILLS: Final = {
     "bundles import": 20,
 }
 """Command -> how often it is killed."""
-ENGINE_KILLS: Final = {"devices: the driver": 60, "devices: a worker": 60, "shards": 50, "cohort merge": 30}
-"""The same of cohorts that several processes make."""
+ENGINE_KILLS: Final = {
+    "devices: the driver": 45,
+    "devices: a worker": 45,
+    "shards": 40,
+    "cohort merge": 30,
+    "ray: the driver": 16,
+    "ray: a worker": 12,
+    "ray: a node": 12,
+}
+"""The same of cohorts that several processes make; those on Ray need it installed, and start a cluster of two nodes."""
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+NODE_SECONDS: Final = 60.0
+"""Longest that a node of a Ray cluster may take to start."""
+RUN_SECONDS: Final = 600.0
+"""Longest that a command may take to go on by itself; one that hangs is a fault."""
 
 TIMES: Final = re.compile(rb'\d{4}-\d\d-\d\dT[\d:.+]+|"[a-z_]*(seconds|minutes)[a-z_]*": ?(\{[^}]*\}|[\d.e+-]+)')
 """When something was written, and how long it took."""
@@ -55,17 +72,21 @@ class Case:
         place: Folder that all its results lie in; made anew for every kill.
         more: Command lines that follow it, as if they were one.
         template: What the folder of the results holds before.
-        is_worker_killed: Whether one of its workers is killed, and the command goes on by itself.
+        find_victims: Processes one of which is killed, and the command goes on by itself; called with the command's.
+            None to kill that one, and give the command again.
+        repair: Called before every run.
     """
 
     words: Sequence[str]
     place: Path
     more: Sequence[Sequence[str]] = ()
     template: Path | None = None
-    is_worker_killed: bool = False
+    find_victims: Callable[[int], list[int]] | None = None
+    repair: Callable[[], None] = lambda: None
 
     def empty(self) -> None:
         """Make the place anew."""
+        self.repair()
         shutil.rmtree(self.place, ignore_errors=True)
         if self.template is None:
             self.place.mkdir()
@@ -97,7 +118,76 @@ class Row:
     faults: list[str] = field(default_factory=list)
 
 
-def list_cases(folder: Path) -> dict[str, Callable[[], Case]]:
+class RayNodes:
+    """A Ray cluster on this machine with a core on each of two nodes, started when it is first needed."""
+
+    def __init__(self, folder: Path) -> None:
+        """Nothing is started.
+
+        Args:
+            folder: For the cluster's own files; a short path, since sockets are made in it.
+        """
+        self._folder = folder
+        self.address, self._client_port = f"127.0.0.1:{find_free_port()}", find_free_port()
+        self._head: subprocess.Popen[bytes] | None = None
+        self._second: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the nodes that do not run."""
+        port = self.address.rpartition(":")[2]
+        head = ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self._folder}"]
+        self._head = self._start(self._head, [*head, f"--ray-client-server-port={self._client_port}"])
+        self._second = self._start(self._second, [f"--address={self.address}"])
+
+    def _start(self, process: subprocess.Popen[bytes] | None, words: Sequence[str]) -> subprocess.Popen[bytes]:
+        if process is not None and process.poll() is None and find_raylets(process.pid):
+            return process
+        if process is not None:
+            self._end(process)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",
+        }
+        sizes = ["--num-cpus=1", f"--object-store-memory={100 << 20}", "--node-ip-address=127.0.0.1", "--block"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *words, *sizes]
+        log = self._folder.with_suffix(".log")
+        with log.open("ab") as file:
+            process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+        ends_at = time.monotonic() + NODE_SECONDS
+        while b"Ray runtime started" not in log.read_bytes().rpartition(b"Local node IP")[2]:
+            if process.poll() is not None or time.monotonic() > ends_at:
+                raise RuntimeError(log.read_text()[-1000:])
+            time.sleep(0.1)
+        return process
+
+    def find_second(self) -> list[int]:
+        """The process that a node ends with, of the one that no driver is on."""
+        return [] if self._second is None else find_raylets(self._second.pid)
+
+    def find_actors(self) -> list[int]:
+        """Processes of workers, on both nodes."""
+        nodes = [node.pid for node in (self._head, self._second) if node is not None]
+        return [child for node in nodes for child in list_descendants(node, b"ray::RemoteWorker")]
+
+    def end(self) -> None:
+        """End all nodes."""
+        for process in (self._second, self._head):
+            if process is not None:
+                self._end(process)
+
+    @staticmethod
+    def _end(process: subprocess.Popen[bytes]) -> None:
+        victims = [*list_descendants(process.pid), process.pid]
+        for victim in victims:
+            with suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        process.wait()
+
+
+def list_cases(folder: Path, nodes: RayNodes) -> dict[str, Callable[[], Case]]:
     """The commands, each with what writes its inputs."""
     from tests.builders.resolver import GATES_OFF
     from tests.builders.tiny_bundle import write_tiny_bundle
@@ -167,13 +257,23 @@ def list_cases(folder: Path) -> dict[str, Callable[[], Case]]:
         shutil.copytree(place, template, dirs_exist_ok=True)
         return Case(case.more[-1], place, template=template)
 
-    def devices(*, is_worker_killed: bool) -> Case:
+    def devices(find_victims: Callable[[int], list[int]] | None) -> Case:
         words = [word for word in synthesize().words if word not in ("--device", "cpu")]
-        return Case([*words, "--devices", "cpu,cpu"], place, is_worker_killed=is_worker_killed)
+        return Case([*words, "--devices", "cpu,cpu"], place, find_victims=find_victims)
+
+    def ray(find_victims: Callable[[int], list[int]] | None) -> Case:
+        words = [*synthesize().words, "--engine", "ray", "--address", nodes.address, "--num-workers", "2"]
+        words[words.index("-n") + 1] = "6"
+        return Case(words, place, find_victims=find_victims, repair=nodes.start)
 
     made = (synthesize, prepare, nnunet, export("monai"), export("dicom"), finetune, benchmark, bundles)
-    engines = (lambda: devices(is_worker_killed=False), lambda: devices(is_worker_killed=True), shards, merge)
-    return dict(zip([*KILLS, *ENGINE_KILLS], [*made, *engines], strict=True))
+    engines = (lambda: devices(None), lambda: devices(list_workers), shards, merge)
+    clusters = (
+        lambda: ray(None),
+        lambda: ray(lambda process: nodes.find_actors()),
+        lambda: ray(lambda process: nodes.find_second()),
+    )
+    return dict(zip([*KILLS, *ENGINE_KILLS], [*made, *engines, *clusters], strict=True))
 
 
 def _write_checkpoints(folder: Path) -> Path:
@@ -230,12 +330,36 @@ def wait(process: int, seconds: float | None = None) -> int | None:
 
 def list_workers(process: int) -> list[int]:
     """Processes that one has started with Python's spawn, its resource tracker left out."""
+    return [child for child, command in _list_children(process) if b"spawn_main" in command]
+
+
+def list_descendants(process: int, begin: bytes = b"") -> list[int]:
+    """Processes below one whose command line begins so."""
     found = []
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-        with suppress(OSError):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(int(child))
+    for child, command in _list_children(process):
+        found += [child] * command.startswith(begin) + list_descendants(child, begin)
     return found
+
+
+def find_free_port() -> int:
+    """A port that nothing listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def find_raylets(process: int) -> list[int]:
+    """The process of a node, of a command that has started one."""
+    return [child for child, command in _list_children(process) if b"raylet/raylet" in command.partition(b"\0")[0]]
+
+
+def _list_children(process: int) -> Iterator[tuple[int, bytes]]:
+    """Children of all threads of a process, with their command lines."""
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in path.read_text().split():
+                with suppress(OSError):
+                    yield int(child), Path(f"/proc/{child}/cmdline").read_bytes()
 
 
 def hash_all(place: Path) -> Files:
@@ -277,15 +401,18 @@ def measure(command: str, case: Case, num_kills: int, draws: random.Random, log:
         process = start([case.words, *case.more], log)
         if wait(process, delay) is not None:
             continue
-        victim = draws.choice(list_workers(process) or [0]) if case.is_worker_killed else process
-        if not victim:  # none is there yet, or none any more
+        victims = [process] if case.find_victims is None else case.find_victims(process)
+        if not victims:  # none is there yet, or none any more
             wait(process)
             continue
         with suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
+            os.kill(draws.choice(victims), signal.SIGKILL)
         left: Files = {}
-        if case.is_worker_killed:
-            code = wait(process)
+        if case.find_victims is not None:
+            code = wait(process, RUN_SECONDS)
+            if code is None:
+                os.kill(process, signal.SIGKILL)
+                wait(process)
         elif wait(process) != -signal.SIGKILL:
             continue
         else:
@@ -325,8 +452,8 @@ def to_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
             "",
             "Written by `python -m tests.benchmarks.kills`. The process of a command is killed at a random moment and "
             "the same command given again. It goes on and ends with 0, or, where the result had its name already, says "
-            "so. Then everything below the folder of its results is compared by SHA-256 with an undisturbed run, the "
-            "times in texts left out.",
+            "so. Where a worker or a node is killed, the command goes on by itself. Then everything below the folder "
+            "of its results is compared by SHA-256 with an undisturbed run, the times in texts left out.",
             "",
             *lines,
             "",
@@ -345,18 +472,27 @@ def main() -> None:
     parser.add_argument(
         "--commands", nargs="+", default=list(KILLS), choices=list(every), help="those of one process by default"
     )
+    parser.add_argument("--engines", action="store_true", help="those of several processes, in place of --commands")
     parser.add_argument("--kills", type=int, help="of every command, in place of 200 of each kind")
     parser.add_argument("--seed", type=int, default=0, help="decides the moments")
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--name", default="results_kills", help="of their files")
     options = parser.parse_args()
+    commands = list(ENGINE_KILLS) if options.engines else options.commands
+    if importlib.util.find_spec("ray") is None and any(command.startswith("ray:") for command in commands):
+        commands = [command for command in commands if not command.startswith("ray:")]
+        print("Ray is not installed: what needs it is left out.", file=sys.stderr)
     import maisi_aug.training.finetune.run  # noqa: F401  loads torch and MONAI once
 
     draws, rows = random.Random(options.seed), []
-    with tempfile.TemporaryDirectory(prefix="kills-") as scratch:
+    with ExitStack() as open_things:
+        scratch = open_things.enter_context(tempfile.TemporaryDirectory(prefix="kills-"))
         os.environ["MAISI_AUG_HOME"] = str(Path(scratch, "home"))
-        for command, build in list_cases(Path(scratch)).items():
-            if command in options.commands:
+        os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster that listens on this machine alone
+        nodes = RayNodes(Path(scratch, "ray"))
+        open_things.callback(nodes.end)
+        for command, build in list_cases(Path(scratch), nodes).items():
+            if command in commands:
                 num_kills = options.kills if options.kills is not None else every[command]
                 rows.append(asdict(measure(command, build(), num_kills, draws, Path(scratch, "log"))))
                 print(rows[-1], file=sys.stderr, flush=True)

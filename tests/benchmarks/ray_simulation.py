@@ -1,10 +1,13 @@
 """Does the driver of a Ray cluster keep many workers busy? Workers that sleep as long as a case takes stand for GPUs.
 
-    PYTHONPATH=. python tests/benchmarks/ray_simulation.py --workers 64 --cases 10000 --seconds 2
+    PYTHONPATH=. python tests/benchmarks/ray_simulation.py --workers 64 --cases 10000 --seconds 4
 
-Everything but the drawing is real: an actor for each worker, the engine that hands out cases and listens, the events of
-the sampler's steps, a line written and flushed for each case. A case of 512^3 voxels takes minutes, not seconds: the
-driver has so many times less to do for it, and workers wait so many times shorter, compared with what they do.
+Everything but the drawing is real: the engine that hands out cases and listens, the calls that it makes on Ray for each
+worker, the events of the sampler's steps, a line written and flushed for each case. So that 64 workers fit into a small
+machine, several share the process of an actor, in threads of their own: they sleep, and would do nothing else in
+processes of their own. The driver is the same; it makes as many calls. A case of 512^3 voxels takes minutes, not
+seconds: the driver has so many times less to do for it, and workers wait so many times shorter, compared with what they
+do.
 """
 
 from __future__ import annotations
@@ -18,11 +21,12 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from maisi_aug.integrations.ray.engine import RayEngine
+from maisi_aug.integrations.ray.actor import Assignment, RemoteWorker
+from maisi_aug.integrations.ray.engine import Office, RayEngine, Shape
 from maisi_aug.system.engine.work import WorkerPlace, finished, ignore_events
 
 NUM_STEPS = 30
@@ -73,6 +77,83 @@ class SleepingWorker:
         pass
 
 
+class Host:
+    """An actor with several workers in it."""
+
+    def __init__(self) -> None:
+        """None is in it yet."""
+        self._workers: dict[str, RemoteWorker] = {}
+
+    def call(self, name: str, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call a method of a worker, or make one."""
+        if method == "__init__":
+            self._workers[name] = RemoteWorker(*arguments)
+            return None
+        return getattr(self._workers[name], method)(*arguments)
+
+
+@dataclass(frozen=True)
+class Room:
+    """A worker in a host, with the methods of an actor's handle."""
+
+    host: Any
+    name: str
+
+    def __getattr__(self, method: str) -> Method:
+        return Method(self, method)
+
+
+class Method(NamedTuple):
+    """Of an actor's handle."""
+
+    room: Room
+    name: str
+
+    def remote(self, *arguments: Any) -> Any:
+        """Call it."""
+        return self.room.host.call.remote(self.room.name, self.name, arguments)
+
+
+@dataclass
+class SharedOffice(Office):
+    """Makes workers in turn in a few actors.
+
+    Attributes:
+        num_hosts: How many.
+    """
+
+    num_hosts: int = 8
+    _hosts: list[Any] = field(default_factory=list)
+    _num_hired: int = 0
+
+    def hire(self, assignment: Assignment) -> Room:
+        """A worker, begun."""
+        if len(self._hosts) < self.num_hosts:
+            threads = 4 * -(-self.shape.num_workers // self.num_hosts)  # as many for each as in an actor of its own
+            self._hosts.append(self.ray.remote(Host).options(num_cpus=1, max_concurrency=threads).remote())
+        room = Room(self._hosts[self._num_hired % self.num_hosts], assignment.name)
+        self._num_hired += 1
+        self.ray.get(Method(room, "__init__").remote(assignment, self.ray.get(self.spec)))
+        return room
+
+    def dismiss(self, actor: Any) -> None:
+        """End all of them, when the first is to end."""
+        for host in self._hosts:
+            self.ray.kill(host)
+        self._hosts.clear()
+
+
+@dataclass(frozen=True)
+class SharedEngine(RayEngine):
+    """The engine, with several workers in each actor."""
+
+    num_hosts: int = 8
+
+    def open_office(self, ray: Any, shape: Shape, spec: Any) -> Office:
+        """What makes them."""
+        return SharedOffice(ray, shape, spec, num_hosts=self.num_hosts)
+
+
 class Outcome(NamedTuple):
     """What was measured."""
 
@@ -82,14 +163,15 @@ class Outcome(NamedTuple):
     driver_ms_per_case: float
 
 
-def simulate(num_workers: int, num_cases: int, seconds: float, folder: Path) -> tuple[Outcome, int]:
-    """Hand out cases until all are slept through; the cluster must have as many cores as there are workers.
+def simulate(num_workers: int, num_cases: int, seconds: float, folder: Path, num_hosts: int) -> tuple[Outcome, int]:
+    """Hand out cases until all are slept through; the cluster must have as many cores as there are hosts.
 
     Args:
         num_workers: Workers.
         num_cases: Cases.
         seconds: That each takes on average.
         folder: For what is written.
+        num_hosts: Actors that share the workers.
 
     Returns:
         What was measured from the moment when all workers were open, and the number of workers that drew.
@@ -108,7 +190,7 @@ def simulate(num_workers: int, num_cases: int, seconds: float, folder: Path) -> 
                 opened.append((time.time(), _cpu_seconds()))
             return ()
 
-        engine = RayEngine(num_workers=num_workers, device="cpu")
+        engine = SharedEngine(num_workers=num_workers, device="cpu", num_hosts=num_hosts)
         engine.run(Sleeper(seconds), range(num_cases), settle, scratch=folder, watch=ignore_events)
     begin, cpu_before = opened[0]
     end = max(one.end for one in slept)
@@ -128,13 +210,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=64)
     parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--hosts", type=int, default=8, help="actors that share the workers")
     asked = parser.parse_args(arguments)
     import ray
 
-    ray.init(address="local", num_cpus=asked.workers, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=asked.hosts, include_dashboard=False, log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
-        outcome, num_drawing = simulate(asked.workers, asked.cases, asked.seconds, Path(folder))
+        outcome, num_drawing = simulate(asked.workers, asked.cases, asked.seconds, Path(folder), asked.hosts)
     print(json.dumps({**vars(asked), "workers_that_drew": num_drawing, **outcome._asdict()}, indent=1))
 
 

@@ -22,8 +22,9 @@ def scaled_header(name: str, *, divisor: int = NARROW, num_inference_steps: int 
         definition["norm_num_groups"] = max(32 // divisor, 1)
         if role != "autoencoder":
             definition["num_head_channels"] = [number // divisor for number in definition["num_head_channels"]]
-    embedding = networks["controlnet"]["conditioning_embedding_num_channels"]
-    networks["controlnet"]["conditioning_embedding_num_channels"] = [8, *(n // divisor for n in embedding[1:])]
+    if "controlnet" in networks:
+        embedding = networks["controlnet"]["conditioning_embedding_num_channels"]
+        networks["controlnet"]["conditioning_embedding_num_channels"] = [8, *(n // divisor for n in embedding[1:])]
     header |= {"networks": networks, "scale_factor": 1.0}
     if num_inference_steps is not None:
         header["num_inference_steps"] = num_inference_steps
@@ -44,7 +45,7 @@ def add_scaled_masks(
         side: A multiple of 32.
         num_train_steps: Time steps of the scheduler; NVIDIA's has 1000.
     """
-    masks = known_bundles()["rflow-ct"].masks
+    masks = known_bundles()["rflow-ct"].require_masks()
     networks = {role: dict(definition) for role, definition in masks.networks.items()}
     for definition in networks.values():
         key = "num_channels" if "num_channels" in definition else "channels"

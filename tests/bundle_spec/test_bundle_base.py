@@ -74,7 +74,7 @@ def test_bundle_alone_may_move(base: Bundle, derived: Bundle, tmp_path: Path) ->
 
 def test_base_is_found_by_name(base: Bundle, tmp_path: Path) -> None:
     derived = write_derived(tmp_path / "taught", base, base={"name": "tiny", "fingerprint": base.fingerprint})
-    with pytest.raises(BundleError, match="Bundle 'taught': expected its base 'tiny', found none by that name or in"):
+    with pytest.raises(BundleError, match="Bundle 'taught': its base 'tiny' was not found by name or in"):
         derived.weight_path("autoencoder")
     pulled_bundles_folder().mkdir(parents=True)
     shutil.move(base.path, pulled_bundles_folder() / "tiny")
@@ -83,7 +83,7 @@ def test_base_is_found_by_name(base: Bundle, tmp_path: Path) -> None:
 
 def test_missing_base_is_told_of(base: Bundle, derived: Bundle) -> None:
     shutil.rmtree(base.path)
-    with pytest.raises(BundleError, match="expected its base 'tiny', found none by that name or in .*--self-contained"):
+    with pytest.raises(BundleError, match="its base 'tiny' was not found by name or in"):
         load_bundle(derived.path).require_intact()
 
 
@@ -91,7 +91,7 @@ def test_changed_base_is_told_of(base: Bundle, derived: Bundle) -> None:
     path = base.path / "bundle.yaml"
     content = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**content, "scale_factor": 2.0}, sort_keys=False))
-    with pytest.raises(BundleError, match="as it was when this bundle was made .* found one that has changed"):
+    with pytest.raises(BundleError, match="has changed since this bundle was made: fingerprint"):
         load_bundle(derived.path).weight_path("autoencoder")
 
 
@@ -107,7 +107,7 @@ def test_list_leaves_a_bundle_without_its_base_out(base: Bundle, caplog: pytest.
     assert "taught" in [bundle.name for bundle in list_bundles()]
     shutil.rmtree(base.path)
     assert "taught" not in [bundle.name for bundle in list_bundles()]
-    assert "expected its base 'tiny'" in caplog.text
+    assert "its base 'tiny'" in caplog.text
 
 
 def test_copy_in_another_type_has_all_weights(derived: Bundle, tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_bounds_have_an_order() -> None:
 def test_list_of_label_maps_is_found_and_copied(base: Bundle, tmp_path: Path) -> None:
     bank = {"list": "label_maps.json", "labels": "maisi", "source": "2 training cases"}
     derived = write_derived(tmp_path / "lab" / "taught", base, mask_bank=bank)
-    with pytest.raises(BundleError, match="expected the list of its label maps at .* found none"):
+    with pytest.raises(BundleError, match="the list of its label maps is missing at"):
         derived.find_mask_bank()
     (derived.path / "own").mkdir()
     (derived.path / "own" / "a.nii.gz").write_bytes(b"map")

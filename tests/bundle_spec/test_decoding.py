@@ -56,7 +56,7 @@ def test_configuration_can_be_written_and_read_again() -> None:
             {"mode": "windows", "window": "whole"},
             "decoding: window 'whole' can only be used with mode exact; remove one of them",
         ),
-        ({"num_split": 4}, "decoding.num_split: expected a known key, found 'num_split'. Did you mean 'num_splits'"),
+        ({"num_split": 4}, "decoding.num_split: unknown key 'num_split'. Did you mean 'num_splits'"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_its_place(decoding: dict[str, Any], message: str) -> None:

@@ -96,7 +96,7 @@ def test_debug_after_two_dashes_is_a_value(run_cli: Callable[..., Any], plug_in:
     assert run_cli("labels", "--", "--debug") == (0, "--debug\n", "")
 
 
-KEPT = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
+KEPT = "Stopped on request; finished work is kept, and the same command continues from there.\n"
 NOTHING_WRITTEN = "Stopped on request; nothing was written.\n"
 
 

@@ -51,9 +51,9 @@ def test_every_own_error_is_covered_above() -> None:
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_full_disk_names_the_file_and_what_to_do(number: int) -> None:
     error = OSError(number, "No space left on device", "cohort/images/a.nii.gz")
-    start = "Error: cohort/images/a.nii.gz: no space is left on the disk. Free some and run the same command again; "
+    start = "Error: cohort/images/a.nii.gz: no space left on the disk. Free some and run the same command again; "
     assert explain(error) == (start + "nothing was written.", 1)
-    kept = "what was finished is kept, and the same command goes on from there."
+    kept = "finished work is kept, and the same command continues from there."
     assert explain(error, is_resumable=True) == (start + kept, 1)
 
 
@@ -75,7 +75,7 @@ def test_interruption_is_a_clean_stop(error: BaseException, capsys: pytest.Captu
     assert guard(lambda: _raising(error), debug=False) == 130
     assert capsys.readouterr().err == "Stopped on request; nothing was written.\n"
     assert guard(lambda: _raising(error), debug=False, is_resumable=True) == 130
-    assert "what was finished is kept" in capsys.readouterr().err
+    assert "finished work is kept" in capsys.readouterr().err
 
 
 def test_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,10 +99,10 @@ def test_out_of_memory_is_recognised_without_torch() -> None:
         memory_options=lambda: [OTHER_DEVICE],
     )
     assert told[0] == (
-        "Error: the memory of the GPU is used up, 20.00 GiB more were asked for. Close other programs, or choose "
+        "Error: the GPU is out of memory (20.00 GiB more were requested). Close other programs, or choose "
         "another --device."
     )
-    assert explain(MemoryError())[0] == "Error: the memory of this machine is used up. Close other programs."
+    assert explain(MemoryError())[0] == "Error: this machine is out of memory"
 
 
 def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:
@@ -111,11 +111,11 @@ def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:
         "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to "
         "allocate 137438953472 bytes. Error code 12 (Cannot allocate memory)"
     )
-    error = errors.BundleError("a.pt: expected weights alone, found a file that cannot be read as such.")
+    error = errors.BundleError("a.pt: must contain weights only, found a file that cannot be read.")
     error.__cause__ = found
     told = explain(error, memory_options=lambda: ["fewer --workers", OTHER_DEVICE])
     assert told == (
-        "Error: the memory of this machine is used up, 137.4 GB more were asked for. Close other programs, or choose "
+        "Error: this machine is out of memory (137.4 GB more were requested). Close other programs, or choose "
         "fewer --workers.",
         1,
     )

@@ -27,7 +27,7 @@ def test_shards_are_made_watched_merged_and_verified(run_cli: Run, recipe: Path,
     words = ["synthesize", "--recipe", recipe, "--device", "cpu", "--out", out]
     first = run_cli(*words, "--shard", "1/2", "--json-lines")
     assert first.code == 0
-    assert f"Shard 1/2. When all have ended: maisi-aug cohort merge {out}" in first.stdout
+    assert f"Shard 1/2. When all shards have ended: maisi-aug cohort merge {out}" in first.stdout
     rows = [json.loads(line) for line in first.stderr.splitlines()]
     assert {"starts", "opens", "enters", "records"} <= {row["event"] for row in rows}
     status = json.loads(run_cli("cohort", "status", out, "--json").stdout)
@@ -40,7 +40,7 @@ def test_shards_are_made_watched_merged_and_verified(run_cli: Run, recipe: Path,
         assert "manifest.2-of-2.jsonl: process " in run_cli("cohort", "status", out).stdout
         busy = run_cli("cohort", "merge", out)
         assert (busy.code, busy.stdout) == (1, "")
-        assert "found another process at work in it" in busy.stderr
+        assert "another process is working in this folder" in busy.stderr
     merged = run_cli("cohort", "merge", out)
     assert (merged.code, merged.stderr) == (0, "")
     assert f"{out}: 2 of 2 cases accepted." in merged.stdout
@@ -48,7 +48,7 @@ def test_shards_are_made_watched_merged_and_verified(run_cli: Run, recipe: Path,
         *("anatomy", "cohort.yaml", "contact_sheet.png", "images", "labels", "manifest.jsonl", "previews"),
     ]
     verified = run_cli("cohort", "verify", out)
-    assert (verified.code, verified.stdout.splitlines()[-1]) == (0, "Every file is as it was written.")
+    assert (verified.code, verified.stdout.splitlines()[-1]) == (0, "Every file is intact.")
     (out / "images" / "case_0002.nii.gz").write_bytes(b"another program's")
     altered = run_cli("cohort", "verify", out, "--json")
     assert altered.code == 1
@@ -63,7 +63,7 @@ def test_shards_are_made_watched_merged_and_verified(run_cli: Run, recipe: Path,
     [
         (["--shard", "3/2"], "--shard: expected I/N with I from 1 to N and N up to 100000, such as 1/4, found '3/2'."),
         (["--devices", "cpu,"], "--devices: expected names such as cuda:0,cuda:1, found 'cpu,'."),
-        (["--devices", "cpu", "--device", "cpu"], "--device cannot be used with --devices, which names them all."),
+        (["--devices", "cpu", "--device", "cpu"], "--device cannot be used with --devices, which lists all of them."),
         (["--devices", "cpu,nothing"], "Device 'nothing': torch cannot use it"),
     ],
 )
@@ -78,9 +78,9 @@ def test_what_is_no_cohort_is_a_sentence(run_cli: Run, tmp_path: Path) -> None:
     for verb in ("status", "merge", "verify"):
         outcome = run_cli("cohort", verb, tmp_path)
         assert (outcome.code, outcome.stdout) == (1, "")
-        assert "expected a cohort with manifest.jsonl, found none" in outcome.stderr
+        assert "not a cohort, because manifest.jsonl is missing" in outcome.stderr
         assert list(tmp_path.iterdir()) == []
     outcome = run_cli("cohort", "merge", tmp_path / "a", tmp_path / "b")
-    assert "merge: expected one folder, or several and --out for what becomes of them." in outcome.stderr
+    assert "merge: expected one folder, or several together with --out for the result." in outcome.stderr
     outcome = run_cli("cohort", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c")
-    assert "a: expected a shard with a readable cohort.yaml, found none." in outcome.stderr
+    assert "a: not a shard, because it has no readable cohort.yaml." in outcome.stderr

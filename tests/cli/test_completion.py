@@ -68,7 +68,7 @@ def test_labels_are_those_of_the_bundle_that_the_line_names(tmp_path: Path) -> N
 def test_bundles_recipes_and_presets_are_offered() -> None:
     assert values(complete_bundles, "") == [bundle.name for bundle in list_bundles()]
     assert values(complete_bundles, "ph") == ["phantom-ct"]
-    assert values(complete_known_bundles, "") == ["rflow-ct", "ddpm-ct"]
+    assert values(complete_known_bundles, "") == ["rflow-ct", "ddpm-ct", "rflow-mr", "rflow-mr-brain"]
     assert "six-tumours" in values(complete_recipes, "")
     assert not [name for name in values(complete_recipes, "") if name.startswith("train")]
     assert "train-phantom-ct" in values(complete_training_recipes, "train-")

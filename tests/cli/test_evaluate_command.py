@@ -46,6 +46,28 @@ def test_fid_prints_and_saves_its_figures(run_cli: RunCli, cohort: Path, tmp_pat
     assert "# 2.5D FID: 3 synthetic against 2 real cases" in again.stdout
 
 
+def test_fid_under_torchrun_is_told_of_devices(run_cli: RunCli, cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    outcome = run_cli("evaluate", "fid", cohort, cohort)
+    assert outcome.code == 2
+    assert "evaluate fid: expected one process, found 4 of torchrun. Name the GPUs instead: --devices" in outcome.stderr
+
+
+@pytest.mark.slow
+def test_workers_find_the_same_figures(run_cli: RunCli, bundle_path: Path, tmp_path: Path) -> None:
+    sets = [write_folder(tmp_path / name, seeds) for name, seeds in (("a", range(10)), ("b", range(20, 30)))]
+    for words, way in (
+        (["distribution", *sets], ["--workers", "2"]),
+        (["equivalence", *sets], ["--workers", "2"]),
+        (["memorization", sets[0], "--train", sets[1]], ["--workers", "2"]),
+        (["reconstruction", sets[0], "--bundle", bundle_path], ["--devices", "cpu,cpu"]),
+    ):
+        alone, shared = (run_cli("evaluate", *words, *more, "--json") for more in ([], way))
+        assert (alone.code, shared.code) == (0, 0), shared.stderr
+        first, second = ({**json.loads(one.stdout), "peak_memory_gb": None} for one in (alone, shared))
+        assert first == second
+
+
 def test_hu_of_reference_cases_can_be_used_again(run_cli: RunCli, cohort: Path, tmp_path: Path) -> None:
     real, out = write_folder(tmp_path / "real", [4, 5, 6]), tmp_path / "out"
     first = run_cli("evaluate", "hu", cohort, "--reference", real, "--out", out, "--json")
@@ -56,7 +78,7 @@ def test_hu_of_reference_cases_can_be_used_again(run_cli: RunCli, cohort: Path, 
     published = run_cli("evaluate", "hu", cohort)
     assert "MAISI's published ranges" in published.stdout
     both = run_cli("evaluate", "hu", cohort, "--reference", real, "--ranges", out / "hu_ranges.json")
-    assert (both.code, "expected one of them, found both" in both.stderr) == (2, True)
+    assert (both.code, "--reference and --ranges cannot be used together" in both.stderr) == (2, True)
 
 
 def test_lesions_are_measured_and_drawn(run_cli: RunCli, cohort: Path, tmp_path: Path) -> None:
@@ -87,7 +109,7 @@ def test_agreement_of_ready_predictions(run_cli: RunCli, cohort: Path, tmp_path:
     assert outcome.code == 1  # a case without a prediction is not passed over
     assert files_of(tmp_path / "out") == ["agreement.json", "agreement.md", "agreement.svg"]
     neither = run_cli("evaluate", "agreement", cohort)
-    assert (neither.code, "found both or none" in neither.stderr) == (2, True)
+    assert (neither.code, "Either --model or --predictions is required, but not both" in neither.stderr) == (2, True)
 
 
 def test_agreement_needs_a_trained_model(run_cli: RunCli, cohort: Path, tmp_path: Path) -> None:
@@ -131,10 +153,13 @@ def test_volumes_without_a_label_map_are_measured_and_empty_files_named(run_cli:
 def test_foreign_files_are_not_replaced(run_cli: RunCli, cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "lesions.json").write_text("[1, 2]")
     outcome = run_cli("evaluate", "lesions", cohort, "--out", tmp_path)
-    assert (outcome.code, "expected an earlier result of this measurement" in outcome.stderr) == (1, True)
+    assert (outcome.code, "already exists and is not an earlier result of this measurement" in outcome.stderr) == (
+        1,
+        True,
+    )
     assert (tmp_path / "lesions.json").read_text() == "[1, 2]"
     outcome = run_cli("evaluate", "lesions", cohort, "--out", tmp_path / "lesions.json")
-    assert (outcome.code, "expected a folder, found a file" in outcome.stderr) == (1, True)
+    assert (outcome.code, "this is a file, not a folder" in outcome.stderr) == (1, True)
 
 
 @pytest.mark.parametrize("name", ["fid", "hu", "lesions", "agreement", "memorization"])

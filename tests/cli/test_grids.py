@@ -27,8 +27,8 @@ def dry_run(run_cli: Run, rflow: Path) -> Run:
 
 def words_of(outcome: Any) -> str:
     """What it says on stderr, besides that the published bundle has no weights here."""
-    pull = "run maisi-aug bundles pull rflow-ct"
-    note = f"Note: rflow-ct is not on this machine yet. Before the cohort can be made, {pull}\n"
+    pull = "Download it first: maisi-aug bundles pull rflow-ct"
+    note = f"Note: rflow-ct is not on this machine yet. {pull}\n"
     return str(outcome.stderr).replace(note, "")
 
 

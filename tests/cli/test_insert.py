@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.cohort.manifest import load_manifest
+from maisi_aug.cohort.review import Decision, append_decision, now
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -33,6 +34,19 @@ def test_command_draws_lesions_and_says_what_comes_next(run_cli: Run, chest: Pat
     again = run_cli(*words, "--texture", "solid", "--place", "free", "--json", "--quiet")
     assert (again.code, again.stderr) == (0, "")
     assert json.loads(again.stdout)["num_new"] == 0
+    append_decision(tmp_path / "cohort", Decision("case_0002", 0, "reject", "artefact", "anna", now()))
+    before = load_manifest(tmp_path / "cohort").accepted
+    shard = run_cli(*words, "--texture", "solid", "--place", "free", "--redraw-rejected", "--shard", "1/2")
+    assert "--redraw-rejected cannot be used with --shard. Use it after maisi-aug cohort merge." in shard.stderr
+    other = run_cli(*words, "--redraw-rejected")
+    assert other.code == 1  # another configuration gives nothing up
+    assert load_manifest(tmp_path / "cohort").accepted == before
+    redrawn = run_cli(*words, "--texture", "solid", "--place", "free", "--redraw-rejected", "--quiet")
+    assert redrawn.code == 0, redrawn.stderr
+    after = load_manifest(tmp_path / "cohort").accepted
+    assert [(record.case_id, record.attempt) for record in after] == [("case_0001", 0), ("case_0002", 1)]
+    assert after[0] == before[0]
+    assert after[1].files["image"].sha256 != before[1].files["image"].sha256
     exported = run_cli("export", "monai", tmp_path / "cohort", "--out", tmp_path / "data.json")
     assert exported.code == 0
 
@@ -43,14 +57,14 @@ def test_rejected_cases_end_with_a_sentence_and_exit_code_one(run_cli: Run, ches
         *("--out", tmp_path / "cohort"),
     )
     assert outcome.code == 1
-    assert "Rejected case_0001: hepatic tumor: expected its host organ in a label map" in outcome.stdout
+    assert "Rejected case_0001: hepatic tumor: no label map of the CT has its host organ" in outcome.stdout
     assert "Traceback" not in outcome.stdout + outcome.stderr
 
 
 def test_missing_ct_is_one_sentence(run_cli: Run, tmp_path: Path) -> None:
     outcome = run_cli("insert", "--into", tmp_path / "no", "--labels", "lung nodule:9mm", "--out", tmp_path / "cohort")
     assert (outcome.code, outcome.stdout) == (1, "")
-    assert "expected a CT or a folder of CTs, found nothing there" in outcome.stderr
+    assert "not found" in outcome.stderr
     assert not (tmp_path / "cohort").exists()
 
 
@@ -71,8 +85,8 @@ def test_recipe_gives_what_flags_do_not(run_cli: Run, chest: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("labels: [lung nodule]", "expected a recipe with 'kind: insertion', found another"),
-        ("kind: insertion\nlabel: [lung nodule]", "label: expected a known key"),
+        ("labels: [lung nodule]", "not a recipe for insert, which has 'kind: insertion'"),
+        ("kind: insertion\nlabel: [lung nodule]", "label: unknown key"),
         ("kind: insertion\nlabels: [lung nodule]\nnum_cases: many", "num_cases: expected a valid integer"),
     ],
 )

@@ -81,7 +81,7 @@ def test_sizes_show_quantiles_and_name_stand_ins(run_cli: Callable[..., Any]) ->
     outcome = run_cli("labels", "--sizes")
     assert "3.7 mL, 19 mm" in outcome.stdout
     assert outcome.stdout.count("stand-in: hepatic tumor") == 3
-    assert "bone lesion: stand-in, not measured" in outcome.stdout
+    assert "bone lesion: estimated, not measured" in outcome.stdout
     sizes = {row["name"]: row["sizes"] for row in json.loads(run_cli("labels", "--sizes", "--json").stdout)}
     assert sizes["hepatic tumor"]["percentiles"][6] == 0.3
     assert sizes["hepatic tumor"]["volumes_ml"][6] == 5.92
@@ -97,7 +97,7 @@ def test_label_that_only_a_bundle_has_is_listed_and_says_so(options: list[str], 
     outcome = run_cli("labels", "--find", "kidney tumor", *options)
     assert (outcome.code, outcome.stderr) == (0, "")
     assert "kidney tumor *" in outcome.stdout
-    assert "* needs a bundle that binds it, such as phantom-ct" in outcome.stdout
+    assert "only in bundles that define it, such as phantom-ct" in outcome.stdout
     (row,) = json.loads(run_cli("labels", "--find", "kidney tumor", "--json", *options).stdout)
     assert (row["id"], row["kind"], row["slot"], row["needs_bundle"]) == (129, "tumor", True, True)
 
@@ -121,7 +121,7 @@ def test_bundle_names_its_slots(run_cli: Callable[..., Any], bundle: Path) -> No
     ("arguments", "message"),
     [
         (["--find", "hepatic tumr"], "Did you mean 'hepatic tumor'"),
-        (["--find", "tumour", "--kind", "organ"], "expected some that match every option, found none"),
+        (["--find", "tumour", "--kind", "organ"], "No label matches all options"),
         (["--kind", "muscle"], "'muscle' is not one of"),
     ],
 )

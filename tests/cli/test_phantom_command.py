@@ -76,10 +76,10 @@ def test_other_settings_and_damaged_index_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match=r"\(seed: 3 -> 4\)"):
         write_phantoms(tmp_path, PhantomSettings(seed=4, shape=(48, 36, 30), spacing_mm=(8.5, 8.5, 8.5)), 1)
     (tmp_path / INDEX_NAME).write_text("[]")
-    with pytest.raises(CohortError, match=r"phantoms\.json: expected an index of phantoms"):
+    with pytest.raises(CohortError, match="phantoms.json: is not an index of phantoms"):
         write_phantoms(tmp_path, SETTINGS, 1)
     (tmp_path / "file").write_text("")
-    with pytest.raises(CohortError, match="file: expected a folder, found a file"):
+    with pytest.raises(CohortError, match="file: this is a file, not a folder"):
         write_phantoms(tmp_path / "file", SETTINGS, 1)
 
 

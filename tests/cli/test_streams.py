@@ -20,7 +20,7 @@ from rich.table import Table
 from maisi_aug.api.bars import PlainConsole, tell_warnings
 from maisi_aug.cli.shared.boundary import guard
 from maisi_aug.cli.shared.streams import tell
-from maisi_aug.errors import CohortError
+from maisi_aug.errors import CohortError, MaisiAugWarning
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, write_cohort
 
 HOSTILE = "\x1b]0;owned\x07[red]:smile:\u202e\r\nError: forged"
@@ -83,8 +83,8 @@ def test_colours_of_our_own_stay_on_a_terminal() -> None:
 def test_warnings_are_clean() -> None:
     console = PlainConsole(file=io.StringIO(), width=200)
     with tell_warnings(console):
-        warnings.warn(f"{HOSTILE.strip()}: expected nothing.", stacklevel=1)
-        warnings.warn("a\nb: expected one line.", stacklevel=1)
+        warnings.warn(f"{HOSTILE.strip()}: expected nothing.", MaisiAugWarning, stacklevel=1)
+        warnings.warn("a\nb: expected one line.", MaisiAugWarning, stacklevel=1)
     assert r"Note: a\u000ab: expected one line." in console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -143,7 +143,7 @@ def test_full_disk_behind_stdout_is_told() -> None:
     with Path("/dev/full").open("w") as full:
         done = start("labels", "--json", stdout=full)
     assert done.returncode == 1
-    assert "no space is left on the disk" in done.stderr
+    assert "no space left on the disk" in done.stderr
 
 
 def test_rich_writes_behind_the_clean_stream(capsys: pytest.CaptureFixture[str]) -> None:

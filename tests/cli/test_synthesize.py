@@ -51,7 +51,7 @@ def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: P
     assert (summary["num_accepted"], summary["num_new"], summary["first_attempt_rate"]) == (1, 0, 1.0)
     refused = run_cli("synthesize", "--recipe", recipe, "--out", out, "--no-resume")
     assert (refused.code, refused.stdout) == (1, "")
-    assert "because of --no-resume, found a cohort" in refused.stderr
+    assert "--no-resume needs a new folder, but this one holds a cohort" in refused.stderr
     other = run_cli("synthesize", "--recipe", recipe, "--out", out, "--seed", "3")
     assert other.code == 1
     assert "(seed: 0 -> 3)" in other.stderr
@@ -105,7 +105,7 @@ def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle_
     assert outcome.code == 1
     assert "0 of 1 cases accepted" in outcome.stdout
     assert "Rejected case_0001: " in outcome.stdout
-    assert "Further attempts: the same command with a larger --max-attempts." in outcome.stdout
+    assert "To try again: run the same command with a larger --max-attempts." in outcome.stdout
     assert "contact_sheet" not in outcome.stdout
     assert "[1/1] case_0001 rejected (attempt 1): " in outcome.stderr
 
@@ -155,16 +155,16 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--labels", "hepatic tumor:1.5"], 2, "expected a percentile in [0, 1]"),
         (["--shape", "60x48x48"], 2, "expected sides that are multiples of 8, found 60x48x48. Use 64x48x48"),
         (["--shape", "60x48"], 2, "--shape: expected one or three numbers such as 128x96x80, found '60x48'"),
-        (["--steps", "1001"], 2, "num_inference_steps: expected at most 1000, "),
+        (["--steps", "1001"], 2, "num_inference_steps: at most 1000 "),
         (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
         (["--modality", "mr"], 2, "'mr' is not one of 'ct', 'ct_contrast', 'ct_wo_contrast'"),
         (["--body-region", "chest"], 2, "--body-region[0]: expected 'head', 'thorax', 'abdomen' or 'pelvis'"),
-        (["--body-region", "thorax, abdomen"], 2, "are not told body regions, found thorax to abdomen"),
+        (["--body-region", "thorax, abdomen"], 2, "is not conditioned on body region, found thorax to abdomen"),
         (["--size-label", "x"], 2, "--size-label: expected an id such as 2"),
         (["--size-label", "2"], 2, "size_reference is missing"),
         (["--recipe", "livr"], 2, "Did you mean 'liver'"),
         (["--bundle", "no-such-bundle"], 1, "Bundle 'no-such-bundle': expected"),
-        (["--mask-bank", "no/such/folder"], 1, "Mask bank no/such/folder: expected"),
+        (["--mask-bank", "no/such/folder"], 1, "Mask bank no/such/folder: not found"),
         (["-n", "0"], 2, "Invalid value for '--num-cases' / '-n'"),
     ],
 )
@@ -187,10 +187,10 @@ def test_command_can_be_corrected_in_the_same_folder(run_cli: Run, recipe: Path,
 
 
 def test_out_and_labels_are_asked_for(run_cli: Run, recipe: Path) -> None:
-    assert "--out: expected a folder for the cohort" in run_cli("synthesize", "--recipe", recipe).stderr
+    assert "--out: required" in run_cli("synthesize", "--recipe", recipe).stderr
     outcome = run_cli("synthesize", "--out", "x")
     assert (outcome.code, outcome.stdout) == (2, "")
-    assert "labels: expected a value, found none. Give it in the recipe or as a flag." in outcome.stderr
+    assert "labels: a value is required. Set it in the recipe or as an option." in outcome.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
@@ -206,7 +206,7 @@ def test_foreign_folder_is_refused_before_anything_is_loaded(
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["run", "dry run"])
 @pytest.mark.parametrize(
-    ("flags", "message"), [(["--seed", "3"], "(seed: 0 -> 3)"), (["--no-resume"], "because of --no-resume")]
+    ("flags", "message"), [(["--seed", "3"], "(seed: 0 -> 3)"), (["--no-resume"], "--no-resume needs a new folder")]
 )
 def test_cohort_of_another_configuration_is_refused(
     run_cli: Run, recipe: Path, tmp_path: Path, options: list[str], flags: list[str], message: str
@@ -226,9 +226,9 @@ def test_cohort_of_another_configuration_is_refused(
 @pytest.mark.parametrize(
     ("field", "value", "code", "message"),
     [
-        ("mask_bank", "no/such/folder", 1, "Mask bank no/such/folder: expected"),
-        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: expected a JSON file"),
-        ("labels", ["lung tumor:4mm"], 2, "half a voxel of the grid, found a lung tumor of 0.034 mL (4.0 mm)"),
+        ("mask_bank", "no/such/folder", 1, "Mask bank no/such/folder: not found"),
+        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: not a readable JSON file"),
+        ("labels", ["lung tumor:4mm"], 2, "lung tumor of 0.034 mL (4.0 mm)"),
     ],
     ids=["bank", "mapping", "size"],
 )
@@ -279,7 +279,7 @@ def test_compilers_are_those_of_the_networks(run_cli: Run, recipe: Path, tmp_pat
     outcome = run_cli("synthesize", "--recipe", recipe, "--out", tmp_path / "out", "--compile", "trt", "--quiet")
     if outcome.code:  # with TensorRT and a GPU it runs
         assert outcome.code == 1
-        assert "--compile trt: expected" in outcome.stderr
+        assert "--compile trt: needs the packages" in outcome.stderr
 
 
 def write_dataset(folder: Path, sides: list[int]) -> None:
@@ -373,9 +373,9 @@ def test_size_reference_with_an_empty_map_or_with_masks_is_refused(run_cli: Run,
         made = tmp_path / "masks" / "labelsTr" / "patient_0.nii.gz"
         made.rename(made.with_name(f"{organ}.nii.gz"))
     for folder, words in (
-        ("mine", "expected whole label maps, found labelsTr/patient_1.nii.gz: patient_1.nii.gz is empty"),
+        ("mine", "a label map cannot be used: labelsTr/patient_1.nii.gz: patient_1.nii.gz is empty"),
         ("masks", "or a folder of label maps, found a mask for each label (labelsTr)"),
-        ("gone", "or a folder of label maps, found no image files"),
+        ("gone", "neither an nnU-Net dataset with labelsTr nor a folder of label maps"),
     ):
         flags = ["--size-reference", tmp_path / folder, "--size-label", "2", "--labels", "liver tumor:0.5", "--dry-run"]
         outcome = run_cli("synthesize", "--recipe", recipe, *flags)
@@ -387,7 +387,7 @@ def test_size_label_without_a_name_needs_one_lesion(run_cli: Run, recipe: Path, 
     flags = ["--size-reference", tmp_path, "--size-label", "2", "--labels", "hepatic tumor", "--labels", "lung tumor"]
     outcome = run_cli("synthesize", "--recipe", recipe, *flags, "-n", "2", "--dry-run")
     assert outcome.code == 2
-    assert "expected one lesion in the label requests, found 2 (hepatic tumor, lung tumor)" in outcome.stderr
+    assert "can stand for one lesion only, but the label requests have 2" in outcome.stderr
 
 
 def test_words_of_the_command_line_are_read() -> None:
@@ -435,19 +435,19 @@ def test_given_maps_are_shown_and_drawn(run_cli: Run, no_gates: Path, tmp_path: 
     assert table.code == 0
     for word in ("4 cases", "24 x 24 x 16 at 9 x 9 x 12 mm", "the same", "resampled", "hepatic tumor, liver"):
         assert word in table.stdout
-    assert "Cannot be used: 1 of 3 maps; their cases will be rejected:" in table.stdout
+    assert "Not usable: 1 of 3 maps; their cases will be rejected:" in table.stdout
     document = json.loads(run_cli(*words, "--dry-run", "--json").stdout)
     assert [row["change"] for row in document["maps"]] == ["none", "resampled", None]
     assert [row["shape"] for row in document["maps"]] == [[24, 24, 16], [24, 24, 16], None]
     assert document["maps"][1]["map_shape"] == [26, 24, 16]
     assert document["maps"][0]["labels"] == ["liver", "hepatic tumor"]
-    assert "map_2.nii.gz: expected a readable image" in document["maps"][2]["fault"]
+    assert "map_2.nii.gz: not a readable image, but damaged or empty" in document["maps"][2]["fault"]
     assert document["configuration"]["num_cases"] == 3
     outcome = run_cli(*words, "--out", tmp_path / "cohort", "--device", "cpu")
     assert outcome.code == 1  # one map is damaged
     assert "2 of 3 cases accepted" in outcome.stdout
     assert "Rejected case_0003: " in outcome.stdout
-    assert "map_2.nii.gz: expected a readable image" in outcome.stdout
+    assert "map_2.nii.gz: not a readable image, but damaged or empty" in outcome.stdout
     assert "Note: map_1.nii.gz: expected sides that are multiples of 8" in outcome.stderr
     assert "maisi-aug export nnunet" in outcome.stdout
 
@@ -490,7 +490,7 @@ def test_gates_are_set_by_flags(run_cli: Run) -> None:
     assert (gates.organ_hu, gates.minimum_cnr, gates.lesion_place, gates.max_share_outside) == (False, 0.5, True, 0.2)
     assert not gates.visibility
     for text, message in (
-        ("organ_hue=off", "no gate 'organ_hue'. Did you mean 'organ-hu'"),
+        ("organ_hue=off", "unknown gate 'organ_hue'; expected NAME=off or NAME=NUMBER. Did you mean 'organ-hu'"),
         ("visibility=1", "expected visibility=on or visibility=off, found 'visibility=1'"),
         ("minimum-cnr=off", "expected a number for minimum-cnr, found 'minimum-cnr=off'"),
         ("max-spread=0", "max_spread: expected greater than or equal to 1, found 0.0"),

@@ -49,7 +49,7 @@ def test_three_stages_end_in_a_bundle(train: Callable[..., Any], tmp_path: Path)
 
 def test_run_that_is_out_of_time_says_how_far_it_is_and_goes_on(train: Callable[..., Any], tmp_path: Path) -> None:
     first = train("vae", "--max-minutes", "0")
-    assert first == (0, f"{tmp_path / 'run' / 'vae'}\n", "vae: 1 of 3 steps; run again to go on.\n")
+    assert first == (0, f"{tmp_path / 'run' / 'vae'}\n", "vae: 1 of 3 steps; run the same command again to continue.\n")
     assert train("vae").stderr == ""
 
 
@@ -61,13 +61,13 @@ def test_prepared_folder_takes_the_place_of_the_phantoms(run_cli: Callable[..., 
     assert "data.cases" in (tmp_path / "run" / "vae" / "settings.json").read_text(encoding="utf-8")
     outcome = run_cli("train", "vae", "--recipe", recipe, "--out", tmp_path / "run", "--data", tmp_path)
     assert outcome.code == 1
-    assert "expected a prepared folder, found no dataset.yaml" in outcome.stderr
+    assert "not a prepared folder, because dataset.yaml" in outcome.stderr
 
 
 def test_prepared_cases_need_a_recipe_that_is_not_for_phantoms(run_cli: Callable[..., Any], tmp_path: Path) -> None:
     outcome = run_cli("train", "vae", "--out", tmp_path / "run", "--data", write_prepared(tmp_path / "data"))
     assert outcome.code == 2
-    assert "--recipe: expected one for the prepared cases of --data, found none" in outcome.stderr
+    assert "--recipe: required with --data, because" in outcome.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -83,7 +83,7 @@ def test_terminated_run_says_so_and_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(StepLog, "write", write_and_stop)
         stopped = train("vae")
-    message = "Stopped on request; what was finished is kept, and the same command goes on from there.\n"
+    message = "Stopped on request; finished work is kept, and the same command continues from there.\n"
     assert stopped == (130, "", message)
     assert train("vae").code == 0
     assert len((tmp_path / "run" / "vae" / "log.jsonl").read_text(encoding="utf-8").splitlines()) == 3
@@ -103,7 +103,7 @@ def test_missing_tensorboard_is_one_sentence(train: Callable[..., Any], monkeypa
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     outcome = train("vae", "--tensorboard")
     assert outcome.code == 1
-    assert "expected the package tensorboard, found none. Install it with pip install" in outcome.stderr
+    assert "TensorBoard: the package tensorboard is missing" in outcome.stderr
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_time_counts_the_phantoms_and_the_same_command_goes_on(run_cli: Callable
     stopped = run_cli(*words, "--max-minutes", "0")
     assert (stopped.code, stopped.stdout) == (0, f"{out}\n")
     told = stopped.stderr.splitlines()[-1]
-    assert told == "vae: the time was up while building phantoms, 1 of 2; run again to go on."
+    assert told == "vae: time limit reached while building phantoms, 1 of 2; run the same command again to continue."
     assert len(list(out.glob("phantoms-*/*.npz"))) in (1, 2)  # two workers may have finished both by then
     assert not (out / "vae" / "log.jsonl").exists()
     assert run_cli(*words).code == 0

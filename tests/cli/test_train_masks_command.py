@@ -35,7 +35,9 @@ def test_two_stages_end_in_a_bundle_that_synthesize_takes(
 ) -> None:
     base = write_tiny_bundle(tmp_path / "base")
     first = train("mask-vae", "--max-minutes", "0")
-    told = r"mask-vae: the time was up while reading label maps, 1 of \d+; run again to go on\.\n"
+    told = (
+        r"mask-vae: time limit reached while reading label maps, 1 of \d+; run the same command again to continue\.\n"
+    )
     assert (first.code, first.stdout) == (0, f"{tmp_path / 'run'}\n")
     assert re.fullmatch(told, first.stderr)
     assert train("mask-vae").stderr == ""
@@ -51,17 +53,15 @@ def test_two_stages_end_in_a_bundle_that_synthesize_takes(
 def test_diffusion_without_a_base_is_refused_at_once(train: Callable[..., Any], tmp_path: Path) -> None:
     outcome = train("mask-diffusion")
     assert (outcome.code, outcome.stdout) == (1, "")
-    assert (
-        "expected a bundle with image networks to add them to, found none named. Name one with --base" in outcome.stderr
-    )
+    assert "Mask networks: need a bundle with image networks to be added to" in outcome.stderr
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--mask-labels", "maisi"], "--mask-labels: can only be used with --mask-bank, whose ids it explains."),
-        (["--data", "one", "--mask-bank", "two"], "--data and --mask-bank: expected one of them, found both"),
+        (["--mask-labels", "maisi"], "--mask-labels can only be used with --mask-bank; it gives the meaning of that"),
+        (["--data", "one", "--mask-bank", "two"], "--data and --mask-bank cannot be used together"),
         (["--recipe", "train-phantom-ct"], r"found kind 'training'"),
     ],
     ids=["labels", "both", "recipe"],

@@ -48,7 +48,7 @@ def test_rejected_case_is_left_out_and_redrawn_with_another_seed(
     assert "Rejected in review by anna: artefact." in (tmp_path / "report.html").read_text()
 
     unasked = run_cli(*words)
-    assert "Rejected in review, and left out of exports: 1." in unasked.stdout
+    assert "Rejected in review and left out of exports: 1." in unasked.stdout
     assert (out / "images" / "case_0002.nii.gz").read_bytes() == before["case_0002.nii.gz"]
     lines = (out / "manifest.jsonl").read_text()
     assert run_cli(*words, "--seed", "3", "--redraw-rejected").code == 1  # another configuration gives nothing up
@@ -70,11 +70,18 @@ def test_blind_needs_real_images(run_cli: Run, tmp_path: Path) -> None:
     assert "--blind can only be used with --beside" in outcome.stderr
 
 
+def test_reader_of_the_blinded_test_sees_no_report(run_cli: Run, tmp_path: Path) -> None:
+    cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
+    outcome = run_cli("view", cohort, "--blind", "--beside", cohort, "--report", tmp_path / "report.html")
+    assert outcome.code == 2
+    assert "--report can only be used without --blind" in outcome.stderr
+
+
 def test_folder_that_is_not_there_is_refused(run_cli: Run, tmp_path: Path) -> None:
     pytest.importorskip("uvicorn", reason="needs the extra 'view'")
     outcome = run_cli("view", tmp_path / "nothing", "--no-browser")
     assert outcome.code == 1
-    assert "found nothing there" in outcome.stderr
+    assert "nothing: not found" in outcome.stderr
 
 
 def test_missing_extra_is_named(run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +97,7 @@ def test_port_in_use_is_refused(tmp_path: Path) -> None:
     with serving.serve_in_background(serving.ViewOptions(path=folder)) as address:
         port = int(address.split(":")[2].split("/")[0])
         taken = serving.open_server(serving.ViewOptions(path=folder, port=port))
-        with pytest.raises(ValueError, match=f"found that {port} is in use"):
+        with pytest.raises(ValueError, match=f"port {port} is in use"):
             taken.__enter__()
 
 
@@ -126,7 +133,7 @@ def test_case_is_shown_in_a_notebook(tmp_path: Path) -> None:
     widget = ma.view(folder, "case_0002", window_hu=(-200.0, 300.0))
     image, labels = widget.volumes
     assert (image.cal_min, image.cal_max, labels.colormap) == (-200.0, 300.0, "red")
-    with pytest.raises(CohortError, match="expected an accepted case 'case_0009', found 2 cases"):
+    with pytest.raises(CohortError, match="case 'case_0009' is not among its 2 accepted cases"):
         ma.view(folder, "case_0009")
 
 

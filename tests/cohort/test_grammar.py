@@ -128,7 +128,7 @@ def test_own_distribution_replaces_the_reference_under_any_name_of_the_label() -
         ("hepatic tumor:-0.1", "found '-0.1'. A size cannot be negative"),
         ("hepatic tumor:0.6-0.1", r"smaller size first, found '0.6-0.1'. Did you mean 0\.1-0\.6\?"),
         ("hepatic tumor:20-8mL", r"Did you mean 8-20mL\?"),
-        ("hepatic tumor:8mm-20mL", "expected diameters or volumes for both ends, found 'mm' and 'ml'. Use one unit"),
+        ("hepatic tumor:8mm-20mL", "both ends of a range must be diameters, or both volumes, found 'mm' and 'ml'"),
         ("hepatic tumor:0mm", "above 0 and at most 400 mm, found '0mm'"),
         ("hepatic tumor:0-5mL", "above 0 and at most 30000 mL, found '0-5mL'"),
         ("hepatic tumor:401mm", "at most 400 mm, found '401mm'"),
@@ -136,20 +136,20 @@ def test_own_distribution_replaces_the_reference_under_any_name_of_the_label() -
         ("hepatic tumor:41cm", "at most 400 mm, found '41cm'"),
         ("hepatic tumor:3cm-20mm", r"smaller size first, found '3cm-20mm'. Did you mean 20-30mm\?"),
         ("hepatic tumor:2-1cc", r"Did you mean 1-2mL\?"),
-        ("hepatic tumor:1cm-2cm3", "expected diameters or volumes for both ends, found 'cm' and 'cm3'"),
+        ("hepatic tumor:1cm-2cm3", "both ends of a range must be diameters, or both volumes, found 'cm' and 'cm3'"),
         ("hepatic tumor:nan", "found 'nan'"),
-        ("hepatic tumor:", "after ':', found nothing"),
+        ("hepatic tumor:", "the size after ':' is missing"),
         ("hepatic tumor:0.3x0", "a count from x1 to x50, found 'x0'"),
         ("hepatic tumor:0.3x51", "found 'x51'"),
         ("hepatic tumor:0.3,lung tumor:0.2", "repeat --labels or join with"),
         ("", "expected a label name, found ''"),
         ("hepatic tumor:0.3+", "expected a label name, found ''"),
         (":0.3", "expected a label name, found ':0.3'"),
-        ("liver:0.3", r"'liver' without a size.* found '0.3'. Did you mean 'hepatic tumor:0.3'\?"),
-        ("spleen:8mm", "found '8mm'. Leave the size out"),
+        ("liver:0.3", r"'liver' cannot have a size, found '0.3'.* Did you mean 'hepatic tumor:0.3'\?"),
+        ("spleen:8mm", "found '8mm'.* Leave the size out"),
         ("dummy1:0.3", "a placeholder slot without a meaning"),
-        ("face", "found 'face', which is 'body'"),
-        ("0", "which is 'background'"),
+        ("face", "face' is 'body'"),
+        ("0", "'0' is 'background'"),
         ("sarcoma:0.3", "Sizes of 'sarcoma': .* Give the size in mm or mL"),
         ("sarcoma", "Sizes of 'sarcoma'"),
         ("hepatic tumor@0", "a share above 0 and at most 1, found '@0'"),
@@ -158,7 +158,7 @@ def test_own_distribution_replaces_the_reference_under_any_name_of_the_label() -
         ("hepatic tumor@-0.1", "expected a share such as @0.4, @40% or @2/5 at the end, found '@-0.1'"),
         ("hepatic tumor@", "found '@'"),
         ("hepatic tumor@0.3+liver", r"found '@0.3\+liver'. Write the share last"),
-        ("hepatic tumor@0.3+liver@0.2", "expected one share, at the end, found 2"),
+        ("hepatic tumor@0.3+liver@0.2", "only one share is allowed, at the end, found 2"),
     ],
 )
 def test_unreadable_request_is_one_sentence_with_a_way_out(text: str, message: str) -> None:
@@ -172,16 +172,16 @@ def test_unknown_label_offers_the_closest_names() -> None:
 
 
 def test_no_request_is_refused() -> None:
-    with pytest.raises(RequestError, match="expected at least one, found none"):
+    with pytest.raises(RequestError, match="At least one label request is required, such as 'hepatic tumor:0.3'"):
         parse_requests([], vocabulary=VOCABULARY)
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["liver@0.6", "spleen@0.5"], "a sum of at most 1, found 1.1 over 2 requests"),
-        (["liver@0.6", "spleen@20%"], "a sum of 1 when every request has one, found 0.8"),
-        (["liver@0.6", "spleen@0.4", "aorta"], "something left for 'aorta'"),
+        (["liver@0.6", "spleen@0.5"], "Shares: the sum must be at most 1, found 1.1 over 2 requests"),
+        (["liver@0.6", "spleen@20%"], "Shares: if every request has a share, the sum must be 1, found 0.8"),
+        (["liver@0.6", "spleen@0.4", "aorta"], "Shares: nothing is left for 'aorta'"),
     ],
 )
 def test_shares_that_do_not_add_up_are_refused(texts: list[str], message: str) -> None:
@@ -236,7 +236,7 @@ def test_names_are_read_by_the_same_grammar_as_requests() -> None:
     assert names == ["hepatic tumor", "spleen", "bone lesion"]
     parsed = parse_requests(texts, vocabulary=VOCABULARY)
     assert [lesion.label_name for request in parsed for lesion in request.lesions] == names
-    with pytest.raises(RequestError, match="expected one share, at the end, found 2"):
+    with pytest.raises(RequestError, match="only one share is allowed, at the end, found 2"):
         label_names(["liver@0.3@0.2"])
 
 

@@ -50,11 +50,15 @@ def test_organs_that_a_request_names_stay_first() -> None:
     ("names", "error", "message"),
     [
         (["livr"], VocabularyError, "Label 'livr': .* Did you mean 'liver'"),
-        (["liver"], RequestError, "label that is requested in the list, found no hepatic tumor. Add it to --anatomy"),
-        (["hepatic tumor", "lung tumor"], RequestError, "found lung tumor, which no label map would hold. Request it"),
-        (["hepatic tumor", "body"], RequestError, "expected organs and lesions, found 'body', which is the body"),
-        (["hepatic tumor", "0"], RequestError, "found '0', which is the background"),
-        (["hepatic tumor", "dummy1"], RequestError, "found 'dummy1', which is a placeholder slot without a meaning"),
+        (["liver"], RequestError, "anatomy: every requested label must be listed;"),
+        (
+            ["hepatic tumor", "lung tumor"],
+            RequestError,
+            "anatomy: lung tumor is not requested, so that no label map would contain it",
+        ),
+        (["hepatic tumor", "body"], RequestError, "'body' is the body; only organs and lesions"),
+        (["hepatic tumor", "0"], RequestError, "'0' is the background"),
+        (["hepatic tumor", "dummy1"], RequestError, "'dummy1' is a placeholder slot without a meaning"),
     ],
 )
 def test_list_that_cannot_be_met_is_refused(names: list[str], error: type[Exception], message: str) -> None:
@@ -63,7 +67,7 @@ def test_list_that_cannot_be_met_is_refused(names: list[str], error: type[Except
 
 
 def test_organ_that_is_requested_must_be_in_the_list() -> None:
-    with pytest.raises(RequestError, match="found no spleen"):
+    with pytest.raises(RequestError, match="spleen is missing"):
         plan("spleen").keep_anatomy(["liver"], VOCABULARY)
 
 

@@ -143,13 +143,13 @@ def test_unknown_status_is_an_error(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CohortError, match=r"expected a cohort with manifest\.jsonl, found none"):
+    with pytest.raises(CohortError, match="not a cohort, because manifest.jsonl is missing"):
         load_manifest(tmp_path)
 
 
 def test_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
     path = tmp_path / MANIFEST_NAME
-    with ManifestWriter(path), pytest.raises(CohortError, match="found another process at work"):
+    with ManifestWriter(path), pytest.raises(CohortError, match="another process is working"):
         ManifestWriter(path)
     ManifestWriter(path).close()
 

@@ -86,7 +86,7 @@ def test_lesion_names_what_its_percentile_refers_to() -> None:
     planned = plan("pancreatic tumor:0.5+hepatic tumor:0.5", "bone lesion:10mm+liver")
     sources = {lesion.label: lesion.size_source for case in planned.cases for lesion in case.lesions}
     assert sources["hepatic tumor"] == reference_distribution("hepatic tumor").source
-    assert str(sources["pancreatic tumor"]).startswith("stand-in, not measured: hepatic tumor cut at 0.5-30 mL")
+    assert str(sources["pancreatic tumor"]).startswith("estimated, not measured: hepatic tumor cut at 0.5-30 mL")
     assert sources["bone lesion"] is None
     assert planned.size_sources == {label: source for label, source in sources.items() if source is not None}
     assert planned.to_json()["cases"][0]["lesions"][0]["size_source"] == sources["pancreatic tumor"]
@@ -119,7 +119,12 @@ def test_percentiles_can_refer_to_other_sizes() -> None:
     [
         (("hepatic tumr",), 4, VocabularyError, "hepatic tumr.*Did you mean 'hepatic tumor'"),
         (("hepatic tumor:1.5",), 4, RequestError, r"expected a percentile in \[0, 1\]"),
-        (("liver", "spleen", "pancreas"), 2, RequestError, "expected at least 3, one for each label request, found 2"),
+        (
+            ("liver", "spleen", "pancreas"),
+            2,
+            RequestError,
+            "Number of cases: expected at least 3, one per label request, found 2",
+        ),
     ],
 )
 def test_impossible_request_is_refused(

@@ -50,22 +50,22 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
     with pytest.raises(RecipeError) as caught:
         build_request(values, source="mine.yaml")
     assert str(caught.value).splitlines() == [
-        "mine.yaml: expected a valid recipe, found 7 problems:",
+        "mine.yaml: this recipe has 7 problems:",
         "  labels[1]: expected a valid string, found 3.",
         "  num_cases: expected a valid integer, found '4'.",
-        "  shape[2]: expected a value, found none. Give it in the recipe or as a flag.",
+        "  shape[2]: a value is required. Set it in the recipe or as an option.",
         "  size_label: expected a valid integer, found 'x'.",
         "  gates.organ_hu: expected a valid boolean, found 1.",
-        "  gates.size_tol: expected a known key, found 'size_tol'. Did you mean 'size_tolerance'?",
-        "  sead: expected a known key, found 'sead'. Did you mean 'seed'?",
+        "  gates.size_tol: unknown key 'size_tol'. Did you mean 'size_tolerance'?",
+        "  sead: unknown key 'sead'. Did you mean 'seed'?",
     ]
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "labels: expected a value, found none"),
-        ({"labels": []}, "labels: expected .* at least 1 item"),
+        ({}, "labels: a value is required"),
+        ({"labels": []}, "labels: at least one lesion or organ is required"),
         ({"labels": "liver"}, "labels: expected a list, found 'liver'"),
         ({"labels": ["liver"], "num_cases": 0}, "num_cases: expected greater than 0, found 0"),
         ({"labels": ["liver"], "seed": True}, "seed: expected a valid integer, found True"),
@@ -73,7 +73,7 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "mask_source": "magic"}, "mask_source: expected 'plant', 'bank', .*, found 'magic'"),
         (
             {"labels": ["liver"], "modality": "mr"},
-            "modality: expected 'ct', 'ct_contrast' or 'ct_wo_contrast', found 'mr'",
+            "modality: expected 'ct', 'ct_contrast', 'ct_wo_contrast', 'mri', .*, found 'mr'",
         ),
         ({"labels": ["liver"], "body_region": ["abdomen", "thorax"]}, "the uppermost region before the lowest"),
         ({"labels": ["liver"], "body_region": ["chest"]}, r"body_region\[0\]: expected 'head', 'thorax', 'abdomen' or"),
@@ -82,9 +82,15 @@ def test_all_problems_are_reported_together_with_their_places() -> None:
         ({"labels": ["liver"], "anatomy": 5}, "anatomy: expected a list, found 5"),
         ({"labels": ["liver"], "allow_unseen_grid": 1}, "allow_unseen_grid: expected a valid boolean, found 1"),
         ({"labels": ["liver"], "preset": ""}, "preset: expected .* at least 1 character"),
-        ({"labels": ["liver"], "size_label": 2}, "size_label belong together; size_reference is missing"),
-        ({"labels": ["liver"], "mask_source": "bank"}, "mask_source 'bank': expected a mask_bank with lesions"),
-        ({"labels": ["liver"], "zzz": 2}, "zzz: expected a known key, found 'zzz'. The keys are labels, num_cases"),
+        (
+            {"labels": ["liver"], "size_label": 2},
+            "size_reference and size_label must be given together; size_reference is missing",
+        ),
+        (
+            {"labels": ["liver"], "mask_source": "bank"},
+            "mask_source 'bank': requires a mask_bank with lesions, but the phantoms have",
+        ),
+        ({"labels": ["liver"], "zzz": 2}, "zzz: unknown key 'zzz'. Known keys: labels, num_cases"),
     ],
 )
 def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
@@ -92,9 +98,9 @@ def test_wrong_value_is_refused(values: dict[str, Any], message: str) -> None:
         build_request(values)
 
 
-@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast"])
+@pytest.mark.parametrize("modality", ["ct", "ct_contrast", "ct_wo_contrast", "mri", "mri_swi_skull_stripped"])
 def test_networks_know_every_modality_that_can_be_asked_for(modality: str) -> None:
-    from maisi_aug.networks.conditioning import MODALITY_CODES
+    from maisi_aug.vocabulary.modalities import MODALITY_CODES
 
     assert build_request({"labels": ["liver"], "modality": modality}).modality in MODALITY_CODES
 
@@ -128,11 +134,11 @@ def test_cohort_file_is_a_recipe(tmp_path: Path) -> None:
     [
         ("- liver\n", "expected a mapping of fields, found a list"),
         ("", "expected a mapping of fields, found nothing"),
-        ("labels: [liver\nseed: 1\n", "expected YAML, found .* on line 2"),
-        ("labels: [liver]\nseed: 1\nseed: 2\n", "found the key 'seed' twice on line 3"),
+        ("labels: [liver\nseed: 1\n", "not valid YAML: .* on line 2"),
+        ("labels: [liver]\nseed: 1\nseed: 2\n", "the key 'seed' is given twice on line 3"),
         (
             "labels: !!python/object/apply:os.system ['true']\n",
-            "expected YAML, found could not determine a constructor",
+            "not valid YAML: could not determine a constructor",
         ),
     ],
 )
@@ -143,7 +149,7 @@ def test_unreadable_recipe_is_refused(tmp_path: Path, text: str, message: str) -
 
 def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(RecipeError, match=r"mine\.yaml: expected YAML, found .*invalid start byte"):
+    with pytest.raises(RecipeError, match=r"mine\.yaml: not valid YAML: .*invalid start byte"):
         read_recipe(str(tmp_path / "mine.yaml"))
 
 
@@ -183,7 +189,7 @@ def test_training_recipe_of_the_package_tells_its_commands(info: Any) -> None:
 
 
 def test_training_recipe_makes_no_cohort() -> None:
-    with pytest.raises(RecipeError, match="train-phantom-ct: expected a cohort recipe, found one for training. Run it"):
+    with pytest.raises(RecipeError, match="train-phantom-ct: this is a training recipe, not a cohort recipe"):
         load_recipe("train-phantom-ct")
 
 
@@ -192,7 +198,7 @@ def test_copied_recipe_names_itself_in_its_command(tmp_path: Path) -> None:
     assert path == tmp_path / "liver.yaml"
     assert path.read_text().startswith(f"# maisi-aug synthesize --recipe {path} ")
     assert load_recipe(str(path)) == load_recipe("liver")
-    with pytest.raises(RecipeError, match=r"liver\.yaml: expected a new file, found one that exists"):
+    with pytest.raises(RecipeError, match="liver.yaml: already exists"):
         copy_recipe("liver", tmp_path)
 
 

@@ -145,18 +145,18 @@ def test_names_of_slots_can_be_asked_for(bundle_path: Path) -> None:
         (
             {"num_inference_steps": 1001},
             RecipeError,
-            "num_inference_steps: expected at most 1000, .* bundle 'tiny' .*, found 1001. Choose fewer with --steps.",
+            "found 1001.",
         ),
         ({"num_cases": 1, "labels": ["liver", "spleen"]}, RequestError, "expected at least 2"),
-        ({"mask_bank": "no/such/folder"}, BankError, "Mask bank no/such/folder: expected a folder"),
+        ({"mask_bank": "no/such/folder"}, BankError, "Mask bank no/such/folder: not found"),
         (
             {"mask_bank": str(Path(__file__).parent), "mask_labels": "no.json"},
             BankError,
-            "Mask labels no.json: expected a JSON file",
+            "Mask labels no.json: not a readable JSON file:",
         ),
         ({"mask_labels": "totalsegmentator"}, BankError, "Mask labels: expected auto, .*, found 'totalsegmentator'"),
-        ({"labels": ["lung tumor:5mm"]}, RequestError, r"lung tumor:5mm.: expected lesions above 0.13 mL \(6.3 mm\)"),
-        ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: expected an nnU-Net"),
+        ({"labels": ["lung tumor:5mm"]}, RequestError, "is smaller than half a voxel of the grid, 0.13 mL"),
+        ({"size_reference": "no/such/folder", "size_label": 2}, RequestError, "no/such/folder: neither an nnU-Net"),
     ],
 )
 def test_what_cannot_be_made_is_refused(
@@ -167,14 +167,14 @@ def test_what_cannot_be_made_is_refused(
 
 
 def test_bank_without_label_maps_is_refused(bundle_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(BankError, match=rf"Mask bank {tmp_path}: expected label maps, found none"):
+    with pytest.raises(BankError, match=rf"Mask bank {tmp_path}: no usable label map"):
         resolve(bundle_path, mask_bank=str(tmp_path))
 
 
 def test_mapping_to_a_label_that_is_none_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "a_seg.nii.gz").write_bytes(b"never read")
     (tmp_path / "map.json").write_text('{"1": "livr"}')
-    with pytest.raises(BankError, match=r"map\.json, '1': Label 'livr': expected .* Did you mean 'liver'"):
+    with pytest.raises(BankError, match=r"map\.json, '1': Label 'livr': not a name or id .* Did you mean 'liver'"):
         resolve(bundle_path, mask_bank=str(tmp_path / "a_seg.nii.gz"), mask_labels=str(tmp_path / "map.json"))
 
 
@@ -191,11 +191,11 @@ def test_foreign_folder_is_refused(bundle_path: Path, tmp_path: Path) -> None:
 
 def test_networks_are_told_nothing_that_they_do_not_listen_to(tmp_path: Path) -> None:
     ddpm = str(write_random_bundle(tmp_path, build_ddpm_header(), seed=0).path)
-    with pytest.raises(RecipeError, match="modality: expected 'ct', .* 'tiny-ddpm' are not told any other"):
+    with pytest.raises(RecipeError, match="is not conditioned on modality, so that only 'ct' can be used, found '"):
         resolve_request(build_request({"labels": ["liver"], "bundle": ddpm, "modality": "ct_contrast"}))
     asked = build_request({"labels": ["liver"], "bundle": ddpm, "body_region": ["thorax", "pelvis"]})
     assert resolve_request(asked).regions == ("thorax", "pelvis")
-    with pytest.raises(RecipeError, match="body_region: expected none, .* found abdomen"):
+    with pytest.raises(RecipeError, match="is not conditioned on body region, found abdomen"):
         resolve_request(build_request({"labels": ["liver"], "body_region": ["abdomen"]}))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.cohort import review as module
-from maisi_aug.cohort.manifest import MANIFEST_NAME, load_manifest
+from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter, load_manifest
 from maisi_aug.cohort.review import (
     REVIEW_NAME,
     CaseKey,
@@ -74,7 +74,7 @@ def test_torn_last_line_is_skipped_and_cut_before_the_next_decision(cohort: Path
 
 def test_line_of_another_form_is_named(cohort: Path) -> None:
     (cohort / REVIEW_NAME).write_text('{"case_id": "case_0001", "attempt": 0, "choice": "maybe"}\n')
-    with pytest.raises(CohortError, match="expected a decision on every line, found .*maybe"):
+    with pytest.raises(CohortError, match="not a decision: .*maybe"):
         load_review(cohort)
 
 
@@ -102,14 +102,14 @@ def test_full_disk_leaves_earlier_decisions_and_nothing_of_the_new_one(
         return write(descriptor, content[: len(content) - 10])
 
     monkeypatch.setattr("maisi_aug.system.whole_files.os.write", write_half)
-    with pytest.raises(CohortError, match="found a full disk"):
+    with pytest.raises(CohortError, match="the disk is full|a full disk"):
         decide(cohort, 2, "reject")
     assert (cohort / REVIEW_NAME).read_bytes() == before
 
 
 def test_review_is_not_written_through_a_link(cohort: Path, tmp_path: Path) -> None:
     (cohort / REVIEW_NAME).symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(CohortError, match="expected to add a line"):
+    with pytest.raises(CohortError, match="cannot append a line"):
         decide(cohort, 1, "reject")
     assert not (tmp_path / "elsewhere").exists()
 
@@ -145,6 +145,16 @@ def test_reopened_case_waits_for_its_next_attempt_and_its_files_are_gone(cohort:
     # The decision was on the first attempt: it says nothing of the next, and there is nothing left to give up.
     assert reopen_rejected(cohort) == []
     assert len((cohort / MANIFEST_NAME).read_text().splitlines()) == 4
+
+
+def test_shards_are_merged_before_their_rejected_cases_are_reopened(cohort: Path) -> None:
+    with ManifestWriter(cohort / "manifest.1-of-2.jsonl"):
+        pass
+    assert reopen_rejected(cohort) == []  # nothing is rejected
+    decide(cohort, 2, "reject")
+    with pytest.raises(CohortError, match=f"found shards whose .* Run this first: maisi-aug cohort merge {cohort}"):
+        reopen_rejected(cohort)
+    assert len(load_manifest(cohort).accepted) == 3
 
 
 def test_volumes_of_a_reopened_case_are_kept_where_the_cohort_keeps_rejected_ones(cohort: Path) -> None:

@@ -533,6 +533,46 @@ def _read_drawn(folder: Path) -> None:
     )
 
 
+def _write_network_file(folder: Path) -> None:
+    from tests.builders.tiny_bundle import build_header
+    from tests.networks.checkpoints.test_own_networks import write_network_file
+
+    write_network_file(folder / "config_network.json", build_header()["networks"])
+
+
+def _read_network_file(folder: Path) -> None:
+    from maisi_aug.networks.building import build_scheduler, describe_tensors
+    from maisi_aug.networks.checkpoints.own_networks import read_network_file
+
+    network = read_network_file(folder / "config_network.json")
+    build_scheduler(network.scheduler)
+    _call_all(*(partial(describe_tensors, definition) for definition in network.networks.values()))
+
+
+def _write_embeddings(folder: Path) -> None:
+    import nibabel as nib
+
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4, 4), dtype=np.float32), np.eye(4)), folder / "a_emb.nii.gz")
+    (folder / "a_label.nii.gz").write_bytes(b"not read")
+    row: dict[str, Any] = {
+        "image": "a_emb.nii.gz",
+        "label": "a_label.nii.gz",
+        "dim": [8, 12, 16],
+        "spacing": [1.0, 1.0, 2.0],
+    }
+    row |= {"modality": "ct", "top_region_index": [0, 1, 0, 0], "bottom_region_index": [0, 0, 1, 0], "fold": 0}
+    (folder / "list.json").write_text(json.dumps({"training": [row]}), encoding="utf-8")
+
+
+def _read_embeddings(folder: Path) -> None:
+    from maisi_aug.training.cases.embeddings import read_list
+    from maisi_aug.volumes.image_files import load_channels
+
+    listed = read_list(folder / "list.json")
+    names = [(row.id, row.regions, row.image) for row in listed.rows]
+    _call_all(*(partial(load_channels, listed.root / name) for _, _, name in names))
+
+
 READERS = (
     Reader("label requests", _write_requests, _read_requests, (".txt",)),
     Reader("recipe", _write_recipe, _read_recipe, (".yaml",)),
@@ -549,6 +589,8 @@ READERS = (
     Reader("label mapping", _write_mapping, _read_mapping, (".json",)),
     Reader("ranges and sizes", _write_ranges, _read_ranges, (".json",)),
     Reader("mask database", _write_database, _read_database, (".json", ".zip")),
+    Reader("network file", _write_network_file, _read_network_file, (".json",)),
+    Reader("embeddings", _write_embeddings, _read_embeddings, (".json", "emb.nii.gz")),
     Reader("NIfTI", _write_nifti, _read_nifti, (".nii", ".gz"), is_alone=True),
     Reader("NRRD", _write_nrrd, _read_volumes, (".nrrd", ".nhdr"), is_alone=True),
     Reader("MetaImage", _write_metaimage, _read_volumes, (".mha", ".mhd"), is_alone=True),

@@ -63,4 +63,4 @@ def test_input_is_valid_before_it_is_damaged(reader: Reader, tmp_path: Path) -> 
 
 
 def test_every_reader_is_tried() -> None:
-    assert len({reader.name for reader in READERS}) == len(READERS) == 21
+    assert len({reader.name for reader in READERS}) == len(READERS) == 23

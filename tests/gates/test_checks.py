@@ -376,7 +376,7 @@ def build_noise(name: str, rng: np.random.Generator) -> NDArray[np.int16]:
         ("noisy air", "a body that fills 0% of the image"),
         ("uniform noise", "which is noise|fills 100% of the image"),
         ("full of tissue", "a body that fills 100% of the image"),
-        ("noisy patient", "soft tissue in which neighbours differ by .* HU, which is noise"),
+        ("noisy patient", "soft tissue in which neighbouring voxels differ by .* HU, which is noise"),
         ("stone", "a body of which 0% is soft tissue"),
     ],
 )
@@ -388,7 +388,7 @@ def test_what_is_no_patient_fails(name: str, found: str, rng: np.random.Generato
         raise AssertionError(verdict.message)
     noted = check_patient(image_hu, BODY_GRID.spacing_mm, is_judged=False)
     assert noted.passed
-    assert "Not judged, as this bundle is known to draw poorly without a label map." in noted.message
+    assert "Not judged, because this bundle is known to draw poorly without a label map." in noted.message
     assert {**noted.figures, "is_judged": True} == verdict.figures
 
 

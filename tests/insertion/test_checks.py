@@ -94,7 +94,7 @@ def test_a_changed_voxel_outside_of_the_zone_is_found() -> None:
     after[4, 5, 6] = 1
     verdict = check_untouched(before, after, zone)
     assert not verdict.passed
-    assert verdict.message == "Untouched: expected no change outside of the zone, found 1 changed voxels."
+    assert verdict.message == "Untouched: expected no change outside the zone, found 1 changed voxels."
 
 
 @pytest.mark.parametrize("sign", [-1, 0, 1])

@@ -13,6 +13,7 @@ from maisi_aug.insertion.backgrounds import Background, Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
 from maisi_aug.insertion.config import resolve_insertion
 from maisi_aug.insertion.request import InsertConfig
+from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
@@ -93,6 +94,17 @@ def test_cohort_is_gone_on_with_and_the_same_again(chests: Path, tmp_path: Path)
         insert_cohort(resolve_insertion(config_for(chests, seed=6)), place)
 
 
+def test_lost_and_altered_cases_are_drawn_again_to_the_same_bytes(chests: Path, tmp_path: Path) -> None:
+    cohort, place = resolve_insertion(config_for(chests)), tmp_path / "cohort"
+    before = [record.files["image"] for record in insert_cohort(cohort, place).manifest.accepted]
+    (place / before[0].path).unlink()
+    (place / before[2].path).write_bytes(b"another program's")
+    assert insert_cohort(cohort, place).num_lost == 1
+    again = insert_cohort(cohort, place, verify=True)
+    assert (again.num_lost, again.num_new, again.is_complete) == (1, 1, True)
+    assert [sha256_of(place / file.path) for file in before] == [file.sha256 for file in before]
+
+
 def test_what_fits_nowhere_is_rejected_at_once(chests: Path, tmp_path: Path) -> None:
     config = config_for(chests, labels=("lung nodule:90mm",), num_cases=1, max_attempts=5)
     summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
@@ -100,7 +112,7 @@ def test_what_fits_nowhere_is_rejected_at_once(chests: Path, tmp_path: Path) -> 
     (record,) = summary.manifest.records
     assert record.status == "rejected"
     assert len({str(record.mask_origin["background"]), *record.mask_origin["passed_over"]}) == 2  # type: ignore[misc]
-    assert "expected room in the host" in record.reason
+    assert "mm: no room left in the host, which has" in record.reason
     assert not list((tmp_path / "cohort").rglob("*.nii.gz"))
 
 
@@ -130,11 +142,11 @@ def test_ct_without_the_host_is_passed_over_and_read_once(
 def test_lesions_of_other_organs_need_labels_of_them(chests: Path, tmp_path: Path) -> None:
     config = config_for(chests, labels=("hepatic tumor:12mm",), num_cases=1, max_attempts=1)
     summary = insert_cohort(resolve_insertion(config), tmp_path / "cohort")
-    assert "hepatic tumor: expected its host organ in a label map of the CT" in summary.manifest.records[0].reason
+    assert "hepatic tumor: no label map of the CT has its host organ" in summary.manifest.records[0].reason
 
 
 def test_organs_are_no_lesions(chests: Path) -> None:
-    with pytest.raises(RequestError, match="expected lesions, which are drawn into the CTs, found 'liver'"):
+    with pytest.raises(RequestError, match="--labels: only lesions can be drawn into CTs, found 'liver'"):
         resolve_insertion(config_for(chests, labels=("liver",), num_cases=1))
 
 

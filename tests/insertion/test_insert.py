@@ -81,10 +81,10 @@ def test_other_hosts_come_from_a_label_map() -> None:
     assert made.reason == ""
     assert -75 < made.look.contrast_hu < -15
     assert (label_map[made.box][made.lesion] == 1).all()
-    with pytest.raises(LesionError, match="expected label 5 or 14 in the label map, found none"):
+    with pytest.raises(LesionError, match="the label map has no label 5 or 14"):
         LabelledHost.of(label_map, (5, 14), SPACING_MM)
 
 
 def test_lesion_below_a_few_voxels_is_named() -> None:
-    with pytest.raises(LesionError, match="expected at least 4 voxels, found 1 of 0.0068 mL"):
+    with pytest.raises(LesionError, match="mL: has 1 voxels of 0.0068 mL, at least 4 are needed"):
         insert_lesion(IMAGE, SPACING_MM, HOST, LesionRequest(23, 0.01), ProceduralPainter(), seed=0)

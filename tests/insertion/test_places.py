@@ -51,5 +51,5 @@ def test_same_draws_give_the_same_place() -> None:
 
 
 def test_host_that_is_too_small_is_named() -> None:
-    with pytest.raises(LesionError, match="lesion of 60.0 mm: expected room in the host"):
+    with pytest.raises(LesionError, match="Lesion of 60.0 mm: no room left in the host, which has"):
         draw_place(build_host(), IMAGE_SHAPE, 30.0, occupied=None, rng=np.random.default_rng(0))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.cohort.manifest import AttemptRecord, load_manifest
+from maisi_aug.cohort.review import Decision, append_decision, now, reopen_rejected
 from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import RequestError
 from maisi_aug.insertion.cohort import insert_cohort
@@ -90,6 +91,19 @@ def test_group_is_gone_on_with_where_it_was_stopped(chests: Path, tmp_path: Path
     assert {r.case_id: r.files["image"].sha256 for r in load_manifest(folder).accepted} == before
 
 
+def test_twins_of_a_rejected_case_are_drawn_again_with_it(chests: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cohort"
+    first, *others = make(chests, folder, twins="size=7mm,12mm")
+    append_decision(folder, Decision(first.case_id, 0, "reject", "artefact", "anna", now()))
+    assert [record.case_id for record in reopen_rejected(folder)] == [first.case_id, others[0].case_id]
+    after = make(chests, folder, twins="size=7mm,12mm")
+    attempts = [record.attempt for record in others[1:]]
+    assert [record.attempt for record in after] == [1, 1, *attempts]
+    assert len({record.seed for record in after[:2]}) == 1
+    twin = next(record for record in load_manifest(folder).records if record.case_id == others[0].case_id)
+    assert twin.reason == f"Its twin {first.case_id} was rejected in review."
+
+
 def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
     config = {
         "into": str(chests),
@@ -101,13 +115,13 @@ def test_twins_fail_together(chests: Path, tmp_path: Path) -> None:
     }
     summary = insert_cohort(resolve_insertion(InsertConfig.model_validate(config)), tmp_path / "cohort")
     assert len(summary.manifest.rejected) == 2
-    assert all("expected room in the host" in record.reason for record in summary.manifest.rejected)
+    assert all("mm: no room left in the host, which has" in record.reason for record in summary.manifest.rejected)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"twins": "texture=solid,glass"}, "expected a texture, found 'glass'"),
+        ({"twins": "texture=solid,glass"}, "unknown texture 'glass'"),
         ({"twins": "place=free,surface", "place": "free"}, "--place cannot be used with --twins place="),
     ],
 )

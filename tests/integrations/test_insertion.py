@@ -80,7 +80,7 @@ def test_axes_may_run_any_way(chest: np.ndarray) -> None:
 
 def test_ct_without_lungs_stays_as_it_is_and_says_so_once() -> None:
     pool, image = LesionPool(NODULE), build_chest(with_lungs=False).astype(np.float32)
-    with pytest.warns(UserWarning, match="p0: no lesion is inserted. Lungs: expected lung"):
+    with pytest.warns(UserWarning, match="p0: no lesion is inserted. Lungs: the CT has no region"):
         made = insert(pool, image, seed=1)
     np.testing.assert_array_equal(made[0], image)
     insert(pool, image, seed=2)  # a second warning would be an error here
@@ -101,7 +101,7 @@ def test_lesion_keeps_to_organs_of_the_label_map(chest: np.ndarray) -> None:
     [
         ("liver", "expected one lesion with a size"),
         ("lung nodule:8mmx2", "expected one lesion with a size"),
-        ("hepatic tumor:8mm", "expected host_numbers"),
+        ("hepatic tumor:8mm", "needs host_numbers, the numbers of its host organs in the label maps"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(lesion: str, message: str) -> None:

@@ -17,15 +17,26 @@ import pytest
 import torch
 import yaml
 
+from maisi_aug import __version__
 from maisi_aug.api.engines import Where, read_engine
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
+from maisi_aug.evaluation.benchmark.run import open_benchmark
+from maisi_aug.evaluation.benchmark.trainings import run_trainings
+from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.evaluation.fid.extractors import find_extractor
+from maisi_aug.evaluation.fid.measurement import measure_fid
+from maisi_aug.evaluation.fid.slices import SliceProtocol
 from maisi_aug.generate.driver import Listener
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.integrations.ray import actor, engine, joining
+from maisi_aug.integrations.ray.actor import Assignment, Hello
 from maisi_aug.integrations.ray.engine import RayEngine, Shape, shape_workers
+from maisi_aug.system.engine.work import Engine, InProcess, ignore_events
 from tests.builders.cohorts_compared import hash_files, sort_lines
+from tests.builders.made_cases import write_folder
 from tests.builders.resolver import GATES_OFF, resolver
+from tests.builders.tiny_benchmark import build_config
 
 REPOSITORY = Path(__file__).parents[2]
 NUM_CASES = 6
@@ -57,15 +68,15 @@ def test_workers_fill_the_cluster(nodes: list[dict[str, float]], asked: RayEngin
 @pytest.mark.parametrize(
     ("nodes", "asked", "sentence"),
     [
-        ([CPU_NODE], RayEngine(device="cuda"), "--device cuda: expected GPUs in the Ray cluster, found none"),
+        ([CPU_NODE], RayEngine(device="cuda"), "--device cuda: the Ray cluster has no GPUs"),
         (
             [CPU_NODE],
             RayEngine(gpus_per_worker=1),
-            "expected a node with 1 GPU for a worker, found 8 CPU, 0 GPU in all",
+            "Ray cluster: no node has 1 GPU for a worker; the cluster has 8 CPU, 0 GPU in",
         ),
-        ([GPU_NODE], RayEngine(gpus_per_worker=1.5), "expected a whole number or a part of 1, found 1.5"),
+        ([GPU_NODE], RayEngine(gpus_per_worker=1.5), "expected an integer or a fraction of 1, found 1.5"),
         ([GPU_NODE], RayEngine(gpus_per_worker=1, device="cpu"), "--gpus-per-worker cannot be used with --device cpu"),
-        ([{"CPU": 0.0}], RayEngine(), "expected a node with cores for a worker, found 0 CPU, 0 GPU"),
+        ([{"CPU": 0.0}], RayEngine(), "Ray cluster: no node has cores for a worker; the cluster has 0 CPU, 0 GPU"),
     ],
 )
 def test_cluster_without_a_place_is_refused(nodes: list[dict[str, float]], asked: RayEngine, sentence: str) -> None:
@@ -82,13 +93,13 @@ def test_options_of_ray_are_refused_where_they_do_nothing() -> None:
 
 def test_missing_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=r"expected the package ray, found: .* pip install 'maisi-aug\[ray\]'"):
+    with pytest.raises(MissingExtraError, match="--engine ray: the package ray is missing:"):
         Where.read(options=read_engine("ray", None, None, None))
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1", "ray://10.0.0.1:10001", "head:port"])
 def test_address_of_another_kind_is_refused(address: str) -> None:
-    with pytest.raises(RequestError, match=f"expected HOST:PORT of a Ray cluster's head, .* found '{address}'"):
+    with pytest.raises(RequestError, match=f"must be HOST:PORT of a Ray cluster's head, .* found '{address}'"):
         joining._require_answer(address)
 
 
@@ -96,8 +107,31 @@ def test_address_that_nothing_answers_at_is_told_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(WorkerError, match=f"^--address {address}: expected the head of a Ray cluster, found none"):
+    with pytest.raises(WorkerError, match=f"^--address {address}: no Ray cluster answers there"):
         joining._join(None, address)
+
+
+def meet(hello: Hello) -> engine._RayHand[object]:
+    """A worker that has said hello, of which a cluster gives each two cores."""
+    assignment = Assignment("worker 1", "cpu", Path(), Path(), (Path("token"), ""))
+    hand = engine._RayHand[object](engine.Office(None, Shape(1, 2, 0), None), assignment, ignore_events)
+    hand._welcome(hello)
+    return hand
+
+
+def test_node_with_another_version_or_without_the_package_is_told() -> None:
+    hello = Hello("node7", "id", __version__, sees_folders=True, num_cores=2)
+    with pytest.raises(WorkerError, match=rf"worker 1 on node7: has maisi-aug 0.0.1, this machine {__version__}"):
+        meet(hello._replace(version="0.0.1"))
+    hand = meet(hello)
+    hand.is_ready, hand._error = False, RuntimeError("the actor died: No module named 'maisi_aug'")
+    with pytest.raises(WorkerError, match=r"worker 1: maisi-aug .* must be on every node .*: No module named 'maisi_"):
+        hand.bury()
+
+
+def test_cores_that_ray_counts_and_are_not_there_are_told() -> None:
+    with pytest.warns(UserWarning, match="node7: Ray gives each worker 2 cores, but 1 are available. Start that"):
+        meet(Hello("node7", "id", __version__, sees_folders=True, num_cores=1))
 
 
 class Cluster:
@@ -239,7 +273,7 @@ def test_killed_worker_costs_the_cases_in_flight_only(
     summary = synthesize_cohort(
         resolve(), tmp_path / "cohort", engine=RayEngine(cluster.address, 2), listener=destroyer
     )
-    assert destroyer.lost == [f"was killed on {socket.gethostname()}, mostly for lack of memory"]
+    assert destroyer.lost == [f"was killed on {socket.gethostname()}, probably for lack of memory"]
     require_same(summary.folder, reference)
 
 
@@ -281,13 +315,31 @@ def test_worker_without_the_bundle_is_told(cluster: Cluster, bundle_path: Path, 
     run = resolver(labels=LABELS[:1], num_cases=1, bundle=str(there), gates=GATES_OFF)()
     run.to_document()
     there.rename(gone)
-    with pytest.raises(WorkerError, match=rf"worker 1 on \S+: expected {there} as on the driver's machine"):
+    with pytest.raises(
+        WorkerError, match=rf"worker 1 on \S+: expected {there} exists on the driver's machine, but not here"
+    ):
         synthesize_cohort(run, tmp_path / "cohort", engine=RayEngine(cluster.address, 1))
+
+
+@pytest.mark.slow
+def test_trainings_and_features_are_the_same(cluster: Cluster, tmp_path: Path) -> None:
+    real, made = (
+        find_case_set(write_folder(tmp_path / name, seeds)) for name, seeds in (("a", (1, 2)), ("b", (3, 4, 5)))
+    )
+    ways: dict[str, Engine] = {"alone": InProcess("cpu"), "shared": RayEngine(cluster.address, 2, device="cpu")}
+    scores, figures = [], []
+    for name, way in ways.items():
+        bench = open_benchmark(tmp_path / name, build_config(tmp_path))
+        run_trainings(bench, way)
+        scores.append([bench.load_scores(arm, 0)["cases"] for arm in bench.plan.config.arms])
+        figures.append(measure_fid(real, made, find_extractor(), SliceProtocol(every=10), cache=None, engine=way))
+    assert scores[0] == scores[1]
+    assert figures[0] == figures[1]
 
 
 def test_cluster_of_another_version_is_told(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = joining.require_ray()
     ray.shutdown()
     monkeypatch.setattr(ray, "__version__", "2.0.0")
-    with pytest.raises(WorkerError, match=rf"{cluster.address}: expected a cluster of the same versions .* Ray: 2.0.0"):
+    with pytest.raises(WorkerError, match=": the cluster has other versions of Ray or Python"):
         joining.join(cluster.address)

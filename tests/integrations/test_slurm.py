@@ -114,8 +114,8 @@ def test_option_of_sbatch_of_another_form_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
-        (["train"], "expected synthesize or insert after --, found 'train'"),
-        (["synthesize", "--labels", "spleen"], "synthesize --out: expected a folder for the cohort, found none"),
+        (["train"], "cluster submit: only synthesize or insert can follow --, found 'train'"),
+        (["synthesize", "--labels", "spleen"], "synthesize --out: required here"),
         (["synthesize", "--out", "x", "--shard", "1/2"], "--shard cannot be used in the command of a job"),
         (["synthesize", "--out", "x", "--oud", "y"], "No such option: --oud"),
     ],
@@ -130,11 +130,13 @@ def test_command_that_makes_no_parts_is_refused(
 def test_missing_submitit_and_missing_slurm_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "submitit", None)
-        with pytest.raises(MissingExtraError, match=r"the package submitit, .* pip install 'maisi-aug\[slurm\]'"):
+        with pytest.raises(
+            MissingExtraError, match=r"the package submitit is missing: .* pip install 'maisi-aug\[slurm\]'"
+        ):
             write_sbatch(tmp_path, 2, NO_GPU)
     pytest.importorskip("submitit", reason="needs submitit: pip install 'maisi-aug[slurm]'")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(WorkerError, match="expected the commands sbatch and srun of Slurm, found none"):
+    with pytest.raises(WorkerError, match="cluster submit: Slurm's commands sbatch and srun are missing"):
         submit_shards(["synthesize"], tmp_path, 2, NO_GPU)
 
 

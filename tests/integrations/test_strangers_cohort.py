@@ -132,7 +132,7 @@ def test_real_dataset_whose_ids_lead_upwards_is_refused(world: Path, run_cli: Ca
     for link in ("hard", "symlink", "none"):
         outcome = run_cli(*commands(world)["nnunet beside real"], "--link", link)
         assert outcome.code == 1
-        assert "names of cases that can be names of files" in " ".join(outcome.stderr.split())
+        assert "case names that can be file names" in " ".join(outcome.stderr.split())
         assert hash_everything(world.parent) == before
 
 

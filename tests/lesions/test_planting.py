@@ -176,7 +176,7 @@ def test_lesion_bulges_out_of_a_thin_host_where_it_may(seed: int) -> None:
 
 
 def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
-    with pytest.raises(LesionError, match=r"expected room for 65\.45 mL \(50\.0 mm\) in one connected part"):
+    with pytest.raises(LesionError, match="in one connected part of its host"):
         plant_pancreatic(50, rule=None, seed=0)
     plant_pancreatic(50, rule=BULGING, seed=0)
 
@@ -184,15 +184,14 @@ def test_lesion_larger_than_its_host_fits_where_it_may_bulge() -> None:
 def test_lesion_that_would_lie_mostly_outside_its_host_is_refused() -> None:
     with pytest.raises(
         LesionError,
-        match=r"expected room for 179\.59 mL \(70\.0 mm\), at least 53\.88 mL of it in one connected part of its host "
-        r"\(pancreas\), found 47\.19 mL free",
+        match="47.19 mL are free,",
     ):
         plant_pancreatic(70, rule=BULGING, seed=0)
 
 
 def test_lesion_too_large_beside_its_host_is_refused_and_the_largest_that_fits_is_found() -> None:
     rule = growth_rule_of("pancreatic tumor")
-    with pytest.raises(LesionError, match=r"at most 100% of its host, 47\.19 mL .* found 65\.45 mL \(50\.0 mm\)"):
+    with pytest.raises(LesionError, match=r"65\.45 mL \(50\.0 mm\) requested, .* at most 100% of its host, 47\.19 mL"):
         plant_pancreatic(50, rule=rule, seed=0)
     wish = ask_for(24, (4,), 65.45, rule=rule)
     largest_ml = largest_that_fits_ml(build_thin_pancreas(), wish, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
@@ -273,12 +272,12 @@ def test_lesion_without_room_fails_soon_and_says_why() -> None:
 def _fail_without_room(label_map: NDArray[np.uint8]) -> None:
     with pytest.raises(
         LesionError,
-        match=r"pancreatic tumor: .* 65\.45 mL \(50\.0 mm\) .*\(pancreas\), found 50\.33 mL free, 50\.33 mL",
+        match=r"pancreatic tumor: .* 65\.45 mL \(50\.0 mm\) .*\(pancreas\): 50\.33 mL are free, 50\.33 mL",
     ):
         plant_lesions(
             label_map, [ask_for(24, (4,), sphere_ml(50))], spacing_mm=SPACING_MM, rng=np.random.default_rng(0)
         )
-    with pytest.raises(LesionError, match=r"my label: .* \(label 250\), found 0\.00 mL free"):
+    with pytest.raises(LesionError, match=r"my label: .* \(label 250\): 0\.00 mL are free"):
         plant_lesions(
             label_map,
             [ask_for(251, (250,), 1.0, label="my label")],
@@ -286,7 +285,7 @@ def _fail_without_room(label_map: NDArray[np.uint8]) -> None:
             rng=np.random.default_rng(0),
         )
     crowd = [ask_for(24, (4,), 12.0)] * 6
-    with pytest.raises(LesionError, match=r"pancreatic tumor: .* 12\.00 mL .* in the largest part\. Ask for"):
+    with pytest.raises(LesionError, match=r"pancreatic tumor: .* 12\.00 mL .* in the largest part\. Request"):
         plant_lesions(label_map, crowd, spacing_mm=SPACING_MM, rng=np.random.default_rng(0))
 
 

@@ -81,7 +81,9 @@ def test_cohort_goes_on_to_the_same_bytes(
 def test_noise_is_rejected_unless_the_bundle_says_so_itself(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
     judged = synthesize_cohort(resolve(gates={}, max_attempts=2), tmp_path / "judged", device="cpu")
     assert [record.attempt for record in judged.manifest.rejected] == [1, 1]
-    assert all(record.reason.startswith("Patient: expected one") for record in judged.manifest.rejected)
+    assert all(
+        record.reason.startswith("Patient: not shown with air around it: found") for record in judged.manifest.rejected
+    )
     assert set(hash_files(judged.folder)) == {"cohort.yaml"} | {
         f"previews/rejected/case_000{case}_a{attempt}.png" for case in (1, 2) for attempt in (0, 1)
     }
@@ -103,14 +105,33 @@ def test_body_region_and_modality_reach_the_networks(resolve: Callable[..., Coho
     assert draw("plain", "tiny") != draw("contrast", "tiny", modality="ct_contrast")
 
 
+def test_fewer_steps_of_ddpm_are_warned_of_and_drawn(resolve: Callable[..., CohortRun], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="bundle 'tiny-ddpm' is a DDPM one of 20 steps, found 8. "):
+        run = resolve("tiny-ddpm", num_inference_steps=8, num_cases=1)
+    summary = synthesize_cohort(run, tmp_path / "few", device="cpu")
+    (record,) = summary.manifest.accepted
+    assert record.settings["num_inference_steps"] == 8
+    few = load_image(summary.folder / record.files["image"].path).array
+    assert np.unique(few).size > 50
+    whole = synthesize_cohort(resolve("tiny-ddpm", num_cases=1), tmp_path / "whole", device="cpu")
+    assert not np.array_equal(few, load_image(whole.folder / record.files["image"].path).array)
+
+
+def test_guidance_towards_a_modality_needs_networks_that_are_told_one(resolve: Callable[..., CohortRun]) -> None:
+    assert resolve("tiny", guidance_scale=2.0).guidance_scale == 2.0
+    assert resolve("tiny").guidance_scale == 0.0
+    with pytest.raises(RecipeError, match="must be 0 without a label map, because bundle 'tiny-ddpm' is not"):
+        resolve("tiny-ddpm", guidance_scale=2.0)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"labels": ["liver"]}, "labels: expected none with mask_source 'none', .*, found liver; leave it out"),
         ({"mask_bank": "maps"}, "mask_bank: expected none with mask_source 'none', .*, found one"),
         ({"mask_labels": "maisi"}, "mask_labels: expected none with mask_source 'none', .*, found maisi"),
-        ({"guidance_scale": 2.0}, "guidance_scale: expected 0 with mask_source 'none', .*, found 2"),
-        ({"size_reference": "x", "size_label": 1}, "size_reference: expected none with mask_source 'none'"),
+        ({"hu_reference": "cts"}, "hu_reference: expected none with mask_source 'none', .*, found cts"),
+        ({"size_reference": "x", "size_label": 1}, "size_reference cannot be used with mask_source '"),
     ],
 )
 def test_field_that_does_not_go_without_label_maps_is_refused(values: dict[str, Any], message: str) -> None:
@@ -119,6 +140,6 @@ def test_field_that_does_not_go_without_label_maps_is_refused(values: dict[str, 
 
 
 def test_nothing_to_train_on_is_exported(two: CohortSummary, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="expected label maps, found images that were drawn without any"):
+    with pytest.raises(ExportError, match="the images were drawn without label maps"):
         export_nnunet(two.folder, dataset_id=501, name="Bare", out=tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from maisi_aug.networks.conditioning import (
-    MODALITY_CODES,
     hu_to_unit,
     to_control,
     to_label_bits,
@@ -14,7 +13,9 @@ from maisi_aug.networks.conditioning import (
     to_spacing_tensor,
     to_surroundings,
     unit_to_hu,
+    unit_to_mr,
 )
+from maisi_aug.vocabulary.modalities import CT_MODALITIES, MODALITY_CODES, MR_MODALITIES, is_mr
 from maisi_aug.vocabulary.regions import BODY_REGIONS, REGION_LABELS, find_body_regions
 
 
@@ -48,10 +49,19 @@ def test_spacing_is_told_in_hundredths_of_a_millimetre() -> None:
 
 
 def test_modality_codes_are_maisis() -> None:
-    assert MODALITY_CODES == {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
-    codes = to_modality_tensor(["ct_contrast", "unknown"])
+    of_ct = {"unknown": 0, "ct": 1, "ct_wo_contrast": 2, "ct_contrast": 3}
+    assert {name: code for name, code in MODALITY_CODES.items() if not is_mr(name)} == of_ct
+    assert sorted(code for name, code in MODALITY_CODES.items() if is_mr(name)) == [*range(8, 18), 20, *range(29, 34)]
+    assert set(MODALITY_CODES) == {"unknown", *CT_MODALITIES, *MR_MODALITIES}
+    codes = to_modality_tensor(["ct_contrast", "unknown", "mri_t1_skull_stripped"])
     assert codes.dtype == torch.int64
-    assert codes.tolist() == [3, 0]
+    assert codes.tolist() == [3, 0, 29]
+
+
+def test_mr_is_cut_to_whole_numbers_without_a_cap() -> None:
+    image = np.array([-0.01, 0.0, 0.0019, 0.9999, 1.0, 1.5], dtype=np.float32)
+    assert unit_to_mr(image).tolist() == [0, 0, 1, 999, 1000, 1500]
+    assert unit_to_mr(image).dtype == np.int16
 
 
 def test_hu_becomes_unit_and_back_without_loss() -> None:
@@ -115,5 +125,7 @@ def test_controlnet_is_shown_as_much_as_it_takes() -> None:
     assert to_control(bits, shown, num_channels=8) is bits
     assert torch.equal(to_control(bits, shown, num_channels=10), torch.cat((bits, shown), dim=1))
     assert not to_control(bits, None, num_channels=10)[:, 8:].any()
-    with pytest.raises(ValueError, match="expected a condition of 8 channels, or 10 with surroundings, found 9"):
+    with pytest.raises(
+        ValueError, match="ControlNet: the condition must have 8 channels, or 10 with surroundings, found 9"
+    ):
         to_control(bits, None, num_channels=9)

@@ -87,7 +87,7 @@ def test_used_up_memory_leads_to_less_at_once_and_is_said(
     assert set(attempts[9:]) == {(16, 16, 6)}
     assert len(caplog.messages) == 9
     assert caplog.messages[0] == (
-        "Decoding 32x20x6 latent voxels on cpu: expected room for whole, found the memory used up; trying less at once."
+        "Decoding 32x20x6 latent voxels on cpu: out of memory for whole; trying smaller parts."
     )
     assert "windows of 16x20x6 in 128 parts" in caplog.messages[8]
     assert image.shape == (1, 1, *(4 * side for side in SIDES))
@@ -100,13 +100,11 @@ def test_used_up_memory_leads_to_less_at_once_and_is_said(
 def test_memory_that_never_suffices_ends_in_one_sentence(
     attempts: list[tuple[int, ...]], decoder: Decoder, latent: Tensor
 ) -> None:
-    message = (
-        "Decoding 32x20x6 latent voxels on cpu: expected memory for windows of 16x16x16 at least, found it used up"
-    )
+    message = "Decoding 32x20x6 latent voxels on cpu: out of memory even for windows of"
     with pytest.raises(MemoryShortageError, match=message):
         decoder.decode(latent)
     assert len(attempts) == 10
-    with pytest.raises(MemoryShortageError, match="Free some, choose a smaller --shape"):
+    with pytest.raises(MemoryShortageError, match="Free some memory, choose a smaller --shape"):
         decoder.decode(latent)
     assert len(attempts) == 10
 
@@ -126,7 +124,9 @@ def test_free_memory_chooses_ahead_and_says_so(
     with caplog.at_level(logging.WARNING):
         assert decoder.decode(latent)[1] == DecodeSettings(None, num_splits=4)
     assert len(caplog.messages) == 1
-    assert "expected about 0.1 GB for whole, found 0.0 GB; decoding whole in 4 parts instead" in (caplog.messages[0])
+    assert (
+        "about 0.1 GB are needed for whole, 0.0 GB are free; decoding whole in 4 parts instead" in (caplog.messages[0])
+    )
     # A number of splits that was asked for stays; windows are what is left.
     lend(monkeypatch, int(estimate_decode_bytes(DEFINITION, DecodeSettings((16, 20, 6)), SIDES) / 0.89))
     used = decoder.decode(latent, DecodingConfig(num_splits=1))[1]
@@ -146,7 +146,7 @@ def test_memory_that_may_be_taken_decides_without_a_word(
         assert decoder.decode(latent, DecodingConfig(memory_gb=needed / 1e9))[1] == DecodeSettings(None, num_splits=8)
         assert caplog.messages == []
         assert decoder.decode(latent, DecodingConfig(memory_gb=1e-6))[1] == DecodeSettings((16, 16, 6), num_splits=128)
-        assert "found 0.0 GB; decoding windows of 16x16x6 in 128 parts instead" in caplog.messages[0]
+        assert "0.0 GB are free; decoding windows of 16x16x6 in 128 parts instead" in caplog.messages[0]
     lend(monkeypatch, needed)  # less is free than may be taken
     assert decoder.decode(latent, DecodingConfig(memory_gb=1e3))[1].num_splits > 8
 

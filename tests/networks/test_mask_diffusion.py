@@ -14,13 +14,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from maisi_aug.networks.building import MaskNetworks, build_network
-from maisi_aug.networks.mask_diffusion import (
-    PredictNoise,
-    choose_timesteps,
-    integrate_ddpm,
-    integrate_fast,
-    sample_mask_latent,
-)
+from maisi_aug.networks.fewer_steps import PredictNoise, choose_timesteps, integrate_fast
+from maisi_aug.networks.mask_diffusion import integrate_ddpm, sample_mask_latent
 from tests.builders.tiny_masks import build_mask_networks, build_mask_settings
 
 BETAS = {key: value for key, value in build_mask_settings()["scheduler"].items() if key != "class"}

@@ -193,7 +193,7 @@ def test_inputs_and_networks_are_left_as_they_were() -> None:
 
 
 def test_guidance_without_its_other_branch_is_refused() -> None:
-    with pytest.raises(ValueError, match="Guidance: expected the conditions of the unconditional branch, found None"):
+    with pytest.raises(ValueError, match="Guidance: the conditions of the unconditional branch are missing"):
         sample(build_networks("rflow"), draw_conditions(1), guidance_scale=2.0)
 
 

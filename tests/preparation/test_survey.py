@@ -34,7 +34,7 @@ def test_mask_of_several_ids_is_refused_with_the_ids(tmp_path: Path) -> None:
     sizes = [int((own == label_id).sum()) for label_id in (1, 2)]
     assert survey_case(replace(case, labels=(mask,))).problem.startswith(
         "a_seg.nii.gz: expected a mask of one label, 'a_seg', found 2 ids: "
-        f"1 ({sizes[0]} voxels), 2 ({sizes[1]} voxels). Give it as a label map"
+        f"1 ({sizes[0]} voxels), 2 ({sizes[1]} voxels). Provide it as a label map"
     )
 
 
@@ -76,9 +76,7 @@ def test_empty_case_is_named(tmp_path: Path) -> None:
     save_label_map(cases[1].labels[0].path, np.zeros(trunk_grid().shape, dtype=np.uint8), trunk_grid())
     surveys = [survey_case(case) for case in cases]
     meanings = build_meanings(cases[0], "1=node@liver", "2=liver")
-    with pytest.raises(
-        PreparationError, match="labels in every case, found none in 1 of 2: b. Leave them out with --exc"
-    ):
+    with pytest.raises(PreparationError, match="1 of 2 cases have no labels: b. Leave them out with --exc"):
         require_labels(cases, surveys, meanings, allow_empty=False)
     require_labels(cases, surveys, meanings, allow_empty=True)
 
@@ -87,5 +85,5 @@ def test_new_label_that_no_case_holds_is_named(tmp_path: Path) -> None:
     case = write_case(tmp_path, "a")
     case = replace(case, labels=(replace(case.labels[0], names={1: "mass", 2: "liver", 3: "duct"}),))
     meanings = build_meanings(case, "mass=node@liver", "duct=new:bile duct")
-    with pytest.raises(PreparationError, match="every new label in some case, found none of 'bile duct' in 1 cases"):
+    with pytest.raises(PreparationError, match="the new label 'bile duct' has no voxels in any of the 1 cases"):
         require_labels([case], [survey_case(case)], meanings, allow_empty=False)

@@ -154,7 +154,7 @@ def test_envelope_becomes_one_piece_without_holes() -> None:
 
 
 def test_map_without_a_body_is_refused() -> None:
-    with pytest.raises(VolumeError, match="expected a body envelope \\(label 200\\) around the organs, found none"):
+    with pytest.raises(VolumeError, match="label 200"):
         _clean(np.ones((3, 4, 5), dtype=np.uint8))
 
 

@@ -117,7 +117,7 @@ def test_maps_of_a_folder_are_deformed_and_say_by_how_much(healthy_bank: FolderB
 
 
 def test_host_that_is_too_small_is_told_after_bounded_tries(healthy_bank: FolderBank) -> None:
-    with pytest.raises(LesionError, match=r"kidney tumor: expected room for 400.*left kidney"):
+    with pytest.raises(LesionError, match=r"kidney tumor: no room for 400.*left kidney"):
         draw(PlantSource(healthy_bank, max_bases=3), [_wish(KIDNEY_TUMOR, 400.0)], seed=1)
 
 
@@ -159,7 +159,7 @@ def test_lesions_far_too_large_are_given_up_soon_and_others_are_not(
     if edges[-1] == 10:
         _require_exact(draw(PlantSource(bank), wishes, seed=1), wishes)
     else:
-        with pytest.raises(LesionError, match=r"kidney tumor: expected room for .*\(left kidney\), found .* mL free"):
+        with pytest.raises(LesionError, match=r"kidney tumor: no room for .*\(left kidney\): .* mL are free"):
             draw(PlantSource(bank), wishes, seed=1)
     assert bank.num_drawn == num_drawn
 
@@ -175,18 +175,16 @@ def test_all_maps_of_a_small_bank_are_tried_once(tmp_path: Path, monkeypatch: py
         return load(index)
 
     monkeypatch.setattr(bank, "load", load_and_note)
-    with pytest.raises(LesionError, match="expected room for 400"):
+    with pytest.raises(LesionError, match="no room for 400"):
         draw(PlantSource(bank), [_wish(KIDNEY_TUMOR, 400.0)], seed=1)
     assert sorted(drawn) == list(range(5))
 
 
 def test_missing_host_and_missing_organ_are_named(healthy_bank: FolderBank) -> None:
     lung_tumor, pancreas = 23, 4
-    with pytest.raises(
-        BankError, match=r"expected a map with a host of lung tumor \(left lung upper lobe, .*found none"
-    ):
+    with pytest.raises(BankError, match=r"no map has a host of lung tumor \(left lung upper lobe"):
         draw(PlantSource(healthy_bank), [_wish(lung_tumor, 2.0)], seed=1)
-    with pytest.raises(BankError, match="and pancreas, found none"):
+    with pytest.raises(BankError, match=" and pancreas"):
         draw(PlantSource(healthy_bank), [_wish(HEPATIC_TUMOR, 2.0)], required_ids=(pancreas,), seed=1)
 
 
@@ -210,12 +208,14 @@ def test_several_lesions_come_from_one_map_that_has_them(tumour_bank: FolderBank
 
 
 def test_bank_without_such_a_lesion_points_to_plant(tumour_bank: FolderBank) -> None:
-    with pytest.raises(BankError, match="expected a map that holds kidney tumor, found none. Use --mask-source plant"):
+    with pytest.raises(BankError, match="no map contains kidney tumor"):
         draw(BankSource(tumour_bank), [_wish(KIDNEY_TUMOR, 5.0)], seed=1)
 
 
 def test_volume_far_from_all_lesions_of_the_bank_is_refused(tumour_bank: FolderBank) -> None:
-    with pytest.raises(LesionError, match=r"expected hepatic tumor of 0.20 mL, or at most 2 times .* as the nearest"):
+    with pytest.raises(
+        LesionError, match=r"no lesion within a factor of 2 of hepatic tumor of 0.20 mL; the nearest is"
+    ):
         draw(BankSource(tumour_bank), [_wish(HEPATIC_TUMOR, 0.2)], seed=1)
 
 

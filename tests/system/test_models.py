@@ -45,17 +45,17 @@ def problems_of(content: object) -> str:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"shape": {"kind": "circle", "radius": 3, "radius_mm": 3}}, "shape.radius: expected a known key, found"),
+        ({"shape": {"kind": "circle", "radius": 3, "radius_mm": 3}}, "shape.radius: unknown key '"),
         ({"shape": {"kind": "circle", "radius_m": 3, "radius_mm": 3}}, "Did you mean 'radius_mm'?"),
         ({"shape": {"kind": "cube"}}, "shape: "),
         ({"shape": {"kind": "square", "sides_mm": [1, 2]}}, "shape: sides_mm: expected equal sides."),
-        ({"shape": {"kind": "square", "sides_mm": [1]}}, "shape.sides_mm[1]: expected a value, found none. Add it."),
+        ({"shape": {"kind": "square", "sides_mm": [1]}}, "shape.sides_mm[1]: a value is required. Add it."),
         ({"num_copies": 0}, "num_copies: expected greater than 0, found 0."),
         ({"sizes": "many"}, "sizes: expected a valid integer, unable to parse string as an integer, found 'many'."),
         ({"sizes": {"liver": 0}}, "sizes.liver: expected greater than 0, found 0."),
         ({"extra": {"one": {"radius_mm": "x"}}}, "extra.one.radius_mm: expected a valid number"),
         ({"class": "euler"}, "class: expected 'ddpm' or 'rflow', found 'euler'."),
-        ({"zzz": 1}, "zzz: expected a known key, found 'zzz'. The keys are shape, num_copies, sizes, extra, class."),
+        ({"zzz": 1}, "zzz: unknown key 'zzz'. Known keys: shape, num_copies, sizes, extra, class."),
     ],
 )
 def test_a_problem_is_named_by_its_place_in_the_file(changes: dict[str, Any], problem: str) -> None:
@@ -64,7 +64,7 @@ def test_a_problem_is_named_by_its_place_in_the_file(changes: dict[str, Any], pr
 
 def test_all_problems_are_listed_at_once() -> None:
     lines = problems_of({"num_copies": -1, "colour": "red"}).splitlines()
-    assert lines[0] == "drawing.yaml: expected a valid file, found 3 problems:"
+    assert lines[0] == "drawing.yaml: this file has 3 problems:"
     assert [line.partition(":")[0].strip() for line in lines[1:]] == ["shape", "num_copies", "colour"]
 
 
@@ -73,7 +73,7 @@ def test_content_that_is_no_mapping_is_said_so() -> None:
 
 
 def test_text_that_is_no_json_is_said_so() -> None:
-    expected = pytest.raises(RecipeError, match=r"^a: expected JSON, found none: EOF .*\.$")
+    expected = pytest.raises(RecipeError, match="a: not valid JSON:")
     with expected, explain_problems(Circle, "a", RecipeError):
         Circle.model_validate_json('{"radius_mm": ')
 

@@ -49,9 +49,9 @@ def test_words_of_any_script_stay(text: str) -> None:
 def test_lines_of_our_own_stay_and_those_of_a_value_do_not() -> None:
     assert clean_lines("a\tb\nc") == "a\tb\nc"
     assert clean_value("a\tb\nc") == r"a\u0009b\u000ac"
-    message = "recipe.yaml: expected a valid recipe, found 2 problems:\n  first\n  second\nError: forged"
+    message = "recipe.yaml: this recipe has 2 problems:\n  first\n  second\nError: forged"
     assert clean_message(message).splitlines() == [
-        "recipe.yaml: expected a valid recipe, found 2 problems:",
+        "recipe.yaml: this recipe has 2 problems:",
         "  first",
         r"  second\u000aError: forged",
     ]

@@ -58,19 +58,19 @@ def test_text_and_hash(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").read_bytes() == "Größe\n".encode()
     write_whole(tmp_path / "b.txt", b"abc")
     assert sha256_of(tmp_path / "b.txt").startswith("ba7816bf8f01cfea")
-    with pytest.raises(VolumeError, match="expected a readable file"):
+    with pytest.raises(VolumeError, match="cannot be read:"):
         sha256_of(tmp_path / "gone")
 
 
 def test_folder_that_is_a_file_cannot_be_written_into(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("x")
-    with pytest.raises(VolumeError, match="expected to write the file"):
+    with pytest.raises(VolumeError, match="cannot be written:"):
         write_whole(tmp_path / "a" / "b.txt", b"x")
 
 
 def test_new_file_replaces_none(tmp_path: Path) -> None:
     write_text_whole(tmp_path / "file", "first", is_new=True)
-    with pytest.raises(VolumeError, match="expected to write the file, found: File exists"):
+    with pytest.raises(VolumeError, match="cannot be written: File exists"):
         write_text_whole(tmp_path / "file", "second", is_new=True)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "first")]
     write_text_whole(tmp_path / "file", "third")

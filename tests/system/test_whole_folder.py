@@ -102,7 +102,7 @@ def test_file_that_is_there_is_never_linked_or_copied_over(tmp_path: Path) -> No
     theirs.write_text("theirs")
     assert link_or_copy(theirs, target)
     for put in (link_or_copy, copy_new):
-        with pytest.raises(ExportError, match="target: expected one file of that name in the export, found two"):
+        with pytest.raises(ExportError, match="target: two files of the export have this name"):
             put(ours, target)
     assert (theirs.read_text(), target.read_text()) == ("theirs", "theirs")
 
@@ -115,7 +115,7 @@ def test_disk_without_links_gets_a_copy_under_a_new_name_alone(tmp_path: Path, m
     (tmp_path / "source").write_text("content")
     assert not link_or_copy(tmp_path / "source", tmp_path / "target")
     assert (tmp_path / "target").read_text() == "content"
-    with pytest.raises(ExportError, match="target: expected one file of that name"):
+    with pytest.raises(ExportError, match="target: two files of the export have this name"):
         link_or_copy(tmp_path / "source", tmp_path / "target")
 
 
@@ -131,7 +131,7 @@ def test_what_another_process_wrote_meanwhile_is_kept(is_there: bool, tmp_path: 
             target.mkdir(exist_ok=True)
             (target / "dataset.json").write_text("theirs")
 
-    with pytest.raises(ExportError, match="expected nothing there, found something that was written meanwhile"):
+    with pytest.raises(ExportError, match="was written by another process in the meantime"):
         export()
     assert (target / "dataset.json").read_text() == "theirs"
     assert [path.name for path in tmp_path.rglob("*")] == ["export", "dataset.json"]

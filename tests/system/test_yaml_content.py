@@ -14,8 +14,8 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (LAUGHS, "aliases of more than the document is long on line 4"),
-        ("a: &a [*a]", "an alias of what it stands in on line 1"),
+        (LAUGHS, "aliases that expand to more than the document's length on line 4"),
+        ("a: &a [*a]", "an alias that contains itself on line 1"),
         ("a: 1\nb: 2\na: 3\n", "the key 'a' twice on line 3"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} levels on line 1"),
         ("[" * 50_000, "(levels|nesting depth) on line 1"),

@@ -73,7 +73,7 @@ def test_stand_ins_say_that_they_are(label: str) -> None:
     if label in STAND_INS:
         assert distribution.stand_in_for == label
         assert distribution.label == "hepatic tumor"
-        assert distribution.source.startswith("stand-in, not measured: hepatic tumor cut at")
+        assert distribution.source.startswith("estimated, not measured: hepatic tumor cut at")
     else:
         assert distribution.stand_in_for is None
         assert distribution.label == label
@@ -121,5 +121,5 @@ def test_one_patient_is_a_distribution_of_one_size() -> None:
 
 
 def test_patients_without_lesions_are_no_distribution() -> None:
-    with pytest.raises(RequestError, match="at least one patient with a lesion, found none in 2 label maps"):
+    with pytest.raises(RequestError, match="no patient with a lesion in 2 label maps"):
         measure_distribution([[], []], "kidney tumor", "a test")

@@ -126,7 +126,7 @@ def test_same_image_gives_the_same_mask() -> None:
 
 @pytest.mark.parametrize("value", [-1000, -400])
 def test_image_without_a_patient_is_refused(value: int) -> None:
-    with pytest.raises(VolumeError, match=f"expected a patient in the CT, found values between {value} and {value}"):
+    with pytest.raises(VolumeError, match=f"no patient was found in the CT: values lie between {value} and {value}"):
         find_body(np.full((20, 21, 22), value, dtype=np.int16), SPACING_MM)
 
 

@@ -92,7 +92,7 @@ def test_lesion_wins_over_its_organ_and_the_overlap_is_said(
     small[4, 4:6, 5:7] = True
     drawn = {name: lesion, "liver": masks["liver"], "gallbladder": small}
     path = write_segmentation(tmp_path / "seg.dcm", series, drawn, lesions=[name] if is_abnormal else [])
-    with pytest.warns(UserWarning, match=f"seg.dcm: expected one label per voxel, found overlaps .*{name} in liver"):
+    with pytest.warns(UserWarning, match=f"seg.dcm: labels overlap .*{name} in liver"):
         volume = load_label_map(path, image=series)
     np.testing.assert_array_equal(volume.array == 1, to_ras(lesion))
     np.testing.assert_array_equal(volume.array == 2, to_ras(masks["liver"] & ~lesion))
@@ -103,7 +103,7 @@ def test_segmentation_of_a_tilted_ct_follows_it(tmp_path: Path, masks: Masks) ->
     hu = np.where(masks["liver"], 100, -1000)
     series = write_series(tmp_path / "ct", hu, direction=direction)
     path = write_segmentation(tmp_path / "seg.dcm", series, {"liver": masks["liver"]})
-    with pytest.warns(UserWarning, match="expected voxel axes at right angles"):
+    with pytest.warns(UserWarning, match="voxel axes are not at right angles"):
         image = load_image(series)
     volume = load_label_map(path, image=series)
     assert volume.grid.is_close(image.grid)
@@ -117,14 +117,14 @@ def test_segmentation_of_another_ct_keeps_its_own_grid(tmp_path: Path, series: P
     other = write_series(tmp_path / "other", np.zeros(SHAPE_KJI), place=lambda k: (-11.3, 23.0, 2.5 * k - 300))
     assert not load_label_map(path, image=other).grid.is_close(load_grid(other))
     shorter = write_series(tmp_path / "short", np.zeros(SHAPE_KJI)[:6], place=lambda k: (-11.0, 23.0, 2.5 * k - 300))
-    with pytest.raises(VolumeError, match=r"seg.dcm: expected segments inside the CT, found some outside"):
+    with pytest.raises(VolumeError, match="seg.dcm: some segments are outside the CT"):
         load_label_map(path, image=shorter)
 
 
 @pytest.mark.parametrize("load", [load_image, load_grid])
 def test_segmentation_is_no_image(tmp_path: Path, series: Path, masks: Masks, load: object) -> None:
     path = write_segmentation(tmp_path / "seg.dcm", series, masks)
-    with pytest.raises(VolumeError, match=r"expected one DICOM series, found no DICOM file but a DICOM segmentation"):
+    with pytest.raises(VolumeError, match="expected one DICOM series, found no DICOM file but a DICOM segmentation"):
         load(path)  # type: ignore[operator]
 
 
@@ -133,7 +133,7 @@ def test_without_the_extra_a_segmentation_is_refused_by_its_class(
 ) -> None:
     path = write_segmentation(tmp_path / "seg.dcm", series, masks)
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(VolumeError, match=r"found a DICOM segmentation \(SEG\), .* Install maisi-aug\[dicom\]"):
+    with pytest.raises(VolumeError, match="is read with highdicom, which is missing"):
         load_label_map(path, image=series)
 
 
@@ -143,7 +143,7 @@ def test_damaged_segmentation_is_refused(tmp_path: Path, series: Path, masks: Ma
     dataset = pydicom.dcmread(write_segmentation(tmp_path / "seg.dcm", series, masks))
     del dataset.SegmentSequence
     dataset.save_as(tmp_path / "seg.dcm")
-    with pytest.raises(VolumeError, match=r"seg.dcm: expected a DICOM segmentation that highdicom reads, found"):
+    with pytest.raises(VolumeError, match="seg.dcm: highdicom cannot read this DICOM segmentation:"):
         load_label_map(tmp_path / "seg.dcm", image=series)
 
 
@@ -191,7 +191,7 @@ def test_contour_inside_another_one_is_a_hole_and_nested_structures_show(tmp_pat
         "liver": [rectangle(4, (4.5, 10.5), (4.5, 12.5))],
     }
     path = write_structures(tmp_path / "rt.dcm", contours)
-    with pytest.warns(UserWarning, match="rt.dcm: expected one label per voxel, found overlaps .*liver in body"):
+    with pytest.warns(UserWarning, match="rt.dcm: labels overlap"):
         volume = load_label_map(path, image=series)
     expected = np.zeros(SHAPE_KJI, dtype=np.uint8)
     expected[4, 1:17, 1:25] = 2
@@ -204,24 +204,24 @@ def test_contour_inside_another_one_is_a_hole_and_nested_structures_show(tmp_pat
 @pytest.mark.parametrize(
     ("contour", "message"),
     [
-        (rectangle(4.4, (1, 5), (1, 5)), "contours on the CT's slices, found one 1.00 mm beside slice 5"),
-        (rectangle(14, (1, 5), (1, 5)), "contours inside the CT, found one outside"),
-        (rectangle(4, (1, 5), (1, 45)), "contours inside the CT, found one outside"),
+        (rectangle(4.4, (1, 5), (1, 5)), "a contour lies 1.00 mm from the CT's nearest slice, slice 5"),
+        (rectangle(14, (1, 5), (1, 5)), "a contour is outside the CT"),
+        (rectangle(4, (1, 5), (1, 45)), "a contour is outside the CT"),
     ],
 )
 def test_contours_of_another_ct_are_refused(
     tmp_path: Path, series: Path, contour: NDArray[np.float64], message: str
 ) -> None:
     path = write_structures(tmp_path / "rt.dcm", {"liver": [contour]})
-    with pytest.raises(VolumeError, match=f"rt.dcm, 'liver': expected {message}"):
+    with pytest.raises(VolumeError, match=f"rt.dcm, 'liver': {message}"):
         load_label_map(path, image=series)
 
 
 def test_structures_need_a_ct_and_closed_contours(tmp_path: Path, series: Path) -> None:
     path = write_structures(tmp_path / "rt.dcm", {"liver": [rectangle(4, (1, 5), (1, 5))]}, kind="OPEN_PLANAR")
-    with pytest.raises(VolumeError, match="found an RT structure set, whose contours need the grid of their CT"):
+    with pytest.raises(VolumeError, match="an RT structure set needs the grid of its CT"):
         load_label_map(path)
-    with pytest.raises(VolumeError, match="expected closed contours, found none"):
+    with pytest.raises(VolumeError, match="has no closed contours"):
         load_label_map(path, image=series)
 
 
@@ -235,7 +235,7 @@ def test_points_beside_contours_are_left_out_and_said(tmp_path: Path, series: Pa
     dataset = pydicom.dcmread(path)
     dataset.ROIContourSequence[1].ContourSequence[0].ContourGeometricType = "POINT"
     dataset.save_as(path)
-    with pytest.warns(UserWarning, match="expected closed contours, found others in isocentre"):
+    with pytest.warns(UserWarning, match="isocentre"):
         volume = load_label_map(path, image=series)
     assert int(volume.array.sum()) == 25
 

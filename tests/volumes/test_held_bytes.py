@@ -173,7 +173,7 @@ def test_dicom_that_is_deflated_is_read_and_a_bomb_is_not(tmp_path: Path) -> Non
     write_series(folder, np.zeros((1, 9, 7)), change=deflate(120_000_000))
     (file,) = folder.iterdir()
     assert file.stat().st_size < 10**6
-    with pytest.raises(VolumeError, match=r"\.dcm: expected a readable DICOM file, .*it unpacks to more than 73 MB"):
+    with pytest.raises(VolumeError, match=".dcm: not a readable DICOM file .it unpacks to more than 73 MB"):
         load_image(folder)
 
 

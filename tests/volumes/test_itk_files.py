@@ -35,13 +35,13 @@ def test_patient_frame_is_read(tmp_path: Path, space: str) -> None:
 )
 def test_file_without_a_patient_frame_is_refused(tmp_path: Path, fields: str, missing: str) -> None:
     path = write_nrrd(tmp_path / "a.nrrd", fields)
-    with pytest.raises(VolumeError, match=f"a.nrrd: expected 'space' and .*, found no '{missing}', so that left"):
+    with pytest.raises(VolumeError, match=f"a.nrrd: the header has no '{missing}', so left"):
         load_image(path)
 
 
 def test_other_units_are_refused(tmp_path: Path) -> None:
     path = write_nrrd(tmp_path / "a.nrrd", FRAME + 'space units: "um" "um" "um"\n')
-    with pytest.raises(VolumeError, match=r"a.nrrd: expected millimetres, found 'space units' \"um\""):
+    with pytest.raises(VolumeError, match="a.nrrd: the unit must be mm, found 'space units' \"um\""):
         load_image(path)
 
 
@@ -53,5 +53,5 @@ def test_voxels_that_no_ct_has_are_refused_in_any_format(tmp_path: Path, steps: 
         "ElementType = MET_SHORT\nElementDataFile = LOCAL\n"
     )
     (tmp_path / "a.mha").write_bytes(head.encode() + VALUES.tobytes())
-    with pytest.raises(VolumeError, match="a.mha: expected voxels of a CT, found 7x9x11 at .* another unit than"):
+    with pytest.raises(VolumeError, match="a.mha: voxels of"):
         load_image(tmp_path / "a.mha")

@@ -71,15 +71,15 @@ def test_units_give_the_same_millimetres_as_itk(tmp_path: Path, unit: int, facto
 @pytest.mark.parametrize(("unit", "word"), [(1, "metres"), (3, "micrometres")])
 def test_unit_that_makes_no_voxel_of_a_ct_is_refused(tmp_path: Path, unit: int, word: str) -> None:
     path = write(tmp_path / "a.nii", setting(xyzt_units=unit))
-    with pytest.raises(VolumeError, match=f"a.nii: expected voxels of a CT, found .* mm, .* counts in {word}"):
+    with pytest.raises(VolumeError, match=f"a.nii: voxels of .* mm are not those of a CT; .* unit is {word}"):
         load_image(path)
 
 
 def test_file_without_orientation_is_refused_since_readers_mirror_each_other(tmp_path: Path) -> None:
     path = write(tmp_path / "a.nii", setting(sform_code=0, qform_code=0))
-    with pytest.raises(VolumeError, match=r"a.nii: expected an sform or qform with a code above 0, found none"):
+    with pytest.raises(VolumeError, match="a.nii: has no sform or qform with a code above 0, so left and right are"):
         load_image(path)
-    with pytest.raises(VolumeError, match="expected an sform or qform"):
+    with pytest.raises(VolumeError, match="has no sform or qform with a code above 0, so left and right are unknown:"):
         load_grid(path)
     ours = nib.load(path).affine[:3, :3]
     itk = np.diag([-1, -1, 1]) @ np.reshape(SimpleITK.ReadImage(str(path)).GetDirection(), (3, 3))
@@ -87,11 +87,11 @@ def test_file_without_orientation_is_refused_since_readers_mirror_each_other(tmp
 
 
 @pytest.mark.parametrize(
-    ("codes", "words"), [((1, 1), "as nibabel and ITK do"), ((2, 1), "ITK and SimpleITK take the qform")]
+    ("codes", "words"), [((1, 1), "as in nibabel and ITK"), ((2, 1), "as in nibabel; ITK and SimpleITK use the qform")]
 )
 def test_two_places_warn_and_the_sform_is_taken(tmp_path: Path, codes: tuple[int, int], words: str) -> None:
     path = write(tmp_path / "a.nii", setting(), qform=ELSEWHERE, codes=codes)
-    with pytest.warns(UserWarning, match=f"a.nii: expected one place for the voxels, found an sform .*{words}"):
+    with pytest.warns(UserWarning, match=f"a.nii: the sform .*{words}"):
         grid = load_image(path).grid
     np.testing.assert_allclose(grid.affine, PLACE, atol=1e-4)
 
@@ -110,7 +110,7 @@ def test_pixdim_that_is_not_the_sforms_is_refused(tmp_path: Path, pixdim: tuple[
 
     path = write(tmp_path / "a.nii", change)
     for load in (load_image, load_grid):
-        with pytest.raises(VolumeError, match=r"a.nii: expected pixdim to be the sform's spacing, 0.7x0.8x2.5 mm"):
+        with pytest.raises(VolumeError, match="0.7x0.8x2.5 mm"):
             load(path)
 
 
@@ -138,7 +138,7 @@ def test_slope_and_intercept_give_the_values_of_itk(
 @pytest.mark.parametrize("slope", [0, np.nan])
 def test_intercept_without_a_slope_is_refused(tmp_path: Path, slope: float) -> None:
     path = write(tmp_path / "a.nii", setting(scl_slope=slope, scl_inter=-1024))
-    with pytest.raises(VolumeError, match=r"a.nii: expected a scl_slope beside scl_inter -1024, found"):
+    with pytest.raises(VolumeError, match="a.nii: scl_inter is -1024 but scl_slope is"):
         load_image(path)
 
 

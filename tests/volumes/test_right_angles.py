@@ -91,9 +91,9 @@ def test_image_and_label_map_stored_otherwise_share_the_grid(tmp_path: Path, cod
     image, labels = rng.integers(-1000, 900, SHAPE).astype(np.int16), rng.integers(0, 5, SHAPE).astype(np.uint8)
     image_path = write(tmp_path / "image.nii.gz", image, grid)
     label_path = write(tmp_path / "label.nii.gz", *turn_volume(labels, grid, codes))
-    with pytest.warns(UserWarning, match=r"image.nii.gz: expected voxel axes at right angles, found axes that meet at"):
+    with pytest.warns(UserWarning, match="image.nii.gz: voxel axes are not at right angles"):
         volume = load_image(image_path)
-    with pytest.warns(UserWarning, match=r"label.nii.gz: expected voxel axes at right angles"):
+    with pytest.warns(UserWarning, match="label.nii.gz: voxel axes are not at right angles"):
         label_map = load_label_map(label_path)
     assert volume.grid.is_close(label_map.grid, tolerance_mm=1e-4)
     assert load_grid(label_path).is_close(volume.grid, tolerance_mm=1e-4)
@@ -102,6 +102,6 @@ def test_image_and_label_map_stored_otherwise_share_the_grid(tmp_path: Path, cod
 
 @pytest.mark.parametrize("save", [save_image, save_label_map])
 def test_sheared_grid_is_never_written(tmp_path: Path, save: object) -> None:
-    with pytest.raises(VolumeError, match=r"a.nii.gz: expected voxel axes at right angles, found a sheared affine"):
+    with pytest.raises(VolumeError, match="a.nii.gz: voxel axes are not at right angles: affine"):
         save(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.uint8), sheared(0.2))  # type: ignore[operator]
     assert list(tmp_path.iterdir()) == []

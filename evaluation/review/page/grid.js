@@ -2,6 +2,35 @@
 
 const CELL = { width: 210, height: 236 };
 const OVERSCAN_ROWS = 2;
+// A browser opens six connections per server, and volumes of an opened case must not wait for small pictures.
+const MAX_LOADING = 3;
+
+/** Loads the small pictures that are in view, the last asked for first. */
+class Pictures {
+  constructor() {
+    this.wanted = [];
+    this.numLoading = 0;
+  }
+
+  ask(picture, address) {
+    this.wanted.push([picture, address]);
+  }
+
+  load() {
+    while (this.numLoading < MAX_LOADING && this.wanted.length) {
+      const [picture, address] = this.wanted.pop();
+      if (!picture.isConnected) continue;
+      this.numLoading++;
+      const goOn = () => {
+        this.numLoading--;
+        this.load();
+      };
+      picture.addEventListener("load", goOn, { once: true });
+      picture.addEventListener("error", goOn, { once: true });
+      picture.src = address;
+    }
+  }
+}
 
 export class Grid {
   constructor(root, { onFilter }) {
@@ -15,6 +44,7 @@ export class Grid {
     this.shown = [];
     this.at = null;
     this.live = new Map();
+    this.pictures = new Pictures();
     this.onFilter = onFilter;
     this.form.addEventListener("input", () => this.filter());
     this.form.addEventListener("submit", (event) => event.preventDefault());
@@ -50,7 +80,7 @@ export class Grid {
       );
     });
     this.count.textContent = `${this.shown.length} of ${this.rows.length}`;
-    this.draw(true);
+    this.draw();
     this.onFilter(this.shown);
   }
 
@@ -58,7 +88,7 @@ export class Grid {
     return Math.max(1, Math.floor(this.scroller.clientWidth / CELL.width));
   }
 
-  draw(anew = false) {
+  draw() {
     if (!this.scroller.clientWidth) return;
     const columns = this.columns;
     const width = Math.floor(this.scroller.clientWidth / columns);
@@ -72,8 +102,8 @@ export class Grid {
     for (let place = first; place < last; place++) {
       const row = this.shown[place];
       let cell = this.live.get(row.key);
-      if (!cell || anew) {
-        const made = buildCell(row);
+      if (cell?.row !== row) {
+        const made = buildCell(row, this.pictures);
         const hadFocus = cell?.contains(document.activeElement);
         cell?.replaceWith(made);
         if (hadFocus) made.firstChild.focus({ preventScroll: true });
@@ -99,6 +129,7 @@ export class Grid {
     wanted.forEach((cell, n) => {
       if (this.cells.children[n] !== cell) this.cells.insertBefore(cell, this.cells.children[n] ?? null);
     });
+    this.pictures.load();
   }
 
   /** Mark a case and bring it into view. */
@@ -128,8 +159,9 @@ function matchesReview(row, review) {
   return row.mine?.choice === review;
 }
 
-function buildCell(row) {
+function buildCell(row, pictures) {
   const item = document.createElement("li");
+  item.row = row;
   const link = document.createElement("a");
   link.className = "cell";
   link.href = `#case=${encodeURIComponent(row.key)}`;
@@ -137,11 +169,11 @@ function buildCell(row) {
   picture.className = "picture";
   const thumb = document.createElement("img");
   thumb.alt = "";
-  thumb.loading = "lazy";
   thumb.onerror = () => thumb.replaceWith(document.createTextNode(row.has.length ? "no small picture" : "no image"));
-  thumb.src = `thumb/${encodeURIComponent(row.key)}`;
-  if (row.has.length) picture.append(thumb);
-  else picture.append("no image");
+  if (row.has.length) {
+    picture.append(thumb);
+    pictures.ask(thumb, `thumb/${encodeURIComponent(row.key)}`);
+  } else picture.append("no image");
   const mark = spellMark(row);
   if (mark) {
     const badge = document.createElement("span");

@@ -29,6 +29,7 @@ let second = null;
 let windowOf = "";
 let starting = null;
 let isDeciding = false;
+let ahead = null; // of the next case: its key, and what the server says of it
 
 const grid = new Grid(document, { onFilter: (rows) => { order = rows; sayProgress(); } });
 const viewer = new Viewer($("canvas"), { onMove: sayPlace, onWindow: markWindow });
@@ -52,6 +53,7 @@ async function refresh() {
   $("title").textContent = state.title;
   $("title").title = state.path;
   for (const id of ["accept", "reject", "undo"]) $(id).hidden = !state.mayDecide;
+  $("report").hidden = !state.hasReport;
   sayProgress();
   if (current) sayDecision();
 }
@@ -59,7 +61,7 @@ async function refresh() {
 function sayProgress() {
   const rows = [...known.rows.values()].filter((row) => row.status === "accepted" || row.status === "given");
   const count = (choice) => rows.filter((row) => row.mine?.choice === choice).length;
-  const parts = [`${rows.length} cases`, `${count("accept")} accepted`, `${count("reject")} rejected`];
+  const parts = [`${rows.length} case${rows.length === 1 ? "" : "s"}`, `${count("accept")} accepted`, `${count("reject")} rejected`];
   if (!known.mayDecide) parts.splice(1);
   if (known.isGrowing) parts.push("being written");
   if (known.reviewer) parts.push(`reviewer ${known.reviewer}`);
@@ -81,13 +83,15 @@ const guarded = (work) => (...values) => Promise.resolve().then(() => work(...va
 // ---- One case ----
 
 function startViewer() {
-  starting ??= viewer.start();
+  starting ??= viewer.start().then(() => styleLabels());
   return starting;
 }
 
 async function openCase(key) {
   const started = performance.now();
-  const detail = await ask(`api/case/${encodeURIComponent(key)}`);
+  startViewer().catch(() => {}); // said below
+  const detail = await (ahead?.key === key ? ahead.detail.catch(() => askCase(key)) : askCase(key));
+  ahead = null;
   if (location.hash !== hashOf(key)) return;
   current = detail;
   lesionAt = -1;
@@ -95,6 +99,7 @@ async function openCase(key) {
   $("case-view").hidden = false;
   $("to-grid").hidden = false;
   describe();
+  for (const url of [detail.volumes.image, chosenMap(detail.volumes)]) if (url) loadVolume(url).catch(() => {});
   await startViewer();
   // The window of the label, until another is chosen; it then stays as long as the label does.
   const label = detail.labels.find((one) => one.id === detail.lesions[0]?.id)?.name ?? detail.request;
@@ -136,10 +141,15 @@ async function showIn(target, detail, fault, caption) {
   }
 }
 
+function askCase(key) {
+  return ask(`api/case/${encodeURIComponent(key)}`);
+}
+
 function prefetch() {
   const next = order[order.findIndex((row) => row.key === current?.key) + 1];
   if (!next) return;
-  ask(`api/case/${encodeURIComponent(next.key)}`)
+  ahead = { key: next.key, detail: askCase(next.key) };
+  ahead.detail
     .then(({ volumes }) => [volumes.image, chosenMap(volumes)].filter(Boolean).map(loadVolume))
     .then((loading) => Promise.all(loading))
     .catch(() => {}); // said when the case is opened
@@ -160,14 +170,23 @@ async function showBeside() {
     await second.start();
   }
   second.window = { ...viewer.window };
-  second.outlined = viewer.outlined;
-  second.opacity = viewer.opacity;
+  second.setLabelStyle(viewer);
   if (await showIn(second, wanted, "fault-2", "caption-2")) {
     second.setLayout(viewer.layout);
+    matchLabels();
     second.copyFrom(viewer);
+    viewer.nv.createOnLocationChange(); // the readout is that of the case
     viewer.follower = second;
     second.follower = viewer;
   }
+}
+
+/** Show beside the case the labels that are shown on it. */
+function matchLabels() {
+  const change = new Map(viewer.labels.filter((label) => viewer.ids.has(label.id))
+    .map((label) => [label.name, viewer.hidden.has(label.id) ? "add" : "delete"]));
+  for (const { id, name } of second.labels) if (change.has(name)) second.hidden[change.get(name)](id);
+  second.recolour();
 }
 
 function describe() {
@@ -224,6 +243,7 @@ function listLabels() {
       if (box.checked) viewer.hidden.delete(label.id);
       else viewer.hidden.add(label.id);
       viewer.recolour();
+      if (second && !$("second").hidden) matchLabels();
     };
     const swatch = make("span");
     swatch.className = "swatch";
@@ -271,16 +291,16 @@ function mayDecideNow() {
 async function decide(choice, reason = "") {
   if (!mayDecideNow()) return;
   isDeciding = true;
+  const { key, id } = current;
+  const next = order[order.findIndex((row) => row.key === key) + 1];
   try {
-    const { key, id } = current;
-    const next = order[order.findIndex((row) => row.key === key) + 1];
     await ask("api/decide", { key, choice, reason });
-    await refresh();
-    tell(`${id}: ${choice === "accept" ? "accepted" : `rejected${reason ? `, ${reason}` : ""}`}.${next ? "" : " This was the last case of the list."}`);
-    if (next) go(next.key);
   } finally {
     isDeciding = false;
   }
+  tell(`${id}: ${choice === "accept" ? "accepted" : `rejected${reason ? `, ${reason}` : ""}`}.${next ? "" : " This was the last case of the list."}`);
+  if (next) go(next.key);
+  await refresh();
 }
 
 async function undo() {
@@ -358,25 +378,22 @@ function markWindow(wanted) {
   }
 }
 
-function toggleOutline() {
-  // Filled, outlined, off.
-  const state = $("outline").dataset.state ?? "fill";
-  const next = { fill: "outline", outline: "off", off: "fill" }[state];
-  $("outline").dataset.state = next;
-  $("outline").firstChild.textContent = { fill: "Fill ", outline: "Outline ", off: "Off " }[next];
-  for (const each of [viewer, second].filter(Boolean)) {
-    each.outlined = next === "outline";
-    each.opacity = next === "off" ? 0 : next === "outline" ? 1 : Number($("opacity").value);
-    each.recolour();
-  }
+const STYLES = { fill: "Fill ", outline: "Outline ", off: "Off " };
+function styleLabels(state = $("outline").dataset.state ?? "fill") {
+  $("outline").dataset.state = state;
+  $("outline").firstChild.textContent = STYLES[state];
+  const opacity = { fill: Number($("opacity").value), outline: 1, off: 0 }[state];
+  for (const each of [viewer, second].filter(Boolean)) each.setLabelStyle({ opacity, outlined: state === "outline" });
+}
+
+function cycleLabels() {
+  const states = Object.keys(STYLES);
+  styleLabels(states[(states.indexOf($("outline").dataset.state ?? "fill") + 1) % states.length]);
 }
 
 function setOpacity(value) {
   $("opacity").value = value;
-  for (const each of [viewer, second].filter(Boolean)) {
-    each.opacity = Number($("opacity").value);
-    each.recolour();
-  }
+  styleLabels("fill");
 }
 
 function cycleBeside() {
@@ -396,7 +413,7 @@ const CASE_KEYS = {
   ArrowUp: () => viewer.scroll(1), ArrowDown: () => viewer.scroll(-1),
   PageUp: () => viewer.scroll(10), PageDown: () => viewer.scroll(-10),
   "+": () => viewer.zoom(1.5), "=": () => viewer.zoom(1.5), "-": () => viewer.zoom(1 / 1.5),
-  l: nextLesion, o: toggleOutline, v: cycleLayout, c: cycleBeside, f: () => viewer.fit(),
+  l: nextLesion, o: cycleLabels, v: cycleLayout, c: cycleBeside, f: () => viewer.fit(),
   "[": () => setOpacity(Number($("opacity").value) - 0.1), "]": () => setOpacity(Number($("opacity").value) + 0.1),
   g: toGrid, Escape: toGrid,
   ...Object.fromEntries(WINDOWS.map((wanted, number) => [String(number + 1), () => viewer.setWindow(wanted)])),
@@ -472,7 +489,7 @@ function wire() {
   const clicks = {
     "reason-cancel": () => $("reasons").close(), "to-grid": toGrid, undo, help: () => $("keys").showModal(),
     accept: () => decide("accept"), reject: askReason, next: () => step(1), previous: () => step(-1),
-    lesion: nextLesion, outline: toggleOutline, layout: cycleLayout, beside: cycleBeside, fit: () => viewer.fit(),
+    lesion: nextLesion, outline: cycleLabels, layout: cycleLayout, beside: cycleBeside, fit: () => viewer.fit(),
   };
   for (const [id, action] of Object.entries(clicks)) $(id).onclick = guarded(action);
   $("opacity").oninput = () => setOpacity(Number($("opacity").value));

@@ -1,5 +1,7 @@
 // One canvas of NiiVue with a CT and its label map; windows in HU, labels by id.
 
+import { Planes } from "./planes.js";
+
 // Centres and widths in HU as they are usual in reading rooms.
 export const WINDOWS = [
   { name: "Soft tissue", centre: 50, width: 400 },
@@ -10,10 +12,10 @@ export const WINDOWS = [
   { name: "Brain", centre: 40, width: 80 },
 ];
 const NUM_LAYOUTS = 5; // all planes, axial, coronal, sagittal, 3D
+const OUTLINE_PX = 1.6;
+const RANGE_HU = [-1024, 3071]; // of twelve bits, as scanners store them
 const MAX_CACHED_BYTES = 600e6;
 const WHOLE_SCAN_VOXELS = 40e6;
-// A processor that stands in for a graphics card draws no larger volume in 3D unless asked to.
-const SOFTWARE_3D_VOXELS = 20e6;
 
 // Decoded volumes by address, the least recently shown first; shared by all canvases.
 const cache = new Map();
@@ -47,33 +49,65 @@ export function loadVolume(url) {
 }
 
 async function fetchVolume(url) {
-  const name = url.split("/").pop().split("?")[0];
-  const answer = await fetch(url);
-  if (!answer.ok) throw new Error(await readFault(answer));
-  let content = await answer.arrayBuffer();
+  const name = url.split("/").pop().split("?")[0].replace(/\.gz$/, "");
+  const content = await unpack(url);
   try {
-    if (name.endsWith(".gz")) {
-      const stream = new Blob([content]).stream().pipeThrough(new DecompressionStream("gzip"));
-      content = await new Response(stream).arrayBuffer();
-    }
-    const image = await niivue.NVImage.loadFromUrl({ url: content, name: name.replace(/\.gz$/, "") });
+    const image = await niivue.NVImage.loadFromUrl({ url: content, name, colormap: "ct" });
     const dims = image?.hdr?.dims ?? [];
     if (!image?.img?.length || image.img.length < dims[1] * dims[2] * dims[3]) throw new Error("too few voxels");
+    image.hdr.intent_code = 0; // label maps have their own colours, whether or not the header marks them as labels
     return image;
   } catch (error) {
-    throw new Error(`This volume cannot be read (${error?.message ?? error}). The file is damaged or no image.`);
+    throw new Error(damaged(error));
   }
+}
+
+const damaged = (error) => `This volume cannot be read (${error?.message ?? error}). The file is damaged or no image.`;
+
+// Files are fetched and unpacked in workers: an image and its label map at the same time, while the page stays responsive.
+const workers = [];
+const waiting = new Map();
+let numAsked = 0;
+
+/** The bytes of a file, unpacked. */
+function unpack(url) {
+  if (!workers.length) {
+    for (let n = 0; n < 2; n++) {
+      const worker = new Worker(new URL("unpack.js", import.meta.url));
+      worker.onmessage = ({ data }) => {
+        const { resolve, reject } = waiting.get(data.number);
+        waiting.delete(data.number);
+        if (data.content) resolve(data.content);
+        else if (data.fault !== undefined) reject(new Error(damaged(data.fault)));
+        else reject(new Error(spellFault(data.status, data.text)));
+      };
+      workers.push(worker);
+    }
+  }
+  const number = numAsked++;
+  workers[number % workers.length].postMessage({ number, url: new URL(url, document.baseURI).href });
+  return new Promise((resolve, reject) => waiting.set(number, { resolve, reject }));
 }
 
 /** The sentence that the server answered. */
 export async function readFault(answer) {
-  const text = await answer.text();
+  return spellFault(answer.status, await answer.text());
+}
+
+function spellFault(status, text) {
   try {
     return JSON.parse(text).error ?? text;
   } catch {
-    return text || `The server answered ${answer.status}.`;
+    return text || `The server answered ${status}.`;
   }
 }
+
+// Windows are given in HU and labels have a table, so NiiVue need not search all voxels for their range.
+niivue.NVImage.prototype.calMinMax = function () {
+  const [least, most] = RANGE_HU;
+  Object.assign(this, { cal_min: least, cal_max: most, robust_min: least, robust_max: most, global_min: least, global_max: most });
+  return [least, most, least, most];
+};
 
 export class Viewer {
   constructor(canvas, { onMove = () => {}, onWindow = () => {} } = {}) {
@@ -90,7 +124,6 @@ export class Viewer {
     this.plane = 2;
     this.shown = 0;
     this.follower = null;
-    this.isSoftware = false;
     this.leavesOut3D = false;
   }
 
@@ -98,8 +131,8 @@ export class Viewer {
     const nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.49, 0.7, 0.94, 0.55],
-      crosshairWidth: 0.5,
-      crosshairWidthUnit: "mm",
+      crosshairWidth: 0.35, // of the body's width: a pixel in the small panes
+      crosshairWidthUnit: "percent",
       crosshairGap: 14,
       showAllOrientationMarkers: true,
       isRadiologicalConvention: true,
@@ -111,7 +144,8 @@ export class Viewer {
       isOrientCube: false,
       loadingText: "",
       fontSizeScaling: 0.35,
-      fontMinPx: 11,
+      fontMinPx: 13,
+      fontColor: [0.87, 0.89, 0.91, 1],
       tileMargin: 2,
       dragAndDropEnabled: false,
       logLevel: "error",
@@ -128,10 +162,13 @@ export class Viewer {
     // Grey; in 3D what is darker than soft tissue is clear, so that air and fat do not hide the rest.
     const grey = [0, 100, 150, 255];
     nv.addColormap("ct", { R: grey, G: grey, B: grey, A: [0, 0, 40, 150], I: grey });
+    nv.meshShaders = []; // no surfaces here
     await nv.attachToCanvas(this.canvas);
     this.nv = nv;
+    this.planes = new Planes(nv);
     const info = nv.gl.getExtension("WEBGL_debug_renderer_info");
-    this.isSoftware = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
+    // Without a graphics card, 3D takes most of the time of every redraw, so it is only shown in its own layout.
+    this.leavesOut3D = /swiftshader|llvmpipe|software/i.test(info ? nv.gl.getParameter(info.UNMASKED_RENDERER_WEBGL) : "");
     this.setLayout(0);
     new ResizeObserver(() => this.layout === 0 && this.setLayout(0)).observe(this.canvas);
   }
@@ -147,25 +184,19 @@ export class Viewer {
     this.map = overlay ? volumes[volumes.length - 1] : null;
     this.ids = this.map ? findIds(this.map) : new Map();
     if (this.ct) {
-      this.ct.colormap = "ct";
-      this.ct.opacity = 1;
       this.ct.cal_min = this.window.centre - this.window.width / 2;
       this.ct.cal_max = this.window.centre + this.window.width / 2;
     }
     this.hidden = this.chooseHidden();
+    this.planes.show(this.ct, this.map, this.labelStyle);
     if (this.map) this.colour();
     const nv = this.nv;
     nv.volumes = volumes;
     nv.back = volumes[0];
     nv.overlays = volumes.slice(1);
     nv.scene.pan2Dxyzmm = [0, 0, 0, 1];
-    const isLarge = (volumes[0].img?.length ?? 0) > SOFTWARE_3D_VOXELS && this.isSoftware;
-    if (isLarge !== this.leavesOut3D) {
-      this.leavesOut3D = isLarge;
-      if (this.layout === 0) this.setLayout(0);
-    }
     // In place before anything is drawn: drawing 3D is what takes time without a graphics card.
-    const voxel = findPlace() ?? [1, 2, 3].map((axis) => Math.floor(volumes[0].hdr.dims[axis] / 2));
+    const voxel = findPlace() ?? volumes[0].dimsRAS.slice(1, 4).map((side) => Math.floor(side / 2));
     nv.scene.crosshairPos = nv.vox2frac(voxel);
     nv.updateGLVolume();
     nv.createOnLocationChange();
@@ -189,23 +220,36 @@ export class Viewer {
       table.R.push(red);
       table.G.push(green);
       table.B.push(blue);
-      const isShown = id !== 0 && !this.hidden.has(id) && this.ids.has(id);
-      table.A.push(isShown ? (this.outlined ? 1 : 255) : 0);
+      table.A.push(id !== 0 && !this.hidden.has(id) && this.ids.has(id) ? 255 : 0);
       table.I.push(id);
       table.labels.push(label?.name ?? (id ? `label ${id}` : ""));
     }
-    // NiiVue outlines labels that are transparent as well: for outlines they are taken out.
-    this.map.allLabels ??= this.map.img;
-    this.map.img = this.outlined ? without(this.map.allLabels, this.hidden) : this.map.allLabels;
+    this.planes.setPalette(table);
     this.map.setColormapLabel(table);
-    this.map.opacity = this.ct ? this.opacity : 1;
-    this.nv.opts.atlasOutline = this.outlined ? 1 : 0;
   }
 
+  /** Draw the labels in their colours, after some were hidden or shown. */
   recolour() {
     if (!this.map) return;
     this.colour();
-    this.nv.updateGLVolume();
+    this.nv.refreshLayers(this.map, this.ct ? 1 : 0);
+    this.nv.drawScene();
+  }
+
+  /** Labels filled, in this opacity, or outlined. */
+  setLabelStyle({ opacity, outlined }) {
+    this.opacity = opacity;
+    this.outlined = outlined;
+    if (!this.nv) return;
+    this.planes.style(this.labelStyle);
+    this.nv.drawScene();
+  }
+
+  get labelStyle() {
+    return {
+      opacity: this.ct ? this.opacity : 1,
+      outlinePx: this.outlined ? OUTLINE_PX * window.devicePixelRatio : 0,
+    };
   }
 
   setWindow(wanted, { redraws = true } = {}) {
@@ -213,7 +257,8 @@ export class Viewer {
     if (this.ct && redraws) {
       this.ct.cal_min = wanted.centre - wanted.width / 2;
       this.ct.cal_max = wanted.centre + wanted.width / 2;
-      this.nv.updateGLVolume();
+      this.nv.refreshLayers(this.ct, 0);
+      this.nv.drawScene();
     }
     this.onWindow(this.window);
   }
@@ -227,21 +272,26 @@ export class Viewer {
   setLayout(number) {
     if (!this.nv) return;
     this.layout = (number + NUM_LAYOUTS) % NUM_LAYOUTS;
+    const has3D = this.layout === 4 || (this.layout === 0 && !this.leavesOut3D);
+    const is3DNew = has3D && !this.planes.hasVolumesOfColours;
+    this.planes.hasVolumesOfColours = has3D;
     const { MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
     if (this.layout === 0) this.nv.setCustomLayout(this.arrangePlanes());
     else this.nv.clearCustomLayout();
     this.nv.setSliceType([MULTIPLANAR, AXIAL, CORONAL, SAGITTAL, RENDER][this.layout]);
     this.plane = [2, 2, 1, 0, 2][this.layout];
+    if (is3DNew) this.nv.updateGLVolume();
   }
 
   // The axial plane large, the others in a column or, in a narrow pane, in a row.
   arrangePlanes() {
     const { AXIAL, CORONAL, SAGITTAL, RENDER } = niivue.SLICE_TYPE;
     const isWide = this.canvas.clientWidth > 1.15 * this.canvas.clientHeight;
-    const boxes = isWide
-      ? [[0, 0, 0.64, 1], [0.64, 0, 0.36, 0.34], [0.64, 0.34, 0.36, 0.33], [0.64, 0.67, 0.36, 0.33]]
-      : [[0, 0, 1, 0.62], [0, 0.62, 0.34, 0.38], [0.34, 0.62, 0.33, 0.38], [0.67, 0.62, 0.33, 0.38]];
-    const planes = this.leavesOut3D ? [AXIAL, CORONAL, SAGITTAL] : [AXIAL, CORONAL, SAGITTAL, RENDER];
+    const others = this.leavesOut3D ? [CORONAL, SAGITTAL] : [CORONAL, SAGITTAL, RENDER];
+    const share = 1 / others.length;
+    const boxes = others.map((_, n) => (isWide ? [0.64, n * share, 0.36, share] : [n * share, 0.62, share, 0.38]));
+    const planes = [AXIAL, ...others];
+    boxes.unshift(isWide ? [0, 0, 0.64, 1] : [0, 0, 1, 0.62]);
     return planes.map((sliceType, n) => ({ sliceType, position: boxes[n] }));
   }
 
@@ -292,12 +342,9 @@ export class Viewer {
 
   labelAt({ vox }, values) {
     if (!this.map) return 0;
-    const { allLabels, permRAS, dimsRAS } = this.map;
-    const isPlain = permRAS?.every((axis, n) => axis === n + 1);
-    const isSameGrid = !this.ct || dimsRAS.every((side, n) => side === this.ct.dimsRAS[n]);
-    if (isPlain && isSameGrid) {
-      const [i, j, k] = vox.map(Math.round);
-      return allLabels[i + dimsRAS[1] * (j + dimsRAS[2] * k)] ?? 0;
+    const { img, dimsRAS, img2RASstart: start, img2RASstep: step } = this.map;
+    if (!this.ct || dimsRAS.every((side, n) => side === this.ct.dimsRAS[n])) {
+      return img[[0, 1, 2].reduce((at, axis) => at + start[axis] + step[axis] * Math.round(vox[axis]), 0)] ?? 0;
     }
     return Math.round(values[this.ct ? 1 : 0]?.value ?? 0);
   }
@@ -313,18 +360,10 @@ export class Viewer {
   }
 }
 
-/** A copy of labels without some of them. */
-function without(labels, hidden) {
-  const kept = labels.slice();
-  if (!hidden.size) return kept;
-  for (let at = 0; at < kept.length; at++) if (kept[at] && hidden.has(kept[at])) kept[at] = 0;
-  return kept;
-}
-
-/** Ids of a label map with the voxel in the middle of the slice that shows most of each, axes I J K. */
+/** Ids of a label map with the voxel in the middle of the slice that shows most of each, along R, A and S. */
 function findIds(map) {
   const [, ni, nj, nk] = map.hdr.dims;
-  const img = map.allLabels ?? map.img;
+  const { img } = map;
   const size = ni * nj;
   const step = img.length > WHOLE_SCAN_VOXELS ? 3 : 1;
   const num = 65536;
@@ -350,6 +389,9 @@ function findIds(map) {
       }
       counts[id] = places[id] = columns[id] = 0;
     }
+  }
+  for (const found of best.values()) {
+    found.voxel = map.permRAS.map((axis) => (axis > 0 ? found.voxel[axis - 1] : map.hdr.dims[-axis] - 1 - found.voxel[-axis - 1]));
   }
   return best;
 }

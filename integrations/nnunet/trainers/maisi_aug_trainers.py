@@ -1,7 +1,7 @@
 """Trainers for nnU-Net that mix real and synthetic cases in a set share; the class's name holds the settings.
 
 nnU-Net imports this file on its own from the folder in nnUNet_extTrainer and asks it for a class by name, so classes
-are made when they are asked for: ``nnUNetTrainerSynthetic50``, ``nnUNetTrainerSynthetic25Fade_250epochs``, and so on.
+are made when they are requested: ``nnUNetTrainerSynthetic50``, ``nnUNetTrainerSynthetic25Fade_250epochs``, and so on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Float32Loss(nn.Module):
         self.loss = loss
 
     def forward(self, output: Any, target: Any) -> Tensor:
-        """The loss of one output, or of a list of them with deep supervision."""
+        """Return the loss of one output, or of a list of them with deep supervision."""
         with torch.autocast("cpu", enabled=False):
             raised = [part.float() for part in output] if isinstance(output, list | tuple) else output.float()
             value: Tensor = self.loss(raised, target)
@@ -69,7 +69,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """nnU-Net's split, held to what it is for: no synthetic case validates, and no fold is made up.
+        """Return nnU-Net's split, held to what it is for: no synthetic case validates, and no fold is made up.
 
         Raises:
             TrainingError: There is no file of folds, no such fold, or a synthetic case in validation.
@@ -79,8 +79,8 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
             num_folds = len(load_json(str(path))) if path.is_file() else 0
             if self.fold >= num_folds:
                 raise TrainingError(
-                    f"Fold {self.fold}: expected one of the {num_folds} in {path}, found none; nnU-Net would draw a "
-                    "random split with synthetic cases in validation. Choose another fold, or export again."
+                    f"Fold {self.fold}: {path} has {num_folds} folds; for any other, nnU-Net would draw a random "
+                    "split with synthetic cases in validation. Choose another fold, or export again."
                 )
         training, validation = super().do_split()
         if self.fold == "all":
@@ -88,13 +88,13 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         leaked = sorted(self.synthetic_cases.intersection(validation))
         if leaked:
             raise TrainingError(
-                f"Fold {self.fold}: expected real cases only in validation, found '{leaked[0]}', a synthetic one. "
-                f"Export again, or correct {SPLITS_NAME}."
+                f"Fold {self.fold}: only real cases can validate, found the synthetic case '{leaked[0]}'. Export "
+                f"again, or correct {SPLITS_NAME}."
             )
         return training, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """nnU-Net's loaders and transforms, with synthetic cases drawn by their share in training."""
+        """Return nnU-Net's loaders and transforms, with synthetic cases drawn by their share in training."""
         if self.dataset_class is None:
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         training_transforms, validation_transforms, initial_patch = self._build_transforms()
@@ -171,7 +171,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return running
 
     def on_train_start(self) -> None:
-        """Set the share of the epoch that training starts or goes on with, before workers draw from it."""
+        """Set the share of the epoch that training starts or continues with, before workers draw from it."""
         self.share.value = self.settings.share_at(self.current_epoch, self.num_epochs)
         super().on_train_start()
 
@@ -182,13 +182,13 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log what was drawn beside what was asked for."""
+        """Log what was drawn beside what was requested."""
         super().on_train_epoch_end(train_outputs)
         drawn = self._num_synthetic_drawn / max(1, self._num_drawn)
         self.print_to_log_file(f"Synthetic share: {drawn:.3f} drawn, {self.share.value:.3f} set")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
+        """Return nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
         self._num_drawn += len(batch["keys"])
         self._num_synthetic_drawn += sum(str(case_id) in self.synthetic_cases for case_id in batch["keys"])
         with self._autocast():
@@ -196,13 +196,13 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return outcome
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
+        """Return nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
         with self._autocast():
             outcome: dict[str, Any] = super().validation_step(batch)
         return outcome
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """nnU-Net's prediction of the validation cases; on a CPU in bfloat16 if the trainer is for one."""
+        """Predict the validation cases as nnU-Net does, on a CPU in bfloat16 if the trainer is for one."""
         with self._autocast():
             super().perform_actual_validation(save_probabilities)
 
@@ -220,7 +220,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
 
 
 def __getattr__(name: str) -> type[SyntheticShareTrainer]:
-    """The trainer of a name, made on demand."""
+    """Return the trainer of a name, made on demand."""
     settings = read_trainer_name(name)
     if settings is None:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

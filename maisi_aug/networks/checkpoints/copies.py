@@ -34,15 +34,15 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion wrote.
+    """Result of a conversion.
 
     Attributes:
         path: The bundle's folder, or the safetensors file.
-        dtype: Of the weights; None where every tensor kept its own.
-        num_bytes_before: Of the weight files that were read.
-        num_bytes: Of those written.
-        scale_factor: Of the latents; None for a checkpoint that has none.
-        left_out: Entries of a checkpoint that are no weights, such as the state of its optimiser.
+        dtype: Floating-point type of the weights; None where every tensor kept its own.
+        num_bytes_before: Bytes before the conversion of the weight files that were read.
+        num_bytes: Number of bytes of those written.
+        scale_factor: Scale factor of the latents; None for a checkpoint that has none.
+        left_out: Entries of a checkpoint that are not weights, such as the state of its optimiser.
     """
 
     path: Path
@@ -53,7 +53,7 @@ class Conversion:
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The conversion as JSON types."""
+        """Return the conversion as JSON types."""
         return {
             "path": str(self.path),
             "dtype": self.dtype,
@@ -70,9 +70,9 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
     Everything else is carried over: definitions, scale factor, licence files, and the provenance, with what was done.
 
     Args:
-        name_or_folder: Of the bundle; its files are compared with their hashes first.
+        name_or_folder: Name or folder of the bundle; its files are compared with their hashes first.
         target: Folder of the copy; new or empty.
-        dtype: "float16", "bfloat16" or "float32"; whole numbers keep their type.
+        dtype: "float16", "bfloat16" or "float32"; integers keep their type.
 
     Raises:
         BundleError: For a bundle that is altered, a target that exists, or weights beyond the range of the type.
@@ -112,12 +112,12 @@ def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) 
         dtype: "float16", "bfloat16" or "float32"; None keeps every tensor's own.
 
     Raises:
-        BundleError: For a file that is no checkpoint or asks for more than data, a target that exists or has another
+        BundleError: For a file that is not a checkpoint or contains more than data, a target that exists or has another
             ending, or weights beyond the range of the type.
     """
     path = target / source.with_suffix(SUFFIX).name if target.is_dir() else target
     if path.suffix != SUFFIX:
-        raise BundleError(f"{path}: expected a name ending in {SUFFIX} or a folder, found neither. Change --to.")
+        raise BundleError(f"{path}: the name must end in {SUFFIX}, or be a folder. Change --to.")
     _require_new(path)
     checkpoint = read_checkpoint(source, subject=str(source))
     key, state = find_state_dict(checkpoint, subject=str(source))
@@ -139,11 +139,11 @@ def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) 
 def _require_new(target: Path) -> None:
     """Raise when a target exists; an empty folder counts as none."""
     if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BundleError(f"{target}: expected a new file or folder, found one that exists. Choose another --to.")
+        raise BundleError(f"{target}: already exists. Choose another --to.")
 
 
 def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor]:
-    """The weights in a floating type; whole numbers keep theirs.
+    """The weights in a floating type; integers keep theirs.
 
     Raises:
         BundleError: Naming the first tensor with a value beyond the range of the type.
@@ -154,8 +154,8 @@ def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor
         if value.is_floating_point() and bool((converted[key].isinf() & value.isfinite()).any()):
             largest = float(value[value.isfinite()].abs().max())
             raise BundleError(
-                f"{subject}: expected weights within the range of {dtype}, found {largest:g} in {key}. "
-                "Use --dtype bfloat16 or float32."
+                f"{subject}: {key} has {largest:g}, which is beyond the range of {dtype}. Use --dtype bfloat16 or "
+                "float32."
             )
     return converted
 
@@ -167,7 +167,7 @@ def _copy_bank(bundle: Bundle, folder: Path) -> None:
 
     Args:
         bundle: With or without such a list.
-        folder: Of the copy.
+        folder: Folder of the copy.
     """
     bank = bundle.spec.mask_bank
     if bank is None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.bundle import IMAGE_ROLES, Bundle, embedded_bundles, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import SIZE_CONDITIONS, KnownBundle, find_known_bundle, known_bundles
 from maisi_aug.bundle_spec.schema import MASK_PROVENANCE, MASK_ROLES
 from maisi_aug.errors import BundleError
 from maisi_aug.networks.checkpoints.importing import (
     AcceptLicence,
+    convert_checkpoints,
     find_intact,
     require_accepted,
     require_free,
     write_known_bundle,
 )
 from maisi_aug.networks.checkpoints.mask_networks import write_mask_networks
+from maisi_aug.networks.checkpoints.own_networks import build_own_header, match_checkpoints, read_network_file
 from maisi_aug.system.progress import Say
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.system.whole_folder import open_whole_folder
 
 # Of MONAI's bundle maisi_ct_generative; it does not tell by names which of NVIDIA's models it holds.
 MONAI_NAMES: Mapping[str, str] = {
@@ -31,7 +35,7 @@ MONAI_NAMES: Mapping[str, str] = {
 }
 # Its weights are older than NVIDIA's on the hub, and not for commercial use unless the folder's own LICENSE says so.
 MONAI_LICENCE = {
-    "licence": "NVIDIA Source Code License NSCLv1 (non-commercial), or as the LICENSE beside the weights says",
+    "licence": "NVIDIA Source Code License NSCLv1 (non-commercial), or as stated in the LICENSE next to the weights",
     "licence_url": "https://github.com/Project-MONAI/model-zoo",
     "notice": "Weights of MONAI's bundle maisi_ct_generative",
 }
@@ -58,21 +62,25 @@ def import_bundle(
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
         accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
         name: Which of the known bundles it is; None where the folder tells.
-        folder: Of the bundle; None for the user's data folder.
+        folder: Folder of the bundle; None for the user's data folder.
         report: Told in a sentence what is going on.
+
+    Without the checkpoint of a ControlNet it is a bundle of images alone.
 
     Returns:
         The bundle; at once where the same checkpoints were imported before and it is intact.
 
     Raises:
         BundleError: When checkpoints are missing, several bundles could be meant, the licence is not accepted, the
-            target is in other use, or a file asks for more than data or holds another network. Nothing is left under
+            target is in other use, or a file contains more than data or holds another network. Nothing is left under
             the bundle's name then.
     """
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
-    mask_files = find_mask_files(source, say)
+    if "controlnet" not in files and "controlnet" in known.files:
+        say(f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none.")
+    mask_files = find_mask_files(source, say) if known.masks is not None and "controlnet" in files else {}
     described, about_masks = _describe(files), {"files": _describe(mask_files)}
     present = find_intact(target, known.name, ORIGIN)
     known_as = present.spec.provenance if present is not None else {}
@@ -91,12 +99,58 @@ def import_bundle(
     return write_known_bundle(known, files, target, provenance=provenance, command=command, complete=add)
 
 
+def import_networks(
+    source: Path,
+    network_file: Path,
+    *,
+    name: str | None = None,
+    modalities: Sequence[str] = (),
+    folder: Path | None = None,
+    report: Say | None = None,
+) -> Bundle:
+    """Make a bundle of networks of one's own, of any width, that NVIDIA's training scripts made.
+
+    Args:
+        source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed. Without the
+            checkpoint of a ControlNet the bundle is one of images alone.
+        network_file: ``config_network_*.json`` that defines them.
+        name: Of the bundle; None for that of the source's folder.
+        modalities: What the networks were taught to draw, the default first; empty for CT.
+        folder: Of the bundle; None for the user's data folder.
+        report: Told in a sentence what is going on.
+
+    Raises:
+        BundleError: When the definitions cannot be read, a checkpoint is missing or holds another network, or the name
+            or the target is taken.
+    """
+    say = report or (lambda _: None)
+    name = name or re.sub("[^a-z0-9._-]+", "-", source.resolve().name.lower()).strip("-._") or "own"
+    if name in (*known_bundles(), *embedded_bundles()):
+        raise BundleError(f"Bundle '{name}': expected a name of your own, found that of another. Choose with --as.")
+    network = read_network_file(network_file)
+    files, notes = match_checkpoints(source, network)
+    for sentence in notes:
+        say(sentence)
+    target = (folder or pulled_bundles_folder() / name).expanduser().resolve()
+    provenance = {"origin": ORIGIN, "files": _describe({"definitions": network_file, **files})}
+    header = {**build_own_header(name, network, tuple(files), modalities), "provenance": provenance}
+    present = find_intact(target, name, ORIGIN)
+    is_same = present is not None and present.spec.provenance == provenance
+    if present is not None and is_same and tuple(modalities) in ((), present.spec.modalities):
+        return present
+    require_free(target, name, ORIGIN)
+    say("Checking the networks and writing the bundle.")
+    with open_whole_folder(target, require_replaceable=partial(require_free, target, name, ORIGIN)) as unfinished:
+        convert_checkpoints(header, files, unfinished, subject=f"Bundle '{name}'")
+    return load_bundle(target)
+
+
 def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
     return {role: {"file": path.name, "sha256": sha256_of(path)} for role, path in files.items()}
 
 
 def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
-    """The checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
+    """Return the checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
 
     Args:
         source: Folder with the checkpoints, or with folders ``models`` and ``datasets``.
@@ -112,45 +166,48 @@ def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
     }
     missing = [name for role, name in MONAI_MASK_NAMES.items() if role not in found]
     if missing and set(found) & set(MASK_ROLES):
-        say(f"The mask networks are left out: {' and '.join(missing)} would be needed, too.")
+        say(f"The mask networks are left out, because {' and '.join(missing)} are missing.")
     return {} if missing else found
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
-    """Which bundle a folder holds, and its checkpoints by role.
+    """Return which bundle a folder holds, and its checkpoints by role.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
-        name: Of the bundle; None where the folder tells.
+        name: Name of the bundle; None where the folder tells.
 
     Raises:
         BundleError: For an unknown name, when a checkpoint is missing, or when several bundles could be meant.
     """
     if not source.is_dir():
-        raise BundleError(f"{source}: expected a folder of checkpoints, found none. Check the path.")
+        raise BundleError(f"{source}: not a folder. Check the path.")
     candidates = [find_known_bundle(name)] if name is not None else list(known_bundles().values())
     layouts = [{role: Path(file).name for role, file in known.files.items()} for known in candidates]
     found = [(known, _find_all(source, names)) for known, names in zip(candidates, layouts, strict=True)]
-    found = [(known, files) for known, files in found if files]
-    unnamed = {} if found else _find_all(source, MONAI_NAMES)
+    # Those that lack nothing first: the networks of images alone are also found where the others are.
+    is_whole = any(set(files) == set(known.files) for known, files in found)
+    found = [(known, files) for known, files in found if files and (set(files) == set(known.files) or not is_whole)]
+    of_ct = [known for known in candidates if set(known.files) == set(MONAI_NAMES)]
+    unnamed = _find_all(source, MONAI_NAMES) if of_ct and not found else {}
     if unnamed:
-        meant = candidates if name is not None else _choose_by_unet(candidates, unnamed)
+        meant = of_ct if name is not None else _choose_by_unet(of_ct, unnamed)
         found = [(_under_monais_licence(known), unnamed) for known in meant]
     if len(found) == 1:
         return found[0]
     if found:
         names = " and ".join(known.name for known, _ in found)
-        raise BundleError(f"{source}: expected checkpoints of one bundle, found those of {names}. Choose with --as.")
+        raise BundleError(f"{source}: has checkpoints of several bundles, {names}. Choose one with --as.")
     if unnamed:
         raise BundleError(
-            f"{source}: expected the U-Net of {' or '.join(known.name for known in candidates)}, found another one. "
-            "Say with --as which it should be, to see how it differs."
+            f"{source}: its U-Net is not that of {' or '.join(known.name for known in of_ct)}. Choose one "
+            "with --as to see how it differs."
         )
     wanted = " or ".join(", ".join(names.values()) for names in (*layouts, MONAI_NAMES))
     present = ", ".join(sorted({path.name for path in (*source.glob("*.pt"), *source.glob("models/*.pt"))}))
     raise BundleError(
-        f"{source}: expected {wanted}, in it or in its folder models, found {present or 'no .pt file'}. Get the files "
-        "that are missing."
+        f"{source}: needs {wanted}, in the folder or in its folder models, found {present or 'no .pt file'}. Get the "
+        "missing files."
     )
 
 
@@ -160,7 +217,7 @@ def _under_monais_licence(known: KnownBundle) -> KnownBundle:
 
 
 def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]) -> list[KnownBundle]:
-    """The bundles whose U-Net has these tensors, for they differ in what it is told."""
+    """Return the bundles whose U-Net has these tensors; bundles differ in its conditioning."""
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_state_dict
 
@@ -172,9 +229,9 @@ def _choose_by_unet(candidates: Sequence[KnownBundle], files: Mapping[str, Path]
 
 
 def _find_all(source: Path, names: Mapping[str, str]) -> dict[str, Path]:
-    """The checkpoint of every role, or nothing."""
+    """The checkpoint of every role that is there, or nothing where images cannot be drawn."""
     for folder in (source / "models", source):
-        files = {role: folder / names[role] for role in NETWORK_ROLES}
-        if all(path.is_file() for path in files.values()):
+        files = {role: folder / name for role, name in names.items() if (folder / name).is_file()}
+        if set(IMAGE_ROLES) <= set(files):
             return files
     return {}

@@ -1,11 +1,13 @@
 """Fetching bundles from the Hugging Face hub: licence, download, hashes, and conversion to our own layout.
 
 The download is ``huggingface_hub``'s, with its cache, its resumption and its settings (``HF_HOME``, ``HF_ENDPOINT``,
-``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and SHA-256 are those that the hub states.
+``HF_HUB_OFFLINE``, ``HF_TOKEN``). What it brings is trusted only once size and hash are those that the hub states: the
+SHA-256 of a large file, and git's SHA-1 of a small one, such as JSON, that is kept in the repository itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import shlex
@@ -32,13 +34,13 @@ from maisi_aug.system.whole_files import is_disk_full, sha256_of
 
 DEFAULT_REVISION = "main"
 MAX_TRIES = 5
-"""Of a download that breaks off without an answer of the hub."""
+"""Largest number of tries of a download that breaks off without an answer of the hub."""
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where files come from; None leaves it to the settings of ``huggingface_hub``."""
+    """Source of the files; None leaves it to the settings of ``huggingface_hub``."""
 
     endpoint: str | None = None
     cache_folder: Path | None = None
@@ -50,16 +52,23 @@ class FetchedFile:
 
     path: Path
     name: str
+    repository: str
     revision: str
     sha256: str
 
 
 @dataclass(frozen=True)
 class _Statement:
-    """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it."""
+    """What the hub says of a file; the size is unknown when the hub was not reached and the cache speaks for it.
+
+    Attributes:
+        revision: Commit of the repository.
+        digest: SHA-256, or git's SHA-1 of a small file, in hexadecimal.
+        num_bytes: Size.
+    """
 
     revision: str
-    sha256: str
+    digest: str
     num_bytes: int | None
 
 
@@ -77,36 +86,40 @@ def pull_bundle(
     Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
 
     Args:
-        known: What to fetch.
+        known: Bundle to download.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
-        with_masks: Fetch the mask networks, too.
-        folder: Of the bundle; None for the user's data folder.
+        with_masks: Fetch the mask networks as well.
+        folder: Folder of the bundle; None for the user's data folder.
         hub: Where from.
         report: Told in a sentence what is going on.
 
     Raises:
         BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
-            no such file, a file is not what the hub states, asks for more than data, or holds another network.
+            no such file, a file is not what the hub states, contains more than data, or holds another network.
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
     present = find_intact(target, known.name, known.repository)
+    if with_masks:
+        known.require_masks()
     with_masks = with_masks or _had_masks(target, known)
     if present is not None and (present.spec.mask_generation is not None or not with_masks):
         return present
     say = report or (lambda _: None)
-    masks = known.masks if with_masks else None
+    masks = known.require_masks() if with_masks else None
     words = [*known.pull_command.split(), *(["--with-masks"] if with_masks else [])]
     command = shlex.join(words + (["--to", str(folder)] if folder else []))
     require_accepted(known, accept_licence, say, command=command)
     require_free(target, known.name, known.repository)
     files: dict[str, FetchedFile] = {}
     if present is None:
-        files = _fetch(known, known.files, known.download_size, hub, say)
+        say(f"Fetching {len(known.files)} files ({known.download_size}) from {' and '.join(known.all_repositories)}.")
+        for repository in known.all_repositories:
+            files |= fetch_files(repository, known.files_in(repository), hub or Hub())
     mask_files = _fetch(known, masks.files, masks.download_size, hub, say) if masks else {}
     say("Checking the networks and writing the bundle.")
     paths, mask_paths = ({role: file.path for role, file in found.items()} for found in (files, mask_files))
-    about_masks = _describe(mask_files)
+    about_masks = _describe(mask_files, known)
     if present is not None:
         bundle = add_mask_networks(known, present, mask_paths, provenance=about_masks)
     else:
@@ -114,11 +127,11 @@ def pull_bundle(
             known,
             paths,
             target,
-            provenance={"origin": known.repository, **_describe(files)},
+            provenance={"origin": known.repository, **_describe(files, known)},
             command=command,
             complete=partial(write_mask_networks, known, mask_paths, provenance=about_masks) if masks else None,
         )
-    say("The files as downloaded stay in the cache of huggingface_hub, too.")
+    say("The downloaded files also remain in the cache of huggingface_hub.")
     return bundle
 
 
@@ -138,19 +151,21 @@ def _fetch(
     return fetch_files(known.repository, names, hub or Hub())
 
 
-def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str, FetchedFile]:
+def fetch_files(
+    repository: str, names: Mapping[str, str], hub: Hub, *, revision: str = DEFAULT_REVISION
+) -> dict[str, FetchedFile]:
     """Download files of one repository, all from the same revision, and compare them with what the hub states.
 
     Args:
         repository: ``owner/name``.
         names: Path in the repository by role.
         hub: Where from.
+        revision: Branch or commit that they are taken from.
 
     Raises:
         BundleError: In one sentence for whatever went wrong, naming the file.
     """
     fetched: dict[str, FetchedFile] = {}
-    revision = DEFAULT_REVISION
     for role, name in names.items():
         stated = _ask_hub(repository, name, revision, hub)
         if stated is None:
@@ -158,9 +173,9 @@ def fetch_files(repository: str, names: Mapping[str, str], hub: Hub) -> dict[str
         else:
             # By name for the first, so that the cache learns which revision the name stands for.
             path = _download(repository, name, revision, hub)
-        _require_as_stated(path, stated, subject=f"{repository}/{name}")
+        sha256 = _require_as_stated(path, stated, subject=f"{repository}/{name}")
         revision = stated.revision
-        fetched[role] = FetchedFile(path, name, revision, stated.sha256)
+        fetched[role] = FetchedFile(path, name, repository, revision, sha256)
     return fetched
 
 
@@ -177,10 +192,10 @@ def _ask_hub(repository: str, name: str, revision: str, hub: Hub) -> _Statement 
         raise _explain(error, f"{repository}/{name}") from error
     except Exception:  # of whichever HTTP library huggingface_hub is built on, and its own offline mode
         return None
-    if stated.commit_hash is None or stated.etag is None or not _is_sha256(stated.etag):
+    if stated.commit_hash is None or stated.etag is None or not _is_digest(stated.etag):
         raise BundleError(
-            f"{repository}/{name}: expected the hub to state revision and SHA-256, found neither or one. Check "
-            "HF_ENDPOINT, and any proxy on the way."
+            f"{repository}/{name}: the hub did not state both revision and hash. Check HF_ENDPOINT, and any proxy "
+            "in between."
         )
     return _Statement(stated.commit_hash, stated.etag, stated.size)
 
@@ -203,17 +218,17 @@ def _find_cached(repository: str, name: str, revision: str, hub: Hub) -> tuple[P
         )
     except Exception as error:
         raise BundleError(
-            f"{subject}: expected to reach the Hugging Face hub or to find the file in its cache, found neither. Check "
-            "the connection, HF_ENDPOINT and HF_HUB_OFFLINE."
+            f"{subject}: the Hugging Face hub cannot be reached, and the file is not in its cache. Check the "
+            "connection, HF_ENDPOINT and HF_HUB_OFFLINE."
         ) from error
     commit, blob = path.parents[len(Path(name).parts) - 1].name, path.resolve().name
-    if not _is_sha256(blob):
-        raise BundleError(f"{subject}: expected a SHA-256 to compare the cached file with, found none. Go online once.")
+    if not _is_digest(blob):
+        raise BundleError(f"{subject}: no hash is known to check the cached file against. Go online once.")
     return path, _Statement(commit, blob, None)
 
 
 def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
-    """Fetch a file; a download that broke off goes on where it stopped, which not every huggingface_hub does itself."""
+    """Download a file, resuming an interrupted download; not every version of huggingface_hub resumes by itself."""
     from huggingface_hub import hf_hub_download
 
     for tries_left in reversed(range(MAX_TRIES)):
@@ -237,43 +252,117 @@ def _status_of(error: Exception) -> int:
 def _explain(error: Exception, subject: str) -> BundleError:
     status = _status_of(error)
     if status in (401, 403):
-        advice = "Open its page, accept what it asks for, and set HF_TOKEN or run 'hf auth login'"
+        advice = "Open its page, accept its terms, and set HF_TOKEN or run 'hf auth login'"
     elif status == 404:
         advice = "The repository may have moved: look for a newer version of maisi-aug"
     elif status == 429:
-        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, and run the same command again"
+        advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, then run the same command again"
     else:
-        advice = "Run the same command again: it goes on where it broke off"
+        advice = "Run the same command again: it continues where it was interrupted"
     reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
     reason = _ADDRESS.sub("an address", reason)
-    return BundleError(f"{subject}: expected the hub to send the file, found {reason.rstrip('.')}. {advice}.")
+    return BundleError(f"{subject}: the hub did not send the file: {reason.rstrip('.')}. {advice}.")
 
 
 _ADDRESS = re.compile(r"\w+://\S+")
-"""Of a proxy or of another hub, from variables that may hold a password."""
+"""Address of a proxy or of another hub, which may hold a password."""
 
 
-def _is_sha256(text: str) -> bool:
-    return re.fullmatch("[0-9a-f]{64}", text) is not None
+def _is_digest(text: str) -> bool:
+    return re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", text) is not None
 
 
-def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> None:
-    """Compare a file with what the hub states; one that differs leaves the cache, so that nothing trusts it later."""
+def _require_as_stated(path: Path, stated: _Statement, *, subject: str) -> str:
+    """Compare a file with what the hub states; one that differs leaves the cache, so that nothing trusts it later.
+
+    Returns:
+        The SHA-256 of the file.
+    """
     num_bytes, sha256 = path.stat().st_size, sha256_of(path)
-    if sha256 == stated.sha256 and stated.num_bytes in (None, num_bytes):
-        return
+    is_large = len(stated.digest) == len(sha256)
+    found = sha256 if is_large else _git_sha1_of(path)
+    if found == stated.digest and stated.num_bytes in (None, num_bytes):
+        return sha256
     path.resolve().unlink()
     path.unlink(missing_ok=True)
     size = "" if stated.num_bytes is None else f" and {stated.num_bytes} bytes"
     raise BundleError(
-        f"{subject}: expected SHA-256 {stated.sha256[:12]}...{size}, found {sha256[:12]}... and {num_bytes} bytes; "
-        "the file was removed from the cache. Run the same command again."
+        f"{subject}: expected {'SHA-256' if is_large else 'SHA-1'} {stated.digest[:12]}...{size}, found "
+        f"{found[:12]}... and {num_bytes} bytes; the file was removed from the cache. Run the same command again."
     )
 
 
-def _describe(files: Mapping[str, FetchedFile]) -> dict[str, Any]:
-    """Revision, names and hashes of files that were fetched together, as the bundle remembers them."""
-    return {
-        "revision": next((file.revision for file in files.values()), None),
-        "files": {role: {"file": file.name, "sha256": file.sha256} for role, file in files.items()},
-    }
+def _git_sha1_of(path: Path) -> str:
+    """The name that git gives to a file's content: SHA-1 over its size and its bytes."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _describe(files: Mapping[str, FetchedFile], known: KnownBundle) -> dict[str, Any]:
+    """Revision, names and hashes of files that were fetched together, as the bundle remembers them.
+
+    Files of another repository than the bundle's own name it, and its revision.
+    """
+    own = [file for file in files.values() if file.repository == known.repository]
+    described = {role: {"file": file.name, "sha256": file.sha256} for role, file in files.items()}
+    for role, file in files.items():
+        if file.repository != known.repository:
+            described[role] |= {"repository": file.repository, "revision": file.revision}
+    return {"revision": own[0].revision if own else None, "files": described}
+
+
+def upload_folder(
+    repository: str, folder: Path, *, is_private: bool, message: str, removes: list[str], hub: Hub | None = None
+) -> str:
+    """Put the files of a folder into a repository, in one commit; the repository is made if it is not there.
+
+    Args:
+        repository: ``owner/name``.
+        folder: What to upload.
+        is_private: Whether only its owner may read the repository.
+        message: Of the commit.
+        removes: Patterns of files that go from the repository unless the folder has them.
+        hub: Where to.
+
+    Returns:
+        The address of the repository.
+
+    Raises:
+        BundleError: When the hub refuses, cannot be reached, or has the repository in public where a private one is
+            wanted; nothing is uploaded then.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=(hub or Hub()).endpoint)
+    try:
+        address = api.create_repo(repository, private=is_private or None, exist_ok=True)
+        # The hub leaves the visibility of a repository that exists as it is.
+        if is_private and not api.repo_info(repository).private:
+            raise BundleError(
+                f"{repository}: is public already, and nothing was uploaded. Make it private in its settings, choose "
+                "another name, or leave --private out."
+            )
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message=message, delete_patterns=removes or None
+        )
+    except BundleError:
+        raise
+    except Exception as error:  # of whichever HTTP library huggingface_hub is built on
+        raise _explain_upload(error, repository) from error
+    return str(address)
+
+
+def _explain_upload(error: Exception, repository: str) -> BundleError:
+    status = _status_of(error)
+    if status in (401, 403):
+        advice = "Set HF_TOKEN to a token that may write, or run 'hf auth login', and check the owner's name"
+    elif status == 429:
+        advice = "The hub limits requests: wait some minutes and run the same command again"
+    else:
+        advice = "Run the same command again: what has been uploaded is not sent twice"
+    reason = f"answer {status}" if status else (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = _ADDRESS.sub("an address", reason).rstrip(".")
+    return BundleError(f"{repository}: the hub did not take the bundle ({reason}). {advice}.")

@@ -33,17 +33,22 @@ def write_known_bundle(
 
     Args:
         known: Definitions and licence, which has been accepted.
-        files: Checkpoint by role.
-        folder: Of the bundle; an earlier copy from the same origin is replaced.
+        files: Checkpoint by role; without that of a ControlNet the bundle draws images without label maps only.
+        folder: Folder of the bundle; an earlier copy from the same origin is replaced.
         provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
             so that the same files give the same bundle anywhere.
-        command: That the user gave, for the record of the licence.
+        command: Command of the user, for the record of the licence.
         complete: Adds to the bundle before its folder takes its name.
 
     Raises:
         BundleError: When the folder is in other use, or a checkpoint cannot be used.
     """
-    header = {**known.header, "provenance": {**provenance, "licence": known.accepted_licence}}
+    networks = {role: definition for role, definition in known.header["networks"].items() if role in files}
+    header = {
+        **known.header,
+        "networks": networks,
+        "provenance": {**provenance, "licence": known.accepted_licence},
+    }
     replaceable = partial(require_free, folder, known.name, str(provenance["origin"]))
     with open_whole_folder(folder, require_replaceable=replaceable) as unfinished:
         convert_checkpoints(header, files, unfinished, subject=f"Bundle '{known.name}'")
@@ -54,7 +59,7 @@ def write_known_bundle(
 
 
 def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
-    """The bundle that an earlier conversion of the same origin put into a folder, if nothing has changed since."""
+    """Return the bundle of an earlier conversion of the same origin in a folder, if it is unchanged."""
     try:
         bundle = read_converted(folder, name, origin)
         if bundle is not None:
@@ -71,19 +76,19 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
     Args:
         header: Everything of ``bundle.yaml`` but scale factor and weight files.
-        files: Checkpoint by role.
-        folder: Of the bundle; created when missing.
-        subject: What is converted, for messages.
+        files: Checkpoint by role of every network that the header defines.
+        folder: Folder of the bundle; created when missing.
+        subject: Name of the converted item for messages.
 
     Raises:
-        BundleError: When a checkpoint cannot be read, asks for more than data, or holds another network.
+        BundleError: When a checkpoint cannot be read, contains more than data, or holds another network.
     """
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.weights import require_same_tensors, write_bundle
 
     content, states = dict(header), {}
-    for role in NETWORK_ROLES:
+    for role in (role for role in NETWORK_ROLES if role in header["networks"]):
         about = f"{subject}, {files[role].name}"
         checkpoint = read_checkpoint(files[role], subject=about)
         states[role] = take_state_dict(checkpoint, role, subject=about)
@@ -94,16 +99,16 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
 
 def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say, *, command: str) -> None:
-    """Name the licence of the weights and ask for it to be accepted.
+    """Name the licence of the weights and ask for its acceptance.
 
     Raises:
         BundleError: When it is not; naming the licence, and the command that accepts it.
     """
-    say(f"{known.name} comes under the {known.licence}: {known.licence_url}")
+    say(f"{known.name} is licensed under the {known.licence}: {known.licence_url}")
     if not accept_licence(known):
         raise BundleError(
-            f"Bundle '{known.name}': expected its licence to be accepted, {known.licence} ({known.licence_url}). "
-            f"Read it, then: {command} --accept-license"
+            f"Bundle '{known.name}': its licence must be accepted first: {known.licence} ({known.licence_url}). Read "
+            f"it, then run: {command} --accept-license"
         )
 
 
@@ -115,11 +120,11 @@ def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
 
 
 def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
-    """The bundle that an earlier conversion of the same origin put into a folder; None if there is none.
+    """Return the bundle that an earlier conversion of the same origin put into a folder; None if there is none.
 
     Args:
-        folder: Of the bundle.
-        name: Of the bundle.
+        folder: Folder of the bundle.
+        name: Name of the bundle.
         origin: ``provenance.origin``: where its checkpoints came from.
 
     Raises:
@@ -147,6 +152,6 @@ def require_free(folder: Path, name: str, origin: str) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if bundle is None or foreign:
         raise BundleError(
-            f"{folder}: expected a new folder or nothing but an earlier copy of '{name}' from {origin}, found "
-            f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move them away."
+            f"{folder}: must be a new folder, or an earlier copy of '{name}' from {origin}; found "
+            f"{', '.join(foreign[:4]) or 'a file'}. Choose another folder with --to, or move these files away."
         )

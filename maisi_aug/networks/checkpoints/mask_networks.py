@@ -34,17 +34,17 @@ def write_mask_networks(
     Args:
         known: Definitions.
         files: Checkpoint by role, and the size-conditions file.
-        folder: Of the bundle; nobody else may be using it.
+        folder: Folder of the bundle; nobody else may be using it.
         provenance: Where the files come from.
 
     Raises:
-        BundleError: When a file cannot be read, asks for more than data, or holds another network.
+        BundleError: When a file cannot be read, contains more than data, or holds another network.
     """
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
     from maisi_aug.networks.weights import require_same_tensors
 
-    masks, states, scale_factor = known.masks, {}, 0.0
+    masks, states, scale_factor = known.require_masks(), {}, 0.0
     for role in MASK_ROLES:
         about = f"Bundle '{known.name}', {files[role].name}"
         checkpoint = read_checkpoint(files[role], subject=about)
@@ -76,13 +76,13 @@ def note_masks(
     """Write mask networks into the folder of a bundle without any, and note them in its ``bundle.yaml``.
 
     Args:
-        folder: Of the bundle; nobody else may be using it.
+        folder: Folder of the bundle; nobody else may be using it.
         networks: Definitions by role.
         states: Weights by role.
         settings: All of ``MaskGenerationSpec`` but the size conditions.
         size_conditions: Content of their file.
         provenance: Where the networks come from.
-        dtype: Of the written weights; None keeps every tensor's own.
+        dtype: Floating-point type of the written weights; None keeps every tensor's own.
     """
     from maisi_aug.networks.weights import write_weights
 

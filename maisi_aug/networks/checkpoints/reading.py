@@ -33,7 +33,7 @@ STATE_DICT_KEYS = {
     "mask_diffusion_unet": "unet_state_dict",
 }
 OTHER_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
-"""What other programs wrap weights in."""
+"""Keys under which other programs wrap weights."""
 SCALE_FACTOR_KEY = "scale_factor"
 
 # What numpy rebuilds numbers and arrays with, asked of numpy itself: their home has moved with numpy 2, and files name
@@ -43,7 +43,7 @@ _WORDS = (MetaKeys, SpaceKeys, TraceKeys)  # of MONAI's metadata
 
 
 def _find_word(words: Any, name: Any) -> Any:
-    """What stands for getattr, by which Python 3.11.0 to 3.11.3 stores members of enumerations: these words alone."""
+    """Stand in for getattr, which Python 3.11.0 to 3.11.3 uses to store members of enumerations; allows only these."""
     if words not in _WORDS or not isinstance(name, str) or name not in words.__members__:
         raise pickle.UnpicklingError(f"WeightsUnpickler error: GLOBAL builtins.getattr of {words!r}, {name!r}")
     return words[name]
@@ -67,23 +67,23 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
 
     Args:
         path: A file that ``torch.save`` wrote.
-        subject: What the file is, for messages.
+        subject: Description of the file for messages.
 
     Raises:
-        BundleError: For a file that is no checkpoint, or that asks for more than data: it is named, and not run.
+        BundleError: For a file that is not a checkpoint, or that contains more than data: it is named, and not run.
     """
     with torch.serialization.safe_globals(_DATA_TYPES):
         try:
             content = load_torch_file(path)
         except ContentError as error:
-            raise BundleError(f"{subject}: expected weights alone, found {_name_surplus(path, error)}.") from error
+            raise BundleError(f"{subject}: must contain weights only, found {_name_surplus(path, error)}.") from error
     if not isinstance(content, Mapping):
         raise BundleError(f"{subject}: expected a dictionary of tensors, found a {type(content).__name__}.")
     return content
 
 
 def _name_surplus(path: Path, error: Exception) -> str:
-    """What the file asks for beyond data; found by reading its instructions, not by following them."""
+    """Name what the file needs besides data, by reading its instructions without executing them."""
     message = str(error.__cause__ or error).rpartition("WeightsUnpickler error:")[2].strip()
     try:
         with content_errors():
@@ -92,13 +92,13 @@ def _name_surplus(path: Path, error: Exception) -> str:
         names = []
     names = names or re.findall(r"GLOBAL ([\w.]+)", message)
     if names:
-        return f"a pickle that needs {', '.join(names)}; it was not run and is not used"
+        return f"a pickle that needs {', '.join(names)}; it was neither run nor used"
     reason = message.partition("\n")[0].rstrip(".")[:200] or "it ends too early"
-    return f"a file that cannot be read as such ({reason})"
+    return f"a file that cannot be read ({reason})"
 
 
 def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -> dict[str, Tensor]:
-    """The weights of a role's network, unwrapped where the checkpoint wraps them.
+    """Return the weights of a role's network, unwrapped where the checkpoint wraps them.
 
     Raises:
         BundleError: When there is no state dict; the keys that were found are named.
@@ -107,13 +107,13 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         found = ", ".join(f"'{key}'" for key in list(checkpoint)[:8])
         raise BundleError(
-            f"{subject}: expected a state dict, alone or under '{STATE_DICT_KEYS[role]}', found {found or 'nothing'}."
+            f"{subject}: no state dict, either directly or under '{STATE_DICT_KEYS[role]}'; found {found or 'nothing'}."
         )
     return {str(key): value.detach().as_subclass(torch.Tensor) for key, value in inner.items()}
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str | None, dict[str, Tensor]]:
-    """The weights of a checkpoint whose network is not known, and the key that wraps them; None where nothing does.
+    """Return the weights of a checkpoint of an unknown network and the key that wraps them, if any.
 
     Raises:
         BundleError: When there is no state dict; the keys that were found are named.
@@ -124,13 +124,13 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str
     if not inner or not all(isinstance(value, Tensor) for value in inner.values()):
         found = ", ".join(f"'{name}'" for name in list(checkpoint)[:8])
         raise BundleError(
-            f"{subject}: expected a state dict, alone or under {' or '.join(known)}, found {found or 'nothing'}."
+            f"{subject}: no state dict, either directly or under {' or '.join(known)}; found {found or 'nothing'}."
         )
     return key, {str(name): value.detach().as_subclass(torch.Tensor) for name, value in inner.items()}
 
 
 def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
-    """The factor that latents are multiplied by for diffusion.
+    """Return the factor that latents are multiplied by for diffusion.
 
     Raises:
         BundleError: When it is missing or no positive number.
@@ -139,5 +139,5 @@ def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
     if isinstance(found, Tensor) and found.numel() == 1:
         found = found.item()
     if isinstance(found, bool) or not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise BundleError(f"{subject}: expected a positive '{SCALE_FACTOR_KEY}', found {found!r}.")
+        raise BundleError(f"{subject}: '{SCALE_FACTOR_KEY}' must be a positive number, found {found!r}.")
     return float(found)

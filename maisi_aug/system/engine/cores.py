@@ -15,7 +15,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def count_cores() -> int:
-    """Cores that this process may run on, the least of what the system, its container and its scheduler give it.
+    """Return cores that this process may run on, the least of what the system, its container and its scheduler give it.
 
     That is what the process is bound to, the CPU time that its control groups allow (``cpu.max`` of version 2,
     ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.
@@ -29,12 +29,12 @@ def count_cores() -> int:
 
 
 def count_threads(num_workers: int) -> int:
-    """Threads for each of some workers that share the cores of this process; fewer where ``OMP_NUM_THREADS`` says."""
+    """Return the threads for each of several workers on this process's cores, fewer if ``OMP_NUM_THREADS`` says."""
     return limit_threads(count_cores() // num_workers)
 
 
 def limit_threads(num_cores: int) -> int:
-    """Threads for a worker that has some cores: one for each, fewer where ``OMP_NUM_THREADS`` says, at least one."""
+    """Return the threads for a worker: one per core, fewer if ``OMP_NUM_THREADS`` says, at least one."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     wished = int(text) if text.isdecimal() else 0
     share = max(1, num_cores)
@@ -43,7 +43,7 @@ def limit_threads(num_cores: int) -> int:
 
 @contextmanager
 def environment_of(num_threads: int) -> Iterator[None]:
-    """The environment that processes are started with inside the block: their threads are set before any library."""
+    """Set the environment in which processes are started inside the block: threads are set before any library."""
     changes = {name: str(num_threads) for name in THREAD_VARIABLES}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)
@@ -81,7 +81,7 @@ def _read_quota(path: Path, period: str = "") -> Iterator[float]:
     try:
         words = path.read_text(encoding="ascii").split()
         words += path.with_name(period).read_text(encoding="ascii").split() if period else []
-        quota, length = map(int, words)  # "max 100000" is no limit
+        quota, length = map(int, words)  # "max 100000" is not a limit
     except (OSError, ValueError):
         return
     if quota > 0 and length > 0:

@@ -43,7 +43,7 @@ Send = Callable[[str, Any], None]
 
 
 class Ending(NamedTuple):
-    """How a worker ended.
+    """End of a worker.
 
     Attributes:
         how: The rest of a sentence about the worker.
@@ -61,7 +61,7 @@ class Hand(Protocol[Item]):
         scratch: Folder that its files are in.
         watch: Told how it goes.
         items: Handed out and not settled, by number, in that order.
-        num_at_hand: Of them, those that are not worked on yet or are being worked on.
+        num_at_hand: Number of items that wait or are being worked on.
     """
 
     scratch: Path
@@ -76,7 +76,7 @@ class Hand(Protocol[Item]):
 
     @property
     def place(self) -> str:
-        """Where it is, for messages."""
+        """Its place, for messages."""
         ...
 
     @property
@@ -121,19 +121,21 @@ class Crew(Generic[Item, Result]):
         workers: Each a :class:`Hand`.
         settle: Called with every result.
         listen: Waits for messages.
+        num_ahead: Items that a worker has at hand.
     """
 
     waiting: deque[Item]
     workers: Sequence[AnyHand]
     settle: Settle[Item, Result]
     listen: Listen
+    num_ahead: int = NUM_AHEAD
     _keys: Iterator[int] = field(default_factory=count)
     _losses: dict[int, int] = field(default_factory=dict)
     _again: deque[tuple[int, Item]] = field(default_factory=deque)
     _is_stopping: bool = False
 
     def work_off(self) -> None:
-        """Work until no item is left; whatever happens, no worker is left behind.
+        """Work until no item is left, without leaving a worker behind.
 
         Raises:
             MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.
@@ -152,7 +154,7 @@ class Crew(Generic[Item, Result]):
 
     def _hand_out(self) -> None:
         while self.waiting or self._again:
-            ready = [worker for worker in self.workers if worker.is_ready and worker.num_at_hand < NUM_AHEAD]
+            ready = [worker for worker in self.workers if worker.is_ready and worker.num_at_hand < self.num_ahead]
             if not ready:
                 return
             worker = min(ready, key=lambda one: one.num_at_hand)
@@ -198,8 +200,8 @@ class Crew(Generic[Item, Result]):
             self._losses[key] = self._losses.get(key, 0) + 1
             if self._losses[key] >= MAX_LOSSES:
                 raise WorkerError(
-                    f"{worker.name} on {worker.place}: expected a process that finishes its work, found {MAX_LOSSES} "
-                    f"in a row that did not; the last {ending.how}. Choose fewer workers, or smaller images."
+                    f"{worker.name} on {worker.place}: {MAX_LOSSES} processes in a row did not finish their work; "
+                    f"the last {ending.how}. Choose fewer workers, or smaller images."
                 )
 
     def _stop(self) -> None:
@@ -215,11 +217,11 @@ class Crew(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Post:
-    """What a worker is given that works outside of its driver's process.
+    """Place of a worker that works outside of its driver's process.
 
     Attributes:
-        name: Of the worker.
-        device: That it computes on.
+        name: Name of the worker.
+        device: Device to compute on.
         scratch: Folder of its own.
     """
 

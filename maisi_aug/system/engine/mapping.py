@@ -1,34 +1,45 @@
-"""A function over many items, in processes of their own where there are cores for them."""
+"""A function over many items, in this process or in others, with the results in the order of the items."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Generic
 
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.engine.processes import Processes
-from maisi_aug.system.engine.work import Calls, Engine, InProcess, Item, Result, ended_like_interrupted, ignore_events
-from maisi_aug.system.progress import ReportStage
+from maisi_aug.system.engine.work import (
+    NUM_AHEAD,
+    Calls,
+    Engine,
+    InProcess,
+    Item,
+    Result,
+    Watch,
+    WorkerPlace,
+    ended_like_interrupted,
+    ignore_events,
+)
+from maisi_aug.system.progress import Report, ReportStage
 
 Warned = list[tuple[str, type[Warning]]]
+OpenFunction = Callable[[WorkerPlace], Callable[[Item], Result]]
+"""Loads what a function needs, such as networks, and returns it; can be sent to other processes."""
 
 
 def run_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], stage: str, report: ReportStage, num_workers: int | None
 ) -> list[Result]:
-    """Results in the order of the items, from as many processes as there are cores and items.
-
-    What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is
-    taken as Ctrl-C is. The item that a process was ended at from outside is given to another one.
+    """Return the results in the order of the items, from up to one process per core; see :func:`map_items`.
 
     Args:
-        function: What is done with an item; a function of a module, for it is sent to other processes.
-        items: What to work on.
-        stage: What to call the work in reports.
+        function: Applied to each item; defined in a module, because it is sent to other processes.
+        items: Items to process.
+        stage: Name of the work in reports.
         report: Called with the stage, the items done and the items in all.
         num_workers: Processes; None for one per core.
 
@@ -37,6 +48,38 @@ def run_parallel(
     """
     num_workers = min(num_workers or count_cores(), len(items))
     engine: Engine = InProcess() if num_workers < 2 else Processes(["cpu"] * num_workers)
+    return map_items(partial(_need_nothing, function), items, engine, partial(report, stage))
+
+
+def map_items(
+    open_function: OpenFunction[Item, Result],
+    items: Sequence[Item],
+    engine: Engine,
+    report: Report,
+    *,
+    reads: tuple[Path, ...] = (),
+    num_ahead: int = NUM_AHEAD,
+    on_result: Callable[[Item, Result], None] = lambda item, result: None,
+    watch: Watch = ignore_events,
+) -> list[Result]:
+    """Results in the order of the items, from the workers of an engine.
+
+    What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is
+    taken as Ctrl-C is. The item that a worker was ended at from outside is given to another one.
+
+    Args:
+        open_function: Called once in each worker.
+        items: What to work on.
+        engine: Runs the workers.
+        report: Called with the items done and the items in all.
+        reads: Paths that must be there where a worker is.
+        num_ahead: Items that a worker has at hand; 1 where they take long, so that none waits for a busy worker.
+        on_result: Called with every item and its result, as they come.
+        watch: Told how it goes.
+
+    Raises:
+        WorkerError: When workers were ended from outside again and again.
+    """
     done: dict[int, tuple[Result, Warned]] = {}
     numbers = iter(range(len(items)))
     next_number = next(numbers, None)
@@ -48,14 +91,31 @@ def run_parallel(
             for message, category in done[next_number][1]:
                 warnings.warn(message, category, stacklevel=2)
             next_number = next(numbers, None)
-        report(stage, len(done), len(items))
+        on_result(numbered[1], result[0])
+        report(len(done), len(items))
         return ()
 
+    report(0, len(items))
     with ended_like_interrupted(), TemporaryDirectory(prefix="maisi-aug-") as scratch:
-        report(stage, 0, len(items))
-        spec = Calls(_OfSecond(function))
-        engine.run(spec, enumerate(items), settle, scratch=Path(scratch), watch=ignore_events)
+        spec = _Mapped(open_function, reads, num_ahead)
+        engine.run(spec, enumerate(items), settle, scratch=Path(scratch), watch=watch)
     return [done[number][0] for number in range(len(items))]
+
+
+def _need_nothing(function: Callable[[Item], Result], place: WorkerPlace) -> Callable[[Item], Result]:
+    return function
+
+
+@dataclass(frozen=True)
+class _Mapped(Generic[Item, Result]):
+    """Opens workers that call a function with what comes with a number."""
+
+    open_function: OpenFunction[Item, Result]
+    reads: tuple[Path, ...]
+    num_ahead: int
+
+    def open(self, place: WorkerPlace) -> Calls[tuple[int, Item], tuple[Result, Warned]]:
+        return Calls(_OfSecond(self.open_function(place)))
 
 
 @dataclass(frozen=True)

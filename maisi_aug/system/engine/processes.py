@@ -16,11 +16,11 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from maisi_aug.system.engine.cores import count_threads, environment_of
 from maisi_aug.system.engine.crew import Crew, Ending, Message, Post, serve
-from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec
+from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Processes:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`~maisi_aug.system.engine.work.Engine` says."""
+        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines."""
         waiting = deque(items)
         names = enumerate(self.devices[: len(waiting)], start=1)
         threads = count_threads(len(self.devices))
@@ -52,7 +52,7 @@ class Processes:
             _Process[Item, Result](spec, number, device, scratch / str(number), threads, watch)
             for number, device in names
         ]
-        Crew(waiting, workers, settle, _listen).work_off()
+        Crew(waiting, workers, settle, _listen, num_ahead_of(spec)).work_off()
 
 
 @dataclass
@@ -61,7 +61,7 @@ class _Process(Generic[Item, Result]):
 
     Attributes:
         items: Handed out and not settled, by number, in that order.
-        num_at_hand: Of them, those that are not worked on yet or are being worked on.
+        num_at_hand: Number of items that wait or are being worked on.
     """
 
     spec: WorkerSpec[Item, Result]
@@ -121,8 +121,8 @@ class _Process(Generic[Item, Result]):
         if process is not None and process.pid is not None:  # else Ctrl-C came while it was started
             process.join()
             code = process.exitcode or 0
-        if -code == signal.SIGKILL:
-            return Ending("was killed, mostly for lack of memory")
+        if -code == getattr(signal, "SIGKILL", None):  # Windows has none
+            return Ending("was killed, probably for lack of memory")
         return Ending(f"was ended by signal {-code}" if code < 0 else f"ended with code {code}")
 
     def ask_to_stop(self) -> None:
@@ -140,7 +140,7 @@ def _listen(
 ) -> Iterator[tuple[_Process[Item, Result], Message | None]]:
     by_connection = {worker.connection: worker for worker in workers if worker.connection is not None}
     for ready in wait(list(by_connection), seconds):
-        assert isinstance(ready, Connection)
+        ready = cast(Connection, ready)  # on Windows of a class of its own
         try:
             message = ready.recv()
         except (EOFError, OSError, pickle.UnpicklingError):
@@ -170,7 +170,7 @@ def _work_in_child(connection: Connection, spec: WorkerSpec[Item, Result], post:
 
 @contextmanager
 def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C at a terminal reaches processes that are just starting, too, which inherit that it is held back."""
+    """Ctrl-C at a terminal reaches processes that are just starting as well, which inherit that it is held back."""
     hold = getattr(signal, "pthread_sigmask", None)
     if hold is None:
         yield

@@ -1,4 +1,4 @@
-"""What workers and engines are, the loop that every worker runs, and the engine that works in this process.
+"""Workers and engines, the loop that every worker runs, and the engine that works in this process.
 
 To write another engine: run :func:`work_off` where the worker is, with a ``take`` and a ``give`` that reach the driver;
 call ``settle`` in the driver for every result, once for each item, and put what it returns before all else that waits;
@@ -29,7 +29,7 @@ NUM_AHEAD = 2
 NUM_BEHIND = 2
 """Results that may still be on their way to the disk while the next item is worked on."""
 MAX_LOSSES = 3
-"""How often an item is handed out in all when its workers are ended from outside."""
+"""Largest number of times that an item is handed out when its workers are ended from outside."""
 
 Tell = Callable[..., None]
 """Called with the name of an event and what belongs to it, values that can be sent to another process."""
@@ -37,11 +37,11 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Where a worker is.
+    """Place of a worker.
 
     Attributes:
-        name: Of the worker, the same after it was restarted.
-        device: That it computes on: ``auto``, ``cpu``, ``cuda:1``, ...
+        name: Name of the worker, the same after it was restarted.
+        device: Device to compute on: ``auto``, ``cpu``, ``cuda:1``, ...
         scratch: Folder of its own, for files that the driver puts in their place when their result is settled.
         tell: Tells the driver how it goes.
     """
@@ -56,23 +56,23 @@ class Worker(Protocol[ItemIn, Result]):
     """Works on one item after the other, with what takes long to open, such as networks, opened once."""
 
     def look_ahead(self, item: ItemIn) -> None:
-        """Begin in the background what can be done before the item's turn comes; called once for each."""
+        """Do nothing: nothing is prepared ahead."""
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:
-        """Do what keeps the device busy; what is left, such as writing, may go on behind the future."""
+        """Do what keeps the device busy; what is left, such as writing, may continue behind the future."""
         ...
 
     def close(self) -> None:
-        """Finish what is being written, begin nothing new."""
+        """Finish writing, without beginning anything new."""
         ...
 
 
 class WorkerSpec(Protocol[ItemIn, Result]):
-    """What is sent to where a worker shall be, to open it there; can be pickled.
+    """Specification of a worker, sent to the place where it is opened; can be pickled.
 
-    One that works with files has ``reads``, the paths that must be there. Results that come with files in the worker's
-    folder have ``paths``, theirs in it.
+    One that works with files has ``reads``, the paths that must be there. One whose items take long has ``num_ahead``,
+    how many a worker has at hand. Results that come with files in the worker's folder have ``paths``, theirs in it.
     """
 
     def open(self, place: WorkerPlace) -> Worker[ItemIn, Result]:
@@ -80,21 +80,26 @@ class WorkerSpec(Protocol[ItemIn, Result]):
         ...
 
 
+def num_ahead_of(spec: WorkerSpec[Item, Result]) -> int:
+    """Items that a worker has at hand, the one that it works on included."""
+    return int(getattr(spec, "num_ahead", NUM_AHEAD))
+
+
 Settle = Callable[[Item, Result, Path], Iterable[Item]]
 """Called in the driver with an item, what became of it, and the folder that its files are in (the worker's scratch).
-Writes down what is done, and returns the items to go on with: another attempt, for instance. May be called once more
+Writes down what is done, and returns the items to continue with: another attempt, for instance. May be called once more
 with an item that was handed out twice, which it compares and drops."""
 
 
 class Watch(Protocol):
-    """Is told what goes on.
+    """Is called with what happens.
 
     Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
     and its items wait again). All other events are what workers tell.
     """
 
     def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """An event of a worker."""
+        """Report an event of a worker."""
         ...
 
 
@@ -103,7 +108,7 @@ class Engine(Protocol):
 
     @property
     def devices(self) -> Sequence[str]:
-        """That the workers compute on, as far as this process can judge them."""
+        """Devices of the workers, as far as this process knows them."""
         ...
 
     def run(
@@ -133,7 +138,7 @@ class Engine(Protocol):
 
 
 def ignore_events(worker: str, event: str, details: tuple[Any, ...]) -> None:
-    """A :class:`Watch` for nobody."""
+    """Ignore events: a :class:`Watch` for nobody."""
 
 
 def work_off(
@@ -143,7 +148,7 @@ def work_off(
     *,
     after_work: Callable[[Item], None] = lambda item: None,
 ) -> None:
-    """What every worker does: looks at the next item while it works on one and the results before are written.
+    """Run every worker's loop: look ahead while one item is worked on and earlier results are written.
 
     Args:
         worker: Open; it is closed.
@@ -181,7 +186,7 @@ class InProcess:
     """One worker, in this process.
 
     Attributes:
-        device: That it computes on.
+        device: Device to compute on.
     """
 
     device: str = "auto"
@@ -200,7 +205,7 @@ class InProcess:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """As :class:`Engine` says."""
+        """Run the items as :class:`Engine` defines."""
         name, waiting = "worker 1", deque(items)
         folder = scratch / "1"
         folder.mkdir(exist_ok=True)
@@ -216,31 +221,27 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Calls(Generic[Item, Result]):
-    """A worker that has nothing open, and calls a function with each item.
+    """A worker that calls a function with each item.
 
     Attributes:
-        function: Of a module, for it is sent to other processes.
+        function: Called with each item; holds what it needs.
     """
 
     function: Callable[[Item], Result]
 
-    def open(self, place: WorkerPlace) -> Calls[Item, Result]:
-        """There is nothing to load."""
-        return self
-
     def look_ahead(self, item: Item) -> None:
-        """Nothing is done ahead."""
+        """Do nothing: nothing is prepared ahead."""
 
     def work(self, item: Item) -> Future[Result]:
         """Call the function."""
         return finished(self.function(item))
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is left to finish."""
 
 
 def finished(result: Result) -> Future[Result]:
-    """What a worker returns that leaves nothing to be done behind."""
+    """Return a result that needs no further work."""
     future: Future[Result] = Future()
     future.set_result(result)
     return future

@@ -29,6 +29,7 @@ from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.loop.processes import WHOLE, Share
+from maisi_aug.vocabulary.regions import Regions
 from maisi_aug.volumes.components import Box
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
@@ -48,7 +49,7 @@ class Ahead(Generic[Batch]):
         self._pending: dict[tuple[Draw[Batch], int, Share], Future[Batch]] = {}
 
     def __call__(self, draw: Draw[Batch], step: int, share: Share = WHOLE) -> Batch:
-        """A share of a step's batch, which ``draw`` gives from its arguments alone."""
+        """Return a share of a step's batch, which ``draw`` computes from its arguments alone."""
         if self._pool is None:
             return draw(step, share)
         pending = self._pending.pop((draw, step, share), None)
@@ -66,32 +67,34 @@ REGIONS = ("chest", "abdomen", "pelvis", "any")
 
 @dataclass(frozen=True, slots=True)
 class CaseFacts:
-    """What is known of a case without its voxels.
+    """Facts about a case that are known without its voxels.
 
     Attributes:
         shape: Voxels along I, J, K.
         spacing_mm: Along I, J, K.
-        modality: A key of ``conditioning.MODALITY_CODES``.
+        modality: A key of ``modalities.MODALITY_CODES``.
+        regions: Uppermost and lowest body region; None where the label map says it.
     """
 
     shape: Shape
     spacing_mm: Spacing
     modality: str
+    regions: Regions | None = None
 
 
 class CaseStore(Protocol):
-    """Training cases by index; what is not asked for is not read."""
+    """Training cases by index; what is not requested is not read."""
 
     def __len__(self) -> int: ...
 
     def facts(self, index: int) -> CaseFacts:
-        """Shape, spacing and modality."""
+        """Return shape, spacing and modality."""
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """``(I, J, K)`` vocabulary ids of a case or of a box of it; not to be written into."""
+        """Return ``(I, J, K)`` vocabulary ids of a case or of a box of it; not to be written into."""
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """``(I, J, K)`` HU of a case or of a box of it; not to be written into."""
+        """Return ``(I, J, K)`` HU of a case or of a box of it; not to be written into."""
 
 
 class Memory:
@@ -108,7 +111,7 @@ class Memory:
         self._lock = Lock()  # batches are drawn ahead in a thread of their own
 
     def get(self, key: Hashable, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The array of a key, read when it is not held."""
+        """Return the array of a key, read when it is not held."""
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
@@ -158,31 +161,31 @@ class PhantomStore:
         self._num_cases = num_cases
 
     def path_of(self, index: int) -> Path:
-        """Where phantom ``index`` lies."""
+        """Return where phantom ``index`` lies."""
         return self.folder / f"{index:05d}.npz"
 
     def __len__(self) -> int:
         return self._num_cases
 
     def facts(self, index: int) -> CaseFacts:
-        """The grid that all share, and the modality of one."""
+        """Return the grid that all share, and the modality of one."""
         return CaseFacts(self.shape, self.spacing_mm, str(self._read(index, "modality")))
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """``(I, J, K)`` ids of a phantom or of a box of it."""
+        """Return ``(I, J, K)`` ids of a phantom or of a box of it."""
         return self._read(index, "label_map")[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """``(I, J, K)`` HU of a phantom or of a box of it."""
+        """Return ``(I, J, K)`` HU of a phantom or of a box of it."""
         return self._read(index, "image_hu")[box]
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
-        """One array of a phantom's archive; the others stay on the disk."""
+        """Read one array of a phantom's archive, without the others."""
         return self._memory.get((self.folder, index, name), partial(read_array, self.path_of(index), name))
 
 
 def read_array(path: Path, name: str) -> NDArray[Any]:
-    """One array of an ``.npz`` archive."""
+    """Return one array of an ``.npz`` archive."""
     with np.load(path, allow_pickle=False) as stored:
         array: NDArray[Any] = stored[name]
     return array
@@ -235,7 +238,7 @@ def encode_store(
         TrainingError: For an empty store.
     """
     if len(store) == 0:
-        raise TrainingError("Latents: expected at least one training case, found none. Build the phantoms first.")
+        raise TrainingError("Latents: there is no training case. Build the phantoms first.")
     folder = folder / f"latents-{weights_hash[:12]}"
     paths = [folder / f"{index:05d}.npy" for index in range(len(store))]
     latents = load_or_encode(
@@ -248,7 +251,7 @@ def encode_store(
 def load_or_encode(
     paths: Sequence[Path], encode: Callable[[int], Tensor], *, report: Report = report_nothing
 ) -> list[Tensor]:
-    """The latent of every case, from its file where that exists, else encoded and written there.
+    """Return the latent of every case, from its file where that exists, else encoded and written there.
 
     Args:
         paths: One ``.npy`` file a case.
@@ -274,14 +277,14 @@ def load_or_encode(
 
 
 def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
-    """The factor that brings the standard deviation over all latents to ``deviation``."""
+    """Return the factor that brings the standard deviation over all latents to ``deviation``."""
     power = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
     centre = torch.stack([latent.float().mean() for latent in latents]).mean()
     return deviation / float((power - centre**2).sqrt())
 
 
 def encode_image(image_hu: NDArray[np.int16], autoencoder: nn.Module, device: str) -> Tensor:
-    """The posterior mean of an ``(I, J, K)`` image, ``(C, i, j, k)``; a large one is encoded window by window."""
+    """Return the posterior mean ``(C, i, j, k)`` of an ``(I, J, K)`` image; large images are encoded by windows."""
 
     def encode(image: Tensor) -> Tensor:
         mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]

@@ -39,7 +39,7 @@ class PreparedStore:
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> PreparedStore:
-        """The store of all cases that ``maisi-aug prepare`` wrote into a folder.
+        """Return the store of all cases that ``maisi-aug prepare`` wrote into a folder.
 
         Raises:
             PreparationError: The folder is not a prepared one, unfinished, or damaged.
@@ -48,7 +48,7 @@ class PreparedStore:
 
     @property
     def spec(self) -> PreparedSpec:
-        """What all cases of the folder share."""
+        """Settings that all cases of the folder share."""
         return self.dataset.spec
 
     @property
@@ -62,7 +62,7 @@ class PreparedStore:
         return self.dataset.vocabulary
 
     def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedStore:
-        """A store of the cases of some folds; what was read is shared.
+        """Return a store of the cases of some folds; what was read is shared.
 
         Args:
             folds: The folds to keep; None for all.
@@ -74,19 +74,19 @@ class PreparedStore:
         return self.part(self.dataset.select(folds=folds, exclude_fold=exclude_fold))
 
     def part(self, dataset: PreparedDataset) -> PreparedStore:
-        """A store of some of the cases of the same folder; what was read is shared."""
+        """Return a store of some of the cases of the same folder; what was read is shared."""
         return PreparedStore(dataset, memory=self._memory)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def facts(self, index: int) -> CaseFacts:
-        """Shape, spacing and modality, as they were prepared."""
+        """Return shape, spacing and modality, as they were prepared."""
         record = self.cases[index]
-        return CaseFacts(record.shape, record.spacing_mm, record.modality)
+        return CaseFacts(record.shape, record.spacing_mm, record.modality, record.regions)
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """``(I, J, K)`` ids of a case or of a box of it.
+        """Return ``(I, J, K)`` ids of a case or of a box of it.
 
         Raises:
             PreparationError: The file has another shape than it was prepared with.
@@ -95,7 +95,7 @@ class PreparedStore:
         return self._read(index, "label", np.uint8)[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """``(I, J, K)`` HU of a case or of a box of it; raises as ``label_map`` does."""
+        """Return ``(I, J, K)`` HU of a case or of a box of it; raises as ``label_map`` does."""
         return self._read(index, "image", np.int16)[box]
 
     def encode(
@@ -108,14 +108,14 @@ class PreparedStore:
         deviation: float | None = None,
         report: Report = report_nothing,
     ) -> LatentSet:
-        """The posterior means of all cases, each encoded once and kept in the folder by the hash of its content.
+        """Return the posterior means of all cases, each encoded once and kept in the folder by the hash of its content.
 
         Args:
             autoencoder: In evaluation mode on ``device``.
             weights_hash: SHA-256 of its weights.
             device: Where to encode.
             scale_factor: That of the bundle whose diffusion model will read the latents. Either this or ``deviation``.
-            deviation: The standard deviation over all latents that the scale factor shall bring about.
+            deviation: The standard deviation over all latents that the scale factor should bring about.
             report: Called with (cases done, cases in all).
 
         Raises:
@@ -123,7 +123,7 @@ class PreparedStore:
         """
         if (scale_factor is None) == (deviation is None):
             raise TrainingError(
-                "Latents: expected either a scale factor or a deviation, found "
+                "Latents: needs either a scale factor or a deviation, found "
                 f"{'neither' if scale_factor is None else 'both'}. Give the bundle's scale factor for fine-tuning."
             )
         folder = self.dataset.path / LATENTS_FOLDER / weights_hash[:12]
@@ -145,8 +145,8 @@ class PreparedStore:
             array = load(self.dataset.file_of(role, record.id)).array
             if array.shape != record.shape:
                 raise PreparationError(
-                    f"{self.dataset.path}, case {record.id}: expected the shape {record.shape} that it was prepared "
-                    f"with, found {array.shape}. Prepare the data again."
+                    f"{self.dataset.path}, case {record.id}: was prepared with the shape {record.shape}, found "
+                    f"{array.shape}. Prepare the data again."
                 )
             return array.astype(kind)
 

@@ -15,10 +15,10 @@ class TaughtLabel:
     """A label that is taught.
 
     Attributes:
-        name: What it will be called.
+        name: Its final name.
         source_id: Its id in the prepared label maps.
         id: Its id in the bundle.
-        hosts: What it lies in, the most frequent first.
+        hosts: Labels that it is inside of, the most frequent first.
         kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps.
         why: How hosts and kind were decided, for people.
     """

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from maisi_aug.banks.label_ids import Translation
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.schema import MaskBankSpec
+from maisi_aug.errors import MaisiAugWarning
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import write_json_whole
@@ -30,8 +31,8 @@ class BankRow:
 
     Attributes:
         path: The file.
-        listed: What it holds, in the bundle's ids.
-        ids: What the ids of the file are in the bundle.
+        listed: Its labels, as ids of the bundle.
+        ids: Ids in the bundle by id in the file.
     """
 
     path: Path
@@ -44,7 +45,7 @@ class FinetunedBank:
     """All label maps of a fine-tuned bundle.
 
     Attributes:
-        rows: Of the training cases, then those of the base.
+        rows: Rows of the training cases, then those of the base.
         source: Which they are, for people.
     """
 
@@ -53,7 +54,7 @@ class FinetunedBank:
 
     @property
     def ids(self) -> dict[int, int] | None:
-        """What the ids of the files are in the bundle; None where files differ in the meaning of one."""
+        """Ids in the bundle by id in the files; None if files differ in the meaning of an id."""
         merged: dict[int, int] = {}
         for row in self.rows:
             if any(merged.setdefault(own, label_id) != label_id for own, label_id in row.ids.items()):
@@ -61,18 +62,18 @@ class FinetunedBank:
         return merged
 
     def describe(self, *, copies: bool) -> MaskBankSpec:
-        """The entry in ``bundle.yaml``."""
+        """Return the entry in ``bundle.yaml``."""
         ids = self.ids
         is_same = copies or ids is None or all(own == label_id for own, label_id in ids.items())
         return MaskBankSpec(list=BANK_LIST, labels=IN_OWN_IDS if is_same else BANK_LABELS, source=self.source)
 
     def write(self, unfinished: Path, folder: Path, *, copies: bool) -> None:
-        """List the maps, or copy them in the bundle's ids, as has to be where no one table says what theirs mean.
+        """List the maps, or copy them with the bundle's ids, which is necessary if their ids differ in meaning.
 
         Args:
-            unfinished: Where the bundle is written.
-            folder: Where it will lie.
-            copies: Put copies into the bundle.
+            unfinished: Folder in which the bundle is written.
+            folder: Final folder of the bundle.
+            copies: Whether to put copies into the bundle.
         """
         ids = self.ids
         listed: list[dict[str, Any]] = []
@@ -94,7 +95,7 @@ class FinetunedBank:
 
 
 def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint8]) -> FinetunedBank:
-    """The label maps of the training cases and those of the base, so that what the base learnt can still be drawn.
+    """Collect the label maps of the training cases and of the base, so that earlier labels can still be drawn.
 
     Warns of maps of the base that are no longer where they were.
 
@@ -117,8 +118,9 @@ def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint
     if len(found) < len(earlier):
         gone = next(row.path for row in earlier if not row.path.is_file())
         warnings.warn(
-            f"Label maps of base '{base.name}': expected {len(earlier)} files, found {len(earlier) - len(found)} "
-            f"missing, the first of them {gone}. The bundle will draw from the others.",
+            f"Label maps of base '{base.name}': {len(earlier) - len(found)} of {len(earlier)} files are missing, the "
+            f"first is {gone}. The bundle will use the others.",
+            MaisiAugWarning,
             stacklevel=3,
         )
     source = f"{len(own)} training cases of {training.spec.name}"

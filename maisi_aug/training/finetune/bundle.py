@@ -117,10 +117,10 @@ def write_finetuned(
     """Write the bundle, whole or not at all; one that this run wrote before is replaced.
 
     Args:
-        folder: Of the bundle.
+        folder: Folder of the bundle.
         base: The bundle that was fine-tuned.
         controlnet: Its new weights, in MAISI's layout.
-        taught: What it was taught.
+        taught: Labels that it was fine-tuned on.
         measures: What the training cases say of that.
         training: The training cases, whose label maps are drawn from by default, beside those of the base.
         table: ``(256,)`` from the ids of the prepared maps to the bundle's.
@@ -199,7 +199,7 @@ def _name_of(folder: Path) -> str:
 
 
 def _paths_to(base: Bundle, folder: Path) -> list[str]:
-    """Where the base lies: nothing for one that its name finds, else relative and absolute."""
+    """Return the relative and the absolute path of the base; none if it can be found by name."""
     known = {*embedded_bundles(), *pulled_bundles()}
     if base.name in known and load_bundle(base.name).fingerprint == base.fingerprint:
         return []
@@ -221,6 +221,6 @@ def _require_own(folder: Path, name: str) -> None:
         is_own = False
     if not is_own:
         raise BundleError(
-            f"{folder}: expected a new folder or an earlier bundle of this run, found something else. Move it away, "
-            "and run the same command again."
+            f"{folder}: must be a new folder or an earlier bundle of this run. Move it away, and run the same "
+            "command again."
         )

@@ -1,4 +1,4 @@
-"""What is checked before a fine-tuning run trains: the base, the data, the folds and the folder. Needs no torch."""
+"""Checks before a fine-tuning run trains: the base, the data, the folds and the folder. Needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.cohort.request import differences
-from maisi_aug.errors import GridError, TrainingError
+from maisi_aug.errors import GridError, MaisiAugWarning, TrainingError
 from maisi_aug.preparation.prepared import PreparedDataset
 from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import write_text_whole
@@ -36,27 +36,27 @@ def require_trainable(base: Bundle) -> None:
         if role not in base.spec.networks:
             what = "a ControlNet" if role == "controlnet" else f"the network {role}"
             raise TrainingError(
-                f"Base '{base.name}': expected {what} to start from, found {', '.join(base.spec.networks) or 'none'}. "
+                f"Base '{base.name}': needs {what} to start from, found {', '.join(base.spec.networks) or 'none'}. "
                 "Choose a base that has one, such as phantom-ct or rflow-ct."
             )
         base.weight_path(role)
 
 
 def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> FinetuneConfig:
-    """What a request comes to with a base on a device.
+    """Return the resolved settings of a request, with a base on a device.
 
     Mixed precision is for CUDA alone, where the base bears it: on processors that compute in bfloat16 the gradients of
     convolutions were not always numbers.
 
     Raises:
-        GridError: When a side of the crop is no multiple of what the base's networks need.
+        GridError: When a side of the crop is not a multiple of what the base's networks need.
         TrainingError: When a base that predicts noise is to have the region contrastive loss, which in MAISI rectified
             flow alone has.
     """
     if base.is_ddpm and request.contrastive_weight:
         raise TrainingError(
-            f"--contrastive-weight {request.contrastive_weight:g}: expected 0 for base '{base.name}', a ddpm one: the "
-            "loss is for rectified flow only. Leave the option out."
+            f"--contrastive-weight {request.contrastive_weight:g}: must be 0 for base '{base.name}', because the "
+            "loss is for rectified flow only and this is a ddpm bundle. Leave the option out."
         )
     is_mixed = base.spec.mixed_precision and device.startswith("cuda")
     same = {"labels", "slots", "hosts", "kinds", "fold", "tune", "start", "num_pictures", "seed"}
@@ -86,7 +86,7 @@ def _to_latent(crop_shape: Shape, base: Bundle) -> Shape:
 
 
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
-    """The cases to train on and those to validate on.
+    """Return the cases to train on and those to validate on.
 
     Raises:
         TrainingError: When there is only one patient, or all or none of them are in the fold.
@@ -95,7 +95,7 @@ def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, P
     patients = {case.patient for case in dataset.cases}
     if len(patients) < 2:
         raise TrainingError(
-            f"{dataset.path}: expected at least two patients, one of them to validate on, found {len(patients)}. "
+            f"{dataset.path}: needs at least two patients, one of them to validate on, found {len(patients)}. "
             "Prepare more cases."
         )
     held_out = dataset.select(folds=[fold])
@@ -114,13 +114,14 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
         )
         if num_training == 0:
             raise TrainingError(
-                f"Label '{label.name}': expected voxels in a training case, found them in {num_held_out} held-out "
-                "cases only. Choose another --fold."
+                f"Label '{label.name}': occurs only in {num_held_out} held-out cases, not in a training case. Choose "
+                "another --fold."
             )
         if num_held_out == 0:
             warnings.warn(
-                f"Label '{label.name}': expected voxels in a held-out case, found none: its validation says nothing. "
+                f"Label '{label.name}': does not occur in a held-out case, so that validation says nothing about it. "
                 "Choose another --fold.",
+                MaisiAugWarning,
                 stacklevel=3,
             )
 
@@ -136,12 +137,11 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
     spec, own = dataset.spec.grid, base.spec.grid
     try:
         for sentence in base.check_grid(Grid.from_spacing(spec.shape, spec.spacing_mm), remedy=""):
-            warnings.warn(sentence, stacklevel=3)
+            warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
     except GridError as error:
         raise TrainingError(
-            f"{dataset.path}: expected cases on a grid that bundle '{base.name}' knows, such as "
-            f"{spell_grid(own.shape, own.spacing_mm)}, found others. {error} Prepare the data again with "
-            "this base as --bundle."
+            f"{dataset.path}: bundle '{base.name}' was not trained on the grid of these cases; it knows for instance "
+            f"{spell_grid(own.shape, own.spacing_mm)}. {error} Prepare the data again with this base as --bundle."
         ) from error
     if base.spec.grid_limits is None and not spec.is_like(own):
         raise TrainingError(
@@ -151,8 +151,23 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
         )
 
 
+def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
+    """Raise where several cases would be put into one batch that have not the same voxels.
+
+    Raises:
+        TrainingError: Naming the shapes.
+    """
+    shapes = sorted({case.shape for case in dataset.cases})
+    if config.loss.batch_count > 1 and len(shapes) > 1:
+        found = " and ".join("x".join(map(str, shape)) for shape in shapes[:3])
+        raise TrainingError(
+            f"--batch-size: expected 1, for the cases of {dataset.path} have several shapes ({found}), found "
+            f"{config.loss.batch_count}. Leave it out."
+        )
+
+
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
-    """What a run consists of, as plain values: settings, base and data.
+    """Return what a run consists of, as plain values: settings, base and data.
 
     The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
     the run was trained on.
@@ -179,13 +194,13 @@ def require_free_folder(folder: Path) -> None:
     foreign = sorted(entry.name for entry in folder.iterdir() if entry.name != "prepared") if folder.is_dir() else []
     if foreign or folder.is_file():
         raise TrainingError(
-            f"{folder}: expected a new or empty folder, or one of an earlier run, found "
+            f"{folder}: must be new, empty or the folder of an earlier run, found "
             f"{', '.join(foreign[:4]) or 'a file'}. Nothing was changed; choose another --out."
         )
 
 
 def open_run(folder: Path, described: dict[str, Any]) -> None:
-    """Take a new or empty folder for a run, or go on with the one that is there.
+    """Take a new or empty folder for a run, or continue the one that is there.
 
     A run that has left no checkpoint may begin anew with other settings.
 
@@ -200,14 +215,14 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
             flat_before = _flatten(before)
         except (OSError, ContentError, AttributeError, KeyError, TypeError) as error:
             raise TrainingError(
-                f"{path}: expected the settings of a fine-tuning run, found: {error}. Choose another --out."
+                f"{path}: settings of the fine-tuning run cannot be read: {error}. Choose another --out."
             ) from error
         changed = differences(flat_before, _flatten(described))
         has_begun = any((folder / "training").glob("checkpoint*"))
         if changed and has_begun:
             raise TrainingError(
-                f"{folder}: expected the settings that this run was begun with, found others "
-                f"({'; '.join(changed[:4])}). Choose another --out, or repeat the first command to go on."
+                f"{folder}: this run was begun with other settings ({'; '.join(changed[:4])}). Choose another --out, "
+                "or continue with the original options."
             )
         if not changed:
             return

@@ -19,13 +19,13 @@ CARD_NAME = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class LabelMeasures:
-    """What the training cases say of a taught label.
+    """Measurements of a taught label in the training cases.
 
     Attributes:
         sizes: Volumes, one per patient.
         hu: Range of its median.
         median_hu: Median over cases of its median.
-        num_patients: Who have it.
+        num_patients: Number of patients who have it.
     """
 
     sizes: SizeSpec
@@ -44,8 +44,8 @@ def write_model_card(
     """Write the card of a fine-tuned bundle.
 
     Args:
-        folder: Of the bundle.
-        header: What ``bundle.yaml`` will say.
+        folder: Folder of the bundle.
+        header: Content of ``bundle.yaml``.
         taught: The labels.
         measures: What the training cases say of them.
         facts: How it was trained.
@@ -59,13 +59,16 @@ def build_model_card(
     measures: Mapping[str, LabelMeasures],
     facts: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     base = header["provenance"]["fine_tuned_from"]
     is_whole = "base" not in header
     request = f"{taught[0].name}:0.5"
     parts = [
         f"# {header['name']}\n",
-        f"{header['description']} Licence: {header['licence']}, that of the base; it holds for what is drawn, too.\n",
+        (
+            f"{header['description']} Licence: {header['licence']}, inherited from the base; it also applies to "
+            "generated images.\n"
+        ),
         "## Use\n",
         f"```\nmaisi-aug synthesize --bundle FOLDER --labels {shlex.quote(request)} -n 4 --out cohort\n```\n",
         _spell_origin_of_maps(taught),
@@ -81,11 +84,15 @@ def build_model_card(
         "",
         *(f"- {name.replace('_', ' ')}: {_spell(value)}" for name, value in facts.items()),
         "\n## Limits\n",
-        "- Synthetic images are for training and for trying methods out, never for diagnosis, and never among test "
-        "cases.",
-        "- What the training patients do not show is not learnt: check the drawn images against held-out patients with "
-        "`python -m maisi_aug.evaluation.studies.finetuned_labels`.",
-        f"- Label maps come from {header['mask_bank']['source']}; `label_maps.json` says where they lie.",
+        (
+            "- Synthetic images are for training and for testing methods, never for diagnosis, and never among test "
+            "cases."
+        ),
+        (
+            "- The bundle cannot draw what its training patients do not show: compare drawn images with held-out "
+            "patients using `python -m maisi_aug.evaluation.studies.finetuned_labels`."
+        ),
+        f"- Label maps come from {header['mask_bank']['source']}; `label_maps.json` lists where they are.",
     ]
     return "\n".join(parts) + "\n"
 
@@ -95,12 +102,12 @@ def _spell_origin_of_maps(taught: Sequence[TaughtLabel]) -> str:
     organs = [label.name for label in taught if label.kind == "organ"]
     sentences = []
     if lesions:
-        sentences.append(f"{', '.join(lesions)}: planted at the size asked for into the label maps of the bank.")
+        sentences.append(f"{', '.join(lesions)}: planted at the requested size into the label maps of the bank.")
     if organs:
         sentences.append(
-            f"{', '.join(organs)}: not planted. A patient of the bank is taken whose own has about the size asked for, "
-            "and its surface is moved to meet it, by a factor of 2 in volume at most; where no patient is that "
-            "near, the case is refused with the nearest size."
+            f"{', '.join(organs)}: not planted. A patient of the bank with about the requested size is used, and the "
+            "organ's surface is moved to reach it, by a factor of 2 in volume at most; if no patient is that close, "
+            "the case is refused with the nearest size."
         )
     sentences.append("Other label maps: `--mask-bank FOLDER`.")
     return "\n".join(f"- {sentence}" for sentence in sentences) + "\n"

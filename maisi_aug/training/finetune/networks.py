@@ -25,7 +25,7 @@ from maisi_aug.training.finetune.settings import FinetuneConfig
 from maisi_aug.training.images.label_means import freeze_lookup
 
 PARTIAL_BLOCKS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
-"""What ``partial`` trains: the layers that read the label map, and those that hand over to the U-Net."""
+"""Networks' parts that ``partial`` trains: the layers that read the label map, and those that feed the U-Net."""
 SCALE = 2.0
 """s of the definition, relative to the rank: what is added does not grow with it."""
 
@@ -45,7 +45,7 @@ class FinetuneNetworks:
     num_parameters: int
 
     def merge(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A ControlNet's weights as a run keeps them, with whatever was added to train them merged.
+        """Return a ControlNet's weights as a run keeps them, with whatever was added to train them merged.
 
         The ControlNet holds these weights afterwards, and has no added parts any more.
         """
@@ -55,7 +55,7 @@ class FinetuneNetworks:
 
 
 def load_trainable(base: Bundle, device: str) -> Networks:
-    """The base's networks, none of which learns yet.
+    """Return the base's networks, none of which learns yet.
 
     Raises:
         BundleError: For altered or missing files.
@@ -71,7 +71,7 @@ def set_up(networks: Networks, config: FinetuneConfig, *, is_looked_up: bool) ->
     """Decide which parameters of the ControlNet learn, in place.
 
     Args:
-        networks: What ``load_trainable`` returned.
+        networks: Result of ``load_trainable``.
         config: Says which.
         is_looked_up: Whether the intensities of labels are looked up in frozen layers.
 
@@ -104,7 +104,7 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """The sum, in the shape of the weight."""
+        """Return the sum, in the shape of the weight."""
         return weight + SCALE * (self.left @ self.right).view_as(weight)
 
 
@@ -115,8 +115,8 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
 
     Args:
         network: To be changed.
-        rank: Of the added matrices.
-        seed: Of their start.
+        rank: Rank of the added matrices.
+        seed: Seed of their start.
 
     Returns:
         The number of layers that learn.
@@ -125,7 +125,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
         TrainingError: For a rank below 1, or a network in which nothing could learn.
     """
     if rank < 1:
-        raise TrainingError(f"Rank: expected a whole number of at least 1, found {rank}. Choose 8, for instance.")
+        raise TrainingError(f"Rank: expected an integer of at least 1, found {rank}. Choose 8, for instance.")
     layers = [
         layer for layer in network.modules() if isinstance(layer, nn.Conv3d | nn.Linear) and layer.weight.requires_grad
     ]
@@ -136,7 +136,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
             width = min(rank, layer.weight.shape[0], layer.weight[0].numel())
             parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, width))
     if not layers:
-        raise TrainingError("Low-rank tuning: expected convolutions that may learn, found none. Use --tune full.")
+        raise TrainingError("Low-rank tuning: the network has no convolutions that can be tuned. Use --tune full.")
     return len(layers)
 
 

@@ -34,15 +34,15 @@ PANEL_PX = 300
 MARGIN_PX = 10
 LINE_PX = 22
 AROUND_MM = 45.0
-"""How much is shown around the labels at the least: a gland alone would say nothing of its place."""
+"""Smallest margin in mm around the labels; without surroundings a gland's place cannot be seen."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row of pictures shows.
+    """Contents of a row of pictures.
 
     Attributes:
-        name: Of the case.
+        name: Name of the case.
         label_map: ``(I, J, K)`` ids.
         grid: Its geometry.
         images_hu: Heading -> ``(I, J, K)`` HU.
@@ -80,16 +80,18 @@ class SampleDrawer:
         self.indices = [largest[place] for place in places.tolist()]
 
     def draw(self) -> list[Subject]:
-        """The chosen cases with the real image and the one drawn now."""
+        """Return the chosen cases with the real image and the one drawn now."""
         return [self._draw_case(index) for index in self.indices]
 
     def _draw_case(self, index: int) -> Subject:
         facts, label_map = self.store.facts(index), self.store.label_map(index)
         grid = Grid.from_spacing(facts.shape, facts.spacing_mm)
-        modality = facts.modality if self._is_told(facts.modality) else "ct"
+        modality = facts.modality if self._is_told(facts.modality) else None
         drawn = self.pipeline.synthesize_image(
             label_map, grid, seed=derive_seed("validation picture", self.seed, index), modality=modality
         )
+        if self.pipeline.bundle.is_mr:  # on the scale of the training images, from -1000 to 1000
+            drawn = 2 * drawn - 1000
         return Subject(self.names[index], label_map, grid, {"real": self.store.image_hu(index), "drawn": drawn})
 
     def _is_told(self, modality: str) -> bool:
@@ -98,7 +100,7 @@ class SampleDrawer:
 
 
 def build_sheet(subjects: Sequence[Subject], labels: Mapping[int, str], title: str) -> Image.Image:
-    """A row for each case: its images beside each other, axial through the labels, outlined and plain.
+    """Return a row for each case: its images beside each other, axial through the labels, outlined and plain.
 
     Args:
         subjects: All with the same headings.
@@ -146,7 +148,7 @@ def _draw_row(subject: Subject, labels: Mapping[int, str]) -> Image.Image:
 
 
 def label_colours_of(labels: Mapping[int, str]) -> dict[int, Rgb]:
-    """A vivid colour for each label, in their order."""
+    """Return a vivid colour for each label, in their order."""
     return {label_id: LESION_COLOURS[place % len(LESION_COLOURS)] for place, label_id in enumerate(labels)}
 
 

@@ -1,7 +1,7 @@
 """Teaching a ControlNet new labels: from a prepared folder and a base to a bundle, in one folder that can be resumed.
 
-OUT/finetune.yaml says what the run is, OUT/labels.json what was decided about the labels, OUT/training holds the
-checkpoint and the log, OUT/pictures what held-out cases look like, OUT/bundle the result.
+OUT/finetune.yaml contains the settings of the run, OUT/labels.json the choices about labels, OUT/training the
+checkpoint and the log, OUT/pictures images of held-out cases, and OUT/bundle the result.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from maisi_aug.training.finetune.checks import (
     describe_run,
     open_run,
     require_fitting_grid,
+    require_one_shape,
     require_trainable,
     require_voxels,
     split_folds,
@@ -57,11 +58,11 @@ BUNDLE_FOLDER, TRAINING_FOLDER, PICTURES_FOLDER = "bundle", "training", "picture
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """Where a run stands.
+    """State of a run.
 
     Attributes:
         bundle: What it has written.
-        taught: What the bundle was taught.
+        taught: Labels that the bundle was fine-tuned on.
         loop: Steps and the best validation.
         num_steps: Steps of the whole run.
     """
@@ -72,7 +73,7 @@ class FinetuneResult:
     num_steps: int
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON types."""
+        """Return the result as JSON types."""
         return {
             "bundle": str(self.bundle.path),
             "name": self.bundle.name,
@@ -93,7 +94,7 @@ class Finetuning:
         base: The bundle to start from.
         store: All prepared cases.
         config: How to train.
-        folder: Of the run.
+        folder: Folder of the run.
         device: Where the networks run.
         processes: All that train this run together.
         report_phase: Gives a listener for each phase that takes a while.
@@ -114,6 +115,7 @@ class Finetuning:
         if self.base.is_ddpm:
             self.config = self.config.model_copy(update={"contrastive_weight": 0.0})
         require_fitting_grid(self.store.dataset, self.base)
+        require_one_shape(self.store.dataset, self.config)
         parts = split_folds(self.store.dataset, self.config.fold)
         self.training, self.held_out = (self.store.part(part) for part in parts)
         self.hosts = {
@@ -139,7 +141,7 @@ class Finetuning:
         """Train from the checkpoint where there is one, and write the bundle of the best validation so far.
 
         Args:
-            max_minutes: Wall-clock limit, encoding included; the same run goes on later.
+            max_minutes: Wall-clock limit, encoding included; the same run continues later.
             report_step: Called after each step with its number and figures.
             with_tensorboard: Also log for TensorBoard.
             self_contained: Copy the base's weights and the label maps into the bundle.
@@ -154,7 +156,7 @@ class Finetuning:
             is_looked_up = self._start(networks.controlnet)
         trainable = set_up(networks, self.config, is_looked_up=is_looked_up)
         percent = 100 * trainable.num_trained / trainable.num_parameters
-        self.say(f"{trainable.num_trained:,} parameters learn ({percent:.0f}% of the ControlNet's size).")
+        self.say(f"{trainable.num_trained:,} parameters are trained ({percent:.0f}% of the ControlNet's size).")
         with self.processes.main_first():
             training, held_out = (self._encode(part, trainable) for part in (self.training, self.held_out))
         objective = self._build_objective(trainable, *training)
@@ -226,12 +228,12 @@ class Finetuning:
             hosts = ", ".join(map(names, label.hosts))
             self.say(f"{label.name}: {label.kind} in slot {label.id}, lies in {hosts} ({label.why}).")
         for name, label_id in self.replayed.items():
-            self.say(f"{name}: taught earlier (id {label_id}) and in these data too, so it is trained along.")
+            self.say(f"{name}: taught earlier (id {label_id}) and also in these data, so it is trained as well.")
         for name, target in dropped.items():
             self.say(f"{name}: not taught; its voxels count as {target}.")
         forgotten = sorted(set(self.base.spec.slots) - set(self.replayed) - {label.name for label in self.taught})
         if forgotten:
-            self.say(f"{', '.join(forgotten)}: taught earlier and not in these data; compare before and after.")
+            self.say(f"{', '.join(forgotten)}: taught earlier but not in these data; compare before and after.")
 
     def _start(self, controlnet: torch.nn.Module) -> bool:
         """Set the intensities of the new labels where the ControlNet looks them up.
@@ -240,13 +242,13 @@ class Finetuning:
             Whether it does.
 
         Raises:
-            TrainingError: When a start from label means is asked for and it does not.
+            TrainingError: When a start from label means is requested and it does not.
         """
         lookup = find_lookup(controlnet) if self.config.start != "base" else None
         if self.config.start == "label-means" and lookup is None:
             raise TrainingError(
-                f"Start: expected a ControlNet that looks intensities up, as phantom-ct's does, found none in "
-                f"'{self.base.name}'. Use --start base."
+                f"Start: '{self.base.name}' has no ControlNet with a lookup of intensities, as phantom-ct has. Use "
+                "--start base."
             )
         if lookup is None or (self.folder / TRAINING_FOLDER / CHECKPOINT_NAME).is_file():
             return lookup is not None  # a checkpoint has the intensities

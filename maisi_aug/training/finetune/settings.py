@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning run: what is asked for, and what is kept beside the run. Needs no torch."""
+"""Settings of a fine-tuning run: what is requested, and what is kept beside the run. Needs no torch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from maisi_aug.volumes.grid_words import ShapeField
 Tune = Literal["full", "partial", "low-rank"]
 Start = Literal["auto", "label-means", "base"]
 DEFAULT_RATES: dict[str, float] = {"full": 1e-5, "partial": 1e-5, "low-rank": 1e-4}
-"""Peak learning rates; that of ``full`` is MAISI's."""
+"""Peak learning rates by ``tune``; MAISI uses that of ``full``."""
 DEFAULT_RANK = 8
 MAX_WARMUP_STEPS = 20
 NUM_VALIDATIONS = 10
-"""Validations in a run when the user names no distance between them."""
+"""Number of validations in a run when ``validation_steps`` is not set."""
 _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 
 
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
-    """What the user asks for; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
+    """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
 
-    data: Annotated[PathText, Option(metavar="DIR|DATASET", panel=_WHAT, everyday=True)]
-    """Folder written by prepare; or an nnU-Net dataset or a folder of images and label maps, which are prepared into
-    OUT/prepared first."""
+    data: Annotated[PathText, Option(metavar="DIR|DATASET|LIST", panel=_WHAT, everyday=True)]
+    """Folder of 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list of
+    embeddings, to prepare first.
+    """
     labels: Annotated[
         tuple[str, ...], Field(min_length=1), Option("--label", metavar="NAME", panel=_WHAT, everyday=True)
     ]
@@ -46,53 +47,56 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     slots: Annotated[dict[str, str], Option("--slot", metavar="auto|SLOT|NAME=SLOT", takes=list[str], panel=_WHAT)] = (
         Field(default={})
     )
-    """Placeholder (dummy1 to dummy8) or free id (133-199, 201-255) of a label (default: a free one)."""
+    """Slot for a label: a placeholder (dummy1 to dummy8) or a free id (133-199, 201-255) (default: a free one)."""
     hosts: Annotated[
         dict[str, tuple[str, ...]], Option("--host", metavar="NAME=ORGAN[,ORGAN]", takes=list[str], panel=_WHAT)
     ] = Field(default={})
-    """Organs that a label lies in, its hosts (default: what surrounds it in the training cases)."""
+    """Host organs of a label (default: the organs around it in the training cases)."""
     kinds: Annotated[
         dict[str, Literal["lesion", "organ"]],
         Option("--kind", metavar="NAME=lesion|organ", takes=list[str], panel=_WHAT),
     ] = Field(default={})
-    """lesion: planted at any size; organ: taken from label maps (default: by name, hosts and sizes)."""
+    """lesion: planted at any size; organ: taken from label maps (default: guessed from name, hosts and sizes)."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_WHAT, everyday=True)] = ()
-    """What a label of unprepared data means, as for 'maisi-aug prepare'; may repeat."""
+    """Meaning of a label in unprepared data, as in 'maisi-aug prepare'; may repeat."""
     organs: Annotated[tuple[PathText, ...], Option(takes=list[Path], panel=_WHAT)] = ()
-    """Organ labels of unprepared data, as TotalSegmentator writes them; may repeat."""
+    """Folder of organ labels for unprepared data, as TotalSegmentator writes them; may repeat."""
     tune: Annotated[Tune, Option(panel=_HOW, everyday=True)] = "full"
-    """full: the whole ControlNet; partial: the layers that read the label map and hand over to the U-Net; low-rank:
-    matrices added to all layers, for little memory."""
+    """Weights to train. full: all; partial: only layers that read the label map or feed the U-Net; low-rank: matrices
+    added to all layers, which needs little memory.
+    """
     rank: Annotated[PositiveInt | None, Option(panel=_HOW)] = None
     """Rank of --tune low-rank (default: 8)."""
     start: Annotated[Start, Option(panel=_HOW)] = "auto"
-    """label-means: new labels begin at their mean HU, for ControlNets that look it up, such as phantom-ct's; base:
-    weights begin as those of the base; auto: label-means where it is possible."""
+    """Initial weights. label-means: new labels start at their mean HU, for ControlNets with a lookup of intensities,
+    such as phantom-ct's; base: the base's weights; auto: label-means where possible.
+    """
     num_steps: Annotated[PositiveInt, Option("--steps", panel=_HOW, everyday=True)] = 1000
     """Optimiser steps."""
     learning_rate: Annotated[float | None, Field(gt=0), Option(panel=_HOW)] = None
-    """Peak learning rate (default: 1e-5 as in MAISI, 1e-4 for low-rank)."""
+    """Peak learning rate (default: 1e-5 as in MAISI; 1e-4 for low-rank)."""
     batch_count: Annotated[PositiveInt, Option("--batch-size", panel=_HOW)] = 1
     """Cases per step."""
     crop_shape: Annotated[
         ShapeField | None, Option("--crop", metavar="IxJxK", takes=str, panel=_HOW, everyday=True)
     ] = None
-    """Train on crops of so many voxels (default: whole cases)."""
+    """Crop size in voxels (default: whole cases)."""
     label_weight: Annotated[float, Field(ge=1), Option(panel=_HOW)] = 100.0
     """Weight of the taught labels in the loss."""
     contrastive_weight: Annotated[NonNegativeFloat | None, Option(panel=_HOW)] = None
-    """Weight of the region contrastive loss; 0 for none (default: 0.01; ddpm bases have none)."""
+    """Weight of the region contrastive loss; 0 turns it off (default: 0.01; ddpm bases have none)."""
     label_mean_weight: Annotated[NonNegativeFloat, Option(panel=_HOW)] = 0.0
-    """Weight of the mean error of every label in the loss, which keeps intensities in place where small networks such
-    as phantom-ct's would drift; MAISI has none."""
+    """Weight of the mean error of every label in the loss, which keeps small networks such as phantom-ct's from
+    drifting in intensity; MAISI has no such term.
+    """
     fold: Annotated[NonNegativeInt, Option(panel=_HOW)] = 0
-    """Fold of the data to validate on."""
+    """Fold to validate on."""
     validation_steps: Annotated[PositiveInt | None, Option("--validate-every", panel=_HOW)] = None
     """Steps between validations (default: a tenth of --steps)."""
     patience: Annotated[NonNegativeInt, Option(panel=_HOW)] = 4
-    """Stop after so many validations without a gain; 0 never stops early."""
+    """Stop after this many validations without improvement; 0 never stops early."""
     num_pictures: Annotated[NonNegativeInt, Option("--pictures", panel=_HOW)] = 3
-    """Held-out cases to draw at each validation."""
+    """Number of held-out cases to draw at each validation."""
     seed: Annotated[NonNegativeInt, Option(panel=_RUN)] = 0
     """Random seed for batch order and noise."""
 
@@ -108,13 +112,13 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
             value = texts_of(value, "NAME=VALUE")
         if field == "slots" and len(value) == 1 and isinstance(value, list | tuple) and "=" not in (slot := value[0]):
             if len(labels) > 1 and slot != "auto":
-                raise ValueError(f"expected 'NAME={slot}' where there are several labels, found '{slot}'")
+                raise ValueError(f"with several labels, use 'NAME={slot}', found '{slot}'")
             return dict.fromkeys(labels, slot)
         pairs = value if isinstance(value, dict) else _split_pairs(value)
         for name in pairs:
             if name not in labels:
                 raise ValueError(
-                    f"expected one of the labels ({', '.join(labels)}), found '{name}'.{did_you_mean(name, labels)}"
+                    f"unknown label '{name}'; expected one of {', '.join(labels)}.{did_you_mean(name, labels)}"
                 )
         if field == "hosts":
             return {name: tuple(hosts.split(",")) if isinstance(hosts, str) else hosts for name, hosts in pairs.items()}
@@ -123,11 +127,11 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     @model_validator(mode="after")
     def _require_use_of_rank(self) -> Self:
         if self.rank is not None and self.tune != "low-rank":
-            raise ValueError(f"rank: can only be used with tune low-rank, found {self.tune}")
+            raise ValueError(f"rank can only be used with tune low-rank, found {self.tune}")
         return self
 
     def describe_loop(self) -> LoopConfig:
-        """MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
+        """Return MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
         return LoopConfig(
             num_steps=self.num_steps,
             learning_rate=DEFAULT_RATES[self.tune] if self.learning_rate is None else self.learning_rate,
@@ -147,14 +151,14 @@ def _split_pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
 
 
 class FinetuneConfig(StrictModel):
-    """What decides the weights of a fine-tuned ControlNet, besides the base and the data; as it is kept with a run.
+    """Configuration that, with the base and the data, determines a fine-tuned ControlNet; kept with the run.
 
     Attributes:
         labels, slots, hosts, kinds, fold, tune, start, seed, num_pictures: As in :class:`FinetuneRequest`.
         rank: Rank of the matrices of ``low-rank``.
         contrastive_weight: Weight of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
         contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
-        loss: Of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
+        loss: Loss of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
         loop: How long and how fast.
     """
 

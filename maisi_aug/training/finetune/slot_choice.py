@@ -1,4 +1,4 @@
-"""Which slot a new label gets, what kind of label it is, and what lies around it. Needs no torch."""
+"""Choose the slot of a new label, its kind, and its surroundings. Needs no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HOST_SHARE = 0.15
 
 
 def find_source(name: str, dataset: PreparedDataset) -> Label:
-    """The label of a prepared data set that a name means.
+    """Return the label of a prepared data set that a name means.
 
     Raises:
         TrainingError: When the data have no voxel of it.
@@ -36,23 +36,23 @@ def find_source(name: str, dataset: PreparedDataset) -> Label:
     vocabulary = dataset.vocabulary
     present = {label_id for case in dataset.cases for label_id, count in case.voxels.items() if count}
     names = [vocabulary.name_of(label_id) for label_id in sorted(present) if vocabulary.contains(label_id)]
-    subject = f"Label '{name}': expected a label with voxels in {dataset.path}"
+    subject = f"Label '{name}': cannot be taught from {dataset.path}"
     try:
         label = vocabulary.label(name)
     except VocabularyError:
-        hint = did_you_mean(name, names) or f" It holds {', '.join(names[:12])}."
-        raise TrainingError(f"{subject}, found none of that name.{hint}") from None
+        hint = did_you_mean(name, names) or f" It has {', '.join(names[:12])}."
+        raise TrainingError(f"{subject}: no label has that name.{hint}") from None
     if label.kind in ("background", "body", "slot"):
-        raise TrainingError(f"{subject}, found '{label.name}', which stands for no structure. Name another --label.")
+        raise TrainingError(f"{subject}: '{label.name}' stands for no structure. Name another --label.")
     if label.id not in present:
-        raise TrainingError(f"{subject}, found it empty in all {len(dataset.cases)} cases. Check --map of the data.")
+        raise TrainingError(f"{subject}: it is empty in all {len(dataset.cases)} cases. Check the --map of the data.")
     return label
 
 
 def choose_slots(
     sources: Sequence[Label], wanted: Mapping[str, str], *, dataset: PreparedDataset, base: Bundle
 ) -> dict[str, int]:
-    """The id in the bundle of every label that is taught.
+    """Return the id in the bundle of every label that is taught.
 
     A label that the base knows keeps the base's id. A new one keeps the id of the prepared data where that is free in
     the base; else it gets the first free placeholder slot, then the first free id.
@@ -82,8 +82,8 @@ def choose_slots(
         if own is not None:
             if asked != AUTO_SLOT and _read_slot(asked, source.name) != own:
                 raise TrainingError(
-                    f"Slot of '{source.name}': expected none, for bundle '{base.name}' knows the label as id {own}, "
-                    f"found {asked}. Leave --slot out for it."
+                    f"Slot of '{source.name}': bundle '{base.name}' already knows this label as id {own}, found "
+                    f"{asked}. Leave --slot out for it."
                 )
             chosen[source.name] = own
         elif asked != AUTO_SLOT:
@@ -92,8 +92,8 @@ def choose_slots(
             free = [slot for slot in (source.id, *SLOT_IDS, *FREE_IDS) if slot not in taken and _is_bindable(slot)]
             if not free:
                 raise TrainingError(
-                    f"Slot of '{source.name}': expected a free one, found every slot and free id taken by the data "
-                    f"or bundle '{base.name}'. Teach fewer labels, or choose another --base."
+                    f"Slot of '{source.name}': every slot and free id is taken by the data or by bundle "
+                    f"'{base.name}'. Teach fewer labels, or choose another --base."
                 )
             chosen[source.name] = free[0]
     return {source.name: chosen[source.name] for source in sources}
@@ -135,15 +135,13 @@ def _take(slot: int, taken: Collection[int], source: Label, base: Bundle, datase
         owner = f"another label of {dataset.path}"
     else:
         owner = "another --label"
-    raise TrainingError(
-        f"Slot of '{source.name}': expected a free one, found {slot}, taken by {owner}. Choose another or leave it out."
-    )
+    raise TrainingError(f"Slot of '{source.name}': {slot} is taken by {owner}. Choose another or leave it out.")
 
 
 def remap_table(
     taught: Sequence[TaughtLabel], *, dataset: PreparedDataset, base: Bundle
 ) -> tuple[NDArray[np.uint8], dict[str, int], dict[str, str]]:
-    """From the ids of prepared label maps to those of the bundle that is trained.
+    """Return a table from the ids of prepared label maps to those of the bundle that is trained.
 
     Args:
         taught: The labels to teach.
@@ -177,7 +175,7 @@ def remap_table(
 
 
 def _find_stand_in(label_id: int, dropped: Mapping[int, NewLabel]) -> int:
-    """The first host of a label that is not dropped itself; a host may be a new label, too."""
+    """The first host of a label that is not dropped itself; a host may be a new label as well."""
     for _ in dropped:
         if label_id in dropped:
             hosts = dropped[label_id].hosts
@@ -187,7 +185,7 @@ def _find_stand_in(label_id: int, dropped: Mapping[int, NewLabel]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LabelTraits:
-    """What the training cases say of a label.
+    """Traits of a label in the training cases.
 
     Attributes:
         volumes_ml: Its volume in every patient who has it.
@@ -201,12 +199,12 @@ class LabelTraits:
 
 
 def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Collection[int]) -> dict[int, int]:
-    """Voxels that touch a label, by id; background, the label itself and ``ignored`` ids do not count.
+    """Return voxels that touch a label, by id; background, the label itself and ``ignored`` ids do not count.
 
     Args:
         label_map: ``(I, J, K)`` ids.
         label_id: The label.
-        ignored: Other ids that are no surroundings, such as those of other new labels.
+        ignored: Other ids that are not surroundings, such as those of other new labels.
     """
     wide = bounding_box(label_map == label_id, margin=1)
     mask = label_map[wide] == label_id
@@ -216,7 +214,7 @@ def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Col
 
 
 def choose_hosts(traits: LabelTraits) -> tuple[int, ...]:
-    """The tissues that make up a good part of a label's surroundings, the largest part first; body where none does."""
+    """Return the tissues that make up much of a label's surroundings, largest part first; body if there are none."""
     total = sum(traits.surroundings.values())
     ordered = sorted(traits.surroundings, key=lambda label_id: -traits.surroundings[label_id])
     return tuple(i for i in ordered if traits.surroundings[i] >= HOST_SHARE * total) or tuple(ordered[:1]) or (BODY_ID,)

@@ -28,7 +28,7 @@ from maisi_aug.volumes.components import Box
 
 
 class SlotStore:
-    """The cases of a store with other ids in their label maps, translated as they are cut; a ``CaseStore``.
+    """A ``CaseStore`` that translates the ids in the label maps of another store when they are read.
 
     Args:
         store: The cases.
@@ -45,7 +45,7 @@ class SlotStore:
         return len(self._store)
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """``(I, J, K)`` ids of a case or of a box of it."""
+        """Return ``(I, J, K)`` ids of a case or of a box of it."""
         ids = self._store.label_map(index, box)
         # Three times as fast as indexing the table with the ids.
         translated = bytearray(ids.tobytes()).translate(self._table)
@@ -82,7 +82,7 @@ def plan_labels(
     sources = [find_source(name, dataset) for name in names]
     twice = [label.name for place, label in enumerate(sources) if label in sources[:place]]
     if twice:
-        raise TrainingError(f"Labels: expected each once, found '{twice[0]}' twice. Leave one --label out.")
+        raise TrainingError(f"Labels: '{twice[0]}' is given twice. Leave one --label out.")
     given = {label.name: name for label, name in zip(sources, names, strict=True)}
     ids = choose_slots(
         sources, {name: slots[given[name]] for name in given if given[name] in slots}, dataset=dataset, base=base
@@ -118,7 +118,7 @@ def plan_labels(
 def measure_traits(
     store: PreparedStore, label_ids: Collection[int], *, report: Report = report_nothing
 ) -> dict[int, LabelTraits]:
-    """How large labels are in the patients of a store, and what surrounds them."""
+    """Return how large labels are in the patients of a store, and what surrounds them."""
     new_ids = {label.id for label in store.spec.new_labels.values()}
     tumors = set(store.vocabulary.tumor_ids)
     around: dict[int, dict[int, int]] = {label_id: {} for label_id in label_ids}

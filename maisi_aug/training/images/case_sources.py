@@ -1,4 +1,4 @@
-"""Where a recipe's training cases come from: phantoms, built here, or a prepared folder of real ones.
+"""Sources of a recipe's training cases: phantoms, built here, or a prepared folder of real ones.
 
 Both have a ``description`` for the bundle, ``slots`` of labels that MAISI's vocabulary lacks, an ``identity`` that a
 folder keeps to, and a ``shape``; ``open`` gives training and held-out cases, ``encode`` their latents, scaled alike.
@@ -47,14 +47,14 @@ class PhantomSource:
         return {"data.seed": self.data.seed}
 
     def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """The phantoms, built where they are missing."""
+        """Return the phantoms, built where they are missing."""
         self.store.ensure(self.data.num_phantoms, report=report)
         return self.store, None
 
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Latents of the phantoms."""
+        """Return latents of the phantoms."""
         latents = encode_store(
             self.store,
             autoencoder,
@@ -81,7 +81,7 @@ class PreparedSource:
         patients = {case.patient for case in cases.cases}
         if data.validation_fold is not None and len(patients) < 2:
             raise TrainingError(
-                f"{data.prepared}: expected at least two patients to hold a fold out, found {len(patients)}. Add "
+                f"{data.prepared}: needs at least two patients to hold a fold out, found {len(patients)}. Add "
                 "patients, or leave validation_fold and validation_steps out."
             )
         self.training = cases.select(exclude_fold=data.validation_fold)
@@ -110,13 +110,13 @@ class PreparedSource:
         return {"data.cases": digest.hexdigest(), "data.validation_fold": self.data.validation_fold}
 
     def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """The cases of the folds; they are read when they are needed."""
+        """Return the cases of the folds; they are read when they are needed."""
         return self.training, self.held_out
 
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Latents of the cases; the held-out ones take the scale of the others."""
+        """Return latents of the cases; the held-out ones take the scale of the others."""
         latents = self.training.encode(
             autoencoder, weights_hash=weights_hash, deviation=deviation, device=device, report=report
         )
@@ -129,11 +129,11 @@ class PreparedSource:
 
 
 def open_source(recipe: TrainingRecipe, folder: Path) -> PhantomSource | PreparedSource:
-    """The cases that a recipe names.
+    """Return the cases that a recipe names.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run, where phantoms are built.
+        recipe: Recipe of the training.
+        folder: Folder of the run, where phantoms are built.
 
     Raises:
         PreparationError: A prepared folder that cannot be read.

@@ -1,4 +1,4 @@
-"""What is checked before a stage trains: shapes that the networks can take, and a folder of the same recipe."""
+"""Checks before a stage trains: shapes that the networks can take, and a folder of the same recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from maisi_aug.bundle_spec.bundle import grid_factor
 from maisi_aug.bundle_spec.decoding import latent_factor
 from maisi_aug.bundle_spec.grid_limits import GridSpec, spell_shortfalls
-from maisi_aug.errors import TrainingError
+from maisi_aug.errors import MaisiAugWarning, TrainingError
 from maisi_aug.system.content import read_json
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.images.recipe import TrainingRecipe
@@ -35,7 +35,7 @@ def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -
     """Check the grid, the patches of the autoencoder and the crops of the U-Net.
 
     Args:
-        recipe: Of the training.
+        recipe: Recipe of the training.
         data_shape: Voxels of the training cases; None where the recipe's grid is theirs.
 
     Raises:
@@ -58,7 +58,7 @@ def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -
     """Raise unless prepared cases are on a grid that the recipe's bundle is for; warn of one that is barely so.
 
     Args:
-        recipe: Of the training. Without ``grid_limits`` its bundle is for one grid.
+        recipe: Recipe of the training. Without ``grid_limits`` its bundle is for one grid.
         data: The grid of the cases.
         subject: The cases, for messages.
 
@@ -83,7 +83,7 @@ def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -
             f"{sentence}. Prepare the data with the recipe's grid, {spell_grid(own.shape, own.spacing_mm)}, or change "
             "bundle.grid and bundle.grid_limits in a copy of the recipe."
         )
-    warnings.warn(f"{sentence}. The bundle will say that it has not seen such grids.", stacklevel=2)
+    warnings.warn(f"{sentence}. The bundle will be marked as not trained on such grids.", MaisiAugWarning, stacklevel=2)
 
 
 def _require_multiple(shape: Shape, factor: int, field: str) -> None:
@@ -99,10 +99,10 @@ def require_same_settings(
     weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run.
-        stage: That is to train.
-        identity: What tells the training cases from others; None for the seed of the recipe's phantoms.
+        recipe: Recipe of the training.
+        folder: Folder of the run.
+        stage: Stage to train.
+        identity: Identity of the training cases; None for the seed of the recipe's phantoms.
 
     Raises:
         TrainingError: Naming the stage and the fields that differ.
@@ -124,8 +124,8 @@ def require_same_settings(
             differing = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
             if differing:
                 raise TrainingError(
-                    f"Training folder {folder}: expected the recipe that stage {name} was begun with, found other "
-                    f"values of {', '.join(differing)}. Use another folder, or the same recipe to go on."
+                    f"Training folder {folder}: stage {name} was begun with other values of {', '.join(differing)}. "
+                    "Use another folder, or the original recipe to continue."
                 )
         elif name == stage:
             write_json_whole(path, wanted)

@@ -25,24 +25,24 @@ from maisi_aug.volumes.components import TOUCHING, bounding_box, is_any_of
 from maisi_aug.volumes.grid import Spacing
 
 MARGIN_VOXELS = 3
-"""Width of the band around a removed label in which nothing is asked for."""
+"""Width of the band around a removed label in which nothing is requested."""
 MAX_PATCHES = 256
 _EPSILON = 1e-5
 
 
 class ChangedRegions(NamedTuple):
-    """Where a label was removed, and where nothing of it can be felt; ``(B, 1, i, j, k)`` float32 each."""
+    """Region of a removed label, and the region unaffected by it; ``(B, 1, i, j, k)`` float32 each."""
 
     changed: Tensor
     outside: Tensor
 
 
 class LabelRemover:
-    """Puts the nearest host organ in the place of tumours; what that changes of a map is computed once.
+    """Puts the nearest host organ in place of tumours; what that changes of a map is computed once.
 
     Args:
         vocabulary: Whose tumours are removed.
-        with_cysts: Remove kidney cysts, too, as MAISI does.
+        with_cysts: Remove kidney cysts as well, as MAISI does.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, with_cysts: bool = True) -> None:
@@ -52,11 +52,11 @@ class LabelRemover:
 
     @classmethod
     def of_taught(cls, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Self:
-        """One that removes the labels that are taught, organs among them, and nothing else."""
+        """Return a cleaner that removes the taught labels, organs included, and nothing else."""
         return cls(_only_these_are_tumors(taught, vocabulary), with_cysts=False)
 
     def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
-        """A label map without the labels.
+        """Return a label map without the labels.
 
         Args:
             label_map: ``(I, J, K)`` ids; not modified.
@@ -93,7 +93,7 @@ def _only_these_are_tumors(taught: Sequence[TaughtLabel], vocabulary: Vocabulary
 def find_regions(
     with_label: NDArray[np.uint8], without_label: NDArray[np.uint8], latent_shape: torch.Size
 ) -> ChangedRegions:
-    """The latent voxels where two label maps differ, and those well outside.
+    """Return the latent voxels where two label maps differ, and those well outside.
 
     Args:
         with_label: ``(B, I, J, K)`` ids.
@@ -108,12 +108,12 @@ def find_regions(
 def region_contrastive_loss(
     with_label: Tensor, without_label: Tensor, target: Tensor, regions: ChangedRegions, *, bound: float
 ) -> tuple[Tensor, Tensor]:
-    """Reward for a difference inside the region, and penalty for an error outside it.
+    """Return the reward for a difference inside the region and the penalty for an error outside it.
 
     Args:
         with_label: ``(B, C, i, j, k)`` output for the label map.
         without_label: The same for the map without the labels, from the same noise at the same time.
-        target: What the network should say of the real image.
+        target: Output that the network should give for the real image.
         regions: On the device of the others.
         bound: Mean difference beyond which nothing more is gained.
 

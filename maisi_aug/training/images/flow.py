@@ -33,13 +33,14 @@ from maisi_aug.training.images.patches import LesionPlaces, draw_hidden
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.loop.settings import FlowLossConfig
+from maisi_aug.vocabulary.modalities import generic_modality
 from maisi_aug.vocabulary.regions import Regions, find_body_regions
 from maisi_aug.volumes.grid import Shape, Spacing
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and what else is told.
+    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and further conditions.
 
     The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
     ``surroundings`` is what the ControlNet is shown of the images, ``(B, 2, I, J, K)``; None where it does not listen.
@@ -56,7 +57,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a network was given and made of it: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+    """Input and output of a network: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -85,7 +86,7 @@ class FlowObjective(Stateless):
     DDPM: target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
 
     The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
-    large lesions does not count more than one with small ones, and the other losses keep their weight beside it.
+    large lesions does not count more than one with small ones, and the other losses keep their weight next to it.
 
     Attributes:
         unet: Learns alone, or beside the ControlNet where the settings say so.
@@ -95,7 +96,7 @@ class FlowObjective(Stateless):
         latents: Theirs.
         config: What counts.
         lesion_ids: Labels that count as lesions.
-        seed: Of batches, noise and timesteps.
+        seed: Seed of batches, noise and timesteps.
         device: Where the networks are.
         label_weights: Id -> factor on the loss of latent voxels that hold the label.
         remover: Takes labels out of maps, for the region contrastive loss.
@@ -134,11 +135,11 @@ class FlowObjective(Stateless):
         return trained
 
     def on(self, store: CaseStore, latents: LatentSet) -> Self:
-        """The same networks and losses on other cases."""
+        """Return the same networks and losses on other cases."""
         return replace(self, store=store, latents=latents)
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
+        """Return weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
@@ -147,7 +148,7 @@ class FlowObjective(Stateless):
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted L1 of a batch at given noise and timesteps.
+        """Return weighted L1 of a batch at given noise and timesteps.
 
         Args:
             batch: Cases.
@@ -273,7 +274,7 @@ class FlowObjective(Stateless):
         return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
 
     def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
-        """Cases as the networks see them.
+        """Return cases as the networks see them.
 
         Args:
             places: Index of each case, and first latent voxel and latent voxels of its crop.
@@ -297,12 +298,13 @@ class FlowObjective(Stateless):
 
     def _find_regions(self, index: int) -> Regions:
         if index not in self._regions:
-            self._regions[index] = find_body_regions(self.store.label_map(index))
+            told = self.store.facts(index).regions
+            self._regions[index] = told or find_body_regions(self.store.label_map(index))
         return self._regions[index]
 
     def _tell(self, modality: str, draw: float) -> str:
         if draw < self.config.modality_dropout:
-            return "ct"
+            return generic_modality(modality)
         return "unknown" if draw < self.config.modality_dropout + self.config.modality_omission else modality
 
     def _draw_crop(self, index: int, wanted: Shape | None, rng: np.random.Generator) -> tuple[Shape, Shape]:
@@ -383,7 +385,7 @@ def label_mean_error(
     *,
     total_weight: Tensor | None = None,
 ) -> Tensor:
-    """Absolute mean error of every label, averaged over labels by the square root of their voxels.
+    """Return absolute mean error of every label, averaged over labels by the square root of their voxels.
 
     The error of a voxel is mostly noise that no network could foretell; over a label it cancels, and what is left is
     whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.
@@ -411,7 +413,7 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """``(B, 256)`` weights of the labels of each case: the square root of their voxels, lesions by a factor more."""
+    """Return ``(B, 256)`` label weights of each case: the square root of their voxels, with a factor for lesions."""
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

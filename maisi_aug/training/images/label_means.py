@@ -1,6 +1,6 @@
 """A start for a small U-Net and ControlNet: weights that already draw every label at its mean intensity.
 
-Before its first step the ControlNet hands over e(m), the latent of an image in which each label of the map m has its
+Before its first step the ControlNet returns e(m), the latent of an image in which each label of the map m has its
 mean intensity, and the U-Net answers with
 
     v = -s (x_t - e(m)) / std(x_t - e(m)).
@@ -60,7 +60,7 @@ class Lookup:
     readout: nn.Linear
 
     def __call__(self, bits: Tensor) -> Tensor:
-        """Intensities in [0, 1] of ``(..., 8)`` bits, about."""
+        """Return intensities in [0, 1] of ``(..., 8)`` bits, about."""
         hidden = functional.silu(self.second(functional.silu(self.first(bits))))
         intensity: Tensor = self.readout(hidden)[..., 0] / FIT_GAIN
         return intensity
@@ -89,7 +89,7 @@ def start_from_label_means(
         store: Training cases, of which the first 60 are measured.
         latents: Theirs, half as wide as the images along every axis.
         vocabulary: Tumors with their hosts.
-        seed: Of the fit.
+        seed: Seed of the fit.
         faint_gain: Factor on the contrast of faint tumors.
 
     Raises:
@@ -114,7 +114,7 @@ def start_from_label_means(
 
 
 def freeze_lookup(controlnet: nn.Module) -> None:
-    """Freeze the first layers of the condition embedding, which look intensities up.
+    """Freeze the first layers of the condition embedding, which look up intensities.
 
     Hundreds of weights add up in every intensity, and a step of each would move organs by tens of HU.
     """
@@ -187,7 +187,7 @@ def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed
 
 
 def bits_of_ids() -> Tensor:
-    """``(256, 8)`` bits of all ids."""
+    """Return ``(256, 8)`` bits of all ids."""
     return to_label_bits(torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1))[0, :, :, 0, 0].T
 
 

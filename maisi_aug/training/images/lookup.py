@@ -2,7 +2,7 @@
 
 Such a ControlNet's first layers are a small network from the bits of a label to its mean intensity
 (:mod:`maisi_aug.training.images.label_means`). They know nothing of a slot that was never trained: what they
-look up for it is an accident of its bits. Here they are fitted again so that a new label gets its measured
+look up because it is an accident of its bits. Here they are fitted again so that a new label gets its measured
 mean while every other label keeps what it had; by how much these moved is measured and reported.
 """
 
@@ -28,7 +28,7 @@ HU_PER_UNIT = HU_MAXIMUM - HU_MINIMUM
 
 @dataclass(frozen=True, slots=True)
 class LookupChange:
-    """What fitting a lookup again has done, in HU.
+    """Change in HU by fitting a lookup again.
 
     Attributes:
         largest_old_hu: By how much the label that moved most has moved, of those the bundle knew.
@@ -42,7 +42,7 @@ class LookupChange:
 
 
 def find_lookup(controlnet: nn.Module) -> Lookup | None:
-    """The lookup in a ControlNet's first layers; None for one that did not start from label means."""
+    """Return the lookup in a ControlNet's first layers; None for one that did not start from label means."""
     embedding: Any = controlnet.controlnet_cond_embedding
     if len(embedding.blocks) != 2:
         return None
@@ -75,7 +75,7 @@ def teach_lookup(
 
     Args:
         controlnet: Whose first layers are the lookup.
-        lookup: What ``find_lookup`` returned; not modified.
+        lookup: Result of ``find_lookup``; not modified.
         wanted: New id -> mean intensity in [0, 1].
         known_ids: Ids that keep their intensity; new ones among them do not.
         num_steps: Steps of the fit at most; it ends when all are within half a HU.
@@ -116,14 +116,14 @@ def teach_lookup(
 def choose_intensities(
     means: LabelMeans, lookup: Lookup, new_ids: Sequence[int], vocabulary: Vocabulary
 ) -> dict[int, float]:
-    """The mean intensity that each new label shall have before its first step.
+    """Return the mean intensity of each new label before its first step.
 
     An organ gets its measured mean. A lesion gets what the bundle draws its hosts with, and on top the contrast to them
-    that was measured: a bundle whose livers are brighter than those of the data shall draw brighter lesions, too.
+    that was measured: a bundle whose livers are brighter than those of the data should draw brighter lesions as well.
 
     Args:
         means: Measured on the training cases.
-        lookup: What the bundle draws.
+        lookup: Labels that the bundle generates.
         new_ids: The labels.
         vocabulary: With the new labels; tells lesions and their hosts.
     """

@@ -1,4 +1,4 @@
-"""Patches of training images: where each is cut, how it is transformed, what is hidden; drawn first and made then."""
+"""Patches of training images: position, transformation and hidden part, which are all drawn before a patch is made."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PatchPlan:
     """One patch.
 
     Attributes:
-        index: Of the case.
+        index: Index of the case.
         corner: First voxel along I, J, K.
         box: Voxels that are cut out; what reaches beyond the image is air.
         flipped_axes: Turned round after the cut.
@@ -50,7 +50,7 @@ class PatchPlan:
 
 
 class LesionPlaces:
-    """Where the lesions of each case are, looked up once a case."""
+    """Places of the lesions of each case, found once per case."""
 
     def __init__(self, store: CaseStore, lesion_ids: Sequence[int]) -> None:
         self.store = store
@@ -58,7 +58,7 @@ class LesionPlaces:
         self._places: dict[int, NDArray[np.int32]] = {}
 
     def __getitem__(self, index: int) -> NDArray[np.intp]:
-        """``(N, 3)`` voxels of lesions of a case, in the order of the array."""
+        """Return ``(N, 3)`` voxels of lesions of a case, in the order of the array."""
         if index not in self._places:
             is_there = self.is_lesion[self.store.label_map(index)]
             self._places[index] = np.flatnonzero(is_there).astype(np.int32)
@@ -75,12 +75,12 @@ class PatchSource:
         self.lesions = LesionPlaces(store, lesion_ids)
 
     def draw(self, step: int, share: Share = WHOLE) -> Tensor:
-        """``(B, 1, I, J, K)`` intensities in [0, 1] of a share of a step's patches."""
+        """Return ``(B, 1, I, J, K)`` intensities in [0, 1] of a share of a step's patches."""
         plans = self.plan(step, num_shares=share.count)[share.slice_of(self.config.batch_count)]
         return torch.stack([self.cut(plan) for plan in plans])[:, None]
 
     def plan(self, step: int, *, num_shares: int = 1) -> list[PatchPlan]:
-        """All patches of a step."""
+        """Return all patches of a step."""
         rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
         transforms = numpy_generator(derive_seed("vae batch", self.seed, step), "transforms")
         start = self.config.large_patch_start_step
@@ -92,7 +92,7 @@ class PatchSource:
     def plan_patch(
         self, index: int, wanted: Shape, rng: np.random.Generator, transforms: np.random.Generator
     ) -> PatchPlan:
-        """One patch of a case; ``rng`` draws its place and flips, ``transforms`` all else."""
+        """Return one patch of a case; ``rng`` draws its place and flips, ``transforms`` all else."""
         image_shape = np.asarray(self.store.facts(index).shape)
         turns, plane = self._draw_turns(transforms)
         shape = _swap(wanted, plane) if turns % 2 else wanted
@@ -117,7 +117,7 @@ class PatchSource:
         )
 
     def cut(self, plan: PatchPlan) -> Tensor:
-        """``(I, J, K)`` intensities of a patch."""
+        """Return ``(I, J, K)`` intensities of a patch."""
         places = tuple(slice(start, start + side) for start, side in zip(plan.corner, plan.box, strict=True))
         patch_hu = np.flip(self.store.image_hu(plan.index, places), plan.flipped_axes)
         missing = [(0, side - found) for side, found in zip(plan.box, patch_hu.shape, strict=True)]
@@ -133,7 +133,7 @@ class PatchSource:
         return patch
 
     def _draw_turns(self, transforms: np.random.Generator) -> tuple[int, tuple[int, int]]:
-        """How often to turn by 90 degrees, and in which plane."""
+        """Draw the number of turns by 90 degrees, and their plane."""
         is_turned = transforms.random() < self.config.rotation_share
         turns, plane = int(transforms.integers(1, 4)), int(transforms.integers(3))
         return (turns if is_turned else 0), ((0, 1), (0, 2), (1, 2))[plane]
@@ -176,17 +176,17 @@ def draw_hidden(
     config: SurroundingsConfig,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """The part of a crop that a ControlNet that learns to draw lesions into real images does not see, and has to draw.
+    """Draw the part of a crop that is hidden from a ControlNet for inserting lesions, and that it must generate.
 
     Args:
-        label_map: ``(I, J, K)`` ids; what is 0 is not drawn from, for it lies outside of the image.
-        spacing_mm: Along I, J, K.
+        label_map: ``(I, J, K)`` ids; 0 is outside of the image and never at the centre of a hidden part.
+        spacing_mm: Voxel size along I, J, K.
         lesion_ids: Ids of lesions.
         config: Shares and ranges.
-        rng: Draws; every crop takes four numbers.
+        rng: Random generator; every crop takes four numbers.
 
     Returns:
-        ``(I, J, K)``.
+        Mask of the hidden part, of shape ``(I, J, K)``.
     """
     what, where = rng.random(2)
     size = rng.random()

@@ -74,7 +74,7 @@ class SliceDistance(nn.Module):
         return torch.stack(distances).sum() / len(ours)
 
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """``(N,)`` distances of two stacks of slices, ``(N, 1, H, W)`` each."""
+        """Return ``(N,)`` distances of two stacks of slices, ``(N, 1, H, W)`` each."""
         distance = ours.new_zeros(len(ours))
         mine, other = ((image - self.shift) / self.scale for image in (ours, theirs))
         place = 0
@@ -97,7 +97,7 @@ def _normalise(features: Tensor) -> Tensor:
 
 
 def load_perceptual(config: VaeLossConfig, device: str) -> SliceDistance:
-    """The distance that the settings name, with the weights of their files.
+    """Return the distance that the settings name, with the weights of their files.
 
     Raises:
         TrainingError: A file is missing or holds other weights.
@@ -112,7 +112,7 @@ def load_perceptual(config: VaeLossConfig, device: str) -> SliceDistance:
         features.load_state_dict(own)
     except RuntimeError as error:
         raise TrainingError(
-            f"{config.perceptual_weights}: expected the weights of torchvision's squeezenet1_1, found other ones. Get "
+            f"{config.perceptual_weights}: not the weights of torchvision's squeezenet1_1. Get "
             "squeezenet1_1-b8a52dc0.pth from download.pytorch.org/models."
         ) from error
     heads = None if config.perceptual_heads is None else _read_heads(Path(config.perceptual_heads))
@@ -124,8 +124,7 @@ def _read_heads(path: Path) -> list[Tensor]:
     heads = [state.get(f"lin{place}.model.1.weight") for place in range(len(TAPS))]
     if any(head is None or head.numel() != channels for head, channels in zip(heads, TAPS.values(), strict=True)):
         raise TrainingError(
-            f"{path}: expected LPIPS' weights for SqueezeNet, found other ones. They are weights/v0.1/squeeze.pth of "
-            "the package lpips."
+            f"{path}: not LPIPS' weights for SqueezeNet, which are weights/v0.1/squeeze.pth of the package lpips."
         )
     return [head.flatten() for head in heads if head is not None]
 
@@ -135,9 +134,9 @@ def _read(path: Path, field: str) -> dict[str, Any]:
         state: dict[str, Any] = load_torch_file(path)
     except (OSError, ContentError) as error:
         is_missing = isinstance(error, FileNotFoundError)
-        found = "none" if is_missing else f"what torch cannot read ({error})"
+        found = "none" if is_missing else f"which torch cannot read ({error})"
         raise TrainingError(
-            f"vae.loss.{field}: expected a file of weights at {path}, found {found}. Nothing is downloaded: fetch the "
-            "file, or set perceptual_weight: 0."
+            f"vae.loss.{field}: no usable weights at {path}, found {found}. Nothing is downloaded: fetch the file, "
+            "or set perceptual_weight: 0."
         ) from error
     return state

@@ -14,9 +14,13 @@ from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
 from maisi_aug.training.loop.settings import FlowLossConfig, LoopConfig, VaeLossConfig
+from maisi_aug.vocabulary.modalities import ImageModality
 
 # What ``bundle.like`` takes over.
-SHARED_FIELDS = ("grid", "grid_limits", "num_inference_steps", "decode_window", "scheduler", "networks")
+SHARED_FIELDS = (
+    *("grid", "grid_limits", "num_inference_steps", "modalities", "guidance_scale", "decode_window", "scheduler"),
+    "networks",
+)
 OWN_LICENCE = "Own weights; the licence of the training data applies."
 
 
@@ -96,12 +100,14 @@ class ControlNetStage(FlowStage):
         if self.start == "label-means" and not self.loss.train_unet:
             raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
         if self.start != "label-means" and self.faint_gain != 1.0:
-            raise ValueError("faint_gain: changes a start from label means and needs start: label-means")
+            raise ValueError("faint_gain: applies to start: label-means only")
         return self
 
 
 class BundleHeader(StrictModel):
-    """What the finished bundle says of itself; the fields are those of ``bundle.BundleSpec``.
+    """Header of the finished bundle, with the fields of ``bundle.BundleSpec``.
+
+    Those without a value are left to its defaults.
 
     ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
     be fetched: its definitions are known without its weights.
@@ -115,11 +121,18 @@ class BundleHeader(StrictModel):
     grid: GridSpec
     grid_limits: GridLimits | None = None
     num_inference_steps: int = Field(gt=0)
+    modalities: tuple[ImageModality, ...] | None = Field(default=None, min_length=1)
+    guidance_scale: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     mixed_precision: bool = True
     decode_window: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = Field(default={})
+
+    def describe(self) -> dict[str, Any]:
+        """The fields of ``bundle.yaml``, in the order of the class."""
+        unsaid = {name for name in ("modalities", "guidance_scale") if getattr(self, name) is None}
+        return self.model_dump(mode="json", exclude=unsaid)
 
     @model_validator(mode="before")
     @classmethod
@@ -146,7 +159,7 @@ class TrainingRecipe(StrictModel):
 
     Attributes:
         kind: Tells training recipes from cohort recipes.
-        seed: Of initial weights, batches and noise.
+        seed: Seed of initial weights, batches and noise.
         data: Training cases.
         latent_deviation: Standard deviation that latents are scaled to, against noise of 1. MAISI's is 1; more moves
             training and sampling towards little noise, where a map that tells almost everything leaves the work to be
@@ -171,15 +184,17 @@ class TrainingRecipe(StrictModel):
         has_fold = isinstance(self.data, PreparedData) and self.data.validation_fold is not None
         for name in ("vae", "diffusion", "controlnet"):
             if getattr(self, name).loop.validation_steps is not None and not has_fold:
-                raise ValueError(f"{name}.loop.validation_steps: needs held-out cases, a data.validation_fold")
+                raise ValueError(
+                    f"{name}.loop.validation_steps: needs held-out cases, which data.validation_fold provides"
+                )
         return self
 
     @model_validator(mode="after")
     def _require_what_contrast_needs(self) -> Self:
         if self.diffusion.loss.contrastive_weight > 0:
-            raise ValueError("diffusion.loss.contrastive_weight: is for a ControlNet; set controlnet.loss alone")
+            raise ValueError("diffusion.loss.contrastive_weight: applies to a ControlNet; set only controlnet.loss")
         if self.controlnet.loss.contrastive_weight > 0 and self.bundle.scheduler.get("class") != "RFlowScheduler":
-            raise ValueError("controlnet.loss.contrastive_weight: is for rectified flow, not for ddpm; leave it out")
+            raise ValueError("controlnet.loss.contrastive_weight: applies to rectified flow, not to ddpm; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -192,7 +207,7 @@ class TrainingRecipe(StrictModel):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """The recipe on other data: a prepared folder, with the fold that the recipe holds out.
+        """Return the recipe on other data: a prepared folder, with the fold that the recipe holds out.
 
         What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
         """
@@ -210,7 +225,7 @@ class TrainingRecipe(StrictModel):
 
 
 def training_recipe_path(name_or_path: str) -> Path:
-    """The file of a training recipe that comes with the package, or of the user's own.
+    """Return the file of a training recipe that comes with the package, or of the user's own.
 
     Raises:
         RecipeError: Offering the closest names.
@@ -220,8 +235,8 @@ def training_recipe_path(name_or_path: str) -> Path:
     named = {info.name: info.path for info in list_training_recipes()}
     if name_or_path not in named:
         raise RecipeError(
-            f"Training recipe '{name_or_path}': expected a file or one of {', '.join(named)}, found neither."
-            f"{did_you_mean(name_or_path, named)}"
+            f"Training recipe '{name_or_path}': not a file or one of "
+            f"{', '.join(named)}.{did_you_mean(name_or_path, named)}"
         )
     return named[name_or_path]
 

@@ -21,13 +21,13 @@ from maisi_aug.training.loop.settings import LoopConfig
 
 
 class StageOptions(TypedDict):
-    """Where and beside whom a training in stages runs.
+    """Options of a training in stages: device, processes and output.
 
     Attributes:
-        device: Of this process.
+        device: Device of this process.
         report_phase: Starts the progress of a phase that it is told the name of.
         processes: All that train together; only the main one writes.
-        with_tensorboard: Log for TensorBoard, too.
+        with_tensorboard: Log for TensorBoard as well.
     """
 
     device: str
@@ -37,10 +37,10 @@ class StageOptions(TypedDict):
 
 
 class StageFolder:
-    """What trainings in stages share.
+    """Shared part of trainings in stages.
 
     Args:
-        folder: Of the training.
+        folder: Folder of the training.
         how: Where and beside whom it runs.
     """
 
@@ -84,8 +84,8 @@ class StageFolder:
         path = self._weights_path(stage, role)
         if not path.exists():
             raise TrainingError(
-                f"Training folder {self.folder}: expected the weights of stage {stage} in {path.name}, found none. "
-                f"Run 'maisi-aug train {stage}' first."
+                f"Training folder {self.folder}: the weights of stage {stage} are missing ({path.name}). Run "
+                f"'maisi-aug train {stage}' first."
             )
         return path
 

@@ -1,4 +1,4 @@
-"""The three stages of a training recipe, each in a folder of its own, each resumable, and the bundle they end in."""
+"""The three stages of a training recipe, each resumable and in its own folder, and the resulting bundle."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ class TrainingFolder(StageFolder):
     """A run of a recipe in a folder: phantoms and latents, one folder a stage, and ``bundle``.
 
     Args:
-        recipe: Of the training.
-        folder: Of the run.
+        recipe: Recipe of the training.
+        folder: Folder of the run.
         how: Where and beside whom it runs.
     """
 
@@ -84,8 +84,9 @@ class TrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
 
-        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count,
-        too.
+        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count
+        as well.
+
 
         Raises:
             TrainingError: When an earlier stage is missing, or the folder holds another configuration.
@@ -125,7 +126,7 @@ class TrainingFolder(StageFolder):
         kept = {stage: summary["best_step"] for stage, summary in summaries.items() if "best_step" in summary}
         header = {
             "format": 1,
-            **self.recipe.bundle.model_dump(mode="json"),
+            **self.recipe.bundle.describe(),
             "slots": {name: slot.model_dump(mode="json") for name, slot in self.slots.items()},
             "scale_factor": self._open_latents().training.scale_factor,
             "provenance": {

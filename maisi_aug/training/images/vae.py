@@ -54,7 +54,7 @@ class VaeObjective:
         return {"autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a share of the patches of a step, with the mean error in HU."""
+        """Return the loss of some patches of a step, with the mean error in HU."""
         image = self._batches(self.patches.draw, step, share).to(self.device)
         mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
@@ -83,7 +83,7 @@ class VaeObjective:
         self._rebuilt = []
 
     def state(self) -> dict[str, Any]:
-        """The weights and the optimiser of the adversary."""
+        """Return the weights and the optimiser of the adversary."""
         return {} if self.adversary is None else self.adversary.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:

@@ -31,7 +31,7 @@ class FlowValidation:
     """Loss of whole held-out cases, each at the same noise and the same timesteps every time.
 
     Attributes:
-        objective: Of the networks that train, with the held-out cases in place of the training cases.
+        objective: Objective of the networks that train, with the held-out cases in place of the training cases.
         processes: Share the cases among them.
     """
 
@@ -66,7 +66,7 @@ class VaeValidation:
     """Reconstruction of whole held-out images, window by window, from the mean of the posterior.
 
     Attributes:
-        autoencoder: That trains.
+        autoencoder: Autoencoder in training.
         store: Held-out cases.
         window: Voxels along I, J, K that are encoded and decoded at once.
         device: Where the autoencoder is.
@@ -108,7 +108,7 @@ class VaeValidation:
 def _mean_over_cases(
     num_cases: int, compare: Callable[[int], dict[str, float]], processes: Processes
 ) -> dict[str, float]:
-    """Each process takes every so many cases; all get the means over all cases."""
+    """Compute means over all cases, which are divided among the processes and shared with all."""
     own = [compare(index) for index in range(processes.rank, num_cases, processes.count)]
     rows: Sequence[dict[str, float]] = [row for rows in processes.gather(own) for row in rows]
     names = {name: None for row in rows for name in row}

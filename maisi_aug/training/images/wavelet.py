@@ -1,13 +1,13 @@
-"""A start for small autoencoders: weights that already are a Haar wavelet transform, to be refined by training.
+"""Initial weights for small autoencoders: a Haar wavelet transform, which training refines.
 
-From random weights, MAISI's autoencoder spends its first thousands of steps on learning to hand intensities through:
-its group normalisation takes the mean and the scale of every volume away, and the decoder must win them back. Here the
-trunk hands the image through untouched, and four channels are set up so that normalisation cannot hurt: two constants
-of opposite sign, so large that they alone decide the scale, and a zero whose normalised value is the mean to subtract.
+From random weights, MAISI's autoencoder needs thousands of steps to learn to pass intensities on: its group
+normalisation removes the mean and the scale of every volume, and the decoder must recover them. Here the trunk passes
+the image on unchanged, and four channels prevent any effect of the normalisation: two constants of opposite sign, so
+large that they alone determine the scale, and a zero whose normalised value is the mean to subtract.
 
 The latent is the local mean of 2x2x2 voxels and its three first differences (Haar, "Zur Theorie der orthogonalen
-Funktionensysteme", 1910); with four latent channels the mixed differences are left to the decoder's imagination, with
-eight they are kept, and the transform loses nothing.
+Funktionensysteme", 1910); with four latent channels the decoder has to guess the mixed differences, with eight they are
+kept, and the transform is lossless.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAVELET_AXES = ((), (0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2))
 
 
 def haar_kernels(count: int = NUM_WAVELETS) -> Tensor:
-    """``(count, 2, 2, 2)`` weights of the mean of 2x2x2 voxels and of their differences.
+    """Return ``(count, 2, 2, 2)`` weights of the mean of 2x2x2 voxels and of their differences.
 
     First the mean, then the differences along I, J and K, then the mixed ones, along IJ, IK, JK and IJK; all eight
     tell the voxels without loss. Source: Haar, "Zur Theorie der orthogonalen Funktionensysteme", 1910.
@@ -41,7 +41,7 @@ def haar_kernels(count: int = NUM_WAVELETS) -> Tensor:
 
 
 def only_convolution(layer: Any) -> Any:
-    """The one convolution inside a layer, transposed or not."""
+    """Return the one convolution inside a layer, transposed or not."""
     found = [part for part in layer.modules() if isinstance(part, nn.Conv3d | nn.ConvTranspose3d)]
     assert len(found) == 1
     return found[0]
@@ -57,7 +57,7 @@ ANCHOR = 10.0
 # Differences are small against means, and mixed ones smaller still: a gain for every axis that they run along brings
 # them nearer to each other, so that diffusion sees all.
 DIFFERENCE_GAIN = 4.0
-# With all eight wavelets the mean, too, comes nearer to the others: intensities around that of thin tissue, halved.
+# With all eight wavelets the mean also comes nearer to the others: intensities around that of thin tissue, halved.
 CENTRE, MEAN_GAIN = 0.3, 0.5
 
 

@@ -17,12 +17,12 @@ LEAST_SCALE = 2.0**-14
 
 
 class Precision:
-    """How forward passes compute and how the optimiser steps.
+    """Precision of forward passes and of the optimiser's steps.
 
     Args:
         device: Where the networks are.
         is_mixed: False computes in float32.
-        dtype: Of the passes; None for what suits the device.
+        dtype: Floating-point type of the passes; None for what suits the device.
     """
 
     def __init__(self, device: str, *, is_mixed: bool, dtype: torch.dtype | None = None) -> None:
@@ -31,7 +31,7 @@ class Precision:
         self.scaler = torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context of a forward pass."""
+        """Return the context of a forward pass."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device_type, dtype=self.dtype)
 
     def backward(self, loss: Tensor) -> None:
@@ -57,22 +57,22 @@ class Precision:
         self.scaler.update()
         if self.scaler.get_scale() < LEAST_SCALE:
             raise TrainingError(
-                f"Loss scale: expected at least {LEAST_SCALE:.0e}, found {self.scaler.get_scale():.0e} with float16 "
-                "gradients that are not finite. Lower learning_rate, or set mixed_precision: false."
+                f"Loss scale: fell to {self.scaler.get_scale():.0e}, below {LEAST_SCALE:.0e}, because float16 "
+                "gradients are not finite. Lower learning_rate, or set mixed_precision: false."
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the loss scale, where there is one."""
+        """Return what a checkpoint keeps: the loss scale, where there is one."""
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Do nothing: there is no state."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
 
 
 def choose_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
+    """Return bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16 if computes_in("bfloat16", device) else torch.float32

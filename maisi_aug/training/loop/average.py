@@ -63,19 +63,19 @@ class WeightAverage:
                     live.copy_(before)
 
     def copy(self, *, device: str | None = None) -> Weights:
-        """The average as tensors of its own, on another device where one is named."""
+        """Return the average as tensors of its own, on another device where one is named."""
         return {
             name: {key: torch.clone(value).to(device or value.device) for key, value in state.items()}
             for name, state in self._weights.items()
         }
 
     def state(self) -> Weights:
-        """What a checkpoint keeps of it; nothing where it is the weights themselves."""
+        """Return what a checkpoint keeps of it; nothing where it is the weights themselves."""
         return self._weights if self._is_kept else {}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take back what ``state`` gave."""
+        """Do nothing: there is no state."""
         if not self._is_kept:
             return
         for name, weights in self._weights.items():

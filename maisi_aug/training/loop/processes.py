@@ -42,7 +42,7 @@ class Share:
     count: int = 1
 
     def slice_of(self, batch_count: int) -> slice:
-        """Where the share's ``batch_count`` cases stand in the whole batch of ``batch_count * count`` cases."""
+        """Return where the share's ``batch_count`` cases stand in the whole batch of ``batch_count * count`` cases."""
         return slice(self.index * batch_count, (self.index + 1) * batch_count)
 
 
@@ -75,8 +75,8 @@ class Processes:
             return cls()
         if device not in ("cpu", "cuda"):
             raise TrainingError(
-                f"Device '{device}': expected cpu or cuda for several processes, found one device. "
-                "Each process takes the GPU of its number."
+                f"Device '{device}': several processes need cpu or cuda, not one device. Each process uses the GPU "
+                "of its own number."
             )
         from accelerate.state import PartialState
 
@@ -88,13 +88,13 @@ class Processes:
         return self.rank == 0
 
     def device_of(self, device: str) -> str:
-        """The device of this process, where ``device`` is what the user asked for."""
+        """Return the device of this process, where ``device`` is what the user requested."""
         if self._state is None or self._state.device.type == "cpu":  # which Accelerate numbers
             return device
         return str(self._state.device)
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have come here."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
@@ -103,7 +103,7 @@ class Processes:
         """Run a block in the main process, then in the others, which find what it wrote.
 
         Raises:
-            TimeIsUp: In all of them, where the time was up in the main one.
+            TimeIsUp: The time limit was reached in the main process; raised in all processes.
         """
         if not self.is_main:
             self._hear_of_main()
@@ -122,7 +122,7 @@ class Processes:
             raise TimeIsUp(*stop)
 
     def gather(self, value: Value) -> list[Value]:
-        """The value of every process, in their order; a small one that can be pickled."""
+        """Return the value of every process, in their order; a small one that can be pickled."""
         if self._state is None:
             return [value]
         from accelerate.utils import gather_object
@@ -131,7 +131,7 @@ class Processes:
         return gathered
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum over all processes, as a new tensor."""
+        """Return the sum over all processes, as a new tensor."""
         if self._state is None:
             return value
         from accelerate.utils import reduce
@@ -164,7 +164,7 @@ class Processes:
                 gradient.copy_(part.view(gradient.shape))
 
     def leave(self) -> None:
-        """Part from the other processes at the end."""
+        """Leave the other processes at the end."""
         if self._state is not None:
             self._state.destroy_process_group()
 

@@ -1,9 +1,9 @@
-"""The one training loop: steps, learning rate, mixed precision, averaging, validation, checkpoints, exact resume.
+"""Training loop of all networks: steps, learning rate, mixed precision, averaging, validation, checkpoints, resuming.
 
-Nothing random lives in the loop: an objective derives the noise of a step from the step's number, so that a run that
-was killed and resumed ends with the same weights as one that was not: bit by bit on the same kind of processor with
-as many threads, else to the rounding of sums. One process or many, and batches at once or accumulated, make the same
-steps.
+The loop has no random state: an objective derives the noise of a step from its number. A run that was killed and
+resumed therefore ends with the same weights as an uninterrupted one: identical bits on the same kind of processor with
+the same number of threads, otherwise up to rounding of sums. The steps do not depend on the number of processes or on
+whether batches are accumulated.
 """
 
 from __future__ import annotations
@@ -60,42 +60,42 @@ Figures = Mapping[str, float | Tensor]
 
 
 class Objective(Protocol):
-    """What is trained: networks, the loss of a step, and whatever the loss needs beside them."""
+    """Training objective: networks, the loss of a step, and whatever the loss needs in addition."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
         """The networks whose weights the loop trains, averages and keeps, by name."""
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Figures]:
-        """The loss of a share of a step's batch as a scalar, and the figures to log; scalars may stay on the device."""
+        """Return the scalar loss of a share of a step's batch, and the figures to log, which may stay on the device."""
 
     def after_step(self, step: int) -> None:
-        """What follows the optimiser step, such as training a discriminator."""
+        """Run what follows the optimiser step, such as training a discriminator."""
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values to keep in a checkpoint beside the networks'."""
+        """Return tensors and plain values to keep in a checkpoint beside the networks'."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back what ``state`` gave."""
+        """Do nothing: there is no state."""
 
 
 class Stateless:
     """The part of an objective that has nothing beside its networks and does nothing after a step."""
 
     def after_step(self, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def state(self) -> dict[str, Any]:
-        """Nothing beside the networks."""
+        """Return nothing beside the networks."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Nothing to take back."""
+        """Do nothing: there is no state."""
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """Where a run stands.
+    """State of a run.
 
     Attributes:
         num_steps_done: Optimiser steps made.
@@ -129,9 +129,9 @@ class TrainingRun:
     """One run in one folder, resumed from its checkpoint where there is one.
 
     Args:
-        objective: What is trained.
+        objective: Training objective.
         config: How.
-        folder: Of the checkpoint and the log; only the main process writes there.
+        folder: Folder of the checkpoint and the log; only the main process writes there.
         device: Where the networks are.
         processes: All that train this run; each makes its share of every step.
         validate: Gives the figures of the held-out cases, "loss" among them, the same in every process; called with
@@ -153,9 +153,7 @@ class TrainingRun:
         precision: Precision | None = None,
     ) -> None:
         if config.validation_steps is not None and validate is None:
-            raise TrainingError(
-                "validation_steps: expected held-out cases, found none. Give a validation fold, or leave it out."
-            )
+            raise TrainingError("validation_steps: needs held-out cases. Give a validation fold, or leave it out.")
         self.objective = objective
         self.config = config
         self.folder = folder
@@ -224,7 +222,7 @@ class TrainingRun:
         return self.step >= self.config.num_steps or has_stopped_gaining
 
     def result(self) -> LoopResult:
-        """Where the run stands."""
+        """Return where the run stands."""
         if self.best.step is None:
             return LoopResult(self.step, self.is_complete, self.average.copy())
         return LoopResult(self.step, self.is_complete, self.best.weights, self.best.step, self.best.loss)
@@ -334,7 +332,7 @@ class TrainingRun:
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW with the settings of a loop."""
+    """Return Adam or AdamW with the settings of a loop."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     betas = (0.9, config.second_beta)
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=betas)

@@ -1,4 +1,4 @@
-"""What a run keeps on the disk: a checkpoint, from which it goes on exactly where it was, and figures of every step.
+"""Files of a run: a checkpoint, from which it continues exactly where it was, and the figures of every step.
 
 Those are a line of JSON each, and TensorBoard's scalars where wished.
 """
@@ -27,11 +27,11 @@ FREE_FIELDS = {"checkpoint_minutes", "accumulation_count"}
 
 
 class StepLog:
-    """Writes ``log.jsonl`` and, where wished, TensorBoard's event files beside it.
+    """Writes ``log.jsonl`` and, where wished, TensorBoard's event files next to it.
 
     Args:
-        folder: Of the run.
-        last_step: What is logged of later steps is dropped: a run that was killed makes them again.
+        folder: Folder of the run.
+        last_step: Log lines of later steps are dropped, since a killed run repeats these steps.
         with_tensorboard: Also write event files.
 
     Raises:
@@ -66,8 +66,8 @@ class StepLog:
             self._file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise TrainingError(
-                f"{self.path}: expected to write the figures of step {step}, found: {error.strerror}. Make room, and "
-                "give the same command again to go on from the last checkpoint."
+                f"{self.path}: the figures of step {step} cannot be written: {error.strerror}. Free some space, and "
+                "run the same command again to continue from the last checkpoint."
             ) from error
         if self._writer is not None:
             for name, value in figures.items():
@@ -94,8 +94,8 @@ def _open_writer(folder: Path, last_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise MissingExtraError(
-            "TensorBoard: expected the package tensorboard, found none. Install it with "
-            "pip install 'maisi-aug[tensorboard]', or leave --tensorboard out."
+            "TensorBoard: the package tensorboard is missing. Install it with pip install 'maisi-aug[tensorboard]', "
+            "or leave --tensorboard out."
         ) from error
     return SummaryWriter(str(folder), purge_step=last_step + 1)
 
@@ -111,10 +111,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save(dict(content), file)
     # torch wraps what its writer meets
     except (VolumeError, OSError, RuntimeError) as error:
-        kept = f"that of step {_step_of(path)} is whole" if path.exists() else "there is none yet"
+        kept = f"that of step {_step_of(path)} is intact" if path.exists() else "there is none yet"
         raise TrainingError(
-            f"Checkpoint {path}: expected to write that of step {content['step']}, found: {_cause_of(error)}; {kept}. "
-            "Make room, and give the same command again to go on."
+            f"Checkpoint {path}: step {content['step']} cannot be written: {_cause_of(error)}; {kept}. Free some "
+            "space, and run the same command again to continue."
         ) from error
 
 
@@ -128,8 +128,7 @@ def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
         content: dict[str, Any] = load_torch_file(path, device=device, mmap=False)
     except (OSError, ContentError) as error:
         raise TrainingError(
-            f"{path}: expected a checkpoint of this program, found what torch cannot read ({error}). "
-            "Remove it to start anew."
+            f"{path}: not a checkpoint that torch can read ({error}). Remove it to start anew."
         ) from error
     return content
 
@@ -145,14 +144,14 @@ def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_s
     differing = sorted(name for name, (old, new) in values.items() if old != new and name not in FREE_FIELDS)
     if differing:
         raise TrainingError(
-            f"Training run {folder}: expected the configuration of its checkpoint, found other values of "
-            f"{', '.join(differing)}. Use another folder, or the same recipe to go on."
+            f"Training run {folder}: its checkpoint has other values of {', '.join(differing)}. Use another folder, "
+            "or the original recipe to continue."
         )
     known = checkpoint.get("num_shares", before.accumulation_count)
     if known != num_shares:
         raise TrainingError(
-            f"Training run {folder}: expected {known} batches a step (processes times accumulation_count), found "
-            f"{num_shares}. Start as many processes as before, or make up for them with accumulation_count."
+            f"Training run {folder}: was begun with {known} batches a step (processes times accumulation_count), "
+            f"found {num_shares}. Start as many processes as before, or compensate with accumulation_count."
         )
 
 
@@ -161,7 +160,7 @@ def _step_of(path: Path) -> int:
 
 
 def _cause_of(error: BaseException) -> str:
-    """What the operating system said, under what torch and ours wrapped around it."""
+    """Return the error of the operating system that is wrapped in those of torch and ours."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -14,7 +14,7 @@ LEAST_SLICE_SIDE = 20
 
 
 class LoopConfig(StrictModel, strict=True):
-    """How long and how fast to train.
+    """Length and learning rate of a training.
 
     Attributes:
         num_steps: Optimiser steps of the whole run.
@@ -56,11 +56,11 @@ class LoopConfig(StrictModel, strict=True):
     @model_validator(mode="after")
     def _require_validation_for_patience(self) -> Self:
         if self.patience is not None and self.validation_steps is None:
-            raise ValueError("patience: counts validations and needs validation_steps")
+            raise ValueError("patience: needs validation_steps, because it counts validations")
         return self
 
     def learning_rate_at(self, step: int) -> float:
-        """Learning rate of the given step, counted from 0."""
+        """Return the learning rate of the given step, counted from 0."""
         warmup = min(1.0, (step + 1) / max(1, self.num_warmup_steps))
         progress = step / self.num_steps
         if self.decay_power is None:
@@ -93,7 +93,7 @@ class VaeLossConfig(StrictModel):
         window_weight: Weight of that extra term, an L1 over the window mapped to [0, 1].
         adversarial_weight: Weight of the least-squares adversarial term; 0 for none.
         adversarial_start_step: Step from which the adversary counts.
-        discriminator_learning_rate: Of Adam for the patch discriminator.
+        discriminator_learning_rate: Discriminator learning rate of Adam for the patch discriminator.
         rotation_share: Share of patches that are turned by 90, 180 or 270 degrees in a random plane.
         intensity_scale: Intensities are multiplied by up to so much more or less than 1.
         intensity_shift: So much of the intensity range is added or taken away at most.
@@ -134,12 +134,12 @@ class VaeLossConfig(StrictModel):
                 f"{'x'.join(map(str, self.patch_shape))} in patch_shape"
             )
         if self.zoom_range is not None and self.zoom_range[0] > self.zoom_range[1]:
-            raise ValueError(f"zoom_range: expected the smaller factor first, found {list(self.zoom_range)}")
+            raise ValueError(f"zoom_range: the smaller factor must come first, found {list(self.zoom_range)}")
         return self
 
 
 class SurroundingsConfig(StrictModel):
-    """What of its surroundings a ControlNet is shown that learns to draw lesions into real images.
+    """Surroundings shown to a ControlNet that learns to draw lesions into real images.
 
     Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
 
@@ -170,7 +170,7 @@ class FlowLossConfig(StrictModel):
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
         label_weights: Factor on the loss of latent voxels that hold a label, by its name; where labels meet, the
             largest counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
-        modality_dropout: Share of cases whose modality is told as plain "ct".
+        modality_dropout: Share of cases whose modality is told as plain "ct", or "mri" of MR.
         modality_omission: Share of cases whose modality is not told (code 0), which guidance needs.
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
@@ -178,9 +178,9 @@ class FlowLossConfig(StrictModel):
         whole_batch_count: Cases a step from ``whole_start_step`` on; None for ``batch_count``.
         train_unet: Whether the U-Net learns beside the ControlNet; False keeps it frozen, as MAISI does.
         contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: where a tumour is
-            removed from the label map, the output shall change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
+            removed from the label map, the output should change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
         contrastive_bound: Mean difference between the outputs with and without the tumours that is rewarded at most.
-        surroundings: What a ControlNet with a condition of 10 channels is shown of the image; None for nothing.
+        surroundings: Part of the image that a ControlNet with 10 channels sees; None for none.
     """
 
     batch_count: int = Field(default=1, gt=0)
@@ -203,5 +203,5 @@ class FlowLossConfig(StrictModel):
     @model_validator(mode="after")
     def _require_shares_below_one(self) -> Self:
         if self.modality_dropout + self.modality_omission > 1:
-            raise ValueError("modality_dropout and modality_omission: expected shares of at most 1 together")
+            raise ValueError("modality_dropout and modality_omission: together at most 1")
         return self

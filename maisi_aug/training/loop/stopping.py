@@ -1,4 +1,4 @@
-"""How runs end early: after the step that they are at, with a checkpoint, or between two cases that are prepared."""
+"""Early end of runs: after the current step with a checkpoint, or between two cases that are prepared."""
 
 from __future__ import annotations
 
@@ -44,25 +44,28 @@ class StopRequest:
         self._before = {}
 
 
-class TimeIsUp(Exception):  # noqa: N818  no error: what was finished is kept, and the next run goes on
-    """The time of a run was over while its cases were prepared.
+class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, and the next run continues
+    """The time limit of a run was reached while its cases were prepared.
 
     Args:
-        phase: What was going on.
+        phase: What was being done.
         done: How many cases were done.
-        total: Of how many.
+        total: Total of how many.
     """
 
     def __init__(self, phase: str, done: int, total: int) -> None:
         super().__init__(phase, done, total)
         self.phase, self.done, self.total = phase, done, total
 
+    def __str__(self) -> str:
+        return f"{self.phase[0].lower()}{self.phase[1:]}, {self.done} of {self.total}"
+
 
 class TimeLimit:
-    """The wall-clock time of a run, what comes before its first step included.
+    """Wall-clock limit of a run, including the time before its first step.
 
     Args:
-        max_minutes: From now; None for no limit.
+        max_minutes: Limit from now on; None for no limit.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
@@ -74,7 +77,7 @@ class TimeLimit:
         return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
 
     def limit(self, report_phase: ReportPhase, *, uninterrupted: tuple[str, ...] = ()) -> ReportPhase:
-        """Phases that end when the time is up, after the case that they are at.
+        """Return phases that end when the time is up, after the case that they are at.
 
         Args:
             report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.

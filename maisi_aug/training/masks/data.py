@@ -1,4 +1,4 @@
-"""Where the label maps of mask networks come from: phantoms, a bank, or a prepared folder; training and held-out."""
+"""Label maps for mask networks: phantoms, a bank, or a prepared folder; training and held-out."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.grid import Grid, spell_grid
 
 HELD_OUT_SHARE = 5
-"""Of the user's own maps at most one in so many is held out."""
+"""One in this many of the user's own maps is held out, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ def open_bank(
 
 
 def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:
-    """The label maps of a prepared folder; those of its first fold are held out.
+    """Return the label maps of a prepared folder; those of its first fold are held out.
 
     Raises:
         TrainingError: Its grid is not the recipe's, or it has but one fold.
@@ -115,8 +115,8 @@ def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit
     folds = sorted({record.fold for record in store.cases})
     if len(folds) < 2:
         raise TrainingError(
-            f"{store.dataset.path}: expected cases in at least two folds, one of them to be held out, found "
-            f"{len(folds)}. Prepare more cases."
+            f"{store.dataset.path}: needs cases in at least two folds, one of them held out, found {len(folds)}. "
+            "Prepare more cases."
         )
     parts = [store.select(exclude_fold=folds[0]), store.select(folds=[folds[0]])]
     # Folds too: latents are kept by number, and cases that were trained on must never come to be held out.
@@ -131,7 +131,7 @@ def _split(
 ) -> MaskSplit:
     if len(maps) < 2:
         raise TrainingError(
-            f"Label maps for training: expected at least two, one of them to be held out, found {len(maps)}. Add maps."
+            f"Label maps for training: at least two are needed, one of them held out, found {len(maps)}. Add maps."
         )
     order = numpy_generator(recipe.data.seed, "held-out maps").permutation(len(maps)).tolist()
     num_held_out = max(1, min(recipe.data.num_held_out, len(maps) // HELD_OUT_SHARE))
@@ -145,5 +145,5 @@ def _split(
 
 
 def hash_of(parts: list[object]) -> str:
-    """A short name for plain JSON values."""
+    """Return a short name for plain JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

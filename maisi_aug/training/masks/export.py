@@ -29,10 +29,10 @@ QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle:
-    """The bundle with image networks that mask networks are added to.
+    """Return the bundle with image networks that mask networks are added to.
 
     Args:
-        name_or_path: Of the bundle; None where the user named none.
+        name_or_path: Name or path of the bundle; None where the user named none.
         recipe: Tells how long the label maps will be.
 
     Raises:
@@ -41,17 +41,17 @@ def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle
     """
     if name_or_path is None:
         raise TrainingError(
-            "Mask networks: expected a bundle with image networks to add them to, found none named. "
-            "Name one with --base, for instance --base phantom-ct."
+            "Mask networks: need a bundle with image networks to be added to. Name one with --base, for instance "
+            "--base phantom-ct."
         )
     base = load_bundle(name_or_path)
     grid = Grid.from_spacing(recipe.grid.shape, recipe.grid.spacing_mm)
     field_mm, wanted_mm = grid.extent_mm[2], base.grid.extent_mm[2]
     if wanted_mm > field_mm * FIELD_TOLERANCE:
         raise TrainingError(
-            f"Mask networks: expected label maps at least as long as the images of bundle '{base.name}', "
-            f"{wanted_mm:.0f} mm, found {field_mm:.0f} mm ({spell_grid(grid.shape, grid.spacing_mm)}). "
-            "Use a longer grid in the recipe, or another --base."
+            f"Mask networks: their label maps must be at least as long as the images of bundle '{base.name}', "
+            f"{wanted_mm:.0f} mm, found {field_mm:.0f} mm ({spell_grid(grid.shape, grid.spacing_mm)}). Use a longer "
+            "grid in the recipe, or another --base."
         )
     return base
 
@@ -97,7 +97,7 @@ def _spell_sizes(sizes: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 
 def _describe(run: MaskTrainingFolder) -> dict[str, Any]:
-    """Where the networks come from, how good they are, and what volumes the sizes of organs stand for."""
+    """Describe the origin and quality of the networks, and the volumes behind the sizes of organs."""
     summaries = {stage: read_json(run.folder / stage / SUMMARY_NAME) for stage in MASK_STAGES}
     organs = zip(SIZED_ORGANS, run.measure().organ_volumes_ml(), strict=True)
     return {
@@ -135,6 +135,6 @@ def _require_ours(folder: Path) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign or not is_ours:
         raise BundleError(
-            f"{folder}: expected a new folder or an earlier bundle of this training, found "
+            f"{folder}: must be a new folder or an earlier bundle of this training, found "
             f"{', '.join(foreign[:4]) or 'another bundle'}. Move it away, or choose another --out."
         )

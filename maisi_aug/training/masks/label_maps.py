@@ -31,7 +31,7 @@ class LabelMaps(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """``(I, J, K)`` ids or classes; not to be written into."""
+        """Return ``(I, J, K)`` ids or classes; not to be written into."""
 
 
 @cache
@@ -44,7 +44,7 @@ def _class_table(removals: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
 
 
 def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> Classes:
-    """Classes of MAISI's mask decoder.
+    """Return classes of MAISI's mask decoder.
 
     What it has no class for becomes its host organ where it has one, as kidney cysts do, and body elsewhere.
 
@@ -61,9 +61,9 @@ def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> 
 
 @cache
 def mirrored_classes() -> NDArray[np.uint8]:
-    """``(125,)``: the class that each becomes when a patient is mirrored left to right.
+    """Return ``(125,)``: the class that each becomes when a patient is mirrored left to right.
 
-    Lobes of the lung have the side in their names, too; the right middle lobe has no partner and stays itself.
+    Lobes of the lung have the side in their names as well; the right middle lobe has no partner and stays itself.
     """
     ids = class_ids().tolist()
     partners = list(range(len(ids)))
@@ -93,7 +93,7 @@ class ClassMaps:
 
 @dataclass(frozen=True)
 class ReadMaps:
-    """Label maps that are read when they are asked for: ``read`` gives each of ``num_maps`` by its number."""
+    """Label maps that are read when they are requested: ``read`` gives each of ``num_maps`` by its number."""
 
     num_maps: int
     read: Callable[[int], NDArray[np.uint8]]
@@ -116,7 +116,7 @@ def store_maps(
 
     Args:
         folder: This program's own.
-        names: Of the maps.
+        names: Names of the maps.
         build: Gives a map, or None for one that cannot be had.
         report: Called with (maps done, maps in all), after those that were built now and after the last.
 
@@ -162,7 +162,7 @@ class VariedMaps:
 def draw_warp(
     warp: WarpConfig, spacing_mm: Spacing, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A small rotation and stretch in millimetres, as a matrix on voxel offsets, and a shift in voxels.
+    """Return a small rotation and stretch in millimetres, as a matrix on voxel offsets, and a shift in voxels.
 
     Returns:
         ``(3, 3)`` from offsets in the varied map to offsets in the map, and ``(3,)``.
@@ -180,11 +180,11 @@ def draw_warp(
 
 
 def take_patch(classes: Classes, shape: Shape, centre: NDArray[np.float64], matrix: NDArray[np.float64]) -> Classes:
-    """The nearest voxels of a turned and stretched box; background beyond the map.
+    """Return the nearest voxels of a turned and stretched box; background beyond the map.
 
     Args:
         classes: ``(I, J, K)``.
-        shape: Of the patch.
+        shape: Shape of the patch.
         centre: Its middle in voxels of the map.
         matrix: ``(3, 3)`` from offsets in the patch to offsets in the map.
     """
@@ -201,5 +201,5 @@ def take_patch(classes: Classes, shape: Shape, centre: NDArray[np.float64], matr
 
 
 def mirror(classes: Classes) -> Classes:
-    """A patch mirrored left to right, the first axis, with left and right labels exchanged."""
+    """Return a patch mirrored left to right, the first axis, with left and right labels exchanged."""
     return np.ascontiguousarray(mirrored_classes()[classes[::-1]])

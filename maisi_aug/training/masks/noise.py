@@ -36,7 +36,7 @@ class SizedLatents:
     sizes: NDArray[np.float32]
 
     def gather(self, indices: Sequence[int], scale_factor: float) -> tuple[Tensor, Tensor]:
-        """Scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32."""
+        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32."""
         clean = torch.stack([self.latents[index].float() for index in indices]) * scale_factor
         return clean, torch.from_numpy(self.sizes[list(indices)])[:, None]
 
@@ -59,7 +59,7 @@ class MaskNoiseObjective(Stateless):
         return {"mask_diffusion_unet": self.unet}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a share of the latents of a step; every latent has a seed of its own."""
+        """Return the loss of a share of the latents of a step; every latent has a seed of its own."""
         own = share.slice_of(self.config.batch_count)
         indices, timesteps, noises = [], [], []
         for place in range(own.start, own.stop):
@@ -73,7 +73,7 @@ class MaskNoiseObjective(Stateless):
         return loss, {"timestep": times.float().mean()}
 
     def predict(self, clean: Tensor, condition: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """The noise that the U-Net finds, ``(B, C, i, j, k)`` float32."""
+        """Return the noise that the U-Net finds, ``(B, C, i, j, k)`` float32."""
         noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
         output: Tensor = self.unet(
             x=noisy.to(self.device), timesteps=timesteps.to(self.device), context=condition.to(self.device)
@@ -81,7 +81,7 @@ class MaskNoiseObjective(Stateless):
         return output.float()
 
     def compare(self, found: Tensor, noise: Tensor) -> Tensor:
-        """The distance of two noises."""
+        """Return the distance of two noises."""
         distance = functional.l1_loss if self.config.norm == "l1" else functional.mse_loss
         return distance(found, noise.to(self.device))
 
@@ -91,7 +91,7 @@ class MaskNoiseValidation:
     """The loss on held-out maps, with the same noise at the same time steps every time.
 
     Attributes:
-        objective: Of the network that trains.
+        objective: Objective of the network that trains.
         held_out: Latents and sizes of the held-out maps.
         processes: Share the maps among them.
     """
@@ -101,7 +101,7 @@ class MaskNoiseValidation:
     processes: Processes = ALONE
 
     def __call__(self) -> dict[str, float]:
-        """``loss``; and ``loss_without_sizes``, where all sizes are told as absent: how much the sizes help."""
+        """Return ``loss``; and ``loss_without_sizes``, where all sizes are told as absent: how much the sizes help."""
         own = [
             self._compare_case(index)
             for index in range(self.processes.rank, len(self.held_out.latents), self.processes.count)

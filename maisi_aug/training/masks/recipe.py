@@ -37,7 +37,7 @@ class MaskDataConfig(StrictModel):
 
 
 class WarpConfig(StrictModel):
-    """By how much label maps are varied: small changes of posture and build, which leave the anatomy what it is.
+    """Variation of label maps: small changes of posture and build that leave the anatomy as it is.
 
     Attributes:
         degrees: Largest angle of a rotation about each axis.
@@ -115,7 +115,7 @@ class MaskNoiseStage(StrictModel):
 
     Attributes:
         loop: How long and how fast.
-        loss: What is asked of the predicted noise.
+        loss: Loss of the predicted noise.
         warp: How the variants of a map are turned and stretched.
     """
 
@@ -129,9 +129,9 @@ class MaskTrainingRecipe(StrictModel):
 
     Attributes:
         kind: Tells it from other recipes.
-        seed: Of initial weights, batches and noise.
+        seed: Seed of initial weights, batches and noise.
         data: Training cases.
-        grid: Of the label maps that the networks will generate.
+        grid: Grid of the label maps that the networks will generate.
         num_inference_steps: Default number of sampling steps of the finished bundle.
         scheduler: Definition of the DDPM scheduler.
         networks: Definitions by role.
@@ -161,7 +161,9 @@ class MaskTrainingRecipe(StrictModel):
     def _require_ddpm(cls, scheduler: dict[str, Any]) -> dict[str, Any]:
         predicts = scheduler.get("prediction_type", "epsilon")
         if scheduler.get("class") != "DDPMScheduler" or predicts != "epsilon" or scheduler.get("clip_sample", True):
-            raise ValueError(f"expected a DDPMScheduler that predicts noise and clips nothing, found {scheduler}")
+            raise ValueError(
+                f"the scheduler must be a DDPMScheduler that predicts noise and clips nothing, found {scheduler}"
+            )
         return scheduler
 
     @model_validator(mode="after")
@@ -170,8 +172,8 @@ class MaskTrainingRecipe(StrictModel):
         wanted = autoencoder.get("latent_channels")
         if not unet.get("in_channels") == unet.get("out_channels") == wanted:
             raise ValueError(
-                f"networks.mask_diffusion_unet: expected {wanted} channels in and out, as the latents of the "
-                f"autoencoder have, found {unet.get('in_channels')} and {unet.get('out_channels')}"
+                f"networks.mask_diffusion_unet: needs {wanted} channels in and out, like the latents of the "
+                f"autoencoder, found {unet.get('in_channels')} and {unet.get('out_channels')}"
             )
         return self
 
@@ -203,8 +205,8 @@ def load_mask_recipe(path: Path) -> MaskTrainingRecipe:
     kind = content.get("kind") if isinstance(content, dict) else None
     if kind != MASK_KIND:
         raise RecipeError(
-            f"Training recipe {path}: expected one of mask networks (kind: {MASK_KIND}), found kind '{kind}'. "
-            "Start from 'maisi-aug recipes copy train-phantom-ct-masks'."
+            f"Training recipe {path}: not a recipe for mask networks (kind: {MASK_KIND}), found kind '{kind}'. Start "
+            "from 'maisi-aug recipes copy train-phantom-ct-masks'."
         )
     with explain_problems(MaskTrainingRecipe, f"Training recipe {path}", RecipeError, kind="recipe"):
         return MaskTrainingRecipe.model_validate(content)

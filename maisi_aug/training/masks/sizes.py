@@ -23,22 +23,22 @@ NUM_DIGITS = 4
 
 @dataclass(frozen=True, eq=False)
 class MapFigures:
-    """What is measured once on the maps of a set.
+    """Measurements of the maps of a set, taken once.
 
     Attributes:
         counts: ``(N, 125)`` voxels per class.
         volumes_ml: ``(N, 10)`` volumes in the order of ``CONDITION_IDS``: of organs all that the map shows, of tumours
-            the largest connected one. Generation asks for one tumour, and its percentile is one of patients' largest.
+            the largest connected one. Generation requests one tumour, and its percentile is one of patients' largest.
     """
 
     counts: NDArray[np.int64]
     volumes_ml: NDArray[np.float64]
 
     def to_sizes(self, organ_volumes_ml: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-        """The conditions of the maps.
+        """Return the conditions of the maps.
 
         An organ's size is its place among the training maps that have it. A tumour's is its percentile in the package's
-        reference, by which generation converts the volume that is asked for. What a map lacks is -1.
+        reference, by which generation converts the volume that is requested. What a map lacks is -1.
 
         Args:
             organ_volumes_ml: For each of ``SIZED_ORGANS`` its volumes in the training maps, ascending.
@@ -56,7 +56,7 @@ class MapFigures:
         return np.round(sizes, NUM_DIGITS)
 
     def organ_volumes_ml(self) -> list[NDArray[np.float64]]:
-        """Volumes of each of ``SIZED_ORGANS`` in the maps that have it, ascending."""
+        """Return volumes of each of ``SIZED_ORGANS`` in the maps that have it, ascending."""
         columns = self.volumes_ml.T[: len(SIZED_ORGANS)]
         return [np.sort(column[column > 0]) for column in columns]
 
@@ -73,7 +73,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
 
     Args:
         maps: As classes.
-        path: Of the file; its name says what was measured.
+        path: Path of the file; its name says what was measured.
         voxel_ml: Volume of a voxel.
         report: Called with (maps done, maps in all).
     """
@@ -93,7 +93,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
 
 
 def measure_map(classes: Classes, *, voxel_ml: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Voxels per class and the ten volumes of one map; see ``MapFigures``."""
+    """Return voxels per class and the ten volumes of one map; see ``MapFigures``."""
     ids = class_ids()
     counts = np.bincount(classes.ravel(), minlength=len(ids)).astype(np.int64)
     volumes = np.zeros(len(CONDITION_IDS))

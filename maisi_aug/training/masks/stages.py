@@ -38,9 +38,9 @@ class MaskTrainingFolder(StageFolder):
     """A run of a recipe in a folder: label maps, latents, one folder a stage.
 
     Args:
-        recipe: Of the training.
+        recipe: Recipe of the training.
         split: Label maps to learn from and to hold out.
-        folder: Of the run.
+        folder: Folder of the run.
         how: Where and beside whom it runs.
     """
 
@@ -54,7 +54,7 @@ class MaskTrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, keep its averaged weights, and judge them.
 
-        The minutes are of all of it: what is prepared before the first step counts, too.
+        The minutes are of all of it: what is prepared before the first step counts as well.
 
         Raises:
             TrainingError: When the first stage is missing, or the folder holds another configuration or other maps.
@@ -123,7 +123,7 @@ class MaskTrainingFolder(StageFolder):
         return objective, MaskNoiseValidation(objective, held_out, processes=self.processes)
 
     def encode(self) -> tuple[SizedLatents, SizedLatents, float]:
-        """Latents and sizes of the training maps with their variants, those of the held-out maps, and the scale factor.
+        """Return latents and sizes of training maps (with variants) and held-out maps, and the scale factor.
 
         Raises:
             TrainingError: When the autoencoder has not been trained.
@@ -144,7 +144,7 @@ class MaskTrainingFolder(StageFolder):
         return found[0], found[1], 1.0 / float(deviation)
 
     def measure(self) -> MapFigures:
-        """Figures of the training maps with their variants."""
+        """Return figures of the training maps with their variants."""
         return self._measure(self._varied(), "training", self._varied_key())
 
     def _varied(self) -> LabelMaps:
@@ -192,8 +192,8 @@ class MaskTrainingFolder(StageFolder):
         differing = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
         if differing:
             raise TrainingError(
-                f"Training folder {self.folder}: expected the recipe and the label maps that stage {stage} was begun "
-                f"with, found other values of {', '.join(differing)}. Use another folder, or the same recipe to go on."
+                f"Training folder {self.folder}: stage {stage} was begun with other values of "
+                f"{', '.join(differing)}. Use another folder, or the original recipe and label maps to continue."
             )
 
     def _settings_of(self, stage: MaskStageName) -> dict[str, Any]:
@@ -213,7 +213,7 @@ class MaskTrainingFolder(StageFolder):
         }
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
-        """The weights that a stage has kept, in MAISI's names.
+        """Return the weights that a stage has kept, in MAISI's names.
 
         Raises:
             TrainingError: When it has not been trained.

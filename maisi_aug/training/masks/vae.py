@@ -34,7 +34,7 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6
-"""What a class that no map has is taken for at the start."""
+"""Share that is assumed at the start for a class that no map has."""
 
 
 @dataclass(eq=False)
@@ -48,8 +48,8 @@ class MaskVaeObjective(Stateless):
         maps: As classes.
         config: Losses and patches.
         counts: ``(N, 125)`` voxels per class of the maps.
-        spacing_mm: Of the maps.
-        seed: Of patches and noise.
+        spacing_mm: Spacing in mm of the maps.
+        seed: Seed of patches and noise.
         device: Where the autoencoder is.
     """
 
@@ -76,7 +76,7 @@ class MaskVaeObjective(Stateless):
         return {"mask_autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a share of the patches of a step, with its parts."""
+        """Return the loss of a share of the patches of a step, with its parts."""
         patches, noises = self._draw_batch(step, share)
         classes = torch.from_numpy(patches).to(self.device)
         mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
@@ -119,7 +119,7 @@ class MaskVaeObjective(Stateless):
 
 
 def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: float) -> Tensor:
-    """Weights of the classes, so that small organs count.
+    """Return class weights for the loss, which are higher for small organs.
 
     Args:
         counts: ``(N, 125)`` voxels per class of the training maps.
@@ -127,8 +127,8 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
         max_weight: As a multiple of the least weight.
 
     Returns:
-        ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of no batch has to be divided by
-        a weight of its own. Classes that no map has weigh most.
+        ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of a batch needs no further
+        normalisation. Classes that occur in no map have the largest weight.
     """
     shares = counts.sum(axis=0) / max(1, counts.sum())
     with np.errstate(divide="ignore"):
@@ -137,7 +137,7 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
 
 
 def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.Module]:
-    """The decoder's output before its last convolution, and that convolution."""
+    """Return the decoder's output before its last convolution, and that convolution."""
     blocks = _blocks(autoencoder)
     features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
     for block in blocks[:-1]:
@@ -151,7 +151,7 @@ def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.
 def compare_classes(
     head: nn.Module, features: Tensor, classes: Tensor, weights: Tensor, *, max_logits: int = MAX_LOGITS
 ) -> tuple[Tensor, Tensor]:
-    """Weighted cross-entropy and mean Dice of probabilities, without holding all logits at once.
+    """Return weighted cross-entropy and mean Dice of probabilities, without holding all logits at once.
 
     Dice is that of Milletari et al., "V-Net", 3DV 2016, without squares, over the classes that a patch has.
 
@@ -199,7 +199,7 @@ def _sum_by_class(head: nn.Module, features: Tensor, classes: Tensor, within: sl
 
 @torch.no_grad()
 def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> Tensor:
-    """The posterior mean of a map, never a draw around it.
+    """Return the posterior mean of a map, never a draw around it.
 
     Returns:
         ``(1, C, i, j, k)`` float32 on the device.
@@ -215,11 +215,11 @@ class MaskVaeValidation:
     """Dice of held-out maps that are encoded and decoded, whole.
 
     Attributes:
-        autoencoder: That trains.
+        autoencoder: Autoencoder in training.
         maps: Held-out classes.
         device: Where the autoencoder is.
         processes: Share the maps among them.
-        dice_per_label: Of the last call, by the name of the label, averaged over the maps that have it.
+        dice_per_label: Dice per label of the last call, by the name of the label, averaged over the maps that have it.
     """
 
     autoencoder: nn.Module
@@ -229,7 +229,7 @@ class MaskVaeValidation:
     dice_per_label: dict[str, float] = field(default_factory=dict)
 
     def __call__(self) -> dict[str, float]:
-        """``dice``, averaged over the labels, and as ``loss`` what is missing to 1."""
+        """Return ``dice``, averaged over the labels, and as ``loss`` what is missing to 1."""
         ids, own = class_ids(), []
         for index in range(self.processes.rank, len(self.maps), self.processes.count):
             truth = self.maps[index]
@@ -251,7 +251,7 @@ class MaskVaeValidation:
 
 
 def choose_input(autoencoder: nn.Module) -> Callable[[Tensor], Tensor]:
-    """How an autoencoder is told classes ``(B, I, J, K)``: in 8 bits as MAISI's, or in one channel a class.
+    """Return classes ``(B, I, J, K)`` as an autoencoder's input: 8 bits as in MAISI's, or one channel per class.
 
     One channel a class is learnt several times faster; bits take a sixteenth of the memory.
     """
@@ -275,9 +275,9 @@ def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
     for key, allowed in (("in_channels", (NUM_LABEL_BITS, num_classes)), ("out_channels", (num_classes,))):
         if definition.get(key) not in allowed:
             raise BundleError(
-                f"Network definition of mask_autoencoder: expected {key} {' or '.join(map(str, allowed))}, as in "
-                f"MAISI's mask generator or one a class, found {definition.get(key)}. "
-                "Correct networks.mask_autoencoder in the recipe."
+                f"Network definition of mask_autoencoder: {key} must be {' or '.join(map(str, allowed))}, as in "
+                f"MAISI's mask generator or one per class, found {definition.get(key)}. Correct "
+                "networks.mask_autoencoder in the recipe."
             )
 
 

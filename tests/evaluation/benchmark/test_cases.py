@@ -58,20 +58,23 @@ def test_folder_of_pairs_gives_cases_and_labels(tmp_path: Path) -> None:
 def test_mapping_names_labels_by_name_or_id(tmp_path: Path) -> None:
     folder = write_pairs(tmp_path / "p", 1)
     assert find_synthetic_cases("s", folder, ["organ"], {"organ": ("liver", "2")}).label_ids == {"organ": (1, 2)}
-    with pytest.raises(BenchmarkError, match="Label 'organ': expected 'organ' among .*found liver, tumor"):
+    with pytest.raises(BenchmarkError, match="Label 'organ': .* has no label 'organ', found liver, tumor"):
         find_synthetic_cases("s", folder, ["organ"], {})
 
 
 @pytest.mark.parametrize(
     ("prepare", "message"),
     [
-        (lambda folder: None, "expected a folder of cases, found none there"),
-        (lambda folder: folder.mkdir(), "expected images with label maps, found no such pair"),
+        (lambda folder: None, "folder not found"),
+        (lambda folder: folder.mkdir(), "no images with label maps found"),
         (lambda folder: write_dataset(folder, 1, channel_names={"0": "CT", "1": "PET"}), "expected one channel"),
-        (lambda folder: (write_pairs(folder, 1) / "labels.json").unlink(), "expected names of its labels"),
+        (
+            lambda folder: (write_pairs(folder, 1) / "labels.json").unlink(),
+            "its labels have no names in dataset.json or labels.json",
+        ),
         (
             lambda folder: (write_dataset(folder, 1) / "dataset.json").write_text("{}"),
-            "expected nnU-Net's labels, found: KeyError",
+            "nnU-Net's labels cannot be read: KeyError",
         ),
     ],
 )
@@ -88,7 +91,9 @@ def test_regions_are_labels_where_they_are_asked_for(tmp_path: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(description))
     source = find_real_cases(folder, None)
     assert source.label_ids == {"tumor": (2,), "cyst": (4, 5)}
-    assert source.notes == ("Regions that hold other labels were left out (kidney, masses): name them with --label.",)
+    assert source.notes == (
+        "Regions that contain other labels were left out (kidney, masses): choose them with --label.",
+    )
     asked = find_real_cases(folder, {"kidney": (), "masses": ()})
     assert (asked.label_ids, asked.notes) == ({"kidney": (1, 2, 3), "masses": (2, 3)}, ())
     found = find_synthetic_cases("s", folder, ["tumor", "lesion"], {"lesion": ("masses",)})
@@ -105,12 +110,14 @@ def test_pairs_keep_regions_whole(tmp_path: Path) -> None:
 def test_patients_are_told_apart_and_listed_ones_known() -> None:
     cases = [CaseFiles(f"p{n // 2}_{n}", Path("i"), Path("l"), patient=f"p{n // 2}") for n in range(6)]
     config = build_benchmark_config(real="x", arms=("real",))
-    with pytest.raises(BenchmarkError, match="expected a pattern that tells the 3 patients of 6 cases, found none"):
+    with pytest.raises(
+        BenchmarkError, match="Real cases: the 6 cases seem to be of 3 patients, but no pattern tells which"
+    ):
         require_patients(cases, config)
     told = config.model_copy(update={"patient_pattern": r"^(p\d+)"})
     require_patients(cases, told)
     require_patients(cases, told.model_copy(update={"test_patients": ("p0", "p2")}))
-    with pytest.raises(BenchmarkError, match="Test patient 'p9': expected one of the 3 real ones, such as p0"):
+    with pytest.raises(BenchmarkError, match="Test patient 'p9': not one of the 3 real patients, such as p0"):
         require_patients(cases, told.model_copy(update={"test_patients": ("p0", "p9")}))
 
 
@@ -159,7 +166,7 @@ def test_rare_lesions_are_dealt_to_both_sides(seed: int) -> None:
 def test_number_of_training_patients_can_be_given() -> None:
     config = build_benchmark_config(real="x", arms=("real",), num_train=4)
     assert len(split_patients(without_lesions(f"c{n}" for n in range(9)), config).train) == 4
-    with pytest.raises(BenchmarkError, match="expected at least 6 patients, to train on 4 and .* found 5"):
+    with pytest.raises(BenchmarkError, match="Real cases: 6 patients are needed, 4 to train on and at least"):
         split_patients(without_lesions(f"c{n}" for n in range(5)), config)
 
 
@@ -174,19 +181,19 @@ def test_patients_to_test_on_can_be_listed() -> None:
     assert few.test == split.test
     assert len(few.train) == 6
     assert set(few.train) < set(split.train)
-    with pytest.raises(BenchmarkError, match="expected 5 patients to train on beside those listed .* found 4"):
+    with pytest.raises(BenchmarkError, match="Real cases: 5 patients to train on are requested, but only 4"):
         split_patients(without_lesions(cases), config.model_copy(update={"num_train": 5}))
     assert build_benchmark_config(**{**listed, "test_patients": ("p4", "p1", "p4")}) == config
     more = config.model_copy(update={"test_patients": ("p1", "p3", "p4")})
     unreadable = split_patients(without_lesions(case for case in cases if not case.startswith("p1")), more)
     assert unreadable.test == ("p3_0", "p3_1", "p4_0", "p4_1")
-    with pytest.raises(BenchmarkError, match="to test on 2 or more, found 6, 1 of them to test on"):
+    with pytest.raises(BenchmarkError, match="to train on and at least 2 to test on; found"):
         split_patients(without_lesions(cases), config.model_copy(update={"test_patients": ("p1",)}))
 
 
 def test_one_case_is_refused() -> None:
     config = build_benchmark_config(real="x", arms=("real",))
-    with pytest.raises(BenchmarkError, match="expected at least 3 patients, .* found 1"):
+    with pytest.raises(BenchmarkError, match="Real cases: 3 patients are needed,"):
         split_patients(without_lesions(["only"]), config)
 
 
@@ -195,8 +202,10 @@ def test_dataset_of_both_kinds_is_no_real_one_and_gives_its_synthetic_cases(tmp_
     folder = write_dataset(tmp_path / "d", 3, maisi_aug=mark)
     source = find_synthetic_cases("synthetic", folder, ["tumor"], {})
     assert [case.case_id for case in source.cases] == ["case_001", "case_002"]
-    assert source.notes[0] == "1 of the 3 cases of 'synthetic' are real and left out."
-    with pytest.raises(BenchmarkError, match="expected real cases, which are tested on, found a dataset with"):
+    assert source.notes[0] == "1 of the 3 cases of 'synthetic' are real and are left out."
+    with pytest.raises(
+        BenchmarkError, match="was exported with --like and has synthetic cases, but tests need real ones"
+    ):
         find_real_cases(folder, None)
 
 
@@ -253,7 +262,7 @@ def test_exports_keep_what_their_cases_were_made_from(
         del row["mask_origin"]
     (folder / MAPPING_NAME).write_text(json.dumps(mapping))
     older = find_synthetic_cases("s", folder, ["tumor"], names)
-    assert older.notes[0].startswith("Nothing says which label maps 2 of the 2 cases of 's' were made from")
+    assert older.notes[0].startswith("The origin of the label maps of 2 of the 2 cases of 's' is unknown: a case made")
 
 
 @pytest.mark.parametrize(
@@ -324,7 +333,7 @@ def test_cohort_gives_full_label_maps_and_its_vocabulary(tmp_path: Path) -> None
     source = find_synthetic_cases("s", cohort, ["liver", "tumor"], {"tumor": ("hepatic tumor", "23")})
     assert source.label_ids == {"liver": (LIVER,), "tumor": (23, HEPATIC_TUMOR)}
     assert [case.label.parent.name for case in source.cases] == ["anatomy"] * 2
-    with pytest.raises(BenchmarkError, match="Label 'my tumour': expected to find it in the vocabulary of .*--map"):
+    with pytest.raises(BenchmarkError, match="Label 'my tumour': not in the vocabulary of.*Name it with --map \"my"):
         find_synthetic_cases("s", cohort, ["my tumour"], {})
 
 
@@ -342,5 +351,7 @@ def test_bare_lesion_of_the_real_dataset_is_that_of_its_organ(tmp_path: Path) ->
 
 def test_union_of_an_organ_and_its_lesion_has_to_be_mapped(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
-    with pytest.raises(BenchmarkError, match="Label 'liver and tumor': expected to find it in the vocabulary"):
+    with pytest.raises(
+        BenchmarkError, match='Name it with --map "liver and tumor=NAME" or --map "liver and tumor=NAME'
+    ):
         find_synthetic_cases("s", cohort, ["liver and tumor"], {})

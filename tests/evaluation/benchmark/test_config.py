@@ -34,7 +34,9 @@ def test_folder_of_an_arm_has_no_colon() -> None:
 
 
 def test_unknown_arm_is_refused_with_the_closest_name() -> None:
-    with pytest.raises(BenchmarkError, match="Arm 'real-duplicate': expected one of real, .*Did you mean 'real-dup"):
+    with pytest.raises(
+        BenchmarkError, match="Arm 'real-duplicate': unknown arm; expected one of real, .*Did you mean 'real-dup"
+    ):
         parse_arm("real-duplicate", ["synthetic"])
 
 
@@ -57,18 +59,18 @@ def test_patient_is_what_the_pattern_says() -> None:
     config = build_benchmark_config(real="a", arms=("real",), patient_pattern=r"^(p\d+)_")
     assert config.patient_of("p07_late") == "p07"
     assert build_benchmark_config(real="a", arms=("real",)).patient_of("p07_late") == "p07_late"
-    with pytest.raises(BenchmarkError, match="Case x: expected an id that the patient pattern"):
+    with pytest.raises(BenchmarkError, match="Case x: the patient pattern '"):
         config.patient_of("x")
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"arms": ("real", "real")}, "Arms: expected each once, found real, real"),
-        ({"arms": ()}, "Arms: expected each once, found none"),
-        ({"arms": ("real+synthetic:1",)}, r"Arm 'real\+synthetic:1': expected one of real"),
+        ({"arms": ("real", "real")}, "Arms: each must be given exactly once, found real, real"),
+        ({"arms": ()}, "Arms: each must be given exactly once, found none"),
+        ({"arms": ("real+synthetic:1",)}, r"Arm 'real\+synthetic:1': unknown arm; expected one of real"),
         ({"patient_pattern": "("}, r"patient_pattern: expected a regular expression, found '\('"),
-        ({"patient_pattern": "abc"}, "patient_pattern: expected a group in brackets .* found none in 'abc'"),
+        ({"patient_pattern": "abc"}, "has no group in brackets for the patient; write '"),
         ({"num_seeds": 0}, "Benchmark: num_seeds: expected greater than or equal to 1, found 0"),
     ],
 )

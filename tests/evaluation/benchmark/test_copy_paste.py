@@ -66,8 +66,8 @@ def test_lesions_stay_apart(rng: np.random.Generator) -> None:
 
 
 def test_nothing_to_paste_and_no_room_are_named(rng: np.random.Generator) -> None:
-    with pytest.raises(BenchmarkError, match="expected a lesion in another training case, found none"):
+    with pytest.raises(BenchmarkError, match="Copy-paste: no other training case has a lesion"):
         paste_lesion(load(1), [load(2, has_tumor=False)], [TUMOR], rng=rng)
     no_liver = LoadedCase(np.zeros((9, 9, 9), np.int16), np.zeros((9, 9, 9), np.uint8), load(1).grid)
-    with pytest.raises(BenchmarkError, match="expected room for one of 12 lesions that were drawn, found none"):
+    with pytest.raises(BenchmarkError, match="Copy-paste: none of 12 chosen lesions fits into its organ"):
         paste_lesion(no_liver, [load(2)], [TUMOR], rng=rng)

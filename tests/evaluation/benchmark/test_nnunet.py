@@ -60,8 +60,10 @@ def test_arm_without_its_cases_fails_alone(
     states = {arm: run_arm(benchmark, arm, 0, device="cpu") for arm in order}
     assert (states["real"].status, states["real"].reason) == ("done", "")
     assert states["copy-paste:1"].status == "failed"
-    assert "Arm 'copy-paste:1': expected all of its training cases, found 2 that" in states["copy-paste:1"].reason
-    assert "expected a lesion in another training case, found none" in states["copy-paste:1"].reason
+    assert (
+        "Arm 'copy-paste:1': 2 of its training cases could not be prepared; the first," in states["copy-paste:1"].reason
+    )
+    assert "Copy-paste: no other training case has a lesion" in states["copy-paste:1"].reason
     assert len(without_nnunet) == 1
     assert len(without_nnunet[0]["cases"]) == 2
 

@@ -61,9 +61,9 @@ def test_counts_ratios_and_draws_make_the_arms(tmp_path: Path) -> None:
     ("changes", "words"),
     [
         ({"real_counts": "3,many"}, "--real-counts: expected numbers such as 3,10,all, found '3,many'"),
-        ({"real_counts": "3,3"}, "expected each number once"),
+        ({"real_counts": "3,3"}, "--real-counts: each number may be given only once"),
         ({"ratios": "0"}, "a ratio above 0"),
-        ({"synthetic": {}}, "expected --synthetic cases"),
+        ({"synthetic": {}}, "--real-counts: needs --synthetic cases and a ratio above 0 to compare with real"),
         ({"arms": ("real",)}, "--arms cannot be used with --real-counts"),
         ({"num_seeds": 2}, "--seeds cannot be used with --real-counts"),
         ({"real_counts": None}, "--ratios can only be used with --real-counts"),
@@ -109,7 +109,7 @@ def test_synthetic_cases_of_patients_outside_the_draw_are_left_out(tmp_path: Pat
 
 
 def test_more_patients_than_there_are_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="Arm 'real@9': expected at most 4 real patients"):
+    with pytest.raises(BenchmarkError, match="Arm 'real@9': only 4 real patients are available for training, found"):
         plan_benchmark(build_counts(tmp_path, real_counts="1,9"))
 
 
@@ -150,7 +150,7 @@ def test_known_worth_is_found_and_said(tmp_path: Path, rng: np.random.Generator)
     assert rows["liver", "real@8+synthetic:3"]["low"] == 12  # 20, beyond the 12 that were trained on
     text = to_report_text(document)
     assert "liver: 4 real cases with 1 of synthetic each do as well as 6 real ones" in text
-    assert "do better than 12 real ones, the most that were trained on." in text
+    assert "do better than 12 real ones, the largest number trained on." in text
     assert "real@4+synthetic:1 against real@4" in text
     assert "real@4+synthetic:1 against real@2" not in text
     assert "Dice by number of real cases" in draw_replacement_charts(document["replacement"])["liver"]
@@ -166,8 +166,8 @@ def test_unfinished_draws_are_left_out_and_said(tmp_path: Path, rng: np.random.G
     write_scores(benchmark, rng)
     (benchmark.folder_of("real@2", 1) / SCORES_NAME).unlink()
     rows = summarise_benchmark(benchmark)["replacement"]
-    assert {row["obstacle"] for row in rows} == {"2 draws are finished, and an interval takes 3"}
-    assert "cannot say what they are worth: 2 draws are finished" in spell_worth(rows[0])
+    assert {row["obstacle"] for row in rows} == {"2 draws are finished, but an interval needs 3"}
+    assert "their worth cannot be given: 2 draws are finished" in spell_worth(rows[0])
 
 
 def test_trainings_run_one_by_one_on_their_own_draws(tmp_path: Path) -> None:

@@ -35,11 +35,13 @@ def test_labels_pair_by_name_or_as_stated() -> None:
 
 
 def test_mappings_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(RequestError, match="--map 'lever=liver': expected LABEL=NAME with a label of the segmenter's"):
+    with pytest.raises(
+        RequestError, match="--map 'lever=liver': must be LABEL=NAME with a label of the segmenter, which has"
+    ):
         match_labels(VALUES, FULL_VOCABULARY, mapping=["lever=liver"])
     with pytest.raises(VocabularyError, match="Label 'livr'"):
         match_labels(VALUES, FULL_VOCABULARY, mapping=["Liver=livr"])
-    with pytest.raises(EvaluationError, match="expected names of the vocabulary, found class 1, class 2. Pass --map"):
+    with pytest.raises(EvaluationError, match="Labels of the segmenter: none is in the vocabulary: class 1, class 2"):
         match_labels({"class 1": (1,), "class 2": (2,)}, FULL_VOCABULARY)
 
 
@@ -94,14 +96,14 @@ def test_agreement_with_ready_predictions(tmp_path: Path, predictions: Path) -> 
     assert row["mean"] == pytest.approx((1 + shifted["Liver"]) / 2)
     assert row["interval"] == pytest.approx([shifted["Liver"], 1.0])
     reasons = {case["case"]: case["reason"] for case in document["skipped"]}
-    assert "expected a prediction on the image's grid, found (7, 9, 11)" in reasons["case_0003"]
-    assert "expected an image file, found nothing there" in reasons["case_0004"]
+    assert "the prediction must be on the image's grid, found" in reasons["case_0003"]
+    assert "not found" in reasons["case_0004"]
     report = to_report(document)
-    assert "Not compared, for want of such a label in the vocabulary: whole liver, prostate gland zone." in report
+    assert "Not compared, because the vocabulary has no such label: whole liver, prostate gland zone." in report
     assert "case_0004" in report
     assert "Liver" in draw_chart(document)
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="none: expected a folder of predicted label maps, found none"):
+    with pytest.raises(EvaluationError, match="none: folder of predicted label maps not found"):
         segment_from_folder(tmp_path / "none")

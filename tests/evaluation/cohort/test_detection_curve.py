@@ -101,12 +101,12 @@ def test_command_writes_what_the_report_shows(
     page = build_report(cohort, curve_file=tmp_path / "detection_curve.json")
     assert "Sensitivity by size of the lesion" in page.html
     assert "are found from" in page.markdown
-    with pytest.raises(EvaluationError, match="expected detection_curve.json as 'maisi-aug evaluate detection-curve"):
+    with pytest.raises(EvaluationError, match="not detection_curve.json as 'maisi-aug evaluate detection-curve"):
         build_report(cohort, curve_file=predictions / "dataset.json")
 
 
 def test_labels_of_no_lesion_are_refused(cohort: Path, predictions: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"expected one for the cohort's lesions \(lung tumor\), found none"):
+    with pytest.raises(EvaluationError, match="lung tumor"):
         measure_detection_curve(
             find_case_set(cohort),
             segment_from_folder(predictions),

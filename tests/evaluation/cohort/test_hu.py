@@ -93,7 +93,7 @@ def test_reference_cases_give_ranges_by_the_published_rule(tmp_path: Path) -> No
 
 def test_too_few_reference_cases_are_refused(tmp_path: Path) -> None:
     real = find_case_set(write_folder(tmp_path / "real", [1, 2]))
-    with pytest.raises(EvaluationError, match="expected a label in at least 3 reference cases, found none in 2"):
+    with pytest.raises(EvaluationError, match="no label occurs in at least 3 reference cases"):
         measure_reference(real, quiet)
 
 

@@ -58,5 +58,5 @@ def test_charts_show_every_lesion(tmp_path: Path) -> None:
 
 
 def test_only_cohorts_have_requests(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"expected a cohort with manifest\.jsonl, found a labelled folder"):
+    with pytest.raises(EvaluationError, match="must be a cohort with manifest.jsonl, found a"):
         measure_lesions_of(find_case_set(write_folder(tmp_path, [1])), quiet)

@@ -101,4 +101,4 @@ def test_command_writes_and_prints_the_report(
 
 def test_folder_that_is_no_cohort_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 1
-    assert "expected a cohort with manifest.jsonl" in capsys.readouterr().err
+    assert "not a cohort, because manifest.jsonl is missing" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.evaluation.cohort.reconstruction import Autoencoder, measure_reconstruction, to_report
+from maisi_aug.system.engine.work import InProcess
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image
 from tests.builders.made_cases import write_folder
@@ -41,7 +42,7 @@ def test_embedded_autoencoder_keeps_organs_and_says_so(tmp_path: Path) -> None:
     save_image(real / "images" / "bare.nii.gz", np.full(ODD.shape, -1000, dtype=np.int16), ODD)
     (real / "images" / "broken.nii.gz").write_bytes(b"no volume")
     case_set = find_case_set(real, vocabulary=bundle.vocabulary)
-    document, picture = measure_reconstruction(case_set, Autoencoder.load(bundle, "cpu"), None, quiet)
+    document, picture = measure_reconstruction(case_set, bundle, quiet, engine=InProcess("cpu"))
     assert document["num_cases"] == 3
     assert [row["case"] for row in document["skipped"]] == ["broken"]
     by_label = {row["name"]: row for row in document["labels"]}
@@ -50,7 +51,7 @@ def test_embedded_autoencoder_keeps_organs_and_says_so(tmp_path: Path) -> None:
     assert document["summary"]["lpips"]["mean"] is None
     assert 20 < document["summary"]["psnr_db"]["mean"] < 60
     assert document["peak_memory_gb"]["host"] > 0.1
-    assert any("have not been trained on its grid" in note for note in document["notes"])
+    assert any("the networks of the bundle were not trained on its grid" in note for note in document["notes"])
     assert picture.height > 600
     report = to_report(json.loads(json.dumps(document)))
     assert "LPIPS: not measured without --lpips-weights." in report
@@ -66,5 +67,5 @@ def test_command_writes_figures_chart_and_worst_slices(run_cli: RunCli, bundle: 
 
 
 def test_folder_without_cts_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="expected CT volumes"):
+    with pytest.raises(EvaluationError, match="no CT volumes"):
         find_case_set(tmp_path, vocabulary=bundle.vocabulary)

@@ -55,12 +55,12 @@ def test_other_voxels_are_said(tmp_path: Path) -> None:
     fine = Grid.from_spacing(tuple(2 * side for side in GRID.shape), tuple(step / 2 for step in GRID.spacing_mm))  # type: ignore[arg-type]
     other = find_case_set(write_folder(tmp_path / "other", range(30, 36), grid=fine))
     document = measure_equivalence(real, other, spacing_mm=6.0, notify=report_nothing)
-    assert any("Voxels differ: 3.00 x 3.00 x 4.00 mm" in note for note in document["notes"])
+    assert any("Voxel sizes differ: 3.00 x 3.00 x 4.00 mm" in note for note in document["notes"])
 
 
 def test_no_common_label_is_a_sentence(tmp_path: Path) -> None:
     real = find_case_set(write_folder(tmp_path / "real", [1, 2], labelled=False))
-    with pytest.raises(EvaluationError, match="expected a label in at least 6 cases of each, found none"):
+    with pytest.raises(EvaluationError, match="no label occurs in at least 6 cases of each"):
         measure_equivalence(real, real, spacing_mm=6.0, notify=report_nothing)
 
 

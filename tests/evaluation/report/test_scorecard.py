@@ -56,8 +56,8 @@ def test_evidence_that_is_none_leaves_the_rest_of_the_report(tmp_path: Path) -> 
     (folder / "equivalence.json").write_text(json.dumps({"measurement": "equivalence", "rows": 3}))
     report = build_report(cohort, evidence=[folder, tmp_path / "nowhere"])
     notes = report.document["notes"]
-    assert any("equivalence.json: expected equivalence as" in note for note in notes)
-    assert any("nowhere: expected results of 'maisi-aug evaluate" in note for note in notes)
+    assert any("equivalence.json: not equivalence as" in note for note in notes)
+    assert any("nowhere: has no results of 'maisi-aug evaluate ... --out' that can be shown" in note for note in notes)
     assert "Scorecard" in report.html
     open_benchmark(tmp_path / "bench", build_config(tmp_path))
     with pytest.raises(EvaluationError, match="--evidence can only be used with a cohort"):

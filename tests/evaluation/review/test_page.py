@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestWriter, load_manifest
 from maisi_aug.cohort.review import load_review
@@ -18,6 +23,7 @@ from maisi_aug.evaluation.review.serving import ViewOptions, serve_in_background
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
+from maisi_aug.volumes.orientation import turn_volume
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, LIVER, build_record
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -109,7 +115,15 @@ def test_cohort_is_reviewed_from_the_keyboard(browser: Any, tmp_path: Path) -> N
         before = page.locator("#canvas").screenshot()
         page.keyboard.press("3")
         sync_api.expect(page.locator("#windows button >> nth=2")).to_have_attribute("aria-pressed", "true")
-        assert page.locator("#canvas").screenshot() != before
+        filled = page.locator("#canvas").screenshot()
+        assert filled != before
+        page.keyboard.press("o")
+        sync_api.expect(page.locator("#outline")).to_contain_text("Outline")
+        assert page.locator("#canvas").screenshot() != filled
+        page.keyboard.press("o")
+        page.keyboard.press("o")
+        sync_api.expect(page.locator("#outline")).to_contain_text("Fill")
+        assert page.locator("#canvas").screenshot() == filled
 
         page.keyboard.press("a")
         wait_for(page, "case_0002.0")
@@ -133,6 +147,68 @@ def test_cohort_is_reviewed_from_the_keyboard(browser: Any, tmp_path: Path) -> N
         assert page.locator(".mark.accept").count() == page.locator(".mark.reject").count() == 1
         page.select_option("#f-review", "open")
         sync_api.expect(page.locator("#count")).to_have_text("2 of 4")
+        assert complaints == []
+
+
+def write_turned(folder: Path, codes: Sequence[str], dtype: Any = np.int16) -> Path:
+    """A dataset of nnU-Net with the same case stored along other axes; nothing in it is symmetric."""
+    places = zip(np.indices(GRID.shape), (17, 5, 10), (3, 3, 2), strict=True)
+    label_map = (sum(np.abs(axis - at) / reach for axis, at, reach in places) <= 1).astype(np.uint8)
+    label_map[2:9, 10:18, 3:14] = 2
+    image = np.full(GRID.shape, -100, dtype=dtype)
+    image[:6, 14:, :4] = 200
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for code in codes:
+        for name, array in ((f"imagesTr/{code}_0000", image), (f"labelsTr/{code}", label_map)):
+            turned, grid = turn_volume(array, GRID, code)
+            nib.Nifti1Image(np.ascontiguousarray(turned), grid.affine).to_filename(folder / f"{name}.nii.gz")
+    labels = {"background": 0, "tumor": 1, "organ": 2}
+    content = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz", "numTraining": len(codes)}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def take_picture(page: Any, canvas: str) -> NDArray[np.int16]:
+    return np.asarray(Image.open(io.BytesIO(page.locator(canvas).screenshot())), dtype=np.int16)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_volumes_look_the_same_however_they_are_stored(browser: Any, tmp_path: Path, dtype: Any) -> None:
+    """Left is left, and the crosshair is in the lesion, for every order and direction of the stored axes."""
+    codes = ("RAS", "LPS", "SAR")
+    dataset = write_turned(tmp_path / "Dataset001_Turned", codes, dtype)
+    with open_page(browser, ViewOptions(path=dataset)) as (page, complaints):
+        pictures, words = [], set()
+        for number in range(len(codes)):
+            page.goto(f"{page.url.partition('#')[0]}#case=c{number}")
+            wait_for(page, f"c{number}")
+            pictures.append(take_picture(page, "#canvas"))
+            words.add(page.locator("#readout").inner_text())
+        (readout,) = words
+        assert readout.startswith("-100 HU · tumor · ")
+        assert "axial 11 of 16" in readout
+        for picture in pictures[1:]:
+            assert np.mean(np.abs(picture - pictures[0]) > 30) < 0.003
+        assert complaints == []
+
+
+def test_prediction_is_shown_beside_with_the_labels_that_are_shown(browser: Any, tmp_path: Path) -> None:
+    dataset = write_turned(tmp_path / "Dataset001_Real", ("RAS",))
+    with open_page(browser, ViewOptions(path=dataset, predictions=dataset / "labelsTr")) as (page, complaints):
+        page.goto(f"{page.url}#case=c0")
+        wait_for(page, "c0")
+        readout = page.locator("#readout").inner_text()
+        page.keyboard.press("c")
+        sync_api.expect(page.locator("#caption-2")).to_have_text("prediction")
+        sync_api.expect(page.locator("#beside")).to_have_attribute("aria-pressed", "true")
+        sync_api.expect(page.locator("#readout")).to_have_text(readout)
+        before = take_picture(page, "#canvas-2")
+        page.get_by_label("organ").check()
+        for canvas in ("#canvas", "#canvas-2"):
+            assert np.mean(np.abs(take_picture(page, canvas) - before) > 30) > 0.003
+        page.get_by_label("organ").uncheck()
+        assert np.mean(np.abs(take_picture(page, "#canvas-2") - before) > 30) < 0.001
         assert complaints == []
 
 

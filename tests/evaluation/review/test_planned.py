@@ -59,9 +59,7 @@ def test_no_network_is_loaded_for_a_look(tmp_path: Path) -> None:
 
 def test_maps_that_networks_draw_are_refused(tmp_path: Path) -> None:
     run = plan(labels=(), mask_source="none")
-    with pytest.raises(
-        EvaluationError, match="expected label maps that are drawn without networks.*found the source 'none'"
-    ):
+    with pytest.raises(EvaluationError, match="found the source 'none'"):
         PlannedCases(run, tmp_path)
 
 

@@ -53,7 +53,7 @@ def test_disagreements_are_listed_with_who_rejected(cohort: Path) -> None:
         ("case_0007", "anna"),
     ]
     report = to_report(document)
-    assert "10 cases decided on by both; the same decision on 80%; kappa 0.58" in report
+    assert "10 cases decided by both; the same decision on 80%; kappa 0.58" in report
     assert "case_0007, attempt 1: rejected by anna alone: artefact" in report
 
 
@@ -75,5 +75,5 @@ def test_readers_are_scored_in_the_report(tmp_path: Path) -> None:
 
 
 def test_folder_that_nobody_looked_at_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="expected decisions or readings, found none"):
+    with pytest.raises(EvaluationError, match="has no decisions or readings"):
         measure_reviewers(tmp_path)

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 pytest.importorskip("starlette", reason="needs the extra 'view'")
 pytest.importorskip("httpx", reason="the test client needs httpx")
@@ -15,12 +18,14 @@ from starlette.testclient import TestClient
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter
 from maisi_aug.cohort.review import REVIEW_NAME
 from maisi_aug.errors import EvaluationError
-from maisi_aug.evaluation.review.cases import FolderCases, Partners, Predictions, open_cases
+from maisi_aug.evaluation.report.page import Section, build_page, picture
+from maisi_aug.evaluation.review.cases import FolderCases, Partners, Predictions, ShownCase, open_cases
 from maisi_aug.evaluation.review.desk import Desk
-from maisi_aug.evaluation.review.server import PAGE, build_app
+from maisi_aug.evaluation.review.server import PAGE, build_app, read_report
 from maisi_aug.evaluation.review.volumes import FolderFiles
 from tests.builders.tiny_benchmark import LABELS, write_dataset
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, LUNG_TUMOR, save_case, write_cohort
+from tests.builders.tiny_prepared import write_prepared
 
 TOKEN = "s3cret"
 
@@ -31,7 +36,12 @@ def cohort(tmp_path: Path) -> Path:
 
 
 def open_client(
-    folder: Path, *, reviewer: str = "anna", beside: Path | None = None, predictions: Path | None = None
+    folder: Path,
+    *,
+    reviewer: str = "anna",
+    beside: Path | None = None,
+    predictions: Path | None = None,
+    report: Path | None = None,
 ) -> TestClient:
     source, partners = open_cases(folder), Partners(beside)
     beside_files = None if partners.source is None else FolderFiles(partners.source.path, folder.parent / "beside")
@@ -40,7 +50,7 @@ def open_client(
     desk = Desk(source, files, partners, reviewer=reviewer, predictions=predicted)
     desk.refresh()
     predicted_files = None if predictions is None else FolderFiles(predictions, folder.parent / "scratch")
-    app = build_app(desk, TOKEN, beside_files=beside_files, predicted_files=predicted_files)
+    app = build_app(desk, TOKEN, beside_files=beside_files, predicted_files=predicted_files, report=report)
     return TestClient(app, base_url=f"http://127.0.0.1/{TOKEN}/", raise_server_exceptions=False)
 
 
@@ -145,13 +155,13 @@ def test_link_that_leads_out_is_refused(client: TestClient, cohort: Path, tmp_pa
     (cohort / "images/case_0001.nii.gz").symlink_to(outside)
     answer = client.get("file/case_0001.0/image.nii.gz")
     assert answer.status_code == 404
-    assert "a link that leads out" in answer.json()["error"]
+    assert "a link leads out of" in answer.json()["error"]
 
 
 def test_volume_that_is_gone_is_said(client: TestClient, cohort: Path) -> None:
     (cohort / "images/case_0001.nii.gz").unlink()
     assert client.get("api/case/case_0001.0").status_code == 200
-    assert "found nothing there" in client.get("file/case_0001.0/image.nii.gz").json()["error"]
+    assert "not found in" in client.get("file/case_0001.0/image.nii.gz").json()["error"]
 
 
 def test_decisions_are_kept_and_taken_back(client: TestClient, cohort: Path) -> None:
@@ -205,7 +215,7 @@ def test_full_disk_while_deciding_is_said_and_loses_nothing(
         patched.setattr("maisi_aug.system.whole_files.os.write", refuse)
         answer = client.post("api/decide", json={"key": "case_0002.0", "choice": "reject"})
     assert answer.status_code == 507
-    assert "found a full disk" in answer.json()["error"]
+    assert "the disk is full" in answer.json()["error"]
     assert (cohort / REVIEW_NAME).read_bytes() == before
     assert client.post("api/decide", json={"key": "case_0002.0", "choice": "reject"}).status_code == 200
 
@@ -233,6 +243,74 @@ def test_small_picture_is_drawn_where_there_is_no_preview(client: TestClient) ->
     answer = client.get("thumb/case_0001.0")
     assert answer.headers["content-type"] == "image/jpeg"
     assert answer.content.startswith(b"\xff\xd8")
+
+
+def test_small_picture_of_a_large_volume_is_drawn_from_one_slice_of_it(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("maisi_aug.evaluation.review.volumes.MAX_THUMB_VOXELS", 10)
+    for name in ("load_image", "load_label_map"):
+        monkeypatch.setattr(f"maisi_aug.evaluation.review.volumes.{name}", None)
+    with open_client(cohort) as client:
+        assert client.get("thumb/case_0001.0").status_code == 200
+    (image,) = (cohort / "images").glob("case_0002*")
+    image.write_bytes(image.read_bytes()[:100])
+    with open_client(cohort) as client:
+        assert client.get("thumb/case_0002.0").status_code == 204
+
+
+def test_small_pictures_are_drawn_while_another_one_takes_long(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_cases(cohort)
+    first, second = source.read_on()
+    files = FolderFiles(source.path, cohort.parent / "scratch")
+    draw, begun, may_end = FolderFiles._draw, threading.Event(), threading.Event()
+
+    def draw_slowly(self: FolderFiles, case: ShownCase) -> Any:
+        if case is first:
+            begun.set()
+            assert may_end.wait(60)
+        return draw(self, case)
+
+    monkeypatch.setattr(FolderFiles, "_draw", draw_slowly)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(files.thumb, first)
+        assert begun.wait(60)
+        assert files.thumb(second).startswith(b"\xff\xd8")
+        assert not slow.done()
+        may_end.set()
+        assert slow.result() == files.thumb(first)
+
+
+def test_pictures_of_a_report_lead_to_their_cases(cohort: Path, tmp_path: Path) -> None:
+    html = build_page(
+        "Cohort",
+        "Two cases.",
+        [Section("Cases", picture(Image.new("RGB", (8, 8)), alt="Slices", caption="One", case="case_0001.0"))],
+    )
+    assert "#case=" not in html  # opened as a file, no server may run
+    path = tmp_path / "report.html"
+    path.write_text(html)
+    with open_client(cohort, report=path) as client:
+        assert client.get("api/state").json()["hasReport"]
+        answer = client.get("report")
+        assert answer.status_code == 200
+        assert '<a href="./#case=case_0001.0"><img ' in answer.text
+        assert (
+            answer.text.replace('<a href="./#case=case_0001.0">', "", 1).replace("</a><figcaption>", "<figcaption>")
+            == html
+        )
+    with open_client(cohort) as client:
+        assert not client.get("api/state").json()["hasReport"]
+        assert client.get("report").status_code == 404
+
+
+@pytest.mark.parametrize("content", [None, b"no page", b"\xff\xfe"])
+def test_file_that_is_no_report_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "report.html"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(EvaluationError, match=r"report.html: (cannot be read as|is not) a report of maisi-aug"):
+        read_report(path)
 
 
 def test_case_is_looked_at_beside_the_one_it_came_from(tmp_path: Path) -> None:
@@ -274,7 +352,7 @@ def test_predictions_are_shown_on_the_same_image(tmp_path: Path) -> None:
         assert client.get(predicted["volumes"]["label"]).content == (predictions / "case_000.nii.gz").read_bytes()
         assert second["beside"] == []
         assert client.get("predicted/c1/label.nii.gz").status_code == 404
-    with pytest.raises(EvaluationError, match="expected a folder of predicted label maps, found none"):
+    with pytest.raises(EvaluationError, match="folder of predicted label maps not found"):
         Predictions(tmp_path / "nothing")
 
 
@@ -290,6 +368,16 @@ def test_dataset_of_nnunet_is_shown_with_its_own_labels(tmp_path: Path) -> None:
         assert gzip.decompress(client.get(case["volumes"]["label"]).content)
 
 
+def test_prepared_folder_is_shown_with_its_new_labels(tmp_path: Path) -> None:
+    with open_client(write_prepared(tmp_path / "prepared", num_cases=2)) as client:
+        assert client.get("api/state").json()["kind"] == "prepared folder"
+        rows = rows_of(client)
+        assert [row["id"] for row in rows.values()] == ["p0", "p1"]
+        case = client.get(f"api/case/{next(iter(rows))}").json()
+        assert {"gland", "bright nodule", "liver"} <= {label["name"] for label in case["labels"]}
+        assert all(client.get(address).status_code == 200 for address in case["volumes"].values())
+
+
 def test_bank_of_label_maps_alone_is_shown(cohort: Path, tmp_path: Path) -> None:
     shutil.copytree(cohort / "anatomy", tmp_path / "bank" / "labels")
     with open_client(tmp_path / "bank") as client:
@@ -299,7 +387,7 @@ def test_bank_of_label_maps_alone_is_shown(cohort: Path, tmp_path: Path) -> None
 
 
 def test_folder_with_nothing_to_look_at_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match="expected CT volumes, found none"):
+    with pytest.raises(EvaluationError, match="no CT volumes"):
         FolderCases(tmp_path)
 
 

@@ -27,7 +27,7 @@ def test_interval_is_clopper_and_pearsons() -> None:
 
 @pytest.mark.parametrize(
     ("num_right", "verdict"),
-    [(38, "can tell"), (20, "cannot tell"), (25, "undecided"), (2, "can tell, with the names the other way round")],
+    [(38, "can tell"), (20, "cannot tell"), (25, "undecided"), (2, "can tell, but with the two answers swapped")],
 )
 def test_verdict_follows_the_share(num_right: int, verdict: str) -> None:
     assert score_answers(answer(num_right), KEY)["verdict"] == verdict
@@ -48,7 +48,7 @@ def test_verdicts_have_their_error_rates() -> None:
 
 @pytest.mark.parametrize(
     ("answers", "words"),
-    [({"item-99": "real"}, "'item-99'"), ({"item-00": "fake"}, "found 'fake'"), ({}, "found none")],
+    [({"item-99": "real"}, "'item-99'"), ({"item-00": "fake"}, "found 'fake'"), ({}, "none found")],
 )
 def test_answers_that_cannot_be_scored_are_named(answers: dict[str, str], words: str) -> None:
     with pytest.raises(EvaluationError, match=words):

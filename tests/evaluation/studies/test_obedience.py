@@ -124,7 +124,7 @@ def test_segmenter_of_another_spacing_is_refused(bundle: Bundle, tmp_path: Path)
     other = GridSpec(shape=(64, 48, 48), spacing_mm=(3.2, 3.2, 3.2))
     config = SegmenterConfig(grid=other, slots={}, widths=(4, 8, 8), patch_shape=(16, 16, 16))
     save_segmenter(tmp_path, build_network(config).state_dict(), config, num_steps=0)
-    with pytest.raises(BundleError, match=r"expected the segmenter's spacing \(3.2, 3.2, 3.2\) mm, found \(6.4"):
+    with pytest.raises(BundleError, match="mm differs from the segmenter's,"):
         measure_obedience(bundle, load_segmenter(tmp_path), tmp_path)
 
 

@@ -108,7 +108,7 @@ def test_training_resumes_to_the_same_weights(tmp_path: Path) -> None:
     rest = train_segmenter(CONFIG, tmp_path / "parts", device="cpu")
     assert (rest.num_steps, whole.num_steps) == (4, 4)
     assert rest.fingerprint == whole.fingerprint
-    with pytest.raises(TrainingError, match="expected the configuration in segmenter.json"):
+    with pytest.raises(TrainingError, match="its segmenter.json"):
         train_segmenter(CONFIG.model_copy(update={"seed": 2}), tmp_path / "parts", device="cpu")
 
 

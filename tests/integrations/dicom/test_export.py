@@ -185,35 +185,35 @@ def test_command_writes_and_reports(tmp_path: Path, run_cli: Callable[..., Any])
     assert (outcome.code, outcome.stdout) == (0, f"{out}: 1 CT series (11 slices), 1 segmentations of hepatic tumor.\n")
     refused = run_cli("export", "dicom", cohort, "--out", out, "--json")
     assert refused.code == 1
-    assert "expected a new or an empty folder, found 'case_0001' in it. Nothing was changed" in refused.stderr
+    assert "the folder must be new or empty, found 'case_0001' in it" in refused.stderr
 
 
 def test_nothing_half_exported_is_left(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR], [HEPATIC_TUMOR])
     (cohort / "anatomy" / "case_0002.nii.gz").write_bytes(b"other")
-    with pytest.raises(ExportError, match="case_0002: expected .* as it was written"):
+    with pytest.raises(ExportError, match="case_0002: .* has changed since it was written"):
         export_dicom(cohort, tmp_path / "dicom")
     assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
 
 
 def test_sheared_grid_is_refused(tmp_path: Path) -> None:
     cohort = shear_cohort(write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR]))
-    with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles"):
+    with pytest.raises(ExportError, match="case_0001: .* has sheared voxel axes"):
         export_dicom(cohort, tmp_path / "dicom")
 
 
 def test_labels_that_do_not_occur_are_named(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
-    with pytest.raises(ExportError, match="expected each in at least one case of .*, found none of brain"):
+    with pytest.raises(ExportError, match="has brain"):
         export_dicom(cohort, tmp_path / "dicom", labels=["brain"])
-    with pytest.raises(VocabularyError, match="Label 'livr': expected a name or id"):
+    with pytest.raises(VocabularyError, match="Label 'livr': not a name or id"):
         export_dicom(cohort, tmp_path / "dicom", labels=["livr"])
     assert not (tmp_path / "dicom").exists()
 
 
 def test_missing_packages_name_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "highdicom", None)
-    with pytest.raises(MissingExtraError, match="expected the packages of the extra 'dicom', found no highdicom"):
+    with pytest.raises(MissingExtraError, match="DICOM export: needs the packages of the extra 'dicom'"):
         export_dicom(tmp_path, tmp_path / "dicom")
 
 
@@ -225,5 +225,5 @@ def test_images_without_label_maps_are_exported_alone(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(record) + "\n")
     report = export_dicom(cohort, tmp_path / "dicom")
     assert (report.num_cases, report.num_segmentations) == (1, 0)
-    with pytest.raises(ExportError, match="expected label maps, found images that were drawn without any"):
+    with pytest.raises(ExportError, match="the images were drawn without label maps"):
         export_dicom(cohort, tmp_path / "again", include_anatomy=True)

@@ -42,5 +42,5 @@ def test_same_seed_and_epoch_give_the_same_schedule_and_others_another() -> None
 
 @pytest.mark.parametrize(("numbers", "name"), [((0, 1, 1), "num_items"), ((1, 0, 1), "reuse"), ((1, 1, 0), "buffer")])
 def test_numbers_must_be_positive(numbers: tuple[int, int, int], name: str) -> None:
-    with pytest.raises(RequestError, match=f"{name}: expected 1 or more, found 0"):
+    with pytest.raises(RequestError, match=f"{name}: must be 1 or more, found 0"):
         UseSchedule(*numbers, seed=0)

@@ -137,7 +137,7 @@ class TestRefusals:
         dataset = write_plans(tmp_path, [1.5, 1.5, 1.5], [200, 256, 256])
         path = write_compact_plans(dataset, "nnUNetPlans_real")
         before = path.read_bytes()
-        with pytest.raises(ExportError, match="expected no other compact plans, found some"):
+        with pytest.raises(ExportError, match="compact plans already exist"):
             write_compact_plans(dataset, "nnUNetPlans_real", side=48)
         assert path.read_bytes() == before
 
@@ -148,12 +148,12 @@ class TestRefusals:
 
     def test_missing_plans_and_datasets(self, tmp_path: Path) -> None:
         dataset = write_plans(tmp_path, [1.5, 1.5, 1.5], [200, 256, 256])
-        with pytest.raises(ExportError, match="Other.json: expected nnU-Net's plans, found nnUNetPlans_real there"):
+        with pytest.raises(ExportError, match="Other.json: not nnU-Net's plans; the folder has nnUNetPlans_real"):
             write_compact_plans(dataset, "Other")
-        with pytest.raises(ExportError, match="Dataset '504': expected the number, name or folder of one under"):
+        with pytest.raises(ExportError, match="Dataset '504': not the number, name or folder of a dataset under"):
             find_planned_dataset(tmp_path, "504")
         for text in ("", ".", "*", "..", "Dataset5*"):
-            with pytest.raises(ExportError, match="expected the number, name or folder of one under .*, found none"):
+            with pytest.raises(ExportError, match="which has none"):
                 find_planned_dataset(tmp_path, text)
         (tmp_path / "Dataset505_Empty").mkdir()
         with pytest.raises(ExportError, match="expected one file of plans, found none"):
@@ -165,5 +165,7 @@ class TestRefusals:
         content = json.loads(path.read_text())
         del content["configurations"]["3d_fullres"]
         path.write_text(json.dumps(content))
-        with pytest.raises(ExportError, match="expected a three-dimensional configuration .*found 2d"):
+        with pytest.raises(
+            ExportError, match="has no three-dimensional configuration with a patch of its own, found 2d"
+        ):
             write_compact_plans(dataset, "nnUNetPlans_real")

@@ -88,11 +88,11 @@ def test_check_refuses_a_label_that_dataset_json_lacks(build_cohort: BuildCohort
 
 def test_failed_check_leaves_nothing_behind(build_cohort: BuildCohort, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(dataset: Path, num_processes: int) -> None:
-        raise ExportError("nnU-Net's integrity check: no")
+        raise ExportError("nnU-Net's integrity check complains:")
 
     monkeypatch.setattr(nnunet, "verify_integrity", refuse)
     cohort = build_cohort([HEPATIC_TUMOR])
-    with pytest.raises(ExportError, match="no"):
+    with pytest.raises(ExportError, match="integrity check complains"):
         export(cohort)
     assert list((cohort.parent / "raw").iterdir()) == []
 
@@ -165,7 +165,7 @@ class TestContent:
 
     def test_sheared_axes_are_refused(self, build_cohort: BuildCohort) -> None:
         cohort = shear_cohort(build_cohort([HEPATIC_TUMOR]))
-        with pytest.raises(ExportError, match="case_0001: expected voxel axes at right angles, found sheared ones in"):
+        with pytest.raises(ExportError, match="case_0001: .* has sheared voxel axes"):
             export(cohort)
         assert not (cohort.parent / "raw" / "Dataset501_SynLiver").exists()
 
@@ -229,12 +229,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"dataset_id": 0}, "expected 1 to 999, found 0"),
-            ({"dataset_id": 1000}, "expected 1 to 999, found 1000"),
+            ({"dataset_id": 0}, "must be 1 to 999, found 0"),
+            ({"dataset_id": 1000}, "must be 1 to 999, found 1000"),
             ({"name": "Syn Liver"}, "found 'Syn Liver'"),
             ({"name": "../Liver"}, "found '../Liver'"),
-            ({"out": None}, "expected --out or the environment variable nnUNet_raw"),
-            ({"labels": ["lung tumor"]}, "found none of lung tumor"),
+            ({"out": None}, "Use --out DIR, or export nnUNet_raw"),
+            ({"labels": ["lung tumor"]}, "has lung tumor"),
         ],
     )
     def test_wrong_settings(self, build_cohort: BuildCohort, settings: dict[str, Any], message: str) -> None:
@@ -251,7 +251,7 @@ class TestRefusals:
     ) -> None:
         monkeypatch.setenv(variable, str(tmp_path / variable))
         (tmp_path / variable / "Dataset501_Other").mkdir(parents=True)
-        with pytest.raises(ExportError, match="Dataset id 501: expected one that is not in use, found .*501_Other"):
+        with pytest.raises(ExportError, match="Dataset id 501: already used by"):
             export(build_cohort([HEPATIC_TUMOR]))
 
     def test_second_export_does_not_touch_the_first(self, build_cohort: BuildCohort) -> None:
@@ -269,14 +269,14 @@ class TestRefusals:
 
     def test_no_accepted_case(self, build_cohort: BuildCohort) -> None:
         cohort = build_cohort([HEPATIC_TUMOR], status="rejected")
-        with pytest.raises(ExportError, match="expected at least one accepted case, found none in 1 attempts"):
+        with pytest.raises(ExportError, match="has no accepted case in 1 attempts"):
             export(cohort)
 
     def test_cohort_that_is_being_written(self, build_cohort: BuildCohort) -> None:
         cohort = build_cohort([HEPATIC_TUMOR])
         with (
             ManifestWriter(cohort / MANIFEST_NAME),
-            pytest.raises(ExportError, match="a process that is still writing"),
+            pytest.raises(ExportError, match="another process is still writing this cohort"),
         ):
             export(cohort)
         export(cohort)
@@ -295,9 +295,9 @@ class TestRefusals:
         path = cohort / role / "case_0001.nii.gz"
         path.write_bytes(path.read_bytes() + b"\0")
         advice = "or remove its lines from manifest.jsonl and run synthesize again"
-        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.* as it was written.*, {advice}"):
+        with pytest.raises(ExportError, match=f"case_0001: .*{role}.* has changed since it was written.*, {advice}"):
             export(cohort)
         path.unlink()
-        with pytest.raises(ExportError, match=f"case_0001: expected .*{role}.*found nothing there.*, {advice}"):
+        with pytest.raises(ExportError, match=f"case_0001: .*{role}.* is missing.*, {advice}"):
             export(cohort)
         assert list((cohort.parent / "raw").iterdir()) == []

@@ -134,14 +134,14 @@ def test_scaling_is_undone() -> None:
     image_hu = np.array([-900.0, 0.0, 300.0])
     np.testing.assert_allclose(SCALING.to_hu(SCALING.from_hu(image_hu)), image_hu, atol=1e-3)
     assert SCALING.to_hu(SCALING.from_hu(np.array([900.0])))[0] == pytest.approx(400)
-    with pytest.raises(TrainingError, match="expected CTNormalization, which lesions are drawn in, found ZScore"):
+    with pytest.raises(TrainingError, match="Plans: lesions can only be inserted under CTNormalization, found ZScore"):
         CtScaling.of(PLANS, ["ZScoreNormalization"])
 
 
 def test_settings_are_read_from_the_dataset() -> None:
     assert InsertSettings.of({"maisi_aug": {"synthetic_cases": ["a"]}}) is None
     assert InsertSettings.of({"maisi_aug": {"insert": SETTINGS.to_dict()}}) == SETTINGS
-    with pytest.raises(TrainingError, match="expected lesion, number and share in 'maisi_aug/insert'"):
+    with pytest.raises(TrainingError, match="dataset.json: 'maisi_aug/insert'"):
         InsertSettings.of({"maisi_aug": {"insert": {"lesion": "lung nodule:6mm"}}})
 
 
@@ -159,7 +159,11 @@ def test_request_names_label_lesion_and_share() -> None:
         ("nodule=lung nodule:6mm@0", ExportError, "expected a share above 0 and up to 1, found '0'"),
         ("nodule=lung nodule:6mm@half", ExportError, "found 'half'"),
         ("nodule=lung nodule:8mmx2", RequestError, "expected one lesion with a size"),
-        ("nodule=hepatic tumor:10mm", RequestError, "expected host_numbers"),
+        (
+            "nodule=hepatic tumor:10mm",
+            RequestError,
+            "needs host_numbers, the numbers of its host organs in the label maps",
+        ),
     ],
 )
 def test_other_requests_are_refused(text: str, error: type[Exception], message: str) -> None:

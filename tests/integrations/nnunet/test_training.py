@@ -48,7 +48,7 @@ def test_epochs_are_counted_and_the_model_is_named(tmp_path: Path, monkeypatch: 
 
 def test_failed_training_is_told_with_its_last_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_program(monkeypatch, "import sys; sys.exit('the card has no memory left')")
-    with pytest.raises(BenchmarkError, match="expected a trained fold, found: the card has no memory left"):
+    with pytest.raises(BenchmarkError, match="nnU-Net: the fold was not trained: the card has no memory left"):
         train(tmp_path, [])
 
 
@@ -58,7 +58,7 @@ def test_training_is_stopped_when_the_time_is_up(tmp_path: Path, monkeypatch: py
 
 
 def test_failed_preprocessing_is_told_with_its_last_words() -> None:
-    with pytest.raises(BenchmarkError, match="nnU-Net, preprocessing: expected it to end well, found: boom. Check"):
+    with pytest.raises(BenchmarkError, match="nnU-Net, preprocessing: failed: boom"):
         nnunet_training._run("import sys; sys.exit('boom')", [], {}, "preprocessing")
 
 

@@ -66,7 +66,7 @@ def contents(tiny: Bundle, states: States, tmp_path_factory: pytest.TempPathFact
 def known(tiny: Bundle, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
     """The entry of rflow-ct with networks of tiny width."""
     real = table.find_known_bundle("rflow-ct")
-    assert real.masks.files == MASK_FILES
+    assert real.require_masks().files == MASK_FILES
     masks = KnownMasks(MASK_FILES, "1 MB", build_mask_networks(), build_mask_settings())
     narrowed = narrow(real, tiny)
     image = {role: definition for role, definition in tiny.spec.networks.items() if role not in MASK_ROLES}
@@ -148,8 +148,8 @@ def test_other_networks_are_explained_and_leave_the_bundle_as_it_was(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("mask_diffusion_unet", {"scale_factor": 1.0}, "expected a state dict, alone or under 'unet_state_dict'"),
-        ("size_conditions", b"[]", "expected rows of 10 numbers"),
+        ("mask_diffusion_unet", {"scale_factor": 1.0}, "no state dict, either directly or under 'unet_state_dict'"),
+        ("size_conditions", b"[]", "rows must have 10 numbers, found the shape"),
     ],
 )
 def test_unusable_file_is_refused(
@@ -221,4 +221,4 @@ def test_commands_pull_list_show_and_verify(
     shown = run_cli("bundles", "show", "rflow-ct").stdout
     assert "mask_diffusion_unet: DiffusionModelUNet, channels 8/16" in shown
     assert "label maps: generated, 64x48x48 at 6.4x6.4x6.4 mm (410x307x307 mm), 3 steps" in shown
-    assert run_cli("bundles", "verify", "rflow-ct").stdout.endswith("all 5 files are as they should be.\n")
+    assert run_cli("bundles", "verify", "rflow-ct").stdout.endswith("all 5 files are intact.\n")

@@ -31,6 +31,6 @@ def test_words_of_monai_are_read_as_any_python_writes_them(tmp_path: Path) -> No
 def test_other_attributes_are_refused(owner: object, name: str, tmp_path: Path) -> None:
     torch.save({"weights": Attribute(owner, name)}, tmp_path / "c.pt")
     with pytest.raises(
-        BundleError, match=r"c\.pt: expected weights alone, found a pickle that needs builtins\.getattr"
+        BundleError, match=r"c\.pt: must contain weights only, found a pickle that needs builtins\.getattr"
     ):
         read_checkpoint(tmp_path / "c.pt", subject="c.pt")

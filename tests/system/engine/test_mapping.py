@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from maisi_aug.errors import WorkerError
+from maisi_aug.errors import MaisiAugWarning, WorkerError
 from maisi_aug.system.engine.mapping import run_parallel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,18 +23,18 @@ run_parallel(time.sleep, [300, 300], "sleeping", lambda stage, done, total: prin
 
 
 def warn_of(name: str) -> str:
-    warnings.warn(f"{name}: expected a name, found one.", stacklevel=1)
+    warnings.warn(f"{name}: expected a name, found one.", MaisiAugWarning, stacklevel=1)
     return name
 
 
 def test_killed_process_is_told() -> None:
-    with pytest.raises(WorkerError, match="found 3 in a row that did not; the last ended with code 3"):
+    with pytest.raises(WorkerError, match="3 processes in a row did not finish their work; the last ended with code 3"):
         run_parallel(os._exit, [3, 3], "checking", lambda stage, done, total: None, 2)
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_warnings_of_workers_reach_the_main_process(num_workers: int) -> None:
-    with pytest.warns(UserWarning, match="expected a name") as caught:
+    with pytest.warns(MaisiAugWarning, match="expected a name") as caught:
         done = run_parallel(warn_of, ["a", "b"], "checking", lambda stage, done, total: None, num_workers)
     assert done == ["a", "b"]
     assert [str(warning.message)[:2] for warning in caught] == ["a:", "b:"]

@@ -12,8 +12,9 @@ from torch import nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network
-from maisi_aug.networks.conditioning import MODALITY_CODES, hu_to_unit
+from maisi_aug.networks.conditioning import hu_to_unit
 from maisi_aug.training.cases.data import Memory, PhantomStore, encode_store
+from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from tests.builders.tiny_bundle import build_header
 from tests.builders.tiny_training import SHAPE, SPACING_MM, ArrayStore, build_store
 
@@ -119,7 +120,7 @@ def test_latents_are_encoded_once_for_the_same_weights(autoencoder: nn.Module, t
 
 
 def test_store_without_cases_is_refused(autoencoder: nn.Module, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="Latents: expected at least one training case, found none"):
+    with pytest.raises(TrainingError, match="Latents: there is no training case"):
         encode_store(ArrayStore([]), autoencoder, tmp_path, weights_hash="0" * 64, deviation=1.0, device="cpu")
 
 

@@ -124,5 +124,5 @@ def test_file_of_another_shape_is_refused(folder: Path) -> None:
         folder / "images" / "p0.nii.gz", np.zeros((4, 4, 4), dtype=np.int16), Grid.from_spacing((4, 4, 4), SPACING_MM)
     )
     store = PreparedStore(load_prepared(folder))
-    with pytest.raises(PreparationError, match=r"case p0: expected the shape \(32, 24, 24\) .* found \(4, 4, 4\)"):
+    with pytest.raises(PreparationError, match="case p0: was prepared with the shape"):
         store.image_hu(0)

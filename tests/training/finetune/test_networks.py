@@ -54,7 +54,7 @@ def test_merged_network_is_the_unmerged_one() -> None:
 
 
 def test_rank_and_layers_are_checked() -> None:
-    with pytest.raises(TrainingError, match="Rank: expected a whole number of at least 1, found 0"):
+    with pytest.raises(TrainingError, match="Rank: expected an integer of at least 1, found 0"):
         add_low_rank(build_network(), 0, seed=0)
-    with pytest.raises(TrainingError, match="Low-rank tuning: expected convolutions that may learn, found none"):
+    with pytest.raises(TrainingError, match="Low-rank tuning: the network has no convolutions that can be tuned"):
         add_low_rank(build_network().requires_grad_(False), 2, seed=0)

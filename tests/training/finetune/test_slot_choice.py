@@ -64,14 +64,14 @@ def test_free_choice_avoids_what_the_base_has_bound(dataset: PreparedDataset, tm
 def test_label_that_the_base_knows_keeps_its_id(dataset: PreparedDataset, tmp_path: Path) -> None:
     bound = write_tiny_base(tmp_path, slots={"gland": {"id": 20, "hosts": [200], "kind": "organ"}})
     assert choose(dataset, bound)["gland"] == 20
-    with pytest.raises(TrainingError, match="Slot of 'gland': expected none, for bundle 'tiny' knows the label as"):
+    with pytest.raises(TrainingError, match="Slot of 'gland': bundle 'tiny' already knows this label as id"):
         choose(dataset, bound, gland="dummy2")
 
 
 @pytest.mark.parametrize(
     ("slot", "message"),
     [
-        ("129", "found 129, taken by 'kidney tumor' of bundle 'tiny'"),
+        ("129", "129 is taken by 'kidney tumor' of bundle 'tiny'"),
         ("5", "expected 'auto', a placeholder .dummy1 to dummy8. or a free id .133-199, 201-255., found '5'"),
         ("dummy9", "found 'dummy9'"),
     ],
@@ -82,16 +82,16 @@ def test_bad_slot_is_refused(dataset: PreparedDataset, base: Bundle, slot: str, 
 
 
 def test_slot_is_given_once(dataset: PreparedDataset, base: Bundle) -> None:
-    with pytest.raises(TrainingError, match="found 2, taken by another --label"):
+    with pytest.raises(TrainingError, match="2 is taken by another --label"):
         choose(dataset, base, gland="2", bright_nodule="dummy1")
 
 
 def test_label_that_the_data_lack_is_refused(dataset: PreparedDataset) -> None:
-    with pytest.raises(TrainingError, match=r"Label 'glands': expected a label with voxels .* Did you mean 'gland'"):
+    with pytest.raises(TrainingError, match="Label 'glands': cannot be taught from"):
         find_source("glands", dataset)
-    with pytest.raises(TrainingError, match="Label 'spleen': .*found it empty in all 3 cases"):
+    with pytest.raises(TrainingError, match="it is empty in all 3 cases"):
         find_source("spleen", dataset)
-    with pytest.raises(TrainingError, match="Label 'body': .*found 'body', which stands for no structure"):
+    with pytest.raises(TrainingError, match="body' stands for no structure"):
         find_source("body", dataset)
 
 

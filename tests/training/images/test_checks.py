@@ -86,7 +86,7 @@ def test_other_recipe_is_refused_by_the_stage_and_those_after_it(
     stage: str, changes: dict[str, Any], field: str, tmp_path: Path
 ) -> None:
     begin(tmp_path, "vae")
-    with pytest.raises(TrainingError, match=f"stage vae was begun with, found other values of {field}\\. Use another"):
+    with pytest.raises(TrainingError, match=f"stage vae was begun with other values of {field}\\. Use another"):
         require_same_settings(build_recipe(**changes), tmp_path, stage)
 
 

@@ -87,19 +87,25 @@ def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: P
     recipe = load_training_recipe(write_recipe(tmp_path / "mine.yaml", bundle=header))
     assert (recipe.bundle.num_inference_steps, recipe.bundle.decode_window) == (7, (48, 48, 64))
     path = write_recipe(tmp_path / "wrong.yaml", bundle={**header, "like": "rflow-mr"})
-    with pytest.raises(RecipeError, match=r"bundle: .*like: Bundle 'rflow-mr': expected one that can be fetched"):
+    with pytest.raises(RecipeError, match="Bundle 'rflow-mr': cannot be downloaded; known bundles are"):
         load_training_recipe(path)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vae__loop__validation_steps": 5}, "vae.loop.validation_steps: needs held-out cases, a data.validation_fold"),
+        (
+            {"vae__loop__validation_steps": 5},
+            "vae.loop.validation_steps: needs held-out cases, which data.validation_fold",
+        ),
         ({"controlnet__loss__label_weights": {"livver": 9.0}}, "'livver'"),
-        ({"diffusion__loss__contrastive_weight": 0.01}, "diffusion.loss.contrastive_weight: is for a ControlNet"),
+        (
+            {"diffusion__loss__contrastive_weight": 0.01},
+            "diffusion.loss.contrastive_weight: applies to a ControlNet; set only",
+        ),
         (
             {"controlnet__loss__contrastive_weight": 0.01, "bundle__scheduler__class": "DDPMScheduler"},
-            "controlnet.loss.contrastive_weight: is for rectified flow",
+            "controlnet.loss.contrastive_weight: applies to rectified flow, not to ddpm;",
         ),
         ({"data": {"prepared": "x", "validation_fold": -1}}, "data.validation_fold: expected greater"),
         ({"data": {"prepared": 3}}, "data.prepared: expected a valid string"),
@@ -136,7 +142,7 @@ def test_file_of_the_users_own_is_found(tmp_path: Path) -> None:
 
 
 def test_unknown_recipe_is_refused_with_the_closest() -> None:
-    with pytest.raises(RecipeError, match="'train-fantom-ct': expected a file or one of train-ddpm-ct, train-lu"):
+    with pytest.raises(RecipeError, match="'train-fantom-ct': not a file or one of train-ddpm-ct, train-lu"):
         training_recipe_path("train-fantom-ct")
     with pytest.raises(RecipeError, match="Did you mean 'train-phantom-ct'"):
         training_recipe_path("train-fantom-ct")
@@ -160,7 +166,7 @@ def test_all_problems_are_told_together_with_their_place(tmp_path: Path) -> None
 def test_file_that_is_no_yaml_is_refused(text: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.yaml"
     path.write_bytes(text)
-    with pytest.raises(RecipeError, match="broken.yaml: expected readable YAML, found: "):
+    with pytest.raises(RecipeError, match="broken.yaml: cannot be read as YAML:"):
         load_training_recipe(path)
 
 
@@ -180,7 +186,7 @@ def test_start_from_label_means_needs_a_unet_that_trains(tmp_path: Path) -> None
 
 def test_gain_needs_a_start_from_label_means(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "recipe.yaml", controlnet__faint_gain=1.4)
-    with pytest.raises(RecipeError, match="controlnet: .*faint_gain: .*needs start: label-means"):
+    with pytest.raises(RecipeError, match="controlnet: .*faint_gain: applies to start: label-means only"):
         load_training_recipe(path)
 
 

@@ -235,9 +235,7 @@ def test_start_from_label_means_is_made_once(
 
 def test_stage_before_its_predecessor_is_refused(open_folder: OpenFolder, tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
-    with pytest.raises(
-        TrainingError, match=r"expected the weights of stage vae in autoencoder.pt, found none. Run 'ma"
-    ):
+    with pytest.raises(TrainingError, match="the weights of stage vae are missing"):
         folder.train("diffusion")
     with pytest.raises(TrainingError, match="Run 'maisi-aug train vae' first"):
         folder.write_bundle()
@@ -245,15 +243,15 @@ def test_stage_before_its_predecessor_is_refused(open_folder: OpenFolder, tmp_pa
 
 def test_controlnet_before_the_unet_is_refused(trained: Trained, open_folder: OpenFolder, tmp_path: Path) -> None:
     shutil.copytree(trained.folder.folder / "vae", tmp_path / "vae")
-    with pytest.raises(TrainingError, match="weights of stage diffusion in diffusion_unet.pt, found none"):
+    with pytest.raises(TrainingError, match="diffusion_unet.pt"):
         open_folder(tmp_path).train("controlnet")
 
 
 def test_other_recipe_in_the_same_folder_is_refused(trained: Trained, open_folder: OpenFolder) -> None:
     folder = trained.folder.folder
-    with pytest.raises(TrainingError, match="stage vae was begun with, found other values of vae.loss.kl_weight"):
+    with pytest.raises(TrainingError, match="stage vae was begun with other values of vae.loss.kl_weight"):
         open_folder(folder, vae__loss__kl_weight=1.0).train("vae")
-    with pytest.raises(TrainingError, match="expected the configuration of its checkpoint, .* values of num_steps"):
+    with pytest.raises(TrainingError, match="its checkpoint has other values of num_steps"):
         open_folder(folder, vae__loop__num_steps=99).train("vae")
 
 
@@ -308,7 +306,7 @@ def test_prepared_cases_train_all_stages_and_the_best_weights_are_kept(prepared:
 def test_other_cases_in_the_same_folder_are_refused(prepared: Path, tmp_path: Path) -> None:
     open_prepared(tmp_path / "run", prepared).train("vae", max_minutes=0.0)
     other = write_prepared(tmp_path / "other", num_cases=2)
-    with pytest.raises(TrainingError, match="stage vae was begun with, found other values of data.cases"):
+    with pytest.raises(TrainingError, match="stage vae was begun with other values of data.cases"):
         open_prepared(tmp_path / "run", other).train("vae")
     moved = shutil.copytree(prepared, tmp_path / "moved")
     assert open_prepared(tmp_path / "run", moved).train("vae").is_complete
@@ -316,7 +314,7 @@ def test_other_cases_in_the_same_folder_are_refused(prepared: Path, tmp_path: Pa
 
 def test_one_patient_cannot_be_held_out(tmp_path: Path) -> None:
     data = write_prepared(tmp_path / "data", num_cases=1, num_folds=2)
-    with pytest.raises(TrainingError, match="expected at least two patients to hold a fold out, found 1. Add patients"):
+    with pytest.raises(TrainingError, match="needs at least two patients to hold a fold out, found 1"):
         open_prepared(tmp_path / "run", data)
 
 

@@ -142,7 +142,7 @@ def test_complete_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_other_configuration_is_refused_by_its_fields(tmp_path: Path) -> None:
     start(tmp_path).train(max_minutes=0.0)
-    with pytest.raises(TrainingError, match="found other values of learning_rate, num_steps. Use another folder"):
+    with pytest.raises(TrainingError, match="its checkpoint has other values of learning_rate, num_steps"):
         start(tmp_path, learning_rate=0.02, num_steps=21)
 
 
@@ -163,7 +163,7 @@ def test_checkpoint_that_is_cut_off_is_refused(num_bytes: int, tmp_path: Path) -
     start(tmp_path).train(max_minutes=0.0)
     path = tmp_path / CHECKPOINT_NAME
     path.write_bytes(path.read_bytes()[:num_bytes])
-    with pytest.raises(TrainingError, match=r"checkpoint\.pt: expected a checkpoint of this program, found what torch"):
+    with pytest.raises(TrainingError, match="checkpoint.pt: not a checkpoint that torch can read"):
         start(tmp_path)
 
 
@@ -247,7 +247,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
 
 def test_other_number_of_batches_a_step_is_refused(tmp_path: Path) -> None:
     start(tmp_path, PlainLine(), accumulation_count=2).train(max_minutes=0.0)
-    with pytest.raises(TrainingError, match=r"expected 2 batches a step \(processes times .*\), found 3. Start"):
+    with pytest.raises(TrainingError, match="was begun with 2 batches a step"):
         start(tmp_path, PlainLine(), accumulation_count=3)
 
 
@@ -316,7 +316,7 @@ def test_training_ends_when_validation_stops_gaining_and_so_does_a_resumed_run(t
 
 
 def test_validation_needs_held_out_cases(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="validation_steps: expected held-out cases, found none"):
+    with pytest.raises(TrainingError, match="validation_steps: needs held-out cases"):
         start(tmp_path, validation_steps=4)
 
 
@@ -363,7 +363,7 @@ def test_full_disk_leaves_the_former_checkpoint_whole(tmp_path: Path) -> None:
     start(tmp_path).train(max_minutes=0.0)
     before = (tmp_path / CHECKPOINT_NAME).read_bytes()
     run = start(tmp_path)
-    message = r"checkpoint\.pt: expected to write that of step 2, found: File too large; that of step 1 is whole"
+    message = "step 2 cannot be written:"
     with LimitedFiles(len(before) // 2), pytest.raises(TrainingError, match=message):
         run.train(max_minutes=0.0)
     assert (tmp_path / CHECKPOINT_NAME).read_bytes() == before
@@ -415,9 +415,7 @@ def test_float16_scales_the_loss_and_leaves_overflowing_steps_out(tmp_path: Path
 
 def test_float16_that_no_scale_saves_ends_the_run(tmp_path: Path) -> None:
     precision = Precision("cpu", is_mixed=True, dtype=torch.float16)
-    with pytest.raises(
-        TrainingError, match="Loss scale: expected at least 6e-05, found .* Lower learning_rate, or set"
-    ):
+    with pytest.raises(TrainingError, match="below 6e-05, because float16 gradients are not finite"):
         start(tmp_path, SteepLine(), precision=precision, num_steps=100).train()
 
 

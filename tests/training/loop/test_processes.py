@@ -52,7 +52,7 @@ def test_each_process_has_the_gpu_of_its_number_and_all_one_cpu() -> None:
 
 def test_several_processes_cannot_share_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    message = "Device 'cuda:1': expected cpu or cuda for several processes, found one device"
+    message = "Device 'cuda:1': several processes need cpu or cuda, not one device"
     with pytest.raises(TrainingError, match=message):
         Processes.connect("cuda:1")
 
@@ -97,8 +97,10 @@ def test_two_processes_make_the_steps_of_one_with_the_doubled_batch(tmp_path: Pa
         )
         assert [row["step"] for row in ours] == [row["step"] for row in theirs] == [1, 2, 3, 4]
         for mine, other in zip(ours, theirs, strict=True):
-            # Of weights that have taken steps as far apart as require_same_steps allows.
-            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-4), name
-            assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-3), name
+            # The first of the same weights; later ones of weights as far apart as require_same_steps allows.
+            is_first = mine["step"] == 1
+            assert mine["loss"] == pytest.approx(other["loss"], rel=1e-6 if is_first else 1e-4), name
+            close = 1e-5 if is_first else 2e-3
+            assert mine["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=close), name
         kept = [torch.load(tmp_path / side / f"{name}.pt", weights_only=True) for side in ("two", "one")]
         require_same_steps(*kept, length=LOOP.learning_rate, num_steps=LOOP.num_steps)

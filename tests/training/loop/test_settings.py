@@ -37,7 +37,11 @@ def test_no_warm_up_starts_at_the_peak() -> None:
         (LoopConfig, {"num_steps": 1, "average_decay": 1.0}, "average_decay"),
         (LoopConfig, {"num_steps": 1, "learning_rate": "fast"}, "learning_rate"),
         (LoopConfig, {"num_steps": 1, "warmup": 3}, "warmup"),
-        (LoopConfig, {"num_steps": 1, "patience": 3}, "patience: counts validations and needs validation_steps"),
+        (
+            LoopConfig,
+            {"num_steps": 1, "patience": 3},
+            "patience: needs validation_steps, because it counts validations",
+        ),
         (VaeLossConfig, {"lesion_share": 1.5}, "lesion_share"),
         (VaeLossConfig, {"perceptual_weight": 0.3}, "perceptual_weight: needs perceptual_weights, a file of"),
         (
@@ -45,8 +49,12 @@ def test_no_warm_up_starts_at_the_peak() -> None:
             {"perceptual_weight": 0.3, "perceptual_weights": "w.pth", "patch_shape": [32, 32, 16]},
             "perceptual_weight: needs patches of at least 20 voxels along every axis, found 32x32x16",
         ),
-        (VaeLossConfig, {"zoom_range": [1.5, 0.5]}, "zoom_range: expected the smaller factor first, found"),
-        (FlowLossConfig, {"modality_dropout": 0.6, "modality_omission": 0.6}, "expected shares of at most 1 together"),
+        (VaeLossConfig, {"zoom_range": [1.5, 0.5]}, "zoom_range: the smaller factor must come first, found"),
+        (
+            FlowLossConfig,
+            {"modality_dropout": 0.6, "modality_omission": 0.6},
+            "modality_dropout and modality_omission: together at most 1",
+        ),
         (VaeLossConfig, {"patch_shape": [64, 64]}, "patch_shape"),
         (FlowLossConfig, {"lesion_weight": 0.5}, "lesion_weight"),
         (FlowLossConfig, {"outside_weight": 2.0}, "outside_weight"),

@@ -61,7 +61,9 @@ def test_another_bank_of_the_same_name_is_other_data(tmp_path: Path) -> None:
 
 
 def test_bank_of_one_map_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="expected at least two, one of them to be held out, found 1. Add maps"):
+    with pytest.raises(
+        TrainingError, match="Label maps for training: at least two are needed, one of them held out, found 1"
+    ):
         open_trunks(tmp_path / "bank", 1, tmp_path / "out")
 
 
@@ -125,5 +127,5 @@ def test_prepared_cases_on_another_grid_are_refused(tmp_path: Path) -> None:
 
 
 def test_prepared_cases_of_one_fold_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="expected cases in at least two folds, .* found 1. Prepare more cases"):
+    with pytest.raises(TrainingError, match="needs cases in at least two folds, one of them held out, found 1"):
         open_prepared(build_mask_recipe(), write_prepared(tmp_path, folds=(0, 0)))

@@ -141,9 +141,7 @@ def test_other_files_in_the_bundles_place_stay(trained: MaskTrainingFolder, base
     shutil.rmtree(folder, ignore_errors=True)
     run = open_folder(tmp_path / "run", data__num_variants=2)
     write_tiny_bundle(folder)
-    with pytest.raises(
-        BundleError, match="expected a new folder or an earlier bundle of this training, found another b"
-    ):
+    with pytest.raises(BundleError, match="must be a new folder or an earlier bundle of this training, found"):
         write_mask_bundle(run, base)
     shutil.rmtree(folder)
     write_mask_bundle(run, base)
@@ -156,9 +154,7 @@ def test_other_files_in_the_bundles_place_stay(trained: MaskTrainingFolder, base
 def test_base_is_needed_and_must_not_be_longer(base: Bundle) -> None:
     recipe = build_mask_recipe()
     assert require_base(str(base.path), recipe).name == "tiny"
-    with pytest.raises(
-        TrainingError, match="expected a bundle with image networks .*, found none named. Name one with"
-    ):
+    with pytest.raises(TrainingError, match="Mask networks: need a bundle with image networks to be added to"):
         require_base(None, recipe)
     short = build_mask_recipe(grid__spacing_mm=[12.0, 13.0, 10.0])
     with pytest.raises(TrainingError, match="at least as long as the images of bundle 'tiny', 307 mm, found 240 mm"):
@@ -171,22 +167,22 @@ def test_first_try_that_left_no_checkpoint_may_begin_anew(tmp_path: Path) -> Non
         with pytest.raises(ZeroDivisionError):
             open_folder(tmp_path, seed=8).train("mask-vae")
     assert open_folder(tmp_path).train("mask-vae").is_complete
-    with pytest.raises(TrainingError, match="stage mask-vae was begun with, found other values of seed"):
+    with pytest.raises(TrainingError, match="stage mask-vae was begun with other values of seed"):
         open_folder(tmp_path, seed=8).train("mask-vae")
 
 
 def test_diffusion_before_the_autoencoder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        TrainingError, match=r"stage mask-vae in mask_autoencoder\.pt, found none. Run 'maisi-aug train m"
-    ):
+    with pytest.raises(TrainingError, match="mask_autoencoder.pt"):
         open_folder(tmp_path).train("mask-diffusion")
 
 
 def test_other_recipe_in_the_same_folder_is_refused(trained: MaskTrainingFolder) -> None:
-    with pytest.raises(TrainingError, match=r"mask-vae was begun with, found other values of vae\.loss\. Use another"):
+    with pytest.raises(TrainingError, match="mask-vae was begun with other values of vae.loss"):
         open_folder(trained.folder, vae__loss__dice_weight=0.5).train("mask-vae")
     other = open_folder(trained.folder, networks__mask_diffusion_unet__num_res_blocks=2)
-    with pytest.raises(TrainingError, match=r"found other values of data\.num_variants, networks\.mask_diffusion_unet"):
+    with pytest.raises(
+        TrainingError, match=r"begun with other values of data\.num_variants, networks\.mask_diffusion_unet"
+    ):
         other.train("mask-diffusion")
 
 

@@ -1,0 +1,464 @@
+"""Bundles that users share on the Hugging Face hub: the folder that is uploaded, and what is fetched of another's.
+
+A shared bundle is its folder: ``bundle.yaml``, safetensors, a model card, the licence's notice. One that was fine-tuned
+names its base by fingerprint instead of holding its weights.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, NETWORK_ROLES, Bundle, load_bundle, pulled_bundles_folder
+from maisi_aug.bundle_spec.schema import BundleSpec, MaskBankSpec, dump_bundle
+from maisi_aug.errors import BundleError, MaisiAugError
+from maisi_aug.networks.checkpoints.hub import FetchedFile, Hub, fetch_files, upload_folder
+from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
+from maisi_aug.system.content import ContentError, read_json
+from maisi_aug.system.file_names import INNER_PATH
+from maisi_aug.system.models import explain_problems, read_yaml
+from maisi_aug.system.progress import Say
+from maisi_aug.system.whole_files import sha256_of, write_json_whole, write_text_whole
+from maisi_aug.system.whole_folder import open_whole_folder
+from maisi_aug.volumes.image_files import load_label_map, save_label_map
+
+AcceptLicence = Callable[[BundleSpec], bool]
+
+CARD_FILE = "README.md"
+MAPS_FOLDER = "label_maps"
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+STALE = ["*.safetensors", f"{MAPS_FOLDER}*", LICENCE_FILE]
+"""Of an earlier upload: what a bundle no longer has must not stay readable."""
+LICENCE_IDS: Mapping[str, str] = {
+    "apache-2.0": "apache-2.0",
+    "mit": "mit",
+    "cc by 3.0": "cc-by-3.0",
+    "cc by 4.0": "cc-by-4.0",
+    "cc-by-3.0": "cc-by-3.0",
+    "cc-by-4.0": "cc-by-4.0",
+}
+"""The hub's names of licences; every other one is ``other`` with its own name."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFile:
+    """A file of a shared bundle.
+
+    Attributes:
+        name: Path in the repository.
+        num_bytes: Size.
+        sha256: Hash.
+    """
+
+    name: str
+    num_bytes: int
+    sha256: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The file as JSON types."""
+        return {"file": self.name, "num_bytes": self.num_bytes, "sha256": self.sha256}
+
+
+def is_repository(text: str) -> bool:
+    """Whether a text is the name of a repository, ``owner/name``."""
+    return REPOSITORY.fullmatch(text) is not None
+
+
+def require_repository(text: str) -> None:
+    """Raise unless a text is the name of a repository.
+
+    Raises:
+        BundleError: Naming it.
+    """
+    if not is_repository(text):
+        raise BundleError(f"{text}: not the name of a repository. Write OWNER/NAME, such as anna/kidney-ct.")
+
+
+def push_bundle(
+    name_or_folder: str | Path,
+    repository: str,
+    *,
+    is_private: bool = False,
+    self_contained: bool = False,
+    with_label_maps: bool = False,
+    folder: Path | None = None,
+    uploads: bool = True,
+    hub: Hub | None = None,
+    report: Say | None = None,
+) -> tuple[list[SharedFile], str | None]:
+    """Upload a bundle to a repository of the Hugging Face hub.
+
+    Args:
+        name_or_folder: Of the bundle; its files are compared with their hashes first.
+        repository: ``owner/name``; made if it is not there.
+        is_private: Whether only its owner may read the repository.
+        self_contained: Include the weights of a base, instead of naming it by its fingerprint.
+        with_label_maps: Include the label maps that the bundle draws from, which are those of training patients.
+        folder: Where to keep what is uploaded; new or empty. None keeps nothing.
+        uploads: Whether to upload; else the folder is written and nothing else happens.
+        hub: Where to.
+        report: Receives a sentence on what is going on.
+
+    Returns:
+        The files, and the address of the repository; None where nothing was uploaded.
+
+    Raises:
+        BundleError: For a name that is none of a repository, an altered bundle, a folder that is not empty, or when the
+            hub refuses.
+    """
+    require_repository(repository)
+    bundle, say = load_bundle(name_or_folder), report or (lambda _: None)
+    bundle.require_intact()
+    with tempfile.TemporaryDirectory(prefix="maisi-aug-") as scratch:
+        target = folder or Path(scratch, "bundle")
+        with open_whole_folder(target, require_replaceable=partial(_require_empty, target)) as unfinished:
+            write_shared_folder(
+                bundle,
+                unfinished,
+                repository,
+                self_contained=self_contained,
+                with_label_maps=with_label_maps,
+                report=say,
+            )
+        files = list_files(target)
+        if not uploads:
+            return files, None
+        say(f"Uploading {len(files)} files ({sum(file.num_bytes for file in files) / 1e6:.1f} MB) to {repository}.")
+        if not is_private:
+            say("The repository is public unless it is private already; --private keeps a new one to its owner.")
+        message = f"{bundle.name}, written by maisi-aug"
+        address = upload_folder(repository, target, is_private=is_private, message=message, removes=STALE, hub=hub)
+    return files, address
+
+
+def list_files(folder: Path) -> list[SharedFile]:
+    """The files of a folder by name, with their hashes."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [SharedFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths]
+
+
+def write_shared_folder(
+    bundle: Bundle,
+    folder: Path,
+    repository: str,
+    *,
+    self_contained: bool = False,
+    with_label_maps: bool = False,
+    report: Say | None = None,
+) -> None:
+    """Write what is shared of a bundle: no path and no time of this machine, and no patient's map unless asked for.
+
+    ``bundle.yaml`` stays as it is, and with it the fingerprint, where it says nothing that must not be shared.
+
+    Args:
+        bundle: What to share.
+        folder: Empty.
+        repository: Where it will lie, for the model card.
+        self_contained: Include the weights of a base.
+        with_label_maps: Include the label maps that the bundle draws from.
+        report: Receives a sentence on what is left out.
+
+    Raises:
+        BundleError: When a file is missing, or a base's base lies where others cannot fetch it.
+    """
+    content = read_yaml(bundle.path / BUNDLE_FILE, f"Bundle '{bundle.name}'", BundleError)
+    before = dump_bundle(content)
+    roles = list(bundle.spec.weights)
+    if self_contained and content.pop("base", None):
+        roles = list(bundle.roles)
+        content["weights"] = {}
+    for role in roles:
+        owner = bundle.owner_of(role)
+        named = owner.spec.weights[role]
+        shutil.copyfile(bundle.weight_path(role), folder / f"{role}.safetensors")
+        content["weights"][role] = {"file": f"{role}.safetensors", "sha256": named.sha256}
+    if bundle.spec.mask_generation is not None:
+        named = bundle.spec.mask_generation.size_conditions
+        shutil.copyfile(bundle.path_of(named), folder / PurePosixPath(named.file).name)
+        content["mask_generation"]["size_conditions"]["file"] = PurePosixPath(named.file).name
+    if "base" in content:
+        content["base"].pop("paths", None)
+    if "provenance" in content:
+        content["provenance"] = _without_places(content["provenance"])
+    _share_maps(bundle, folder, content, with_label_maps=with_label_maps, say=report or (lambda _: None))
+    text = dump_bundle(content)
+    if text == before:
+        shutil.copyfile(bundle.path / BUNDLE_FILE, folder / BUNDLE_FILE)
+    else:
+        write_text_whole(folder / BUNDLE_FILE, text)
+    _share_licence(bundle, folder)
+    write_text_whole(folder / CARD_FILE, build_card(bundle, repository, is_whole="base" not in content))
+
+
+def _share_maps(bundle: Bundle, folder: Path, content: dict[str, Any], *, with_label_maps: bool, say: Say) -> None:
+    """Copy the label maps that a bundle draws from, numbered and without their headers, or leave them out."""
+    bank = bundle.spec.mask_bank
+    if bank is None:
+        return
+    if not with_label_maps:
+        del content["mask_bank"]
+        say(f"The label maps are left out ({bank.source}); --with-label-maps includes them.")
+        return
+    document = read_json(bundle.path / bank.list)
+    rows = []
+    for number, row in enumerate(document["training"], start=1):
+        name = f"{MAPS_FOLDER}/{number:04d}.nii.gz"
+        volume = load_label_map((bundle.path / row["label"]).resolve())
+        save_label_map(folder / name, volume.array, volume.grid)
+        rows.append({**row, "label": name})
+    write_json_whole(folder / bank.list, {**document, "training": rows})
+    if (bundle.path / bank.labels).is_file():
+        shutil.copyfile(bundle.path / bank.labels, folder / bank.labels)
+
+
+def _without_places(value: Any) -> Any:
+    """The same with the last name in place of every absolute path: those of another machine say nothing."""
+    if isinstance(value, dict):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
+def _share_licence(bundle: Bundle, folder: Path) -> None:
+    """The licence's notice, without when and how it was accepted here."""
+    owner: Bundle | None = bundle
+    while owner is not None and not (owner.path / LICENCE_FILE).is_file():
+        owner = owner.base
+    if owner is not None:
+        lines = (owner.path / LICENCE_FILE).read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if not line.startswith("Accepted ")]
+        write_text_whole(folder / LICENCE_FILE, "\n".join(kept) + "\n")
+
+
+def build_card(bundle: Bundle, repository: str, *, is_whole: bool) -> str:
+    """The model card: what the hub reads, how the bundle is used, and the bundle's own README.
+
+    Args:
+        bundle: What is shared.
+        repository: ``owner/name``.
+        is_whole: Whether it holds all its weights.
+    """
+    own = bundle.path / CARD_FILE
+    body = own.read_text(encoding="utf-8") if own.is_file() else f"# {bundle.name}\n\n{bundle.spec.description}\n"
+    if body.startswith("---\n"):  # of an earlier upload
+        body = body.partition("\n---\n")[2].lstrip("\n")
+    lines = [
+        f"\n## Get it\n\n```sh\nmaisi-aug bundles pull {repository}\n```\n",
+        f"Then: `--bundle {repository}`. Licence of the weights, and of what they draw: {bundle.licence}.",
+    ]
+    if not is_whole and bundle.spec.base is not None:
+        base = bundle.spec.base
+        lines.append(f"It needs its base, {base.name} (fingerprint {base.fingerprint}), which is fetched separately.")
+    lines.append("Images are synthetic: for research and for training networks, never for diagnosis.\n")
+    front = yaml.safe_dump(_front_matter(bundle), sort_keys=False, allow_unicode=True)
+    return f"---\n{front}---\n\n{body.rstrip()}\n" + "\n".join(lines)
+
+
+def _front_matter(bundle: Bundle) -> dict[str, Any]:
+    """What the hub reads of a card."""
+    name, _, _ = bundle.licence.partition(";")
+    known = LICENCE_IDS.get(name.strip().lower())
+    licence: dict[str, str] = {"license": known or "other"}
+    if known is None:
+        stated = bundle.spec.provenance.get("licence") or (bundle.spec.provenance.get("base_provenance") or {}).get(
+            "licence"
+        )
+        licence["license_name"] = re.sub(r"[^a-z0-9.]+", "-", name.strip().lower()).strip("-")
+        if isinstance(stated, Mapping) and stated.get("url"):
+            licence["license_link"] = str(stated["url"])
+    origin = str((bundle.base or bundle).spec.provenance.get("origin", ""))
+    tags = ["maisi", "controlnet", "image-generation", "medical", "ct", *sorted(bundle.spec.slots)]
+    return {
+        **licence,
+        "library_name": "maisi-aug",
+        **({"base_model": origin} if is_repository(origin) else {}),
+        "tags": tags,
+    }
+
+
+def pull_shared(
+    repository: str,
+    *,
+    accept_licence: AcceptLicence,
+    folder: Path | None = None,
+    hub: Hub | None = None,
+    report: Say | None = None,
+) -> Bundle:
+    """Fetch a bundle that somebody has shared; at once when it is there, intact, and not newer on the hub.
+
+    Only what ``bundle.yaml`` names is fetched: safetensors, JSON and label maps, never code. Every weight file is
+    compared with the SHA-256 in ``bundle.yaml``, and that file with what the hub states.
+
+    Args:
+        repository: ``owner/name``, under which the bundle is found afterwards.
+        accept_licence: Asked before the weights are fetched whether the user accepts the licence.
+        folder: Of the bundle; None for the user's data folder.
+        hub: Where from.
+        report: Receives a sentence on what is going on.
+
+    Raises:
+        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached, or a file
+            is not what it should be. Nothing is left under the bundle's name then.
+    """
+    require_repository(repository)
+    target = (folder or pulled_bundles_folder() / repository).expanduser().resolve()
+    say, place = report or (lambda _: None), hub or Hub()
+    present = _find_present(target)
+    try:
+        header = fetch_files(repository, {BUNDLE_FILE: BUNDLE_FILE}, place)[BUNDLE_FILE]
+    except BundleError:
+        if present is None:
+            raise
+        say(f"{repository}: the hub was not reached; the copy at hand is used.")
+        return present
+    if present is not None and sha256_of(present.path / BUNDLE_FILE) == header.sha256:
+        return present
+    spec = read_spec(header.path, repository)
+    _require_replaceable(target, repository)
+    say(f"{repository} comes under the licence: {spec.licence}")
+    if not accept_licence(spec):
+        raise BundleError(
+            f"{repository}: its licence was not accepted, {spec.licence}. Read it, then: maisi-aug bundles pull "
+            f"{repository} --accept-license"
+        )
+    fetched = _fetch_named(repository, spec, header, place, say)
+    with open_whole_folder(target, require_replaceable=partial(_require_replaceable, target, repository)) as unfinished:
+        for name, file in fetched.items():
+            (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file.path, unfinished / name)
+        _require_whole(load_bundle(unfinished), repository)
+    bundle = load_bundle(target)
+    _tell_base(bundle, say)
+    return bundle
+
+
+def read_spec(path: Path, repository: str) -> BundleSpec:
+    """The content of another's ``bundle.yaml``, with no name in it that leads out of its folder.
+
+    Raises:
+        BundleError: When it does not validate, or names a file elsewhere.
+    """
+    content = read_yaml(path, f"Bundle {repository}", BundleError)
+    with explain_problems(BundleSpec, f"Bundle {repository}: {BUNDLE_FILE}", BundleError, one_line=True):
+        spec = BundleSpec.model_validate(content)
+    names = [named.file for named in spec.weights.values()]
+    if any(not name.endswith(".safetensors") for name in names):
+        raise BundleError(f"Bundle {repository}: its weights are not safetensors files, and are not fetched.")
+    if spec.mask_generation is not None:
+        names.append(spec.mask_generation.size_conditions.file)
+    for name in names:
+        _require_inner(name, repository)
+    return spec
+
+
+def _require_inner(name: object, repository: str) -> str:
+    if not isinstance(name, str) or not re.match(INNER_PATH, name):
+        raise BundleError(
+            f"Bundle {repository}: it names {name!r}, which is not a file in its folder; it is not fetched."
+        )
+    return name
+
+
+def _fetch_named(repository: str, spec: BundleSpec, header: FetchedFile, hub: Hub, say: Say) -> dict[str, FetchedFile]:
+    """All files that a shared bundle names, from the revision of its ``bundle.yaml``; the card and notice if there."""
+    names = [named.file for named in spec.weights.values()]
+    if spec.mask_generation is not None:
+        names.append(spec.mask_generation.size_conditions.file)
+    say(f"Fetching {len(names)} files from {repository}.")
+    fetched = {BUNDLE_FILE: header}
+    fetched |= fetch_files(repository, {name: name for name in names}, hub, revision=header.revision)
+    if spec.mask_bank is not None:
+        fetched |= _fetch_maps(repository, spec.mask_bank, header.revision, hub, say)
+    for name in (CARD_FILE, LICENCE_FILE):
+        try:
+            fetched |= fetch_files(repository, {name: name}, hub, revision=header.revision)
+        except BundleError:
+            continue  # neither is needed
+    return fetched
+
+
+def _fetch_maps(repository: str, bank: MaskBankSpec, revision: str, hub: Hub, say: Say) -> dict[str, FetchedFile]:
+    names = [bank.list, *([bank.labels] if bank.labels.endswith(".json") else [])]
+    fetched = fetch_files(repository, {name: name for name in names}, hub, revision=revision)
+    try:
+        rows = [row["label"] for row in read_json(fetched[bank.list].path)["training"]]
+    except (OSError, ContentError, KeyError, TypeError) as error:
+        raise BundleError(f"Bundle {repository}: {bank.list} is not a list of label maps.") from error
+    maps = [_require_inner(name, repository) for name in rows]
+    say(f"Fetching {len(maps)} label maps.")
+    return fetched | fetch_files(repository, {name: name for name in maps}, hub, revision=revision)
+
+
+def _find_present(folder: Path) -> Bundle | None:
+    """The bundle of an earlier pull, if nothing has changed since."""
+    if not (folder / BUNDLE_FILE).is_file():
+        return None
+    try:
+        bundle = load_bundle(folder)
+        _require_whole(bundle, str(folder))
+    except MaisiAugError:
+        return None
+    return bundle
+
+
+def _require_whole(bundle: Bundle, subject: str) -> None:
+    """Compare a bundle's own files with their hashes, and its tensors with the definitions of its networks."""
+    from maisi_aug.networks.building import describe_tensors
+    from maisi_aug.networks.weights import describe_weight_file, require_same_tensors
+
+    for named in bundle.files:
+        if (found := sha256_of(bundle.path_of(named))) != named.sha256:
+            raise BundleError(
+                f"{subject}: {named.file} should have SHA-256 {named.sha256[:12]}..., found {found[:12]}.... Its owner "
+                "has to upload the bundle again."
+            )
+    for role in bundle.spec.weights:
+        about = f"{subject}, {bundle.weight_path(role).name}"
+        require_same_tensors(
+            describe_tensors(bundle.definition(role)), describe_weight_file(bundle, role), subject=about
+        )
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise BundleError(f"{folder}: something is there already. Choose a new folder for --to.")
+
+
+def _require_replaceable(folder: Path, repository: str) -> None:
+    """Raise unless a folder is new, empty, or holds nothing but a bundle."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not (folder / BUNDLE_FILE).is_file():
+        raise BundleError(
+            f"{folder}: something else than a bundle is there. Choose another folder for {repository}: --to."
+        )
+    try:
+        spec = load_bundle(folder).spec
+    except MaisiAugError as error:
+        raise BundleError(f"{error} Move {folder} away, or choose another folder with --to.") from error
+    own = {BUNDLE_FILE, LICENCE_FILE, CARD_FILE, MAPS_FOLDER, *(named.file for named in spec.weights.values())}
+    own |= {spec.mask_generation.size_conditions.file} if spec.mask_generation is not None else set()
+    own |= {spec.mask_bank.list, spec.mask_bank.labels} if spec.mask_bank is not None else set()
+    foreign: Sequence[str] = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    if foreign:
+        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])}, too. Move them away, or choose another --to.")
+
+
+def _tell_base(bundle: Bundle, say: Say) -> None:
+    """Say how to get the base, where it is not at hand."""
+    try:
+        for role in NETWORK_ROLES:
+            bundle.owner_of(role)
+    except BundleError as error:
+        base = bundle.spec.base
+        name = "" if base is None else f" Fetch it: maisi-aug bundles pull {base.name}"
+        say(f"{error}{name}")

@@ -1,0 +1,43 @@
+"""What differs between the devices that networks run on, and what is missing where one cannot be used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = ("mps",)
+"""Types of devices that compute in no float64. Source: torch's documentation of the MPS backend."""
+
+
+def explain_missing(device: str, error: Exception) -> str:
+    """What to do about a device that torch cannot use, in a sentence.
+
+    Args:
+        device: As it was asked for.
+        error: That torch raised.
+    """
+    kind = device.partition(":")[0]
+    if kind == "mps":
+        if torch.backends.mps.is_built():
+            return "This torch has MPS, but the machine does not: it takes Apple silicon and macOS 14 or later."
+        return "This torch is built without MPS, which the one for macOS on Apple silicon has."
+    if kind == "xpu":
+        if torch.xpu._is_compiled():
+            return "This torch has XPU, but found no Intel GPU with a driver."
+        return "This torch is built without XPU; install Intel's build of torch, and the driver of the GPU."
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") + "."
+
+
+def in_float64(values: Tensor) -> Tensor:
+    """A small tensor in float64, on the CPU where its device has none."""
+    return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
+
+
+def release_memory(device: torch.device) -> None:
+    """Give memory that torch keeps for later back to the device."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+    elif device.type == "xpu":
+        torch.xpu.empty_cache()
