@@ -126,5 +126,5 @@ def test_maps_subsets_phantoms_and_views_are_drawn(bundle: Bundle, tmp_path: Pat
 
 
 def test_folder_without_maps_is_refused(bundle: Bundle, tmp_path: Path) -> None:
-    with pytest.raises(BankError, match="expected"):
+    with pytest.raises(BankError, match="no label maps found"):
         measure_real_maps(bundle, tmp_path, tmp_path / "out", device="cpu")
