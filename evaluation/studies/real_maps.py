@@ -186,24 +186,24 @@ def measure_real_maps(
         BankError: No map can be used.
     """
     settings = settings or RealMapSettings()
-    artist = _Artist(Pipeline.load(bundle, device), settings)
     bank = FolderBank(maps, vocabulary=bundle.vocabulary, grid=bundle.grid, mapping=mapping, min_cover=0.0)
     choice = GridChoice(bundle.grid_factor, None, bundle.grid.spacing_mm)
     cases = [fit_map(found, choice, lesion_ids=()) for found in map(bank.load, range(len(bank))) if found is not None]
     if not cases:
-        raise BankError(f"{maps}: expected label maps, found none that can be used. Give --mapping.")
-    num_images = len(cases) * (1 + settings.num_subsets) + settings.num_phantoms + len(settings.widths_mm)
+        raise BankError(f"{maps}: no label map in it can be used. Say what their ids mean with --mapping.")
+    num_maps = len(cases) * (1 + settings.num_subsets)
+    num_images = num_maps + settings.num_phantoms + len(settings.widths_mm)
+    artist = _Artist(Pipeline.load(bundle, device), settings)
     images: list[ImageFigures] = []
     tiles: list[Image.Image] = []
     for number, (label_map, grid) in enumerate(cases):
         for turn in range(1 + settings.num_subsets):
-            name, shown = choose_labels(label_map, settings.seed, number, turn)
-            image_hu = artist.draw(shown, grid)
-            images.append(measure_image(f"map {number + 1}, {name}", image_hu, label_map, shown, grid))
-            tiles.append(_draw_tile(image_hu, grid, images[-1].name))
+            figures, tile = artist.draw_subset(label_map, grid, number, turn)
+            images.append(figures)
+            tiles.append(tile)
             report(len(images), num_images)
     phantoms = [artist.draw_phantom(bundle, index) for index in find_phantoms(settings)]
-    report(len(images) + len(phantoms), num_images)
+    report(num_maps + len(phantoms), num_images)
     views = [artist.draw_view(bundle, width_mm) for width_mm in settings.widths_mm]
     report(num_images, num_images)
     document = to_document(bundle, settings, images, phantoms, views)
@@ -239,6 +239,15 @@ class _Artist:
     def draw(self, label_map: NDArray[np.uint8], grid: Grid, modality: str | None = None) -> NDArray[np.int16]:
         seed = derive_seed("real map image", self.settings.seed)
         return self.pipeline.synthesize_image(label_map, grid, seed=seed, modality=modality or self.settings.modality)
+
+    def draw_subset(
+        self, label_map: NDArray[np.uint8], grid: Grid, number: int, turn: int
+    ) -> tuple[ImageFigures, Image.Image]:
+        """Figures and picture of a real map with the labels of a turn."""
+        name, shown = choose_labels(label_map, self.settings.seed, number, turn)
+        image_hu = self.draw(shown, grid)
+        figures = measure_image(f"map {number + 1}, {name}", image_hu, label_map, shown, grid)
+        return figures, _draw_tile(image_hu, grid, figures.name)
 
     def draw_phantom(self, bundle: Bundle, index: int) -> tuple[ImageFigures, ImageFigures]:
         """Figures of a held-out phantom and of what the bundle makes of its map."""
