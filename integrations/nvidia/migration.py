@@ -14,6 +14,7 @@ from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.errors import MigrationError, did_you_mean
 from maisi_aug.integrations.nvidia.options import OPTIONS, Counterpart, Kind
 from maisi_aug.system.content import ContentError, read_json
+from maisi_aug.system.printed_text import clean_value
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.modalities import MODALITY_CODES
@@ -107,9 +108,10 @@ class Migration:
     def to_script(self) -> str:
         """Lines for a shell: what differs as comments, then the commands."""
         differing = [one for one in self.settings if one.is_felt]
-        lines = [f"# {one.key}: {one.difference or 'nothing corresponds to it.'}" for one in differing]
-        lines += [f"# {note}" for note in self.notes]
-        return "\n".join((*lines, *(shlex.join(command) for command in self.commands)))
+        remarks = [f"{one.key}: {one.difference or 'nothing corresponds to it.'}" for one in differing] + self.notes
+        # Keys and values come from a file: a line break in one would end the comment, and a shell would run the rest.
+        comments = [f"# {clean_value(remark)}" for remark in remarks]
+        return "\n".join((*comments, *(shlex.join(command) for command in self.commands)))
 
 
 @dataclass(frozen=True)
@@ -471,7 +473,8 @@ def _spell_steps(run: _Run, steps: Any) -> list[str]:
         return []
     if run.version.startswith("ddpm") and steps != DDPM_STEPS:
         run.note(
-            f"num_inference_steps: {run.version} was trained with {DDPM_STEPS} steps, and {steps} give worse images."
+            f"num_inference_steps: {run.version} was trained with {DDPM_STEPS} steps; {steps} are those of "
+            "DPM-Solver++ here, and of DDPM in NVIDIA's scripts."
         )
     return ["--steps", str(steps)]
 

@@ -246,6 +246,22 @@ def test_command_prints_a_script_and_runs_it(
     assert (out / "manifest.jsonl").is_file()
 
 
+def test_no_key_or_value_of_a_file_becomes_a_line_of_the_script(tmp_path: Path) -> None:
+    content = paired("config_infer") | {"x\ntouch owned": 1}
+    masks = {"all_mask_files_base_dir": "masks\ntouch owned"}
+    script = translate(tmp_path, content, ENVIRONMENTS["environment_rflow-ct"] | masks).to_script()
+    words = shlex.split(script, comments=True)
+    assert "touch" not in words, "a line break stays inside a comment or a quoted word"
+    assert "masks\ntouch owned" in words
+
+
+def test_fewer_steps_of_ddpm_name_the_sampler(tmp_path: Path) -> None:
+    config = images("ddpm-ct")
+    config["diffusion_unet_inference"]["num_inference_steps"] = 50
+    found = translate(tmp_path, config, version="ddpm-ct")
+    assert any("50 are those of DPM-Solver++" in note for note in found.notes)
+
+
 def test_script_says_what_is_felt_and_json_says_all(tmp_path: Path) -> None:
     contents = (paired("config_infer"), ENVIRONMENTS["environment_rflow-ct"])
     found = translate(tmp_path, *contents)
