@@ -349,7 +349,7 @@ def upload_folder(
     api = HfApi(endpoint=(hub or Hub()).endpoint)
     try:
         address = api.create_repo(repository, private=is_private or None, exist_ok=True)
-        info = api.repo_info(repository)
+        info = api.model_info(repository)
         names = [file.rfilename for file in info.siblings or ()]
         others = [name for name in names if any(fnmatch(name, pattern) for pattern in removes)]
         if others and known_by not in names:
