@@ -204,6 +204,8 @@ def test_networks_are_told_by_the_checkpoints_then_by_names(tmp_path: Path) -> N
         (paired("config_infer", modality=99), "modality: 99 is not a known code"),
         (paired("config_infer", output_size=[256, 256]), r"output_size: \[256, 256\] is not a list of three numbers"),
         (paired("config_infer", controllable_anatomy_size=[["liver"]]), "is not a name and a size between 0 and 1"),
+        (paired("config_infer", cfg_guidance_scale="strong"), "a value is not as in NVIDIA's files: .*'str'"),
+        ({"diffusion_unet_inference": 3}, "a value is not as in NVIDIA's files: .*'int'"),
     ],
 )
 def test_bad_files_are_refused_in_a_sentence(content: dict[str, Any], message: str, tmp_path: Path) -> None:
