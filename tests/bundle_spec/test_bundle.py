@@ -73,6 +73,14 @@ def test_steps_end_where_the_scheduler_does(
     assert bundle.warn_of_steps(limit) == ()
 
 
+def test_fewer_steps_need_a_network_that_predicts_noise(write: Callable[..., Path]) -> None:
+    scheduler = {"class": "DDPMScheduler", "num_train_timesteps": 20, "prediction_type": "v_prediction"}
+    bundle = load_bundle(write(scheduler=scheduler, num_inference_steps=20))
+    assert bundle.choose_steps(20) == 20
+    with pytest.raises(RecipeError, match=r"num_inference_steps: must be 20, .*'tiny' predicts v_prediction; found 19"):
+        bundle.choose_steps(19)
+
+
 @pytest.mark.parametrize("steps", [[1000], [1000, 20], "1000", True, 0, 10**7])
 def test_time_steps_are_one_whole_number(steps: Any, write: Callable[..., Path]) -> None:
     folder = write(scheduler={"class": "RFlowScheduler", "num_train_timesteps": steps})
