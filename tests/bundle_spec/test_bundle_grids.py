@@ -35,7 +35,7 @@ def test_grid_that_cannot_work_is_refused_with_the_nearest_good_one(rflow: Bundl
         "Grid for bundle 'rflow-ct': expected as many voxels along I as along J, a spacing of 0.5 to 3 mm along I and "
         "J and a field of view of at least 384 mm along I and J, found 512x384x128 at 0.4x0.4x3 mm (205x154x384 mm). "
         "Use --shape 512x512x128 --spacing 0.75x0.75x3 (384x384x384 mm); or add --allow-unseen-grid, if the weights "
-        "have learnt such grids."
+        "were trained on such grids."
     )
 
 
@@ -49,8 +49,8 @@ def test_unseen_grid_is_warned_of(rflow: Bundle) -> None:
     (sentence,) = check(rflow, (320, 320, 128), (1.2, 1.2, 3.0))
     assert sentence == (
         "Grid for bundle 'rflow-ct': expected 256, 384 or 512 voxels along I and J, found 320x320x128 at 1.2x1.2x3 mm "
-        "(384x384x384 mm). The networks have not seen such grids, and images may be bad: try --shape 384x384x128 "
-        "--spacing 1x1x3 (384x384x384 mm)."
+        "(384x384x384 mm). The networks were not trained on such grids, and images may be poor: try --shape "
+        "384x384x128 --spacing 1x1x3 (384x384x384 mm)."
     )
     assert "at least 384 mm" in check(rflow, (256, 256, 128), (1.0, 1.0, 2.0))[0]
     assert check(rflow, (256, 256, 128), (1.0, 1.0, 2.0), shows_head_alone=True) == ()

@@ -127,7 +127,7 @@ def test_dry_run_names_what_percentiles_refer_to(run_cli: Run, recipe: Path) -> 
     words = ["synthesize", "--recipe", recipe, *flags]
     notes = [line for line in run_cli(*words).stdout.splitlines() if line.startswith("Percentiles of ")]
     assert len(notes) == 1
-    assert notes[0].startswith("Percentiles of bone lesion: stand-in, not measured: hepatic tumor cut at 0.2-15 mL (")
+    assert notes[0].startswith("Percentiles of bone lesion: estimated, not measured: hepatic tumor cut at 0.2-15 mL (")
     document = json.loads(run_cli(*words, "--json").stdout)
     sources = {
         lesion["label"]: lesion["size_source"] for case in document["plan"]["cases"] for lesion in case["lesions"]
