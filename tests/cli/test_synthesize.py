@@ -227,7 +227,7 @@ def test_cohort_of_another_configuration_is_refused(
     ("field", "value", "code", "message"),
     [
         ("mask_bank", "no/such/folder", 1, "Mask bank no/such/folder: not found"),
-        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: not a readable JSON file"),
+        ("mask_labels", "no/such/file.json", 1, "Mask labels no/such/file.json: file not found"),
         ("labels", ["lung tumor:4mm"], 2, "lung tumor of 0.034 mL (4.0 mm)"),
     ],
     ids=["bank", "mapping", "size"],

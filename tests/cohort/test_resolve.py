@@ -152,7 +152,7 @@ def test_names_of_slots_can_be_asked_for(bundle_path: Path) -> None:
         (
             {"mask_bank": str(Path(__file__).parent), "mask_labels": "no.json"},
             BankError,
-            "Mask labels no.json: not a readable JSON file:",
+            "Mask labels no.json: file not found",
         ),
         ({"mask_labels": "totalsegmentator"}, BankError, "Mask labels: expected auto, .*, found 'totalsegmentator'"),
         ({"labels": ["lung tumor:5mm"]}, RequestError, "is smaller than half a voxel of the grid, 0.13 mL"),
