@@ -81,13 +81,13 @@ class LesionPool:
         """Say what to draw.
 
         Args:
-            lesion: As for ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``: one lesion with its sizes.
+            lesion: One lesion with its sizes, as in ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``.
             number: Number of lesions in the label maps of the training; new lesions keep clear of those that are there.
             host_numbers: Numbers in the label maps of the organs in which lesions may grow; without them, the lung is
                 found by HU for its lesions.
-            reuse: How often a lesion is shown before another takes its place.
+            reuse: Number of times that a lesion is used before it is replaced.
             per_ct: Lesions that are kept for every CT; one of them is shown at a time.
-            texture: Of nodules; as in patients when not given.
+            texture: Texture of nodules; by default as frequent as in patients.
             place: Whether lesions touch the surface of their host; left to chance when not given.
             painter: Draws; the procedural one, or what ``open_bundle_painter`` gives.
 
@@ -128,7 +128,7 @@ class LesionPool:
         Args:
             image_hu: ``(I, J, K)`` HU, along any axes; not modified.
             label_map: ``(I, J, K)`` numbers of the training; not modified.
-            affine: From voxels to RAS+ mm.
+            affine: Voxel index to RAS+ mm.
             name: Tells the CT from others.
             rng: Draws.
 

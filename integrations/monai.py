@@ -86,7 +86,7 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
             keys: Keys of the image and of the label map.
             probability: Probability that an item gets a lesion.
             name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
-            pool: As for :class:`LesionPool`.
+            pool: See :class:`LesionPool`.
 
         Raises:
             RequestError: The keys are not two, or the lesion is none.

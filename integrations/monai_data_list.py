@@ -44,8 +44,8 @@ class MonaiReport:
         num_synthetic: Cases of the cohort.
         num_real: Cases of the real dataset.
         num_folds: Folds of the data list.
-        folds_source: Where they come from.
-        num_linked: How many images are hard links to the cohort's files rather than copies.
+        folds_source: Origin of the folds.
+        num_linked: Number of images that are hard links to the cohort's files rather than copies.
         labels: Label name -> number.
         notes: Notes to the user, a sentence each.
     """

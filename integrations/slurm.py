@@ -38,11 +38,11 @@ class JobLimits:
         minutes: Wall-clock time; a job that has not finished by then is queued again.
         num_gpus: GPUs.
         num_cpus: Cores.
-        memory: As Slurm writes it, such as 32GB; empty for the cluster's default.
+        memory: Memory in Slurm's notation, such as 32GB; empty for the cluster's default.
         partition: Partition of the cluster; empty for its default.
         account: Account to charge; empty for the user's default.
         num_running: Most jobs that run at the same time; None for all.
-        num_timeouts: How often a job is queued again because its time was over; preemptions do not count.
+        num_timeouts: Number of times that a job is queued again after a timeout; preemptions do not count.
         others: Further options of sbatch.
     """
 
@@ -160,7 +160,7 @@ def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
     """Return the file that :func:`submit_shards` hands to sbatch.
 
     Args:
-        folder: For logs and what the jobs are made of.
+        folder: Folder for logs and job files.
         num_jobs: Jobs of the array.
         limits: Resources of every job.
 
@@ -183,7 +183,7 @@ def submit_shards(
 
     Args:
         words: Words of the command, after ``maisi-aug``, without ``--shard``.
-        folder: For logs and what the jobs are made of.
+        folder: Folder for logs and job files.
         num_jobs: Jobs, and shards.
         limits: Resources of every job.
         is_local: Start processes on this machine instead.

@@ -78,7 +78,7 @@ class InsertLesion:
             image: Name of the image in the subject.
             label: Name of the label map.
             seed: Seed of everything random.
-            pool: As for :class:`LesionPool`.
+            pool: See :class:`LesionPool`.
 
         Raises:
             RequestError: The lesion is none.

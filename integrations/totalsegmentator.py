@@ -60,7 +60,7 @@ def segment_organs(
     Args:
         images: Case -> CT; what is not NIfTI is converted for it.
         folder: Gets ``CASE.nii.gz`` in the ids of ``VERSION``; a file appears whole or not at all.
-        device: As TotalSegmentator names it: ``gpu``, ``gpu:1``, ``cpu`` or ``mps``.
+        device: Device in TotalSegmentator's notation: ``gpu``, ``gpu:1``, ``cpu`` or ``mps``.
         fast: Its model at 3 mm, for computers without a GPU.
         report: Called with (images done, images in all).
 

@@ -30,7 +30,7 @@ class ModelOption(NamedTuple):
     Attributes:
         path: Path of the field: ``name``, or ``section.name``.
         field: The field, with its type, default, limits and description.
-        option: How the command line offers it.
+        option: Description of the option on the command line.
     """
 
     path: str

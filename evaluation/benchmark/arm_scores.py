@@ -20,7 +20,7 @@ class LesionCounts:
     """Lesions found, missed and made up.
 
     Attributes:
-        rows: For every training and patient the figures in all and by size.
+        rows: For each training and patient, the counts in total and by size.
     """
 
     rows: Sequence[Sequence[tuple[DetectionFigures, ...]]]

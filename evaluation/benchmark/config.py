@@ -46,7 +46,7 @@ class Arm:
     """One way to put a training set together.
 
     Attributes:
-        name: As the user wrote it.
+        name: Name as the user wrote it.
         kind: Kind of its training set.
         source: Name of the synthetic source; empty without one.
         ratio: Added cases per real case; 0 where nothing is added.

@@ -43,13 +43,13 @@ class BenchmarkPlan:
     Attributes:
         config: The request.
         labels: Names of the labels in the order of their classes, from 1.
-        lesion_labels: Those whose connected parts are counted.
+        lesion_labels: Labels whose connected parts are counted.
         sources: Cases by source; the real ones are called "real".
         split: Real cases to train and to test on.
         arms: Training cases of every arm; a case may occur more than once. Of an arm that draws its cases anew for
             every training, those of the first.
         draws: Training cases of every training, of arms that draw them anew.
-        training: How cases are brought to the light engine's network.
+        training: Preprocessing of cases for the light engine's network.
         warnings: Warnings, a sentence each.
     """
 

@@ -59,8 +59,8 @@ class Benchmark:
     """A benchmark whose plan is settled.
 
     Attributes:
-        folder: Where it is.
-        plan: What it does.
+        folder: Folder of the benchmark.
+        plan: Plan of the benchmark.
     """
 
     folder: Path

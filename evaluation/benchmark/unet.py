@@ -42,7 +42,7 @@ class TrainingSet:
     """The cases of an arm.
 
     Attributes:
-        num_cases: How many.
+        num_cases: Number of cases.
         load: Gives a case by its index; may be called often.
         num_classes: Labels to tell apart, the background among them.
     """
@@ -164,11 +164,11 @@ def predict_case(
     """Segment a case and bring the result back to its own grid.
 
     Args:
-        network: In evaluation mode.
-        case: At the planned spacing; its classes are not looked at.
+        network: Network in evaluation mode.
+        case: Case at the planned spacing; its classes are not used.
         plan: The plan.
         target: Grid of the case's own label map.
-        device: Where the network is.
+        device: Device that the network is on.
 
     Returns:
         ``(I, J, K)`` classes on the target grid.

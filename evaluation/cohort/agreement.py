@@ -41,7 +41,7 @@ class MatchedLabel:
     """A label that both sides know.
 
     Attributes:
-        name: As the segmenter calls it.
+        name: Name in the segmenter's labels.
         values: Its values in a prediction; several for a region.
         vocabulary_ids: Ids in the given maps that are taken together.
     """

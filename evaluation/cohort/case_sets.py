@@ -92,9 +92,9 @@ class CaseSet:
     """Cases that are measured together.
 
     Attributes:
-        path: Where they lie.
-        kind: What that is, in words.
-        cases: In the order of their names; at least one.
+        path: Folder or file of the cases.
+        kind: Kind of dataset, as text.
+        cases: Cases ordered by name; at least one.
         vocabulary: Meaning of the ids in the label maps that are returned.
         cohort: The cohort, where it is one.
         skipped: Files that are missing or empty.
@@ -328,8 +328,8 @@ def measure_each_on(
 
     Args:
         engine: Runs the workers.
-        items: What to measure.
-        name_of: What to call an item.
+        items: Items to measure.
+        name_of: Function that returns the name of an item.
         open_measure: Called once in each worker; can be sent to other processes.
         notify: Told items done and items in all.
         reads: Paths that must be there where a worker is.

@@ -56,7 +56,7 @@ class JudgedLesion:
         patient: Whose CT or label map it lies in.
         label: Its name.
         group: Group of the twins; the case itself without twins.
-        value: Of the factor; empty without twins.
+        value: Value of the varied factor; empty without twins.
         diameter_mm: Realised.
         is_found: Whether a predicted lesion was matched to it.
         iou: Intersection over union of the match.
@@ -86,7 +86,7 @@ def measure_detection_curve(
     Args:
         case_set: A cohort.
         segment: The segmenter.
-        labels: What of it is compared with what.
+        labels: Labels to compare.
         segmenter: Description of the segmenter.
         seed: Seed of the bootstrap over patients.
         notify: Told cases done and cases in all.

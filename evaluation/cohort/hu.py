@@ -58,8 +58,8 @@ class Reference:
     """Reference ranges that medians are compared with.
 
     Attributes:
-        name: In words.
-        bounds: By vocabulary id.
+        name: Name of the reference, as text.
+        bounds: Ranges by vocabulary id.
     """
 
     name: str

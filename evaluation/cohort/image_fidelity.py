@@ -49,7 +49,7 @@ class Error:
     """HU error of a group of voxels.
 
     Attributes:
-        num_voxels: How many.
+        num_voxels: Number of voxels.
         bias_hu: Mean of the image minus the CT.
         mean_error_hu: Mean of the absolute difference.
         contrast_kept: Contrast to the shell around the group in the image, divided by that in the CT; None for tissues,

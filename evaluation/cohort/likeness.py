@@ -66,8 +66,8 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
     """Return 1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
 
     Args:
-        cases: Those that may be copies.
-        others: Those that may have been copied; they are the ones that are moved.
+        cases: Possible copies.
+        others: Possible originals; these are the ones that are transformed.
         notify: Called with cases done and cases in all.
 
     Returns:

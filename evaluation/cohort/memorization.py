@@ -127,8 +127,8 @@ def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.floa
 
     Args:
         reference: Relative distances of real cases.
-        planted: Those of planted copies.
-        num_train: How many training cases there are.
+        planted: Relative distances of planted copies.
+        num_train: Number of training cases.
     """
     if min(len(reference), len(planted), num_train) < MIN_CASES:
         return SURE_COPY
@@ -150,9 +150,9 @@ def judge(
     """Return what relative distances say.
 
     Args:
-        synthetic: Of the synthetic cases.
+        synthetic: Relative distances of the synthetic cases.
         reference: Reference of the held-out cases; may be empty.
-        num_train: How many training cases there are.
+        num_train: Number of training cases.
         threshold: Below which a case is a copy; from the held-out cases when not given.
 
     Returns:
@@ -205,7 +205,7 @@ class Thumbnail:
         case: The case.
         image: ``(32768,)`` with mean 0 and length 1.
         labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
-        portrait: For the comparison under flips, turns and cuts.
+        portrait: Data for the comparison under flips, rotations and crops.
         planted: The same of a copy that was planted; None for those that none was made of.
     """
 
@@ -286,7 +286,7 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
 
     Args:
         case_set: Set that the case belongs to.
-        case: To read.
+        case: Case to read.
         planted_seed: Seed of the copy to plant; None plants none.
 
     Raises:

@@ -59,14 +59,14 @@ class Rebuilt:
 
     Attributes:
         case_id: Its name.
-        figures: By the names of ``METRICS``; None for what could not be measured.
+        figures: Figures by the names in ``METRICS``; None for what could not be measured.
         tissues: HU errors by tissue.
         labels: HU errors by label id; empty without a label map.
         spectrum: Frequencies and power kept.
         note: Why labels are missing, or what the grid lacks; empty for nothing.
         worst: The axial slice with the largest mean error, in the CT and rebuilt, ``(I, J, 1)``.
         grid: Grid of that slice.
-        peak_memory_gb: What :func:`find_peak_memory_gb` returns in the process that measured the case.
+        peak_memory_gb: Peak memory in GB, see :func:`find_peak_memory_gb`, of the process that measured the case.
         device: Device that it was encoded and decoded on.
         precision: Precision of the networks there.
     """
@@ -101,8 +101,8 @@ class Autoencoder:
     """The autoencoder of a bundle on a device.
 
     Attributes:
-        bundle: Where it comes from.
-        device: Where it runs.
+        bundle: Bundle of the autoencoder.
+        device: Device on which it runs.
         precision: Precision to compute in.
         decoder: Holds it; takes less at once where memory is short.
     """

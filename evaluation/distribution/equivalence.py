@@ -37,7 +37,7 @@ class Quantity(NamedTuple):
     """Something that is compared.
 
     Attributes:
-        name: In words, with its unit.
+        name: Name with its unit, as text.
         feature: Feature of the region; empty for a place.
         axis: Axis of a place.
     """

@@ -52,9 +52,9 @@ class FeatureSet:
     """Features of a set of cases.
 
     Attributes:
-        cases: Those that could be read, in the order of the set.
+        cases: Readable cases, in the order of the set.
         skipped: The others, and what the set names as missing.
-        num_cached: How many of the cases were in the cache.
+        num_cached: Number of cases found in the cache.
     """
 
     cases: list[CaseFeatures] = field(default_factory=list)
@@ -88,7 +88,7 @@ def collect_features(
     Args:
         case_sets: The cases.
         extractor: The network.
-        protocol: How volumes become slices.
+        protocol: Protocol that turns volumes into slices.
         cache: Folder of features by content; None keeps none.
         engine: Runs the workers, each of which loads the network once.
         notify: Told how many cases are done, and how many there are.

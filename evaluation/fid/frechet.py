@@ -161,7 +161,7 @@ def bootstrap_interval(
         value: The distance.
         influences: :func:`case_influence` of each set.
         generator: Source of the draws.
-        num_draws: How many.
+        num_draws: Number of bootstrap draws.
 
     Returns:
         Lower and upper end; None where a set has fewer than two cases.

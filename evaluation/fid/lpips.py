@@ -32,7 +32,7 @@ class PerceptualDistance:
 
     Attributes:
         network: Network of the package ``lpips``, on ``device``.
-        device: Where it runs.
+        device: Device on which it runs.
         name: Network and weights in words.
     """
 

@@ -39,7 +39,7 @@ class SliceProtocol:
         shape: Voxels to fill up and cut to, about the centre; None keeps each volume's own.
         centre_share: Central share of the slices along each axis.
         every: Takes each ``every``-th of those.
-        resampling: How volumes come to ``spacing_mm``; MAISI's published figures are of ``maisi``.
+        resampling: How volumes are resampled to ``spacing_mm``; MAISI's published figures use ``maisi``.
     """
 
     spacing_mm: Spacing | None = None
@@ -84,7 +84,7 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
 
     Args:
         volume: ``(I, J, K)`` HU in RAS+; not modified.
-        protocol: What to do.
+        protocol: Protocol to apply.
         subject: The case, for messages.
 
     Returns:

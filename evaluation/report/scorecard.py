@@ -28,7 +28,7 @@ class Measurement(NamedTuple):
 
     Attributes:
         title: Title of its section.
-        module: With its report and chart; some bring torch, so they are imported when there is something to show.
+        module: Module with its report and chart; imported only when needed, because some import torch.
         has_chart: Whether it draws one.
     """
 

@@ -40,7 +40,7 @@ class ShownCase:
         reason: Why the gates refused it.
         lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
         verdicts: ``gate``, ``passed``, ``message`` of each.
-        origin: Where its label map and image come from.
+        origin: Origin of its label map and image.
         files: Its volumes by role, ``image``, ``anatomy`` or ``label``, and its picture, ``preview``.
         label_names: Names of the ids of its label map, where they are its own.
         twin: Group, factor and value, of a twin.

@@ -34,12 +34,12 @@ class Reading:
         case_id: Case that was shown.
         truth: The true answer.
         answer: Answer of the reader.
-        confidence: From 1, a guess, to 5, certain.
-        seconds: From the image to the answer.
+        confidence: Confidence from 1, a guess, to 5, certain.
+        seconds: Seconds between showing the image and the answer.
         reviewer: Name of the reader.
         seed: Seed of the order; the same seed and reader continue the same test.
         number: Place in the order, from 0.
-        time: When, in ISO 8601, UTC.
+        time: Time of the answer in ISO 8601, UTC.
     """
 
     case_id: Annotated[str, Field(min_length=1, max_length=200)]
@@ -83,7 +83,7 @@ class ReaderTest:
             synthetic: Accepted cases, and access to their files.
             real: The same of the reference.
             reviewer: Name of the reader.
-            num_images: In all.
+            num_images: Number of images in total.
             seed: Seed of the choice and the order.
 
         Raises:

@@ -23,7 +23,7 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     """Return decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
 
     Args:
-        folder: With ``review.jsonl``, ``reader_test.jsonl`` or both.
+        folder: Folder with ``review.jsonl``, ``reader_test.jsonl`` or both.
         seed: Seed of the bootstrap over cases.
 
     Raises:

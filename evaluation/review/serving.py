@@ -41,7 +41,7 @@ class ViewOptions:
         is_blind: Hold the blinded test.
         num_images: Number of images of the blinded test.
         seed: Seed of the blinded test.
-        port: To listen on; 0 for any that is free.
+        port: Port to listen on; 0 for any free port.
         plan: A plan whose label maps are shown, instead of a folder.
         report: A report on the cohort, as ``maisi-aug report`` wrote it.
     """
@@ -184,7 +184,7 @@ def serve(options: ViewOptions, *, tell: Callable[[str], None], opens_browser: b
     """Serve the page until Ctrl-C.
 
     Args:
-        options: What is looked at.
+        options: What the viewer shows.
         tell: Given the address, then notes.
         opens_browser: Whether to open it.
 

@@ -48,7 +48,7 @@ class FolderFiles:
 
         Args:
             root: The folder that was named.
-            scratch: Where converted volumes go.
+            scratch: Temporary folder for converted volumes.
         """
         self._root, self._scratch = root.resolve(), scratch
         self._converting, self._drawing = threading.Lock(), threading.Semaphore(MAX_DRAWN_AT_ONCE)

@@ -27,7 +27,7 @@ class Share:
     """A share of counts with its exact 95% interval.
 
     Attributes:
-        num_right: How many.
+        num_right: Number of right answers.
         num: Number of how many; 0 has no share.
     """
 
@@ -57,7 +57,7 @@ def score_answers(
     Args:
         answers: Item -> ``real`` or ``synthetic``; items without an answer are counted and left out.
         key: Item -> what it is.
-        margin: How far the share of right answers may lie from one half where a reader cannot tell in practice.
+        margin: Largest distance of the share of right answers from one half that counts as "cannot tell".
 
     Returns:
         The shares of right answers in all, of real and of synthetic items, with exact 95% intervals; p of the exact

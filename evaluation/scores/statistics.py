@@ -118,7 +118,7 @@ class Spread:
 
     Attributes:
         patients: Variance by patients.
-        num_patients: How many.
+        num_patients: Number of patients.
         seeds: Variance by seeds of each arm, with its degrees of freedom.
     """
 
@@ -224,7 +224,7 @@ def bootstrap_mean(
         scores: ``(S, N)``.
         other: ``(T, N)`` to subtract; the patients drawn are the same.
         rng: Source of all randomness.
-        num_resamples: How often to draw.
+        num_resamples: Number of bootstrap draws.
 
     Returns:
         ``(num_resamples,)``, with a variance that needs no correction for few seeds or patients.

@@ -111,8 +111,8 @@ def measure_finetuned(
         out: Gets finetuned_labels.json, .md and .png, and a folder of cases.
         before: Bundle to compare with (default: the bundle's base).
         segmenter: Trained on real pairs of other patients.
-        settings: How images are drawn.
-        device: Where the networks run.
+        settings: Sampling settings.
+        device: Device on which the networks run.
         report: Called with (cases measured, cases in all).
 
     Returns:

@@ -50,7 +50,7 @@ class Settings:
 
     Attributes:
         patients: Numbers of real training patients.
-        draws: How often they are drawn.
+        draws: Number of draws of the training patients.
         seeds: Trainings of each draw.
         arms: Arms of ``ARMS``, the first of which the others are compared with.
         num_steps: Number of steps of a training.
@@ -181,7 +181,7 @@ def compare_arms(
     smaller share of the bootstrap's differences on one side of zero, with Holm's correction over the arms of a class.
 
     Args:
-        scores: For each arm ``(draws, seeds, nodules)`` Dice.
+        scores: For each arm, ``(draws, seeds, nodules)`` Dice.
         tested: The nodules.
         num_patients: Number of patients of the real patients that were trained on.
     """

@@ -51,7 +51,7 @@ class NoduleStack:
         diameter_mm: Diameter in mm of the sphere of its volume.
         image_hu: ``(K, I, J)`` float32 at ``PIXEL_MM`` in the slice.
         mask: ``(K, I, J)`` its voxels.
-        spacing_mm: As the CT had it, along I, J, K.
+        spacing_mm: Spacing of the CT along I, J, K in mm.
     """
 
     name: str
@@ -107,7 +107,7 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
     """Return the nodules of a folder with ``images/`` and ``labels/`` (1 = nodule).
 
     Args:
-        folder: With an ``index.csv`` that has the columns file, patient and split, where there are splits.
+        folder: Folder; an optional ``index.csv`` with the columns file, patient and split gives the splits.
         split: Which rows count; None takes every file, and a file without a row is a patient of its own.
 
     Raises:
@@ -138,7 +138,7 @@ def train_segmenter(
     """Train for a number of steps; every nodule of either kind is drawn equally often.
 
     Args:
-        real: Of patients.
+        real: Nodules of patients.
         synthetic: Drawn or pasted; may be empty with a share of 0.
         share: Share of the synthetic ones in every batch.
         num_steps: Number of steps of ``BATCH`` patches.

@@ -79,7 +79,7 @@ class FreshCases:
             reuse: Most items that show the same case; how often a transform may vary it.
             buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.
             seed: Decides every case of every epoch.
-            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
+            device: Device on which the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are

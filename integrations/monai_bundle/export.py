@@ -75,7 +75,7 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     up to rounding. It needs MONAI, nibabel and safetensors, and nothing of this package.
 
     Args:
-        bundle: With a ControlNet that takes label maps; its files are compared with their hashes first.
+        bundle: Bundle with a ControlNet that takes label maps; its files are first compared with their hashes.
         folder: New or empty.
 
     Raises:

@@ -32,7 +32,7 @@ def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Modu
     Args:
         network: Freshly built.
         path: The file.
-        device: Where the network goes.
+        device: Device of the network.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no weights there. Run in the bundle's folder, or add --bundle_root DIR.")

@@ -50,7 +50,7 @@ class ExportReport:
         labels: Label name to nnU-Net label, background included.
         vocabulary_ids: Label name to id in the cohort's label maps, background left out.
         num_cases: Training cases.
-        num_linked: How many images are hard links to the cohort's files rather than copies.
+        num_linked: Number of images that are hard links to the cohort's files rather than copies.
         notes: Notes to the user, a sentence each.
     """
 

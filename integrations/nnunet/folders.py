@@ -57,7 +57,7 @@ def choose_same(files: Sequence[Path], what: str) -> Path | None:
     """Return the first of several JSON files that hold the same; None where there is none.
 
     Args:
-        files: Where it may be.
+        files: Files that may hold it.
         what: It, for the error.
 
     Raises:

@@ -75,7 +75,7 @@ def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
     """Return the real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
 
     Args:
-        places: Where the dataset may be preprocessed; none of them need exist.
+        places: Folders in which the dataset may be preprocessed; none of them needs to exist.
         wanted: The name.
 
     Raises:
@@ -130,7 +130,7 @@ def plan_on_cases(
         description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
         name: Name of the dataset of these cases alone.
         target: Name of the dataset that the plans are moved to.
-        plans: What is planned already.
+        plans: Existing plans.
         building: Gets the moved plans, without cascades, and the fingerprint of the cases.
 
     Returns:

@@ -78,7 +78,7 @@ class Seen:
 
     Attributes:
         counts: Vocabulary id to the number of cases that hold it, background left out.
-        contacts: How often two labels touch, over all cases.
+        contacts: Number of contacts between two labels, over all cases.
     """
 
     counts: dict[int, int] = field(default_factory=dict)
@@ -105,9 +105,9 @@ class LikeReport:
         num_available: Accepted cases of the cohort.
         labels: The mapping, one row per label of the cohort, with the number of cases that hold it.
         folds: Per fold the number of real and synthetic training cases and the validation cases.
-        folds_source: Where the folds come from.
+        folds_source: Origin of the folds.
         plans: Name of the plans in the new dataset.
-        plans_source: Where they come from.
+        plans_source: Origin of the plans.
         configuration: The configuration that the commands name.
         orientation: Voxel axes of the synthetic files.
         num_images_written: Images that had to be written anew; every other file is referred to or linked.

@@ -28,7 +28,7 @@ class Folds:
 
     Attributes:
         folds: ``train`` and ``val`` identifiers, one entry per fold, real cases only.
-        source: Where they come from, in words.
+        source: Origin of the folds, as text.
     """
 
     folds: tuple[Fold, ...]
@@ -68,7 +68,7 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
     training side is left to synthetic cases.
 
     Args:
-        places: Where the dataset may be preprocessed; none of them need exist.
+        places: Folders in which the dataset may be preprocessed; none of them needs to exist.
         case_ids: Identifiers of all real cases.
         raw: The raw dataset.
 

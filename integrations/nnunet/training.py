@@ -142,7 +142,7 @@ def train_nnunet_fold(
     """Train a fold, or continue where it was stopped.
 
     Args:
-        folder: As for :func:`prepare_nnunet_folds`.
+        folder: See :func:`prepare_nnunet_folds`.
         dataset: Name of the dataset.
         plans: Name of the plans.
         fold: Number of the fold.

@@ -57,9 +57,9 @@ class Setting:
 
     Attributes:
         key: ``section.key`` within sections.
-        value: In the file.
-        ours: What corresponds; empty where nothing does.
-        difference: What is different; empty where it is the same.
+        value: Value in the file.
+        ours: Counterpart in maisi-aug; empty if there is none.
+        difference: Difference; empty if there is none.
     """
 
     key: str
@@ -87,9 +87,9 @@ class Migration:
     """What NVIDIA's files ask for, in commands of this package.
 
     Attributes:
-        commands: In order; those that fetch weights come first.
+        commands: Commands in order; those that fetch weights come first.
         settings: Every key of the files.
-        notes: What differs whatever the keys say.
+        notes: Differences that apply whatever the keys say.
     """
 
     commands: list[list[str]] = field(default_factory=list)
@@ -117,10 +117,10 @@ class Flags:
     """What is given besides the files, as flags of NVIDIA's scripts are.
 
     Attributes:
-        version: Of the networks; None where the files tell.
-        seed: Random seed; None where the files tell, or for the default.
+        version: Version of the networks; None to take it from the files.
+        seed: Random seed; None to take it from the files, or for the default.
         mask: Label map to draw an image of.
-        out: Folder of the result; None where the files tell.
+        out: Folder of the result; None to take it from the files.
         is_fetched: Whether weights are at hand, by the name of their bundle.
     """
 
@@ -135,9 +135,9 @@ def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
     """Translate configuration files of NVIDIA's scripts.
 
     Args:
-        paths: Of one run, in any order: ``config_infer*.json`` or one for a training, with or without its
+        paths: Files of one run, in any order: ``config_infer*.json`` or one for a training, with or without its
             ``environment*.json``. Each is recognised by its keys.
-        flags: What is given besides.
+        flags: Further settings, which NVIDIA's scripts take as flags.
 
     Raises:
         MigrationError: For a file that is none of theirs, several runs at once, or values that their scripts refuse.

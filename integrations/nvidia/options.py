@@ -29,7 +29,7 @@ class Counterpart(NamedTuple):
 
     Attributes:
         ours: Option, field of a recipe or command; empty where there is none.
-        difference: What is different, or why nothing corresponds; empty where it is the same.
+        difference: Difference, or why there is no counterpart; empty if there is no difference.
     """
 
     ours: str

@@ -76,7 +76,7 @@ class Piece(NamedTuple):
 
     Attributes:
         path: Path of the file, below the worker's folder.
-        offset: Where it begins, in bytes.
+        offset: Offset in bytes.
         content: Its bytes.
     """
 
@@ -92,7 +92,7 @@ class RemoteWorker:
         """Take note; nothing can fail before the driver listens.
 
         Args:
-            assignment: Where to work.
+            assignment: Name, device and place of the worker.
             spec: Pickled; opens the worker.
         """
         self._assignment, self._spec = assignment, spec

@@ -116,7 +116,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
 
     Args:
         nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
-        engine: What is requested.
+        engine: Requested engine.
 
     Raises:
         RequestError: There is no place for a single worker.

@@ -24,7 +24,7 @@ class BundleRow(TypedDict):
 
     Attributes:
         name: Name to pass as ``bundle=``.
-        description: What it generates.
+        description: What the bundle generates.
         licence: Licence of the weights.
         grid: ``shape`` in voxels and ``spacing_mm`` along I, J, K.
         num_bytes: Size of the files; None for a bundle that is not installed.

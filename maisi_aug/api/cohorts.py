@@ -54,7 +54,7 @@ class CohortStatus:
     """Progress of a cohort.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the cohort.
         num_cases: Number of cases that it should have; 0 if unknown.
         manifest: Manifest of all shards.
         shards: Names of the manifests of shards.
@@ -132,7 +132,7 @@ class Verification:
     """Faults of a cohort's files.
 
     Attributes:
-        status: How far it is.
+        status: Progress of the cohort.
         lost: Accepted cases with files that are gone, or hold other bytes than the manifest says.
     """
 
@@ -175,7 +175,7 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
 
     Args:
         *folders: One that shards have worked in, or several, one of each shard.
-        out: For several: a new folder; files are linked where the disk can.
+        out: New folder, required for several cohorts; files are hard-linked where the disk supports it.
 
     Raises:
         CohortError: A shard is at work, the folders hold different cohorts, or two shards have made the same case to

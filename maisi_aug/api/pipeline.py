@@ -54,7 +54,7 @@ class Pipeline:
     20
 
     Attributes:
-        bundle: Where the networks come from.
+        bundle: Bundle of the networks.
         networks: Draw one image from one label map, without gates: ``networks.synthesize_image``.
     """
 

@@ -142,14 +142,14 @@ class Cohort:
     True
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the cohort.
     """
 
     def __init__(self, folder: str | Path, summary: CohortSummary | None = None) -> None:
         """Open a cohort.
 
         Args:
-            folder: Where it is.
+            folder: Folder of the cohort.
             summary: Summary of the run that has just made it.
 
         Raises:

@@ -76,8 +76,8 @@ class FileName:
 
     Attributes:
         role: Kind of the file; None if the name does not tell.
-        case: What is left beside the word that tells it; empty where nothing is.
-        word: That word in lower case; empty without one.
+        case: Rest of the name without the word for the kind of file; may be empty.
+        word: Word for the kind of file (``ct``, ``seg``, ...) in lower case; empty without one.
         is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that as well.
     """
 
@@ -215,7 +215,7 @@ def case_of(path: Path, base: str | None = None, *, role: Role | None = None) ->
     Args:
         path: The file, or a folder with a DICOM series.
         base: Its name without a channel's number, where it is known whether that is one; else ``_0000`` is taken off.
-        role: What it is, where that is known: ``P_seg`` among images is a case that is called so.
+        role: Known kind of the file, if any: ``P_seg`` among images is a case of that name.
     """
     stem = _stem_of(path)
     if base is None:

@@ -118,7 +118,7 @@ class Needs:
 
     Attributes:
         required_ids: All of these.
-        host_ids: At least one of each of these sets.
+        host_ids: Sets of host ids; the map must have at least one id of each set.
         only_tumor_ids: No tumour but these; None where tumours are removed anyway.
     """
 

@@ -60,7 +60,7 @@ class BankFiles:
     """Files of a bank; none of them is opened.
 
     Attributes:
-        path: Where it is.
+        path: Path of the bank.
         entries: The label maps in the order of their names.
         faults: ``(name, reason)`` of label maps that cannot be used: files are missing or empty, or several images fit.
         left_out: ``(name, reason)`` of files that are neither the image nor the label map of a case.
@@ -190,7 +190,7 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
 
     Args:
         table: Id -> name, or name -> id or ids.
-        path: Where it comes from, for errors.
+        path: File that the table comes from, for errors.
 
     Raises:
         BankError: The table is something else.

@@ -93,7 +93,7 @@ class FolderBank:
             mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, a JSON file, or a dict of
                 source ids or names -> vocabulary names or ids.
             body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
-            cache_bytes: How much memory the maps read last may take.
+            cache_bytes: Largest memory in bytes for the maps read last.
             min_cover: Share of the grid's length from feet to head that a map has to fill.
 
         Raises:

@@ -45,7 +45,7 @@ class BaseMap:
     Attributes:
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
         grid: Its geometry.
-        origin: Where it came from, as plain JSON values.
+        origin: Origin of the map, as plain JSON values.
     """
 
     label_map: NDArray[np.uint8]
@@ -167,8 +167,8 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     """Return the label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
 
     Args:
-        entry: What to read.
-        translation: What its ids mean; None where only the map itself can tell, which masks of organs never need.
+        entry: Entry to read.
+        translation: Meaning of the ids; None where only the map itself can tell, which masks of organs never need.
         vocabulary: Vocabulary of the translation.
 
     Raises:
@@ -314,7 +314,7 @@ def choose_centre(
         source: Its geometry.
         grid: Shape and spacing of the cut.
         focus: Boxes of the map that must be inside, with a margin; none for the middle of the map.
-        shift_mm: By how much the cut is moved along I, J, K, as far as the focus allows.
+        shift_mm: Shift of the cut along I, J, K in mm, as far as the focus allows.
 
     Returns:
         The centre in RAS+ millimetres.

@@ -249,7 +249,7 @@ class Bundle:
         """The number of sampling steps; the default where none is given.
 
         Args:
-            num_inference_steps: What was asked for.
+            num_inference_steps: Requested number of steps.
             takes_fewer: Whether the sampler of a DDPM bundle may leave time steps out.
 
         Raises:
@@ -330,7 +330,7 @@ class Bundle:
             grid: Grid of the images to be made.
             shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
             allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
-            remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
+            remedy: Alternative to using the nearest grid; empty for commands that take no unseen grid.
 
         Returns:
             What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.

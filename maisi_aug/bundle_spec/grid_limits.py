@@ -55,7 +55,7 @@ class GridLimits(StrictModel):
         extent_mm: Least and largest field of view along I and J; others are refused. None for any.
         least_extent_mm: Field of view along I and J below which is warned; None for any.
         recommended: Grids by the body regions that they are for; they need not meet ``least_extent_mm``.
-        source: Where these figures come from.
+        source: Source of the figures.
     """
 
     sides: tuple[_Sides, _Sides, _Sides]
@@ -94,7 +94,7 @@ class Shortfall:
     """A way in which a grid is outside of a bundle's limits.
 
     Attributes:
-        expected: What it should have, to follow the word "expected".
+        expected: What the grid should have, worded to follow "expected".
         is_refused: Whether the networks cannot work with it; else their images may be bad.
     """
 
@@ -201,7 +201,7 @@ def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = Fal
     twice.
 
     Args:
-        grid: What was requested.
+        grid: Requested grid.
         limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """

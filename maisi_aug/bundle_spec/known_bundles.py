@@ -41,8 +41,8 @@ class KnownDatabase:
 
     Attributes:
         files: Within the bundle's repository, by what they are: ``maps`` and ``list``.
-        download_size: Of all these files, to be read by people.
-        num_maps: How many there are.
+        download_size: Size of all these files as text, such as "11.6 GB".
+        num_maps: Number of label maps.
     """
 
     files: Mapping[str, str]
@@ -56,13 +56,13 @@ class KnownBundle:
 
     Attributes:
         header: Content of ``bundle.yaml``, as far as known before the files exist.
-        repository: On the Hugging Face hub, ``owner/name``.
+        repository: Repository on the Hugging Face hub, ``owner/name``.
         files: Checkpoint within the repository by role of the network.
         download_size: Download size of all files, to be read by people.
-        licence_url: Where the licence named in the header can be read.
+        licence_url: Address of the text of the licence.
         notice: Notice that the licence requires next to the weights.
         masks: The networks that generate label maps, fetched on request; None where none are published.
-        repositories: Where checkpoints lie that the bundle's own repository lacks, by role of the network.
+        repositories: By role of the network, repositories with checkpoints that the bundle's own repository lacks.
         mask_database: The label maps, fetched on request; None where none are published.
     """
 

@@ -118,7 +118,7 @@ class BaseSpec(StrictModel):
     Attributes:
         name: Name of the base.
         fingerprint: Fingerprint of the base; one that has changed since cannot be used.
-        paths: Where it may lie when its name does not find it: relative to this bundle's folder, or absolute.
+        paths: Paths to try if the base is not found by name: relative to this bundle's folder, or absolute.
     """
 
     name: str
@@ -130,8 +130,8 @@ class SizeSpec(StrictModel):
     """Volumes of a label, one per patient, so that size percentiles mean something.
 
     Attributes:
-        quantiles_ml: At 0, 5, ..., 100 percent.
-        source: Where they were measured.
+        quantiles_ml: Quantiles of the volume in mL at 0, 5, ..., 100 percent.
+        source: Dataset on which they were measured.
     """
 
     quantiles_ml: tuple[PositiveFinite, ...] = Field(min_length=21, max_length=21)
@@ -145,7 +145,7 @@ class HuSpec(StrictModel):
         low_hu: Lowest plausible median.
         high_hu: Highest plausible median.
         contrast_sign: 1 for brighter than its surroundings, -1 for darker, 0 for either.
-        source: Where the figures come from.
+        source: Source of the figures.
     """
 
     low_hu: Finite
@@ -223,7 +223,7 @@ class BundleSpec(StrictModel):
         sizes: Volumes of labels by name, measured on training data.
         hu_ranges: HU of labels by name, measured on training data.
         mask_bank: Label maps to draw from by default; None for the phantoms.
-        provenance: How the weights came to be: recipe, steps, seed, versions.
+        provenance: Origin of the weights: recipe, steps, seed, versions.
     """
 
     format: int = Field(ge=1, le=1)

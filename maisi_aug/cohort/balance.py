@@ -67,7 +67,7 @@ class LesionCensus:
     Attributes:
         label: Name in the vocabulary.
         source: Its name in the dataset, for the user to check.
-        volumes_ml: For every case the volumes of its lesions; empty for a case without any.
+        volumes_ml: For each case, the volumes of its lesions; empty for a case without any.
     """
 
     label: str
@@ -170,7 +170,7 @@ class LabelBalance:
         real_lesions: Lesions of the dataset.
         planned_cases: Cases that the plan adds.
         planned_lesions: Lesions that the plan adds.
-        combinations: For every kind of planned case, its size bins, and how many cases of it there are.
+        combinations: Number of planned cases of every kind, by the size bins of their lesions.
     """
 
     target: BalanceTarget
@@ -295,7 +295,7 @@ def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[
     Labels with a share get it; without shares every case goes to the label that the fewest cases show.
 
     Args:
-        balances: What the labels have.
+        balances: Existing cases of each label.
         num_cases: Cases of the cohort.
 
     Raises:

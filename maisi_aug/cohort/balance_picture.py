@@ -24,9 +24,9 @@ class _Panel:
     """One histogram.
 
     Attributes:
-        title: On top.
+        title: Title of the chart.
         names: Names of the bars.
-        real: What the dataset has.
+        real: Counts in the real dataset.
         planned: Cases that the plan adds.
         is_open: Whether the plan may fill a bar.
     """

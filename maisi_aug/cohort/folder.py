@@ -51,7 +51,7 @@ class CohortFolder:
     """The folder of a cohort.
 
     Attributes:
-        path: Where it is.
+        path: Path of the folder.
     """
 
     path: Path
@@ -272,7 +272,7 @@ def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list
 
     Args:
         folder: Folder of the cohort.
-        manifest: What it must contain.
+        manifest: Manifest to compare the files with.
         verify: Compare the bytes of every file as well; otherwise files are listed and not opened.
     """
     listed: dict[str, frozenset[str]] = {}

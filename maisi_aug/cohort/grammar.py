@@ -75,7 +75,7 @@ class LesionRequest:
         label_id: Id in the vocabulary.
         label_name: Name in the vocabulary, whatever alias was typed.
         size: Sizes to draw from, or None for an organ of any size.
-        count: How many lesions; 1 for an organ.
+        count: Number of lesions; 1 for an organ.
         hosts: Ids that the lesions may replace.
     """
 
@@ -106,7 +106,7 @@ class WrittenRequest:
     """A request taken apart, its names and sizes not looked up.
 
     Attributes:
-        text: As it was written.
+        text: The request as the user wrote it.
         parts: Name and size of everything joined by ``+``; the size is None without a colon.
         share: Share after the ``@``; None without one.
     """
@@ -211,7 +211,7 @@ def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases
     """Return how many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
 
     Args:
-        requests: As for :func:`allot_cases`.
+        requests: Requests, see :func:`allot_cases`.
         counts: Cases that each request has; nothing takes any of them away.
         num_cases: Cases of the grown cohort.
 

@@ -73,7 +73,7 @@ class AttemptRecord:
     Attributes:
         case_id: Name of the case and stem of its files.
         case_index: Position in the plan, from 0.
-        attempt: From 0.
+        attempt: Number of the attempt, starting at 0.
         seed: Seed of this attempt; everything random in the case derives from it.
         status: ``accepted`` (files are there), ``retried`` (failed, another attempt follows) or ``rejected`` (failed,
             and the budget of attempts is spent; a run with a larger one takes the case up again).
@@ -82,7 +82,7 @@ class AttemptRecord:
         required_ids: Organs that the request or the cohort's ``anatomy`` names.
         verdicts: One entry per gate that was run.
         reason: Why the attempt failed, one sentence; empty when it was accepted.
-        mask_origin: Where the label map came from.
+        mask_origin: Origin of the label map.
         bundle: Name of the bundle.
         bundle_fingerprint: Hash over its weights and definition.
         licence: Licence of the weights.

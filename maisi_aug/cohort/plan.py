@@ -95,7 +95,7 @@ class CohortPlan:
     """All cases of a cohort.
 
     Attributes:
-        cases: In the order in which they are made.
+        cases: Cases in the order in which they are made.
         requested_ids: Labels that any request names, or those of the user's ``anatomy``, ascending; they make up the
             files in ``labels/``. Given label maps without a request keep all but the body there.
     """
@@ -208,7 +208,7 @@ def plan_cohort(
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
-        rule_of: How lesions of a label grow.
+        rule_of: Function that returns the growth rule of a label's lesions.
 
     Raises:
         RequestError: When there are fewer cases than requests.
@@ -244,7 +244,7 @@ def _plan_batch(
         seed: Cohort seed.
         begin: Index of the first of them in the cohort.
         first: Cases that the cohort was begun with, which decides how its names are written.
-        rule_of: How lesions of a label grow.
+        rule_of: Function that returns the growth rule of a label's lesions.
     """
     turns = sorted(((turn + 0.5) / count, place, turn) for place, count in enumerate(counts) for turn in range(count))
     lesions = [

@@ -55,7 +55,7 @@ class CohortRun:
         num_inference_steps: Number of inference steps of the sampler of images.
         guidance_scale: Guidance scale of the sampler of images.
         modality: Modality of the images.
-        decoding: How images are decoded.
+        decoding: Settings for decoding images.
         seed: Cohort seed.
         requests: Requests for the cases; none for given maps and for images without maps.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.

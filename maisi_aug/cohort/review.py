@@ -63,7 +63,7 @@ class Decision:
         choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
         reason: Why it is rejected; may be empty.
         reviewer: Name of the reviewer; empty if none was given.
-        time: When, in ISO 8601, UTC.
+        time: Time of the decision in ISO 8601, UTC.
     """
 
     case_id: _CaseName
@@ -243,10 +243,10 @@ def reopen_for_run(
     """Give up what reviewers rejected, where the folder holds the cohort that a run goes on with.
 
     Args:
-        folder: Of the cohort; it may be new.
+        folder: Folder of the cohort; may be new.
         document: Content of the ``cohort.yaml`` of the run.
-        begun: What is known of the folder already.
-        shard: What the run is a part of.
+        begun: What is already known about the folder.
+        shard: Shard that the run makes, if any.
 
     Raises:
         RequestError: It is a shard; others would not see that its cases are open again.

@@ -40,7 +40,7 @@ class Shard:
     """A part of a cohort.
 
     Attributes:
-        number: From 1.
+        number: Number of the shard, starting at 1.
         count: Number of shards.
     """
 

@@ -361,7 +361,7 @@ def check_lesion_visibility(
         tumor_ids: Ids of all tumors, those of bound slots included; they are not surroundings to compare with.
         expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
         spacing_mm: Voxel sides along I, J, K in millimetres.
-        minimum_cnr: How many times the noise the contrast has to be.
+        minimum_cnr: Smallest contrast, as a multiple of the noise.
     """
     gate = "lesion visibility"
     if not image_hu.shape == label_map.shape == lesion.shape:

@@ -83,7 +83,7 @@ def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo:
     """Return the next attempts at groups of cases that are accepted together or not at all.
 
     Args:
-        groups: In the order in which they are begun; those that are settled are left out.
+        groups: Groups in the order in which they are begun; settled ones are skipped.
         manifest: Manifest of earlier runs.
         todo: Indices of cases that are not settled.
     """

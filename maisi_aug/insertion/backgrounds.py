@@ -48,8 +48,8 @@ class Backgrounds:
 
     Attributes:
         cases: Their files.
-        tables: For each case and each of its label files, source id -> vocabulary id.
-        organ_translations: For each case and each of its organ files, what the ids mean.
+        tables: For each case and each of its label files, a mapping from source id to vocabulary id.
+        organ_translations: For each case and each of its organ files, the meaning of the ids.
         vocabulary: Vocabulary of the bundle, with the labels that the files add.
         notes: Notes to the user, a sentence each.
     """

@@ -61,7 +61,7 @@ def insert_cohort(
 
     Args:
         cohort: The cohort to make.
-        folder: Where to; new, empty, or this cohort's.
+        folder: Folder to write to: new, empty, or this cohort's.
         device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
@@ -187,8 +187,8 @@ class Inserter:
     Attributes:
         cohort: The cohort to be made.
         painter: Draws lesions.
-        lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
-        unfit: By index of the CT and labels, why it cannot take lesions of them.
+        lungs: Lungs found from HU, by index of the CT; all cases drawn into a CT share them.
+        unfit: By index of the CT and labels, why the CT cannot take lesions with these labels.
     """
 
     cohort: ResolvedInsertion
@@ -280,7 +280,7 @@ class InsertionSource(MapSource):
 
     Attributes:
         origin: Origin of what is drawn so far, for the manifest.
-        verdicts: On what is drawn so far.
+        verdicts: Verdicts on the lesions drawn so far.
     """
 
     def __init__(self, inserter: Inserter, index: int) -> None:

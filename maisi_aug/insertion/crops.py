@@ -81,7 +81,7 @@ def choose_box(
 
     Args:
         centre: A voxel of the image.
-        reach_mm: What the box shows at least on every side of it.
+        reach_mm: Smallest distance in mm from the voxel to each side of the box.
         spacing_mm: Along I, J, K.
         factor: Every side is a multiple of it.
         least_shape: Every side is at least so long.

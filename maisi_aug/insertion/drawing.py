@@ -61,9 +61,9 @@ class BundlePainter:
     Attributes:
         pipeline: The bundle on a device.
         texture_ids: Ids that the networks know textures by; for others the lesion keeps its id in the label map.
-        method: How the known part comes in.
+        method: How the known part of the image is used.
         num_inference_steps: None for the bundle's default.
-        num_resamplings: How often a step is taken, see ``KnownLatent``.
+        num_resamplings: Number of times that a step is taken, see ``KnownLatent``.
         least_shape: Voxels that the networks are shown at least.
     """
 
@@ -132,7 +132,7 @@ def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int
 
     Args:
         bundle: Whose.
-        device: Where they run.
+        device: Device on which they run.
         num_inference_steps: None for the bundle's default.
 
     Raises:

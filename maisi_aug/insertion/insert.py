@@ -41,10 +41,10 @@ class LesionRequest:
     Attributes:
         label_id: Its id in label maps.
         volume_ml: Its volume.
-        texture: How dense it is.
+        texture: Density of the lesion.
         attachment: None leaves it to chance whether it touches the surface of its host.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
-        contrast_hu: To its host, where it is set to a value.
+        contrast_hu: Contrast to the host in HU, if fixed.
         place_sizes_ml: Smallest and largest volume of the lesions that share its place and its crop, where others do.
     """
 
@@ -128,13 +128,13 @@ class Insertion:
     """Outcome of the insertion of one lesion.
 
     Attributes:
-        box: Where in the image the crop lies, slices along I, J, K.
+        box: Position of the crop in the image, slices along I, J, K.
         image: The crop with the lesion, of the image's type.
         lesion: Its voxels in the box.
         zone: Voxels of the box that were drawn.
-        place: Where it was put.
+        place: Place of the lesion.
         volume_ml: Its volume.
-        look: How it looks there.
+        look: Measured appearance of the lesion.
         verdicts: Verdicts of the gates.
     """
 
@@ -169,7 +169,7 @@ def insert_lesion(
     Args:
         image: ``(I, J, K)`` HU in RAS+, not modified.
         spacing_mm: Along I, J, K.
-        host: Where lesions may grow in it.
+        host: Region in which lesions may grow.
         request: Request for the image.
         painter: Draws it.
         occupied: ``(I, J, K)`` voxels of lesions that are there, to keep clear of.

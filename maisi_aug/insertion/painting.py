@@ -49,7 +49,7 @@ class PaintTask:
         hidden: ``(I, J, K)`` voxels that are drawn anew.
         host: ``(I, J, K)`` voxels that it lies among, without lesions.
         spacing_mm: Along I, J, K.
-        texture: How dense the lesion is.
+        texture: Density of the lesion.
         seed: Same seed, same drawing.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
     """
@@ -114,7 +114,7 @@ def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: fl
     """Return a drawn crop whose lesion is made brighter or darker as a whole; its texture and its noise stay.
 
     Args:
-        task: What was drawn.
+        task: Task that was drawn.
         drawn_hu: ``(I, J, K)`` as drawn.
         contrast_hu: Wanted between the median of the lesion's inner half and that of the host.
     """

@@ -43,7 +43,7 @@ def draw_place(
     """Return a random place for a ball of the lesion's volume.
 
     Args:
-        host: Where lesions may grow.
+        host: Region in which lesions may grow.
         image_shape: Voxels of the image; the lesion stays inside.
         radius_mm: Radius in mm of the ball.
         occupied: Blocks that hold lesions, of the host's shape; None for none.

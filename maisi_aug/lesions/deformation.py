@@ -130,7 +130,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
         spacing_mm: Voxel sides along I, J, K.
-        margin_mm: How far around all that it reaches.
+        margin_mm: Width in mm by which the result is extended on all sides.
     """
     table = _table_of((*visceral_ids(), *MAISI.tumor_ids))  # (256,)
     strides, coarse = _thin(table[label_map], spacing_mm)
@@ -166,7 +166,7 @@ def find_outside_room(
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
         host: ``(I, J, K)`` the part of its hosts that it grows from.
-        rim_mm: How far from the host.
+        rim_mm: Largest distance in mm from the host.
         in_cavity: Whether also anywhere between the organs of chest and belly.
         spacing_mm: Voxel sides along I, J, K.
     """

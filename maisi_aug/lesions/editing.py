@@ -72,7 +72,7 @@ def settle_lesions(
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
         lesions: ``(I, J, K)`` the lesions' voxels.
-        tumor_of_host: What a lesion in a host is; in organs that are not listed it becomes the organ.
+        tumor_of_host: Lesion id by host id; in organs that are not listed a lesion becomes the organ.
 
     Returns:
         A new label map. Each connected lesion is what most of the labels around it are, if they make up at least

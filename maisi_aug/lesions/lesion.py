@@ -32,11 +32,11 @@ class GrowthRule:
     Attributes:
         max_share_outside: Share of the lesion that may lie in tissue that was no host.
         max_host_share: Largest volume, relative to the largest connected part of its hosts.
-        rim_mm: How far from the host it may reach into body without an organ.
+        rim_mm: Largest distance in mm from the host at which it may grow into body without an organ.
         in_cavity: Whether it may also take the fat between the organs of chest and belly.
         room_share: Share of a large lesion's volume for which host and neighbours are pushed aside.
         max_spread: Largest spread about its centre, relative to a ball of its volume.
-        source: Where the figures come from.
+        source: Source of the figures.
         crosses_hosts: Whether it crosses from one host into the next, as lung tumours cross fissures, instead of
             keeping to one while there is room.
     """
@@ -62,7 +62,7 @@ def growth_rule_of(label_name: str) -> GrowthRule:
     """Return the rule of a label, found under any of its names; a label that the table lacks has the cautious default.
 
     Args:
-        label_name: As a vocabulary or a bundle names it, such as "renal mass".
+        label_name: Name in a vocabulary or a bundle, such as "renal mass".
     """
     default, rules = _rules()
     if label_name in rules:
@@ -91,7 +91,7 @@ class Lesion:
         size_source: Reference of the percentile, which says if it is a stand-in.
         index: Place among the lesions of its case, which tells it from others of its label.
         hosts: Ids that it may replace.
-        rule: How it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.
+        rule: Rule by which it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.
         num_voxels: Realised voxels.
         share_outside: Share of its voxels that were no host; ``None`` for a lesion that was not planted.
         spread: Spread about its centre of mass, relative to a ball of its volume.

@@ -435,10 +435,10 @@ def grow_roundest(
     Args:
         start_room: ``(I, J, K)`` where a centre may lie: the host.
         room: ``(I, J, K)`` connected voxels that the lesion may take.
-        num_voxels: How many it takes.
+        num_voxels: Number of voxels of the lesion.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
-        reluctance: How many times further voxels outside ``start_room`` seem than they are.
+        reluctance: Factor by which distances to voxels outside ``start_room`` are increased.
         centres: Voxels to grow from; drawn when not given, the deeper in the host the likelier.
 
     Returns:

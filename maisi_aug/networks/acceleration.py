@@ -57,7 +57,7 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
     """Have the networks compiled when they are first called, and again for every new shape, in place.
 
     Args:
-        networks: On their device.
+        networks: Networks, already on their device.
         compiler: ``none`` leaves them alone.
         fingerprint: Fingerprint of the bundle; TensorRT's engines are kept in the user's cache under it.
 

@@ -60,7 +60,7 @@ class FastPaths:
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
-        cpu_layers: On a CPU, convolutions with fewer products and fused attention, see ``cpu_layers``.
+        cpu_layers: Whether convolutions with fewer products and fused attention are used on a CPU, see ``cpu_layers``.
     """
 
     embed_once: bool = True
@@ -106,7 +106,7 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     Args:
         definition: ``{"class": name, **hyper-parameters}``; flash attention is switched off where there is no CUDA
             device, which changes no weight and no value.
-        device: Where the parameters live.
+        device: Device on which the parameters live.
 
     Raises:
         BundleError: For an unknown class or hyper-parameters that the class refuses.
@@ -199,7 +199,7 @@ def require_sound_cudnn(version: int | None) -> None:
     Source: https://github.com/pytorch/pytorch/issues/163539 and 166643.
 
     Args:
-        version: As torch gives it, 91002 for 9.10.2; None without cuDNN.
+        version: Version as torch gives it, 91002 for 9.10.2; None without cuDNN.
 
     Raises:
         RecipeError: For cuDNN 9.8 to 9.10.

@@ -174,7 +174,7 @@ def estimate_decode_bytes(
 
     Args:
         definition: Definition of the autoencoder; ``num_channels`` from the finest level to the coarsest.
-        settings: How it is decoded.
+        settings: Settings for decoding.
         sides: Sides of the latent.
         kind: Type of the device, and what it computes in.
     """

@@ -109,7 +109,8 @@ def decode_windows(
     Args:
         latent: ``(B, C, i, j, k)``, ready for the decoder.
         window: Latent voxels along i, j, k, no longer than the latent.
-        decode: From ``(B, C, *window)`` to ``(B, 1, *(f * window))`` with a whole factor f; its output may be changed.
+        decode: Function from ``(B, C, *window)`` to ``(B, 1, *(f * window))`` with an integer f; may overwrite its
+            output.
         overlap: Share of a window that neighbours have in common.
         on_host: Gather the image in the host's memory.
 

@@ -13,8 +13,8 @@ def explain_missing(device: str, error: Exception) -> str:
     """What to do about a device that torch cannot use, in a sentence.
 
     Args:
-        device: As it was asked for.
-        error: That torch raised.
+        device: Device as the user wrote it.
+        error: Exception that torch raised.
     """
     kind = device.partition(":")[0]
     if kind == "mps":

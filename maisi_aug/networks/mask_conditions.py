@@ -74,7 +74,7 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
 
     Args:
         sizes: Percentile by name; -1 for an organ that is to be absent.
-        vocabulary: Where the names are looked up.
+        vocabulary: Vocabulary of the names.
 
     Raises:
         RecipeError: For a name whose size cannot be requested or that is given twice, and for a size that is neither -1

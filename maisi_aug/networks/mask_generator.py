@@ -28,7 +28,7 @@ class MaskGenerator:
     """Mask networks, loaded once and used for many label maps.
 
     Attributes:
-        networks: On their device.
+        networks: Networks, already on their device.
         grid: Grid of the label maps.
         num_inference_steps: Number of inference steps of the sampler.
         latent_shape: ``(C, i, j, k)``.

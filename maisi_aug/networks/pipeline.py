@@ -91,8 +91,8 @@ class Pipeline:
     """Networks of a bundle, loaded once and used for many cases.
 
     Attributes:
-        bundle: Where they come from.
-        networks: On their device.
+        bundle: Bundle of the networks.
+        networks: Networks, already on their device.
         fast_paths: Which are taken.
         compiler: Compiler for the networks.
         precision: Precision of the networks.
@@ -254,7 +254,7 @@ class Pipeline:
             grid: Grid of all of them; every side a multiple of the bundle's factor.
             seed: The same seed gives the same images on the same type of device.
             num_inference_steps: None for the bundle's default.
-            num_resamplings: How often each step is taken, see ``KnownLatent``.
+            num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
             puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
                 that takes surroundings knows of them.
 

@@ -57,8 +57,8 @@ class KnownLatent:
     Attributes:
         latent: ``(B, C, i, j, k)`` of the known image, multiplied by the bundle's scale factor.
         is_known: ``(B, 1, i, j, k)`` bool.
-        num_resamplings: How often each step but the last is taken: after all but the last time noise is added again, so
-            that the drawn part sees what the known part has become.
+        num_resamplings: Number of times that each step but the last is taken: after all but the last time noise is
+            added again, so that the drawn part sees what the known part has become.
     """
 
     latent: Tensor

@@ -52,10 +52,10 @@ def load_networks(
 
     Args:
         bundle: The bundle; its weight files are compared with their hashes first.
-        device: Where the networks run.
+        device: Device on which the networks run.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; what they compute can still be
             divided into parts.
-        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
+        cpu_layers: Whether convolutions and attention are replaced by faster ones on a CPU.
 
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
@@ -91,7 +91,7 @@ def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: boo
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
-        device: Where the networks run; on a CPU, convolutions and attention are swapped for faster ones.
+        device: Device on which the networks run; on a CPU, convolutions and attention are swapped for faster ones.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
 
     Raises:
@@ -251,7 +251,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
     tensors, whose offsets count from the end of the header.
 
     Args:
-        path: Where to.
+        path: Path of the new file.
         content: Bytes that ``safetensors`` made of tensors and metadata.
 
     Raises:
@@ -276,7 +276,7 @@ def write_weights(
     Args:
         folder: Created when missing; existing files of the same names are replaced.
         weights: State dicts by role.
-        dtype: As in ``write_bundle``.
+        dtype: Floating-point type, see ``write_bundle``.
 
     Returns:
         What ``bundle.yaml`` says of the files, by role.
@@ -342,7 +342,7 @@ def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: boo
 
     Args:
         path: The file.
-        device: Where the tensors go.
+        device: Device to load the tensors to.
         mmap: Leave tensors for the CPU on the disk, which must then stay as it is.
 
     Raises:

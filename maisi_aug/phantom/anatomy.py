@@ -52,7 +52,7 @@ def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = 
     Args:
         seed: Decides everything: patient, pose, window.
         grid: Any shape and spacing; the window's middle lies in its centre and its axes are taken as R, A, S.
-        region: Where the window lies; "any" draws a place anywhere along the trunk.
+        region: Position of the window; "any" draws a place anywhere along the trunk.
 
     Returns:
         The map, without any tumour id in it.

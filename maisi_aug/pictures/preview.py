@@ -106,7 +106,7 @@ def build_preview(
         organ_ids: Labels that the planes go through where there is no lesion.
         outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
-        window: What is shown from black to white; None for that of the tissue around the lesion.
+        window: HU range shown from black to white; None for the window of the tissue around the lesion.
 
     Returns:
         An RGB picture whose ``info`` tells the contact sheet where the axial panels are.
@@ -143,7 +143,7 @@ def build_plain_preview(
         image_hu: ``(I, J, K)`` in HU, or in the unit of the window.
         grid: Its geometry.
         caption: Words to put on top.
-        window: What is shown from black to white.
+        window: HU range shown from black to white.
     """
     scale = PANEL_PX / max(grid.extent_mm)
     i, j, k = (side // 2 for side in grid.shape)

@@ -49,7 +49,7 @@ class PrepareSettings:
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
-        vocabulary: With the new labels.
+        vocabulary: Vocabulary with the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
         tissues: Labels found by their HU where no other is.
         organ_labels: Meaning of the ids in organ label maps: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
@@ -101,8 +101,8 @@ class CaseTask:
 
     Attributes:
         case: Its files.
-        tables: For each of its label files, source id -> vocabulary id.
-        organ_translations: For each folder of organ labels, what the ids of its label maps mean.
+        tables: For each of its label files, a mapping from source id to vocabulary id.
+        organ_translations: For each folder of organ labels, the meaning of the ids in its label maps.
         settings: Settings for every case.
         has_envelope: Whether the lab drew a label that is called the whole body.
         dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they

@@ -81,7 +81,7 @@ def assign_folds(patients: Mapping[str, str], labels: Mapping[str, Collection[in
     Args:
         patients: Case -> patient.
         labels: Case -> the ids that training is about.
-        num_folds: How many folds.
+        num_folds: Number of folds.
     """
     held: dict[str, set[int]] = {}
     for case_id, patient in patients.items():

@@ -26,7 +26,7 @@ class CaseSurvey:
 
     Attributes:
         case_id: The case.
-        counts: For each of its label files, voxels per id.
+        counts: For each of its label files, number of voxels per id.
         problem: Why it cannot be used; empty where it can.
     """
 

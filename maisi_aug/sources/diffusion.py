@@ -195,8 +195,8 @@ def open_diffusion_source(run: CohortRun, device: str, *, report: ReportMap | No
     """Load the mask networks of a cohort's bundle.
 
     Args:
-        run: With the mask source ``diffusion``.
-        device: Where the networks run.
+        run: Cohort with the mask source ``diffusion``.
+        device: Device on which the networks run.
         report: Told (map, steps done, steps in all) while a map is sampled.
 
     Raises:

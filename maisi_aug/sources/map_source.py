@@ -31,7 +31,7 @@ class DrawnMap:
         case: Its content: lesions measured on this grid, in the requested order.
         label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
         grid: Geometry of the map and its image.
-        origin: Where it came from: plain JSON values, the same for the same seed and bank.
+        origin: Origin of the map: plain JSON values, the same for the same seed and bank.
         image_hu: ``(I, J, K)`` where the lesions were drawn into a real image; None where the networks draw the image.
     """
 
@@ -85,7 +85,7 @@ class MaskBank(Protocol):
     """Hands out anatomies on the networks' grid.
 
     Attributes:
-        name: For messages and the manifest.
+        name: Name of the bank, for messages and the manifest.
         varies: Whether every draw is a new anatomy, so that deforming it adds nothing.
         vocabulary: Meaning of the ids.
         grid: Shape and spacing of the maps.
@@ -119,7 +119,7 @@ class BankedSource(MapSource, Protocol):
     """A source that draws from a bank.
 
     Attributes:
-        bank: Where the anatomies come from.
+        bank: Bank of the anatomies.
     """
 
     bank: MaskBank
@@ -147,7 +147,7 @@ def draw_from_any(
     """Return the first map or maps that a draw from one of the bases succeeds with, or None.
 
     Args:
-        bases: What to draw from.
+        bases: Bases to draw from.
         draw: Told the number of the base, from 0, and the base; None or LesionError for one that will not do.
         gives_up: Asked after every LesionError, with the base.
 

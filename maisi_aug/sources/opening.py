@@ -19,7 +19,7 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
 
     Args:
         run: The cohort to be made.
-        device: For mask networks.
+        device: Device for mask networks.
         report: Told how a generated label map comes along: its number for its case, steps done, steps in all.
 
     Raises:

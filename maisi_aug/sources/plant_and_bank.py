@@ -80,7 +80,7 @@ class PlantSource(BankedSource):
     """Plants lesions of exact volume in the maps of a bank.
 
     Attributes:
-        bank: Where the anatomies come from.
+        bank: Bank of the anatomies.
         deform_strength: Upper end of the elastic variety given to maps of a bank that repeats itself.
         max_bases: Maps to try before giving up; a lesion far larger than its hosts is given up after ``NUM_LOOKS``.
     """

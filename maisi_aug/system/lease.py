@@ -39,7 +39,7 @@ class Holder:
         pid: Process id of the process, among those of its machine or container.
         boot: Identity of the machine's current boot; may be empty.
         namespace: Namespace of process ids, in which the number is one.
-        beat: How often the file was written.
+        beat: Number of times that the file was written.
         state: State of the holder's work, in JSON.
     """
 

@@ -142,8 +142,8 @@ def explain_problems(
     Args:
         model: Model that is validated inside the block.
         subject: Name for the message, a file's path for instance.
-        error: To raise.
-        kind: What it is, where there are several problems.
+        error: Class of the error to raise.
+        kind: Name of the kind of input, used if there are several problems.
         one_line: Put several problems behind one another, for messages that are part of others.
         if_missing: Action if a value is missing.
         advice: A last sentence.
@@ -170,7 +170,7 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
     Args:
         path: Path of the file.
         subject: Name for the message.
-        error: To raise.
+        error: Class of the error to raise.
 
     Raises:
         MaisiAugError: Of the class ``error``, for a file that cannot be read or is not YAML.
@@ -192,7 +192,7 @@ def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing:
 
     Args:
         error: Error that ``model`` raised.
-        model: For the keys that it knows where one is misspelt.
+        model: Model whose field names are suggested for misspelt keys.
         if_missing: Action if a value is missing.
     """
     problems: dict[object, str] = {}

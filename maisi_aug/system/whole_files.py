@@ -39,8 +39,8 @@ def write_whole(path: Path | str, content: bytes, *, is_new: bool = False) -> No
     """Write bytes so that the file appears whole or not at all.
 
     Args:
-        path: Where to.
-        content: What.
+        path: Path of the file.
+        content: Bytes to write.
         is_new: It belongs to a folder that appears whole; refuse to replace a file.
 
     Raises:

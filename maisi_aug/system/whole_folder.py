@@ -163,7 +163,7 @@ def _make_hidden(stem: Path, locks: ExitStack) -> Path:
     """A new folder that is known to be at work, as long as its process lives, by a lock on the folder itself.
 
     Args:
-        stem: How its name begins.
+        stem: Start of the hidden name.
         locks: Keeps the lock.
     """
     while True:

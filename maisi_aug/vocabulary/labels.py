@@ -385,7 +385,7 @@ class NameReading:
         kind: ``tumor`` may be a tumour of the vocabulary; ``finding`` is another lesion, such as a cyst; ``union`` is
             an organ together with its lesion, or without it; ``plain`` says nothing of lesions.
         organ_words: The words that tell the organ, in one spelling, without sides and numbers.
-        organ_text: For a union, the part of the name that is the organ's.
+        organ_text: Part of the name that stands for the organ, if the label is a union of organ and lesion.
         word: The word that says lesion; empty for unions and plain names.
     """
 

@@ -48,7 +48,7 @@ class SizeDistribution:
     Attributes:
         label: Name of the label whose lesions were measured.
         quantiles_ml: Volumes in mL at 0, 5, ..., 100 percent, positive and never falling.
-        source: Where the figures come from.
+        source: Source of the figures.
         stand_in_for: Name of the label this distribution is used for although it was not measured on it, else None.
     """
 
@@ -146,9 +146,9 @@ def measure_distribution(
     """Return the distribution of the user's own lesions.
 
     Args:
-        volumes_per_patient_ml: For every patient the volumes in mL of all lesions; patients without any do not count.
+        volumes_per_patient_ml: For each patient, the volumes of all lesions in mL; patients without any are ignored.
         label: Name of the label that was measured.
-        source: Where the lesions come from, for the plan and the manifest.
+        source: Origin of the lesions, for the plan and the manifest.
 
     Raises:
         RequestError: If no patient has a lesion.

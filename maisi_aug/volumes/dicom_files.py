@@ -146,7 +146,7 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
     Args:
         header: The header.
         keyword: Keyword (name) of the value.
-        path: For messages.
+        path: Name of the input, used in messages.
         default: Value if the header has none or an empty one; None if it is required.
 
     Raises:

@@ -57,11 +57,11 @@ class Frame:
         number: Its place in the file, from 0.
         position: Centre of its first voxel, LPS in mm.
         direction: Along a row, then along a column, LPS.
-        spacing_mm: From row to row, from column to column.
+        spacing_mm: Distance in mm between rows and between columns.
         sides: Rows, columns.
         thickness_mm: Distance to the next slice by its header; None if missing.
         rescale: Slope and intercept of its values.
-        storage: How its values are stored; slices that differ in it are of one image all the same.
+        storage: How pixel values are stored; may differ between slices of one image.
     """
 
     path: Path
@@ -80,7 +80,7 @@ class Stack:
     """Slices laid on each other.
 
     Attributes:
-        places: For every frame that was given, its slice.
+        places: For each given frame, the index of its slice.
         num_slices: Slices in all; more than there are frames where some may be absent.
         sides: Rows, columns.
         affine: ``(4, 4)`` from (column, row, slice) to RAS+ mm.
@@ -351,7 +351,7 @@ def _require_on_line(
     Args:
         stack: The slices.
         positions: LPS in mm.
-        subject: For messages.
+        subject: What messages call the input.
         places: The slice of each position; their order by default.
 
     Raises:

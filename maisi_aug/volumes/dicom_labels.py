@@ -300,7 +300,7 @@ def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: 
         indices: ``(points, 3)`` voxel indices.
         onto: The CT's grid.
         axis: Axis of the slices.
-        subject: For messages.
+        subject: What messages call the input.
 
     Raises:
         VolumeError: The contour lies between slices, across them, or outside the CT.

@@ -55,7 +55,7 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
     Args:
         subject: The image, for messages.
         promised: Bytes of its voxels.
-        pieces: Where they are.
+        pieces: Positions of the bytes in the files.
         is_packed: Whether they are compressed, by gzip or zlib.
 
     Raises:
@@ -77,8 +77,8 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
 
     Args:
         piece: Compressed bytes.
-        enough: Where to end.
-        window_bits: How they are compressed, as of ``zlib.decompressobj``.
+        enough: Number of bytes after which counting may stop.
+        window_bits: Kind of compression, see ``zlib.decompressobj``.
 
     Raises:
         ContentError: They are damaged.

@@ -250,7 +250,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
 
     Args:
         content: The file's bytes, compressed or not.
-        name: For messages.
+        name: Name of the input, used in messages.
         max_bytes: Largest unpacked size.
 
     Raises:

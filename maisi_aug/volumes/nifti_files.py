@@ -53,7 +53,7 @@ def parse_nifti(
 
     Args:
         content: The file's bytes.
-        subject: For messages.
+        subject: What messages call the input.
         max_bytes: Largest unpacked size, regardless of its header.
 
     Returns:

@@ -166,7 +166,7 @@ def _copy_bank(bundle: Bundle, folder: Path) -> None:
     Maps elsewhere are listed by their absolute paths, for the copy may lie anywhere.
 
     Args:
-        bundle: With or without such a list.
+        bundle: Bundle with or without such a list.
         folder: Folder of the copy.
     """
     bank = bundle.spec.mask_bank

@@ -34,7 +34,7 @@ def pull_database(
     Args:
         known: The bundle.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
-        hub: Where from.
+        hub: Hub to download from.
         report: Told in a sentence what is going on.
 
     Returns:

@@ -114,9 +114,9 @@ def import_networks(
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed. Without the
             checkpoint of a ControlNet the bundle is one of images alone.
         network_file: ``config_network_*.json`` that defines them.
-        name: Of the bundle; None for that of the source's folder.
-        modalities: What the networks were taught to draw, the default first; empty for CT.
-        folder: Of the bundle; None for the user's data folder.
+        name: Name of the bundle; None for the name of the source folder.
+        modalities: Modalities that the networks were trained on, the default first; empty for CT.
+        folder: Folder of the bundle; None for the user's data folder.
         report: Told in a sentence what is going on.
 
     Raises:

@@ -90,7 +90,7 @@ def pull_bundle(
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
         with_masks: Fetch the mask networks as well.
         folder: Folder of the bundle; None for the user's data folder.
-        hub: Where from.
+        hub: Hub to download from.
         report: Told in a sentence what is going on.
 
     Raises:
@@ -159,7 +159,7 @@ def fetch_files(
     Args:
         repository: ``owner/name``.
         names: Path in the repository by role.
-        hub: Where from.
+        hub: Hub to download from.
         revision: Branch or commit that they are taken from.
 
     Raises:
@@ -321,11 +321,11 @@ def upload_folder(
 
     Args:
         repository: ``owner/name``.
-        folder: What to upload.
+        folder: Folder to upload.
         is_private: Whether only its owner may read the repository.
-        message: Of the commit.
+        message: Commit message.
         removes: Patterns of files that go from the repository unless the folder has them.
-        hub: Where to.
+        hub: Hub to upload to.
 
     Returns:
         The address of the repository.

@@ -35,7 +35,7 @@ def write_known_bundle(
         known: Definitions and licence, which has been accepted.
         files: Checkpoint by role; without that of a ControlNet the bundle draws images without label maps only.
         folder: Folder of the bundle; an earlier copy from the same origin is replaced.
-        provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
+        provenance: Origin of the checkpoints: ``origin``, ``files`` and further facts. No time and no machine,
             so that the same files give the same bundle anywhere.
         command: Command of the user, for the record of the licence.
         complete: Adds to the bundle before its folder takes its name.

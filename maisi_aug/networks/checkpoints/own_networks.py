@@ -41,9 +41,9 @@ class NetworkFile:
     """What a network file defines.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         networks: Definitions by role, as in ``bundle.yaml``.
-        scheduler: That of the images.
+        scheduler: Scheduler of the image networks.
     """
 
     path: Path
@@ -113,7 +113,7 @@ def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Pat
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
-        network: What they hold.
+        network: Definitions of the networks that the checkpoints hold.
 
     Returns:
         Checkpoints by role, without a ControlNet where the folder has none; and sentences on what was chosen.

@@ -97,14 +97,14 @@ def push_bundle(
     """Upload a bundle to a repository of the Hugging Face hub.
 
     Args:
-        name_or_folder: Of the bundle; its files are compared with their hashes first.
+        name_or_folder: Name or folder of the bundle; its files are first compared with their hashes.
         repository: ``owner/name``; made if it is not there.
         is_private: Whether only its owner may read the repository.
         self_contained: Include the weights of a base, instead of naming it by its fingerprint.
         with_label_maps: Include the label maps that the bundle draws from, which are those of training patients.
-        folder: Where to keep what is uploaded; new or empty. None keeps nothing.
+        folder: New or empty folder in which to keep a copy of the upload; None keeps nothing.
         uploads: Whether to upload; else the folder is written and nothing else happens.
-        hub: Where to.
+        hub: Hub to upload to.
         report: Receives a sentence on what is going on.
 
     Returns:
@@ -159,9 +159,9 @@ def write_shared_folder(
     ``bundle.yaml`` stays as it is, and with it the fingerprint, where it says nothing that must not be shared.
 
     Args:
-        bundle: What to share.
+        bundle: Bundle to share.
         folder: Empty.
-        repository: Where it will lie, for the model card.
+        repository: Repository that it will be uploaded to, for the model card.
         self_contained: Include the weights of a base.
         with_label_maps: Include the label maps that the bundle draws from.
         report: Receives a sentence on what is left out.
@@ -243,7 +243,7 @@ def build_card(bundle: Bundle, repository: str, *, is_whole: bool) -> str:
     """The model card: what the hub reads, how the bundle is used, and the bundle's own README.
 
     Args:
-        bundle: What is shared.
+        bundle: Bundle that is shared.
         repository: ``owner/name``.
         is_whole: Whether it holds all its weights.
     """
@@ -308,8 +308,8 @@ def pull_shared(
     Args:
         repository: ``owner/name``, under which the bundle is found afterwards.
         accept_licence: Asked before the weights are fetched whether the user accepts the licence.
-        folder: Of the bundle; None for the user's data folder.
-        hub: Where from.
+        folder: Folder of the bundle; None for the user's data folder.
+        hub: Hub to download from.
         report: Receives a sentence on what is going on.
 
     Raises:

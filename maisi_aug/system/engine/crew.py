@@ -237,7 +237,7 @@ def serve(
 
     Args:
         spec: Opens the worker.
-        post: Where it works.
+        post: Name, device and scratch folder of the worker.
         take: The next item with its number; see :func:`~maisi_aug.system.engine.work.work_off`.
         send: Takes the kind of a message and its content, from any thread.
     """

@@ -69,7 +69,7 @@ def map_items(
 
     Args:
         open_function: Called once in each worker.
-        items: What to work on.
+        items: Items to work on.
         engine: Runs the workers.
         report: Called with the items done and the items in all.
         reads: Paths that must be there where a worker is.

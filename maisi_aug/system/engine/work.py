@@ -126,7 +126,7 @@ class Engine(Protocol):
 
         Args:
             spec: Opens workers.
-            items: To begin with.
+            items: Items to begin with.
             settle: Called in this thread with every result.
             scratch: Folder that workers have theirs in; it is there.
             watch: Told how it goes, in this thread.

@@ -64,7 +64,7 @@ class EmbeddedRow(StrictModel, extra="ignore"):
         label: The label map with organs, body and what is to be taught.
         spacing: Voxel sides of the image along I, J, K in mm.
         dim: Voxels of the image along I, J, K; None where the label map says it.
-        modality: Of the image.
+        modality: Modality of the image.
         top_region_index: The uppermost body region as a one-hot of four; None reads it off the label map.
         bottom_region_index: The lowest one.
         fold: The fold in which the case is held out; None deals the cases out.
@@ -99,8 +99,8 @@ class EmbeddedList:
     """A list that was read, all of whose files are there.
 
     Attributes:
-        path: Of the list.
-        root: What the rows' paths are relative to.
+        path: Path of the list.
+        root: Folder that the paths in the rows are relative to.
         rows: One for each case.
     """
 
@@ -166,7 +166,7 @@ def prepare_embeddings(
         labels: What is to be taught; the only id without a name is taken for the only label that is new. None calls
             ids without a name by themselves, such as "label 150".
         rules: ``ID=NAME[@HOSTS]`` each, for ids that the base's vocabulary has no name for.
-        device: Where the images are decoded.
+        device: Device that the images are on decoded.
         report: Called with (cases done, cases in all).
         say: Told in a sentence what was decided.
 

@@ -121,10 +121,10 @@ def write_finetuned(
         base: The bundle that was fine-tuned.
         controlnet: Its new weights, in MAISI's layout.
         taught: Labels that it was fine-tuned on.
-        measures: What the training cases say of that.
+        measures: Measurements of the labels on the training cases.
         training: The training cases, whose label maps are drawn from by default, beside those of the base.
         table: ``(256,)`` from the ids of the prepared maps to the bundle's.
-        training_facts: How it was trained, for the provenance and the model card.
+        training_facts: Facts about the training, for the provenance and the model card.
         self_contained: Copy the base's weights and the label maps, in place of referring to them.
 
     Raises:

@@ -114,7 +114,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
     Layers that are narrower than the rank get a part of their own width; layers that were frozen before get none.
 
     Args:
-        network: To be changed.
+        network: Network; modified in place.
         rank: Rank of the added matrices.
         seed: Seed of their start.
 

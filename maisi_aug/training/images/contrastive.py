@@ -114,7 +114,7 @@ def region_contrastive_loss(
         with_label: ``(B, C, i, j, k)`` output for the label map.
         without_label: The same for the map without the labels, from the same noise at the same time.
         target: Output that the network should give for the real image.
-        regions: On the device of the others.
+        regions: Regions, on the same device as the other tensors.
         bound: Mean difference beyond which nothing more is gained.
 
     Returns:

@@ -94,10 +94,10 @@ class FlowObjective(Stateless):
         scheduler: Adds the noise.
         store: The cases.
         latents: Theirs.
-        config: What counts.
+        config: Settings of the loss.
         lesion_ids: Labels that count as lesions.
         seed: Seed of batches, noise and timesteps.
-        device: Where the networks are.
+        device: Device that the networks are on.
         label_weights: Id -> factor on the loss of latent voxels that hold the label.
         remover: Takes labels out of maps, for the region contrastive loss.
         processes: All that train together.

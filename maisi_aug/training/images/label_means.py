@@ -84,8 +84,9 @@ def start_from_label_means(
     """Set the weights that make both networks draw every label at its mean intensity, in place.
 
     Args:
-        unet: With ``num_channels[0] / norm_num_groups`` equal to twice the latent channels.
-        controlnet: With a condition embedding of two widths; takes the U-Net's encoder over, as in MAISI.
+        unet: U-Net with ``num_channels[0] / norm_num_groups`` equal to twice the latent channels.
+        controlnet: ControlNet with a condition embedding of two widths; its encoder is copied from the U-Net, as in
+            MAISI.
         store: Training cases, of which the first 60 are measured.
         latents: Theirs, half as wide as the images along every axis.
         vocabulary: Tumors with their hosts.

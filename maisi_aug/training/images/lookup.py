@@ -31,7 +31,7 @@ class LookupChange:
     """Change in HU by fitting a lookup again.
 
     Attributes:
-        largest_old_hu: By how much the label that moved most has moved, of those the bundle knew.
+        largest_old_hu: Largest change in HU among the labels that the bundle already knew.
         largest_old_id: Which one that is.
         new_hu: New id -> (looked up before, wanted, looked up now).
     """
@@ -125,7 +125,7 @@ def choose_intensities(
         means: Measured on the training cases.
         lookup: Labels that the bundle generates.
         new_ids: The labels.
-        vocabulary: With the new labels; tells lesions and their hosts.
+        vocabulary: Vocabulary with the new labels; defines which are lesions, and their hosts.
     """
     with torch.no_grad():
         drawn = lookup(bits_of_ids())

@@ -28,8 +28,8 @@ class PhantomData(StrictModel):
     """Phantoms to train on.
 
     Attributes:
-        num_phantoms: How many.
-        seed: From which phantom ``i`` derives, whatever their number.
+        num_phantoms: Number of phantoms.
+        seed: Seed that phantom ``i`` is derived from, whatever their number.
     """
 
     num_phantoms: int = Field(gt=0)

@@ -41,7 +41,7 @@ class StageFolder:
 
     Args:
         folder: Folder of the training.
-        how: Where and beside whom it runs.
+        how: Options of the run, see :class:`StageOptions`.
     """
 
     def __init__(self, folder: Path, **how: Unpack[StageOptions]) -> None:

@@ -69,7 +69,7 @@ class TrainingFolder(StageFolder):
     Args:
         recipe: Recipe of the training.
         folder: Folder of the run.
-        how: Where and beside whom it runs.
+        how: Options of the run, see :class:`StageOptions`.
     """
 
     def __init__(self, recipe: TrainingRecipe, folder: Path, **how: Unpack[StageOptions]) -> None:

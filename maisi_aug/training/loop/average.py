@@ -15,7 +15,7 @@ class WeightAverage:
     """Exponential moving average of the weights of several networks; with a decay of 0 it is the weights themselves.
 
     Args:
-        networks: By name; their tensors stay the same objects while they train.
+        networks: Networks by name; their tensors stay the same objects during training.
         decay: Share of the old average that a step keeps, in the long run.
     """
 

@@ -130,14 +130,14 @@ class TrainingRun:
 
     Args:
         objective: Training objective.
-        config: How.
+        config: Settings of the training loop.
         folder: Folder of the checkpoint and the log; only the main process writes there.
-        device: Where the networks are.
+        device: Device that the networks are on.
         processes: All that train this run; each makes its share of every step.
         validate: Gives the figures of the held-out cases, "loss" among them, the same in every process; called with
             the averaged weights in the networks every ``config.validation_steps``.
         with_tensorboard: Also log for TensorBoard.
-        precision: How to compute; None for what the settings and the device say.
+        precision: Precision of the computation; None to choose it by the settings and the device.
     """
 
     def __init__(

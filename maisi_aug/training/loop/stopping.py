@@ -48,8 +48,8 @@ class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, a
     """The time limit of a run was reached while its cases were prepared.
 
     Args:
-        phase: What was being done.
-        done: How many cases were done.
+        phase: What the run was doing.
+        done: Number of finished cases.
         total: Total of how many.
     """
 
@@ -81,7 +81,7 @@ class TimeLimit:
 
         Args:
             report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.
-            uninterrupted: How the names of phases begin whose work is kept as a whole only.
+            uninterrupted: Prefixes of the names of phases whose work is only kept when it is complete.
 
         Returns:
             The same, whose reports raise :class:`TimeIsUp`.

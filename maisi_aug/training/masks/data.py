@@ -37,10 +37,10 @@ class MaskSplit:
     """Label maps as classes.
 
     Attributes:
-        training: To learn from.
-        held_out: For validation only.
+        training: Maps to train on.
+        held_out: Maps for validation only.
         key: Hash of what they are; other maps have another one.
-        origin: Where they come from, for the bundle's provenance.
+        origin: Origin of the maps, for the bundle's provenance.
     """
 
     training: ClassMaps

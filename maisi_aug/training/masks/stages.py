@@ -41,7 +41,7 @@ class MaskTrainingFolder(StageFolder):
         recipe: Recipe of the training.
         split: Label maps to learn from and to hold out.
         folder: Folder of the run.
-        how: Where and beside whom it runs.
+        how: Options of the run, see :class:`StageOptions`.
     """
 
     def __init__(self, recipe: MaskTrainingRecipe, split: MaskSplit, folder: Path, **how: Unpack[StageOptions]) -> None:

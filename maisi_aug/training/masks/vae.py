@@ -44,13 +44,13 @@ class MaskVaeObjective(Stateless):
     It sets the posterior's spread at the start, and the decoder to take every class for as likely as it is.
 
     Attributes:
-        autoencoder: With plain layers.
-        maps: As classes.
+        autoencoder: Autoencoder with plain layers.
+        maps: Label maps as classes.
         config: Losses and patches.
         counts: ``(N, 125)`` voxels per class of the maps.
         spacing_mm: Spacing in mm of the maps.
         seed: Seed of patches and noise.
-        device: Where the autoencoder is.
+        device: Device that the autoencoder is on.
     """
 
     autoencoder: nn.Module
@@ -124,7 +124,7 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
     Args:
         counts: ``(N, 125)`` voxels per class of the training maps.
         power: A class weighs its share of all voxels to minus this.
-        max_weight: As a multiple of the least weight.
+        max_weight: Largest weight, as a multiple of the smallest.
 
     Returns:
         ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of a batch needs no further
@@ -217,7 +217,7 @@ class MaskVaeValidation:
     Attributes:
         autoencoder: Autoencoder in training.
         maps: Held-out classes.
-        device: Where the autoencoder is.
+        device: Device that the autoencoder is on.
         processes: Share the maps among them.
         dice_per_label: Dice per label of the last call, by the name of the label, averaged over the maps that have it.
     """
