@@ -103,7 +103,7 @@ def _accept(is_accepted: bool, _: object) -> bool:
 
 
 def ask_for_licence() -> bool:
-    """Ask on a terminal; elsewhere nobody can answer."""
+    """Ask on a terminal; without one, return False."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
 
 
@@ -112,19 +112,20 @@ def push_command(
         str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to share.")
     ],
     repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub; made if it is not there.")
+        str,
+        typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub; created if it does not exist."),
     ],
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository that only its owner reads.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Include the weights of the base that it was fine-tuned from.")
     ] = False,
     with_label_maps: Annotated[
         bool,
-        typer.Option("--with-label-maps", help="Include its label maps, which are those of the training patients."),
+        typer.Option("--with-label-maps", help="Include its label maps, which come from the training patients."),
     ] = False,
-    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also keep the uploaded files, in this new folder.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
     ] = False,
@@ -283,13 +284,14 @@ def import_command(
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not "
+            help="Bundle that the files belong to (rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain), if the folder "
+            "does not "
             "show it; with --network the name of the new bundle.",
         ),
     ] = None,
     network: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The config_network_*.json that defines networks of your own."),
+        typer.Option(metavar="FILE", help="A config_network_*.json that defines your own networks."),
     ] = None,
     modality: Annotated[
         list[str] | None,
@@ -353,7 +355,7 @@ def convert_command(
     if as_json:
         typer.echo(json.dumps(done.to_json(), indent=1))
         return
-    sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, from {done.num_bytes_before / 1e6:.1f} MB"
+    sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, previously {done.num_bytes_before / 1e6:.1f} MB"
     typer.echo(f"{done.path}: {sizes}{f', in {done.dtype}' if done.dtype else ''}.")
     if done.left_out:
         typer.echo(f"Left out, because they are not weights: {', '.join(done.left_out)}.")
@@ -465,9 +467,9 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     lines = [f"{described['name']}: {described['description']}"]
     masks = described["mask_generation"]
     facts = {
-        "draws": "" if "controlnet" in described["networks"] else "images alone, with --mask-source none",
+        "draws": "" if "controlnet" in described["networks"] else "images without label maps only (--mask-source none)",
         "modalities": ", ".join(described["modalities"]),
-        "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} unless another is asked for",
+        "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} by default",
         "advice": described["advice"],
         "without a label map": described["advice_without_map"],
         "licence": described["licence"],

@@ -115,7 +115,7 @@ def equivalence(
 ) -> None:
     """Test whether sizes, places, HU, texture and shape of lesions and organs are like real ones (two one-sided tests).
 
-    Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
+    Each is equivalent, different or undecided; the report says how many cases a decision would need.
 
     Example: maisi-aug evaluate equivalence nnUNet_raw/Dataset003_Liver cohort --out equivalence
     """
@@ -260,12 +260,17 @@ def blind_pack(
 
 
 def blind_score(
-    key: Annotated[Path, typer.Argument(metavar="KEY", help="The key file written by blind-pack.")],
+    key: Annotated[Path, typer.Argument(metavar="KEY", help="Key file written by blind-pack.")],
     answers: Annotated[
         list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv files, one per reader.")
     ],
     margin: Annotated[
-        float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.49,
+            help="Equivalence margin: largest irrelevant deviation of the share of right answers from one half.",
+        ),
     ] = 0.2,
     out: Out = None,
     as_json: AsJson = False,

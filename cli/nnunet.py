@@ -58,7 +58,7 @@ def compact_plans(
             help="Number, name or folder of the dataset, such as 503.",
         ),
     ],
-    plans: Annotated[str | None, typer.Option(help="Plans to start from (default: the only ones there).")] = None,
+    plans: Annotated[str | None, typer.Option(help="Plans to start from (default: the only existing ones).")] = None,
     side: Annotated[int, typer.Option(min=8, help="Side of a cube with as many voxels as the patch.")] = 64,
     features: Annotated[str, typer.Option(metavar="N,N,...", help="Channels of each stage.")] = "16,32,64,128",
     batch_size: Annotated[int, typer.Option(min=1, help="Patches per batch.")] = 2,

@@ -161,7 +161,7 @@ def _validate_masks(name: str, *, as_json: bool) -> None:
 
 
 def require_plannable(config: CohortRequest, *, source: str) -> CohortRun:
-    """Plan a recipe, its requests checked one by one first, so that all that is wrong is told at once.
+    """Plan a recipe; its requests are first checked one by one, so that all problems are reported at once.
 
     Raises:
         RecipeError: Listing every label request that cannot be met.

@@ -30,9 +30,9 @@ from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.orientation import turn_volume
 
 NUM_HELD_CTS: Final = 64
-"""CTs whose hosts and lesions are remembered; the longest unused one is forgotten."""
+"""Number of CTs whose hosts and lesions are cached; the least recently used one is dropped."""
 NUM_TRIES: Final = 4
-"""Lesions that are drawn before the gates let one pass; else the CT stays as it is this time."""
+"""Number of lesions to draw until one passes the gates; if none does, the CT is returned unchanged."""
 
 
 class WholeCt(NamedTuple):

@@ -200,14 +200,16 @@ def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | N
         for case_id in fold["val"]:
             if places[case_id] is not None:
                 raise ExportError(
-                    f"{name}: a case can validate in one fold at most, found '{case_id}' in folds {places[case_id]} "
+                    f"{name}: a case can be a validation case of one fold at most, found '{case_id}' in folds "
+                    f"{places[case_id]} "
                     f"and {number} of {folds.source}. {advice}"
                 )
             places[case_id] = number
         missing = sorted(places.keys() - {*fold["train"], *fold["val"]})
         if missing:
             raise ExportError(
-                f"{name}: every case must train or validate in fold {number} of {folds.source}; '{missing[0]}' does "
+                f"{name}: every case must be used for training or validation in fold {number} of {folds.source}; "
+                f"'{missing[0]}' does "
                 f"neither. {advice}"
             )
     return places

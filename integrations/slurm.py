@@ -26,7 +26,7 @@ from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
 
 STOP_SECONDS: Final = 90
-"""Longest that a command may take to stop, before it is killed."""
+"""Seconds that a command may take to stop before it is killed."""
 NAME: Final = "maisi-aug"
 
 

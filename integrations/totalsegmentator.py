@@ -111,7 +111,7 @@ def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PreparationError(
                 f"TotalSegmentator, case {case_id}: failed: {reason[:300]}. Run TotalSegmentator on this image by "
-                "hand to see more, or give its results with --organs."
+                "hand for details, or give its results with --organs."
             ) from error
         if not written.is_file():
             raise PreparationError(

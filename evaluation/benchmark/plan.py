@@ -147,7 +147,7 @@ def plan_benchmark(
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        BenchmarkError: There are too few cases, or their labels cannot be told.
+        BenchmarkError: There are too few cases, or their labels cannot be matched.
     """
     real = find_real_cases(Path(config.real), config.labels)
     labels = tuple(real.label_ids)

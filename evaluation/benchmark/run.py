@@ -223,7 +223,7 @@ def build_engine(config: BenchmarkConfig) -> Engine:
 
 
 def score_predictions(job: ArmJob) -> dict[str, Any]:
-    """Hold the predictions of a training against the references, on the grids of these."""
+    """Compare the predictions of a training with the references, on the grids of the references."""
     plan, rows = job.plan, []
     for ref in job.test_refs:
         case, label_ids = job.find_case(ref)

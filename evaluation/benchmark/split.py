@@ -117,7 +117,8 @@ def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> Non
     told = [case.patient for case in cases if case.patient]
     if not config.patient_pattern and len(set(told)) < len(told):
         raise BenchmarkError(
-            f"Real cases: the {len(told)} cases seem to be of {len(set(told))} patients, but no pattern tells which. "
+            f"Real cases: the {len(told)} cases seem to be of {len(set(told))} patients, but no pattern assigns "
+            "them to patients. "
             "Give one with --patient-pattern, such as '(.+)_scan'."
         )
     patients = {config.patient_of(case.case_id) for case in cases}
@@ -240,7 +241,7 @@ def _find_untaught(split: Split, labels: tuple[str, ...], shown: Shown) -> list[
         return []
     return [
         (
-            f"No real training case shows {', '.join(missing)}: arms of real cases alone cannot learn it, so that any "
-            "gain is a gain over nothing."
+            f"No real training case shows {', '.join(missing)}: arms of real cases alone cannot learn it, so any gain "
+            "over them means little."
         )
     ]

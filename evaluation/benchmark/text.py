@@ -39,7 +39,7 @@ def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
 def spell_state(state: ArmState) -> str:
     """Return the state of a training."""
     said = {
-        "begun": "begun; run again to continue",
+        "begun": "started; run again to continue",
         "failed": f"failed: {state.reason}",
         "busy": "running elsewhere; run this command again when it has finished",
     }
@@ -187,7 +187,7 @@ def _detection_table(document: Mapping[str, Any]) -> str:
         ]
         for row in document["detection"]
     ]
-    return "Found and made-up lesions are counted over all trainings together.\n\n" + to_markdown(header, rows)
+    return "Found lesions and false positives are counted over all trainings together.\n\n" + to_markdown(header, rows)
 
 
 def _detection_comparison_table(document: Mapping[str, Any]) -> str:

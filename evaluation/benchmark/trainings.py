@@ -1,4 +1,4 @@
-"""The trainings of a benchmark as work for an engine: each is one item, and goes on where it was stopped."""
+"""The trainings of a benchmark as work for an engine: each is one item, and continues where it was stopped."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def run_trainings(
     Args:
         benchmark: Its folder is on a disk that all workers see.
         engine: Runs the workers.
-        max_minutes: After which no worker begins another training, and those that are begun stop, to be gone on with.
+        max_minutes: Minutes after which no worker begins another training, and running ones stop, to be continued
+            later.
         on_state: Called with the state of every training that was begun.
         watch: Told, beside what engines tell, ``begins`` (arm, seed) and ``steps`` (arm, seed, step, loss).
 

@@ -130,7 +130,7 @@ def train_unet(
         num_steps: Optimiser steps, the same in all arms.
         seed: Seed of the weights and the batches.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call continues.
+        max_minutes: Stop after this many minutes; a later call continues.
         report_step: Called after each step.
 
     Returns:

@@ -138,7 +138,7 @@ def _read_next(
         except MaisiAugError as error:
             skipped.append(SkippedCase(case.case_id, str(error)))
     raise EvaluationError(
-        f"Blind pack: fewer than {num_each} {kind} cases can be read; the first that cannot: {skipped[0].reason} "
+        f"Blind pack: fewer than {num_each} {kind} cases are readable; the first unreadable one: {skipped[0].reason} "
         "Choose a smaller --number."
     )
 

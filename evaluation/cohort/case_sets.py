@@ -44,7 +44,7 @@ from maisi_aug.volumes.own_names import load_own_names
 
 Result = TypeVar("Result")
 MIN_ITEMS_PER_WORKER = 12
-"""A process takes a second or two to start; so long do some cases take to be read."""
+"""Smallest number of cases per process; fewer are not worth its start-up time of one to two seconds."""
 Item = TypeVar("Item")
 
 
@@ -237,7 +237,7 @@ def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Pat
             for image, base in found.images.items()
             if image not in own and (image.is_dir() or is_image_name(image) or not found.is_bare)
         }
-        reason = "its name is not an image's, unlike those of others"
+        reason = "its name does not mark it as an image, unlike other names in the folder"
         left = (image for image in found.images if image not in images and image not in own)
         others += [*found.others, *(LeftOut(image, reason) for image in left)]
     return SortedFiles(images, (), tuple(others))
@@ -377,7 +377,7 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
         EvaluationError: Naming the first case that was set aside and how many more there are.
     """
     if num_left == 0:
-        first = skipped[0].reason if skipped else "there is no case"
+        first = skipped[0].reason if skipped else "there are no cases"
         raise EvaluationError(f"Cases: none of {len(skipped)} can be measured; the first: {first}")
 
 

@@ -37,7 +37,7 @@ REPORT_NAME: Final = "detection_curve"
 CHART_NAME: Final = "detection_curve.svg"
 EDGES_MM: Final = (0.0, 6.0, 10.0, 15.0, 20.0, 30.0, float("inf"))
 SHARES: Final = (0.5, 0.8, 0.9)
-"""Sensitivities whose size the fit gives."""
+"""Sensitivities for which the fit gives the lesion size."""
 NUM_DRAWS: Final = 300
 LEAST_FITTED: Final = 0.8
 """Share of the bootstrap's draws that must have a fit for an interval to be given."""

@@ -23,14 +23,14 @@ HIGH_HU: Final = 1000.0
 SSIM_WINDOW: Final = 11
 SSIM_SIGMA: Final = 1.5
 SSIM_SLAB: Final = 64
-"""Slices that are compared at once: SSIM takes eight times the memory of what it compares."""
+"""Number of slices compared at once; SSIM takes eight times their memory."""
 SPECTRUM_SIDE: Final = 160
-"""Voxels along a side, of the middle of a volume, whose spectrum is taken."""
+"""Side in voxels of the central part of a volume whose spectrum is measured."""
 NUM_BANDS: Final = 16
 HALF: Final = 0.5
 MIN_VOXELS: Final = 10
 MIN_CONTRAST_HU: Final = 15.0
-"""Labels that stand out less from what is around them are not structure to be drawn."""
+"""Smallest contrast in HU at which a label counts as visible structure."""
 TISSUES: Final[tuple[tuple[str, float, float], ...]] = (
     ("air and lung, below -200 HU", -np.inf, -200),
     ("fat, -200 to -30 HU", -200, -30),

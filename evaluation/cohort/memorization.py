@@ -41,12 +41,12 @@ from maisi_aug.volumes.image_files import Volume
 from maisi_aug.volumes.resampling import resample_image, resample_label_map
 
 COPY_SHARE: Final = 0.5
-"""A copy is nearer than this share of a low quantile of the real cases' distances."""
+"""A case closer than this share of a low quantile of the real cases' distances is a copy."""
 LOW_QUANTILE: Final = 0.1
 SURE_COPY: Final = 0.05
-"""Whatever the real cases are like, a copy is nearer than this share of its own typical distance."""
+"""A case closer than this share of its own typical distance is a copy, whatever the real cases are like."""
 LEAST_TYPICAL: Final = 0.001
-"""Far below the distance of two patients; where all training cases are one, rounding is not divided by rounding."""
+"""Smallest median distance to divide by, far below that of two patients; matters if all training cases are equal."""
 MIN_CASES: Final = 5
 FALSE_WEIGHT: Final = 4.0
 ALPHA: Final = 0.05
@@ -100,7 +100,7 @@ def find_reference(
         train_patients: Training patients of the training cases.
 
     Returns:
-        The relative distances, of as many cases as still have a training case to be held against, and the pairs that
+        The relative distances, of as many cases as still have a training case to be compared with, and the pairs that
         were left out.
     """
     is_same = np.array([[bool(p) and p == q for q in train_patients] for p in patients])
@@ -167,7 +167,7 @@ def judge(
         p = float(mannwhitneyu(synthetic, reference, alternative="less").pvalue)
         is_near = p < ALPHA
         verdict = (
-            "closer to training cases than held-out cases are, but no copy" if is_near else "no sign of memorization"
+            "closer to training cases than held-out cases are, but no copies" if is_near else "no sign of memorization"
         )
     if copies.any():
         verdict = f"{int(copies.sum())} of {len(synthetic)} repeat a training case"
@@ -232,7 +232,7 @@ def measure_memorization(
     Args:
         synthetic: The cases to judge.
         train: Cases that the generator was trained on, at least two.
-        held_out: Real cases that it was not trained on; without them, each training case is held against the others.
+        held_out: Real cases that it was not trained on; without them, each training case is compared with the others.
         notify: Told stage, cases done and cases in all.
         num_workers: Processes that read cases; None for one per core.
 
@@ -450,7 +450,7 @@ def _compare(
         np.fill_diagonal(other, np.nan)
     usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
     if not usable.any() or not comparable.any():
-        return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
+        return {"verdict": "not compared: one of the sets has no label maps with known organs", "cases": []}
     nearest = find_nearest(own[usable])
     real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
@@ -488,7 +488,7 @@ def _compare(
 def _name_doubles(
     doubles: Sequence[Double], real: Sequence[Thumbnail], train: Sequence[Thumbnail], *, is_apart: bool
 ) -> list[dict[str, str]]:
-    """The pairs by name; training cases held against each other make each pair twice, and it is named once."""
+    """The pairs by name; comparing training cases with each other yields each pair twice, and it is named once."""
     named: dict[tuple[str, str], str] = {}
     for double in doubles:
         pair = real[double.case].case.case_id, train[double.train].case.case_id

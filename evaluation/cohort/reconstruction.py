@@ -221,7 +221,7 @@ def _measure_case(
         try:
             label_map = case_set.load_pair(case)[1]
         except MaisiAugError as error:  # the CT can be compared all the same
-            note = f"its label map is left out. {error}"
+            note = f"its label map is ignored. {error}"
     limits = autoencoder.bundle.spec.grid_limits
     if limits is not None and not limits.admits(image.grid):
         note = f"the networks of the bundle were not trained on its grid. {note}".rstrip()
@@ -319,7 +319,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         "ssim": "SSIM",
         "lpips": "LPIPS",
         "mean_error_hu": "mean absolute error, HU",
-        "blur_mm": "structures of this width lose half of their power, mm",
+        "blur_mm": "width of structures that lose half of their power, mm",
     }
     lpips = document["lpips_network"]
     rows = [

@@ -126,9 +126,9 @@ def measure_distribution(
     found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     for case_set, cases, skipped in zip(case_sets, found, left_out, strict=True):
         if len(cases) < MIN_CASES:
-            first = f"; the first that cannot: {skipped[0].reason}" if skipped else ""
+            first = f"; the first unreadable one: {skipped[0].reason}" if skipped else ""
             raise EvaluationError(
-                f"{case_set.path}: at least {MIN_CASES} cases that can be measured are needed, found "
+                f"{case_set.path}: needs at least {MIN_CASES} measurable cases, found "
                 f"{len(cases)}{first}. Fewer say nothing about a distribution; add cases."
             )
     document: dict[str, Any] = {

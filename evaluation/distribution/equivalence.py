@@ -143,7 +143,7 @@ def _compare(
             row |= {
                 "verdict": "cannot tell",
                 "difference": None,
-                "obstacle": "the cases hardly differ among themselves",
+                "obstacle": "the cases hardly differ from each other",
             }
         rows.append(row)
     return rows

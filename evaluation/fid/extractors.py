@@ -205,7 +205,7 @@ def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) 
         return _fetch(weights, sha256), weights
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise BundleError(f"{path}: there is no file of weights for {spec.name}. {spec.advice}")
+        raise BundleError(f"{path}: weight file not found for {spec.name}. {spec.advice}")
     return path, f"file {path.name}"
 
 
@@ -219,7 +219,7 @@ def _find_embedded() -> Path:
     path = Path(package.origin).parent / EMBEDDED_FILE
     if not path.is_file() or sha256_of(path) != EMBEDDED_SHA256:
         raise BundleError(
-            f"{path}: these are not the weights that figures are compared under. Install the package again."
+            f"{path}: these are not the published weights, so figures could not be compared. Install the package again."
         )
     return path
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from maisi_aug.evaluation.fid.extractors import Extractor, ExtractorFile
 
 FORMAT: Final = 2
-"""Part of every cache key; raise it when the same volume would give other features."""
+"""Version in every cache key; increase it when the same volume gives different features."""
 
 
 class CaseFeatures(NamedTuple):

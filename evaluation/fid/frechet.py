@@ -22,7 +22,7 @@ Matrix = NDArray[np.float64]
 
 BLOCK_ROWS: Final = 4096
 RELATIVE_RANK: Final = 1e-10
-"""Eigenvalues below this share of the largest are round-off."""
+"""Eigenvalues below this share of the largest count as round-off."""
 MIN_HALVED_CASES: Final = 4
 NUM_HALVINGS: Final = 2
 KID_SUBSET: Final = 1000

@@ -19,7 +19,7 @@ from maisi_aug.volumes.resampling import resample_image
 
 PlaneName = Literal["xy", "yz", "zx"]
 Resampling = Literal["centred", "maisi"]
-"""Ways to other voxels: about the centre of the field of view, smoothed beforehand along axes that become coarser; or
+"""Resampling methods: about the centre of the field of view, smoothed beforehand along axes that become coarser; or
 as MAISI's script does, by MONAI's ``Spacing``, which keeps the first voxel in its place and does not smooth."""
 PLANES: Final[tuple[PlaneName, ...]] = get_args(PlaneName)
 AXIS_OF: Final[dict[PlaneName, int]] = {"xy": 2, "yz": 0, "zx": 1}

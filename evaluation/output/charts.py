@@ -22,7 +22,7 @@ BAND: Final = "#d7dce2"
 INK: Final = "#1b1f24"
 FAINT: Final = "#e8ebee"
 PALETTE: Final = (BLUE, ORANGE, "#2a7f4f", "#8a3ea0", "#a8861f", "#b3304a", "#27818c", "#5c5f66")
-"""Apart from each other in common colour blindness, and dark enough on white for a contrast of 4.5 to 1 and more."""
+"""Colours that are distinguishable with common colour blindness, with a contrast of at least 4.5 to 1 on white."""
 
 WIDTH: Final = 760
 ROW: Final = 22
@@ -30,7 +30,7 @@ TOP: Final = 58
 BOTTOM: Final = 46
 RIGHT: Final = 24
 CHARACTER: Final = 6.6
-"""Width of a character of 12 px text, on average."""
+"""Average width in px of a character of 12 px text."""
 MIN_TICKS = 3
 
 

@@ -52,7 +52,7 @@ def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) 
         Section("Dice by arm", _build_scores(document)),
         Section("Lesions by size", _build_detection(document)),
         Section("Slices", _build_slices(benchmark, document)),
-        Section("How it was done", _build_method(benchmark, document)),
+        Section("Method", _build_method(benchmark, document)),
     ]
 
 

@@ -157,7 +157,7 @@ def _build_sizes(document: Mapping[str, Any]) -> str:
     if document["lesions"] is None:
         return ""
     return "\n".join(
-        page.chart(svg, caption="Requested against realised size" if "sizes" in name else "How lesions stand out")
+        page.chart(svg, caption="Requested against realised size" if "sizes" in name else "Visibility of lesions")
         for name, svg in lesion_report.draw_charts(document["lesions"]).items()
     )
 

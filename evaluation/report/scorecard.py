@@ -188,7 +188,7 @@ def _judge_constraint(cohort: Figures) -> Entry:
         error = cohort["lesions"]["calibration"][0].get("mean_absolute_error")
         if error is not None:
             found.append(f"Mean error of lesion sizes {100 * error:.1f}%.")
-    return Entry("Constraint: do they obey anatomy, HU and what was asked?", tuple(found), ())
+    return Entry("Constraint: do they obey anatomy, HU and the request?", tuple(found), ())
 
 
 def _judge_completeness(cohort: Figures) -> Entry:
@@ -246,7 +246,7 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
     """Return the scorecard as short lists, which a narrow screen shows as well as a wide one."""
     note = (
         "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is "
-        "no total: read each criterion by itself; what was not measured counts neither way."
+        "no total: read each criterion by itself; a criterion that was not measured counts neither for nor against."
     )
     parts = [page.paragraph(note, kind="note")]
     for entry in entries:

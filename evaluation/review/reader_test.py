@@ -177,7 +177,7 @@ class ReaderTest:
 
 
 def load_readings(folder: Path) -> list[Reading]:
-    """Return all readings of a folder; none where nobody has read. A torn last line is skipped.
+    """Return all readings of a folder; an empty list if there are none. A torn last line is skipped.
 
     Raises:
         EvaluationError: A line is not a reading.

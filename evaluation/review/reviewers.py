@@ -27,7 +27,7 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         seed: Seed of the bootstrap over cases.
 
     Raises:
-        EvaluationError: Nobody has looked at it.
+        EvaluationError: The folder has no decisions or readings.
         CohortError: A decision cannot be read.
     """
     review, readings = load_review(folder), load_readings(folder)

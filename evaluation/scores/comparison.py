@@ -36,7 +36,7 @@ POWER: Final = 0.8
 NUM_DRAWS: Final = 1000
 NUM_HALVINGS: Final = 12
 MOST_ERRORS: Final = 40.0
-"""Standard errors up to which gains are looked for."""
+"""Upper end of the search for the smallest gain, in standard errors."""
 
 Array = NDArray[np.float64]
 
@@ -95,9 +95,9 @@ def _draw_normals(num_patients: int, num_seed_parts: int) -> tuple[Array, Array]
 DEFAULT_MARGIN: Final = 0.01
 MIN_PATIENTS: Final = 6
 MOST: Final = 1.0
-"""Scores lie between 0 and this."""
+"""Largest possible score; the smallest is 0."""
 FOUND: Final = 0.01
-"""Mean score from which on an arm counts as finding a label."""
+"""Smallest mean score at which an arm counts as finding a label."""
 
 
 class Verdict(StrEnum):

@@ -1,4 +1,4 @@
-"""A reader test: can somebody who looks at unlabelled images tell the synthetic ones? Needs no torch.
+"""A reader test: can readers of unlabelled images tell which are synthetic? Needs no torch.
 
 A reader says "real" or "synthetic" of every image. Chance gives half of the answers right, so the share of right
 answers is compared with one half: by the exact two-sided binomial test, and with the interval of Clopper and Pearson,
@@ -19,7 +19,7 @@ ANSWERS: Final = ("real", "synthetic")
 CHANCE: Final = 0.5
 ALPHA: Final = 0.05
 DEFAULT_MARGIN: Final = 0.2
-"""A reader who is right in less than 70% of all images does not tell synthetic from real in practice."""
+"""Margin around one half: a reader with less than 70% right answers cannot tell synthetic from real in practice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Share:
 def score_answers(
     answers: Mapping[str, str], key: Mapping[str, str], *, margin: float = DEFAULT_MARGIN
 ) -> dict[str, Any]:
-    """Hold a reader's answers against the key.
+    """Score a reader's answers by the key.
 
     Args:
         answers: Item -> ``real`` or ``synthetic``; items without an answer are counted and left out.

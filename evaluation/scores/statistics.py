@@ -52,12 +52,12 @@ def wilcoxon_p(arm: Array, other: Array) -> float:
 
 
 def least_p(num_patients: int) -> float:
-    """Return the smallest p that Wilcoxon's test can give of so many pairs."""
+    """Return the smallest p that Wilcoxon's test can give for a number of pairs."""
     return float(min(1.0, 2.0 ** (1 - num_patients)))
 
 
 def critical_sum(num_patients: int, alpha: float) -> int:
-    """Return the largest of the two rank sums at which so many pairs without ties have a two-sided p below ``alpha``.
+    """Return the largest rank sum at which a number of pairs without ties has a two-sided p below ``alpha``.
 
     Returns:
         The sum; -1 when not even 0 is enough.

@@ -126,7 +126,7 @@ def measure_finetuned(
     before = before or bundle.base
     if before is None:
         raise BundleError(
-            f"Bundle '{bundle.name}': does not name the bundle it was fine-tuned from. Name it with --before."
+            f"Bundle '{bundle.name}': does not name the bundle that it was fine-tuned from. Name it with --before."
         )
     labels = _find_labels(bundle, dataset)
     if segmenter is not None:

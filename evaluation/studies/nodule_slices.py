@@ -38,7 +38,7 @@ LESION_SLICES: Final = 0.8
 """Share of the patches whose middle slice shows the nodule."""
 SHIFT_PIXELS, MOST_LOG_SCALE, MOST_SHIFT_HU, MOST_GAIN, MOST_NOISE_HU = 9.0, 0.25, 40.0, 0.1, 25.0
 DIVISOR: Final = 8
-"""Sides that the network takes are multiples of it."""
+"""Sides of the network's input must be multiples of this."""
 
 
 @dataclass(frozen=True, eq=False)

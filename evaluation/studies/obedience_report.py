@@ -49,7 +49,7 @@ class OrganFigures:
 
     Attributes:
         organ: Its name.
-        group: Name of the reference range that it is held against.
+        group: Name of the reference range that it is compared with.
         num_voxels: Number of its voxels in the field of view.
         is_judged: Whether that is enough to count.
         phantom_hu: Median in the phantom's image.

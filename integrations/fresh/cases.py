@@ -46,7 +46,7 @@ ERROR_NAME = "stderr.txt"
 
 
 class FreshCases:
-    """A map-style dataset whose items are drawn while one trains.
+    """A map-style dataset whose items are drawn during training.
 
     An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a process of their own,
     on one device; the training process and the workers of its loader ask it for cases over a local socket.
@@ -195,7 +195,7 @@ class FreshCases:
         known = getattr(errors, kind, None)
         if isinstance(known, type) and issubclass(known, MaisiAugError):
             raise known(message)
-        raise CohortError(f"Fresh cases: no further case could be made: {kind}: {message}")
+        raise CohortError(f"Fresh cases: drawing a case failed: {kind}: {message}")
 
     def _tell(self, state: str) -> None:
         """Say on stderr what a case is waited for: at once where it is something else, and then every ten seconds."""

@@ -19,7 +19,7 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import BODY_ID
 
 NUM_SPARES = 3
-"""Other cases that are tried in place of one that no attempt at succeeds."""
+"""Number of substitute cases to try for a case of which every attempt fails."""
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,8 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     channels = bundle.definition("controlnet").get("conditioning_embedding_in_channels", 1)
     if channels != LABEL_CHANNELS:
         raise ExportError(
-            f"Bundle '{bundle.name}': its ControlNet is conditioned on the CT around a lesion, too, and draws nothing "
-            "of a label map alone. Use it with 'maisi-aug insert'."
+            f"Bundle '{bundle.name}': its ControlNet is also conditioned on the CT around a lesion, so it cannot draw "
+            "from a label map alone. Use it with 'maisi-aug insert'."
         )
     bundle.require_intact(NETWORK_ROLES)
     with open_whole_folder(folder, require_replaceable=partial(require_new_folder, folder)) as unfinished:
@@ -191,7 +191,7 @@ def build_metadata(bundle: Bundle) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel"), "safetensors": version("safetensors")},
         "supported_apps": {},
         "name": f"{bundle.name} (MAISI)",
-        "task": "CT images of label maps",
+        "task": "CT images drawn from label maps",
         "description": bundle.spec.description,
         "authors": "See docs/README.md",
         "copyright": bundle.licence,

@@ -35,7 +35,7 @@ def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Modu
         device: Device of the network.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no weights there. Run in the bundle's folder, or add --bundle_root DIR.")
+        raise FileNotFoundError(f"{path}: weights not found. Run in the bundle's folder, or add --bundle_root DIR.")
     state = safetensors.torch.load_file(path)
     network.load_state_dict({name: value.float() for name, value in state.items()})
     return network.eval().requires_grad_(False).to(device)
@@ -120,7 +120,8 @@ class LabelMapSampler:
             )
         if not bool((ids == BODY_ID).any()):
             raise ValueError(
-                f"Label map: it has no body around the organs (id {BODY_ID}), without which images are bad. Add it."
+                f"Label map: the body around the organs (id {BODY_ID}) is missing, without which images are poor. "
+                "Add it."
             )
 
     def _condition(self, ids: Tensor, spacing_mm: Sequence[float]) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ def verify_integrity(dataset: Path, *, num_processes: int) -> None:
 
 
 def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, ...]:
-    """Run nnU-Net's check on a dataset that holds somebody else's cases too.
+    """Run nnU-Net's check on a dataset that also holds cases of others.
 
     Returns:
         What nnU-Net warns about, each once; it trains on such cases all the same.

@@ -1,6 +1,6 @@
 """A cohort as an nnU-Net v2 raw dataset, checked by nnU-Net itself before it appears under its name.
 
-Which labels it holds and how they are numbered is told by :mod:`maisi_aug.integrations.reading.export_labels`.
+Which labels it holds and how they are numbered is decided by :mod:`maisi_aug.integrations.reading.export_labels`.
 """
 
 from __future__ import annotations

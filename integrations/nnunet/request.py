@@ -157,7 +157,7 @@ class LikeExport:
 
 
 def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeExport:
-    """Read and check everything that can be told without voxels; nothing is written.
+    """Read and check everything that can be checked without voxels; nothing is written.
 
     Raises:
         CohortError: A folder is not a cohort.

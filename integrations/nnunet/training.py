@@ -150,7 +150,7 @@ def train_nnunet_fold(
         num_steps: Optimiser steps in all.
         seed: Seed of weights and batches.
         device: "cpu", "cuda" or "cuda:N".
-        max_minutes: Stop after so long; a later call continues from the last epoch that was kept.
+        max_minutes: Stop after this many minutes; a later call continues from the last saved epoch.
         report_epoch: Called with steps done and the loss after each epoch.
 
     Returns:

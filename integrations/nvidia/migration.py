@@ -289,12 +289,17 @@ def _build_controlnet(run: _Run, config: Mapping[str, Any]) -> None:
         steps = max(1, int(train["n_epochs"]) * num_cases // int(train.get("batch_size", 1)))
         words += ["--steps", str(steps)]
     else:
-        run.note("--steps: n_epochs times the number of training cases, which no list of cases was found to tell.")
+        run.note(
+            "--steps: n_epochs times the number of training cases, which is unknown because no list of cases was found."
+        )
     words += [*_option("--learning-rate", train, "lr"), *_option("--batch-size", train, "batch_size")]
     words += [*_option("--fold", train, "fold"), *_option("--label-weight", train, "weighted_loss")]
     out = run.flags.out or run.environment.get("exp_name") or "run"
     run.add([*words, *_spell_seed(run.flags.seed), "--out", str(out)])
-    run.note("The weights that held-out cases like best are kept; NVIDIA's script keeps the lowest training loss.")
+    run.note(
+        "The weights with the lowest loss on held-out cases are kept; NVIDIA's script keeps those with the "
+        "lowest training loss."
+    )
 
 
 def _build_vae(run: _Run, config: Mapping[str, Any]) -> None:
@@ -425,7 +430,7 @@ def _find_masks(run: _Run) -> str:
     root = os.environ.get(DATA_VARIABLE)
     place = Path(root, stated) if root and "datasets/" in stated else Path(stated)
     if not place.exists():
-        run.note(f"{place}: not there yet; fetch it: maisi-aug bundles pull {run.version} --with-mask-database")
+        run.note(f"{place}: not found; download it with: maisi-aug bundles pull {run.version} --with-mask-database")
     return str(place)
 
 

@@ -28,9 +28,9 @@ from maisi_aug.system.engine.work import Worker, WorkerPlace, WorkerSpec
 
 PIECE_BYTES: Final = 8 << 20
 LISTEN_SECONDS: Final = 10.0
-"""Longest wait for a message in one call."""
+"""Seconds to wait for a message in one call."""
 NEWS_SECONDS: Final = 0.5
-"""Seconds for which events that nothing waits for are collected."""
+"""Seconds over which events that nobody waits for are collected."""
 FOLDER_PREFIX: Final = "maisi-aug-ray-"
 _NEWS: Final = ("told", "warned")
 

@@ -29,7 +29,7 @@ from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch
 PATIENCE_SECONDS: Final = 120.0
 """Seconds that workers may wait for a place on the cluster before the user is notified."""
 NODE_SECONDS: Final = 2.0
-"""Seconds that a node may take to answer whether it is there."""
+"""Seconds to wait for a node to answer a liveness check."""
 # What Ray says of an actor whose code is not there.
 _IMPORT_WORDS: Final = ("failed to import", "No module named")
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
@@ -206,8 +206,8 @@ class Office:
     def _warn_of_waiting(self, hands: Sequence[_RayHand[Any]]) -> None:
         if num_waiting := sum(not hand.is_ready for hand in hands if hand.is_open):
             warnings.warn(
-                f"{num_waiting} of {len(hands)} workers wait for a place on the Ray cluster: each needs "
-                f"{self.shape.num_cpus} cores and {self.shape.num_gpus:g} GPU. The others are working meanwhile.",
+                f"{num_waiting} of {len(hands)} workers are waiting for resources of the Ray cluster: each needs "
+                f"{self.shape.num_cpus} cores and {self.shape.num_gpus:g} GPU. The others are already working.",
                 MaisiAugWarning,
                 stacklevel=2,
             )
@@ -283,7 +283,7 @@ class _RayHand(Generic[Item]):
         self.place, self.node_id, self.has_own_folder = hello.host, hello.node_id, not hello.sees_folders
         if hello.version != __version__:
             raise WorkerError(
-                f"{self.name} on {hello.host}: has maisi-aug {hello.version}, this machine {__version__}. Install "
+                f"{self.name} on {hello.host}: runs maisi-aug {hello.version}, this machine {__version__}. Install "
                 "the same version on every node."
             )
         if self.office.shape.num_cpus > hello.num_cores:

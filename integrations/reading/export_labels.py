@@ -74,7 +74,7 @@ def name_in_totalsegmentator(label_id: int) -> str | None:
 def number_labels(
     vocabulary: Vocabulary, numbers: Mapping[str, int], requested_ids: Sequence[int], name_of: Callable[[int], str]
 ) -> LabelNumbering:
-    """Return the numbering that somebody's training has already, for instance that of a real dataset.
+    """Return the numbering of an existing training, for instance that of a real dataset.
 
     Args:
         vocabulary: Names of the ids in the label maps.

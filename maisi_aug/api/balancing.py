@@ -61,7 +61,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
     """Largest number of lesions in a planned case (default: 3)."""
     picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
-    """File for a picture of the balance."""
+    """Also draw the balance into this PNG file."""
 
     @model_validator(mode="after")
     def _require_use(self) -> Self:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 LOG_SECONDS = 60.0
 """Seconds between progress lines when there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
-"""Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
+"""Bars that are replaced by printed lines, because there is no terminal."""
 
 
 class PlainConsole(Console):
@@ -59,7 +59,7 @@ class PlainConsole(Console):
         self._file = stream
 
     def on_broken_pipe(self) -> None:
-        """Continue: the stream behind drops text that nobody reads."""
+        """Continue: the underlying stream drops text without a reader."""
 
 
 def can_draw(console: Console) -> bool:
@@ -146,7 +146,7 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 
 
 def add_phase(bars: Progress, name: str) -> Report:
-    """Return a further bar for work whose total is told with its first report; in a log, a line now and then."""
+    """Add a bar for work whose total is known from its first report; in a log, print a line now and then."""
     task = bars.add_task(name, total=None)
     log = _Log(bars)
 
@@ -158,7 +158,7 @@ def add_phase(bars: Progress, name: str) -> Report:
 
 
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
-    """Return a further bar for the steps of a training, which names the loss; in a log, a line now and then."""
+    """Add a bar for the steps of a training that shows the loss; in a log, print a line now and then."""
     task = bars.add_task(name, total=num_steps)
     log = _Log(bars)
 

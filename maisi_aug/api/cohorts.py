@@ -91,7 +91,7 @@ class CohortStatus:
 
 
 def cohort_status(folder: str | Path) -> CohortStatus:
-    """Return how far a cohort is, whoever is making it; nothing is changed.
+    """Return the progress of a cohort, also while processes are making it; nothing is changed.
 
     >>> import maisi_aug as ma
     >>> status = ma.cohort_status("cohort")
@@ -207,5 +207,5 @@ def _draw_contact_sheet(folder: Path) -> None:
     else:
         request = build_request(read_recipe(str(folder / COHORT_NAME)), source=COHORT_NAME)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run has told of its grid
+            warnings.simplefilter("ignore")  # the run has already warned about its grid
             draw_contact_sheet(CohortFolder(folder), resolve(request, folder), manifest)

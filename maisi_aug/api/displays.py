@@ -1,6 +1,6 @@
 """Meaning of ``progress=`` in the functions for Python.
 
-True for bars where somebody looks, at a terminal or in a notebook, False for nothing, or something to call with
+True for bars on a terminal or in a notebook, False for nothing, or something to call with
 ``(stage, done, total)``. Warnings stay warnings.
 """
 
@@ -60,7 +60,7 @@ def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
 
 
 def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
-    """Return a further bar for work that is counted by stages."""
+    """Add a bar for work that is counted by stages."""
     if isinstance(progress, Listener):
         return nullcontext(report_nothing)
     if not isinstance(progress, bool):
@@ -115,14 +115,14 @@ class TrainingDisplay:
         return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
 
     def add_phase(self, name: str) -> Report:
-        """Return a further bar, for work whose total is told with its first report."""
+        """Add a bar for work whose total is known from its first report."""
         if self._report is not None:
             return partial(self._report, name)
         assert self._bars is not None
         return add_phase(self._bars, name)
 
     def add_training(self, name: str, num_steps: int) -> ReportStep:
-        """Return a further bar, for the steps of the training."""
+        """Add a bar for the steps of the training."""
         if (report := self._report) is not None:
             return lambda step, figures: report(name, step, num_steps)
         assert self._bars is not None
@@ -138,6 +138,6 @@ def show_training(progress: Progress) -> TrainingDisplay:
 
 
 def _is_watched() -> bool:
-    """Whether somebody looks: at a terminal or a notebook, and not at a log."""
+    """Whether output goes to a terminal or a notebook, and not to a log."""
     console = PlainConsole(stderr=True)
     return console.is_terminal or console.is_jupyter

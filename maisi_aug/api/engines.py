@@ -157,4 +157,4 @@ def read_engine(
 
 
 HERE = Where()
-"""All of the cohort, in this process."""
+"""The whole cohort, in this process."""

@@ -102,7 +102,7 @@ class CohortProgress(Listener):
         self._console.print(f"{cases} drawn again: {fault}{others}.", highlight=False, markup=False)
 
     def enters(self, stage: str) -> None:
-        """Name what is going on."""
+        """Report the current stage."""
         if self._task is not None and len(self._lines) < 2:
             self._bar.update(self._task, description=stage)
 
@@ -140,7 +140,7 @@ class CohortProgress(Listener):
 
     def loses(self, worker: str, how: str) -> None:
         """Say that a worker was ended."""
-        line = f"Note: {worker} {how}. Its cases are drawn again."
+        line = f"Note: {worker} {how}. Its unfinished cases are drawn again."
         self._console.print(line, highlight=False, markup=False)
 
     def records(self, record: AttemptRecord) -> None:
@@ -191,7 +191,7 @@ class ProgressLines(Listener):
         self._print("finds_lost", case_ids=[case.record.case_id for case in lost])
 
     def enters(self, stage: str) -> None:
-        """Name what is going on."""
+        """Report the current stage."""
         self._print("enters", stage=stage)
 
     def opens(self, worker: str) -> None:

@@ -80,7 +80,7 @@ class BankEntry:
         has_vocabulary_ids: Whether its ids are the vocabulary's: maps of this package's cohorts and of MAISI's lists.
         member: The label map in an archive; None for files.
         extent_mm: Field of view along I, J, K that a data list states; None where unknown.
-        regions: Uppermost and lowest body region, stated by a data list or told by its labels; None where unknown.
+        regions: Uppermost and lowest body region, stated by a data list or derived from its labels; None where unknown.
         case: The case that its files are of; empty where no name tells.
     """
 

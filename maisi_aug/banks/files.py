@@ -3,7 +3,7 @@
 Layouts, tried in this order: a raw dataset whose ``dataset.json`` points at files elsewhere, a cohort of this package
 (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``), ``labels/`` beside ``images/``, one mask per organ
 (TotalSegmentator's output), pairs such as ``X_ct`` and ``X_seg``, and one folder per case with any of these. Names are
-read by :mod:`maisi_aug.banks.case_files`. NVIDIA's mask database, packed or not, is told by its list.
+read by :mod:`maisi_aug.banks.case_files`. NVIDIA's mask database, packed or not, is recognised by its list.
 """
 
 from __future__ import annotations
@@ -427,7 +427,9 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
         if not all(_can_be_path(text) for text in (label, image or "")):
             raise BankError(f"Mask bank {path}: row {number} must hold file names, found {label[:60]!r}. Correct it.")
         if (label, image) in seen:
-            raise BankError(f"Mask bank {path}: {label!r} in row {number} is listed before. Remove a row.")
+            raise BankError(
+                f"Mask bank {path}: {label!r} in row {number} is already listed in an earlier row. Remove one of them."
+            )
         seen.add((label, image))
         if isinstance(listed, list) and not all(type(value) is int and 0 <= value <= MAX_LISTED_ID for value in listed):
             raise BankError(

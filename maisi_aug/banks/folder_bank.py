@@ -49,7 +49,7 @@ from maisi_aug.volumes.own_names import load_own_names
 
 CACHE_BYTES = 512 * 2**20
 NUM_LOOKS = 3
-"""Maps that show about what a bank has: patients resemble each other."""
+"""Number of maps that represent a bank, since patients resemble each other."""
 
 
 class _Labels(NamedTuple):
@@ -317,7 +317,7 @@ class FolderBank:
     def _read_labels(self, index: int) -> _Labels:
         """The map in vocabulary ids, read once while there is room; its ids are noted on the way.
 
-        Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
+        Finding the body takes longer than reading the labels, so maps that lack the host are recognised without it.
         """
         known = self._cache.get(index)
         if isinstance(known, _Labels):
@@ -394,7 +394,7 @@ class FolderBank:
         unlisted = () if present is None else translation.find_unlisted(present)
         for names, fate in (
             ((*translation.unknown, *unlisted), "they become body (200)"),
-            (translation.unknown_lesions, "these lesions become the organ around them"),
+            (translation.unknown_lesions, "these lesions are replaced by the organ around them"),
         ):
             new = [name for name in names if name not in self._reported]
             self._reported.update(new)

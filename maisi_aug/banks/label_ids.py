@@ -215,7 +215,7 @@ def _from_mapping(
 
 
 def _complete(stated: Mapping[int, int], names: Mapping[int, str], vocabulary: Vocabulary) -> Translation:
-    """The translation of ids that somebody stated, and of all others by their names.
+    """The translation of ids that the user stated, and of all others by their names.
 
     A lesion that was stated to be body or background is not a hole in its organ either: it becomes the organ.
     """

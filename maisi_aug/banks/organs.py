@@ -14,7 +14,7 @@ from maisi_aug.vocabulary.labels import Vocabulary
 MIN_ORGANS = 3
 """Smallest number of organs that counts as an anatomy; maps of the liver and its tumours alone have fewer."""
 NUM_LOOKS = 3
-"""Usable maps that are looked at before a bank is said to hold no more organs."""
+"""Number of usable maps to examine before concluding that a bank holds no more organs."""
 HOW_TO_COMPLETE = (
     "Complete them with TotalSegmentator's organs: maisi-aug prepare {cases} "
     "--run-totalsegmentator --bundle {bundle} --out prepared (or --organs FOLDER with its results), then --mask-bank "

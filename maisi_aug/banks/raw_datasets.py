@@ -18,7 +18,7 @@ DESCRIPTION_NAME = "dataset.json"
 _FOLDERS = ("labelsTr", "imagesTr")
 _FOLDER_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
 NEVER_TRAINED = "_seg"
-"""nnU-Net 2.8.1 lists preprocessed cases by their files, and takes those that end so for label maps."""
+"""Ending of the names of cases that nnU-Net 2.8.1 never trains on, because it takes their files for label maps."""
 
 
 @dataclass(frozen=True, slots=True)

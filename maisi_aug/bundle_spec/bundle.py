@@ -42,7 +42,7 @@ __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile
 
 BUNDLE_FILE = "bundle.yaml"
 RUN_FOLDER = "bundle"
-"""Subfolder in which trainings and fine-tunings leave their bundle, so that the folder of a run can be given instead.
+"""Subfolder in which training and fine-tuning write the bundle; the folder of a run can be given as a bundle.
 """
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
@@ -52,7 +52,7 @@ SCHEDULER_STEPS = 1000
 IMAGE_ROLES = ("autoencoder", "diffusion_unet")
 """Networks that make images; every bundle has them."""
 NETWORK_ROLES = (*IMAGE_ROLES, "controlnet")
-"""Networks that make images of label maps."""
+"""Networks that draw images of label maps."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Bundle:
         """
         if self.has_controlnet:
             return
-        reason = "NVIDIA has not published one for MR" if self.is_mr else "it draws images without label maps only"
+        reason = "NVIDIA has not published one for MR" if self.is_mr else "it only draws images without label maps"
         raise BundleError(
             f"Bundle '{self.name}': has no ControlNet, which images of label maps need ({reason}). Use --mask-source "
             "none without --labels, or a bundle with a ControlNet such as rflow-ct."
@@ -233,7 +233,7 @@ class Bundle:
         """The strength of the guidance; without a label map the bundle's default where none is given.
 
         Raises:
-            RecipeError: For guidance without a label map of networks that are not told the modality.
+            RecipeError: Guidance without a label map needs networks that are conditioned on modality.
         """
         if has_map:
             return guidance_scale or 0.0
@@ -289,19 +289,19 @@ class Bundle:
 
     @property
     def is_told_modality(self) -> bool:
-        """Whether the networks are told the modality of an image."""
+        """Whether the networks are conditioned on the modality of an image."""
         return self.definition("diffusion_unet").get("num_class_embeds") is not None
 
     @property
     def is_told_regions(self) -> bool:
-        """Whether the networks are told which body regions an image shows."""
+        """Whether the networks are conditioned on the body regions that an image shows."""
         return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
 
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
-        """Raise unless the networks listen to what is requested; a word that changes nothing would mislead.
+        """Raise unless the networks are conditioned on what is requested; an option without effect would mislead.
 
         Raises:
-            RecipeError: For a modality or a body region that they are not told.
+            RecipeError: The networks are not conditioned on the modality or the body region.
         """
         told = self.spec.modalities[0]
         if modality != told and not self.is_told_modality:
@@ -369,7 +369,7 @@ class Bundle:
         """
         if role not in self.spec.networks:
             raise BundleError(
-                f"Bundle '{self.name}': no definition in networks.{role}; it has "
+                f"Bundle '{self.name}': has no definition networks.{role}, only "
                 f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
             )
         return self.spec.networks[role]
@@ -384,7 +384,7 @@ class Bundle:
             return self
         if self.base is None:
             raise BundleError(
-                f"Bundle '{self.name}': no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
+                f"Bundle '{self.name}': has no weights for {role}, only {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
         return self.base.owner_of(role)
@@ -573,7 +573,7 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
     places: list[str | Path] = [spec.name] if spec.name in at_hand else []
     places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
     found = [load_bundle(place) for place in places]
-    # A base that somebody has shared is found under its owner's name.
+    # A shared base is found under its owner's name.
     found += [load_bundle(name) for name in at_hand if name.endswith(f"/{spec.name}")]
     for bundle in found:
         if bundle.fingerprint == spec.fingerprint:

@@ -36,7 +36,7 @@ def latent_factor(autoencoder: Mapping[str, Any]) -> int:
 
 
 def kept_in(num_splits: int) -> Keep:
-    """Return what is kept between passes where so many parts are requested: the less memory they leave, the less."""
+    """Return what is kept between passes for a number of parts: the more parts, the less."""
     return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 

@@ -112,8 +112,8 @@ class KnownBundle:
         """
         if self.masks is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected a bundle that mask networks are published for, found one of images "
-                "alone. Leave --with-masks out."
+                f"Bundle '{self.name}': no mask networks are published for it, because it draws images "
+                "only. Leave --with-masks out."
             )
         return self.masks
 
@@ -125,8 +125,8 @@ class KnownBundle:
         """
         if self.mask_database is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected a bundle that label maps are published with, found one of images "
-                "alone. Leave --with-mask-database out."
+                f"Bundle '{self.name}': no label maps are published with it, because it draws images "
+                "only. Leave --with-mask-database out."
             )
         return self.mask_database
 

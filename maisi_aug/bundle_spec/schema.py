@@ -254,5 +254,5 @@ class BundleSpec(StrictModel):
     @model_validator(mode="after")
     def _require_one_kind(self) -> BundleSpec:
         if len({is_mr(modality) for modality in self.modalities}) > 1:
-            raise ValueError(f"expected modalities of CT alone or of MR alone, found {', '.join(self.modalities)}")
+            raise ValueError(f"expected only CT modalities or only MR modalities, found {', '.join(self.modalities)}")
         return self

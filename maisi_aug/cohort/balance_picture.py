@@ -87,7 +87,11 @@ def _panels_of(balance: LabelBalance) -> list[_Panel]:
 
 def _draw_legend(picture: Image.Image, dataset: str) -> None:
     draw, x = ImageDraw.Draw(picture), MARGIN_PX
-    for colour, text in ((REAL, f"real: {dataset}"), (MARK, "planned"), (None, "outlined: counted, not planned")):
+    for colour, text in (
+        (REAL, f"real: {dataset}"),
+        (MARK, "planned"),
+        (None, "outlined: existing lesions, not planned for"),
+    ):
         box = (x, MARGIN_PX + 2, x + 14, MARGIN_PX + 16)
         draw.rectangle(box, fill=colour, outline=DIM_TEXT if colour is None else None)
         write_text(picture, (x + 22, MARGIN_PX), text, size_px=15)

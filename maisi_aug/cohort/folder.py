@@ -109,7 +109,7 @@ class BegunCohort:
         path: The folder.
         document: Content of its ``cohort.yaml``; empty where no cohort was begun.
         has_cases: Whether any attempt at a case is noted; without one the cohort is planned anew.
-        stamp: Size, time and place of ``cohort.yaml``; while it stays, nobody has written the file.
+        stamp: Size, time and place of ``cohort.yaml``; while it is unchanged, the file has not been written.
     """
 
     path: Path | None
@@ -168,7 +168,7 @@ def _stamp_of(path: Path) -> tuple[int, ...]:
 
 
 NOT_BEGUN = BegunCohort(None, {})
-"""A cohort without a folder, or with one that nobody has looked into."""
+"""State of a cohort whose folder does not exist or was not read."""
 
 
 def _require_forms(document: Mapping[str, Any], path: Path) -> None:
@@ -340,7 +340,7 @@ def open_cohort(
     begun: BegunCohort = NOT_BEGUN,
     manifest: str = MANIFEST_NAME,
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
-    """Begin a cohort or continue one; nobody else can write to it meanwhile, but for the other shards of a shard.
+    """Begin or continue a cohort, locked against other processes except those of its other shards.
 
     Args:
         path: Folder, made where there is none.

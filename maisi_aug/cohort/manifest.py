@@ -5,8 +5,9 @@ A cohort folder holds it as ``manifest.jsonl``; of a cohort that is made in shar
 ``flock``, which the kernel drops when the process dies, however it dies, and next to it a lease, for disks whose locks
 reach no further than one machine.
 
-A manifest may come from somebody else. What is read is checked: case ids and paths become names of files in exports, so
-that ids are plain names, each of one case, paths stay inside the folder, numbers have bounds and hashes are hashes.
+A manifest may come from an untrusted source. What is read is checked: case ids and paths become names of files in
+exports, so that ids are plain names, each of one case, paths stay inside the folder, numbers have bounds and hashes
+are hashes.
 """
 
 from __future__ import annotations
@@ -218,7 +219,7 @@ def scratch_of(manifest: Path) -> Path:
 
 
 def find_holder(manifest: Path) -> Holder | None:
-    """Return who is writing a manifest, on this machine or another; None where nobody is."""
+    """Return the process that is writing a manifest, on this machine or another; None if there is none."""
     lease = lease_of(manifest)
     if not manifest.is_file() or not is_fresh(lease):
         return None
@@ -407,7 +408,7 @@ class _NamesOfCases:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """The lock of a manifest, tried again where somebody may just be looking whether it is held."""
+    """The lock of a manifest, tried again in case another process is just checking whether it is held."""
     for _ in range(NUM_TRIES):
         if (has_lock := try_lock(descriptor)) is not False:
             return has_lock

@@ -15,7 +15,7 @@ from maisi_aug.banks.case_files import stem_of
 from maisi_aug.system.whole_files import sha256_of
 
 HASH_LENGTH = 16
-"""Digits that every origin keeps of a hash; some keep all."""
+"""Number of digits of a hash that every origin records; some record all."""
 
 
 def origin_words(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
 from maisi_aug.volumes.grid import Grid
 
 MAX_NAMES = 6
-"""Labels that are spelt out before the rest is counted."""
+"""Number of labels to name before only counting the rest."""
 FindRule = Callable[[str], GrowthRule]
 
 

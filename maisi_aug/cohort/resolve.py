@@ -132,7 +132,7 @@ def resolve(
 
     Args:
         request: The user's request.
-        folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
+        folder: Where the cohort goes; one that is there already lends its measured sizes, so that continuing does not
             measure again.
         may_resume: Whether the folder may hold a cohort already.
         report_file: Called with (files read, files in all) while a size or HU reference is measured.
@@ -144,7 +144,7 @@ def resolve(
         GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
             not fill it.
         RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
-            when its networks are not told the modality, the body region, or the size of an organ.
+            when its networks are not conditioned on the modality, the body region, or the size of an organ.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.

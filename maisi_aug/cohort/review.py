@@ -142,7 +142,7 @@ def _spell(decision: Decision) -> str:
 
 
 def load_review(folder: Path) -> Review:
-    """Read what was decided; nothing where nobody has looked at the folder yet.
+    """Read the decisions in a folder; empty if it has not been reviewed yet.
 
     A last line without a line break is what a killed process leaves; it is skipped.
 
@@ -216,7 +216,7 @@ def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> Attem
 
 
 def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """Return the manifest of a cohort as it counts for whoever uses its cases.
+    """Return the manifest of a cohort with reviewers' rejections applied.
 
     Args:
         folder: The cohort's folder.
@@ -240,7 +240,7 @@ def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
 def reopen_for_run(
     folder: Path, document: Mapping[str, Any], *, begun: BegunCohort = NOT_BEGUN, shard: Shard | None = None
 ) -> None:
-    """Give up what reviewers rejected, where the folder holds the cohort that a run goes on with.
+    """Reopen the cases that reviewers rejected, if the folder holds the cohort that the run continues.
 
     Args:
         folder: Folder of the cohort; may be new.

@@ -122,7 +122,7 @@ def merge_shards(folder: Path) -> int:
     with ExitStack() as locks:
         locks.enter_context(ManifestWriter(folder / MANIFEST_NAME))
         shards = list_manifests(folder)[1:]
-        for path in shards:  # nobody continues a shard while it is merged
+        for path in shards:  # no process continues a shard while it is merged
             locks.enter_context(ManifestWriter(path))
         if shards:
             load_manifest(folder, gates=())  # once more, now that nothing is written

@@ -193,7 +193,7 @@ def with_size(text: str, value: str) -> str:
 def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
     """Return group, factor and value of a recorded case; None for one without twins.
 
-    A manifest may come from somebody else: an entry of another form counts as none.
+    A manifest may come from an untrusted source: an entry of another form counts as none.
     """
     entry = record.mask_origin.get(ORIGIN_KEY)
     if not isinstance(entry, dict):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The same in every folder: a cohort made again elsewhere has the same bytes.
 COHORT_HEADER = (
     "maisi-aug synthesize --recipe cohort.yaml --out .",
-    "Continues this cohort, from inside its folder.",
+    "Continues this cohort; run it inside the folder.",
 )
 
 

@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 ZONE_MM, ZONE_VOXELS = 3.0, 2.6
 """How far around a lesion the image is drawn anew, at least: coarse voxels blur a lesion over its neighbours."""
 FEATHER_MM = 1.5
-"""Over so much of the zone the drawn image goes over into the real one."""
+"""Width in mm of the outer part of the zone, over which the drawn image fades into the real one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def choose_box(
         reach_mm: Smallest distance in mm from the voxel to each side of the box.
         spacing_mm: Along I, J, K.
         factor: Every side is a multiple of it.
-        least_shape: Every side is at least so long.
+        least_shape: Smallest length of each side.
     """
     sides = []
     for step, least in zip(spacing_mm, least_shape, strict=True):

@@ -26,7 +26,7 @@ with the same noise, with and without the lesion, and adds the difference to the
 ControlNet.
 """
 TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
-"""Labels of their own that a bundle may know textures by."""
+"""Names of labels by which a bundle may distinguish textures."""
 USUAL_HU: Mapping[Texture, tuple[tuple[float, float, float], ...]] = {
     "solid": ((6.1, -550.0, -140.0), (9.6, -375.0, 35.0), (15.0, -250.0, 70.0), (25.0, -170.0, 75.0)),
     "part-solid": ((8.0, -655.0, -305.0),),
@@ -41,17 +41,17 @@ MOST_GAIN, NUM_GAINS = 3.0, 12
 MOTTLING_MM, MOTTLED_SIZES_MM, MOTTLING_HU = 1.5, (8.0, 20.0), (0.0, 25.0)
 """Large nodules are uneven inside: what patients' have of this scale beyond what is drawn, by diameter."""
 RIM_MM = 2.0
-"""Over so much of a nodule the gain grows from none to all of it."""
+"""Width in mm of the rim of a nodule over which the gain grows from 0 to its full value."""
 WALL_RANGE_HU, USUAL_WALL_HU, LEAST_WALL_VOXELS = (0.0, 150.0), 50.0, 100
 """Soft tissue without fat and bone, and what it is taken for where a crop shows none."""
 KNEE_HU, HEADROOM_HU = -100.0, 50.0
 """Relative to the chest wall: above the first, a nodule's brightness is compressed, and it nears the second."""
 BLUR_MM = 0.7
-"""Structure finer than this is not compressed."""
+"""Width in mm of the smoothing; finer structure, such as noise, keeps its contrast when brightness is limited."""
 MARGIN_MM = 6.0
 """Smallest margin in mm around the drawn part that the networks see."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
-"""Coarser CTs are drawn on voxels an integer of times finer: the embedded bundle has seen few as coarse."""
+"""Largest spacing at which networks draw on the CT's own voxels; coarser ones are refined by an integer factor."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def finer_factors(task: PaintTask) -> Shape:
 
 
 def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Return the crop interpolated (cubic) to voxels so many times finer, on the same box."""
+    """Return the crop interpolated (cubic) to voxels finer by the given factors, on the same box."""
     if factors == (1, 1, 1):
         return image_hu
     return np.asarray(ndimage.zoom(image_hu, factors, order=3, mode="nearest", grid_mode=True), dtype=np.float32)

@@ -29,7 +29,7 @@ AIR_HU = -500.0
 LUNG_HU = (-940.0, -550.0)
 """Range of the median HU inside a lung; bowel gas and airways are outside of it."""
 LEAST_LUNG_ML = 30.0
-"""A slab of a few slices shows no more of a lung."""
+"""Smallest volume of a lung in mL; a slab of a few slices shows no more."""
 VESSEL_MM = 4.0
 SLAB_VOXELS = 8_000_000
 

@@ -6,9 +6,9 @@
 patient, texture (readers' score, 1 = ground-glass to 5 = solid) and split, of which only rows that say "train" are
 read. ``LUNGS`` holds whole chests as NAME_ct.nii.gz, with NAME_seg.nii.gz where something in them is to be avoided.
 
-Every crop keeps the spacing of its CT: the networks are told the spacing, and noise that was interpolated would teach
-them a texture that no CT has. Where a crop is smaller than the window, its edge is repeated and labelled 0, and the
-losses leave these voxels out.
+Every crop keeps the spacing of its CT: the networks are conditioned on the spacing, and noise that was interpolated
+would teach them a texture that no CT has. Where a crop is smaller than the window, its edge is repeated and labelled
+0, and the losses leave these voxels out.
 """
 
 from __future__ import annotations

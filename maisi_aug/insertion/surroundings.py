@@ -14,7 +14,7 @@ from maisi_aug.volumes.grid import Spacing
 Mask = NDArray[np.bool_]
 
 LUNG_ID = 28
-"""Stands for all of the lung: a crop does not tell which lobe it shows."""
+"""Id used for the whole lung, because a crop does not reveal which lobe it shows."""
 LUNG_HU = -500.0
 """Halfway between aerated lung and soft tissue."""
 SMOOTHING_MM = 0.7

@@ -43,7 +43,7 @@ REACH = 3.0
 """Radii of the lesion within which tissue is moved."""
 SLOWNESS = 1.5
 MIN_LEFT = 0.6
-"""Share of its voxels that every organ keeps; a field that squeezes one harder is refused."""
+"""Smallest share of its voxels that every organ must keep; a deformation that squeezes an organ further is rejected."""
 
 
 def deform_label_map(

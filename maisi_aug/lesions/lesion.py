@@ -77,7 +77,7 @@ def growth_rule_of(label_name: str) -> GrowthRule:
 class Lesion:
     """One lesion, as requested and, once it is drawn, as it lies in the label map.
 
-    The bounds hold for what is read from a manifest, which may be somebody else's.
+    The bounds apply to lesions read from a manifest, which may come from an untrusted source.
 
     Attributes:
         label_id: Vocabulary id of its voxels.

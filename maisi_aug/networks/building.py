@@ -150,7 +150,7 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
 
 
 def takes_regions(unet: nn.Module) -> bool:
-    """Whether a U-Net is told which body regions the image shows, as those of ``ddpm-ct`` are."""
+    """Whether a U-Net is conditioned on the body regions that the image shows, as those of ``ddpm-ct`` are."""
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
@@ -325,7 +325,7 @@ def _plain_twin(layer: nn.Module) -> nn.Module | None:
 
 
 class NoControlNet(nn.Module):
-    """Stands where a bundle has no ControlNet: images are drawn without a label map, and nobody calls it."""
+    """Placeholder for bundles without a ControlNet, which draw images without a label map; never called."""
 
 
 @dataclass(frozen=True)

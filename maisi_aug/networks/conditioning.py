@@ -22,7 +22,7 @@ REGION_SCALE = 100.0
 NUM_LABEL_BITS = 8
 NUM_SURROUNDINGS = 2
 SURROUNDINGS_HU = (-600.0, 300.0)
-"""HU that the channel of surroundings has at 0, and HU per 1: lung and its noise are spread out."""
+"""HU represented by 0 in the channel of surroundings, and HU per unit, which spread out lung and its noise."""
 SPACING_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
 MR_MAXIMUM = 1000.0

@@ -47,7 +47,7 @@ HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
 PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Memory of the part that is computed, relative to the whole."""
 HALO = 4
-"""Voxels along I that a part is longer by than what it yields."""
+"""Number of voxels along I by which a part is longer than its output."""
 SCRATCH_BYTES = 65_000_000
 """Scratch memory in bytes of convolutions of the whole on a CPU, whatever its size."""
 
@@ -60,7 +60,7 @@ class Decoder:
         autoencoder: MAISI's VAE.
         definition: Definition of the autoencoder.
         scale_factor: The bundle's.
-        default_window: Latent voxels decoded at once when nobody requests anything else; None for the whole.
+        default_window: Latent voxels decoded at once by default; None for the whole.
         default_splits: The same for parts in which it is computed.
         may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
             default where it cannot.

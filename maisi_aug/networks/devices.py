@@ -19,11 +19,11 @@ def explain_missing(device: str, error: Exception) -> str:
     kind = device.partition(":")[0]
     if kind == "mps":
         if torch.backends.mps.is_built():
-            return "This torch has MPS, but the machine does not: it takes Apple silicon and macOS 14 or later."
-        return "This torch is built without MPS, which the one for macOS on Apple silicon has."
+            return "This torch supports MPS, but this machine does not, which needs Apple silicon and macOS 14."
+        return "This torch is built without MPS; install the build for macOS on Apple silicon."
     if kind == "xpu":
         if torch.xpu._is_compiled():
-            return "This torch has XPU, but found no Intel GPU with a driver."
+            return "This torch supports XPU, but found no Intel GPU with a driver."
         return "This torch is built without XPU; install Intel's build of torch, and the driver of the GPU."
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") + "."
 

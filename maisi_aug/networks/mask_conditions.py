@@ -23,9 +23,9 @@ from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.vocabulary.sizes import reference_distribution
 
 SIZED_ORGANS = (10, 1, 12, 4, 62)
-"""Gallbladder, liver, stomach, pancreas, colon: the first five numbers."""
+"""Ids of the organs whose sizes are the first five numbers: gallbladder, liver, stomach, pancreas, colon."""
 SIZED_TUMORS = (23, 24, 26, 27, 128)
-"""Lung tumor, pancreatic tumor, hepatic tumor, colon cancer primaries, bone lesion: the last five."""
+"""Ids of the tumours whose sizes are the last five: lung, pancreas, liver, colon and bone."""
 CONDITION_IDS = (*SIZED_ORGANS, *SIZED_TUMORS)
 ABSENT = -1.0
 NUM_NEAREST = 20
@@ -89,7 +89,8 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
             label_id = 0
         if label_id in vocabulary.tumor_ids:
             raise RecipeError(
-                f"size_of '{name}': is a lesion; size_of takes organs ({', '.join(known)}). Request it with --labels "
+                f"size_of '{name}': is a lesion; size_of only takes organs ({', '.join(known)}). Request it with "
+                "--labels "
                 f"'{name}:{size:g}'."
             )
         if label_id not in SIZED_ORGANS:
@@ -138,7 +139,7 @@ def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> d
     a percentile of the user's own lesions was requested: that means a volume, and the networks do not know the user's.
 
     Args:
-        lesions: The lesions of a case; those of ``find_told_tumor`` are told, all others are planted later.
+        lesions: The lesions of a case; the one of ``find_told_tumor`` is a condition, all others are planted later.
         organ_sizes: Percentile by id of an organ.
     """
     given = {**dict.fromkeys(SIZED_TUMORS, ABSENT), **organ_sizes}

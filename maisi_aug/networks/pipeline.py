@@ -194,7 +194,7 @@ class Pipeline:
         Raises:
             GridError: For sides that the networks cannot take.
             RecipeError: For more steps than the scheduler was trained with, for a modality or regions that the networks
-                are not told, and for guidance without a label map where they are told no modality.
+                are not conditioned on, and for guidance without a label map if they are not conditioned on modality.
             BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
                 they leave the range of the type that they compute in.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.

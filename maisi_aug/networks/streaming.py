@@ -33,7 +33,7 @@ from maisi_aug.bundle_spec.decoding import Keep
 from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
-"""Voxels of a slab along I; of a thinner one the halo is most."""
+"""Number of voxels of a slab along I; a thinner slab would mostly consist of its halo."""
 MIN_CPU_ROWS = 20480
 """Batch x channels x I x J up to which torch computes float32 convolutions on a CPU without oneDNN: several times
 slower, and with 27 copies of the slab. ``CpuConv3d`` does not leave that to torch."""
@@ -137,7 +137,7 @@ class Step(Protocol):
         """Input channels of the narrowest convolution, which decides how thin a slab may be on a CPU."""
 
     def side(self, side: int) -> int:
-        """Return voxels along I of the output of an input with so many."""
+        """Return the number of voxels along I of the output for an input of ``side`` voxels."""
 
     def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
         """Return the range of an input with ``side`` voxels along I from which a range of the output is computed."""

@@ -1,4 +1,4 @@
-"""Weights of a bundle: written as safetensors, float16 unless told otherwise, read strictly into the networks."""
+"""Weights of a bundle: written as safetensors, float16 by default, read strictly into the networks."""
 
 from __future__ import annotations
 

@@ -34,12 +34,12 @@ from maisi_aug.volumes.image_files import load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 VERSION = 2
-"""Raised when the same options and sources come to give other files."""
+"""Version of the preparation; increase it when the same options and sources give different files."""
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
 """Range of HU in a CT's 12 bits; padding and the inside of metal lie beyond and would spread when averaged."""
 MIN_COVERED = 0.75
-"""The share of the patient that labels fill where a body among them is the whole of it."""
+"""Smallest share of the patient that labels must fill for a labelled body to count as the whole patient."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from maisi_aug.vocabulary.labels import (
 DROP = "-"
 NEW_PREFIX = "new:"
 SIMILAR = 0.93
-"""A new name as close as this to one of the vocabulary is more likely a misspelt one."""
+"""Similarity above which a new name is assumed to be a misspelt name of the vocabulary."""
 _DROPPED_NAMES = ("background", "ignore")
 
 

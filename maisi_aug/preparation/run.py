@@ -194,7 +194,7 @@ def plan_preparation(
     cases = request.cases
     patients = find_patients([case.id for case in cases], request.patients)
     require_enough_patients(patients, request.num_folds)
-    allocate_new_labels(request.rules, request.vocabulary)  # a misspelt rule is told before any file is read
+    allocate_new_labels(request.rules, request.vocabulary)  # a misspelt rule is reported before any file is read
     surveys = run_parallel(survey_case, cases, "checking", report, num_workers)
     require_readable(surveys)
     labels = dict.fromkeys(

@@ -31,7 +31,7 @@ from maisi_aug.volumes.own_names import load_own_names
 _SEPARATORS = "_-."
 _MASK_FOLDERS = ("segmentations", "masks", "labels")
 _PARTS = ("oar", "ptv", "gtv")
-"""Words that name what a mask shows, and not that a file is a label map."""
+"""Words that name what a mask shows, rather than marking a file as a label map."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tissues found by their HU where no label tells them: bone and air in a body whose organs nobody drew."""
+"""Tissues found by their HU where no label tells them: bone and air in a body without organ labels."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
 from maisi_aug.volumes.resampling import DECIMALS, centre_grid_on, crop_or_pad, resample_label_map
 
 SAME_SPACING_MM = 1e-3
-"""A spacing this close to a map's own is its own: 0.781 is typed where a file has 0.78125."""
+"""Tolerance for a given spacing to count as a map's own: users type 0.781 for 0.78125."""
 
 FindUnseen = Callable[[Grid, frozenset[int]], Sequence[str]]
 Change = Literal["none", "cropped or padded", "resampled"]
@@ -265,7 +265,7 @@ def open_given_source(run: CohortRun) -> GivenSource:
 
 
 def _compare_with(run: CohortRun) -> FindUnseen:
-    """Grids are held against those that a cohort's bundle has seen, as those that the user requests are."""
+    """Grids are compared with those that a cohort's bundle has seen, as those that the user requests are."""
 
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}

@@ -174,7 +174,7 @@ def _return_tumors(labels: NDArray[np.uint8]) -> Mask:
 
 
 def _find_islands(labels: NDArray[np.uint8], limits: _Limits) -> Mask:
-    """The parts of organs that are not kept; which ones are is told by ``clean_label_map``."""
+    """The parts of organs that are not kept; ``clean_label_map`` says which."""
     organs = labels.copy()
     organs[labels == BODY_ID] = 0
     parts = _find_parts(organs, connectivity=26)

@@ -20,7 +20,7 @@ from typing import Any, Final
 from maisi_aug.errors import MaisiAugError
 
 MAX_JSON_BYTES: Final = 256 * 10**6
-"""A list of 100,000 cases, with what was done to each, takes a fifth of it."""
+"""Largest JSON document in bytes; a list of 100,000 processed cases takes a fifth of it."""
 MAX_LINE_BYTES: Final = 10**6
 """Largest line of a file of JSON lines in bytes; that of a case takes some thousand."""
 MAX_DEPTH: Final = 64
@@ -40,8 +40,8 @@ def spells_number(value: object) -> bool:
 class ContentError(MaisiAugError, ValueError):
     """Content that cannot be read.
 
-    Its text is the reason alone, on one line, for the reader to put into a sentence; :attr:`path` is for whoever meets
-    it outside of one.
+    Its text is the reason alone, on one line, for the caller to put into a sentence; :attr:`path` is for code that
+    meets it outside of one.
     """
 
     path: Path | None = None
@@ -52,7 +52,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
+        return "it needs more memory than is available"
     if isinstance(error, KeyError):
         return f"it lacks {' '.join(str(error).split())[:_MAX_REASON]}"
     return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
@@ -66,7 +66,7 @@ def content_errors(path: Path | None = None) -> Iterator[None]:
     the operating system, such as a missing file, and errors that say already what is wrong pass.
 
     Args:
-        path: The file, for whoever meets the error outside of a reader's sentence.
+        path: The file, for code that handles the error elsewhere.
 
     Raises:
         ContentError: With the reason.

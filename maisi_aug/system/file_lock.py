@@ -29,7 +29,7 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     """Lock an open file for this process alone until it is closed.
 
     Where the platform or the disk has no locks, as some network disks, nothing is locked and the answer is yes, with a
-    warning: refusing to work there would help nobody.
+    warning, because refusing to work there would not help.
 
     Args:
         descriptor: Descriptor of the file.

@@ -1,4 +1,4 @@
-"""Names that come from somebody else and become files: one that is none of these could lead out of a folder."""
+"""Checks of names from untrusted sources that become file names: others could lead out of a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PLAIN_NAME: Final = rf"^{_NAME}$"
-"""Pattern of a name that this package gives: no separator, no control character, nothing hidden or leading upwards."""
+"""Pattern of file names that this package writes: no separator, no control character, not hidden, no ".."."""
 INNER_PATH: Final = rf"^{_NAME}(/{_NAME})*$"
 """Pattern of a path that is relative, stays inside its folder, and is made of such names."""
 

@@ -34,7 +34,7 @@ class Holder:
     """Holder of a lease.
 
     Attributes:
-        token: Random; nobody else has it. Empty where the file is being made.
+        token: Random and unique. Empty while the file is being made.
         host: Name of the machine.
         pid: Process id of the process, among those of its machine or container.
         boot: Identity of the machine's current boot; may be empty.
@@ -282,6 +282,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # it belongs to another process
         return True
     return True

@@ -14,9 +14,9 @@ from html import escape
 from typing import Any, Final
 
 MAX_VALUE: Final = 1000
-"""Characters of a value in a table, a report or a picture; more than the path of a file usually has."""
+"""Largest number of characters of a value in a table, a report or a picture; file paths are usually shorter."""
 MAX_LINE: Final = 4000
-"""Characters of a line of a message."""
+"""Largest number of characters in a line of a message."""
 
 _INVISIBLE: Final = (
     "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
@@ -77,7 +77,7 @@ def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Call
 
 
 def shorten(text: str, max_length: int) -> str:
-    """Return text of at most about so many characters: the middle of a longer one is left out, and its length told."""
+    """Return text of at most about this many characters: the middle of a longer one is replaced by its length."""
     if len(text) <= max_length:
         return text
     half = max_length // 2

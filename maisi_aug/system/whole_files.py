@@ -25,9 +25,9 @@ from maisi_aug.system.file_lock import lock
 
 TEMPORARY_SUFFIX = ".part"
 APPENDING = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-"""How a file is opened that lines are added to; without ``O_BINARY`` Windows would change line breaks."""
+"""Flags for opening a file to append lines; without ``O_BINARY`` Windows would change line breaks."""
 CHUNKS_AT_A_TIME = 10_000
-"""Words of JSON that are held in memory, out of millions."""
+"""Number of pieces of JSON text that are joined for one write; a large document has millions."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -20,7 +20,7 @@ REPLACED_SUFFIX = ".old"
 UNLOCKED_SECONDS = 86400.0
 """Seconds without any change in a hidden folder, on a disk without locks, before its process counts as dead."""
 NAMING_SECONDS = 5.0
-"""Longest wait for another process that gives names in the same folder."""
+"""Seconds to wait for another process that is renaming files in the same folder."""
 
 
 def require_new_folder(folder: Path) -> None:
@@ -149,7 +149,7 @@ def _is_dead(folder: Path, *, removes: bool = False) -> bool:
             if is_dead and removes:
                 shutil.rmtree(folder, ignore_errors=True)
             return is_dead
-    except OSError:  # gone meanwhile, or somebody else's
+    except OSError:  # gone meanwhile, or of another process
         return False
 
 
@@ -179,7 +179,7 @@ def _make_hidden(stem: Path, locks: ExitStack) -> Path:
 
 @contextmanager
 def _naming_lock(folder: Path) -> Iterator[None]:
-    """Keep others from giving names in a folder, unless somebody holds its lock for long, such as ``flock DIR``."""
+    """Keep other processes from renaming in a folder, unless its lock is held for long, as by ``flock DIR``."""
     ends_at = time.monotonic() + NAMING_SECONDS
     while True:
         with folder_lock(folder) as is_locked:
@@ -212,7 +212,7 @@ def copy_new(source: Path, target: Path) -> None:
     """Copy a file to a place where none is.
 
     Raises:
-        ExportError: The place is taken: it could be a link to somebody's file, which would be written through.
+        ExportError: The place is taken: it could be a link to another file, which would be overwritten.
     """
     with source.open("rb") as content:
         try:

@@ -1,4 +1,4 @@
-"""Body regions: which of them a label map shows, as some of MAISI's networks want to be told.
+"""Body regions: which of them a label map shows, which some of MAISI's networks are conditioned on.
 
 Source: NVIDIA's published configurations of ``ddpm-ct``, whose U-Net takes the uppermost and the lowest region.
 """

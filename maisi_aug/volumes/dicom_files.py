@@ -80,7 +80,7 @@ def walk_dicom(folder: Path) -> Iterator[list[Path]]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return what an image is made of: a file, or all that lies in a DICOM folder and below it."""
+    """Return the files of an image: a single file, or all files in and below a DICOM folder."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 

@@ -32,12 +32,12 @@ ON_GRID_VOXELS = 0.1
 MIN_SHARE = 0.5
 """A fractional segment holds a voxel of which it covers this share."""
 _ABNORMAL = "49755003"
-"""SNOMED CT, morphologically abnormal structure: the category of a lesion's segment."""
+"""Category of a lesion's segment: SNOMED CT, morphologically abnormal structure."""
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _MAX_SHOWN = 4
 _TRIANGLE = 9
-"""Numbers of the smallest contour that encloses anything."""
+"""Number of coordinates of the smallest contour that encloses an area."""
 MAX_ID = 65535
 
 

@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 STRAIGHT_VOXELS = 0.01
-"""Axes that lead each other astray by no more than this are at right angles."""
+"""Largest deviation, in voxels, at which axes count as perpendicular."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from maisi_aug.system.models import PositiveFinite
 
 MAX_SPACING_MM = 100.0
 MAX_SIDE = 8192
-"""Voxels along a side of any grid; the bundle's limits are below."""
+"""Largest number of voxels along a side of any grid; the limits of bundles are lower."""
 
 
 def read_shape(value: object) -> object:

@@ -19,7 +19,7 @@ MAX_DEFLATE_RATIO: Final = 1032
 """Largest ratio to which gzip or zlib unpack (J. Gailly and M. Adler, zlib technical details: 1032:1)."""
 MAX_HEADER_BYTES: Final = 10**6
 SURPLUS_BYTES: Final = 2**20
-"""Bytes that may follow the voxels."""
+"""Number of bytes that may follow the voxels."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _CHUNK_BYTES: Final = 2**16
 _MAX_PART_BYTES: Final = 2**20

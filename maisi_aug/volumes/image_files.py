@@ -44,9 +44,9 @@ IMAGE_COMPRESSION = 1
 LABEL_MAP_COMPRESSION = 6
 
 MAX_SIDE = 2**20
-"""Voxels along an axis; whatever a header says."""
+"""Largest number of voxels along an axis, whatever a header says."""
 ROUNDING = 1e-3
-"""Labels that are stored as fractions or with a scale come back no farther from integers."""
+"""Largest distance from an integer of labels that were stored as fractions or with a scale."""
 
 Kind = Literal["dicom", "nifti", "itk"]
 Stored = tuple[NDArray[Any], NDArray[np.float64]]
@@ -260,7 +260,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
 
 
 def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """Return an image that somebody holds in memory, turned to the closest RAS+ axes.
+    """Return an image from memory, turned to the closest RAS+ axes.
 
     Args:
         image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an

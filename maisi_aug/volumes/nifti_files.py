@@ -39,11 +39,11 @@ UNIT_MM = {1: 1000.0, 3: 0.001}
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 _SPACE_BITS = 7
 PLAUSIBLE_MM = (0.01, 100.0)
-"""A voxel's side in any CT; beyond, the header's unit is wrong."""
+"""Range in mm of a voxel's side in any CT; outside of it the header's unit is wrong."""
 SAME_VOXELS = 0.5
-"""A wrong ``pixdim`` moves the last voxel by less than this where it is only rounded."""
+"""Largest shift of the last voxel, in voxels, at which a deviating ``pixdim`` counts as rounded."""
 SAME_PLACE_VOXELS = 0.1
-"""sform and qform that place every voxel this close say the same."""
+"""Largest distance, in voxels, between the positions by sform and by qform at which the two count as equal."""
 
 
 def parse_nifti(

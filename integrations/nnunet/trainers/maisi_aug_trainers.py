@@ -88,7 +88,8 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         leaked = sorted(self.synthetic_cases.intersection(validation))
         if leaked:
             raise TrainingError(
-                f"Fold {self.fold}: only real cases can validate, found the synthetic case '{leaked[0]}'. Export "
+                f"Fold {self.fold}: only real cases can be used for validation, found the synthetic case "
+                f"'{leaked[0]}'. Export "
                 f"again, or correct {SPLITS_NAME}."
             )
         return training, validation

@@ -35,7 +35,7 @@ def pull_database(
         known: The bundle.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
         hub: Hub to download from.
-        report: Told in a sentence what is going on.
+        report: Called with a sentence that describes the current step.
 
     Returns:
         The folder, which is a mask bank.
@@ -81,6 +81,6 @@ def _require_replaceable(folder: Path, database: KnownDatabase) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if foreign or folder.is_file():
         raise BundleError(
-            f"{folder}: expected nothing but an earlier download of the label maps, found "
+            f"{folder}: must hold nothing but an earlier download of the label maps, found "
             f"{', '.join(foreign[:4]) or 'a file'}. Move them away."
         )

@@ -91,7 +91,7 @@ def pull_bundle(
         with_masks: Fetch the mask networks as well.
         folder: Folder of the bundle; None for the user's data folder.
         hub: Hub to download from.
-        report: Told in a sentence what is going on.
+        report: Called with a sentence that describes the current step.
 
     Raises:
         BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
@@ -241,7 +241,9 @@ def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
                 raise
             if _status_of(error) or not tries_left:
                 raise _explain(error, f"{repository}/{name}") from error
-            _LOG.warning("%s/%s: the download broke off (%s); going on.", repository, name, type(error).__name__)
+            _LOG.warning(
+                "%s/%s: the download was interrupted (%s); continuing.", repository, name, type(error).__name__
+            )
     raise AssertionError("the last try returns or raises")
 
 
@@ -342,7 +344,7 @@ def upload_folder(
         # The hub leaves the visibility of a repository that exists as it is.
         if is_private and not api.repo_info(repository).private:
             raise BundleError(
-                f"{repository}: is public already, and nothing was uploaded. Make it private in its settings, choose "
+                f"{repository}: is already public; nothing was uploaded. Make it private in its settings, choose "
                 "another name, or leave --private out."
             )
         api.upload_folder(

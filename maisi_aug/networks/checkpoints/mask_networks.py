@@ -34,7 +34,7 @@ def write_mask_networks(
     Args:
         known: Definitions.
         files: Checkpoint by role, and the size-conditions file.
-        folder: Folder of the bundle; nobody else may be using it.
+        folder: Folder of the bundle; no other process may be using it.
         provenance: Origin of the files.
 
     Raises:
@@ -76,7 +76,7 @@ def note_masks(
     """Write mask networks into the folder of a bundle without any, and note them in its ``bundle.yaml``.
 
     Args:
-        folder: Folder of the bundle; nobody else may be using it.
+        folder: Folder of the bundle; no other process may be using it.
         networks: Definitions by role.
         states: Weights by role.
         settings: All of ``MaskGenerationSpec`` but the size conditions.

@@ -25,15 +25,15 @@ DEFINITIONS: Mapping[str, str] = {
     "diffusion_unet": "diffusion_unet_def",
     "controlnet": "controlnet_def",
 }
-"""Where the file defines a network."""
+"""Key under which the file defines a network, by role."""
 SCHEDULER = "noise_scheduler"
 TARGET = "_target_"
-LICENCE = "Not stated; that of the checkpoints"
+LICENCE = "Not stated; the licence of the checkpoints applies"
 FLOW_STEPS = 30
 """Default number of sampling steps with rectified flow, as of NVIDIA's own networks."""
 DEFAULT_GRID = {"shape": [256, 256, 256], "spacing_mm": [1.5, 1.5, 1.5]}
 _NAME_PARTS: Mapping[str, str] = {"autoencoder": "autoencoder", "diffusion_unet": "unet", "controlnet": "controlnet"}
-"""What the names of NVIDIA's checkpoints hold, to find the one whose differences are told where none fits."""
+"""Parts of the names of NVIDIA's checkpoints by role, to report the most likely file where none fits."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,9 @@ def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Pat
         expected = describe_tensors(definition)
         fitting = [path for path, state in states.items() if _is_same(expected, state)]
         if not fitting and role == "controlnet" and not _named_like(role, paths):
-            notes.append(f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none.")
+            notes.append(
+                f"No ControlNet in {source}: the bundle can only draw images without label maps (--mask-source none)."
+            )
             continue
         if not fitting:
             _explain_misfit(role, expected, states, faults, source, network.path)

@@ -36,7 +36,7 @@ CARD_FILE = "README.md"
 MAPS_FOLDER = "label_maps"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 STALE = ["*.safetensors", f"{MAPS_FOLDER}*", LICENCE_FILE]
-"""Of an earlier upload: what a bundle no longer has must not stay readable."""
+"""Files of an earlier upload to delete, because what a bundle no longer contains must not stay readable."""
 LICENCE_IDS: Mapping[str, str] = {
     "apache-2.0": "apache-2.0",
     "mit": "mit",
@@ -133,7 +133,7 @@ def push_bundle(
             return files, None
         say(f"Uploading {len(files)} files ({sum(file.num_bytes for file in files) / 1e6:.1f} MB) to {repository}.")
         if not is_private:
-            say("The repository is public unless it is private already; --private keeps a new one to its owner.")
+            say("The repository is public unless it is already private; use --private to create a private one.")
         message = f"{bundle.name}, written by maisi-aug"
         address = upload_folder(repository, target, is_private=is_private, message=message, removes=STALE, hub=hub)
     return files, address
@@ -300,7 +300,7 @@ def pull_shared(
     hub: Hub | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Fetch a bundle that somebody has shared; at once when it is there, intact, and not newer on the hub.
+    """Download a shared bundle; returns at once if an intact copy exists and the hub has no newer one.
 
     Only what ``bundle.yaml`` names is fetched: safetensors, JSON and label maps, never code. Every weight file is
     compared with the SHA-256 in ``bundle.yaml``, and that file with what the hub states.
@@ -325,13 +325,13 @@ def pull_shared(
     except BundleError:
         if present is None:
             raise
-        say(f"{repository}: the hub was not reached; the copy at hand is used.")
+        say(f"{repository}: the hub cannot be reached; the local copy is used.")
         return present
     if present is not None and sha256_of(present.path / BUNDLE_FILE) == header.sha256:
         return present
     spec = read_spec(header.path, repository)
     _require_replaceable(target, repository)
-    say(f"{repository} comes under the licence: {spec.licence}")
+    say(f"{repository} is licensed under: {spec.licence}")
     if not accept_licence(spec):
         raise BundleError(
             f"{repository}: its licence was not accepted, {spec.licence}. Read it, then: maisi-aug bundles pull "
@@ -359,7 +359,7 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
         spec = BundleSpec.model_validate(content)
     names = [named.file for named in spec.weights.values()]
     if any(not name.endswith(".safetensors") for name in names):
-        raise BundleError(f"Bundle {repository}: its weights are not safetensors files, and are not fetched.")
+        raise BundleError(f"Bundle {repository}: not downloaded, because its weights are not safetensors files.")
     if spec.mask_generation is not None:
         names.append(spec.mask_generation.size_conditions.file)
     for name in names:
@@ -370,7 +370,7 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
 def _require_inner(name: object, repository: str) -> str:
     if not isinstance(name, str) or not re.match(INNER_PATH, name):
         raise BundleError(
-            f"Bundle {repository}: it names {name!r}, which is not a file in its folder; it is not fetched."
+            f"Bundle {repository}: it names {name!r}, which is outside its folder; nothing is downloaded."
         )
     return name
 
@@ -437,7 +437,7 @@ def _require_whole(bundle: Bundle, subject: str) -> None:
 
 def _require_empty(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise BundleError(f"{folder}: something is there already. Choose a new folder for --to.")
+        raise BundleError(f"{folder}: already exists and is not empty. Choose a new folder with --to.")
 
 
 def _require_replaceable(folder: Path, repository: str) -> None:
@@ -446,7 +446,7 @@ def _require_replaceable(folder: Path, repository: str) -> None:
         return
     if not folder.is_dir() or not (folder / BUNDLE_FILE).is_file():
         raise BundleError(
-            f"{folder}: something else than a bundle is there. Choose another folder for {repository}: --to."
+            f"{folder}: contains something other than a bundle. Choose another folder for {repository} with --to."
         )
     try:
         spec = load_bundle(folder).spec
@@ -457,7 +457,7 @@ def _require_replaceable(folder: Path, repository: str) -> None:
     own |= {spec.mask_bank.list, spec.mask_bank.labels} if spec.mask_bank is not None else set()
     foreign: Sequence[str] = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:
-        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])}, too. Move them away, or choose another --to.")
+        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])}as well. Move them away, or choose another --to.")
 
 
 def _tell_base(bundle: Bundle, say: Say) -> None:

@@ -36,7 +36,7 @@ from maisi_aug.system.engine.work import (
 
 POLL_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 60.0
-"""Longest wait, after Ctrl-C or an error, for what workers are writing."""
+"""Seconds to wait, after Ctrl-C or an error, for workers to finish writing."""
 
 Message = tuple[str, Any]
 Send = Callable[[str, Any], None]
@@ -109,7 +109,7 @@ class Hand(Protocol[Item]):
 AnyHand = Any
 """The driver's own kind of :class:`Hand`."""
 Listen = Callable[[Sequence[AnyHand], float], Iterable[tuple[AnyHand, Message | None]]]
-"""Waits up to some seconds for messages of workers; None where one was ended from outside."""
+"""Waits up to a number of seconds for messages of workers; yields None for a worker that was killed."""
 
 
 @dataclass

@@ -25,11 +25,11 @@ Result = TypeVar("Result")
 ItemIn = TypeVar("ItemIn", contravariant=True)
 
 NUM_AHEAD = 2
-"""Items that a worker has at hand, the one that it works on included: the next is looked at meanwhile."""
+"""Number of items handed to a worker at a time, including the current one, so that it can prepare the next."""
 NUM_BEHIND = 2
-"""Results that may still be on their way to the disk while the next item is worked on."""
+"""Number of results that may still be being written while the next item is processed."""
 MAX_LOSSES = 3
-"""Largest number of times that an item is handed out when its workers are ended from outside."""
+"""Largest number of times that an item is handed out again after its worker was killed."""
 
 Tell = Callable[..., None]
 """Called with the name of an event and what belongs to it, values that can be sent to another process."""
@@ -138,7 +138,7 @@ class Engine(Protocol):
 
 
 def ignore_events(worker: str, event: str, details: tuple[Any, ...]) -> None:
-    """Ignore events: a :class:`Watch` for nobody."""
+    """Ignore events: a :class:`Watch` that does nothing."""
 
 
 def work_off(

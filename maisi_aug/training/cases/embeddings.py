@@ -2,7 +2,7 @@
 
 They become a prepared folder: the latents as they are, and the images that the autoencoder decodes from them, for what
 needs HU. The embeddings are draws of the autoencoder's posterior and not its means: 27.5% of their variance is noise
-(measured with NVIDIA's autoencoder), which no network can foretell.
+(measured with NVIDIA's autoencoder), which no network can predict.
 
 Source: NV-Generate-CTMR, ``data/README.md`` and ``scripts/train_controlnet.py``: ``{"training": [{"image", "label",
 "dim", "spacing", "modality", "top_region_index", "bottom_region_index", "fold"}]}``.
@@ -51,7 +51,7 @@ from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_channels, load_label_map, save_image, save_label_map
 
 NOISE_SHARE = 0.275
-"""Of the variance of embeddings: the noise of the draw."""
+"""Share of the variance of embeddings that is sampling noise."""
 DEFAULT_FOLDS = 5
 _OneHot = tuple[int, int, int, int]
 
@@ -126,7 +126,7 @@ def read_list(path: Path) -> EmbeddedList:
         raise PreparationError(f"{path}: expected a JSON list of embeddings, found: {error}.") from error
     rows = content.get("training") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise PreparationError(f"{path}: expected rows under 'training', found none. Give NVIDIA's data list.")
+        raise PreparationError(f"{path}: has no rows under 'training'. Give NVIDIA's data list.")
     read = []
     for number, row in enumerate(rows):
         with explain_problems(EmbeddedRow, f"{path}, row {number}", PreparationError, one_line=True):
@@ -265,7 +265,7 @@ def _read_case(
     if row.dim is not None and row.dim != label_map.shape:
         warnings.warn(
             f"{listed.path}, {row.image}: expected dim {_cross(label_map.shape)}, the size of the label map, found "
-            f"{_cross(row.dim)}. The size of the label map is taken.",
+            f"{_cross(row.dim)}. The size of the label map is used.",
             MaisiAugWarning,
             stacklevel=2,
         )
@@ -316,7 +316,7 @@ def _name_ids(
 
     Returns:
         A table from these ids to those of the prepared label maps, the labels that MAISI's vocabulary lacks, and the
-        ids that nobody has named.
+        ids without a name.
     """
     table, new_labels, unnamed = np.arange(256, dtype=np.uint8), {}, []
     for label_id in sorted(found - {BACKGROUND_ID, BODY_ID}):
@@ -344,7 +344,7 @@ def _name_others(
     source: Path,
     say: Say,
 ) -> dict[str, NewLabel]:
-    """Names of the ids that nobody has named.
+    """Names of the ids without a name.
 
     Raises:
         PreparationError: When it is not clear what they mean.

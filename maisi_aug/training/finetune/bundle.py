@@ -38,10 +38,10 @@ from maisi_aug.vocabulary.sizes import measure_distribution
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 MIN_SPREAD_HU = 10.0
-"""Standard deviation over patients that is assumed at the least: a few patients say little of all."""
+"""Smallest standard deviation over patients to assume, because a few patients say little about all."""
 NUM_DEVIATIONS = 3.0
 FAINT_HU = 5.0
-"""Contrasts below it have no sign."""
+"""Contrast in HU below which a label counts as neither brighter nor darker."""
 
 
 def measure_labels(

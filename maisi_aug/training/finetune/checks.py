@@ -114,7 +114,7 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
         )
         if num_training == 0:
             raise TrainingError(
-                f"Label '{label.name}': occurs only in {num_held_out} held-out cases, not in a training case. Choose "
+                f"Label '{label.name}': occurs only in {num_held_out} held-out cases, not in any training case. Choose "
                 "another --fold."
             )
         if num_held_out == 0:
@@ -161,7 +161,7 @@ def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
     if config.loss.batch_count > 1 and len(shapes) > 1:
         found = " and ".join("x".join(map(str, shape)) for shape in shapes[:3])
         raise TrainingError(
-            f"--batch-size: expected 1, for the cases of {dataset.path} have several shapes ({found}), found "
+            f"--batch-size: expected 1, because the cases of {dataset.path} have several shapes ({found}), found "
             f"{config.loss.batch_count}. Leave it out."
         )
 
@@ -211,7 +211,7 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     if path.is_file():
         try:
             before = read_yaml(path)
-            before["configuration"].pop("num_pictures", None)  # which earlier versions told
+            before["configuration"].pop("num_pictures", None)  # which earlier versions recorded
             flat_before = _flatten(before)
         except (OSError, ContentError, AttributeError, KeyError, TypeError) as error:
             raise TrainingError(

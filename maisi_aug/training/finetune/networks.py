@@ -27,7 +27,7 @@ from maisi_aug.training.images.label_means import freeze_lookup
 PARTIAL_BLOCKS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 """Networks' parts that ``partial`` trains: the layers that read the label map, and those that feed the U-Net."""
 SCALE = 2.0
-"""s of the definition, relative to the rank: what is added does not grow with it."""
+"""Scale s of the added term, relative to the rank, so that its size does not grow with the rank."""
 
 
 @dataclass(frozen=True)

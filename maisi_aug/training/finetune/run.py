@@ -219,7 +219,7 @@ class Finetuning:
             slots=self.config.slots,
             hosts=self.hosts,
             kinds=self.config.kinds,
-            report=self.report_phase("Looking at the labels"),
+            report=self.report_phase("Measuring the labels"),
         )
 
     def _tell(self, dropped: Mapping[str, str]) -> None:

@@ -25,7 +25,7 @@ from maisi_aug.volumes.components import TOUCHING, bounding_box, is_any_of
 from maisi_aug.volumes.grid import Spacing
 
 MARGIN_VOXELS = 3
-"""Width of the band around a removed label in which nothing is requested."""
+"""Width in voxels of the band around a removed label that the loss ignores."""
 MAX_PATCHES = 256
 _EPSILON = 1e-5
 

@@ -40,7 +40,7 @@ MAX_CASES = 60
 # A tumor's contrast is a few HU in a thousand and its voxels are few: in the fit they count as so many more.
 TUMOR_FIT_WEIGHT = 5.0
 FAINT_HU = 100.0
-"""Soft tissue in soft tissue: the mean contrast of a kind of tumor that ``faint_gain`` raises lies below this."""
+"""Mean contrast in HU below which ``faint_gain`` amplifies a kind of tumor: soft tissue in soft tissue."""
 
 
 @dataclass(frozen=True, eq=False)

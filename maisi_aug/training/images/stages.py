@@ -39,7 +39,7 @@ from maisi_aug.training.loop.stopping import TimeLimit
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
 MAX_VOXELS_KEPT = 160**3
-"""Larger images have the ControlNet's condition embedding computed again in the backward pass."""
+"""Number of voxels above which the ControlNet's condition embedding is recomputed in the backward pass."""
 START_ROLE = "controlnet_start"
 
 

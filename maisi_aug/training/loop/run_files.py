@@ -49,7 +49,7 @@ class StepLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # a full disk was told of when the line was written
+        with suppress(OSError):  # a full disk was reported when the line was written
             self._file.close()
         if self._writer is not None:
             self._writer.close()

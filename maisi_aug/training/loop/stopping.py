@@ -80,7 +80,7 @@ class TimeLimit:
         """Return phases that end when the time is up, after the case that they are at.
 
         Args:
-            report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.
+            report_phase: Starts the progress report of a phase, given its name; its cases are kept one by one.
             uninterrupted: Prefixes of the names of phases whose work is only kept when it is complete.
 
         Returns:

@@ -29,7 +29,7 @@ from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.grid import Grid, spell_grid
 
 HELD_OUT_SHARE = 5
-"""One in this many of the user's own maps is held out, at most."""
+"""At most one in this many of the user's own maps is held out."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.volumes.grid import Grid
 
 MASK_KIND = "mask-training"
-"""One of ``recipe.FIRST_STAGES``."""
+"""Kind of the recipe, a key of ``FIRST_STAGES``."""
 
 
 class MaskDataConfig(StrictModel):

@@ -34,7 +34,7 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6
-"""Share that is assumed at the start for a class that no map has."""
+"""Initial share assumed for a class that no map contains."""
 
 
 @dataclass(eq=False)

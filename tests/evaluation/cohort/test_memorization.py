@@ -145,7 +145,7 @@ def test_bare_volumes_are_compared_as_images_alone(tmp_path: Path) -> None:
 def test_nearer_without_a_copy_is_said() -> None:
     held_out = np.linspace(0.8, 1.0, 20)
     verdict, p, copies = judge(np.linspace(0.6, 0.79, 20), held_out, num_train=9)
-    assert verdict == "closer to training cases than held-out cases are, but no copy"
+    assert verdict == "closer to training cases than held-out cases are, but no copies"
     assert p is not None
     assert p < 1e-5
     assert not copies.any()

@@ -652,7 +652,7 @@ class TestRefusals:
             ([], "has no folds"),
             ({"a": 1}, "must be a list of folds with 'train' and 'val'"),
             ([{"train": ["liver_1"], "val": ["gone"]}], "fold 0 names 'gone'"),
-            ([{"train": ["liver_1"], "val": ["liver_1"]}], "liver_1' both trains and validates in fold 0"),
+            ([{"train": ["liver_1"], "val": ["liver_1"]}], "liver_1' is used for both training and validation"),
         ],
     )
     def test_splits_that_do_not_fit(self, place: Place, content: Any, message: str) -> None:

@@ -152,7 +152,7 @@ def test_second_import_is_the_first_unless_the_modalities_are_others(trained: Ca
     assert second.choose_modality(None) == "mri_t2"
     with pytest.raises(BundleError, match="modalities.*expected"):
         import_networks(source, network_file, modalities=["t2"])
-    with pytest.raises(BundleError, match="expected modalities of CT alone or of MR alone, found ct, mri_t1"):
+    with pytest.raises(BundleError, match="expected only CT modalities or only MR modalities, found ct, mri_t1"):
         import_networks(source, network_file, modalities=["ct", "mri_t1"])
     assert load_bundle("nv").fingerprint == second.fingerprint
 
