@@ -55,7 +55,7 @@ def pull_command(
     to: ToOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
+    """Download a bundle from the Hugging Face hub, check it, and save it as safetensors.
 
     HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download continues where it stopped. The
     bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
@@ -83,7 +83,7 @@ def pull_command(
 
 
 def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path | None = None) -> None:
-    """Say where a bundle, and the label maps that came with it, are and how they are used."""
+    """Print where a bundle and its label maps are, and how to use them."""
     if as_json:
         found = {"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}
         typer.echo(json.dumps(found | ({"mask_database": str(database)} if database else {}), indent=1))
@@ -305,7 +305,7 @@ def import_command(
     to: ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over NVIDIA's checkpoints (.pt) from a folder: check them, and keep them as a bundle of safetensors.
+    """Import NVIDIA's checkpoints (.pt) from a folder: check them, and save them as a bundle of safetensors.
 
     Only data is read from the files; one that asks to run code is refused by name. The folder is not changed. Without a
     ControlNet the bundle draws images alone.
@@ -344,7 +344,7 @@ def convert_command(
 ) -> None:
     """Copy a bundle with its weights in another floating type, or turn a checkpoint into safetensors.
 
-    What changes is the size on disk: networks compute as before, and take as much memory. Definitions, scale factor,
+    Only the size on disk changes: networks compute as before and take the same memory. Definitions, scale factor,
     licence and provenance are carried over. Only data is read from checkpoints, never code.
 
     Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
@@ -402,7 +402,7 @@ def bundles() -> None:
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well.
+    """List available and downloadable bundles; any folder with a bundle.yaml can be used as well.
 
     Example: maisi-aug bundles list
     """
@@ -438,7 +438,7 @@ def show_command(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be.
+    """Show a bundle: its networks and their widths, slots, size, and the origin of its weights.
 
     Example: maisi-aug bundles show phantom-ct
     """

@@ -129,7 +129,7 @@ def equivalence(
 def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Compare the HU of every organ and lesion with MAISI's published ranges, your own file, or your real cases.
 
-    With --reference, --out gets hu_ranges.json too, to be passed as --ranges later.
+    With --reference, --out also gets hu_ranges.json, to be passed as --ranges later.
 
     Example: maisi-aug evaluate hu cohort --reference nnUNet_raw/Dataset501_Mine --out hu
     """
@@ -223,7 +223,7 @@ def reconstruction(
 ) -> None:
     """Measure what a bundle's autoencoder preserves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur.
 
-    What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
+    What it cannot draw, such as small vessels, metal or bone above 1000 HU, cannot be fine-tuned into that bundle.
 
     Example: maisi-aug evaluate reconstruction real_cts --bundle rflow-ct --out reconstruction
     """

@@ -43,9 +43,9 @@ def migrate(
         bool, typer.Option("--json", help="Print commands and every setting with its counterpart as JSON.")
     ] = False,
 ) -> None:
-    """Translate configuration files of NVIDIA's scripts into commands of maisi-aug, and say what differs.
+    """Translate configuration files of NVIDIA's scripts into commands of maisi-aug, and list the differences.
 
-    The output is a shell script: what differs stands in comments above the commands.
+    The output is a shell script: differences are in comments above the commands.
 
     Example: maisi-aug migrate configs/config_infer.json configs/environment_rflow-ct.json
     """

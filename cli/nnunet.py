@@ -69,7 +69,7 @@ def compact_plans(
 ) -> None:
     """Write plans that a CPU can train beside plans of nnU-Net, as PLANS_compact.
 
-    Spacing and normalisation stay, so cases preprocessed for the one serve the other.
+    Spacing and normalisation stay, so preprocessed cases can be used with both plans.
 
     Example: maisi-aug nnunet-compact-plans 503
     """

@@ -418,7 +418,7 @@ def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
     """Return a configuration of its fields.
 
     Raises:
-        BenchmarkError: Naming every field that does not validate.
+        BenchmarkError: The message names every field that does not validate.
     """
     with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="configuration", advice="Correct it."):
         return BenchmarkConfig(**fields)

@@ -374,7 +374,7 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
     """Raise when nothing is left to measure.
 
     Raises:
-        EvaluationError: Naming the first case that was set aside and how many more there are.
+        EvaluationError: The message names the first case that was set aside and how many more there are.
     """
     if num_left == 0:
         first = skipped[0].reason if skipped else "there are no cases"

@@ -96,7 +96,7 @@ def _measure(folder: Path, document: dict[str, Any], notify: ReportStage) -> Non
 
 
 def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: str = "") -> list[Section]:
-    """Return all sections, in their order; a name goes in front of the titles where a report has several cohorts."""
+    """Return the sections of the report on a cohort; with several cohorts, titles begin with the name."""
     prefix = f"{name}: " if name else ""
     return [
         Section(f"{prefix}Cohort", _build_summary(document)),

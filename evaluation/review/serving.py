@@ -62,7 +62,7 @@ def require_view() -> None:
     """Raise unless the packages of the extra ``view`` are there.
 
     Raises:
-        MissingExtraError: Naming the extra.
+        MissingExtraError: The message names the extra.
     """
     try:
         import starlette  # noqa: F401

@@ -135,12 +135,12 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
 def train_segmenter(
     real: Sequence[NoduleStack], synthetic: Sequence[NoduleStack], *, share: float, num_steps: int, seed: int
 ) -> nn.Module:
-    """Train for a number of steps; every nodule of either kind is drawn equally often.
+    """Train a segmenter; within a kind, every nodule is drawn equally often.
 
     Args:
         real: Nodules of patients.
-        synthetic: Drawn or pasted; may be empty with a share of 0.
-        share: Share of the synthetic ones in every batch.
+        synthetic: Drawn or pasted nodules; may be empty with a share of 0.
+        share: Share of synthetic nodules in every batch.
         num_steps: Number of steps of ``BATCH`` patches.
         seed: Seed of the weights and of every patch.
     """

@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """Return the folders that were looked through, in words."""
+    """Return the searched folders as text, for messages."""
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
@@ -124,7 +124,7 @@ def require_unused_id(folder: Path, dataset_id: int) -> None:
     """Raise when one of nnU-Net's folders holds anything of a dataset id.
 
     Raises:
-        ExportError: Naming what is there.
+        ExportError: The message names what is there.
     """
     for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
         raise_taken(dataset_id, taken)

@@ -98,7 +98,7 @@ def _require_continuation(folds: Folds, raw: Folds) -> None:
     """Raise unless the first folds are the raw dataset's, as nnU-Net's planner requires.
 
     Raises:
-        ExportError: Naming both files.
+        ExportError: The message names both files.
     """
     ours, theirs = (
         [{side: set(fold[side]) for side in ("train", "val")} for fold in part.folds] for part in (folds, raw)

@@ -108,7 +108,7 @@ def require_numbers(numbers: Mapping[str, Any]) -> None:
     """Raise unless a label map can hold the numbers.
 
     Raises:
-        RequestError: Naming one that it cannot.
+        RequestError: The message names one that it cannot.
     """
     for name, number in numbers.items():
         highest = 0 if _is_background(name) else MAX_NUMBER
@@ -176,7 +176,7 @@ def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = Fals
     """Raise where labels are chosen beside ``numbers``, which choose them.
 
     Raises:
-        RequestError: Naming what is too much.
+        RequestError: The message names what is too much.
     """
     if labels or include_anatomy:
         idle = "labels" if labels else "include_anatomy"

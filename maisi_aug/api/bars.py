@@ -32,7 +32,7 @@ _LOGGED: WeakSet[Progress] = WeakSet()
 
 
 class PlainConsole(Console):
-    """A console that takes text for text: no markup, no names of emojis, and control characters spelt out."""
+    """A console for plain text: no markup, no emoji codes, and escaped control characters."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, **settings)
@@ -42,13 +42,13 @@ class PlainConsole(Console):
         return super().render_str(clean_lines(text), **settings)
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Clean what comes from anywhere else, such as the descriptions of bars."""
+        """Clean text from other sources, such as the descriptions of bars."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean_lines(segment.text))
 
     @property
     def file(self) -> IO[str]:
-        """The stream behind all that stand in for it: while a bar is shown, one of Rich's stands before ours."""
+        """The underlying stream, without the wrapper that Rich puts around it while a bar is shown."""
         found = super().file
         while (behind := getattr(found, "rich_proxied_file", None)) is not None:
             found = behind
@@ -69,7 +69,7 @@ def can_draw(console: Console) -> bool:
 
 @contextmanager
 def tell_warnings(console: Console) -> Iterator[None]:
-    """Print what our own modules warn of, each sentence once; the boundary silences all warnings of libraries."""
+    """Print the package's own warnings, each sentence once; the boundary silences those of libraries."""
     told: set[str] = set()
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:

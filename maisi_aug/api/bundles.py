@@ -145,7 +145,7 @@ def import_bundle(
     Raises:
         BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
             network.
-        RequestError: There are modalities and no network.
+        RequestError: Modalities are given without a network file.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
     from maisi_aug.networks.checkpoints.folders import import_networks

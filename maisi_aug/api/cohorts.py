@@ -69,7 +69,7 @@ class CohortStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the slowest of the running jobs is done; None where none has made a case yet."""
+        """Seconds until the slowest running job is done; None if none has made a case yet."""
         paces = [(job.num_left, job.cases_a_minute) for job in self.running if job.cases_a_minute]
         return max((60 * left / pace for left, pace in paces), default=None)
 
@@ -141,7 +141,7 @@ class Verification:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every case is settled and every file is as it was written."""
+        """Whether every case is finished and every file is intact."""
         return not self.lost and len(self.status.manifest.settled_indices) >= self.status.num_cases
 
     def to_json(self) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
     """Make one cohort of the shards in a folder, or of shards with a folder each; ``maisi-aug cohort merge``.
 
     The result is the same as from one process: the same manifest, ordered by case, the same files, and the
-    contact sheet. Giving the call again after it was killed is enough.
+    contact sheet. If it is killed, call it again.
 
     Args:
         *folders: One that shards have worked in, or several, one of each shard.

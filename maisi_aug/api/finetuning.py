@@ -291,7 +291,7 @@ def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
     """Raise before any case is prepared, if the data will not hold what is to be taught.
 
     Raises:
-        PreparationError: Naming the label and those that the data will hold.
+        PreparationError: The message names the label and those that the data will hold.
     """
     from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID
 

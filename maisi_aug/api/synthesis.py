@@ -128,7 +128,7 @@ def plan(
     progress: Progress = True,
     **fields: Any,
 ) -> CohortPlan:
-    """Return the cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
+    """Return the cases that :func:`synthesize` would make, without making them; ``maisi-aug plan``.
 
     The mask bank is opened, and the hardest label map of every kind is tried, so that a lesion without room is found
     here. No weights are needed.
@@ -169,10 +169,10 @@ def plan(
 def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
 ) -> CohortRequest:
-    """Return the resolved request of a Python call.
+    """Check the arguments of a Python call, and return the resolved request.
 
     Raises:
-        RecipeError: Listing every problem with its place.
+        RecipeError: The message lists every problem with its place.
     """
     flags = to_fields(CohortRequest, {"labels": labels or None, **fields})
     if recipe is not None:
@@ -192,7 +192,7 @@ def make_cohort(
     redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Resolve what is requested and make it.
+    """Resolve a request, and make or continue the cohort.
 
     Args:
         request: The request.

@@ -58,7 +58,7 @@ class ArchiveMember:
         return content
 
     def too_large(self) -> VolumeError:
-        """Return the error for a member that its voxels do not explain."""
+        """Return the error for a member that is larger than its number of voxels allows."""
         return VolumeError(
             f"{self.name}: larger than the {self.max_bytes / 1000000.0:.0f} MB that the archive's list states. "
             "Download the archive again."
@@ -108,13 +108,13 @@ class BankEntry:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All its files, the CT last."""
+        """All files of the entry, the CT last."""
         return self.label_paths if self.image_path is None else (*self.label_paths, self.image_path)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Requirements on a map.
+    """Requirements on a label map.
 
     Attributes:
         required_ids: All of these.
@@ -127,7 +127,7 @@ class Needs:
     only_tumor_ids: frozenset[int] | None = None
 
     def are_met_by(self, ids: frozenset[int] | None) -> bool:
-        """Whether a map with these ids has all that is needed; None is a map that cannot be used."""
+        """Whether a map with these ids meets the requirements; None stands for an unusable map."""
         return ids is not None and self.required_ids <= ids and all(ids & hosts for hosts in self.host_ids)
 
 
@@ -154,9 +154,9 @@ class BankListing:
         ]
 
     def choose(self, order: Sequence[int], needs: Needs) -> list[int]:
-        """Return those of some maps that may serve, the near ones first, else in the order given.
+        """Return the suitable ones of some maps, those with a similar field of view first.
 
-        Where tumours are removed anyway, maps without any go first, if there are enough of them for variety. Nothing is
+        If tumours are removed anyway, maps without any come first, if there are enough of them for variety. Nothing is
         sorted or left out where a bank tells nothing of its maps.
         """
         if not self._is_told:

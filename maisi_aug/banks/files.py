@@ -75,7 +75,7 @@ class BankFiles:
         """Raise unless there is at least one label map that looks usable.
 
         Raises:
-            BankError: Naming the first file that is not usable, if there is one.
+            BankError: The message names the first file that is not usable, if there is one.
         """
         if self.entries:
             return
@@ -85,7 +85,7 @@ class BankFiles:
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-    """Return the label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
+    """Return the label maps of a bank and the unusable ones, as in :func:`list_bank`."""
     found = list_bank(path, is_organ_name)
     return found.entries, found.faults
 
@@ -153,7 +153,7 @@ LabelRegions = Mapping[str, tuple[int, ...]]
 
 
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
-    """Return the names of :func:`load_labels`."""
+    """Return only the names of :func:`load_labels`."""
     return load_labels(path)[0]
 
 

@@ -52,7 +52,7 @@ class Database:
 
 
 def find_database(path: Path) -> Database | None:
-    """Return the mask database that a path means, or None where it means something else.
+    """Return the mask database at a path, or None if there is none.
 
     Args:
         path: The archive, the unpacked folder, the list, or the folder that holds list and maps.

@@ -69,7 +69,7 @@ class Bundle:
 
     @property
     def is_fetched(self) -> bool:
-        """Whether it is on this machine, and no outline of one that can be fetched."""
+        """Whether its weights are on this machine; False for the outline of a downloadable bundle."""
         return bool(self.spec.weights) or self.spec.base is not None
 
     @property
@@ -111,7 +111,7 @@ class Bundle:
     def fingerprint(self) -> str:
         """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
 
-        What it says of mask networks is left out: fetching them later must not part a bundle from its cohorts. Empty
+        Mask networks are not included, so that adding them later does not invalidate existing cohorts. Empty
         for the outline of one that has not been fetched.
         """
         if not self.is_fetched:
@@ -123,10 +123,10 @@ class Bundle:
 
     @cached_property
     def base(self) -> Bundle | None:
-        """The bundle that this one was fine-tuned from; None for one with all its weights.
+        """The bundle that this one was fine-tuned from; None if it has all its weights itself.
 
         Raises:
-            BundleError: When it is nowhere to be found, or is no longer what it was.
+            BundleError: The base was not found, or has changed.
         """
         return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
 
@@ -157,7 +157,7 @@ class Bundle:
         """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
 
         Raises:
-            BundleError: When it names a list that is not there.
+            BundleError: The named list is missing.
         """
         bank = self.spec.mask_bank
         if bank is None:
@@ -173,7 +173,7 @@ class Bundle:
 
     @property
     def has_controlnet(self) -> bool:
-        """Whether it draws images of label maps, and not images alone."""
+        """Whether it can draw images of label maps."""
         return "controlnet" in self.spec.networks
 
     @property
@@ -209,7 +209,7 @@ class Bundle:
         """The modality of images; the bundle's first where none is given.
 
         Raises:
-            RecipeError: For MR of a CT bundle, and the other way round.
+            RecipeError: MR is requested from a CT bundle, or CT from an MR bundle.
         """
         chosen = modality or self.spec.modalities[0]
         if is_mr(chosen) != self.is_mr:
@@ -221,7 +221,7 @@ class Bundle:
         return chosen
 
     def warn_of_modality(self, modality: str) -> tuple[str, ...]:
-        """What to warn of: a sentence for a modality that the networks were not taught, else empty."""
+        """Warning for a modality that the networks were not trained on; empty if there is none."""
         if modality in self.spec.modalities:
             return ()
         return (
@@ -270,11 +270,11 @@ class Bundle:
         return chosen
 
     def leaves_steps_out(self, num_inference_steps: int) -> bool:
-        """Whether that is fewer steps than DDPM has, which another sampler has to take."""
+        """Whether a DDPM bundle is given fewer steps than it was trained with, which needs another sampler."""
         return self.is_ddpm and num_inference_steps < self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
 
     def warn_of_steps(self, num_inference_steps: int) -> tuple[str, ...]:
-        """What to warn of: a sentence for a DDPM bundle with fewer steps; empty where there is nothing to warn of."""
+        """Warning for a DDPM bundle with fewer steps; empty if there is none."""
         if not self.leaves_steps_out(num_inference_steps):
             return ()
         return (
@@ -333,7 +333,7 @@ class Bundle:
             remedy: Alternative to using the nearest grid; empty for commands that take no unseen grid.
 
         Returns:
-            What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
+            Warning with the nearest suitable grid; empty if there is none.
 
         Raises:
             GridError: When a side is not a multiple of the factor, or the networks cannot work with the grid.
@@ -405,7 +405,7 @@ class Bundle:
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
     def path_of(self, named: WeightFile) -> Path:
-        """Return where a file that ``bundle.yaml`` names lies.
+        """Return the path of a file named in ``bundle.yaml``.
 
         Raises:
             BundleError: When the file is missing or leads out of the folder.
@@ -426,7 +426,7 @@ class Bundle:
         """Compare files with their recorded SHA-256: all that are named, a base's among them, or those of some roles.
 
         Raises:
-            BundleError: Naming the file that is missing or differs.
+            BundleError: The message names the file that is missing or differs.
         """
         chosen = self.roles if roles is None else roles
         owners = {role: self.owner_of(role) for role in chosen}
@@ -482,7 +482,7 @@ def pulled_bundles() -> tuple[str, ...]:
 
 
 def reference_of(bundle: Bundle) -> str:
-    """What ``--bundle`` takes for a bundle that is embedded or was fetched: its name, or ``owner/name``."""
+    """Return the value of ``--bundle`` for an embedded or downloaded bundle: its name, or ``owner/name``."""
     home = pulled_bundles_folder()
     return bundle.path.relative_to(home).as_posix() if bundle.path.is_relative_to(home) else bundle.name
 
@@ -559,7 +559,7 @@ def load_outline(name_or_path: str | Path) -> Bundle:
 
 
 def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
-    """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
+    """Return the base of a fine-tuned bundle, found by name or by its recorded paths.
 
     Args:
         spec: Its entry in the fine-tuned bundle.
@@ -567,7 +567,7 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
         subject: The fine-tuned bundle, for messages.
 
     Raises:
-        BundleError: When it is nowhere to be found, or is no longer what it was.
+        BundleError: The base was not found, or has changed.
     """
     at_hand = (*embedded_bundles(), *pulled_bundles())
     places: list[str | Path] = [spec.name] if spec.name in at_hand else []

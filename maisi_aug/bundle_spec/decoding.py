@@ -31,7 +31,7 @@ _IMAGES = "Images"
 
 
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
-    """Return how many voxels along a side make one latent voxel, by the definition of the VAE."""
+    """Return the downsampling factor of the VAE: image voxels per latent voxel along a side."""
     return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 

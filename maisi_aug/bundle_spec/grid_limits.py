@@ -32,7 +32,7 @@ class GridSpec(StrictModel):
     spacing_mm: tuple[PositiveFinite, PositiveFinite, PositiveFinite]
 
     def is_like(self, other: GridSpec) -> bool:
-        """Whether two grids have the same voxels, wherever they lie."""
+        """Whether two grids have the same shape and spacing, at any position."""
         return self.shape == other.shape and np.allclose(self.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE)
 
 
@@ -85,7 +85,7 @@ class GridLimits(StrictModel):
         )
 
     def admits(self, grid: Grid) -> bool:
-        """Whether the networks have seen such grids; a field of view that is enough for the head is enough."""
+        """Whether the networks were trained on such grids; a field of view that is enough for the head is accepted."""
         return not find_shortfalls(grid, self, shows_head_alone=True)
 
 
@@ -103,7 +103,7 @@ class Shortfall:
 
 
 def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> list[Shortfall]:
-    """Return what a grid lacks to be one that the networks have seen.
+    """Return in which ways a grid differs from those that the networks were trained on.
 
     Args:
         grid: Shape and spacing count.
@@ -123,7 +123,7 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
 def spell_shortfalls(
     grid: Grid, limits: GridLimits, subject: str, *, shows_head_alone: bool = False
 ) -> tuple[str, bool] | None:
-    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, refused ones first.
+    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, the severest first.
 
     Returns:
         The sentence without its stop, and whether the networks cannot work with the grid; None where nothing is found.
@@ -195,7 +195,7 @@ def spell_flags(grid: Grid) -> str:
 
 
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
-    """Return the grid that is nearest to one that lacks something, and lacks nothing.
+    """Return the nearest grid within the limits.
 
     Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
     twice.

@@ -132,7 +132,7 @@ class KnownBundle:
 
     @property
     def accepted_licence(self) -> dict[str, object]:
-        """Entry on the licence in ``bundle.yaml`` once it is accepted."""
+        """Text of the licence entry in ``bundle.yaml`` after acceptance."""
         return {"name": self.licence, "url": self.licence_url, "is_accepted": True}
 
     @property
@@ -156,7 +156,7 @@ def find_known_bundle(name: str) -> KnownBundle:
     """Return the bundle of a name.
 
     Raises:
-        BundleError: Offering the closest names.
+        BundleError: The name is unknown; the message offers the closest ones.
     """
     known = known_bundles()
     if name not in known:

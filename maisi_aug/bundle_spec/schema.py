@@ -25,7 +25,7 @@ def dump_bundle(content: Mapping[str, Any]) -> str:
 
 
 def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a ``bundle.yaml`` said before mask networks were added."""
+    """Return the text of a ``bundle.yaml`` without its mask networks."""
 
     def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in keys}
@@ -53,7 +53,7 @@ _MAX_LEVELS = 16
 
 
 def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
-    """Raise for numbers that no network or scheduler has, and that would take hours to build."""
+    """Raise for implausible hyper-parameters, which would take hours to build."""
     if not isinstance(definition.get("class"), str):
         raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
@@ -69,7 +69,7 @@ def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
+    """Raise unless the definitions state their number of levels, which decides the multiple for a grid's sides."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
             raise ValueError(f"expected a list of integers as {role}.num_channels")

@@ -57,7 +57,7 @@ class CohortFolder:
     path: Path
 
     def file_of(self, role: str, case_id: str) -> Path:
-        """Return where a file of a case goes.
+        """Return the path of a case's file.
 
         Args:
             role: "image", "label", "anatomy" or "preview".
@@ -67,15 +67,15 @@ class CohortFolder:
         return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
 
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
-        """Return where the picture of a failed attempt goes."""
+        """Return the path for the picture of a failed attempt."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
     def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
-        """Return where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
+        """Return the path for a kept volume of a rejected case, separate from the training data."""
         return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
-        """Return a path as the manifest has it."""
+        """Return a path relative to the folder, as in the manifest."""
         return path.relative_to(self.path).as_posix()
 
 
@@ -119,7 +119,7 @@ class BegunCohort:
 
     @classmethod
     def read(cls, path: Path, *, may_resume: bool = True) -> BegunCohort:
-        """Look into a folder; nothing in it is changed.
+        """Read the state of a folder, without changing it.
 
         Args:
             path: Path of the cohort.
@@ -138,13 +138,13 @@ class BegunCohort:
         return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
     def read_again(self, path: Path) -> dict[str, Any] | None:
-        """Return the content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
+        """Return the content of ``cohort.yaml``, read again only if the file has changed."""
         if self.path == path and self.document and self.stamp == _stamp_of(path):
             return dict(self.document)
         return read_cohort_document(path)
 
     def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
-        """Return numbers of cases that the cohort had before it grew, one more where more cases are requested.
+        """Return the earlier sizes of the cohort, including the current one if more cases are requested.
 
         Args:
             num_cases: Number of requested cases; fewer than there are is left for the comparison to refuse.
@@ -175,7 +175,7 @@ def _require_forms(document: Mapping[str, Any], path: Path) -> None:
     """Raise where what a run compares and counts with is of another form than it writes.
 
     Raises:
-        CohortError: Naming the field.
+        CohortError: The message names the field.
     """
     steps = document["configuration"].get(GROWTH_FIELD)
     is_list = steps is None or (isinstance(steps, list) and all(type(step) is int for step in steps))

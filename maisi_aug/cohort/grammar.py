@@ -54,7 +54,7 @@ class SizeRange:
     distribution: SizeDistribution | None = None
 
     def at(self, u: float) -> float:
-        """Return the volume in mL at a place ``u`` in [0, 1] of the range.
+        """Return the volume in mL at position ``u`` in [0, 1] of the range.
 
         A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
         distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
@@ -103,7 +103,7 @@ class CaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRequest:
-    """A request taken apart, its names and sizes not looked up.
+    """A request split into its parts, whose names and sizes are not yet resolved.
 
     Attributes:
         text: The request as the user wrote it.
@@ -117,7 +117,7 @@ class WrittenRequest:
 
     @classmethod
     def read(cls, text: str) -> WrittenRequest:
-        """Take a request apart.
+        """Split a request into its parts.
 
         Raises:
             RequestError: It has two shares.
@@ -173,7 +173,7 @@ def label_names(texts: Sequence[str]) -> list[str]:
 
 
 def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Return what is wrong with each request by itself, its place first; whether shares add up is not looked at."""
+    """Return the problems of each single request with its position; the sum of shares is not checked."""
     problems = []
     for place, text in enumerate(texts):
         try:

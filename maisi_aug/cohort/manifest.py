@@ -164,12 +164,12 @@ class Manifest:
 
     @cached_property
     def rejected(self) -> tuple[AttemptRecord, ...]:
-        """The last attempt of every case whose budget is spent."""
+        """The last attempt of every case that has used all its attempts."""
         return tuple(record for record in self._last.values() if record.status == "rejected")
 
     @cached_property
     def settled_indices(self) -> frozenset[int]:
-        """Case indices on which nothing is left to do."""
+        """Indices of the cases that are finished."""
         return frozenset(index for index, record in self._last.items() if record.status != "retried")
 
     @cached_property
@@ -194,7 +194,7 @@ class Manifest:
         return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
 
     def among(self, indices: Collection[int]) -> Manifest:
-        """Return the attempts at some cases, as a shard has them."""
+        """Return the part of the manifest about some cases, as for a shard."""
         return Manifest(tuple(record for record in self.records if record.case_index in indices))
 
     def next_attempt(self, case_index: int) -> int:
@@ -274,10 +274,10 @@ def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manife
 
 
 def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest:
-    """Return what several manifests say together.
+    """Merge several manifests.
 
     Raises:
-        CohortError: Two tell of the same attempt, and of different bytes.
+        CohortError: Two manifests have different files for the same attempt.
     """
     if len(parts) == 1:
         return parts[0]
@@ -290,10 +290,10 @@ def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest
 
 
 def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[Path, Path]) -> None:
-    """Raise unless two lines about the same attempt tell of the same files.
+    """Raise unless two lines about the same attempt record the same files.
 
     Raises:
-        CohortError: Naming the case, the manifests and a file.
+        CohortError: The message names the case, the manifests and a file.
     """
     before, after = ({file.path: file.sha256 for file in record.files.values()} for record in (first, second))
     if (first.case_id, before) != (second.case_id, after):
@@ -388,7 +388,7 @@ class _NamesOfCases:
         """Compare a line with those before.
 
         Raises:
-            CohortError: Naming the line.
+            CohortError: The message names the line.
         """
         index, key = record.case_index, record.case_id.casefold()
         if self._index_of.setdefault(key, index) != index:
@@ -455,11 +455,11 @@ class ManifestWriter:
         append_line(self._descriptor, record.to_json())
 
     def clear(self) -> None:
-        """Drop every line; for a cohort of which nothing was made."""
+        """Delete every line; for a cohort without any case."""
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Give up the lease and the lock."""
+        """Release the lease and the lock."""
         self.lease.end()
         os.close(self._descriptor)
 

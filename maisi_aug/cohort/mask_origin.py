@@ -19,7 +19,7 @@ HASH_LENGTH = 16
 
 
 def origin_words(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what may name the map that a case was made from, of the entry ``mask_origin`` of its manifest."""
+    """Return words of a manifest's ``mask_origin`` that may name the map that a case was made from."""
     return tuple(str(value) for value in mask_origin.values() if isinstance(value, str))
 
 

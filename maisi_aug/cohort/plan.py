@@ -62,7 +62,7 @@ class CasePlan:
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Return organs without which it cannot be made: those that are requested, and the only hosts of lesions."""
+        """Return the organs that the case needs: those requested, and hosts that are the only ones of a lesion."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
@@ -157,10 +157,10 @@ class CohortPlan:
         return CohortPlan(tuple(cases), tuple(sorted(labels)))
 
     def require_drawable(self, grid: Grid) -> None:
-        """Raise unless every lesion fills at least half a voxel, so that rounding leaves it one.
+        """Raise unless every lesion fills at least half a voxel, so that it is rounded to at least one.
 
         Raises:
-            RequestError: Naming the smallest lesion and its case.
+            RequestError: The message names the smallest lesion and its case.
         """
         half_ml = grid.voxel_ml / 2
         lost = [(lesion, case) for case in self.cases for lesion in case.lesions if lesion.requested_ml <= half_ml]
@@ -201,7 +201,7 @@ def plan_cohort(
     grown_from: Sequence[int] = (),
     rule_of: FindRule = growth_rule_of,
 ) -> CohortPlan:
-    """Deal the cases out to the requests and draw the size of every lesion.
+    """Distribute the cases over the requests, and draw the size of every lesion.
 
     Args:
         requests: The user's requests.

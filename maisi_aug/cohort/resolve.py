@@ -39,7 +39,7 @@ NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read 
 
 @dataclass(frozen=True)
 class CohortRun:
-    """A cohort ready to be made: nothing in it is left open.
+    """A fully resolved cohort, ready to be made.
 
     Attributes:
         request: The request as given.
@@ -128,7 +128,7 @@ def resolve(
     report_file: Report | None = None,
     needs_weights: bool = True,
 ) -> CohortRun:
-    """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
+    """Fill in what a request leaves open, and plan the cohort; warns about a grid that the networks have not seen.
 
     Args:
         request: The user's request.
@@ -292,7 +292,7 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it requests."""
+    """Whether a cohort shows only the head, by its body region or else by its requested labels."""
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))

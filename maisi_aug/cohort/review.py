@@ -84,7 +84,7 @@ _DECISION: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 @dataclass
 class Review:
-    """The decisions that stand.
+    """The current decisions of all reviewers.
 
     Attributes:
         num_bytes: Number of bytes of the file that were read.
@@ -107,7 +107,7 @@ class Review:
 
     @property
     def reviewers(self) -> list[str]:
-        """Everybody with a decision that stands, sorted."""
+        """Names of the reviewers with a current decision, sorted."""
         return sorted(name for name, stack in self._stacks.items() if stack)
 
     def last_of(self, reviewer: str) -> Decision | None:
@@ -128,7 +128,7 @@ class Review:
         return found
 
     def rejections(self) -> dict[CaseKey, str]:
-        """Return what was rejected by at least one reviewer, and a sentence that says by whom and why."""
+        """Return the attempts rejected by at least one reviewer, with a sentence that says by whom and why."""
         found = {}
         for key, decisions in self.standing().items():
             if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
@@ -197,18 +197,18 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def now() -> str:
-    """Return the time as a decision has it."""
+    """Return the current time in the format of a decision."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """Return the manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
+    """Return the manifest in which accepted cases that a reviewer rejected count as rejected, with the reason."""
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
 
 def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
-    """Return a record as it counts, given :meth:`Review.rejections`."""
+    """Return a record with rejections by reviewers applied, see :meth:`Review.rejections`."""
     reason = rejections.get(CaseKey(record.case_id, record.attempt))
     if record.status != "accepted" or reason is None:
         return record
@@ -249,7 +249,7 @@ def reopen_for_run(
         shard: Shard that the run makes, if any.
 
     Raises:
-        RequestError: It is a shard; others would not see that its cases are open again.
+        RequestError: The folder is a shard; other shards would not notice the reopened cases.
         CohortError: The cohort is another one or not merged, another process writes to it, or a line cannot be read.
     """
     if shard is not None:
@@ -259,10 +259,11 @@ def reopen_for_run(
 
 
 def reopen_rejected(folder: Path) -> list[AttemptRecord]:
-    """Give up the cases of a cohort that reviewers rejected, so that the next run makes further attempts at them.
+    """Reopen the cases that reviewers rejected, so that the next run makes further attempts at them.
 
-    With a case go its twins, which show the same patient. Pictures, and with ``keep_rejected`` volumes, move to where
-    those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws these again.
+    Twins of a case, which show the same patient, are reopened with it. Pictures, and with ``keep_rejected`` volumes,
+    move to where those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws
+    these again.
 
     Args:
         folder: Folder of a cohort that nothing is writing to.

@@ -53,7 +53,7 @@ class Twins:
         return [plan.cases[start : start + step] for start in range(0, len(plan.cases), step)]
 
     def to_origin(self, case_index: int) -> dict[str, Any]:
-        """Return what the manifest says of a case."""
+        """Return the manifest entry of a case."""
         return {"group": self.group_of(case_index), "factor": self.factor, "value": self.value_of(case_index)}
 
 

@@ -253,7 +253,7 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
 def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
     """Check that the organs of a case, taken together, are about as bright as usual.
 
-    The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
+    The bias is the median, over the organs, of the deviation of their median HU from the usual one. Bones count
     as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
     organs brighter and nothing makes all of them darker, hence two limits.
 
@@ -517,7 +517,7 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
 
 
 def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, float]:
-    """Shares of body and of soft tissue, and how much neighbouring voxels of soft tissue differ.
+    """Measure the shares of body and soft tissue, and the difference between neighbouring voxels of soft tissue.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.

@@ -77,7 +77,7 @@ class AttemptMaker:
     report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
-        """Return an attempt of which nothing is drawn yet."""
+        """Return a new attempt at a case, for which nothing has been drawn yet."""
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:

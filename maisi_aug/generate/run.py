@@ -122,7 +122,7 @@ def synthesize_cohort(
         MemoryShortageError: When not even the smallest part of an image can be decoded.
         BankError: When the mask bank has no usable map, or none that any case needs.
         LesionError: When no case can be met, because its lesion fits into no host organ.
-        WorkerError: When processes of the engine are ended from outside again and again.
+        WorkerError: When processes of the engine are killed repeatedly.
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)

@@ -155,7 +155,7 @@ class CaseWriter:
 
 
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
-    """Return what keeps files from being written into a folder, in a sentence."""
+    """Return a sentence that explains why files cannot be written into a folder."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
@@ -234,7 +234,7 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
 
 
 def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Caption:
-    """Return the words on an attempt's picture: its lesions against the request, then where it comes from."""
+    """Return the caption of an attempt's picture: its lesions against the request, then its origin."""
     contrasts = {
         (verdict.figures.get("label"), verdict.figures.get("num_voxels")): verdict.figures.get("contrast_hu")
         for verdict in attempt.verdicts

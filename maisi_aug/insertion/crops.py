@@ -95,7 +95,7 @@ def choose_box(
 
 
 def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """Return how much of the drawn image a voxel takes: 1 in and near the lesion, falling to 0 where the zone ends.
+    """Return the weight of the drawn image at each voxel: 1 in and near the lesion, 0 at the end of the zone.
 
     Args:
         lesion: ``(I, J, K)``.
@@ -108,7 +108,7 @@ def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
 
 
 def blend(image: NDArray[Any], drawn_hu: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[Any]:
-    """Return the image with the drawn one blended in; voxels of weight 0 are the very same.
+    """Return the image with the drawn one blended in; voxels with weight 0 are unchanged.
 
     Args:
         image: ``(I, J, K)`` of any type, not modified; a type of integers is rounded to and kept in its range.

@@ -167,7 +167,7 @@ def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.fl
 
 
 def coarsen_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Means over a given number of voxels: what a scanner with larger voxels would have measured."""
+    """Return means over a given number of voxels, as a scanner with larger voxels would measure."""
     if factors == (1, 1, 1):
         return image_hu
     split = [part for side, factor in zip(image_hu.shape, factors, strict=True) for part in (side // factor, factor)]
@@ -236,7 +236,7 @@ def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
 
 
 def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
-    """Return the median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
+    """Return the median HU of the soft tissue in a crop; a usual value if it shows hardly any."""
     soft = image_hu[(image_hu >= WALL_RANGE_HU[0]) & (image_hu <= WALL_RANGE_HU[1])]
     return float(np.median(soft)) if soft.size >= LEAST_WALL_VOXELS else USUAL_WALL_HU
 
@@ -248,7 +248,7 @@ def limit_brightness(
     wall_hu: float,
     spacing_mm: Spacing,
 ) -> NDArray[np.float32]:
-    """Return what is added to an image, less where the sum would be brighter than soft tissue.
+    """Return the addition to an image, reduced where the sum would be brighter than soft tissue.
 
     A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
     ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what

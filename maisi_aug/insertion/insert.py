@@ -65,7 +65,7 @@ class Host(Protocol):
         """Blocks of the host."""
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Return the map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
+        """Return the label map of a crop, 0 beyond the image, and the host's voxels in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class LungHost:
         """Return the lungs of a CT.
 
         Raises:
-            UnfitCtError: It shows none.
+            UnfitCtError: The CT shows no lungs.
         """
         return cls(find_lungs(image_hu, spacing_mm))
 
@@ -104,7 +104,7 @@ class LabelledHost:
         """Return organs of a label map.
 
         Raises:
-            UnfitCtError: It holds none of them.
+            UnfitCtError: The label map has none of them.
         """
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)

@@ -81,7 +81,7 @@ class Painter(Protocol):
         """Smallest shape of a crop, in voxels."""
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """Return ``(I, J, K)`` HU; only what is hidden counts."""
+        """Return ``(I, J, K)`` HU; only the hidden part is used."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def _local_hu(task: PaintTask) -> float:
 
 
 def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """Return what of an image is finer than ``NOISE_MM``, as if there were nothing but some of its voxels; 0 elsewhere.
+    """Return the structure finer than ``NOISE_MM`` within a mask, ignoring voxels outside; 0 elsewhere.
 
     Args:
         image_hu: ``(I, J, K)``.
@@ -180,7 +180,7 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
 
 
 def measure_noise(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> float:
-    """Return robust deviation in HU of what is finer than ``NOISE_MM``, over some voxels; 0 where there are none."""
+    """Return the robust deviation in HU of structure finer than ``NOISE_MM`` within a mask; 0 for an empty mask."""
     return robust_deviation(find_fine_structure(image_hu, where, spacing_mm)[where])
 
 
@@ -192,7 +192,7 @@ def robust_deviation(values: NDArray[np.float32]) -> float:
 def draw_noise_like(
     image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return noise with the spectrum and the strength of what is fine in an image.
+    """Return noise with the spectrum and strength of the fine structure of an image.
 
     The spectrum's phases are drawn anew (Galerne et al., "Random phase textures", IEEE TIP 2011); vessels and edges
     are clipped beforehand.

@@ -24,7 +24,7 @@ SURFACE_DEPTHS = (0.3, 0.7)
 
 @dataclass(frozen=True)
 class Place:
-    """The voxel of the image that a lesion is centred on, and how it lies to the surface of its host."""
+    """Centre voxel of a lesion, and its position relative to the surface of its host."""
 
     centre: Shape
     attachment: Attachment

@@ -183,7 +183,7 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """Return what gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
+    """Return the tissue that a large lesion may push aside: the inside of chest and belly, and part of the wall."""
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )

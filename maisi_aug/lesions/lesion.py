@@ -133,7 +133,7 @@ class Lesion:
         spread: float,
         share_outside: float | None = None,
     ) -> Lesion:
-        """Return the lesion as it lies in a label map with voxels of these sides."""
+        """Return the lesion with its size and position in a label map with the given spacing."""
         from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
 
         i, j, k = map(int, centre_ijk)
@@ -147,11 +147,11 @@ class Lesion:
         return replace(self, realised_ml=realised_ml, diameter_mm=diameter_mm(realised_ml))
 
     def as_written(self) -> Lesion:
-        """Return the lesion as a manifest holds it, without what only the run needs that draws it."""
+        """Return the lesion as stored in a manifest, without data that only the run needs."""
         return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
 
     def to_plan(self) -> dict[str, Any]:
-        """Return what is requested, as JSON types."""
+        """Return the request as JSON types."""
         return {
             "label_id": self.label_id,
             "label": self.label,

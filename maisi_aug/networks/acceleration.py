@@ -54,7 +54,7 @@ def require_compiler(compiler: Compiler, device: str) -> None:
 
 
 def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str) -> None:
-    """Have the networks compiled when they are first called, and again for every new shape, in place.
+    """Compile the networks at their first call, and again for every new shape, in place.
 
     Args:
         networks: Networks, already on their device.
@@ -84,7 +84,7 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
 
 @contextmanager
 def explain_compilation(compiler: Compiler) -> Iterator[None]:
-    """Put what goes wrong in a compiler into a sentence.
+    """Turn errors of a compiler into a message.
 
     Raises:
         BundleError: When the networks cannot be compiled.

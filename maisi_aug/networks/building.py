@@ -162,7 +162,7 @@ def count_control_channels(controlnet: nn.Module) -> int:
 
 
 def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) -> ComputeType:
-    """Return what networks compute in on a device.
+    """Return the floating-point type in which networks compute on a device.
 
     Half precision moves images, and not at random: bfloat16 keeps eight bits of a number's digits, and its errors
     add up over the steps of the sampler. Measured with the embedded bundle's trained weights on six held-out
@@ -214,7 +214,7 @@ def require_sound_cudnn(version: int | None) -> None:
 
 
 def computes_in(precision: ComputeType, device: str) -> bool:
-    """Whether a device computes in a type, and does not emulate it."""
+    """Whether a device computes in a type natively, without emulation."""
     device_type = device.partition(":")[0]
     if precision == "float32" or device_type == "cuda":
         return True
@@ -231,7 +231,7 @@ HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bflo
 
 
 def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[object]:
-    """Have networks compute in a type while the context is open; float32 is the plain way."""
+    """Return a context in which networks compute in a type; it has no effect for float32."""
     device_type = device.partition(":")[0]
     if precision == "float32":
         return nullcontext()
@@ -244,7 +244,7 @@ def mixed_precision(device: str) -> AbstractContextManager[object]:
 
 
 def store_in(precision: ComputeType, network: nn.Module) -> None:
-    """Hold the weights that autocast would cast at every call in its type, in place: the same values, half the memory.
+    """Store the weights that autocast would cast at every call in its type, in place: same values, half the memory.
 
     The network runs under autocast of that type only from then on; what leaves autocast keeps its float32.
     """
@@ -290,7 +290,7 @@ class _InFloat32(nn.Module):
 
 
 def keep_norms_in_float32(network: nn.Module) -> None:
-    """Have MAISI's norms hand on float32 where a definition says float16, which only autocast can take, in place."""
+    """Make MAISI's norms return float32 where a definition says float16, which needs autocast, in place."""
     for layer in network.modules():
         if isinstance(layer, MaisiGroupNorm3D):
             layer.norm_float16 = False

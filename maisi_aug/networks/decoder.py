@@ -54,7 +54,7 @@ SCRATCH_BYTES = 65_000_000
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder of a bundle on its device; it learns which settings are too much.
+    """The decoder of a bundle on its device; it remembers which settings exceeded the memory.
 
     Attributes:
         autoencoder: MAISI's VAE.
@@ -235,7 +235,7 @@ def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def settings_by_memory(
     wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
 ) -> Iterator[DecodeSettings]:
-    """Yield the wanted options, then ones that need ever less memory, those that change the image least first.
+    """Yield the requested settings, then settings with less and less memory, those that change the image least first.
 
     Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
     with half the longest side of the one before, change what the decoder's norms see.

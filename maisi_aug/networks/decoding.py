@@ -81,7 +81,7 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
-    """Return a window no longer than the latent along any side; None where it holds the whole.
+    """Return a window cut to the sides of the latent; None if it covers the whole latent.
 
     A shorter side is not filled up with zeros: they would change what the decoder's norms see.
     """

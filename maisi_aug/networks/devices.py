@@ -10,7 +10,7 @@ WITHOUT_FLOAT64 = ("mps",)
 
 
 def explain_missing(device: str, error: Exception) -> str:
-    """What to do about a device that torch cannot use, in a sentence.
+    """Return a sentence on why torch cannot use a device, with the remedy.
 
     Args:
         device: Device as the user wrote it.
@@ -29,12 +29,12 @@ def explain_missing(device: str, error: Exception) -> str:
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """A small tensor in float64, on the CPU where its device has none."""
+    """Return a small tensor in float64, on the CPU if its device has no float64."""
     return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
 
 
 def release_memory(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device."""
+    """Release cached memory of torch to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

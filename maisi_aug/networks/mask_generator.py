@@ -87,7 +87,7 @@ class MaskGenerator:
     def generate(
         self, condition: Sequence[float] | NDArray[np.float32], *, seed: int, report: Report | None = None
     ) -> NDArray[np.uint8]:
-        """Draw a label map, as the networks leave it.
+        """Draw a label map, without clean-up.
 
         Args:
             condition: Ten sizes in the order of ``mask_conditions.CONDITION_IDS``.

@@ -50,7 +50,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class KnownLatent:
-    """The part of a latent that is known, and is put back at every step so that the rest grows to fit.
+    """Known part of a latent, which is restored at every step so that the rest fits to it.
 
     Source: Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", CVPR 2022.
 

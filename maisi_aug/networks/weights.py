@@ -173,7 +173,7 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
         A row per file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
 
     Raises:
-        BundleError: Naming the first file that is not as it should be.
+        BundleError: The message names the first faulty file.
     """
     bundle.require_intact()
     build_scheduler(bundle.spec.scheduler)
@@ -202,7 +202,7 @@ def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str)
     """Compare names and shapes of two state dicts.
 
     Raises:
-        BundleError: Listing missing, surplus and misshapen tensors, five of each at most.
+        BundleError: The message lists missing, surplus and misshapen tensors, five of each at most.
     """
     missing = sorted(set(expected) - set(found))
     surplus = sorted(set(found) - set(expected))
@@ -322,10 +322,10 @@ def describe_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def require_header(path: Path) -> None:
-    """Raise where a safetensors file says that its header is longer than the file or than any.
+    """Raise if a safetensors file states a header longer than the file or than any valid header.
 
     Raises:
-        ContentError: It does.
+        ContentError: The header is too long.
         OSError: The file is missing or cannot be read.
     """
     with path.open("rb") as file:

@@ -29,7 +29,7 @@ _BODY_MIDDLE_Y_MM: Final = -8.0
 
 @dataclass(frozen=True)
 class AnatomyMap:
-    """A tumour-free label map and how it came about.
+    """A tumour-free label map with the parameters that it was built from.
 
     Attributes:
         label_map: ``(I, J, K)`` uint8 vocabulary ids; 200 = body without organ, 0 = outside.

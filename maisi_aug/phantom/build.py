@@ -88,7 +88,7 @@ def build_phantom(
             a sequence of wishes exactly these.
 
     Raises:
-        LesionError: A wished lesion does not fit its host.
+        LesionError: A requested lesion does not fit into its host.
         GridError: The region has an unknown name.
     """
     anatomy = build_label_map(seed=seed, grid=grid, region=region)

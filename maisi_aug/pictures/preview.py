@@ -109,7 +109,7 @@ def build_preview(
         window: HU range shown from black to white; None for the window of the tissue around the lesion.
 
     Returns:
-        An RGB picture whose ``info`` tells the contact sheet where the axial panels are.
+        An RGB picture whose ``info`` has the positions of the axial panels, for the contact sheet.
     """
     focus = find_focus(label_map, lesion_ids, organ_ids)
     lesion_voxel = _widest_voxel(focus)
@@ -346,7 +346,7 @@ def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
     """Load the axial panels of a preview, plain and outlined if there is a label map, its title and first line.
 
     Returns:
-        None where the picture cannot be read or is another program's.
+        None if the picture cannot be read or was written by another program.
     """
     try:
         with content_errors(path), Image.open(path) as preview:
@@ -359,7 +359,7 @@ def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
 
 
 def _build_tile(path: Path) -> Image.Image | None:
-    """The tile of a case; None where the picture cannot be read or is another program's."""
+    """The tile of a case; None if the picture cannot be read or was written by another program."""
     found = load_axial_panels(path)
     if found is None:
         return None

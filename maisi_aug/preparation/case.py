@@ -117,7 +117,7 @@ class CaseTask:
     dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
-        """Return SHA-256 over the sources' content and all that decides what becomes of them.
+        """Return SHA-256 over the content of the sources and the settings of their preparation.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -156,7 +156,7 @@ class BuiltCase:
 def build_case(task: CaseTask) -> BuiltCase:
     """Prepare a case.
 
-    From the lowest to the highest, what wins where labels overlap: body (200), tissues found by their HU, organs in the
+    Where labels overlap, later ones in this order win: body (200), tissues found by their HU, organs in the
     order of their folders, the lab's own label files in their order, lesions last.
 
     Raises:

@@ -170,7 +170,7 @@ def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, Ne
 
 
 def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase], *, command: str) -> PreparedDataset:
-    """Write ``cases.jsonl``, then ``dataset.yaml``, by which the folder is complete.
+    """Write ``cases.jsonl``, then ``dataset.yaml``, which marks the folder as complete.
 
     Args:
         folder: Folder with the images and label maps.

@@ -315,10 +315,10 @@ def _build_tasks(
 
 
 def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_labels: str) -> Translation:
-    """Return what the ids of a case's organ label map mean, or those that its masks are given in their order.
+    """Return the meaning of the ids in a case's organ label map, or of the ids assigned to its masks in order.
 
     Raises:
-        PreparationError: Nothing tells.
+        PreparationError: The meaning is unknown.
     """
     is_masks = files[0].mask_name is not None
     names = dict(enumerate((file.mask_name or "" for file in files), start=1)) if is_masks else files[0].names

@@ -80,7 +80,7 @@ class _Limits(NamedTuple):
 def clean_label_map(
     label_map: NDArray[np.uint8], *, spacing_mm: Spacing, keep_tumor_ids: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """Put right what a mask generator drew.
+    """Clean up a label map drawn by a mask generator.
 
     - The envelope (all that has a label) becomes one piece without holes; what floats outside of it is removed.
     - Hepatic vessels become liver.

@@ -48,13 +48,13 @@ class DrawnMap:
 
 
 class MapSource(Protocol):
-    """Draws label maps; what it draws follows from the case and the seed alone."""
+    """Draws label maps that depend only on the case and the seed."""
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Return a map with the lesions of a case and no other, in which all its required organs are present.
 
         Raises:
-            LesionError: A lesion finds no room, or none of that size is at hand.
+            LesionError: A lesion finds no room, or none of that size is available.
             BankError: No map has what is needed.
         """
         ...
@@ -68,21 +68,21 @@ class MapSource(Protocol):
         """Raise unless the files that cases were made from, by their manifest, still hold the same.
 
         Raises:
-            CohortError: Naming the first that does not.
+            CohortError: The message names the first that does not.
         """
         return  # there are no files
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Whether one of the other cases may succeed where a case has failed with an error.
+        """Whether one of the other cases may still succeed after a case has failed with an error.
 
-        A size that one case does not find may be another's; what no map holds, no case that requests it finds.
+        Another case may request a size that exists, but a label that no map has fails for every case.
         """
         is_missing = isinstance(error, BankError) and all(other.asks_for_all_of(case) for other in others)
         return bool(others) and not is_missing
 
 
 class MaskBank(Protocol):
-    """Hands out anatomies on the networks' grid.
+    """Source of anatomies on the networks' grid.
 
     Attributes:
         name: Name of the bank, for messages and the manifest.
@@ -144,7 +144,7 @@ def draw_from_any(
     *,
     gives_up: Callable[[Base], bool] = lambda base: False,
 ) -> Drawn | None:
-    """Return the first map or maps that a draw from one of the bases succeeds with, or None.
+    """Draw from one base after another until a draw succeeds; return its result, or None.
 
     Args:
         bases: Bases to draw from.
@@ -152,7 +152,7 @@ def draw_from_any(
         gives_up: Asked after every LesionError, with the base.
 
     Raises:
-        LesionError: The last of them, without any map.
+        LesionError: The last error, if no draw succeeded.
     """
     failure: LesionError | None = None
     for number, base in enumerate(bases):

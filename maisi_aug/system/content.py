@@ -29,7 +29,7 @@ _MAX_DIGITS: Final = 18
 
 
 def spells_number(value: object) -> bool:
-    """Whether a value is written as an integer, not negative, of a length that any count or id has.
+    """Whether a text is a non-negative integer of plausible length.
 
     ``int`` takes digits of every script as well, but refuses thousands of them.
     """
@@ -48,7 +48,7 @@ class ContentError(MaisiAugError, ValueError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, on one line and not too long; its type where it says nothing."""
+    """Return an error's message on one line, shortened; its type if it has no message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -60,9 +60,9 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def content_errors(path: Path | None = None) -> Iterator[None]:
-    """Turn whatever a library raises at content that it cannot read into one kind of error.
+    """Turn all errors that a library raises for unreadable content into a :class:`ContentError`.
 
-    Only calls into libraries belong inside: a mistake of this package's own would look like a damaged file. Errors of
+    Only calls into libraries belong inside: a bug of this package would look like a damaged file. Errors of
     the operating system, such as a missing file, and errors that say already what is wrong pass.
 
     Args:
@@ -152,7 +152,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def require_plain(document: Any) -> None:
-    """Raise for what later code could not count with, compare or write: level by level, without recursion.
+    """Raise for values that later code cannot compute with, compare or write; checks level by level, without recursion.
 
     Raises:
         ContentError: It is nested too deeply, has integers beyond 64 bits, or text that is not Unicode.

@@ -23,7 +23,7 @@ MAX_BYTES: Final = 200
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a name that others have given can be that of a file: one part of a path, of any script.
+    """Whether a name from an untrusted source is a valid file name: one part of a path, in any script.
 
     It is not empty, leads nowhere else, and holds no separator, no control character and none that turns the writing
     direction. On Windows it is none of the names and letters that are reserved there either.
@@ -48,7 +48,7 @@ def is_reserved_on_windows(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text that others have given can be a path, wherever it leads; the system raises at one that cannot."""
+    """Whether a text from an untrusted source can be a path at all; the system raises for others."""
     try:
         content = text.encode()
     except UnicodeEncodeError:

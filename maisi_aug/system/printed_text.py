@@ -28,35 +28,35 @@ _CONTINUATION: Final = re.compile("\n(?=  )")
 
 
 def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
-    """Return a value on one line: control characters and line breaks spelt out, a long middle left out."""
+    """Return a value on one line, with control characters and line breaks escaped and a long middle shortened."""
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
 def clean_lines(text: str) -> str:
-    """Return text of several lines, which stay, as do tabs: every other control character spelt out."""
+    """Return text with control characters escaped, except line breaks and tabs."""
     return _IN_LINES.sub(_spell, text)
 
 
 def clean_message(text: str) -> str:
     """Return a message with each line shortened; only indented lines, such as lists of faults, are kept apart.
 
-    Any other line break comes from a value and is spelt out, so that no value can pass for a message of its own.
+    Other line breaks come from values and are escaped, so that no value can imitate a message.
     """
     return "\n".join(clean_value(line, MAX_LINE) for line in _CONTINUATION.split(text))
 
 
 def clean_markdown(text: str) -> str:
-    """Return a value for a page of Markdown: on one line, no column's end and no tag in it."""
+    """Return a value for Markdown: on one line, with column separators and tags escaped."""
     return _MARKUP.sub(r"\\\g<0>", clean_value(text))
 
 
 def clean_html(text: str) -> str:
-    """Return a value for a page or a drawing: on one line, no tag in it."""
+    """Return a value for HTML or SVG: on one line, with tags escaped."""
     return escape(clean_value(text))
 
 
 def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) -> Any:
-    """Return JSON types with every text cleaned, keys included; what it was stays as it is."""
+    """Return a copy of a JSON document with every text cleaned, including keys."""
     if isinstance(document, str):
         return clean(document)
     if isinstance(document, Mapping):

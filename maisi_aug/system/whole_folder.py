@@ -24,10 +24,10 @@ NAMING_SECONDS = 5.0
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise unless nothing is there yet, or an empty folder.
+    """Raise unless a path does not exist or is an empty folder.
 
     Raises:
-        ExportError: Naming what is there.
+        ExportError: The message names what is there.
     """
     clear_dead_folders(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -122,7 +122,7 @@ def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) 
 
 
 def clear_dead_folders(target: Path) -> None:
-    """Remove what processes left behind that died while they built a folder; what is being built stays.
+    """Remove the remains of processes that died while building a folder; folders still being built stay.
 
     A folder that such a process was about to replace gets its name back.
 
@@ -190,13 +190,13 @@ def _naming_lock(folder: Path) -> Iterator[None]:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Put a file in its place, its bytes unchanged; a file that is there already is never written to.
+    """Link or copy a file to a new place; an existing file is never overwritten.
 
     Returns:
         Whether it is a hard link.
 
     Raises:
-        ExportError: The place is taken.
+        ExportError: The path exists.
     """
     try:
         target.hardlink_to(source.resolve())
@@ -209,7 +209,7 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 
 def copy_new(source: Path, target: Path) -> None:
-    """Copy a file to a place where none is.
+    """Copy a file to a path that does not exist yet.
 
     Raises:
         ExportError: The place is taken: it could be a link to another file, which would be overwritten.

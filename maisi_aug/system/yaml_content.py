@@ -61,7 +61,7 @@ def _require_bounds(text: str) -> None:
     """Raise for a document that is nested too deeply, or is larger than its text once its aliases are followed.
 
     Raises:
-        ContentError: Naming the line.
+        ContentError: The message names the line.
     """
     sizes: dict[str, int] = {}  # of what is finished, by its anchor
     open_parts: list[tuple[str | None, int]] = []  # anchor, and elements so far

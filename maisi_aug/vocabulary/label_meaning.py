@@ -62,7 +62,7 @@ def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
 
 
 def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Collection[str] = ()) -> dict[str, Meaning]:
-    """Return what the names of one set of labels mean.
+    """Return the meaning of the names of one set of labels.
 
     Args:
         names: All the names of the set, since the others decide what a bare one such as "tumor" means.

@@ -396,7 +396,7 @@ class NameReading:
 
 
 def read_label_name(name: str) -> NameReading:
-    """Return what the name of a label says of lesions."""
+    """Return whether a label's name means a lesion, an organ, or both together."""
     words = _split(name)
     kept, is_healthy = _drop_denied(words)
     parts, denied = _split_at_joiners(kept)

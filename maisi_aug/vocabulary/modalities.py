@@ -64,5 +64,5 @@ def is_mr(modality: str) -> bool:
 
 
 def generic_modality(modality: str) -> str:
-    """The modality that leaves the kind of image open: ``mri`` of an MR sequence, else ``ct``."""
+    """Return the modality without the kind of image: ``mri`` for an MR sequence, else ``ct``."""
     return "mri" if is_mr(modality) else "ct"

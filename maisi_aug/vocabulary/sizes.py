@@ -98,7 +98,7 @@ class SizeDistribution:
         return (above - 1 + share) / (NUM_QUANTILES - 1)
 
     def cut(self, low_ml: float, high_ml: float) -> tuple[float, ...]:
-        """Return quantiles in mL of the same distribution without the lesions outside ``[low_ml, high_ml]``."""
+        """Return the quantiles in mL of the distribution restricted to lesions in ``[low_ml, high_ml]``."""
         first, last = self.percentile(low_ml), self.percentile(high_ml)
         steps = (step / (NUM_QUANTILES - 1) for step in range(NUM_QUANTILES))
         return tuple(self.volume_ml(min(1.0, first + step * (last - first))) for step in steps)
@@ -118,7 +118,7 @@ def reference_labels() -> tuple[str, ...]:
 
 @cache
 def reference_distribution(label_name: str) -> SizeDistribution:
-    """Return the package's own distribution for a label; for some labels a stand-in, which then says so.
+    """Return the package's own distribution for a label; for some labels an estimate, which is marked as such.
 
     Raises:
         RequestError: If the package has none for this label.

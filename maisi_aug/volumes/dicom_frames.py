@@ -77,7 +77,7 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Slices laid on each other.
+    """Slices stacked to a volume.
 
     Attributes:
         places: For each given frame, the index of its slice.
@@ -101,7 +101,7 @@ def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[F
         is_image: Whether its values have a rescale, which a segmentation's do not.
 
     Raises:
-        VolumeError: A slice has no place, or its values are not HU.
+        VolumeError: A slice has no position, or its values are not HU.
     """
     per_frame = items_of(header, "PerFrameFunctionalGroupsSequence")
     if not per_frame:
@@ -210,10 +210,10 @@ def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
 
 
 def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
-    """Lay the slices of an image on each other by their positions.
+    """Stack the slices of an image by their positions.
 
     Raises:
-        VolumeError: Slices differ in orientation, spacing or size, two lie at one place, some are missing, or the
+        VolumeError: Slices differ in orientation, spacing or size, two have the same position, some are missing, or the
             distance of a single one is not known.
     """
     positions = _require_one_kind(frames, subject)
@@ -248,7 +248,7 @@ def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
 
 
 def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Sequence[float | None] = ()) -> Stack:
-    """Lay frames on each other of which several may share a place and any may be absent, as in a segmentation.
+    """Stack frames of which several may share a position and any may be missing, as in a segmentation.
 
     Args:
         frames: The frames.
@@ -355,7 +355,7 @@ def _require_on_line(
         places: The slice of each position; their order by default.
 
     Raises:
-        VolumeError: Naming the slice and how far off it lies.
+        VolumeError: The message names the slice and how far off it lies.
     """
     number = np.arange(len(positions)) if places is None else places
     expected = number[:, None] * stack.affine[:3, 2] + stack.affine[:3, 3]

@@ -15,7 +15,7 @@ MAX_SIDE = 8192
 
 
 def read_shape(value: object) -> object:
-    """Return ``128x96x80`` or ``128,96,80``, or one side for all three, as voxels along I, J, K; all but text as it is.
+    """Return ``128x96x80`` or ``128,96,80``, or one side for all three, as voxels along I, J, K; keep other types.
 
     Raises:
         ValueError: The text is anything else.
@@ -29,7 +29,7 @@ def read_shape(value: object) -> object:
 
 
 def read_spacing(value: object) -> object:
-    """Return ``3.2`` or ``1.5x1.5x3mm``, in millimetres along I, J, K; all but text as it is.
+    """Return ``3.2`` or ``1.5x1.5x3mm``, in millimetres along I, J, K; values that are not text are returned unchanged.
 
     Raises:
         ValueError: The text is anything else.

@@ -60,7 +60,7 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
     Raises:
         VolumeError: They hold fewer.
-        ContentError: What is compressed is damaged.
+        ContentError: The compressed data are damaged.
     """
     listed = tuple(pieces)
     held = sum(piece.num_bytes for piece in listed)
@@ -73,7 +73,7 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
 
 def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
-    """Return how many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
+    """Return the unpacked size of a piece in bytes and verify its checksum; counting stops soon after ``enough``.
 
     Args:
         piece: Compressed bytes.
@@ -81,7 +81,7 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
         window_bits: Kind of compression, see ``zlib.decompressobj``.
 
     Raises:
-        ContentError: They are damaged.
+        ContentError: The compressed data are damaged.
     """
     count, left = 0, piece.num_bytes
     with content_errors(piece.path), piece.path.open("rb") as file:
@@ -137,7 +137,7 @@ def unpack_start(content: bytes, num_bytes: int) -> bytes:
     """Return the first bytes that gzip bytes unpack to; fewer where there are no more.
 
     Raises:
-        ContentError: They are damaged.
+        ContentError: The compressed data are damaged.
     """
     with content_errors():
         return zlib.decompressobj(_GZIP).decompress(content, num_bytes)

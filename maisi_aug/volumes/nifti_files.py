@@ -184,7 +184,7 @@ def _count_promised(header: Any) -> int:
 
 
 def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
-    """Return voxel to RAS+ millimetres, with the units of the header.
+    """Return the affine from voxel index to RAS+ millimetres, converted from the header's units.
 
     Args:
         read: nibabel's header, NIfTI-1 or NIfTI-2.
@@ -193,8 +193,8 @@ def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | st
         subject: The file, for messages.
 
     Raises:
-        VolumeError: The header tells no orientation, another spacing in ``pixdim`` than in the sform, a unit that
-            makes no voxel of a CT, or an intercept that readers disagree on.
+        VolumeError: The header has no orientation, a spacing in ``pixdim`` that differs from the sform's, a unit that
+            gives implausible voxels, or an intercept that readers treat differently.
     """
     header = type(read)(stored[: read.sizeof_hdr], endianness=read.endianness, check=False)
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])

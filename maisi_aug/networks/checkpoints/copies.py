@@ -146,7 +146,7 @@ def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor
     """The weights in a floating type; integers keep theirs.
 
     Raises:
-        BundleError: Naming the first tensor with a value beyond the range of the type.
+        BundleError: The message names the first tensor with a value beyond the range of the type.
     """
     converted = {}
     for key, value in state.items():

@@ -19,16 +19,16 @@ RECORD_NAME = "fetched.json"
 
 
 def database_folder(name: str) -> Path:
-    """Where the label maps that come with a bundle are kept, beside the bundles that were fetched."""
+    """Return the folder of the label maps published with a bundle, next to downloaded bundles."""
     return pulled_bundles_folder().parent / "mask-databases" / name
 
 
 def pull_database(
     known: KnownBundle, *, accept_licence: AcceptLicence, hub: Hub | None = None, report: Say | None = None
 ) -> Path:
-    """Fetch the label maps that are published with a bundle, and their list; at once when both are there and intact.
+    """Download the label maps published with a bundle, and their list; returns at once if both are intact.
 
-    The files are hard links to those in the cache of ``huggingface_hub`` where the disk allows, so that they lie on it
+    If the disk supports them, the files are hard links to those in the cache of ``huggingface_hub``, so that they exist
     once. An archive stays one: maps are read from it.
 
     Args:

@@ -108,7 +108,7 @@ def import_networks(
     folder: Path | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Make a bundle of networks of one's own, of any width, that NVIDIA's training scripts made.
+    """Make a bundle of the user's own networks, of any width, trained with NVIDIA's scripts.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed. Without the
@@ -171,7 +171,7 @@ def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
-    """Return which bundle a folder holds, and its checkpoints by role.
+    """Return the bundle that a folder's checkpoints belong to, and the checkpoints by role.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.

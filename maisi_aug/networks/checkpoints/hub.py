@@ -48,7 +48,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file of a repository on this machine, by its name there, found to be what the hub states."""
+    """A downloaded file of a repository, whose hash agrees with the hub's."""
 
     path: Path
     name: str
@@ -81,7 +81,7 @@ def pull_bundle(
     hub: Hub | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Fetch a bundle, convert it and put it where its name finds it; at once when it is there and intact.
+    """Download and convert a bundle, to be found by name; returns at once if it is there and intact.
 
     Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
 
@@ -94,8 +94,8 @@ def pull_bundle(
         report: Called with a sentence that describes the current step.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
-            no such file, a file is not what the hub states, contains more than data, or holds another network.
+        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be reached
+            or holds no such file, a file is not what the hub states, contains more than data, or holds another network.
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
@@ -163,7 +163,7 @@ def fetch_files(
         revision: Branch or commit that they are taken from.
 
     Raises:
-        BundleError: In one sentence for whatever went wrong, naming the file.
+        BundleError: The message names the file and the reason.
     """
     fetched: dict[str, FetchedFile] = {}
     for role, name in names.items():

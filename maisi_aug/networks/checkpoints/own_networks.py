@@ -109,7 +109,7 @@ def _resolve(value: Any, content: Mapping[str, Any], place: str) -> Any:
 
 
 def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Path], list[str]]:
-    """The checkpoint of every network, known by the names and shapes of its tensors, whatever it is called.
+    """Find the checkpoint of every network by the names and shapes of its tensors, whatever the file names.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
@@ -119,7 +119,7 @@ def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Pat
         Checkpoints by role, without a ControlNet where the folder has none; and sentences on what was chosen.
 
     Raises:
-        BundleError: When a network has no checkpoint, naming how the likeliest one differs, or several.
+        BundleError: When a network has no checkpoint (the message says how the likeliest one differs), or several.
     """
     from maisi_aug.networks.building import describe_tensors
 
@@ -215,7 +215,7 @@ def _choose(paths: Sequence[Path], role: str, notes: list[str]) -> Path:
 def build_own_header(
     name: str, network: NetworkFile, roles: Sequence[str], modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """What ``bundle.yaml`` says of networks of one's own, but for weights and scale factor."""
+    """Return the content of ``bundle.yaml`` for the user's own networks, without weights and scale factor."""
     return {
         "format": 1,
         "name": name,

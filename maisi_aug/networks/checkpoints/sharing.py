@@ -76,7 +76,7 @@ def require_repository(text: str) -> None:
     """Raise unless a text is the name of a repository.
 
     Raises:
-        BundleError: Naming it.
+        BundleError: The message names it.
     """
     if not is_repository(text):
         raise BundleError(f"{text}: not the name of a repository. Write OWNER/NAME, such as anna/kidney-ct.")
@@ -154,7 +154,7 @@ def write_shared_folder(
     with_label_maps: bool = False,
     report: Say | None = None,
 ) -> None:
-    """Write what is shared of a bundle: no path and no time of this machine, and no patient's map unless asked for.
+    """Write the files of a bundle to share, without paths of this machine; patients' maps only on request.
 
     ``bundle.yaml`` stays as it is, and with it the fingerprint, where it says nothing that must not be shared.
 
@@ -240,7 +240,7 @@ def _share_licence(bundle: Bundle, folder: Path) -> None:
 
 
 def build_card(bundle: Bundle, repository: str, *, is_whole: bool) -> str:
-    """The model card: what the hub reads, how the bundle is used, and the bundle's own README.
+    """Return the model card: the hub's metadata, how to use the bundle, and the bundle's own README.
 
     Args:
         bundle: Bundle that is shared.
@@ -313,8 +313,8 @@ def pull_shared(
         report: Receives a sentence on what is going on.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached, or a file
-            is not what it should be. Nothing is left under the bundle's name then.
+        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be
+            reached, or a file is not what it should be. Nothing is left under the bundle's name then.
     """
     require_repository(repository)
     target = (folder or pulled_bundles_folder() / repository).expanduser().resolve()
@@ -349,7 +349,7 @@ def pull_shared(
 
 
 def read_spec(path: Path, repository: str) -> BundleSpec:
-    """The content of another's ``bundle.yaml``, with no name in it that leads out of its folder.
+    """Read the ``bundle.yaml`` of a shared bundle, and check that no name in it leads out of its folder.
 
     Raises:
         BundleError: When it does not validate, or names a file elsewhere.

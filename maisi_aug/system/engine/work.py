@@ -53,14 +53,14 @@ class WorkerPlace:
 
 
 class Worker(Protocol[ItemIn, Result]):
-    """Works on one item after the other, with what takes long to open, such as networks, opened once."""
+    """Works on one item after another; slow resources, such as networks, are opened once."""
 
     def look_ahead(self, item: ItemIn) -> None:
         """Do nothing: nothing is prepared ahead."""
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:
-        """Do what keeps the device busy; what is left, such as writing, may continue behind the future."""
+        """Do the work on the device, and return a future of the remaining work, such as writing."""
         ...
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class WorkerSpec(Protocol[ItemIn, Result]):
 
 
 def num_ahead_of(spec: WorkerSpec[Item, Result]) -> int:
-    """Items that a worker has at hand, the one that it works on included."""
+    """Return the number of items handed to a worker at a time, including the current one."""
     return int(getattr(spec, "num_ahead", NUM_AHEAD))
 
 
@@ -92,7 +92,7 @@ with an item that was handed out twice, which it compares and drops."""
 
 
 class Watch(Protocol):
-    """Is called with what happens.
+    """Callback for events.
 
     Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
     and its items wait again). All other events are what workers tell.
@@ -104,7 +104,7 @@ class Watch(Protocol):
 
 
 class Engine(Protocol):
-    """A way to get a list of work done."""
+    """Runs a list of work items."""
 
     @property
     def devices(self) -> Sequence[str]:
@@ -132,7 +132,7 @@ class Engine(Protocol):
             watch: Told how it goes, in this thread.
 
         Raises:
-            MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.
+            MaisiAugError: An error of a worker or of ``settle``, or an item whose workers were killed too often.
         """
         ...
 
@@ -148,7 +148,7 @@ def work_off(
     *,
     after_work: Callable[[Item], None] = lambda item: None,
 ) -> None:
-    """Run every worker's loop: look ahead while one item is worked on and earlier results are written.
+    """Run the loop of a worker: prepare the next item while one is processed and earlier results are written.
 
     Args:
         worker: Open; it is closed.
@@ -221,7 +221,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Calls(Generic[Item, Result]):
-    """A worker that calls a function with each item.
+    """Worker that calls a function with each item.
 
     Attributes:
         function: Called with each item; holds what it needs.
@@ -241,7 +241,7 @@ class Calls(Generic[Item, Result]):
 
 
 def finished(result: Result) -> Future[Result]:
-    """Return a result that needs no further work."""
+    """Return a future with a finished result."""
     future: Future[Result] = Future()
     future.set_result(result)
     return future
@@ -249,7 +249,7 @@ def finished(result: Result) -> Future[Result]:
 
 @contextmanager
 def ended_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM into Ctrl-C's error, where this is the main thread, the only one that gets signals."""
+    """Turn SIGTERM into KeyboardInterrupt; only in the main thread, which receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -57,7 +57,7 @@ _OneHot = tuple[int, int, int, int]
 
 
 class EmbeddedRow(StrictModel, extra="ignore"):
-    """A row of the list; further fields are those of other steps of NVIDIA's and are let through.
+    """A row of the list; fields of NVIDIA's other steps are accepted and ignored.
 
     Attributes:
         image: The embedding, relative to the folder of the list or of the data.
@@ -87,7 +87,7 @@ class EmbeddedRow(StrictModel, extra="ignore"):
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region; None where the row does not tell both."""
+        """Uppermost and lowest body region; None unless the row has both."""
         if not (self.top_region_index and self.bottom_region_index):
             return None
         top, bottom = (BODY_REGIONS[row.index(max(row))] for row in (self.top_region_index, self.bottom_region_index))
@@ -96,7 +96,7 @@ class EmbeddedRow(StrictModel, extra="ignore"):
 
 @dataclass(frozen=True)
 class EmbeddedList:
-    """A list that was read, all of whose files are there.
+    """A list of embeddings whose files all exist.
 
     Attributes:
         path: Path of the list.
@@ -171,7 +171,7 @@ def prepare_embeddings(
         say: Told in a sentence what was decided.
 
     Raises:
-        PreparationError: A file is missing or no embedding of this autoencoder, or an id has no name.
+        PreparationError: A file is missing, an embedding is not of this autoencoder, or an id has no name.
         VolumeError: A file cannot be read.
         BundleError: The autoencoder cannot be used.
     """

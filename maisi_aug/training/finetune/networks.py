@@ -45,7 +45,7 @@ class FinetuneNetworks:
     num_parameters: int
 
     def merge(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a ControlNet's weights as a run keeps them, with whatever was added to train them merged.
+        """Return a ControlNet's weights as they are saved, with the matrices of low-rank training merged.
 
         The ControlNet holds these weights afterwards, and has no added parts any more.
         """
@@ -142,7 +142,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
 
 @torch.no_grad()
 def merge_low_rank(network: nn.Module) -> None:
-    """Write what was added into the weights and take the added parts away, in place: the same function, fewer parts."""
+    """Merge the added matrices into the weights and remove them, in place; the function stays the same."""
     for layer in network.modules():
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

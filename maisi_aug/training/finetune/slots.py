@@ -64,7 +64,7 @@ def plan_labels(
 ) -> tuple[TaughtLabel, ...]:
     """Decide slot, hosts and kind of every label that is taught.
 
-    What the user gives stands; else what the base or the preparation knows; else what the cases show.
+    Values given by the user take precedence, then those of the base or the preparation, then those found in the cases.
 
     Args:
         names: Labels as the user names them.

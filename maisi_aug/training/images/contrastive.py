@@ -38,7 +38,7 @@ class ChangedRegions(NamedTuple):
 
 
 class LabelRemover:
-    """Puts the nearest host organ in place of tumours; what that changes of a map is computed once.
+    """Replaces tumours by the nearest host organ; the change to each map is computed once.
 
     Args:
         vocabulary: Whose tumours are removed.

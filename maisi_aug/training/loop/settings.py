@@ -139,7 +139,7 @@ class VaeLossConfig(StrictModel):
 
 
 class SurroundingsConfig(StrictModel):
-    """Surroundings shown to a ControlNet that learns to draw lesions into real images.
+    """Surroundings given to a ControlNet that learns to draw lesions into real images.
 
     Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
 

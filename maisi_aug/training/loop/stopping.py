@@ -14,11 +14,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A run that was asked to stop, and has written its checkpoint."""
+    """Raised when a run was asked to stop and has written its checkpoint."""
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come since the context was entered; a second one acts as it always does."""
+    """Whether SIGTERM or SIGINT has arrived since the context was entered; a second one has its normal effect."""
 
     def __init__(self) -> None:
         self.has_come = False

@@ -125,7 +125,7 @@ class MaskNoiseStage(StrictModel):
 
 
 class MaskTrainingRecipe(StrictModel):
-    """Everything that the weights of mask networks depend on, but the user's own label maps.
+    """Everything that the weights of mask networks depend on, except the user's own label maps.
 
     Attributes:
         kind: Tells it from other recipes.
@@ -181,7 +181,7 @@ class MaskTrainingRecipe(StrictModel):
         """Check the grid and the patches.
 
         Raises:
-            GridError: Naming the field and the nearest shape that would do.
+            GridError: The message names the field and the nearest shape that would do.
         """
         autoencoder, unet = (self.networks[role] for role in MASK_ROLES)
         in_image = latent_factor(autoencoder)

@@ -180,7 +180,7 @@ class MaskTrainingFolder(StageFolder):
         """Check that a folder was begun with the same recipe, maps and first stage; the loop compares its own settings.
 
         Raises:
-            TrainingError: Naming the fields that differ.
+            TrainingError: The message names the fields that differ.
         """
         settings = self._settings_of(stage)
         path = self.folder / stage / SETTINGS_NAME
@@ -213,7 +213,7 @@ class MaskTrainingFolder(StageFolder):
         }
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
-        """Return the weights that a stage has kept, in MAISI's names.
+        """Return the saved weights of a stage, under MAISI's names.
 
         Raises:
             TrainingError: When it has not been trained.

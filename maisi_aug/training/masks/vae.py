@@ -266,10 +266,10 @@ def _to_one_hot(classes: Tensor) -> Tensor:
 
 
 def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
-    """Check that an autoencoder takes classes in a way that is known, and tells MAISI's apart.
+    """Check that an autoencoder takes classes in a known encoding, and distinguishes all of MAISI's.
 
     Raises:
-        BundleError: Naming the key.
+        BundleError: The message names the key.
     """
     num_classes = len(class_ids())
     for key, allowed in (("in_channels", (NUM_LABEL_BITS, num_classes)), ("out_channels", (num_classes,))):
