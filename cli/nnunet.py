@@ -27,9 +27,9 @@ def trainer_path(
 ) -> None:
     """Print the folder of maisi-aug's trainers, for nnU-Net's variable nnUNet_extTrainer.
 
-    A trainer's name holds its settings: nnUNetTrainerSynthetic50 draws half of all training cases from the synthetic
-    ones. Fade behind the number lets that share fall to none, CPU trains shortly and in bfloat16, and _250epochs and
-    _100iterations set the length. nnUNetv2_predict needs the variable too.
+    A trainer's name contains its settings: nnUNetTrainerSynthetic50 draws half of all training cases from the synthetic
+    ones. Fade after the number reduces that share to zero during training, CPU trains briefly in bfloat16, _250epochs
+    and _100iterations set the length. nnUNetv2_predict needs the variable too.
 
     Example: eval "$(maisi-aug nnunet-trainer-path --env)"
     """

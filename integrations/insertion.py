@@ -44,7 +44,7 @@ class WholeCt(NamedTuple):
 
 
 class DrawnLesion(NamedTuple):
-    """A lesion that was drawn into a CT: where, what was there and what is."""
+    """A lesion drawn into a CT: its box, and the voxels there before and after."""
 
     box: tuple[slice, ...]
     before: NDArray[Any]
@@ -78,7 +78,7 @@ class LesionPool:
         place: Attachment | None = None,
         painter: Painter | None = None,
     ) -> None:
-        """Say what to draw.
+        """Create the pool.
 
         Args:
             lesion: One lesion with its sizes, as in ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``.

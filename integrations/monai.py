@@ -64,7 +64,7 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
 
 
 class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
-    """MONAI's dictionary transform that puts a lesion into a CT and its label map, with a probability.
+    """MONAI dictionary transform that draws a lesion into a CT and its label map, with a probability.
 
     The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are distinguished by their file name; items
     without one take ``name_key``.
@@ -79,7 +79,7 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         name_key: str | None = None,
         **pool: Any,
     ) -> None:
-        """Say what to draw, and how often.
+        """Create the transform.
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.

@@ -109,7 +109,7 @@ class ShardJob:
         """Stop the command; called by submitit.
 
         Returns:
-            What is queued again: the same.
+            The job to queue again, which is the same.
         """
         from submitit.helpers import DelayedSubmission
 
@@ -193,7 +193,7 @@ def submit_shards(
 
     Raises:
         MissingExtraError: submitit is not installed.
-        WorkerError: Slurm is not there, or does not take the jobs.
+        WorkerError: Slurm is missing, or rejects the jobs.
     """
     submitit = require_submitit()
     jobs = [ShardJob(tuple(words), Shard(number, num_jobs)) for number in range(1, num_jobs + 1)]
@@ -219,7 +219,7 @@ def read_others(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Read options of sbatch, ``NAME=VALUE`` each.
 
     Raises:
-        RequestError: One has no such form.
+        RequestError: An option has another form.
     """
     pairs = [text.lstrip("-").partition("=") for text in texts]
     for text, (name, sign, value) in zip(texts, pairs, strict=True):

@@ -54,8 +54,8 @@ def segment_organs(
 ) -> None:
     """Write a label map of TotalSegmentator's task ``total`` for every image that has none yet.
 
-    One that was made of other content of the image, or by the other model, is made again: beside each lies a hidden
-    file that says what it was made of.
+    Label maps made from an older image or by the other model are made again: next to each is a hidden
+    file that records its source.
 
     Args:
         images: Case -> CT; what is not NIfTI is converted for it.

@@ -33,7 +33,7 @@ class NnunetEngine:
     """Trains nnU-Net's own trainer, with its augmentation and loss."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Prepare the dataset where that is to be done, train or continue, then segment the test cases."""
+        """Prepare the dataset if needed, train or continue, then segment the test cases."""
         plans = _prepare(job)
         model = train_nnunet_fold(
             job.bench / "nnunet",

@@ -38,7 +38,7 @@ CaseRef = tuple[str, str]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """All that an arm needs to run by itself, as ``benchmark.json`` keeps it.
+    """Everything that an arm needs to run by itself, as stored in ``benchmark.json``.
 
     Attributes:
         config: The request.
@@ -111,7 +111,7 @@ class BenchmarkPlan:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            BenchmarkError: It is of another version, whose arms cannot be compared with those of this one.
+            BenchmarkError: It was written by another version, whose arms are not comparable.
         """
         if content["format"] != FORMAT:
             raise BenchmarkError(
@@ -137,7 +137,7 @@ class BenchmarkPlan:
 def plan_benchmark(
     config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: ReportStage = report_nothing
 ) -> BenchmarkPlan:
-    """Find the cases, split the patients and put the arms together.
+    """Find the cases, split the patients and compose the arms.
 
     Cases that cannot be read are left out of every arm and named.
 
@@ -237,7 +237,7 @@ def compose_draws(
 
     The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
     smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient
-    who is not in the draw is not in it either: it would show more real patients than the arm is said to have.
+    who is not in the draw is not in it either: it would add anatomy of further real patients to the arm.
 
     Args:
         config: The request.

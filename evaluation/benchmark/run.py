@@ -56,7 +56,7 @@ class ArmState:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark whose plan is settled.
+    """A benchmark with a fixed plan.
 
     Attributes:
         folder: Folder of the benchmark.
@@ -94,7 +94,7 @@ class Benchmark:
 
     @property
     def states(self) -> tuple[ArmState, ...]:
-        """All trainings, seed by seed, so that a stopped benchmark has as many whole comparisons as it can."""
+        """All trainings, ordered by seed, so that a stopped benchmark has as many complete comparisons as possible."""
         config = self.plan.config
         return tuple(self.state_of(arm.name, s) for s in range(config.num_seeds) for arm in config.parsed_arms)
 
@@ -177,9 +177,9 @@ def run_arm(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> ArmState:
-    """Run one training of an arm, or continue it; one that is done is left alone.
+    """Run one training of an arm, or continue it; does nothing if it is done.
 
-    An error of the arm is kept in its folder and returned, so that the other arms continue.
+    An error is saved in the arm's folder and returned, so that the other arms continue.
 
     Raises:
         BenchmarkError: There is no such arm or seed.

@@ -47,7 +47,7 @@ def spell_state(state: ArmState) -> str:
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:
-    """Return the verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
+    """Return the verdict of a comparison as text, with the reason if it is undecided; a loss counts as no gain."""
     if row["is_loss"]:
         return "no gain (a loss)"
     if row["verdict"] != "undecided":

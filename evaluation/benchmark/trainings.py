@@ -31,9 +31,9 @@ def run_trainings(
     on_state: Callable[[ArmState], None] = lambda state: None,
     watch: Watch = ignore_events,
 ) -> None:
-    """Run what is not done, seed by seed; a failed training is tried again, and does not stop the others.
+    """Run unfinished trainings, ordered by seed; failed ones are retried, and do not stop the others.
 
-    Nor does one that another process is at work on: its state is "busy", and its figures come once that has ended.
+    Trainings that another process is running are skipped with the state "busy".
 
     Args:
         benchmark: Its folder is on a disk that all workers see.
@@ -44,7 +44,7 @@ def run_trainings(
         watch: Told, beside what engines tell, ``begins`` (arm, seed) and ``steps`` (arm, seed, step, loss).
 
     Raises:
-        WorkerError: Processes were ended from outside again and again, or write where this one does not see it.
+        WorkerError: Processes were killed repeatedly, or write to a disk that this one cannot see.
     """
     waiting = [Training(state.arm, state.seed) for state in benchmark.states if state.status != "done"]
 

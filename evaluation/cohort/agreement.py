@@ -38,7 +38,7 @@ Segment = Callable[[EvaluatedCase, Volume], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class MatchedLabel:
-    """A label that both sides know.
+    """A label that the segmenter and the cases share.
 
     Attributes:
         name: Name in the segmenter's labels.
@@ -67,7 +67,7 @@ def match_labels(
     Raises:
         RequestError: When a mapping cannot be read, or names a label that the segmenter lacks.
         VocabularyError: When it names one that the vocabulary lacks.
-        EvaluationError: When nothing pairs.
+        EvaluationError: No label matches.
     """
     stated = {}
     for text in mapping:

@@ -49,7 +49,7 @@ Item = TypeVar("Item")
 
 
 class SkippedCase(NamedTuple):
-    """A case that could not be measured, and why, in a sentence."""
+    """A case that could not be measured, with the reason as a sentence."""
 
     case_id: str
     reason: str
@@ -116,7 +116,7 @@ class CaseSet:
         """Return the label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
 
         Raises:
-            VolumeError: When it cannot be read, or its ids could mean anything.
+            VolumeError: When it cannot be read, or the meaning of its ids is unknown.
             BankError: When none of its labels are in the vocabulary.
         """
         if case.anatomy_path is not None:
@@ -157,7 +157,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
         vocabulary: Meaning of ids in label maps that name none; a cohort brings its own.
 
     Raises:
-        EvaluationError: When there is nothing, or no CT.
+        EvaluationError: When the path does not exist, or has no CT.
         PreparationError: When a prepared folder is damaged.
         ExportError: When a cohort has no accepted case, or is being written.
     """
@@ -274,10 +274,10 @@ def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
 
 
 def require_cohort(case_set: CaseSet) -> CohortSource:
-    """Return the cohort that a set of cases is.
+    """Return the cohort behind a set of cases.
 
     Raises:
-        EvaluationError: When it is none.
+        EvaluationError: The cases are not a cohort.
     """
     if case_set.cohort is None:
         raise EvaluationError(
@@ -295,7 +295,7 @@ def measure_each(
     *,
     num_workers: int | None = 1,
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """Measure item by item; one that cannot be read is set aside with its reason, and the others continue.
+    """Measure items one by one; unreadable ones are skipped with the reason.
 
     Args:
         items: Items to measure.
@@ -324,7 +324,7 @@ def measure_each_on(
     *,
     reads: tuple[Path, ...] = (),
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """As :func:`measure_each`, by workers that open something first, such as networks.
+    """Like :func:`measure_each`, by workers that first load something, such as networks.
 
     Args:
         engine: Runs the workers.
@@ -371,7 +371,7 @@ def _open_or_skip(
 
 
 def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
-    """Raise when nothing is left to measure.
+    """Raise if no item could be measured.
 
     Raises:
         EvaluationError: The message names the first case that was set aside and how many more there are.
@@ -387,7 +387,7 @@ def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
 
 
 def spell_skipped(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
+    """Return the paragraph of a report on skipped cases; empty if there are none."""
     return ["## Left out\n", *(f"- {row['case']}: {row['reason']}\n" for row in rows)] if rows else []
 
 

@@ -49,7 +49,7 @@ found from missed lesions perfectly.
 
 @dataclass(frozen=True, slots=True)
 class JudgedLesion:
-    """A lesion of the cohort and what the segmenter made of it.
+    """A lesion of the cohort, with the segmenter's result.
 
     Attributes:
         case_id: Id of its case.
@@ -262,7 +262,7 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
     """Return intercept and slope of the log odds over the natural logarithm of the diameter.
 
     Returns:
-        None where all or none are found, or larger ones are not found more often.
+        None if all or none are found, or larger ones are not found more often.
     """
     if is_found.all() or not is_found.any():
         return None

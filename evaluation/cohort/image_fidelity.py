@@ -144,7 +144,7 @@ def _sum_up(groups: NDArray[Any], original_hu: Image, rebuilt_hu: Image, names: 
 def measure_spectrum(
     original: NDArray[np.float32], rebuilt: NDArray[np.float32], spacing_mm: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return how much of the power of each band of frequencies is left.
+    """Return the share of the power that is preserved in each band of frequencies.
 
     Of the middle of the volume, at most 160 voxels a side, under a Hann window, which keeps the edges of the field of
     view out of it. Bands are of the length of the wave vector, in equal steps up to what the coarsest axis shows.

@@ -68,7 +68,7 @@ class Nearest:
 
 
 class Double(NamedTuple):
-    """A real case and a training case that say nothing about copies.
+    """A real case and a training case that are too similar to serve as reference.
 
     Attributes:
         case: Index of the real case.
@@ -92,7 +92,7 @@ def find_nearest(distances: NDArray[np.float64]) -> Nearest:
 def find_reference(
     distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], list[Double]]:
-    """Return relative distances of real cases to their nearest training case that is another one, of another patient.
+    """Return relative distances of real cases to the nearest training case of another patient.
 
     Args:
         distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
@@ -147,7 +147,7 @@ def judge(
     num_train: int,
     threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
-    """Return what relative distances say.
+    """Judge relative distances.
 
     Args:
         synthetic: Relative distances of the synthetic cases.
@@ -191,7 +191,7 @@ NUM_PAIRS: Final = 4
 NUM_PLANTED: Final = 20
 KINDS: Final = (
     ("images", "Images"),
-    ("moved_images", "Images, flipped, turned or cut"),
+    ("moved_images", "Images, flipped, rotated or cropped"),
     ("label_maps", "Label maps"),
 )
 PANEL_PX: Final = 190
@@ -199,7 +199,7 @@ PANEL_PX: Final = 190
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
-    """A case at the size at which it is compared.
+    """A case, downsampled for comparison.
 
     Attributes:
         case: The case.
@@ -282,7 +282,7 @@ def measure_memorization(
 
 
 def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None = None) -> Thumbnail:
-    """Read a case and cut it down to the size at which it is compared.
+    """Read a case, and crop and downsample it for comparison.
 
     Args:
         case_set: Set that the case belongs to.
@@ -314,7 +314,7 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
 
 
 def draw_portrait(image: Volume) -> Portrait:
-    """Return a CT at the size at which it is compared under flips, turns and cuts."""
+    """Return a CT, downsampled for the comparison under flips, rotations and crops."""
     box = find_body_box(image.array)
     small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
     return _to_portrait(small, image.grid, box)
@@ -358,7 +358,7 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 def measure_moved_distances(
     cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
 ) -> NDArray[np.float64]:
-    """Return 1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
+    """Return 1 - correlation of every pair under the best flip, rotation and crop found, ``(cases, others)``."""
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
@@ -402,7 +402,7 @@ def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[s
 
 
 def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Share of the organ voxels of either map on which two maps differ, ``(cases, others)``; NaN without maps."""
+    """Return the share of organ voxels that differ between two maps, ``(cases, others)``; NaN without maps."""
     distances = np.full((len(cases), len(others)), np.nan)
     for row, case in enumerate(cases):
         for column, other in enumerate(others):
@@ -510,7 +510,8 @@ def to_report(document: Mapping[str, Any]) -> str:
         (
             f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
             f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels "
-            f"that differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images after "
+            f"that differ, of {LABEL_SIDE}^3; flipped, rotated or cropped: 1 - correlation of the detail of images "
+            "after "
             "alignment, with the three nearest training cases. Relative: divided by the case's median distance to "
             f"all training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} "
             f"held-out and {MIN_CASES} training cases or more, nearer than {COPY_SHARE:g} times the "

@@ -148,7 +148,7 @@ def measure_reconstruction(
     engine: Engine,
     lpips: LpipsWeights | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Encode and decode every CT, and compare.
+    """Encode and decode every CT, and compare the result with the CT.
 
     Args:
         case_set: CTs; where they have label maps, errors are given by label as well.
@@ -265,7 +265,7 @@ def _measure_lpips(
 
 
 def find_peak_memory_gb(device: str) -> dict[str, float | None]:
-    """Return the most memory that this process has held so far, and the most of its GPU's; None if unknown."""
+    """Return the peak memory of this process and of its GPU so far; None if unknown."""
     host = None
     if sys.platform != "win32":
         import resource
@@ -385,7 +385,9 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_worst(cases: Sequence[Rebuilt]) -> Image.Image:
-    """Draw the slice with the largest error of the worst cases: CT, rebuilt, and difference (-200 to 200 HU)."""
+    """Draw the slices with the largest error of the worst cases: CT, reconstruction, and difference (-200 to 200
+    HU).
+    """
     gap, head = 6, 22
     sheet = Image.new("RGB", (3 * (PANEL_PX + gap) + gap, len(cases) * (PANEL_PX + head + gap) + gap), BACKGROUND)
     for number, case in enumerate(cases):

@@ -55,7 +55,7 @@ Side = Sequence[Matrix]
 def collect_regions(
     case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage, *, num_workers: int | None = 1
 ) -> tuple[list[list[CaseRegions]], list[list[SkippedCase]]]:
-    """Return regions of the cases of a real and of a synthetic set, one case after the other.
+    """Measure the regions of the cases of a real and a synthetic set.
 
     Raises:
         EvaluationError: When a set has no case that can be read.
@@ -77,7 +77,7 @@ def collect_regions(
 def describe_sets(
     case_sets: Sequence[CaseSet], found: Sequence[Sequence[CaseRegions]], left_out: Sequence[Sequence[SkippedCase]]
 ) -> dict[str, Any]:
-    """Return what both sets are, as a document has it, with a note where their voxels differ."""
+    """Describe both sets for a report, with a note if their voxel sizes differ."""
     spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in found]
     notes = []
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:

@@ -34,7 +34,7 @@ VERDICTS: Final = ("equivalent", "different", "cannot tell")
 
 
 class Quantity(NamedTuple):
-    """Something that is compared.
+    """A quantity that is compared between sets.
 
     Attributes:
         name: Name with its unit, as text.
@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
     axis: int = 0
 
     def of(self, region: Region) -> float:
-        """Return its value."""
+        """Return the value of the quantity for a region."""
         return region.of(self.feature) if self.feature else region.place[self.axis]
 
 

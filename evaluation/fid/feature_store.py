@@ -34,7 +34,7 @@ FORMAT: Final = 2
 
 
 class CaseFeatures(NamedTuple):
-    """Features of one volume, whose it is, and the grid that it came on."""
+    """Features of one volume, with its patient and its original grid."""
 
     case_id: str
     patient: str
@@ -97,7 +97,7 @@ def collect_features(
         One for each set.
 
     Raises:
-        EvaluationError: When not one case of a set can be read.
+        EvaluationError: No case of a set can be read.
     """
     cases = [case for case_set in case_sets for case in case_set.cases]
     open_function = partial(_open_extractor, extractor, protocol, cache)

@@ -121,7 +121,7 @@ def extrapolate_distance(
 
 
 def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> Matrix:
-    """Return how much each case moves the distance: its first-order change when the case counts once more.
+    """Return the influence of each case on the distance: its first-order change if the case is counted once more.
 
     The derivative of the trace term by ``C1`` is the optimal transport map from one Gaussian to the other, so that the
     influence of one feature ``x`` with ``d = x - m1`` is ``2 (m1 - m2) d + d' (1 - T) d - tr((1 - T) C1)``.

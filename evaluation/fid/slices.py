@@ -78,7 +78,7 @@ class SliceProtocol:
 
 
 def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> NDArray[np.float32]:
-    """Resample, fill up, cut and clip a CT.
+    """Resample, pad, crop and clip a CT.
 
     With ``maisi`` the result is that of the transforms of MAISI's script to the last bit.
 

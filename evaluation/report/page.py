@@ -141,7 +141,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def warn(text: str, *, is_failure: bool = False) -> str:
-    """Return a sentence that must not be overlooked."""
+    """Return a sentence formatted as a warning."""
     return f'<p class="warning{" failure" if is_failure else ""}">{clean_html(text)}</p>'
 
 
@@ -273,10 +273,10 @@ def gallery(figures: Iterable[str]) -> str:
 
 
 def fold(title: str, body: str) -> str:
-    """Return something that is shown on request."""
+    """Return content that is collapsed until opened."""
     return f"<details><summary>{clean_html(title)}</summary>\n{body}\n</details>"
 
 
 def code(text: str) -> str:
-    """Return text to copy."""
+    """Return a block of code or commands."""
     return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'

@@ -56,7 +56,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
 }
 AUDITS: Final = {
     "images": "Images",
-    "moved_images": "Images, flipped, turned or cut",
+    "moved_images": "Images, flipped, rotated or cropped",
     "label_maps": "Label maps",
 }
 
@@ -258,7 +258,7 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
 
 
 def build_evidence_html(name: str, document: Figures) -> str:
-    """Return a measurement as a section's body."""
+    """Return the HTML of a measurement, for a section."""
     measurement = MEASUREMENTS[name]
     if measurement.has_chart:
         return page.chart(measurement.draw_chart(document), caption=measurement.title)

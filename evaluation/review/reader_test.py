@@ -110,7 +110,7 @@ class ReaderTest:
         }
 
     def find_giveaway(self) -> str:
-        """Return a sentence where the voxels alone tell the kinds apart; empty where they do not."""
+        """Return a warning if voxel sizes alone reveal the kind of an image; otherwise empty."""
         grids: dict[str, set[str]] = {"real": set(), "synthetic": set()}
         for item in self._items:
             try:
@@ -141,7 +141,7 @@ class ReaderTest:
         """Return the case of a number, and access to its files.
 
         Raises:
-            EvaluationError: There is none.
+            EvaluationError: It does not exist.
         """
         if not 0 <= number < len(self._items):
             raise EvaluationError(f"Reader test: images are numbered 0 to {len(self._items) - 1}, found {number}.")

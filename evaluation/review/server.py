@@ -73,7 +73,7 @@ _READING: TypeAdapter[ReadingBody] = TypeAdapter(ReadingBody)
 
 
 class OwnPagesOnly:
-    """Refuses what does not come by this machine's own name, or comes from another page."""
+    """Refuses requests under another host name than this machine's, or from another page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -76,7 +76,7 @@ def require_view() -> None:
 
 @contextmanager
 def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, socket.socket, str]]:
-    """Put a server together that does not run yet.
+    """Build a server without starting it.
 
     Yields:
         The page's address, the server, its socket, and a note to the user, which may be empty.
@@ -189,7 +189,7 @@ def serve(options: ViewOptions, *, tell: Callable[[str], None], opens_browser: b
         opens_browser: Whether to open it.
 
     Raises:
-        MaisiAugError: There is nothing to look at, or it cannot be served.
+        MaisiAugError: The folder has no cases, or cannot be served.
     """
     with open_server(options) as (address, server, bound, note):
         tell(address)
@@ -211,7 +211,7 @@ def serve_in_background(options: ViewOptions) -> Iterator[str]:
         The page's address.
 
     Raises:
-        MaisiAugError: There is nothing to look at, or it cannot be served.
+        MaisiAugError: The folder has no cases, or cannot be served.
     """
     with open_server(options) as (address, server, bound, _):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

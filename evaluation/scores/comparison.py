@@ -42,7 +42,7 @@ Array = NDArray[np.float64]
 
 
 def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> float | None:
-    """Return the smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
+    """Return the smallest true gain of one label that is called a gain four times in five if no other label gains.
 
     Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
     verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first

@@ -181,7 +181,7 @@ def find_ratio_interval(
 ) -> Interval | None:
     """Return the interval of a share of counts pooled over patients, or of the difference of two shares.
 
-    Lesions of a patient resemble one another, so that patients are drawn, not lesions; seeds as in the other intervals,
+    Lesions of a patient resemble one another, so patients are drawn, not lesions; seeds as in the other intervals,
     though here without a correction for chance on single patients, and an arm of one seed stays as it is.
 
     Args:

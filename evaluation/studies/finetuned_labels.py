@@ -66,7 +66,7 @@ class Settings:
 def measure_label(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], label_id: int, found: NDArray[np.bool_] | None
 ) -> dict[str, float | None]:
-    """Return what a label looks like in an image.
+    """Measure the appearance of a label in an image.
 
     Args:
         image_hu: ``(I, J, K)`` HU.

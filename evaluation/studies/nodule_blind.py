@@ -51,7 +51,7 @@ NUM_HALVES: Final = 20
 def pair_alike(
     real: Sequence[NoduleStack], inserted: Sequence[NoduleStack]
 ) -> tuple[list[NoduleStack], list[NoduleStack]]:
-    """Pairs of about the same size and of the same resolution, the largest first; what finds no partner is left out."""
+    """Pair nodules of similar size and equal resolution, the largest first; nodules without a partner are left out."""
     left, pairs = list(inserted), list[tuple[NoduleStack, NoduleStack]]()
     for stack in sorted(real, key=lambda one: -one.diameter_mm):
         partner = min(left, key=lambda one: abs(np.log(one.diameter_mm / stack.diameter_mm)), default=None)
@@ -87,7 +87,7 @@ def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], ND
 
 
 def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
-    """Return figures of a picture that may tell a drawn nodule from a real one."""
+    """Return figures of a picture that may distinguish an inserted nodule from a real one."""
     gradient = ndimage.gaussian_gradient_magnitude(image, 1.0)
     inner = mask & (ndimage.distance_transform_edt(mask) >= min(2.0, float(ndimage.distance_transform_edt(mask).max())))
     near = ndimage.binary_dilation(mask, iterations=3) & ~mask

@@ -263,7 +263,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def tell(message: str) -> None:
-    """Say on stderr what is being done."""
+    """Print the current step on stderr."""
     sys.stderr.write(f"{message}\n")
 
 

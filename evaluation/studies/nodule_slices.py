@@ -226,7 +226,7 @@ def find_nodule(network: nn.Module, stack: NoduleStack) -> NDArray[np.bool_]:
 
 
 def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArray[np.bool_]:
-    """Return the dense part at the middle of a stack, or the one nearest to it: what no training is needed for."""
+    """Return the dense part at the middle of a stack, or the one nearest to it; a baseline without training."""
     parts, num_parts = ndimage.label(stack.image_hu > threshold_hu, np.ones((3, 3, 3)))
     if not num_parts:
         return np.zeros_like(stack.mask)

@@ -213,7 +213,7 @@ def measure_held_out_dice(
 
 
 def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
-    """Return what a segmenter of prepared cases adds to its configuration.
+    """Return the additional configuration of a segmenter trained on prepared cases.
 
     Args:
         dataset: All prepared cases.

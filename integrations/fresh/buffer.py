@@ -22,7 +22,7 @@ class Key(NamedTuple):
 
 
 class CaseBuffer:
-    """Cases that are held, and which is to be made next."""
+    """Buffer of generated cases, which also decides the next one to make."""
 
     def __init__(self, schedule: UseSchedule, capacity: int) -> None:
         """Begin with nothing.
@@ -44,7 +44,7 @@ class CaseBuffer:
         """Return the case of an item; waits until it is made.
 
         Raises:
-            Exception: What ended the making.
+            Exception: The error that ended the generation.
             EOFError: The buffer was closed.
         """
         key = Key(epoch, self.schedule.cases_of(epoch)[item])

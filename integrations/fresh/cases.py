@@ -174,7 +174,7 @@ class FreshCases:
         """Return the case of an item, made if it is not ready.
 
         Raises:
-            MaisiAugError: What ended the making of cases.
+            MaisiAugError: The error that ended the generation.
         """
         try:
             connection = self._connect()

@@ -162,7 +162,7 @@ class _WriterWatch:
         self._folder, self._checked_at, self._was_idle = folder, time.monotonic(), False
 
     def has_ended(self) -> bool:
-        """Ask; the lock is looked at now and then only, since looking takes it for a moment."""
+        """Check the lock at intervals only, because checking holds it for a moment."""
         if time.monotonic() - self._checked_at < GRACE_SECONDS / 2:
             return False
         self._checked_at = time.monotonic()

@@ -107,7 +107,7 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
 
 
 def build_config(bundle: Bundle) -> dict[str, Any]:
-    """``configs/inference.json``: everything that a run may override on its command line."""
+    """Return ``configs/inference.json``, with everything that a run may override on its command line."""
     spec = bundle.spec
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch", f"$from {SCRIPTS} import {SCRIPT[:-3]}"],
@@ -177,7 +177,7 @@ def _to_target(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_metadata(bundle: Bundle) -> dict[str, Any]:
-    """``configs/metadata.json``, by MONAI's schema."""
+    """Return ``configs/metadata.json``, in MONAI's schema."""
     shared = {"type": "image", "spatial_shape": list(bundle.spec.grid.shape), "is_patch_data": False, "num_channels": 1}
     label_map = {"format": "segmentation", "modality": "n/a", "dtype": "uint8", "value_range": [0, 255]}
     image = {"format": "hounsfield", "modality": "CT", "dtype": "int16", "value_range": [-1000, 1000]}

@@ -195,6 +195,6 @@ class LabelMapSampler:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed of a seed and the name of what is drawn."""
+    """Return a 63-bit seed derived from a seed and the name of what is drawn."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -131,7 +131,7 @@ def require_unused_id(folder: Path, dataset_id: int) -> None:
 
 
 def raise_taken(dataset_id: int, taken: Path) -> None:
-    """Raise because a dataset id is in use.
+    """Raise the error for a dataset id that is in use.
 
     Raises:
         ExportError: Always.

@@ -114,7 +114,7 @@ def move_real_plans(
         The moved plans.
 
     Raises:
-        ExportError: With nnU-Net's last words, when it fails.
+        ExportError: nnU-Net fails; the message has its last line of output.
     """
     return plan_on_cases({**example, "dataset": refer_to(real)}, real.name, target.name, plans=plans, building=building)
 
@@ -137,7 +137,7 @@ def plan_on_cases(
         The moved plans.
 
     Raises:
-        ExportError: With nnU-Net's last words, when it fails.
+        ExportError: nnU-Net fails; the message has its last line of output.
     """
     num_cases = len(description["dataset"])
     with tempfile.TemporaryDirectory(prefix="maisi-aug-") as scratch:
@@ -162,7 +162,7 @@ def plan_on_cases(
 
 
 def drop_cascades(plans: dict[str, Any]) -> None:
-    """Take out of plans what trains on an earlier stage's predictions: nnU-Net makes them in validation only.
+    """Remove cascade configurations from plans: nnU-Net makes the predictions that they train on in validation only.
 
     Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
     the next, since its validation would predict for it.

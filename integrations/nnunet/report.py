@@ -48,7 +48,7 @@ def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
 
 
 def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[int, int]:
-    """Labels without a place that mostly touch one that has one.
+    """Find labels that become background and mostly touch a label that is exported.
 
     Args:
         contacts: Contacts of all cases, from ``count_contacts``.
@@ -85,7 +85,7 @@ class Seen:
     contacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), dtype=np.int64))
 
     def add(self, label_map: NDArray[np.unsignedinteger]) -> None:
-        """Count one label map in."""
+        """Add one label map."""
         for label_id in np.unique(label_map).tolist():
             if label_id != BACKGROUND_ID:
                 self.counts[label_id] = self.counts.get(label_id, 0) + 1
@@ -183,7 +183,7 @@ class LikeReport:
 def build_report(
     export: LikeExport, seen: Seen, *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
 ) -> LikeReport:
-    """Describe an export.
+    """Build the report of an export.
 
     Args:
         export: The export.

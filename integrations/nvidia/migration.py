@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def is_felt(self) -> bool:
-        """Whether the result of the run differs by it: it is set to something, and is no path and no reference."""
+        """Whether the key affects the result of the run: it is set, and is neither a path nor a reference."""
         is_empty = self.value in (None, [], {}, "", 0, ".nii.gz") or str(self.value).startswith("$@")
         is_path = self.key in OPTIONS[Kind.environment]
         is_default = self.key.endswith("modality") and self.value == 1
@@ -78,13 +78,13 @@ class Setting:
         return has_difference and not (is_empty or is_path or is_default or is_unused)
 
     def to_json(self) -> dict[str, Any]:
-        """The setting as JSON types."""
+        """Return the setting as JSON types."""
         return {"key": self.key, "value": self.value, "ours": self.ours, "difference": self.difference}
 
 
 @dataclass
 class Migration:
-    """What NVIDIA's files ask for, in commands of this package.
+    """Configuration files of NVIDIA's scripts, translated into commands.
 
     Attributes:
         commands: Commands in order; those that fetch weights come first.
@@ -97,7 +97,7 @@ class Migration:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The migration as JSON types."""
+        """Return the migration as JSON types."""
         return {
             "commands": self.commands,
             "settings": [setting.to_json() for setting in self.settings],
@@ -140,7 +140,8 @@ def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
         flags: Further settings, which NVIDIA's scripts take as flags.
 
     Raises:
-        MigrationError: For a file that is none of theirs, several runs at once, or values that their scripts refuse.
+        MigrationError: A file is not of NVIDIA's scripts, files belong to several runs, or their scripts refuse a
+            value.
     """
     flags = flags or Flags()
     documents = {path: _read(path) for path in paths}
@@ -166,7 +167,7 @@ def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
 
 
 def find_kind(document: Mapping[str, Any], path: Path) -> Kind:
-    """What a configuration file of NVIDIA's is for.
+    """Return the purpose of a configuration file of NVIDIA's scripts.
 
     Raises:
         MigrationError: When it is none of theirs.

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Kind(StrEnum):
-    """What a configuration file of NVIDIA's is for."""
+    """Return the purpose of a configuration file of NVIDIA's scripts."""
 
     paired = "paired images and label maps"
     images = "images without label maps, and training of the diffusion U-Net"

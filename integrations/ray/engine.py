@@ -83,7 +83,7 @@ class RayEngine:
 
         Raises:
             MissingExtraError: Ray is not installed.
-            RequestError: The cluster has no place for a worker of this kind.
+            RequestError: The cluster has no room for such a worker.
             WorkerError: The cluster cannot be joined, or its nodes lack what workers need.
         """
         waiting, scratch, home = deque(items), scratch.resolve(), Path.cwd()
@@ -100,26 +100,26 @@ class RayEngine:
         Crew(waiting, hands, settle, office.listen, num_ahead_of(spec)).work_off()
 
     def open_office(self, ray: Any, shape: Shape, spec: Any) -> Office:
-        """What makes the actors."""
+        """Open the office that creates the actors."""
         return Office(ray, shape, spec)
 
 
 def write_token(folder: Path) -> tuple[Path, str]:
-    """Return a file that only those can read who see this folder, and its content."""
+    """Write a random token into the folder, and return its file and content; shows which nodes share the disk."""
     token = folder / "token", secrets.token_hex(16)
     token[0].write_text(token[1], encoding="utf-8")
     return token
 
 
 def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape:
-    """Choose how many workers a cluster gets, and what of it each has.
+    """Choose the number of workers on a cluster, and the resources of each.
 
     Args:
         nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
         engine: Requested engine.
 
     Raises:
-        RequestError: There is no place for a single worker.
+        RequestError: The cluster has no room for a single worker.
     """
     gpus = engine.gpus_per_worker
     if gpus is None:
@@ -163,7 +163,7 @@ class Office:
     _has_warned: bool = False
 
     def hire(self, assignment: Assignment) -> Any:
-        """Return an actor, which may wait for a place."""
+        """Create an actor, which may wait for resources."""
         shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,
@@ -193,7 +193,7 @@ class Office:
             self._warn_of_waiting(hands)
 
     def has_lost(self, node_id: str) -> bool:
-        """Whether a node is gone; Ray itself knows some seconds later."""
+        """Whether a node is lost; Ray itself notices some seconds later."""
         node = next((node for node in self.ray.nodes() if node["NodeID"] == node_id), None)
         if node is None or not node["Alive"]:
             return True

@@ -33,9 +33,9 @@ def require_ray() -> Any:
 
 
 def join(address: str) -> Any:
-    """Make this process part of a cluster, until it ends: Ray lets no process change from one cluster to another.
+    """Connect this process to a cluster until it ends: Ray does not allow a process to change clusters.
 
-    A second call changes nothing, nor does one where the caller has joined a cluster himself.
+    Does nothing if this process is already connected.
 
     Args:
         address: ``HOST:PORT``, ``auto`` for the one that runs on this machine, or empty for that of ``RAY_ADDRESS`` or,
@@ -46,7 +46,7 @@ def join(address: str) -> Any:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        RequestError: The address is none that a node of a cluster has.
+        RequestError: The address is not of a Ray cluster.
         WorkerError: There is no such cluster, or it runs another version.
     """
     ray = require_ray()

@@ -83,7 +83,7 @@ def number_labels(
         name_of: Name of an id.
 
     Raises:
-        RequestError: A number is none of a label map, or a requested label has none.
+        RequestError: A number is invalid in a label map, or a requested label has none.
         VocabularyError: An unknown label name.
     """
     require_numbers(numbers)
@@ -140,7 +140,7 @@ def choose_labels(
 
     Raises:
         ExportError: A label occurs in no case, or the cohort has no label maps.
-        RequestError: ``numbers`` do not fit, or stand beside labels that they decide.
+        RequestError: ``numbers`` do not fit, or are combined with other choices of labels.
         VocabularyError: An unknown label name.
     """
     require_label_maps(cohort)
@@ -173,7 +173,7 @@ def _require_present(cohort: CohortSource, wanted: Set[int], present: Mapping[in
 
 
 def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = False) -> None:
-    """Raise where labels are chosen beside ``numbers``, which choose them.
+    """Raise if labels are chosen in addition to ``numbers``, which already choose them.
 
     Raises:
         RequestError: The message names what is too much.

@@ -94,7 +94,7 @@ def import_torchio() -> Any:
 
 @dataclass(frozen=True)
 class CohortPairs:
-    """Reads a case when it is requested.
+    """Cases of a cohort, read on request.
 
     Attributes:
         cohort: The cohort.

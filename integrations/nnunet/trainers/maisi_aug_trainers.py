@@ -69,7 +69,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Return nnU-Net's split, held to what it is for: no synthetic case validates, and no fold is made up.
+        """Return nnU-Net's split, after checking that no synthetic case is in validation and the fold exists.
 
         Raises:
             TrainingError: There is no file of folds, no such fold, or a synthetic case in validation.

@@ -84,8 +84,8 @@ class TrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
 
-        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count
-        as well.
+        The time limit covers everything: phantoms that are built and latents that are encoded before the first step
+        count as well.
 
 
         Raises:

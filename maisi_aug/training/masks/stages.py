@@ -54,7 +54,7 @@ class MaskTrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, keep its averaged weights, and judge them.
 
-        The minutes are of all of it: what is prepared before the first step counts as well.
+        The time limit covers everything, including the preparation before the first step.
 
         Raises:
             TrainingError: When the first stage is missing, or the folder holds another configuration or other maps.
