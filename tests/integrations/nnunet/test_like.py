@@ -280,7 +280,7 @@ class TestContent:
         (folder / "splits_final.json").write_text(json.dumps(more))
         assert place.export(dry_run=True).folds_source == str(folder / "splits_final.json")
         (folder / "splits_final.json").write_text(json.dumps(more[1:]))
-        with pytest.raises(ExportError, match="differ, at which nnU-Net's planner stops"):
+        with pytest.raises(ExportError, match="differ, which nnU-Net's planner refuses"):
             place.export(dry_run=True)
 
     def test_folds_and_plans_are_found_where_the_environment_says_too(
