@@ -63,7 +63,7 @@ class TrainingPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrainingPlan:
-        """Read what :meth:`to_json` gave."""
+        """Restore the object from the result of :meth:`to_json`."""
         i, j, k = content["patch_shape"]
         x, y, z = content["spacing_mm"]
         low, high = content["clip_hu"]

@@ -108,7 +108,7 @@ class BenchmarkPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BenchmarkPlan:
-        """Read what :meth:`to_json` gave.
+        """Restore the object from the result of :meth:`to_json`.
 
         Raises:
             BenchmarkError: It was written by another version, whose arms are not comparable.

@@ -183,7 +183,7 @@ def run_arm(
 
     Raises:
         BenchmarkError: There is no such arm or seed.
-        ArmBusyError: Another process is at work on it.
+        ArmBusyError: Another process is running it.
     """
     folder = benchmark.folder_of(arm, seed)
     if benchmark.state_of(arm, seed).status == "done":

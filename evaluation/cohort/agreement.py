@@ -102,7 +102,7 @@ def match_labels(
 
 
 def segment_from_folder(folder: Path) -> Segment:
-    """Take label maps from ``CASE.nii.gz`` files, such as ``nnUNetv2_predict`` writes.
+    """Return a segmenter that reads existing label maps ``CASE.nii.gz``, such as those of ``nnUNetv2_predict``.
 
     Raises:
         EvaluationError: When there is no such folder.

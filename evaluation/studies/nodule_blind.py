@@ -65,9 +65,9 @@ def pair_alike(
 
 
 def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Return the slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
+    """Return, for both nodules of a pair, the slice with the largest section, ``(I, J)``, and its mask.
 
-    Crops of patients end near the nodule, whole CTs do not: all end where the smallest does, continued by their edge.
+    Crops of patients are small and whole CTs are not, so all are cut to the smallest extent and padded with their edge.
     """
     slices = [(stack, int(np.argmax(stack.mask.sum(axis=(1, 2))))) for stack in pair]
     centres = [np.rint(np.argwhere(stack.mask[middle]).mean(axis=0)).astype(int) for stack, middle in slices]

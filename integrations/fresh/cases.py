@@ -161,7 +161,7 @@ class FreshCases:
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, before a loader is iterated; without it every epoch is the first one again."""
+        """Set the epoch before iterating over a loader; otherwise every epoch repeats the first one."""
         self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> Any:

@@ -95,7 +95,7 @@ class GrowingCohort:
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, before a loader is iterated."""
+        """Set the epoch before iterating over a loader."""
         self._epoch.value = epoch
 
     def case_indices(self, epoch: int) -> list[int]:

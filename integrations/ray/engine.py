@@ -127,7 +127,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     if gpus > 0 and engine.device == "cpu":
         raise RequestError("--gpus-per-worker cannot be used with --device cpu.")
     if gpus > 1 and gpus != int(gpus):
-        raise RequestError(f"--gpus-per-worker: expected an integer or a fraction of 1, found {gpus:g}.")
+        raise RequestError(f"--gpus-per-worker: expected an integer, or a fraction between 0 and 1, found {gpus:g}.")
     if gpus == 0 and engine.device == "cuda":
         raise RequestError("--device cuda: the Ray cluster has no GPUs. Use --device cpu.")
     if gpus:

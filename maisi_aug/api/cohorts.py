@@ -178,8 +178,8 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
         out: New folder, required for several cohorts; files are hard-linked where the disk supports it.
 
     Raises:
-        CohortError: A shard is at work, the folders hold different cohorts, or two shards have made the same case to
-            different bytes.
+        CohortError: A shard is still running, the folders hold different cohorts, or two shards have made the same
+            case to different bytes.
         RequestError: Several folders without ``out``, or one with it.
     """
     if not folders or (len(folders) > 1) != (out is not None):

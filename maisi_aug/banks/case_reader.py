@@ -39,7 +39,7 @@ MAX_BONE = 0.1
 """Share of bone in an image without air, fat and skin; a larger share means that tissue still has its offset of 1024.
 """
 NUM_LOOKED_AT = 250_000
-"""Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
+"""Number of evenly spread voxels whose values are counted; the minimum and maximum are of all voxels."""
 SAME_PLACE = 0.1
 """Corners of two grids this share of a voxel apart are the same: headers round their origins."""
 

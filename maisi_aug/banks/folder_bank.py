@@ -207,7 +207,7 @@ class FolderBank:
                 that gave the body.
 
         Raises:
-            CohortError: The message names the first that is not.
+            CohortError: The message names the first changed file.
         """
         index_of = {entry.name: index for index, entry in enumerate(self._entries)}
         wanted = {

@@ -106,7 +106,7 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
     """Return in which ways a grid differs from those that the networks were trained on.
 
     Args:
-        grid: Shape and spacing count.
+        grid: Grid whose shape and spacing are checked.
         limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """
@@ -126,7 +126,8 @@ def spell_shortfalls(
     """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, the severest first.
 
     Returns:
-        The sentence without its stop, and whether the networks cannot work with the grid; None where nothing is found.
+        The sentence without its full stop, and whether the networks cannot work with the grid; None where nothing is
+        found.
     """
     shortfalls = find_shortfalls(grid, limits, shows_head_alone=shows_head_alone)
     if not shortfalls:

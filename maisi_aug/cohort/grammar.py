@@ -208,15 +208,15 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
 
 
 def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases: int) -> list[int]:
-    """Return how many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
+    """Distribute the additional cases of a growing cohort, each to the request that is furthest behind its share.
 
     Args:
         requests: Requests, see :func:`allot_cases`.
-        counts: Cases that each request has; nothing takes any of them away.
+        counts: Current number of cases of each request; never reduced.
         num_cases: Cases of the grown cohort.
 
     Returns:
-        The further cases of every request, together ``num_cases`` less those that there are.
+        The number of additional cases of each request; their sum is ``num_cases`` minus the existing ones.
     """
     quotas = [share * num_cases for share in _shares(requests)]
     grown = list(counts)

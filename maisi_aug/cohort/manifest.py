@@ -245,14 +245,14 @@ def is_cohort(folder: Path) -> bool:
 def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
     """Read the manifest of a cohort, those of its shards among it.
 
-    A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
+    A last line without a line break was left by a killed process; it is skipped.
 
     Args:
         folder: The cohort's folder.
-        gates: Whose figures are kept, which are most of a manifest; all when not given.
+        gates: Gates whose figures are kept, since figures are most of a manifest; all by default.
 
     Raises:
-        CohortError: When the folder has no manifest, a line in it cannot be read or says what cannot be, or two shards
+        CohortError: When the folder has no manifest, a line in it cannot be read or is impossible, or two shards
             have made the same attempt to different bytes.
     """
     paths = list_manifests(folder)
@@ -268,7 +268,7 @@ def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manife
     """Read one manifest, that of a shard for instance; as :func:`load_manifest` does.
 
     Raises:
-        CohortError: A line in it cannot be read or says what cannot be.
+        CohortError: A line in it cannot be read or is impossible.
     """
     return Manifest.from_records(ManifestReader(path, gates=gates).read_on())
 
@@ -313,7 +313,7 @@ class ManifestReader:
 
         Args:
             path: Path of the manifest.
-            gates: Whose figures are kept, which are most of a manifest; all when not given.
+            gates: Gates whose figures are kept, since figures are most of a manifest; all by default.
         """
         self._path, self._gates = path, gates
         self._begin(None)
@@ -329,7 +329,7 @@ class ManifestReader:
         Reading begins anew where the file is another one or has become shorter.
 
         Raises:
-            CohortError: A line cannot be read or says what cannot be.
+            CohortError: A line cannot be read or is impossible.
         """
         records: list[AttemptRecord] = []
         with self._path.open("rb") as file:

@@ -75,7 +75,7 @@ class Decision:
 
     @property
     def key(self) -> CaseKey:
-        """Key of the case that was decided on."""
+        """Key of the attempt that the decision is about."""
         return CaseKey(self.case_id, self.attempt)
 
 

@@ -110,7 +110,7 @@ def merge_shards(folder: Path) -> int:
     If it is killed, either the old or the new state remains; run it again to finish.
 
     Args:
-        folder: Folder of the cohort, in which nothing is at work.
+        folder: Folder of the cohort, in which no process is running.
 
     Returns:
         Number of manifests that were merged.

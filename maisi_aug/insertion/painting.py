@@ -33,7 +33,7 @@ POINT_SPREAD_MM = (0.6, 1.0)
 MOTTLING_HU, SOFT_MOTTLING_HU = 25.0, 6.0
 MOTTLING_MM = 2.0
 THIN_HU = -500.0
-"""Aerated lung is below; its vessels are above."""
+"""HU threshold between aerated lung (below) and its vessels (above)."""
 NOISE_MM = 1.5
 """Structure finer than this is taken for noise where the surroundings are measured."""
 

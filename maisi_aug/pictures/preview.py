@@ -312,7 +312,7 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def choose_evenly(count: int, limit: int) -> list[int]:
-    """Return at most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
+    """Return at most ``limit`` of ``count`` positions, evenly spread and including the first and the last."""
     if count <= limit:
         return list(range(count))
     return [round(step * (count - 1) / (limit - 1)) for step in range(limit)]

@@ -76,7 +76,7 @@ def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMean
 
 
 def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> bool:
-    """Whether a label named as the whole body occurs in a case."""
+    """Whether a case has a label that stands for the whole body."""
     return any(
         counts.get(MASK_ID if label.id is None else label.id, 0)
         for file, counts in zip(case.labels, survey.counts, strict=True)

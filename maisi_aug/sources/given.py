@@ -67,7 +67,7 @@ class GridChoice:
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
         """Return shape and spacing of the image of a map.
 
-        What the user leaves open follows the map: its own grid where the networks take that, else its field of view in
+        Values that the user leaves open follow the map: its own grid if the networks take it, else its field of view in
         the nearest number of voxels that they take.
         """
         spacing_mm = self.spacing_mm

@@ -65,10 +65,10 @@ class MapSource(Protocol):
         return ()
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the files that cases were made from, by their manifest, still hold the same.
+        """Raise if the files that cases were made from, according to their manifest, have changed.
 
         Raises:
-            CohortError: The message names the first that does not.
+            CohortError: The message names the first changed file.
         """
         return  # there are no files
 
@@ -107,7 +107,7 @@ class MaskBank(Protocol):
         return NUM_LOOKS
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the files that cases were made from still hold the same."""
+        """Raise if the files that cases were made from have changed."""
         return  # there are no files
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
@@ -130,7 +130,7 @@ class BankedSource(MapSource, Protocol):
         return self.bank.skipped
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the bank's files that cases were made from still hold the same."""
+        """Raise if the bank's files that cases were made from have changed."""
         self.bank.require_unchanged(origins)
 
     def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:

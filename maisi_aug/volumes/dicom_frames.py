@@ -35,7 +35,7 @@ OFF_LINE_VOXELS = 0.1
 SQUARE = 1e-3
 """Rows and columns meet at a right angle to this; their directions are stored with a few digits."""
 MAX_VALUE = 1e6
-"""Largest absolute value of a position in mm, a step or a rescale; no scan comes near."""
+"""Limit for absolute values of positions in mm, steps and rescaling, far above those of any scan."""
 HU_TYPES = ("", "HU", "HU_MOD", "US")
 """``RescaleType`` of a CT in HU; US is 'unspecified', which most older files say."""
 
