@@ -290,7 +290,7 @@ def test_licence_is_asked_for_before_weights_are_fetched(finetuned: Bundle, serv
     [
         (
             lambda content: content["weights"]["controlnet"].update(file="../evil.safetensors"),
-            "not a file in its folder",
+            "is outside its folder",
         ),
         (lambda content: content["weights"]["controlnet"].update(file="controlnet.pt"), "weights are not safetensors"),
         (lambda content: content["weights"]["controlnet"].update(sha256="0" * 64), "should have SHA-256 000000000000"),
