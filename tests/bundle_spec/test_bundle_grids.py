@@ -49,8 +49,8 @@ def test_unseen_grid_is_warned_of(rflow: Bundle) -> None:
     (sentence,) = check(rflow, (320, 320, 128), (1.2, 1.2, 3.0))
     assert sentence == (
         "Grid for bundle 'rflow-ct': expected 256, 384 or 512 voxels along I and J, found 320x320x128 at 1.2x1.2x3 mm "
-        "(384x384x384 mm). The networks were not trained on such grids, and images may be poor: try --shape 384x384x128 "
-        "--spacing 1x1x3 (384x384x384 mm)."
+        "(384x384x384 mm). The networks were not trained on such grids, and images may be poor: try --shape "
+        "384x384x128 --spacing 1x1x3 (384x384x384 mm)."
     )
     assert "at least 384 mm" in check(rflow, (256, 256, 128), (1.0, 1.0, 2.0))[0]
     assert check(rflow, (256, 256, 128), (1.0, 1.0, 2.0), shows_head_alone=True) == ()
