@@ -85,6 +85,8 @@ html_title = f"maisi-aug {version}"
 html_copy_source = False
 html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
+html_static_path = ["static"]
+html_css_files = ["wrap.css"]
 html_extra_path = ["start"]  # index.html leads to the first page
 
 

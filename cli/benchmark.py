@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.api.bars import open_bars, show_stages
+from maisi_aug.api.bars import add_training, open_bars, show_stages
 from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Devices, MaxMinutes, TrainingDevice
@@ -116,11 +116,14 @@ def arm(
 
     Example: maisi-aug benchmark arm bench --arm real+synthetic:1 --seed 0
     """
-    from maisi_aug.api.benchmarking import run_arm
+    from maisi_aug.api.benchmarking import train_arm
+    from maisi_aug.evaluation.benchmark.run import load_benchmark
     from maisi_aug.evaluation.benchmark.text import spell_state
 
-    with show_stages("reading cases") as notify:
-        state = run_arm(bench, name, seed=seed, device=device, max_minutes=max_minutes, progress=notify)
+    benchmark = load_benchmark(bench)
+    with open_bars(is_transient=True) as bars:
+        report_step = add_training(bars, f"{name}, seed {seed}", benchmark.plan.config.steps)
+        state = train_arm(benchmark, name, seed, device=device, max_minutes=max_minutes, report_step=report_step)
     typer.echo(spell_state(state))
     if state.status == "failed":
         raise typer.Exit(1)

@@ -51,6 +51,10 @@ def pull_command(
             "--with-mask-database", help="Also download NVIDIA's 4,000 label maps, for --mask-bank (11.6 GB)."
         ),
     ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Branch, tag or commit of a shared bundle (default: the newest)."),
+    ] = None,
     accept_license: AcceptOption = False,
     to: ToOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
@@ -72,13 +76,17 @@ def pull_command(
         if with_masks or with_mask_database:
             option = "--with-masks" if with_masks else "--with-mask-database"
             raise typer.BadParameter(f"{option} can only be used with a bundle of NVIDIA's.")
-        tell_ready(pull_shared(name, accept_licence=accept, folder=to, report=tell), to, as_json=as_json)
+        bundle = pull_shared(name, accept_licence=accept, revision=revision, folder=to, report=tell)
+        tell_ready(bundle, to, as_json=as_json)
         return
+    if revision is not None:
+        raise typer.BadParameter("--revision can only be used with a shared bundle, OWNER/NAME.")
     known = find_known_bundle(name)
     if with_mask_database:
         known.require_database()
     bundle = pull_bundle(known, accept_licence=accept, with_masks=with_masks, folder=to, report=tell)
-    database = pull_database(known, accept_licence=accept, report=tell) if with_mask_database else None
+    # The licence, which is that of the label maps too, was accepted for the bundle.
+    database = pull_database(known, accept_licence=lambda _: True, report=tell) if with_mask_database else None
     tell_ready(bundle, to, as_json=as_json, database=database)
 
 
@@ -138,17 +146,17 @@ def push_command(
 
     Example: maisi-aug bundles push runs/parotid anna/parotid-ct --private
     """
-    from maisi_aug.networks.checkpoints.sharing import push_bundle
+    from maisi_aug.api.bundles import push_bundle
 
     files, address = push_bundle(
         source,
         repository,
-        is_private=private,
+        private=private,
         self_contained=self_contained,
         with_label_maps=with_label_maps,
-        folder=to,
-        uploads=not dry_run,
-        report=lambda sentence: tell(sentence),
+        to=to,
+        dry_run=dry_run,
+        say=tell,
     )
     if as_json:
         typer.echo(json.dumps({"address": address, "files": [file.to_json() for file in files]}, indent=1))
@@ -169,11 +177,9 @@ def export_command(
 
     Example: maisi-aug bundles export phantom-ct --to phantom-ct-monai
     """
-    from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.integrations.monai_bundle.export import export_monai_bundle
+    from maisi_aug.api.bundles import export_bundle
 
-    bundle = load_bundle(source)
-    export_monai_bundle(bundle, to)
+    bundle = export_bundle(source, to)
     if as_json:
         typer.echo(json.dumps({"name": bundle.name, "path": str(to), "licence": bundle.licence}, indent=1))
         return

@@ -49,10 +49,9 @@ def migrate(
 
     Example: maisi-aug migrate configs/config_infer.json configs/environment_rflow-ct.json
     """
-    from maisi_aug.integrations.nvidia.migration import Flags
-    from maisi_aug.integrations.nvidia.migration import migrate as translate
+    from maisi_aug.api.migrating import migrate as translate
 
-    found = translate(configs, Flags(version=version, seed=random_seed, mask=mask, out=out))
+    found = translate(configs, version=version, random_seed=random_seed, mask=mask, out=out)
     typer.echo(json.dumps(found.to_json(), indent=1, ensure_ascii=False) if as_json else found.to_script())
     if run:
         _run(found.commands)

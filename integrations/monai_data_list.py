@@ -151,13 +151,12 @@ def _require_use(like: Path | None, **flags: Any) -> None:
     """Raise for a flag that would do nothing."""
     names = ("labels", "include_anatomy") if like is not None else ("label", "absent")
     idle = ["--map" if name == "label" else f"--{name.replace('_', '-')}" for name in names if flags[name]]
-    if idle:
-        beside = (
-            "cannot be used with --like, whose labels decide what is exported"
-            if like is not None
-            else "can only be used with --like"
+    if idle and like is not None:
+        raise ExportError(
+            f"{idle[0]} cannot be used with --like, whose labels decide what is exported. Leave one of the two out."
         )
-        raise ExportError(f"{idle[0]}: {beside}. Leave one out, or add the other.")
+    if idle:
+        raise ExportError(f"{idle[0]} can only be used with --like. Leave it out, or add --like.")
 
 
 def _number_like(

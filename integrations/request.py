@@ -17,7 +17,7 @@ _ALONE, _LIKE = "Without --like", "With --like"
 class DicomExport(StrictModel, use_attribute_docstrings=True):
     """Labels that become DICOM segmentations."""
 
-    labels: Annotated[tuple[str, ...], Option()] = ()
+    labels: Annotated[tuple[str, ...], Option(metavar="NAME")] = ()
     """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
     include_anatomy: Annotated[bool, Option("--include-anatomy")] = False
     """Export every organ label as well."""
@@ -47,7 +47,7 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     """
     out: Annotated[Path | None, Option("-o", everyday=True)] = None
     """Folder for raw datasets (default: the environment variable nnUNet_raw)."""
-    labels: Annotated[tuple[str, ...], Option(panel=_ALONE, everyday=True)] = ()
+    labels: Annotated[tuple[str, ...], Option(metavar="NAME", panel=_ALONE, everyday=True)] = ()
     """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
     include_anatomy: Annotated[bool, Option("--include-anatomy", panel=_ALONE)] = False
     """Export every organ label as well."""

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from maisi_aug.api.benchmarking import benchmark, plan_benchmark, report, run_arm
     from maisi_aug.api.bundles import (
         convert_bundle,
+        export_bundle,
         import_bundle,
         list_bundles,
         pull_bundle,
+        push_bundle,
         show_bundle,
         verify_bundle,
     )
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.finetuning import finetune_controlnet
     from maisi_aug.api.insertion import insert
     from maisi_aug.api.labels import labels
+    from maisi_aug.api.migrating import migrate
     from maisi_aug.api.pipeline import DrawnCase, Pipeline
     from maisi_aug.api.preparing import prepare
     from maisi_aug.api.results import Case, Cohort, SavedCase, load_cohort
@@ -48,6 +51,7 @@ _HOMES = {
     "cohort_status": "api.cohorts",
     "convert_bundle": "api.bundles",
     "evaluate": "api",
+    "export_bundle": "api.bundles",
     "export_dicom": "api.exporting",
     "export_monai": "api.exporting",
     "export_nnunet": "api.exporting",
@@ -58,10 +62,12 @@ _HOMES = {
     "list_bundles": "api.bundles",
     "load_cohort": "api.results",
     "merge_cohort": "api.cohorts",
+    "migrate": "api.migrating",
     "plan": "api.synthesis",
     "plan_benchmark": "api.benchmarking",
     "prepare": "api.preparing",
     "pull_bundle": "api.bundles",
+    "push_bundle": "api.bundles",
     "report": "api.benchmarking",
     "run_arm": "api.benchmarking",
     "show_bundle": "api.bundles",
@@ -84,6 +90,7 @@ __all__ = [
     "cohort_status",
     "convert_bundle",
     "evaluate",
+    "export_bundle",
     "export_dicom",
     "export_monai",
     "export_nnunet",
@@ -94,10 +101,12 @@ __all__ = [
     "list_bundles",
     "load_cohort",
     "merge_cohort",
+    "migrate",
     "plan",
     "plan_benchmark",
     "prepare",
     "pull_bundle",
+    "push_bundle",
     "report",
     "run_arm",
     "show_bundle",

@@ -37,7 +37,7 @@ def print_plan_table(cohort: CohortRun) -> None:
     if cohort.mask_steps:
         maps = f", {cohort.mask_steps} steps"
     else:
-        maps = f", bank {cohort.configuration['mask_bank']}" if config.has_maps else ""
+        maps = f", bank {_spell_bank(cohort)}" if config.has_maps else ""
     kept = f"; keep {spell_labels(cohort.plan.requested_ids, cohort.bundle.vocabulary)}" if config.anatomy else ""
     table = Table(title=title, caption=f"label maps: {config.mask_source}{maps}{kept}")
     for heading in ("case", "request", "lesion"):
@@ -64,13 +64,19 @@ def print_plan_table(cohort: CohortRun) -> None:
 MAX_NAMES = 4
 
 
+def _spell_bank(cohort: CohortRun) -> str:
+    """The mask bank by its name, or by its path: from the working folder if it lies in there, absolute if not."""
+    bank, here = str(cohort.configuration["mask_bank"]), Path.cwd()
+    return str(Path(bank).relative_to(here)) if Path(bank).is_relative_to(here) else bank
+
+
 def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None:
     """Show each map with its own grid, that of its image, and its labels; name those that cannot be used."""
     from rich.table import Table
 
     num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
     title = f"{num_cases} cases, seed {cohort.seed}, bundle {cohort.bundle.name}"
-    table = Table(title=title, caption=f"label maps: given, unchanged, bank {cohort.configuration['mask_bank']}")
+    table = Table(title=title, caption=f"label maps: given, unchanged, bank {_spell_bank(cohort)}")
     for heading in ("map", "images", "its grid", "grid of the image", "labels"):
         table.add_column(heading)
     for place, outlook in enumerate(outlooks[:MAX_ROWS]):

@@ -164,7 +164,7 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Label of the real cases, and its names or ids in the synthetic maps, joined by '+'. If the real cases do not name
     their labels, LABEL is one or more ids joined by '+'.
     """
-    lesion_labels: Annotated[tuple[str, ...] | None, Option("--lesion-label", panel=_DATA)] = None
+    lesion_labels: Annotated[tuple[str, ...] | None, Option("--lesion-label", metavar="NAME", panel=_DATA)] = None
     """Label whose lesions are counted one by one; may repeat (default: labels named as lesions)."""
     patient_pattern: Annotated[str, Option(panel=_DATA)] = ""
     """Regular expression whose first group is the patient in a case's name (default: every case is its own patient)."""

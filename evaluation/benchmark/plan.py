@@ -289,8 +289,8 @@ def _take(
         said = losses.get(arm.source, ())
         why = "".join(f" {text}" for text in dict.fromkeys((*said[:1], *said[-1:])))
         raise BenchmarkError(
-            f"Arm '{arm.name}': needs {num or 'some'} synthetic cases, but {config.synthetic[arm.source]} has "
-            f"{len(order)} usable ones.{why} Generate more, or lower the ratio."
+            f"Arm '{arm.name}': needs {num or 'some'} synthetic cases, but only {len(order)} of "
+            f"{config.synthetic[arm.source]} can be used.{why} Generate more, or lower the ratio."
         )
     return tuple(order[:num])
 

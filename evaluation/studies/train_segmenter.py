@@ -54,14 +54,17 @@ from maisi_aug.volumes.grid import Grid
 REGIONS: Final[tuple[Literal["chest", "abdomen", "pelvis", "any"], ...]] = ("chest", "abdomen", "pelvis", "any")
 
 
-def build_held_out_phantom(seed: int, index: int, grid: Grid) -> Phantom:
-    """Return held-out phantom ``index`` of a seed, with lesions; regions take turns.
+def held_out_seed(seed: int, index: int) -> int:
+    """Return the own seed of held-out phantom ``index`` of a seed.
 
-    The name of the stream is part of the seed: whatever number a training run uses, it never draws these patients.
+    The name of the stream is part of it: whatever number a training run uses, it never draws these patients.
     """
-    return build_phantom(
-        seed=derive_seed("held-out phantom", seed, index), grid=grid, region=REGIONS[index % len(REGIONS)]
-    )
+    return derive_seed("held-out phantom", seed, index)
+
+
+def build_held_out_phantom(seed: int, index: int, grid: Grid) -> Phantom:
+    """Return held-out phantom ``index`` of a seed, with lesions; regions take turns."""
+    return build_phantom(seed=held_out_seed(seed, index), grid=grid, region=REGIONS[index % len(REGIONS)])
 
 
 CONFIG_NAME: Final = "segmenter.json"

@@ -16,9 +16,10 @@ from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, Bundle
 from maisi_aug.bundle_spec.decoding import DEFAULT_OVERLAP, latent_factor
 from maisi_aug.errors import ExportError
-from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
+from maisi_aug.networks.checkpoints.importing import read_notice
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 from maisi_aug.system.whole_folder import open_whole_folder, require_new_folder
+from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from maisi_aug.vocabulary.regions import BODY_REGIONS, REGION_LABELS, USUAL_REGIONS
 
 SCRIPT = "sampler.py"
@@ -79,7 +80,8 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
         folder: New or empty.
 
     Raises:
-        ExportError: When the folder is in use, or the ControlNet takes more than a label map.
+        ExportError: When the folder is in use, the ControlNet takes more than a label map, or the bundle draws MR or
+            with fewer steps than its DDPM scheduler has.
         BundleError: When the bundle is altered or has no ControlNet.
     """
     require_new_folder(folder)
@@ -90,6 +92,7 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
             f"Bundle '{bundle.name}': its ControlNet is also conditioned on the CT around a lesion, so it cannot draw "
             "from a label map alone. Use it with 'maisi-aug insert'."
         )
+    _require_sampler(bundle)
     bundle.require_intact(NETWORK_ROLES)
     with open_whole_folder(folder, require_replaceable=partial(require_new_folder, folder)) as unfinished:
         for role in NETWORK_ROLES:
@@ -106,6 +109,17 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
         write_text_whole(unfinished / "LICENSE", _spell_licence(bundle))
 
 
+def _require_sampler(bundle: Bundle) -> None:
+    """Raise unless the script can draw what the bundle draws."""
+    if bundle.is_mr:
+        raise ExportError(f"Bundle '{bundle.name}': draws MR; only CT bundles can be exported. Use it with maisi-aug.")
+    if bundle.leaves_steps_out(bundle.default_steps):
+        raise ExportError(
+            f"Bundle '{bundle.name}': draws with {bundle.default_steps} steps, fewer than its DDPM scheduler has, and "
+            "MONAI's takes every one. Use it with maisi-aug."
+        )
+
+
 def build_config(bundle: Bundle) -> dict[str, Any]:
     """Return ``configs/inference.json``, with everything that a run may override on its command line."""
     spec = bundle.spec
@@ -120,7 +134,7 @@ def build_config(bundle: Bundle) -> dict[str, Any]:
         "amp": f"$@device.type == 'cuda' and {spec.mixed_precision}",
         "seed": 0,
         "num_inference_steps": bundle.default_steps,
-        "modality": 1 if bundle.definition("diffusion_unet").get("num_class_embeds") is not None else None,
+        "modality": MODALITY_CODES[bundle.choose_modality(None)] if bundle.is_told_modality else None,
         "decode_window": None if spec.decode_window is None else list(spec.decode_window),
         "decode_overlap": DEFAULT_OVERLAP,
         **{f"{role}_def": _to_target(bundle.definition(role)) for role in NETWORK_ROLES},
@@ -238,12 +252,4 @@ def build_readme(bundle: Bundle) -> str:
 
 def _spell_licence(bundle: Bundle) -> str:
     """The licence by its name, and its notice where there is one."""
-    owner: Bundle | None = bundle
-    while owner is not None:
-        notice = owner.path / LICENCE_FILE
-        if notice.is_file():
-            lines = notice.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if not line.startswith("Accepted ")]
-            return "\n".join([bundle.licence, *kept]) + "\n"
-        owner = owner.base
-    return f"{bundle.licence}\n"
+    return f"{bundle.licence}\n{read_notice(bundle) or ''}"

@@ -16,11 +16,13 @@ import safetensors.torch
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.inferers.inferer import SlidingWindowInferer
+from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
 BODY_ID = 200
 NUM_LABEL_BITS = 8
+MAX_ID = 2**NUM_LABEL_BITS - 1
 SPACING_SCALE = 100.0
 REGION_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
@@ -86,6 +88,12 @@ class LabelMapSampler:
         self.scheduler, self.scale_factor = scheduler, scale_factor
         self.num_inference_steps, self.seed, self.modality = num_inference_steps, seed, modality
         self.region_labels, self.usual_regions = region_labels, usual_regions
+        # MONAI's scheduler would leave noise in the image: it removes that of one time step at each step.
+        if isinstance(scheduler, DDPMScheduler) and num_inference_steps != scheduler.num_train_timesteps:
+            raise ValueError(
+                f"num_inference_steps: must be {scheduler.num_train_timesteps}, because DDPM uses every time step, "
+                f"found {num_inference_steps}. Leave it out, or use maisi-aug, which draws with fewer."
+            )
         self.latent_factor, self.grid_factor, self.amp = latent_factor, grid_factor, amp
         self.decode_window, self.decode_overlap = decode_window, decode_overlap
         self.device = next(diffusion_unet.parameters()).device
@@ -103,8 +111,8 @@ class LabelMapSampler:
         Raises:
             ValueError: For a label map that the networks cannot take.
         """
+        self._require_drawable(label_map.as_tensor())
         ids = label_map.as_tensor().round().to(torch.uint8)
-        self._require_drawable(ids)
         spacing_mm = [float(length) for length in torch.as_tensor(label_map.affine)[:3, :3].norm(dim=0)]
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.amp):
             latent = self._sample(ids.to(self.device), self._condition(ids, spacing_mm))
@@ -122,6 +130,10 @@ class LabelMapSampler:
             raise ValueError(
                 f"Label map: the body around the organs (id {BODY_ID}) is missing, without which images are poor. "
                 "Add it."
+            )
+        if ids.min() < 0 or ids.max() > MAX_ID:
+            raise ValueError(
+                f"Label map: ids must be from 0 to {MAX_ID}, found {ids.min():g} to {ids.max():g}. Change them."
             )
 
     def _condition(self, ids: Tensor, spacing_mm: Sequence[float]) -> dict[str, Tensor]:

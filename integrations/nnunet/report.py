@@ -272,14 +272,15 @@ def _build_notes(
             "is left out of the folds that validate on the case that it was made from."
         )
     yield from _note_axes(export)
+    spellings = {target.value: target.spelling for target in export.real.targets}
     for inner, outer in find_holes(seen.contacts, export.mapping.values).items():
         names = [export.cohort.name_of(label_id) for label_id in (inner, outer)]
+        target = spellings[export.mapping.values[outer]]
         yield (
             f"'{names[0]}' becomes background and lies mostly in or at '{names[1]}'; if the real dataset counts it "
-            f"as part of a label, give --map 'LABEL={names[0]}'."
+            f"as part of '{target}', give --map '{target}={names[0]}'."
         )
     if export.mapping.absent:
-        spellings = {target.value: target.spelling for target in export.real.targets}
         listed = ", ".join(spellings[value] for value in sorted(export.mapping.absent))
         yield f"Absent from every synthetic case, as specified: {listed}."
     yield from _compare_spacings(export, plans, configuration)

@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from maisi_aug.bundle_spec.bundle import pulled_bundles
 from maisi_aug.bundle_spec.known_bundles import known_bundles
-from maisi_aug.errors import MigrationError, did_you_mean
+from maisi_aug.errors import MaisiAugError, MigrationError, did_you_mean
 from maisi_aug.integrations.nvidia.options import OPTIONS, Counterpart, Kind
-from maisi_aug.system.content import ContentError, read_json
+from maisi_aug.system.content import ContentError, read_json, reason_of
+from maisi_aug.system.printed_text import clean_value
 from maisi_aug.vocabulary.label_meaning import find_label_id
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.modalities import MODALITY_CODES
@@ -107,9 +108,10 @@ class Migration:
     def to_script(self) -> str:
         """Lines for a shell: what differs as comments, then the commands."""
         differing = [one for one in self.settings if one.is_felt]
-        lines = [f"# {one.key}: {one.difference or 'nothing corresponds to it.'}" for one in differing]
-        lines += [f"# {note}" for note in self.notes]
-        return "\n".join((*lines, *(shlex.join(command) for command in self.commands)))
+        remarks = [f"{one.key}: {one.difference or 'nothing corresponds to it.'}" for one in differing] + self.notes
+        # Keys and values come from a file: a line break in one would end the comment, and a shell would run the rest.
+        comments = [f"# {clean_value(remark)}" for remark in remarks]
+        return "\n".join((*comments, *(shlex.join(command) for command in self.commands)))
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,12 @@ def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
     flags = flags or Flags()
     documents = {path: _read(path) for path in paths}
     by_kind: dict[Kind, dict[str, Any]] = {}
+    path_of: dict[Kind, Path] = {}
     for path, document in documents.items():
         kind = find_kind(document, path)
         if kind in by_kind:
             raise MigrationError(f"{path}: a file for {kind} was given before it. Migrate one run at a time.")
-        by_kind[kind] = document
+        by_kind[kind], path_of[kind] = document, path
     environment = by_kind.get(Kind.environment, {})
     version = flags.version or _find_version(environment, [path.name for path in paths])
     if version not in known_bundles():
@@ -160,10 +163,24 @@ def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
     for kind, document in by_kind.items():
         run.result.settings += _list_settings(kind, document)
         if kind in _BUILDERS:
-            _BUILDERS[kind](run, document)
+            _build(run, kind, document, path_of[kind])
     if not any(kind in by_kind for kind in _BUILDERS):
         run.fetch()
     return run.result
+
+
+def _build(run: _Run, kind: Kind, document: Mapping[str, Any], path: Path) -> None:
+    """Add the commands for a file.
+
+    Raises:
+        MigrationError: A value has a type or a size that NVIDIA's files do not have.
+    """
+    try:
+        _BUILDERS[kind](run, document)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, MaisiAugError):
+            raise
+        raise MigrationError(f"{path}: a value is not as in NVIDIA's files: {reason_of(error)}. Correct it.") from error
 
 
 def find_kind(document: Mapping[str, Any], path: Path) -> Kind:
@@ -477,7 +494,8 @@ def _spell_steps(run: _Run, steps: Any) -> list[str]:
         return []
     if run.version.startswith("ddpm") and steps != DDPM_STEPS:
         run.note(
-            f"num_inference_steps: {run.version} was trained with {DDPM_STEPS} steps, and {steps} give worse images."
+            f"num_inference_steps: {run.version} was trained with {DDPM_STEPS} steps; {steps} are those of "
+            "DPM-Solver++ here, and of DDPM in NVIDIA's scripts."
         )
     return ["--steps", str(steps)]
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from maisi_aug.api.displays import Progress, listen_to_stages
+from maisi_aug.api.displays import Progress, listen_to_stages, show_training
 from maisi_aug.api.engines import ClusterOptions, Where
 from maisi_aug.api.keywords import build_model, require_known, takes_fields_of
 from maisi_aug.errors import BenchmarkError, RequestError
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
-from maisi_aug.system.progress import ReportStage, Say, report_nothing
+from maisi_aug.system.progress import ReportStage, ReportStep, Say, report_nothing
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.run import ArmState, Benchmark
@@ -188,8 +188,10 @@ def run_arm(
     """
     from maisi_aug.evaluation.benchmark.run import load_benchmark
 
-    with listen_to_stages(progress) as notify:
-        return train_arm(load_benchmark(Path(bench)), arm, seed, device=device, max_minutes=max_minutes, notify=notify)
+    opened = load_benchmark(Path(bench))
+    with show_training(progress) as display:
+        report_step = display.add_training(f"{arm}, seed {seed}", opened.plan.config.steps)
+        return train_arm(opened, arm, seed, device=device, max_minutes=max_minutes, report_step=report_step)
 
 
 def report(
@@ -306,9 +308,9 @@ def run_trainings(
 
 
 def train_arm(
-    opened: Benchmark, arm: str, seed: int, *, device: str, max_minutes: float | None, notify: ReportStage
+    opened: Benchmark, arm: str, seed: int, *, device: str, max_minutes: float | None, report_step: ReportStep
 ) -> ArmState:
-    """Run or continue one training, and report its loss.
+    """Run or continue one training, and report its steps.
 
     Raises:
         BenchmarkError: The arm or seed was not found.
@@ -316,11 +318,6 @@ def train_arm(
     """
     from maisi_aug.evaluation.benchmark import run
     from maisi_aug.networks.pipeline import resolve_device
-
-    total = opened.plan.config.steps
-
-    def report_step(step: int, figures: dict[str, float]) -> None:
-        notify(f"{arm}, seed {seed}, loss {figures['loss']:.3f}", step, total)
 
     return run.run_arm(
         opened, arm, seed, device=resolve_device(device), max_minutes=max_minutes, report_step=report_step

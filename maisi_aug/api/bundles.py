@@ -13,6 +13,7 @@ from maisi_aug.system.progress import Say
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.known_bundles import KnownBundle
     from maisi_aug.networks.checkpoints.copies import Conversion
+    from maisi_aug.networks.checkpoints.sharing import SharedFile
 
 # Fields that give the width of a network, under MAISI's names.
 WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
@@ -84,6 +85,7 @@ def pull_bundle(
     accept_license: bool = False,
     with_masks: bool = False,
     with_mask_database: bool = False,
+    revision: str | None = None,
     to: str | Path | None = None,
     say: Say | None = None,
 ) -> Bundle:
@@ -95,11 +97,13 @@ def pull_bundle(
         with_masks: Whether to include the networks that generate label maps.
         with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
             with their folder.
+        revision: Branch, tag or commit of a shared bundle (default: the newest).
         to: Folder of the bundle (default: the folder where bundles are found by name).
         say: Called with a sentence about each step.
 
     Raises:
         BundleError: The licence is not accepted, or a file differs from what the hub states.
+        RequestError: An argument has no meaning for the bundle.
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.databases import pull_database
@@ -108,7 +112,12 @@ def pull_bundle(
 
     folder = None if to is None else Path(to)
     if is_repository(name):
-        return pull_shared(name, accept_licence=lambda _: accept_license, folder=folder, report=say)
+        if with_masks or with_mask_database:
+            option = "with_masks" if with_masks else "with_mask_database"
+            raise RequestError(f"{option} can only be used with a bundle of NVIDIA's.")
+        return pull_shared(name, accept_licence=lambda _: accept_license, revision=revision, folder=folder, report=say)
+    if revision is not None:
+        raise RequestError("revision can only be used with a shared bundle, OWNER/NAME.")
     known = find_known_bundle(name)
     if with_mask_database:
         known.require_database()
@@ -156,6 +165,79 @@ def import_bundle(
     if modalities:
         raise RequestError("modalities can only be used with network.")
     return take_over(Path(source), accept_licence=lambda _: accept_license, name=name, folder=folder, report=say)
+
+
+def push_bundle(
+    bundle: str | Path,
+    repository: str,
+    *,
+    private: bool = False,
+    self_contained: bool = False,
+    with_label_maps: bool = False,
+    to: str | Path | None = None,
+    dry_run: bool = False,
+    say: Say | None = None,
+) -> tuple[list[SharedFile], str | None]:
+    """Share a bundle on the Hugging Face hub, or list what would be shared; ``maisi-aug bundles push``.
+
+    >>> import maisi_aug as ma
+    >>> files, address = ma.push_bundle("phantom-ct", "anna/phantom-ct", dry_run=True)
+    >>> [file.name for file in files][:2]
+    ['README.md', 'autoencoder.safetensors']
+
+    Args:
+        bundle: Name or folder.
+        repository: ``owner/name``; made if it is not there.
+        private: Whether a new repository can be read by its owner alone.
+        self_contained: Whether to include the weights of the base that it was fine-tuned from.
+        with_label_maps: Whether to include its label maps, which are those of the training patients.
+        to: New folder in which to keep what is uploaded.
+        dry_run: Upload nothing; the files are written if ``to`` is given.
+        say: Called with a sentence about each step.
+
+    Returns:
+        The files, and the address of the repository; None if nothing was uploaded.
+
+    Raises:
+        BundleError: The bundle is altered, ``to`` is in use, or the hub refuses.
+    """
+    from maisi_aug.networks.checkpoints import sharing
+
+    return sharing.push_bundle(
+        bundle,
+        repository,
+        is_private=private,
+        self_contained=self_contained,
+        with_label_maps=with_label_maps,
+        folder=None if to is None else Path(to),
+        uploads=not dry_run,
+        report=say,
+    )
+
+
+def export_bundle(bundle: str | Path, to: str | Path) -> Bundle:
+    """Write a bundle as a MONAI bundle, which draws images of label maps without maisi-aug; ``bundles export``.
+
+    >>> import maisi_aug as ma
+    >>> ma.export_bundle("phantom-ct", "phantom-ct-monai").name
+    'phantom-ct'
+
+    Args:
+        bundle: Name or folder.
+        to: New folder.
+
+    Returns:
+        The bundle that was written.
+
+    Raises:
+        ExportError: The folder is in use, or MONAI cannot draw with the bundle.
+        BundleError: The bundle is altered or has no ControlNet.
+    """
+    from maisi_aug.integrations.monai_bundle.export import export_monai_bundle
+
+    loaded = load_bundle(bundle)
+    export_monai_bundle(loaded, Path(to))
+    return loaded
 
 
 def convert_bundle(

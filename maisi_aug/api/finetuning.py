@@ -198,7 +198,7 @@ def open_data(
         return PreparedStore.from_folder(text)  # which tells that its preparation was stopped
     display = display or TrainingDisplay(is_shown=False)
     if is_embedded_list(Path(text)):
-        if is_main and not (out / PREPARED_FOLDER / SPEC_NAME).is_file():
+        if is_main:
             _prepare_embeddings(request, base, out / PREPARED_FOLDER, display, device)
         return PreparedStore.from_folder(out / PREPARED_FOLDER)
     if not is_main:  # the main process has prepared them: two at once would take each other's description away

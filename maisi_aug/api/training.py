@@ -220,12 +220,11 @@ def _is_embedded(request: TrainRequest) -> bool:
 def _open_embeddings(request: TrainRequest, folder: Path, display: TrainingDisplay, how: StageOptions) -> Path:
     """The folder of a list's cases, which the main process prepares unless it is there."""
     from maisi_aug.bundle_spec.bundle import load_bundle
-    from maisi_aug.preparation.prepared import SPEC_NAME
     from maisi_aug.training.cases.embeddings import prepare_embeddings
 
     assert request.data is not None
     assert request.embedded_by is not None
-    if how["processes"].is_main and not (folder / SPEC_NAME).is_file():
+    if how["processes"].is_main:
         prepare_embeddings(
             request.data,
             folder,

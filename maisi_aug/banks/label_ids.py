@@ -80,6 +80,8 @@ def load_mapping(choice: LabelMapping) -> LabelMapping:
         raise BankError(f"Mask labels: expected {', '.join(CHOICES)} or a JSON file, found '{choice}'. Choose one.")
     try:
         document = read_json(Path(choice))
+    except FileNotFoundError as error:
+        raise BankError(f"Mask labels {choice}: file not found. Check --mask-labels.") from error
     except (OSError, ValueError) as error:
         raise BankError(f"Mask labels {choice}: not a readable JSON file: {error}. Correct the file.") from error
     if not isinstance(document, dict):

@@ -253,7 +253,8 @@ class Bundle:
             takes_fewer: Whether the sampler of a DDPM bundle may leave time steps out.
 
         Raises:
-            RecipeError: For more steps than the scheduler was trained with, and for fewer where none may be left out.
+            RecipeError: For more steps than the scheduler was trained with, and for fewer where none may be left out or
+                the U-Net does not predict noise, which the sampler of fewer steps rests on.
         """
         limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
         chosen = num_inference_steps or self.default_steps
@@ -261,6 +262,12 @@ class Bundle:
             raise RecipeError(
                 f"num_inference_steps: at most {limit} (bundle '{self.name}' was trained with that many time steps), "
                 f"found {chosen}. Choose fewer with --steps."
+            )
+        predicts = self.spec.scheduler.get("prediction_type", "epsilon")
+        if self.leaves_steps_out(chosen) and predicts != "epsilon":
+            raise RecipeError(
+                f"num_inference_steps: must be {limit}, because fewer steps need a U-Net that predicts noise, and "
+                f"that of bundle '{self.name}' predicts {predicts}; found {chosen}. Leave --steps out."
             )
         if self.leaves_steps_out(chosen) and not takes_fewer:
             raise RecipeError(

@@ -60,11 +60,13 @@ def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
         parts = value if isinstance(value, list) else [value]
         most = _MOST.get(name, _MOST_OTHERWISE)
         if len(parts) > _MAX_LEVELS or any(isinstance(part, int | float) and not abs(part) <= most for part in parts):
-            raise ValueError(f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}'")
+            raise ValueError(
+                f"expected numbers up to {most}, at most {_MAX_LEVELS} of them, as '{name}', found {value!r:.60}"
+            )
         if name in _MOST and not all(type(part) is int and part > 0 for part in parts):
-            raise ValueError(f"expected integers above 0 as '{name}'")
+            raise ValueError(f"expected integers above 0 as '{name}', found {value!r:.60}")
         if name in _ONE_NUMBER and isinstance(value, list):
-            raise ValueError(f"expected one integer as '{name}', found a list")
+            raise ValueError(f"expected one integer as '{name}', found {value!r:.60}")
     return definition
 
 

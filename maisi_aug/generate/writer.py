@@ -248,7 +248,7 @@ def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Cap
             lines.append(f"{lesion.label}: absent, {wanted} {lesion.requested_ml:.2f} mL")
             continue
         contrast = contrasts.get((lesion.label, round(lesion.realised_ml / voxel_ml)))
-        shown = f"; {contrast:+.0f} HU to its host" if isinstance(contrast, float) else ""
+        shown = f"; {contrast:+.0f} HU to host" if isinstance(contrast, float) else ""
         asked = f"{wanted} {lesion.requested_ml:.2f} mL"
         lines.append(f"{lesion.label}: {lesion.realised_ml:.2f} mL ({lesion.diameter_mm:.1f} mm), {asked}{shown}")
     if len(attempt.case.lesions) > MAX_LESION_LINES:

@@ -12,7 +12,7 @@ from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
 from maisi_aug.cohort.grammar import label_names
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
 from maisi_aug.cohort.twins import ORIGIN_KEY, Twins, parse_twins, plan_twins
-from maisi_aug.errors import LesionError, RequestError, did_you_mean
+from maisi_aug.errors import BundleError, LesionError, RequestError, did_you_mean
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.insert import LesionRequest
 from maisi_aug.insertion.lungs import LUNG_LOBES
@@ -175,13 +175,18 @@ def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
     named draws if its ControlNet is conditioned on the image around a lesion.
 
     Raises:
-        BundleError: There is no such bundle, or it has no ControlNet to draw with.
+        BundleError: There is no such bundle, it has no ControlNet to draw with, or it draws MR.
         VocabularyError: A label is unknown.
     """
     if config.bundle is not None:
         bundle = load_bundle(config.bundle)
         if config.painter != "procedural":
             bundle.require_controlnet()
+            if bundle.is_mr:
+                raise BundleError(
+                    f"Bundle '{bundle.name}': draws MR, and lesions can only be drawn into CTs. Use a CT bundle, or "
+                    "--painter procedural."
+                )
         knows_how = (
             bundle.has_controlnet
             and bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS

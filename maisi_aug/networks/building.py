@@ -69,7 +69,7 @@ class FastPaths:
 
     @classmethod
     def none(cls) -> FastPaths:
-        """Return the networks' output as MAISI computes it."""
+        """Return the setting that computes everything as MAISI's own code does."""
         return cls(embed_once=False, plain_layers=False, cpu_layers=False)
 
 

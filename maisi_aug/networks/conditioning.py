@@ -131,13 +131,16 @@ def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) 
 
 
 def unit_to_mr(image: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Map a decoded MR image to whole numbers as NVIDIA's ``diff_model_infer.py`` does: 1 becomes 1000, without a cap.
+    """Map a decoded MR image to integers: 1 becomes 1000, values below 0 become 0, and values above 1 stay above 1000.
+
+    Source: NV-Generate-CTMR, ``scripts/diff_model_infer.py``, which clips at 0 only and cuts off the decimals.
 
     Args:
-        image: ``(I, J, K)`` decoder output; values below 0 are set to 0.
+        image: ``(I, J, K)`` decoder output.
 
     Returns:
-        ``(I, J, K)`` int16, cut and not rounded.
+        ``(I, J, K)`` int16; what int16 cannot hold becomes its largest value.
     """
-    cut: NDArray[np.int16] = np.maximum(image * np.float32(MR_MAXIMUM), 0.0).astype(np.int16)
+    scaled = np.clip(image * np.float32(MR_MAXIMUM), 0.0, np.iinfo(np.int16).max)
+    cut: NDArray[np.int16] = scaled.astype(np.int16)
     return cut

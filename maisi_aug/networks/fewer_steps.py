@@ -55,6 +55,8 @@ def integrate_fast(
         # (B, C, i, j, k) noise e
         predicted = predict(latent, torch.full((len(latent),), float(timestep), device=latent.device))
         clean = (latent - s * predicted) / a  # x_0
+        if scheduler.clip_sample:
+            clean = clean.clamp(*scheduler.clip_sample_values)
         if done < num_steps:
             following = timesteps[done]
             a_next, s_next = math.sqrt(kept[following]), math.sqrt(1 - kept[following])

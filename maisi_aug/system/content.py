@@ -11,6 +11,7 @@ it has a largest length and is nested to a largest depth; YAML is in :mod:`maisi
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ MAX_LINE_BYTES: Final = 10**6
 MAX_DEPTH: Final = 64
 _MAX_REASON: Final = 200
 _MAX_DIGITS: Final = 18
+# How SimpleITK begins an error: the function, a place in its own sources, and perhaps the object's address.
+_ITK_PLACE: Final = re.compile(
+    r"^Exception thrown in SimpleITK \w+: \S+ (sitk::|itk::|ITK )ERROR: (\w+\((0x)?[0-9a-fA-F]+\): )?"
+)
 
 
 def spells_number(value: object) -> bool:
@@ -55,7 +60,7 @@ def reason_of(error: BaseException) -> str:
         return "it needs more memory than is available"
     if isinstance(error, KeyError):
         return f"it lacks {' '.join(str(error).split())[:_MAX_REASON]}"
-    return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
+    return _ITK_PLACE.sub("", " ".join(str(error).split()))[:_MAX_REASON] or type(error).__name__
 
 
 @contextmanager

@@ -23,7 +23,7 @@ _INVISIBLE: Final = (
 )
 _IN_VALUES: Final = re.compile(f"[\x00-\x1f\x7f-\x9f{_INVISIBLE}]")
 _IN_LINES: Final = re.compile(f"[\x00-\x08\x0b-\x1f\x7f-\x9f{_INVISIBLE}]")
-_MARKUP: Final = re.compile(r"[|<]|\\(?=[|<\\])")
+_MARKUP: Final = re.compile(r"\||<(?![\s\d])|\\(?=[|<\\])")  # "p < 0.05" begins no tag
 _CONTINUATION: Final = re.compile("\n(?=  )")
 
 

@@ -75,7 +75,10 @@ def test_benchmark_takes_names_and_folders_as_python_has_them(tmp_path: Path) ->
         ("synthetic-only", "waiting"),
     ]
     assert (len(planned.commands), planned.is_complete) == (2, False)
-    assert ma.run_arm(tmp_path / "bench", "real", device="cpu", progress=False).status == "done"
+    told: list[tuple[str, int, int]] = []
+    trained = ma.run_arm(tmp_path / "bench", "real", device="cpu", progress=lambda *report: told.append(report))
+    assert trained.status == "done"
+    assert told == [("real, seed 0", 1, 2), ("real, seed 0", 2, 2)], "one stage is one bar"
     assert ma.benchmark(str(real), out=str(tmp_path / "bench"), **options).is_complete
 
 

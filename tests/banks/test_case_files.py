@@ -346,8 +346,8 @@ def test_channels_of_a_bare_folder_are_told(tmp_path: Path) -> None:
     found = find_case_set(tmp_path)
     assert [case.case_id for case in found.cases] == ["a", "b"]
     assert [(case.case_id, case.reason) for case in found.skipped] == [
-        ("a_0001.nii.gz", "Left out, for it is channel 1 of a."),
-        ("b_0001.nii.gz", "Left out, for it is channel 1 of b."),
+        ("a_0001.nii.gz", "Left out, because it is channel 1 of a."),
+        ("b_0001.nii.gz", "Left out, because it is channel 1 of b."),
     ]
 
 

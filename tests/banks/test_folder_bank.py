@@ -180,7 +180,7 @@ def test_names_are_translated_and_unknown_ones_reported_once(tmp_path: Path) -> 
     write_case(tmp_path, "a", source.astype(np.uint8), with_ct=True)
     write_case(tmp_path, "b", source.astype(np.uint8), with_ct=True)
     (tmp_path / "labels.json").write_text(json.dumps({"5": "liver", "6": "milt", "7": "kidney_left"}))
-    with pytest.warns(UserWarning, match="found milt; they become body") as caught:
+    with pytest.warns(UserWarning, match="labels not in the vocabulary: milt; they become body") as caught:
         bank = _open(tmp_path, "auto")
     bank_map = bank.load(0)
     bank.load(1)
@@ -238,7 +238,7 @@ def test_masks_of_organs_win_over_the_envelope_and_over_unknown_names(tmp_path: 
     save_label_map(tmp_path / f"{envelope}.nii.gz", label_map > 0, trunk_grid())
     save_label_map(tmp_path / "viscera.nii.gz", np.isin(label_map, list(masks)), trunk_grid())
     save_image(tmp_path / "ct.nii.gz", build_ct(label_map), trunk_grid())
-    with pytest.warns(UserWarning, match="found .*viscera; they become body"):
+    with pytest.warns(UserWarning, match="labels not in the vocabulary: .*viscera; they become body"):
         bank_map = _open(tmp_path, "auto").load(0)
     assert bank_map is not None
     for label_id, name in masks.items():

@@ -108,8 +108,11 @@ def test_mapping_file(tmp_path: Path) -> None:
     assert load_mapping("totalsegmentator-v1") == "totalsegmentator-v1"
     with pytest.raises(BankError, match="expected auto, maisi, totalsegmentator-v1, .* found 'mrsegmentator'"):
         load_mapping("mrsegmentator")
-    with pytest.raises(BankError, match="expected a JSON file"):
+    with pytest.raises(BankError, match=r"Mask labels .*gone\.json: file not found\."):
         load_mapping(str(tmp_path / "gone.json"))
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(BankError, match=r"Mask labels .*broken\.json: not a readable JSON file: Expecting"):
+        load_mapping(str(tmp_path / "broken.json"))
     (tmp_path / "l.json").write_text("[]")
     with pytest.raises(BankError, match="found a list"):
         load_mapping(str(tmp_path / "l.json"))

@@ -349,7 +349,7 @@ def test_files_that_end_alike_are_not_mistaken_for_each_other(write: Callable[..
     write_list(tmp_path, rows)
     ((name, reason),) = _find(folder)[1]
     assert name == "gone/liver.nii.gz"
-    assert reason.startswith("liver.nii.gz is 3 files")
+    assert reason.startswith("liver.nii.gz has 3 files")
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,13 @@ def test_labels_are_read_in_either_spelling() -> None:
     assert label_values({"background": 0, "whole": [1, "2"]}) == {"background": (0,), "whole": (1, 2)}
 
 
-@pytest.mark.parametrize(("text", "found"), [("{", "Expecting"), ("[]", "a list")])
-def test_damaged_description_is_refused(tmp_path: Path, text: str, found: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [("{", "nnU-Net's description cannot be read: Expecting"), ("[]", "expected nnU-Net's description, found a list")],
+)
+def test_damaged_description_is_refused(tmp_path: Path, text: str, problem: str) -> None:
     (tmp_path / "dataset.json").write_text(text)
-    with pytest.raises(BankError, match=f"expected nnU-Net's description, found.* {found}"):
+    with pytest.raises(BankError, match=rf"dataset\.json: {problem}"):
         RawDataset.read(tmp_path)
 
 
@@ -137,5 +140,5 @@ def test_label_values_are_whole_numbers(value: object) -> None:
 def test_path_longer_than_any_is_said_in_a_sentence(tmp_path: Path) -> None:
     content = {"labels": {"liver": 1}, "dataset": {"case_1": {"images": ["i.nii.gz"], "label": "a" * 5000}}}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
-    with pytest.raises(BankError, match="found one that cannot be: File name too long"):
+    with pytest.raises(BankError, match=r"dataset\.json: lists a path that cannot exist: File name too long"):
         RawDataset.read(tmp_path).list_cases()

@@ -73,11 +73,20 @@ def test_steps_end_where_the_scheduler_does(
     assert bundle.warn_of_steps(limit) == ()
 
 
+def test_fewer_steps_need_a_network_that_predicts_noise(write: Callable[..., Path]) -> None:
+    scheduler = {"class": "DDPMScheduler", "num_train_timesteps": 20, "prediction_type": "v_prediction"}
+    bundle = load_bundle(write(scheduler=scheduler, num_inference_steps=20))
+    assert bundle.choose_steps(20) == 20
+    with pytest.raises(RecipeError, match=r"num_inference_steps: must be 20, .*'tiny' predicts v_prediction; found 19"):
+        bundle.choose_steps(19)
+
+
 @pytest.mark.parametrize("steps", [[1000], [1000, 20], "1000", True, 0, 10**7])
 def test_time_steps_are_one_whole_number(steps: Any, write: Callable[..., Path]) -> None:
     folder = write(scheduler={"class": "RFlowScheduler", "num_train_timesteps": steps})
-    with pytest.raises(BundleError, match=r"scheduler: .*expected .*number.* as 'num_train_timesteps'"):
+    with pytest.raises(BundleError, match="scheduler: expected .* as 'num_train_timesteps', found ") as caught:
         load_bundle(folder)
+    assert str(caught.value).endswith(f"found {steps!r}.")
 
 
 def test_bundle_tells_what_its_file_says(write: Callable[..., Path]) -> None:
@@ -188,8 +197,11 @@ def test_all_problems_are_told_together_with_their_place(write: Callable[..., Pa
         load_bundle(folder)
     message = str(caught.value)
     assert message.startswith(f"Bundle {folder}: bundle.yaml does not validate: ")
-    for place in ("name", "num_inference_steps", "grid.shape[2]", "grid.spacing_mm[1]", "licence", "colour"):
+    for place in ("name", "num_inference_steps", "grid.spacing_mm[1]"):
         assert f" {place}: expected " in message
+    for place in ("grid.shape[2]", "licence"):
+        assert f" {place}: a value is required. " in message
+    assert " colour: unknown key 'colour'." in message
     assert "\n" not in message
 
 

@@ -35,7 +35,7 @@ def test_grid_that_cannot_work_is_refused_with_the_nearest_good_one(rflow: Bundl
         "Grid for bundle 'rflow-ct': expected as many voxels along I as along J, a spacing of 0.5 to 3 mm along I and "
         "J and a field of view of at least 384 mm along I and J, found 512x384x128 at 0.4x0.4x3 mm (205x154x384 mm). "
         "Use --shape 512x512x128 --spacing 0.75x0.75x3 (384x384x384 mm); or add --allow-unseen-grid, if the weights "
-        "have learnt such grids."
+        "were trained on such grids."
     )
 
 

@@ -50,11 +50,11 @@ def test_configuration_can_be_written_and_read_again() -> None:
         ({"memory_gb": 0}, "decoding.memory_gb: expected greater than 0, found 0"),
         (
             {"mode": "exact", "window": [16, 16, 16]},
-            "decoding: window can only be used with mode windows; remove one of them",
+            "decoding: window can only be used with mode windows; remove one of the two",
         ),
         (
             {"mode": "windows", "window": "whole"},
-            "decoding: window 'whole' can only be used with mode exact; remove one of them",
+            "decoding: window 'whole' can only be used with mode exact; remove one of the two",
         ),
         ({"num_split": 4}, "decoding.num_split: unknown key 'num_split'. Did you mean 'num_splits'"),
     ],

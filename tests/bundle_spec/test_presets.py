@@ -107,7 +107,7 @@ def test_preset_takes_nvidias_overlap(rflow: Bundle, name: str, overlap: float) 
 
 def test_misspelt_preset_offers_the_closest(rflow: Bundle) -> None:
     with pytest.raises(
-        RecipeError, match=r"preset: .*, found '16g-256x256'\. Did you mean '16g-256x256x256'.* bundles presets'"
+        RecipeError, match=r"preset: unknown name '16g-256x256'\. Did you mean '16g-256x256x256'.* bundles presets'"
     ):
         find_preset("16g-256x256", rflow)
 

@@ -19,7 +19,7 @@ def test_help_lists_every_verb_with_its_summary(run_cli: Callable[..., Any], mon
     monkeypatch.setenv("COLUMNS", "200")
     outcome = run_cli("--help")
     assert outcome.code == 0
-    assert len(cli_app.VERBS) == 19
+    assert len(cli_app.VERBS) == 20
     for name, verb in cli_app.VERBS.items():
         assert name in outcome.stdout
         assert verb.summary in outcome.stdout

@@ -29,6 +29,7 @@ def _raising(error: BaseException) -> object:
         (errors.PreparationError, 1),
         (errors.TrainingError, 1),
         (errors.ExportError, 1),
+        (errors.MigrationError, 1),
         (errors.BenchmarkError, 1),
         (errors.EvaluationError, 1),
         (errors.MemoryShortageError, 1),
@@ -45,7 +46,7 @@ def test_own_errors_are_shown_as_they_are(
 
 def test_every_own_error_is_covered_above() -> None:
     own = [kind for kind in errors.MaisiAugError.__subclasses__() if kind.__module__ == errors.__name__]
-    assert len(own) == 17
+    assert len(own) == 18
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
@@ -102,7 +103,7 @@ def test_out_of_memory_is_recognised_without_torch() -> None:
         "Error: the GPU is out of memory (20.00 GiB more were requested). Close other programs, or choose "
         "another --device."
     )
-    assert explain(MemoryError())[0] == "Error: this machine is out of memory"
+    assert explain(MemoryError())[0] == "Error: this machine is out of memory. Close other programs."
 
 
 def test_shortage_of_memory_is_told_of_what_it_was_raised_for() -> None:

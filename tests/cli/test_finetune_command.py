@@ -226,7 +226,7 @@ def test_label_that_the_data_will_not_hold_is_told_before_any_case_is_prepared(
 def test_one_case_is_refused_without_advice_that_leads_nowhere(places: tuple[Path, Path], tmp_path: Path) -> None:
     lab, base = write_lab(tmp_path / "lab", 1), load_bundle(places[1])
     with pytest.raises(
-        PreparationError, match="--data: needs at least two cases, one of them to validate on, found p1_a alone"
+        PreparationError, match="--data: needs at least two cases, one of them to validate on, found only p1_a\\."
     ):
         open_of(str(lab), base, tmp_path / "out", labels=("liver",), rules=("1=-", "2=liver"), organs=())
 

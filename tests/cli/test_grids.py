@@ -123,7 +123,7 @@ def test_presets_are_listed(run_cli: Run) -> None:
     outcome = run_cli("bundles", "presets")
     assert (outcome.code, outcome.stderr) == (0, "")
     for text in (
-        "18 presets",
+        "35 presets",
         "16g-256x256x256",
         "16 GB (up to 15.4)",
         "0.684x0.684x2.422",
@@ -132,7 +132,8 @@ def test_presets_are_listed(run_cli: Run) -> None:
     ):
         assert text in outcome.stdout
     rows = {row["name"]: row for row in json.loads(run_cli("bundles", "presets", "--json").stdout)}
-    assert len(rows) == 18
+    assert len(rows) == 35
+    assert sum(row["bundles"] == ["rflow-ct", "ddpm-ct"] for row in rows.values()) == 18
     assert rows["chest"]["extent_mm"] == pytest.approx([350.2, 350.2, 310.0], abs=0.1)
     assert rows["24g-256x256x256"]["decode_window"] is None
     assert rows["chest"]["bundles"] == ["rflow-ct", "ddpm-ct"]

@@ -80,7 +80,7 @@ def test_options_narrow_the_list(arguments: list[str], ids: list[int], run_cli: 
 def test_sizes_show_quantiles_and_name_stand_ins(run_cli: Callable[..., Any]) -> None:
     outcome = run_cli("labels", "--sizes")
     assert "3.7 mL, 19 mm" in outcome.stdout
-    assert outcome.stdout.count("stand-in: hepatic tumor") == 3
+    assert outcome.stdout.count("estimated, not measured: hepatic tumor cut at") == 3
     assert "bone lesion: estimated, not measured" in outcome.stdout
     sizes = {row["name"]: row["sizes"] for row in json.loads(run_cli("labels", "--sizes", "--json").stdout)}
     assert sizes["hepatic tumor"]["percentiles"][6] == 0.3

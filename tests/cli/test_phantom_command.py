@@ -67,7 +67,7 @@ def test_foreign_folder_is_refused_untouched(tmp_path: Path, run_cli: Run) -> No
     (tmp_path / "images" / "thesis.nii.gz").write_text("years of work")
     outcome = run_cli("phantom", "-n", "1", "--out", tmp_path, *SMALL)
     assert outcome.code == 1
-    assert "found 'thesis.nii.gz' and no phantoms.json. Nothing was changed" in outcome.stderr
+    assert "it has 'thesis.nii.gz' but no phantoms.json. Nothing was changed" in outcome.stderr
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["images", "thesis.nii.gz"]
 
 
@@ -76,7 +76,7 @@ def test_other_settings_and_damaged_index_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CohortError, match=r"\(seed: 3 -> 4\)"):
         write_phantoms(tmp_path, PhantomSettings(seed=4, shape=(48, 36, 30), spacing_mm=(8.5, 8.5, 8.5)), 1)
     (tmp_path / INDEX_NAME).write_text("[]")
-    with pytest.raises(CohortError, match="phantoms.json: is not an index of phantoms"):
+    with pytest.raises(CohortError, match="phantoms.json: not an index of phantoms"):
         write_phantoms(tmp_path, SETTINGS, 1)
     (tmp_path / "file").write_text("")
     with pytest.raises(CohortError, match="file: this is a file, not a folder"):

@@ -127,7 +127,7 @@ def test_dry_run_names_what_percentiles_refer_to(run_cli: Run, recipe: Path) -> 
     words = ["synthesize", "--recipe", recipe, *flags]
     notes = [line for line in run_cli(*words).stdout.splitlines() if line.startswith("Percentiles of ")]
     assert len(notes) == 1
-    assert notes[0].startswith("Percentiles of bone lesion: stand-in, not measured: hepatic tumor cut at 0.2-15 mL (")
+    assert notes[0].startswith("Percentiles of bone lesion: estimated, not measured: hepatic tumor cut at 0.2-15 mL (")
     document = json.loads(run_cli(*words, "--json").stdout)
     sources = {
         lesion["label"]: lesion["size_source"] for case in document["plan"]["cases"] for lesion in case["lesions"]
@@ -331,12 +331,18 @@ def test_sizes_of_a_named_label_and_the_earlier_spelling(run_cli: Run, recipe: P
     assert shown[0] == shown[1]
 
 
-def test_rules_tell_what_the_labels_of_a_bank_are(run_cli: Run, recipe: Path, tmp_path: Path) -> None:
+def test_rules_tell_what_the_labels_of_a_bank_are(
+    run_cli: Run, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bank, out = tmp_path / "bank", tmp_path / "cohort"
     trunk = build_trunk()
     write_case(bank, "a", np.select([trunk == 1, trunk > 0], [7, 9], 0).astype(np.uint8), with_ct=True)
     words = ["--mask-bank", bank, "--map", "7=liver", "--map", "9=body", "--labels", "hepatic tumor:40mm", "-n", "1"]
     words += ["--allow-few-organs"]
+    shown = run_cli("synthesize", "--recipe", recipe, *words, "--dry-run").stdout
+    assert f"plant,bank{bank}" in "".join(shown.split())
+    monkeypatch.chdir(tmp_path)
+    assert "label maps: plant, bank bank" in run_cli("synthesize", "--recipe", recipe, *words, "--dry-run").stdout
     outcome = run_cli("synthesize", "--recipe", recipe, *words, "--out", out, "--device", "cpu", "--quiet")
     assert outcome.code == 0, outcome.stderr
     again = run_cli("synthesize", "--recipe", recipe, *words, "--out", out, "--device", "cpu", "--quiet", "--json")

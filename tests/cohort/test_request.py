@@ -154,7 +154,7 @@ def test_recipe_that_is_no_text_is_refused(tmp_path: Path) -> None:
 
 
 def test_misspelt_recipe_offers_the_closest() -> None:
-    with pytest.raises(RecipeError, match=r"livr: expected a recipe.s name .* Did you mean .liver."):
+    with pytest.raises(RecipeError, match=r"livr: neither a recipe's name nor a YAML file\. Did you mean 'liver'\?"):
         find_recipe("livr")
 
 

@@ -185,7 +185,7 @@ def test_unknown_bundle_is_refused() -> None:
 
 def test_foreign_folder_is_refused(bundle_path: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(CohortError, match=r"found 'notes\.txt'"):
+    with pytest.raises(CohortError, match=r"holds no cohort: it has 'notes\.txt' but no cohort\.yaml"):
         resolve_request(build_request({"labels": ["liver"], "bundle": str(bundle_path)}), tmp_path)
 
 

@@ -11,7 +11,16 @@ import pytest
 from typer.core import TyperGroup
 
 from maisi_aug.cli.app import VERBS, load_verb
-from tests.docs.pages import NEEDS, REPOSITORY, Block, list_blocks, list_commands, list_flags, list_pages
+from tests.docs.pages import (
+    NEEDS,
+    REPOSITORY,
+    Block,
+    find_not_printed,
+    list_blocks,
+    list_commands,
+    list_flags,
+    list_pages,
+)
 
 PAGES = list_pages()
 BLOCKS = [block for page in PAGES for block in list_blocks(page)]
@@ -81,10 +90,18 @@ def test_python_of_a_page_compiles(block: Block) -> None:
     compile(block.text, block.page, "exec")
 
 
+def test_output_of_a_page_is_compared_by_its_words() -> None:
+    retried = "[1/2] case_0002 retried (attempt 1): too\ndark.\n"
+    shown = f"[1/2] case_0001 accepted (attempt 1)\n{retried}...\n│ liver │ 12.5 mL │\n"
+    printed = "[1/2] case_0001 accepted (attempt 3)\n┃ liver   ┃   7 mL ┃\n"
+    assert find_not_printed(shown, printed) == []
+    assert find_not_printed("Every file is whole.\n", "Every file\nis intact.\n") == ["Every file is whole."]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDES)
 def test_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
-    """One after the other in one folder, as a reader would paste them; each must succeed."""
+    """One after the other in one folder, as a reader would paste them; each succeeds and prints what the page shows."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(REPOSITORY),
@@ -97,9 +114,16 @@ def test_blocks_of_a_guide_run(page: str, tmp_path: Path) -> None:
         if not block.need:
             words = ["bash", "-euo", "pipefail", "-c"] if block.is_shell else [sys.executable, "-c"]
             done = subprocess.run(
-                [*words, block.text], cwd=place, env=environment, capture_output=True, text=True, timeout=1200
+                [*words, block.text],
+                cwd=place,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=1200,
             )
-            assert done.returncode == 0, f"{block.text}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0, f"{block.text}\n{done.stdout}"
+            assert find_not_printed(block.shown, done.stdout) == [], f"{block.text}\n{done.stdout}"
 
 
 def write_program(folder: Path) -> Path:

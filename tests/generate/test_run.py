@@ -390,7 +390,7 @@ def test_lesion_larger_than_any_host_stops_the_run_at_the_first_case(
     resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     cohort = resolve(labels=["kidney tumor:900mL"], num_cases=NUM_MANY)
-    with pytest.raises(LesionError, match=r"at most 150% of its host, .* found 900\.00 mL .* largest that fits"):
+    with pytest.raises(LesionError, match=r"900\.00 mL .* at most 150% of its host, .* largest that fits"):
         synthesize_cohort(cohort, tmp_path, device="cpu")
     assert load_manifest(tmp_path).records == ()
 

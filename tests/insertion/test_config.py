@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from maisi_aug.bundle_spec.bundle import embedded_bundles
+from maisi_aug.errors import BundleError
 from maisi_aug.insertion.config import NODULE_BUNDLE, choose_painter
 from maisi_aug.insertion.request import InsertConfig
 from tests.builders.random_bundle import write_random_bundle
@@ -41,3 +42,11 @@ def test_bundle_draws_where_it_is_shown_the_surroundings(num_channels: int, expe
     asked = {"labels": ("lung nodule:8mm",), "bundle": str(tmp_path / "tiny")}
     assert choose(**asked) == ("tiny", expected)
     assert choose(**asked, painter="network") == ("tiny", "network")
+
+
+def test_networks_of_mr_do_not_draw_into_cts(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "tiny", {**build_header(), "modalities": ["mri_t1"]}, seed=0)
+    asked = {"labels": ("lung nodule:8mm",), "bundle": str(tmp_path / "tiny")}
+    with pytest.raises(BundleError, match="Bundle 'tiny': draws MR.*--painter procedural"):
+        choose(**asked)
+    assert choose(**asked, painter="procedural") == ("tiny", "procedural")

@@ -246,7 +246,7 @@ def test_cohort_alone_is_dealt_into_folds(tmp_path: Path, run_cli: Callable[...,
     assert (again.code, again.stdout) == (1, "")
     assert "the folder must be new or empty, found" in again.stderr
     idle = run_cli("export", "monai", cohort, "--out", tmp_path / "x", "--label", "a=b")
-    assert "--map can only be used with --like" in idle.stderr
+    assert "--map can only be used with --like. Leave it out, or add --like." in idle.stderr
 
 
 def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_labels_without_a_counterpart_are_named(tmp_path: Path) -> None:
 
 def test_flags_that_clash_and_single_cases_are_refused(tmp_path: Path) -> None:
     cohort = write_cohort(tmp_path / "cohort", [HEPATIC_TUMOR])
-    with pytest.raises(ExportError, match="--labels cannot be used with --like"):
+    with pytest.raises(ExportError, match="--labels cannot be used with --like, .* Leave one of the two out"):
         export_monai(cohort, tmp_path / "out", like=tmp_path, labels=["liver"])
     with pytest.raises(ExportError, match="at least two cases are needed for folds, found one"):
         export_monai(cohort, tmp_path / "out")

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import BundleError, ExportError
-from maisi_aug.integrations.monai_bundle.export import build_metadata, export_monai_bundle
-from maisi_aug.integrations.monai_bundle.sampler import derive_seed
+from maisi_aug.integrations.monai_bundle.export import build_config, build_metadata, export_monai_bundle
+from maisi_aug.integrations.monai_bundle.sampler import LabelMapSampler, derive_seed
 from maisi_aug.networks.building import FastPaths
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.system import seeds
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, save_label_map
 from tests.builders.random_bundle import write_random_bundle
-from tests.builders.tiny_bundle import build_ddpm_header, write_tiny_bundle
+from tests.builders.tiny_bundle import build_ddpm_header, build_header, write_tiny_bundle
 
 SEED = 5
 
@@ -122,8 +122,6 @@ def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bund
     import torch
     from monai.data.meta_tensor import MetaTensor
 
-    from maisi_aug.integrations.monai_bundle.sampler import LabelMapSampler
-
     networks = Pipeline.load(bundle, "cpu").networks
     sampler = LabelMapSampler(
         networks.autoencoder,
@@ -139,6 +137,10 @@ def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bund
         sampler(MetaTensor(torch.full((1, 32, 24, 15), 200)))
     with pytest.raises(ValueError, match=r"the body around the organs \(id 200\)"):
         sampler(MetaTensor(torch.ones(1, 32, 24, 16)))
+    beyond = torch.full((1, 32, 24, 16), 200.0)
+    beyond[0, 0, 0, 0] = 300
+    with pytest.raises(ValueError, match="ids must be from 0 to 255, found 200 to 300"):
+        sampler(MetaTensor(beyond))
 
 
 def test_folder_is_laid_out_as_monai_has_it(exported: Path) -> None:
@@ -170,6 +172,36 @@ def test_bundle_that_draws_into_a_ct_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="conditioned on the CT around a lesion.*maisi-aug insert"):
         export_monai_bundle(load_bundle("lung-nodule-ct"), tmp_path / "exported")
     assert not (tmp_path / "exported").exists()
+
+
+def test_bundle_that_the_script_would_draw_wrongly_is_refused(tmp_path: Path) -> None:
+    mr = write_random_bundle(tmp_path / "mr", {**build_header(), "modalities": ["mri_t1"]}, seed=1)
+    with pytest.raises(ExportError, match="Bundle 'tiny': draws MR; only CT bundles can be exported"):
+        export_monai_bundle(mr, tmp_path / "exported")
+    few = write_random_bundle(tmp_path / "few", {**build_ddpm_header(), "num_inference_steps": 1}, seed=1)
+    with pytest.raises(ExportError, match="draws with 1 steps, fewer than its DDPM scheduler has"):
+        export_monai_bundle(few, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_script_refuses_steps_that_leave_noise_in_the_image(tmp_path: Path) -> None:
+    networks = Pipeline.load(write_random_bundle(tmp_path / "ddpm", build_ddpm_header(), seed=1), "cpu").networks
+    with pytest.raises(ValueError, match="num_inference_steps: must be .*because DDPM uses every time step, found 1"):
+        LabelMapSampler(
+            networks.autoencoder,
+            networks.diffusion_unet,
+            networks.controlnet,
+            networks.scheduler,
+            scale_factor=1.0,
+            num_inference_steps=1,
+            latent_factor=4,
+        )
+
+
+def test_modality_is_the_first_of_the_bundle(tmp_path: Path) -> None:
+    header = {**build_header(), "modalities": ["ct_contrast", "ct"]}
+    assert build_config(write_random_bundle(tmp_path / "contrast", header, seed=1))["modality"] == 3
+    assert build_config(load_bundle("phantom-ct"))["modality"] == 1
 
 
 def test_altered_bundle_and_used_folder_are_refused(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_modality_codes_are_maisis() -> None:
 
 
 def test_mr_is_cut_to_whole_numbers_without_a_cap() -> None:
-    image = np.array([-0.01, 0.0, 0.0019, 0.9999, 1.0, 1.5], dtype=np.float32)
-    assert unit_to_mr(image).tolist() == [0, 0, 1, 999, 1000, 1500]
+    image = np.array([-0.01, 0.0, 0.0019, 0.9999, 1.0, 1.5, 40.0], dtype=np.float32)
+    assert unit_to_mr(image).tolist() == [0, 0, 1, 999, 1000, 1500, 32767]
     assert unit_to_mr(image).dtype == np.int16
 
 

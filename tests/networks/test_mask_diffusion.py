@@ -67,6 +67,13 @@ def test_fast_sampler_has_the_spread_and_the_mean_of_gaussian_data(num_steps: in
     assert outputs[0].flatten().tolist() == pytest.approx(MEAN.tolist(), abs=0.05)
 
 
+def test_fast_sampler_clips_what_the_scheduler_clips() -> None:
+    scheduler = DDPMScheduler(**{**BETAS, "clip_sample": True, "clip_sample_max": 0.75})
+    outputs = integrate_fast(predict_for_gaussian(scheduler), scheduler, unit_noise(), num_steps=25)
+    assert -1.0 <= float(outputs.min()) < 0
+    assert float(outputs.max()) == 0.75, "the data reach beyond 2"
+
+
 def test_as_many_steps_of_monais_ddim_are_much_further_off() -> None:
     scheduler, ddim = scheduler_of(), DDIMScheduler(**BETAS)
     ddim.set_timesteps(50)

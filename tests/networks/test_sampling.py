@@ -18,12 +18,14 @@ from tests.oracles.rounding import depth_of, error_of, in_float64, require_round
 LATENT_SHAPE = (8, 6, 4)
 NUM_STEPS = 4
 RFLOW: dict[str, Any] = build_header()["scheduler"]
+# All of its time steps, as in MAISI: fewer of them are another sampler's.
+DDPM: dict[str, Any] = {**build_ddpm_header()["scheduler"], "num_train_timesteps": NUM_STEPS}
 SCHEDULERS: dict[str, dict[str, Any]] = {
     "rflow": RFLOW,
     "rflow shifted": {**RFLOW, "use_timestep_transform": True, "base_img_size_numel": 64, "transform_scale": 1.4},
     "rflow whole steps": {**RFLOW, "use_discrete_timesteps": True},
-    "ddpm": {"class": "DDPMScheduler", "num_train_timesteps": 100, "schedule": "linear_beta", "clip_sample": False},
-    "ddpm-ct": build_ddpm_header()["scheduler"],
+    "ddpm": {**DDPM, "schedule": "linear_beta"},
+    "ddpm-ct": DDPM,
 }
 
 

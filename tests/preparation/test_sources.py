@@ -139,10 +139,12 @@ def test_faults_of_folders_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a_ct.nii.gz", "a_image.nii.gz")
     with pytest.raises(PreparationError, match="case a has two images, a_ct.nii.gz and"):
         find_images(tmp_path)
-    with pytest.raises(PreparationError, match="such as b.nii.gz or b_seg.nii.gz, found none."):
+    with pytest.raises(
+        PreparationError, match="no label files named after the images, such as b.nii.gz or b_seg.nii.gz. Give a name"
+    ):
         find_labels(tmp_path, ["b"])
     (tmp_path / "labels.json").write_text("[")
-    with pytest.raises(PreparationError, match="no label files named after the images, such as"):
+    with pytest.raises(PreparationError, match=r"labels\.json: label names cannot be read as JSON: Expecting"):
         find_labels(tmp_path, ["a"])
 
 
@@ -195,7 +197,9 @@ def test_faults_of_a_dataset_are_named(tmp_path: Path, changes: dict[str, object
 
 def test_unknown_dataset_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("nnUNet_raw", raising=False)
-    with pytest.raises(PreparationError, match="--nnunet 7: .* the variable nnUNet_raw is not set, found none."):
+    with pytest.raises(
+        PreparationError, match="--nnunet 7: no raw dataset .*; the variable nnUNet_raw is not set. Check the path"
+    ):
         find_dataset("7")
 
 

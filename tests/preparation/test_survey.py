@@ -57,8 +57,9 @@ def test_unusable_cases_are_named_together(tmp_path: Path) -> None:
     surveys = [survey_case(case) for case in (good, shifted, cut)]
     with pytest.raises(
         PreparationError,
-        match=r"found 2 of 3 that are not \(case b: b_seg.nii.gz: expected the image's grid, 44x36x40 at 7x7.5x6.5 mm "
-        r"from \(-30.0, 12.0, 900.0\), found .*950.0\); case c: .*expected a readable image.*out with --exclude",
+        match=r"Cases: 2 of 3 have unusable files \(case b: b_seg.nii.gz: expected the image's grid, 44x36x40 at "
+        r"7x7.5x6.5 mm from \(-30.0, 12.0, 900.0\), found .*950.0\); case c: .*c_seg.nii.gz: not a readable image"
+        r".*out with --exclude",
     ):
         require_readable(surveys)
     require_readable(surveys[:1])

@@ -231,7 +231,11 @@ def test_cohort_is_made_and_says_how(resolve: Callable[..., CohortRun], tmp_path
         ),
         ({"mask_labels": "maisi"}, RecipeError, "mask_labels cannot be used with mask_source 'diffusion'"),
         ({"mask_source": "plant", "mask_steps": 3}, RecipeError, "mask_steps cannot be used with mask_source 'plant'"),
-        ({"mask_source": "plant", "size_of": {"liver": 0.5}}, RecipeError, "size_of: cannot be used .*'diffusion', or"),
+        (
+            {"mask_source": "plant", "size_of": {"liver": 0.5}},
+            RecipeError,
+            "size_of cannot be used with .*'plant', found .*0.5.* 'diffusion', or",
+        ),
         ({"size_of": {"liver": "big"}}, RecipeError, "size_of"),
     ],
 )

@@ -148,7 +148,9 @@ def test_fine_tuned_bundle_draws_at_once(data: Path, tmp_path: Path) -> None:
     assert {origin["source"] for origin in origins.values()} == {"bank", "plant"}
     # Validation cases never serve: fold 0 holds p0 and p3.
     assert {Path(str(origin["file"])).name for origin in origins.values()} <= {"p1.nii.gz", "p2.nii.gz"}
-    with pytest.raises(RequestError, match="which is not planted; the phantoms do not"):
+    with pytest.raises(
+        RequestError, match="'gland' is not planted, so that label maps must contain it; the phantoms do not"
+    ):
         resolve(build_request({**values, "mask_bank": "phantom"}))
     with pytest.raises(RequestError, match="lesions together with 'gland' need mask_source 'plant', found 'bank'"):
         resolve(

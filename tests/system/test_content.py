@@ -86,7 +86,7 @@ def test_larger_document_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
-    with pytest.raises(ContentError, match="it is no file"):
+    with pytest.raises(ContentError, match="it is not a file"):
         read_text(tmp_path / "pipe.json")
 
 

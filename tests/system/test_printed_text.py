@@ -67,6 +67,8 @@ def test_long_values_are_shortened_in_the_middle() -> None:
 def test_a_value_is_no_markup() -> None:
     assert clean_markdown("a|b\n<script>") == r"a\|b\u000a\<script>"
     assert clean_markdown(r"a\<b c\d") == r"a\\\<b c\d", "its backslash takes none of ours away"
+    assert clean_markdown("p < 0.05, <3") == "p < 0.05, <3", "begins no tag, and a console shows every backslash"
+    assert clean_markdown("<") == r"\<", "what follows the value may be a letter"
     assert clean_html("<b>&\x1b") == r"&lt;b&gt;&amp;\u001b"
 
 

@@ -16,7 +16,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
     [
         (LAUGHS, "aliases that expand to more than the document's length on line 4"),
         ("a: &a [*a]", "an alias that contains itself on line 1"),
-        ("a: 1\nb: 2\na: 3\n", "the key 'a' twice on line 3"),
+        ("a: 1\nb: 2\na: 3\n", "the key 'a' is given twice on line 3"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), f"more than {MAX_DEPTH} levels on line 1"),
         ("[" * 50_000, "(levels|nesting depth) on line 1"),
         ("a: 2020-99-99", "month must be in 1..12"),

@@ -258,9 +258,11 @@ def test_damaged_file_is_named_in_one_sentence(
     flipped[len(content) // 2] ^= 0x10
     damaged = {"empty": b"", "truncated": content[: len(content) * 2 // 3], "flipped": bytes(flipped)}
     path.write_bytes(damaged.get(damage, b"no image"))
-    with pytest.raises(VolumeError, match=rf"a\.{suffix}: expected .*, found .*\. Replace the file\.") as caught:
+    problem = r"(not a readable image, but damaged or empty \(.+\)|expected 1386 bytes of voxels, found \d+)"
+    with pytest.raises(VolumeError, match=rf"a\.{suffix}: {problem}\. Replace the file\.") as caught:
         volume_io.load_image(path)
     assert "\n" not in str(caught.value)
+    assert "Exception thrown" not in str(caught.value)
 
 
 def test_missing_file_and_unknown_suffix_are_refused(tmp_path: Path) -> None:
@@ -292,7 +294,7 @@ def test_full_disk_leaves_nothing_and_keeps_the_old_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(VolumeError, match=r"a.nii.gz: expected to write the file, found: No space left on device"):
+    with pytest.raises(VolumeError, match=r"a.nii.gz: cannot be written: No space left on device"):
         volume_io.save_image(path, image_hu + 1, grid)
     assert path.read_bytes() == before
     assert [left.name for left in tmp_path.iterdir()] == ["a.nii.gz"]

@@ -13,6 +13,7 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,7 @@ def _explain(error: Exception, subject: str) -> BundleError:
     if status in (401, 403):
         advice = "Open its page, accept its terms, and set HF_TOKEN or run 'hf auth login'"
     elif status == 404:
-        advice = "The repository may have moved: look for a newer version of maisi-aug"
+        advice = "Check its name; a repository of NVIDIA's may have moved: look for a newer version of maisi-aug"
     elif status == 429:
         advice = "The hub limits requests: wait some minutes, or set HF_TOKEN, then run the same command again"
     else:
@@ -317,7 +318,14 @@ def _describe(files: Mapping[str, FetchedFile], known: KnownBundle) -> dict[str,
 
 
 def upload_folder(
-    repository: str, folder: Path, *, is_private: bool, message: str, removes: list[str], hub: Hub | None = None
+    repository: str,
+    folder: Path,
+    *,
+    is_private: bool,
+    message: str,
+    removes: list[str],
+    known_by: str,
+    hub: Hub | None = None,
 ) -> str:
     """Put the files of a folder into a repository, in one commit; the repository is made if it is not there.
 
@@ -327,22 +335,32 @@ def upload_folder(
         is_private: Whether only its owner may read the repository.
         message: Commit message.
         removes: Patterns of files that go from the repository unless the folder has them.
+        known_by: A file that an earlier upload has left; a repository that lacks it, but has files to be removed,
+            belongs to other work.
         hub: Hub to upload to.
 
     Returns:
         The address of the repository.
 
     Raises:
-        BundleError: When the hub refuses, cannot be reached, or has the repository in public where a private one is
-            wanted; nothing is uploaded then.
+        BundleError: When the hub refuses, cannot be reached, has the repository in public where a private one is
+            wanted, or has other work in it; nothing is uploaded then.
     """
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=(hub or Hub()).endpoint)
     try:
         address = api.create_repo(repository, private=is_private or None, exist_ok=True)
+        info = api.model_info(repository)
+        names = [file.rfilename for file in info.siblings or ()]
+        others = [name for name in names if any(fnmatch(name, pattern) for pattern in removes)]
+        if others and known_by not in names:
+            raise BundleError(
+                f"{repository}: holds other files than a bundle's ({', '.join(others[:3])}), and nothing was uploaded. "
+                "Choose another name."
+            )
         # The hub leaves the visibility of a repository that exists as it is.
-        if is_private and not api.repo_info(repository).private:
+        if is_private and not info.private:
             raise BundleError(
                 f"{repository}: is already public; nothing was uploaded. Make it private in its settings, choose "
                 "another name, or leave --private out."

@@ -16,6 +16,8 @@ from maisi_aug.system.whole_files import write_text_whole
 from maisi_aug.system.whole_folder import open_whole_folder
 
 LICENCE_FILE = "LICENCE.txt"
+ACCEPTED = "Accepted "
+"""How the line of that file begins that says when and by which command the licence was accepted."""
 
 AcceptLicence = Callable[[KnownBundle], bool]
 
@@ -115,8 +117,19 @@ def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say
 def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
     """Write the licence's notice and the time of acceptance next to the weights."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    text = f"{known.notice}\n{known.licence_url}\nAccepted {when} for '{command}'.\n"
+    text = f"{known.notice}\n{known.licence_url}\n{ACCEPTED}{when} for '{command}'.\n"
     write_text_whole(folder / LICENCE_FILE, text)
+
+
+def read_notice(bundle: Bundle) -> str | None:
+    """Return the notice of a bundle's licence or its base's, without when and how it was accepted; None if missing."""
+    owner: Bundle | None = bundle
+    while owner is not None and not (owner.path / LICENCE_FILE).is_file():
+        owner = owner.base
+    if owner is None:
+        return None
+    lines = (owner.path / LICENCE_FILE).read_text(encoding="utf-8").splitlines()
+    return "".join(f"{line}\n" for line in lines if not line.startswith(ACCEPTED))
 
 
 def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:

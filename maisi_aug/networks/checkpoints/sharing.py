@@ -20,8 +20,8 @@ import yaml
 from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.schema import BundleSpec, MaskBankSpec, dump_bundle
 from maisi_aug.errors import BundleError, MaisiAugError
-from maisi_aug.networks.checkpoints.hub import FetchedFile, Hub, fetch_files, upload_folder
-from maisi_aug.networks.checkpoints.importing import LICENCE_FILE
+from maisi_aug.networks.checkpoints.hub import DEFAULT_REVISION, FetchedFile, Hub, fetch_files, upload_folder
+from maisi_aug.networks.checkpoints.importing import LICENCE_FILE, read_notice
 from maisi_aug.system.content import ContentError, read_json
 from maisi_aug.system.file_names import INNER_PATH
 from maisi_aug.system.models import explain_problems, read_yaml
@@ -34,6 +34,8 @@ AcceptLicence = Callable[[BundleSpec], bool]
 
 CARD_FILE = "README.md"
 MAPS_FOLDER = "label_maps"
+ORIGIN_FILE = "origin.json"
+"""In a folder that was pulled: repository and revision; a bundle without it was made here and is not replaced."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 STALE = ["*.safetensors", f"{MAPS_FOLDER}*", LICENCE_FILE]
 """Files of an earlier upload to delete, because what a bundle no longer contains must not stay readable."""
@@ -135,7 +137,9 @@ def push_bundle(
         if not is_private:
             say("The repository is public unless it is already private; use --private to create a private one.")
         message = f"{bundle.name}, written by maisi-aug"
-        address = upload_folder(repository, target, is_private=is_private, message=message, removes=STALE, hub=hub)
+        address = upload_folder(
+            repository, target, is_private=is_private, message=message, removes=STALE, known_by=BUNDLE_FILE, hub=hub
+        )
     return files, address
 
 
@@ -194,7 +198,8 @@ def write_shared_folder(
         shutil.copyfile(bundle.path / BUNDLE_FILE, folder / BUNDLE_FILE)
     else:
         write_text_whole(folder / BUNDLE_FILE, text)
-    _share_licence(bundle, folder)
+    if (notice := read_notice(bundle)) is not None:
+        write_text_whole(folder / LICENCE_FILE, notice)
     write_text_whole(folder / CARD_FILE, build_card(bundle, repository, is_whole="base" not in content))
 
 
@@ -226,17 +231,6 @@ def _without_places(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_places(inner) for inner in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def _share_licence(bundle: Bundle, folder: Path) -> None:
-    """The licence's notice, without when and how it was accepted here."""
-    owner: Bundle | None = bundle
-    while owner is not None and not (owner.path / LICENCE_FILE).is_file():
-        owner = owner.base
-    if owner is not None:
-        lines = (owner.path / LICENCE_FILE).read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if not line.startswith("Accepted ")]
-        write_text_whole(folder / LICENCE_FILE, "\n".join(kept) + "\n")
 
 
 def build_card(bundle: Bundle, repository: str, *, is_whole: bool) -> str:
@@ -296,6 +290,7 @@ def pull_shared(
     repository: str,
     *,
     accept_licence: AcceptLicence,
+    revision: str | None = None,
     folder: Path | None = None,
     hub: Hub | None = None,
     report: Say | None = None,
@@ -308,6 +303,7 @@ def pull_shared(
     Args:
         repository: ``owner/name``, under which the bundle is found afterwards.
         accept_licence: Asked before the weights are fetched whether the user accepts the licence.
+        revision: Branch, tag or commit of the repository; None for the newest.
         folder: Folder of the bundle; None for the user's data folder.
         hub: Hub to download from.
         report: Receives a sentence on what is going on.
@@ -319,13 +315,13 @@ def pull_shared(
     require_repository(repository)
     target = (folder or pulled_bundles_folder() / repository).expanduser().resolve()
     say, place = report or (lambda _: None), hub or Hub()
-    present = _find_present(target)
+    present, revision = _find_present(target, repository), revision or DEFAULT_REVISION
     try:
-        header = fetch_files(repository, {BUNDLE_FILE: BUNDLE_FILE}, place)[BUNDLE_FILE]
-    except BundleError:
-        if present is None:
+        header = fetch_files(repository, {BUNDLE_FILE: BUNDLE_FILE}, place, revision=revision)[BUNDLE_FILE]
+    except BundleError as error:
+        if present is None or revision != DEFAULT_REVISION:
             raise
-        say(f"{repository}: the hub cannot be reached; the local copy is used.")
+        say(f"{error} The local copy is used.")
         return present
     if present is not None and sha256_of(present.path / BUNDLE_FILE) == header.sha256:
         return present
@@ -342,6 +338,7 @@ def pull_shared(
         for name, file in fetched.items():
             (unfinished / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file.path, unfinished / name)
+        write_json_whole(unfinished / ORIGIN_FILE, {"repository": repository, "revision": header.revision})
         _require_whole(load_bundle(unfinished), repository)
     bundle = load_bundle(target)
     _tell_base(bundle, say)
@@ -368,7 +365,7 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
 
 
 def _require_inner(name: object, repository: str) -> str:
-    if not isinstance(name, str) or not re.match(INNER_PATH, name):
+    if not isinstance(name, str) or not re.fullmatch(INNER_PATH, name):
         raise BundleError(
             f"Bundle {repository}: it names {name!r}, which is outside its folder; nothing is downloaded."
         )
@@ -405,9 +402,9 @@ def _fetch_maps(repository: str, bank: MaskBankSpec, revision: str, hub: Hub, sa
     return fetched | fetch_files(repository, {name: name for name in maps}, hub, revision=revision)
 
 
-def _find_present(folder: Path) -> Bundle | None:
-    """The bundle of an earlier pull, if nothing has changed since."""
-    if not (folder / BUNDLE_FILE).is_file():
+def _find_present(folder: Path, repository: str) -> Bundle | None:
+    """The bundle of an earlier pull of a repository, if nothing has changed since."""
+    if _read_origin(folder) != repository:
         return None
     try:
         bundle = load_bundle(folder)
@@ -415,6 +412,16 @@ def _find_present(folder: Path) -> Bundle | None:
     except MaisiAugError:
         return None
     return bundle
+
+
+def _read_origin(folder: Path) -> str | None:
+    """The repository that a folder was pulled from; None for any other folder."""
+    try:
+        content = read_json(folder / ORIGIN_FILE)
+    except (OSError, ContentError):
+        return None
+    origin = content.get("repository") if isinstance(content, dict) else None
+    return origin if isinstance(origin, str) else None
 
 
 def _require_whole(bundle: Bundle, subject: str) -> None:
@@ -441,18 +448,30 @@ def _require_empty(folder: Path) -> None:
 
 
 def _require_replaceable(folder: Path, repository: str) -> None:
-    """Raise unless a folder is new, empty, or holds nothing but a bundle."""
+    """Raise unless a folder is new, empty, or holds nothing but what was pulled from the repository."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir() or not (folder / BUNDLE_FILE).is_file():
         raise BundleError(
             f"{folder}: contains something other than a bundle. Choose another folder for {repository} with --to."
         )
+    if (origin := _read_origin(folder)) != repository:
+        raise BundleError(
+            f"{folder}: holds a bundle of {origin or 'your own'} already, and {repository} does not replace it. Choose "
+            "another folder with --to, or move it away."
+        )
     try:
         spec = load_bundle(folder).spec
     except MaisiAugError as error:
         raise BundleError(f"{error} Move {folder} away, or choose another folder with --to.") from error
-    own = {BUNDLE_FILE, LICENCE_FILE, CARD_FILE, MAPS_FOLDER, *(named.file for named in spec.weights.values())}
+    own = {
+        BUNDLE_FILE,
+        LICENCE_FILE,
+        CARD_FILE,
+        ORIGIN_FILE,
+        MAPS_FOLDER,
+        *(named.file for named in spec.weights.values()),
+    }
     own |= {spec.mask_generation.size_conditions.file} if spec.mask_generation is not None else set()
     own |= {spec.mask_bank.list, spec.mask_bank.labels} if spec.mask_bank is not None else set()
     foreign: Sequence[str] = sorted(path.name for path in folder.iterdir() if path.name not in own)

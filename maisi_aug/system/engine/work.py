@@ -56,7 +56,7 @@ class Worker(Protocol[ItemIn, Result]):
     """Works on one item after another; slow resources, such as networks, are opened once."""
 
     def look_ahead(self, item: ItemIn) -> None:
-        """Do nothing: nothing is prepared ahead."""
+        """Begin in the background what can be done before the item's turn comes; called once for each."""
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:

@@ -33,10 +33,12 @@ from maisi_aug.networks.weights import load_autoencoder
 from maisi_aug.preparation.mapping import DROP, MapRule, parse_rule
 from maisi_aug.preparation.prepared import (
     LATENTS_FOLDER,
+    SPEC_NAME,
     NewLabel,
     PreparedCase,
     PreparedDataset,
     PreparedSpec,
+    load_prepared,
     write_lists,
 )
 from maisi_aug.system.content import ContentError, read_json
@@ -157,11 +159,11 @@ def prepare_embeddings(
     report: Report = report_nothing,
     say: Say = lambda _: None,
 ) -> PreparedDataset:
-    """Make a prepared folder of a list of embeddings, whole or not at all.
+    """Make a prepared folder of a list of embeddings, whole or not at all; at once where it is there already.
 
     Args:
         source: The list.
-        folder: New.
+        folder: New, or made before of the same list in the same way.
         base: The bundle whose autoencoder made the embeddings.
         labels: What is to be taught; the only id without a name is taken for the only label that is new. None calls
             ids without a name by themselves, such as "label 150".
@@ -171,10 +173,21 @@ def prepare_embeddings(
         say: Told in a sentence what was decided.
 
     Raises:
-        PreparationError: A file is missing, an embedding is not of this autoencoder, or an id has no name.
+        PreparationError: A file is missing, an embedding is not of this autoencoder, an id has no name, or the folder
+            was made from another list or with other settings.
         VolumeError: A file cannot be read.
         BundleError: The autoencoder cannot be used.
     """
+    options = {
+        "embeddings": source.name,
+        "list_sha256": sha256_of(source),
+        "autoencoder": base.owner_of("autoencoder").spec.weights["autoencoder"].sha256,
+        "labels": list(labels or ()),
+        "rules": list(rules),
+        "noise_share": NOISE_SHARE,
+    }
+    if (folder / SPEC_NAME).is_file():
+        return _require_same(folder, source, options)
     listed = read_list(source)
     say(
         f"Note: the embeddings of {source.name} are random draws around the autoencoder's means: {NOISE_SHARE:.1%} of "
@@ -194,11 +207,24 @@ def prepare_embeddings(
         for number, row in enumerate(listed.rows):
             cases.append(_write_case(unfinished, listed, row, number, encoder, table))
             report(number + 1, len(listed.rows))
-        vocabulary = PreparedDataset(folder, _spell(listed, cases, {}, new_labels), ()).vocabulary
+        vocabulary = PreparedDataset(folder, _spell(listed, cases, {}, new_labels, options), ()).vocabulary
         present = sorted({label_id for case in cases for label_id in case.voxels} - {BACKGROUND_ID})
-        spec = _spell(listed, cases, {vocabulary.name_of(label_id): label_id for label_id in present}, new_labels)
+        names = {vocabulary.name_of(label_id): label_id for label_id in present}
+        spec = _spell(listed, cases, names, new_labels, options)
         write_lists(unfinished, spec, cases, command=f"maisi-aug finetune-controlnet --data {source.name}")
     return PreparedDataset(folder, spec, tuple(cases))
+
+
+def _require_same(folder: Path, source: Path, options: Mapping[str, object]) -> PreparedDataset:
+    """Return the cases that an earlier call prepared in the same way."""
+    found = load_prepared(folder)
+    if found.spec.options != options:
+        other = [name.replace("_", " ") for name, value in options.items() if found.spec.options.get(name) != value]
+        raise PreparationError(
+            f"{folder}: was prepared from '{found.spec.options.get('embeddings')}' with different settings "
+            f"({', '.join(other)}) than {source} now. Choose another --out."
+        )
+    return found
 
 
 def _require_kind(listed: EmbeddedList, base: Bundle) -> None:
@@ -212,7 +238,11 @@ def _require_kind(listed: EmbeddedList, base: Bundle) -> None:
 
 
 def _spell(
-    listed: EmbeddedList, cases: Sequence[PreparedCase], labels: Mapping[str, int], new_labels: Mapping[str, NewLabel]
+    listed: EmbeddedList,
+    cases: Sequence[PreparedCase],
+    labels: Mapping[str, int],
+    new_labels: Mapping[str, NewLabel],
+    options: Mapping[str, object],
 ) -> PreparedSpec:
     """What all cases share; the grid is that of most, for lists may mix them."""
     (shape, spacing_mm), _ = Counter((case.shape, case.spacing_mm) for case in cases).most_common(1)[0]
@@ -222,7 +252,7 @@ def _spell(
         labels=dict(labels),
         new_labels=dict(new_labels),
         num_folds=max(case.fold for case in cases) + 1,
-        options={"embeddings": listed.path.name, "noise_share": NOISE_SHARE},
+        options=dict(options),
     )
 
 

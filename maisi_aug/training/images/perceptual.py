@@ -133,10 +133,9 @@ def _read(path: Path, field: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = load_torch_file(path)
     except (OSError, ContentError) as error:
-        is_missing = isinstance(error, FileNotFoundError)
-        found = "none" if is_missing else f"which torch cannot read ({error})"
+        problem = "file not found" if isinstance(error, FileNotFoundError) else f"torch cannot read the file ({error})"
         raise TrainingError(
-            f"vae.loss.{field}: no usable weights at {path}, found {found}. Nothing is downloaded: fetch the file, "
-            "or set perceptual_weight: 0."
+            f"vae.loss.{field}: {path}: {problem}. Nothing is downloaded: fetch the weights, or set "
+            "perceptual_weight: 0."
         ) from error
     return state

@@ -66,7 +66,7 @@ class Precision:
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: there is no state."""
+        """Restore what ``state`` returned."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
 

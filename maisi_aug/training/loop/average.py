@@ -75,7 +75,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Do nothing: there is no state."""
+        """Restore what ``state`` returned."""
         if not self._is_kept:
             return
         for name, weights in self._weights.items():

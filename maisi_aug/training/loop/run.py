@@ -76,7 +76,7 @@ class Objective(Protocol):
         """Return tensors and plain values to keep in a checkpoint beside the networks'."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: there is no state."""
+        """Restore what ``state`` returned."""
 
 
 class Stateless:

@@ -129,7 +129,9 @@ def test_prepared_folder_gives_cases_and_names(tmp_path: Path) -> None:
     assert source.cases[0].label == folder / "labels" / "p0.nii.gz"
     chosen = find_real_cases(folder, {"gland": (), "lump": (NODULE, 1)})
     assert chosen.label_ids == {"gland": (GLAND,), "lump": (NODULE, 1)}
-    with pytest.raises(BenchmarkError, match='found bright nodule, gland, liver. Say .* with --map "1\\+2=node'):
+    with pytest.raises(
+        BenchmarkError, match="'node', found bright nodule, gland, liver. Give .* with --map \"1\\+2=node"
+    ):
         find_real_cases(folder, {"node": ()})
 
 

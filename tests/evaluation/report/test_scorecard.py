@@ -24,7 +24,7 @@ def test_scorecard_names_what_was_not_measured(tmp_path: Path) -> None:
     assert [entry["criterion"].partition(":")[0] for entry in entries] == list(CRITERIA)
     assert entries[0]["missing"] == ("evaluate distribution", "evaluate equivalence", "evaluate blind-pack")
     assert entries[2]["found"][0] == "2 of 2 cases passed every gate."
-    assert "Would tell more: maisi-aug evaluate memorization." in report.html
+    assert "Further evidence: maisi-aug evaluate memorization." in report.html
     assert "# Scorecard" in report.markdown
 
 

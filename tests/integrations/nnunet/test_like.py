@@ -478,7 +478,7 @@ class TestContent:
         notes = place.fill([HEPATIC_TUMOR, HEPATIC_VESSEL]).export().notes
         assert notes == (
             "'hepatic vessel' becomes background and lies mostly in or at 'liver'; if the real dataset counts it as "
-            "part of a label, give --map 'LABEL=hepatic vessel'.",
+            "part of 'liver', give --map 'liver=hepatic vessel'.",
             *notes[1:],
         )
         assert not any("spleen" in note for note in notes)

@@ -55,7 +55,7 @@ class TestNames:
 
     @pytest.mark.parametrize("ending", ["", "150", "50fade", "50_0epochs", "50_10iterations_5epochs", "50CPUFade"])
     def test_wrong_form_is_refused(self, ending: str) -> None:
-        with pytest.raises(TrainingError, match=f"Trainer 'nnUNetTrainerSynthetic{ending}': expected .*PERCENT"):
+        with pytest.raises(TrainingError, match=f"Trainer 'nnUNetTrainerSynthetic{ending}': must be .*PERCENT"):
             read_trainer_name(f"nnUNetTrainerSynthetic{ending}")
 
     def test_fade_ends_at_four_fifths(self) -> None:

@@ -204,6 +204,8 @@ def test_networks_are_told_by_the_checkpoints_then_by_names(tmp_path: Path) -> N
         (paired("config_infer", modality=99), "modality: 99 is not a known code"),
         (paired("config_infer", output_size=[256, 256]), r"output_size: \[256, 256\] is not a list of three numbers"),
         (paired("config_infer", controllable_anatomy_size=[["liver"]]), "is not a name and a size between 0 and 1"),
+        (paired("config_infer", cfg_guidance_scale="strong"), "a value is not as in NVIDIA's files: .*'str'"),
+        ({"diffusion_unet_inference": 3}, "a value is not as in NVIDIA's files: .*'int'"),
     ],
 )
 def test_bad_files_are_refused_in_a_sentence(content: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -244,6 +246,22 @@ def test_command_prints_a_script_and_runs_it(
     assert done.code == 1, "random weights draw no patient, which is rejected as in any other run"
     assert "0 of 1 cases accepted" in done.stdout
     assert (out / "manifest.jsonl").is_file()
+
+
+def test_no_key_or_value_of_a_file_becomes_a_line_of_the_script(tmp_path: Path) -> None:
+    content = paired("config_infer") | {"x\ntouch owned": 1}
+    masks = {"all_mask_files_base_dir": "masks\ntouch owned"}
+    script = translate(tmp_path, content, ENVIRONMENTS["environment_rflow-ct"] | masks).to_script()
+    words = shlex.split(script, comments=True)
+    assert "touch" not in words, "a line break stays inside a comment or a quoted word"
+    assert "masks\ntouch owned" in words
+
+
+def test_fewer_steps_of_ddpm_name_the_sampler(tmp_path: Path) -> None:
+    config = images("ddpm-ct")
+    config["diffusion_unet_inference"]["num_inference_steps"] = 50
+    found = translate(tmp_path, config, version="ddpm-ct")
+    assert any("50 are those of DPM-Solver++" in note for note in found.notes)
 
 
 def test_script_says_what_is_felt_and_json_says_all(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def test_weights_beyond_the_range_of_the_type_are_refused_and_nothing_is_left(wi
     key = next(iter(states["controlnet"]))
     states["controlnet"][key][0] = 1e6
     large = write_bundle(tmp_path / "large", build_header(), states, dtype=None)
-    with pytest.raises(BundleError, match=rf"controlnet.safetensors: expected .* of float16, found 1e\+06 in {key}"):
+    with pytest.raises(BundleError, match=rf"controlnet.safetensors: {key} has 1e\+06, .* range of float16\."):
         convert_bundle(large.path, tmp_path / "copy", dtype="float16")
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
     convert_bundle(large.path, tmp_path / "copy", dtype="bfloat16")

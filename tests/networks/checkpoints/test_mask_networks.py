@@ -163,7 +163,9 @@ def test_unusable_file_is_refused(
 
 def test_missing_scale_factor_is_refused(pull: Callable[..., Bundle], server: HubServer, states: States) -> None:
     server.files[MASK_FILES["mask_diffusion_unet"]] = saved({"unet_state_dict": states["mask_diffusion_unet"]})
-    with pytest.raises(BundleError, match="mask_generation_diffusion_unet.pt: expected a positive 'scale_factor'"):
+    with pytest.raises(
+        BundleError, match="mask_generation_diffusion_unet.pt: 'scale_factor' must be a positive number, found None"
+    ):
         pull(with_masks=True)
 
 
@@ -199,7 +201,8 @@ def test_import_adds_mask_networks_that_came_later(
     said: list[str] = []
     write_folder(source, {MASK_FILES["mask_autoencoder"]: b""}, in_monais_layout=False)
     import_bundle(source, accept_licence=lambda _: True, report=said.append)
-    assert any("left out: mask_generation_diffusion_unet.pt and all_anatomy_size_cond" in line for line in said)
+    missing = "mask_generation_diffusion_unet.pt and all_anatomy_size_conditions.json are missing"
+    assert any("left out" in line and missing in line for line in said)
     write_folder(source, contents, in_monais_layout=False)
     later = import_bundle(source, accept_licence=lambda _: True)
     require_masks_as_they_came(later, states)

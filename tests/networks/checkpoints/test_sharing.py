@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+import maisi_aug as ma
 from maisi_aug.bundle_spec.bundle import (
     BUNDLE_FILE,
     Bundle,
@@ -20,7 +21,7 @@ from maisi_aug.bundle_spec.bundle import (
     pulled_bundles_folder,
     reference_of,
 )
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, RequestError
 from maisi_aug.networks.checkpoints import sharing
 from maisi_aug.networks.checkpoints.hub import Hub
 from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared, push_bundle
@@ -28,7 +29,7 @@ from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.networks.weights import load_weight_file, write_bundle
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_label_map, save_label_map
-from tests.builders.hub_server import HubServer, serve
+from tests.builders.hub_server import COMMIT, HubServer, serve
 from tests.builders.tiny_bundle import build_header, write_tiny_bundle
 
 # huggingface_hub 2.4 hands files to httpx in the way that httpx deprecates.
@@ -333,6 +334,47 @@ def test_folder_in_other_use_is_left_alone(finetuned: Bundle, server: HubServer,
     bundle.weight_path("controlnet").unlink()
     with pytest.raises(BundleError, match="holds notes.txt, too"):
         pull(hub, folder=tmp_path / "pulled")
+
+
+def test_bundle_of_ones_own_is_not_replaced(finetuned: Bundle, server: HubServer, hub: Hub, tmp_path: Path) -> None:
+    push_bundle(finetuned.path, REPOSITORY, hub=hub)
+    before = sorted(path.name for path in finetuned.path.iterdir())
+    with pytest.raises(BundleError, match=f"holds a bundle of your own already, and {REPOSITORY} does not replace it"):
+        pull(hub, folder=finetuned.path)
+    assert sorted(path.name for path in finetuned.path.iterdir()) == before
+    pulled = pull(hub, folder=tmp_path / "pulled")
+    (pulled.path / "origin.json").write_text('{"repository": "bob/other", "revision": "main"}')
+    with pytest.raises(BundleError, match="holds a bundle of bob/other already"):
+        pull(hub, folder=tmp_path / "pulled")
+
+
+def test_revision_is_fetched_and_recorded(finetuned: Bundle, server: HubServer, hub: Hub, tmp_path: Path) -> None:
+    push_bundle(finetuned.path, REPOSITORY, hub=hub)
+    server.requests.clear()
+    bundle = pull(hub, revision=COMMIT)
+    assert json.loads((bundle.path / "origin.json").read_text()) == {"repository": REPOSITORY, "revision": COMMIT}
+    assert not any("/resolve/main/" in line for line, _ in server.requests)
+    with pytest.raises(BundleError, match="bundle.yaml: the hub did not send the file: answer 404. Check its name"):
+        pull(hub, revision="v2")
+
+
+def test_repository_with_other_weights_is_left_alone(finetuned: Bundle, server: HubServer, hub: Hub) -> None:
+    server.is_there = True
+    server.files |= {"model.safetensors": b"theirs", "README.md": b"# theirs"}
+    before = dict(server.files)
+    with pytest.raises(BundleError, match=r"holds other files than a bundle's \(model.safetensors\), and nothing was"):
+        push_bundle(finetuned.path, REPOSITORY, hub=hub)
+    assert server.files == before
+
+
+def test_python_has_the_commands(finetuned: Bundle, tmp_path: Path) -> None:
+    files, address = ma.push_bundle(finetuned.path, REPOSITORY, to=tmp_path / "shared", dry_run=True)
+    assert address is None
+    assert {file.name for file in files} == {path.name for path in (tmp_path / "shared").iterdir()}
+    with pytest.raises(RequestError, match="with_masks can only be used with a bundle of NVIDIA's"):
+        ma.pull_bundle(REPOSITORY, with_masks=True)
+    with pytest.raises(RequestError, match="revision can only be used with a shared bundle"):
+        ma.pull_bundle("rflow-ct", revision="v2")
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,9 @@ def test_controlnet_is_taught_from_a_list(write: Callable[..., Path], base: Bund
     assert (out / "prepared" / "dataset.yaml").is_file()
     again = run()
     assert again.bundle.fingerprint == result.bundle.fingerprint
+    source.write_text(source.read_text().replace("ct_contrast", "ct_wo_contrast"))
+    with pytest.raises(PreparationError, match=r"prepared: was prepared from 'kits.json' with .* \(list sha256\) than"):
+        run()
 
 
 def test_networks_are_trained_from_a_list(

@@ -97,7 +97,9 @@ def test_later_stages_and_the_number_of_phantoms_may_still_change(tmp_path: Path
     )
     require_same_settings(changed, tmp_path, "vae")
     begin(tmp_path, "controlnet", controlnet__loss__lesion_weight=9.0)
-    with pytest.raises(TrainingError, match="stage controlnet was begun with, found .* controlnet.loss.lesion_weight"):
+    with pytest.raises(
+        TrainingError, match="stage controlnet was begun with other values of controlnet.loss.lesion_weight"
+    ):
         require_same_settings(build_recipe(), tmp_path, "controlnet")
 
 
@@ -125,5 +127,5 @@ def test_stage_does_not_go_on_after_the_weights_that_it_was_begun_with_have_chan
     require_same_settings(build_recipe(), tmp_path, "diffusion")
     (tmp_path / "vae" / "autoencoder.pt").write_bytes(b"trained")
     require_same_settings(build_recipe(), tmp_path, "vae")
-    with pytest.raises(TrainingError, match="stage diffusion was begun with, found .* weights.vae/autoencoder"):
+    with pytest.raises(TrainingError, match="stage diffusion was begun with other values of weights.vae/autoencoder"):
         require_same_settings(build_recipe(), tmp_path, "diffusion")

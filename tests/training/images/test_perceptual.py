@@ -117,13 +117,15 @@ def test_gradient_flows_to_the_image_and_stays_finite_where_nothing_differs(weig
 
 
 def test_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="perceptual_weights: no usable weights at.*, found none"):
+    with pytest.raises(
+        TrainingError, match=r"perceptual_weights: .*absent\.pth: file not found\. Nothing is downloaded"
+    ):
         load(tmp_path / "absent.pth")
 
 
 def test_file_of_other_content_is_refused(weights: Path, heads: Path, tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("no weights", encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"which torch cannot read \(Weights only load failed"):
+    with pytest.raises(TrainingError, match=r"text\.pth: torch cannot read the file \(Weights only load failed"):
         load(tmp_path / "text.pth")
     with pytest.raises(TrainingError, match="not the weights of torchvision's squeezenet1_1"):
         load(heads)

@@ -86,8 +86,17 @@ def test_definitions_that_are_given_count_more_than_those_taken_over(tmp_path: P
     header = {"like": "rflow-ct", "name": "mine", "description": "d", "licence": "l", "num_inference_steps": 7}
     recipe = load_training_recipe(write_recipe(tmp_path / "mine.yaml", bundle=header))
     assert (recipe.bundle.num_inference_steps, recipe.bundle.decode_window) == (7, (48, 48, 64))
-    path = write_recipe(tmp_path / "wrong.yaml", bundle={**header, "like": "rflow-mr"})
-    with pytest.raises(RecipeError, match="Bundle 'rflow-mr': cannot be downloaded; known bundles are"):
+    path = write_recipe(tmp_path / "wrong.yaml", bundle={**header, "like": "rflow-us"})
+    with pytest.raises(RecipeError, match="Bundle 'rflow-us': cannot be downloaded; known bundles are"):
+        load_training_recipe(path)
+
+
+def test_bundle_without_a_controlnet_leaves_its_definition_to_be_given(tmp_path: Path) -> None:
+    header = {"like": "rflow-mr", "name": "mine", "description": "d", "licence": "l"}
+    path = write_recipe(tmp_path / "wrong.yaml", bundle=header)
+    with pytest.raises(
+        RecipeError, match=r"bundle\.networks: expected .* controlnet, found autoencoder, diffusion_unet"
+    ):
         load_training_recipe(path)
 
 
@@ -193,7 +202,7 @@ def test_gain_needs_a_start_from_label_means(tmp_path: Path) -> None:
 def test_embedded_bundle_is_the_one_of_its_recipe() -> None:
     wanted = load_training_recipe(training_recipe_path("train-phantom-ct"))
     bundle = load_bundle("phantom-ct")
-    header = wanted.bundle.model_dump(mode="json")
+    header = wanted.bundle.describe()
     assert {key: bundle.spec.model_dump(mode="json")[key] for key in header} == header
     steps = {stage: getattr(wanted, stage).loop.num_steps for stage in ("vae", "diffusion", "controlnet")}
     assert bundle.spec.provenance["steps"] == steps

@@ -372,7 +372,10 @@ def test_full_disk_leaves_the_former_checkpoint_whole(tmp_path: Path) -> None:
 
 
 def test_full_disk_at_the_first_checkpoint_says_that_there_is_none(tmp_path: Path) -> None:
-    with LimitedFiles(4096), pytest.raises(TrainingError, match="step 1, found: File too large; there is none yet"):
+    with (
+        LimitedFiles(4096),
+        pytest.raises(TrainingError, match="step 1 cannot be written: File too large; there is none yet"),
+    ):
         start(tmp_path).train(max_minutes=0.0)
 
 
@@ -380,7 +383,7 @@ def test_full_disk_at_the_log_ends_the_run(tmp_path: Path) -> None:
     run = start(tmp_path)
     with (
         LimitedFiles(60),
-        pytest.raises(TrainingError, match=r"log\.jsonl: expected to write .* found: File too large"),
+        pytest.raises(TrainingError, match=r"log\.jsonl: the figures of step 1 cannot be written: File too large"),
     ):
         run.train()
 

@@ -125,7 +125,10 @@ def test_classes_are_told_in_bits_or_one_channel_each(in_channels: int) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [("in_channels", 1, "expected in_channels 8 or 125, .* found 1"), ("out_channels", 4, "expected out_channels 125")],
+    [
+        ("in_channels", 1, "in_channels must be 8 or 125, .* found 1"),
+        ("out_channels", 4, "out_channels must be 125, .* found 4"),
+    ],
 )
 def test_other_autoencoder_is_refused(key: str, value: int, message: str) -> None:
     require_mask_autoencoder(DEFINITION)
