@@ -376,7 +376,7 @@ class Bundle:
         """
         if role not in self.spec.networks:
             raise BundleError(
-                f"Bundle '{self.name}': has no definition networks.{role}, only "
+                f"Bundle '{self.name}': has no definition networks.{role}; it has "
                 f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
             )
         return self.spec.networks[role]
@@ -391,7 +391,7 @@ class Bundle:
             return self
         if self.base is None:
             raise BundleError(
-                f"Bundle '{self.name}': has no weights for {role}, only {', '.join(self.spec.weights) or 'none'}. "
+                f"Bundle '{self.name}': has no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
         return self.base.owner_of(role)
