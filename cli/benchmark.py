@@ -85,8 +85,8 @@ class _TrainingLines:
     """A bar for each worker, with the training that it is at.
 
     Attributes:
-        bars: That it is drawn among.
-        num_steps: Of a training.
+        bars: Progress display that it belongs to.
+        num_steps: Number of steps of a training.
     """
 
     bars: Progress

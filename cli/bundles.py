@@ -59,7 +59,7 @@ def pull_command(
     to: ToOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
-    """Fetch a bundle from the Hugging Face hub, check it, and keep it as safetensors.
+    """Download a bundle from the Hugging Face hub, check it, and save it as safetensors.
 
     HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE are respected; a broken download continues where it stopped. The
     bundle is kept in MAISI_AUG_HOME, or in the user's data folder.
@@ -91,7 +91,7 @@ def pull_command(
 
 
 def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path | None = None) -> None:
-    """Say where a bundle, and the label maps that came with it, are and how they are used."""
+    """Print where a bundle and its label maps are, and how to use them."""
     if as_json:
         found = {"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}
         typer.echo(json.dumps(found | ({"mask_database": str(database)} if database else {}), indent=1))
@@ -111,7 +111,7 @@ def _accept(is_accepted: bool, _: object) -> bool:
 
 
 def ask_for_licence() -> bool:
-    """Ask on a terminal; elsewhere nobody can answer."""
+    """Ask on a terminal; without one, return False."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
 
 
@@ -120,19 +120,20 @@ def push_command(
         str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to share.")
     ],
     repository: Annotated[
-        str, typer.Argument(metavar="OWNER/NAME", help="Repository of the Hugging Face hub; made if it is not there.")
+        str,
+        typer.Argument(metavar="OWNER/NAME", help="Repository on the Hugging Face hub; created if it does not exist."),
     ],
-    private: Annotated[
-        bool, typer.Option("--private", help="Make a new repository that only its owner reads.")
-    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create the repository as private.")] = False,
     self_contained: Annotated[
         bool, typer.Option("--self-contained", help="Include the weights of the base that it was fine-tuned from.")
     ] = False,
     with_label_maps: Annotated[
         bool,
-        typer.Option("--with-label-maps", help="Include its label maps, which are those of the training patients."),
+        typer.Option("--with-label-maps", help="Include its label maps, which come from the training patients."),
     ] = False,
-    to: Annotated[Path | None, typer.Option(metavar="DIR", help="Also keep what is uploaded, in a new folder.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also keep the uploaded files, in this new folder.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
     ] = False,
@@ -289,13 +290,14 @@ def import_command(
         typer.Option(
             "--as",
             metavar="NAME",
-            help="Which bundle the files are, rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain, if the folder does not "
+            help="Bundle that the files belong to (rflow-ct, ddpm-ct, rflow-mr or rflow-mr-brain), if the folder "
+            "does not "
             "show it; with --network the name of the new bundle.",
         ),
     ] = None,
     network: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The config_network_*.json that defines networks of your own."),
+        typer.Option(metavar="FILE", help="A config_network_*.json that defines your own networks."),
     ] = None,
     modality: Annotated[
         list[str] | None,
@@ -309,7 +311,7 @@ def import_command(
     to: ToOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over NVIDIA's checkpoints (.pt) from a folder: check them, and keep them as a bundle of safetensors.
+    """Import NVIDIA's checkpoints (.pt) from a folder: check them, and save them as a bundle of safetensors.
 
     Only data is read from the files; one that asks to run code is refused by name. The folder is not changed. Without a
     ControlNet the bundle draws images alone.
@@ -348,7 +350,7 @@ def convert_command(
 ) -> None:
     """Copy a bundle with its weights in another floating type, or turn a checkpoint into safetensors.
 
-    What changes is the size on disk: networks compute as before, and take as much memory. Definitions, scale factor,
+    Only the size on disk changes: networks compute as before and take the same memory. Definitions, scale factor,
     licence and provenance are carried over. Only data is read from checkpoints, never code.
 
     Example: maisi-aug bundles convert rflow-ct --to rflow-ct-half --dtype float16
@@ -359,7 +361,7 @@ def convert_command(
     if as_json:
         typer.echo(json.dumps(done.to_json(), indent=1))
         return
-    sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, from {done.num_bytes_before / 1e6:.1f} MB"
+    sizes = f"{done.num_bytes / 1e6:.1f} MB of weights, previously {done.num_bytes_before / 1e6:.1f} MB"
     typer.echo(f"{done.path}: {sizes}{f', in {done.dtype}' if done.dtype else ''}.")
     if done.left_out:
         typer.echo(f"Left out, because they are not weights: {', '.join(done.left_out)}.")
@@ -406,7 +408,7 @@ def bundles() -> None:
 
 @bundles_app.command("list")
 def list_command(as_json: JsonOption = False) -> None:
-    """List the bundles at hand and those that can be fetched; any folder with a bundle.yaml can be used as well.
+    """List available and downloadable bundles; any folder with a bundle.yaml can be used as well.
 
     Example: maisi-aug bundles list
     """
@@ -442,7 +444,7 @@ def show_command(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Show a bundle: its networks and their widths, its slots, its size, and how its weights came to be.
+    """Show a bundle: its networks and their widths, slots, size, and the origin of its weights.
 
     Example: maisi-aug bundles show phantom-ct
     """
@@ -471,9 +473,9 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     lines = [f"{described['name']}: {described['description']}"]
     masks = described["mask_generation"]
     facts = {
-        "draws": "" if "controlnet" in described["networks"] else "images alone, with --mask-source none",
+        "draws": "" if "controlnet" in described["networks"] else "images without label maps only (--mask-source none)",
         "modalities": ", ".join(described["modalities"]),
-        "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} unless another is asked for",
+        "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} by default",
         "advice": described["advice"],
         "without a label map": described["advice_without_map"],
         "licence": described["licence"],

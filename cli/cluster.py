@@ -37,7 +37,7 @@ def submit(
         list[str],
         typer.Argument(
             metavar="-- COMMAND...",
-            help="The command to split into jobs, after --: synthesize or insert with its options.",
+            help="Command to split into jobs, after --: synthesize or insert with its options.",
         ),
     ],
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=10_000, help="Number of jobs; each makes one shard.")],

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def status(cohort: Folder, as_json: AsJson = False) -> None:
-    """Show how far a cohort is, all its shards together, and what is at work on it.
+    """Show the progress of a cohort with all its shards, and the processes working on it.
 
     Example: maisi-aug cohort status cohort
     """
@@ -47,7 +47,7 @@ def merge(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make one cohort of shards, as if one process had made it; nothing may be at work on them.
+    """Merge shards into one cohort, as if one process had made it; no shard may be running.
 
     Example: maisi-aug cohort merge cohort
     """
@@ -61,7 +61,7 @@ def merge(
 
 
 def verify(cohort: Folder, as_json: AsJson = False) -> None:
-    """Compare every file of a cohort with its manifest, all shards together; exit code 1 unless it is whole.
+    """Compare every file of a cohort with its manifest, all shards together; exit code 1 if any is missing or altered.
 
     Example: maisi-aug cohort verify cohort
     """

@@ -115,7 +115,7 @@ def equivalence(
 ) -> None:
     """Test whether sizes, places, HU, texture and shape of lesions and organs are like real ones (two one-sided tests).
 
-    Each is equivalent, different, or cannot be told with so few cases; the report says how many it would take.
+    Each is equivalent, different or undecided; the report says how many cases a decision would need.
 
     Example: maisi-aug evaluate equivalence nnUNet_raw/Dataset003_Liver cohort --out equivalence
     """
@@ -129,7 +129,7 @@ def equivalence(
 def hu(cases: Cases, request: HuRequest, out: Out = None, as_json: AsJson = False, quiet: Quiet = False) -> None:
     """Compare the HU of every organ and lesion with MAISI's published ranges, your own file, or your real cases.
 
-    With --reference, --out gets hu_ranges.json too, to be passed as --ranges later.
+    With --reference, --out also gets hu_ranges.json, to be passed as --ranges later.
 
     Example: maisi-aug evaluate hu cohort --reference nnUNet_raw/Dataset501_Mine --out hu
     """
@@ -223,7 +223,7 @@ def reconstruction(
 ) -> None:
     """Measure what a bundle's autoencoder preserves of your CTs: PSNR, SSIM, LPIPS, HU by organ and tissue, blur.
 
-    What it cannot draw, such as small vessels, metal or bone above 1000 HU, no fine-tuning of that bundle will.
+    What it cannot draw, such as small vessels, metal or bone above 1000 HU, cannot be fine-tuned into that bundle.
 
     Example: maisi-aug evaluate reconstruction real_cts --bundle rflow-ct --out reconstruction
     """
@@ -260,12 +260,17 @@ def blind_pack(
 
 
 def blind_score(
-    key: Annotated[Path, typer.Argument(metavar="KEY", help="The key file written by blind-pack.")],
+    key: Annotated[Path, typer.Argument(metavar="KEY", help="Key file written by blind-pack.")],
     answers: Annotated[
         list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv files, one per reader.")
     ],
     margin: Annotated[
-        float, typer.Option(min=0.01, max=0.49, help="Share of right answers beyond one half that does not matter.")
+        float,
+        typer.Option(
+            min=0.01,
+            max=0.49,
+            help="Equivalence margin: largest irrelevant deviation of the share of right answers from one half.",
+        ),
     ] = 0.2,
     out: Out = None,
     as_json: AsJson = False,

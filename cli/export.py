@@ -50,7 +50,7 @@ def monai(
 ) -> None:
     """Write images, label maps, a MONAI data list with folds, and a task file that Auto3DSeg runs on.
 
-    With --like the synthetic cases are trained on in every fold and validated on in none.
+    With --like, synthetic cases are in the training set of every fold and in no validation set.
 
     Example: maisi-aug export monai cohort --like nnUNet_raw/Dataset003_Liver --map "cancer=hepatic tumor" --out monai
     """
@@ -125,7 +125,7 @@ def register(app: typer.Typer) -> None:
 
 @export_app.callback()
 def export() -> None:
-    """Hand a cohort on to a training framework."""
+    """Export a cohort to a training framework."""
 
 
 export_app.command("nnunet")(with_options(nnunet))

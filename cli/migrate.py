@@ -22,28 +22,30 @@ def migrate(
         typer.Argument(
             metavar="FILE...",
             help="Configuration files of one run of NV-Generate-CTMR, in any order: config_infer*.json or "
-            "config_maisi_*.json, and environment*.json if it is at hand.",
+            "config_maisi_*.json, and environment*.json if available.",
         ),
     ],
     version: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Networks, such as rflow-ct (default: what the files name, or rflow-ct)."),
+        typer.Option(
+            metavar="NAME", help="Networks, such as rflow-ct (default: those that the files name, or rflow-ct)."
+        ),
     ] = None,
     random_seed: Annotated[int | None, typer.Option("--random-seed", min=0, help="Random seed.")] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Label map to draw an image of, as for scripts.infer_image_from_mask.")
+        Path | None, typer.Option(help="Label map to draw an image of, as in scripts.infer_image_from_mask.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the result (default: what the files name).")
+        Path | None, typer.Option("--out", "-o", help="Output folder (default: the one that the files name).")
     ] = None,
-    run: Annotated[bool, typer.Option("--run", help="Run the commands, too.")] = False,
+    run: Annotated[bool, typer.Option("--run", help="Also run the commands.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print commands and every setting with its counterpart as JSON.")
     ] = False,
 ) -> None:
-    """Translate configuration files of NVIDIA's scripts into commands of maisi-aug, and say what differs.
+    """Translate configuration files of NVIDIA's scripts into commands of maisi-aug, and list the differences.
 
-    The output is a shell script: what differs stands in comments above the commands.
+    The output is a shell script: differences are in comments above the commands.
 
     Example: maisi-aug migrate configs/config_infer.json configs/environment_rflow-ct.json
     """

@@ -27,9 +27,9 @@ def trainer_path(
 ) -> None:
     """Print the folder of maisi-aug's trainers, for nnU-Net's variable nnUNet_extTrainer.
 
-    A trainer's name holds its settings: nnUNetTrainerSynthetic50 draws half of all training cases from the synthetic
-    ones. Fade behind the number lets that share fall to none, CPU trains shortly and in bfloat16, and _250epochs and
-    _100iterations set the length. nnUNetv2_predict needs the variable too.
+    A trainer's name contains its settings: nnUNetTrainerSynthetic50 draws half of all training cases from the synthetic
+    ones. Fade after the number reduces that share to zero during training, CPU trains briefly in bfloat16, _250epochs
+    and _100iterations set the length. nnUNetv2_predict needs the variable too.
 
     Example: eval "$(maisi-aug nnunet-trainer-path --env)"
     """
@@ -58,7 +58,7 @@ def compact_plans(
             help="Number, name or folder of the dataset, such as 503.",
         ),
     ],
-    plans: Annotated[str | None, typer.Option(help="Plans to start from (default: the only ones there).")] = None,
+    plans: Annotated[str | None, typer.Option(help="Plans to start from (default: the only existing ones).")] = None,
     side: Annotated[int, typer.Option(min=8, help="Side of a cube with as many voxels as the patch.")] = 64,
     features: Annotated[str, typer.Option(metavar="N,N,...", help="Channels of each stage.")] = "16,32,64,128",
     batch_size: Annotated[int, typer.Option(min=1, help="Patches per batch.")] = 2,
@@ -69,7 +69,7 @@ def compact_plans(
 ) -> None:
     """Write plans that a CPU can train beside plans of nnU-Net, as PLANS_compact.
 
-    Spacing and normalisation stay, so cases preprocessed for the one serve the other.
+    Spacing and normalisation stay, so preprocessed cases can be used with both plans.
 
     Example: maisi-aug nnunet-compact-plans 503
     """

@@ -47,7 +47,7 @@ def prepare(
 ) -> None:
     """Prepare your own CTs and label maps for training: one grid, one vocabulary, body, folds, pictures.
 
-    Labels win over each other in this order, the last one on top: body, --tissue, --organs, your labels, lesions.
+    Where labels overlap, later ones in this order win: body, --tissue, --organs, your labels, lesions.
     A scan larger than the grid is cropped around the new labels; a smaller one is padded with air.
     The same command continues a stopped run, and prepares only new cases.
 

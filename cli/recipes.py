@@ -76,7 +76,7 @@ def list_command(
 
 @recipes_app.command("show")
 def show_command(name: RecipeName) -> None:
-    """Print a recipe; its opening comment has the command that runs it.
+    """Print a recipe; its first comment has the command that runs it.
 
     Example: maisi-aug recipes show six-tumours
     """
@@ -161,10 +161,10 @@ def _validate_masks(name: str, *, as_json: bool) -> None:
 
 
 def require_plannable(config: CohortRequest, *, source: str) -> CohortRun:
-    """Plan a recipe, its requests checked one by one first, so that all that is wrong is told at once.
+    """Plan a recipe; its requests are first checked one by one, so that all problems are reported at once.
 
     Raises:
-        RecipeError: Listing every label request that cannot be met.
+        RecipeError: The message lists every label request that cannot be met.
     """
     from maisi_aug.api.progress import CohortProgress
     from maisi_aug.bundle_spec.bundle import load_bundle

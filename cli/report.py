@@ -36,7 +36,7 @@ def report(
 ) -> None:
     """Write a page with verdicts, charts, slices, provenance and licences that needs no network and no other file.
 
-    A cohort's page has a scorecard, to which --evidence adds what was measured of it.
+    A cohort's page has a scorecard, to which --evidence adds measurements.
 
     Example: maisi-aug report bench --out report.html
     """

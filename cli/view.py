@@ -10,7 +10,7 @@ import typer
 from maisi_aug.cli.shared.run_options import RUN
 
 READERS = "Reader test"
-"""A panel of the help."""
+"""Name of a panel in the help."""
 
 
 def register(app: typer.Typer) -> None:

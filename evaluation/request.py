@@ -69,14 +69,14 @@ class DistributionRequest(StrictModel, use_attribute_docstrings=True):
     seed: _Seed = 0
     """Random seed of the measurement."""
     num_workers: _Workers = None
-    """Processes; one per core for a dozen cases each by default."""
+    """Number of processes (default: one per core, each for at least a dozen cases)."""
 
 
 class EquivalenceRequest(DistributionRequest):
     """Request for tests of equivalence."""
 
     margin: Annotated[float, Field(ge=0.05, le=5.0), Option()] = 0.5
-    """Largest difference of means, in real standard deviations, that does not matter."""
+    """Equivalence margin: largest irrelevant difference of means, in standard deviations of the real set."""
 
 
 class HuRequest(StrictModel, use_attribute_docstrings=True):
@@ -111,13 +111,13 @@ class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
     predictions: Annotated[Path | None, Option(metavar="DIR", panel=_SEGMENTER)] = None
     """Folder of existing label maps CASE.nii.gz with a dataset.json, instead of --model."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_SEGMENTER)] = ()
-    """Which label of ours a label of the model corresponds to; may repeat."""
+    """Meaning of a label of the model in the vocabulary; may repeat."""
     folds: Annotated[
         tuple[int | Literal["all"], ...],
         BeforeValidator(read_folds),
         Option(metavar="N,N,...|all", takes=str, panel=_SEGMENTER),
     ] = ()
-    """Folds of the model, such as 0,1 (default: all there are)."""
+    """Folds of the model, such as 0,1 (default: all)."""
     orientation: Annotated[str, Option(panel=_SEGMENTER)] = "RAS"
     """Voxel orientation of the images that the model was trained on."""
     seed: _Seed = 0
@@ -138,9 +138,9 @@ class MemorizationRequest(StrictModel, use_attribute_docstrings=True):
     train: Annotated[Path, Option(metavar="DIR")]
     """Cases that the generator was trained on."""
     held_out: Annotated[Path | None, Option(metavar="DIR")] = None
-    """Real cases that it was not trained on (default: training cases, left out in turn)."""
+    """Real cases that it was not trained on (default: the training cases, each compared with the others)."""
     num_workers: _Workers = None
-    """Number of processes (default: one per core, for at least a dozen cases each)."""
+    """Number of processes (default: one per core, each for at least a dozen cases)."""
 
 
 class ReconstructionRequest(StrictModel, use_attribute_docstrings=True):

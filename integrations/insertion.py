@@ -30,9 +30,9 @@ from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.orientation import turn_volume
 
 NUM_HELD_CTS: Final = 64
-"""CTs whose hosts and lesions are remembered; the longest unused one is forgotten."""
+"""Number of CTs whose hosts and lesions are cached; the least recently used one is dropped."""
 NUM_TRIES: Final = 4
-"""Lesions that are drawn before the gates let one pass; else the CT stays as it is this time."""
+"""Number of lesions to draw until one passes the gates; if none does, the CT is returned unchanged."""
 
 
 class WholeCt(NamedTuple):
@@ -44,7 +44,7 @@ class WholeCt(NamedTuple):
 
 
 class DrawnLesion(NamedTuple):
-    """A lesion that was drawn into a CT: where, what was there and what is."""
+    """A lesion drawn into a CT: its box, and the voxels there before and after."""
 
     box: tuple[slice, ...]
     before: NDArray[Any]
@@ -78,16 +78,16 @@ class LesionPool:
         place: Attachment | None = None,
         painter: Painter | None = None,
     ) -> None:
-        """Say what to draw.
+        """Create the pool.
 
         Args:
-            lesion: As for ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``: one lesion with its sizes.
+            lesion: One lesion with its sizes, as in ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``.
             number: Number of lesions in the label maps of the training; new lesions keep clear of those that are there.
             host_numbers: Numbers in the label maps of the organs in which lesions may grow; without them, the lung is
                 found by HU for its lesions.
-            reuse: How often a lesion is shown before another takes its place.
+            reuse: Number of times that a lesion is used before it is replaced.
             per_ct: Lesions that are kept for every CT; one of them is shown at a time.
-            texture: Of nodules; as in patients when not given.
+            texture: Texture of nodules; by default as frequent as in patients.
             place: Whether lesions touch the surface of their host; left to chance when not given.
             painter: Draws; the procedural one, or what ``open_bundle_painter`` gives.
 
@@ -128,7 +128,7 @@ class LesionPool:
         Args:
             image_hu: ``(I, J, K)`` HU, along any axes; not modified.
             label_map: ``(I, J, K)`` numbers of the training; not modified.
-            affine: From voxels to RAS+ mm.
+            affine: Voxel index to RAS+ mm.
             name: Tells the CT from others.
             rng: Draws.
 

@@ -64,7 +64,7 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
 
 
 class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
-    """MONAI's dictionary transform that puts a lesion into a CT and its label map, with a probability.
+    """MONAI dictionary transform that draws a lesion into a CT and its label map, with a probability.
 
     The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are distinguished by their file name; items
     without one take ``name_key``.
@@ -79,14 +79,14 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         name_key: str | None = None,
         **pool: Any,
     ) -> None:
-        """Say what to draw, and how often.
+        """Create the transform.
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
             keys: Keys of the image and of the label map.
             probability: Probability that an item gets a lesion.
             name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
-            pool: As for :class:`LesionPool`.
+            pool: See :class:`LesionPool`.
 
         Raises:
             RequestError: The keys are not two, or the lesion is none.

@@ -44,8 +44,8 @@ class MonaiReport:
         num_synthetic: Cases of the cohort.
         num_real: Cases of the real dataset.
         num_folds: Folds of the data list.
-        folds_source: Where they come from.
-        num_linked: How many images are hard links to the cohort's files rather than copies.
+        folds_source: Origin of the folds.
+        num_linked: Number of images that are hard links to the cohort's files rather than copies.
         labels: Label name -> number.
         notes: Notes to the user, a sentence each.
     """
@@ -199,14 +199,16 @@ def _place_in_folds(folds: Folds, real: RealDataset | None) -> dict[str, int | N
         for case_id in fold["val"]:
             if places[case_id] is not None:
                 raise ExportError(
-                    f"{name}: a case can validate in one fold at most, found '{case_id}' in folds {places[case_id]} "
+                    f"{name}: a case can be a validation case of one fold at most, found '{case_id}' in folds "
+                    f"{places[case_id]} "
                     f"and {number} of {folds.source}. {advice}"
                 )
             places[case_id] = number
         missing = sorted(places.keys() - {*fold["train"], *fold["val"]})
         if missing:
             raise ExportError(
-                f"{name}: every case must train or validate in fold {number} of {folds.source}; '{missing[0]}' does "
+                f"{name}: every case must be used for training or validation in fold {number} of {folds.source}; "
+                f"'{missing[0]}' does "
                 f"neither. {advice}"
             )
     return places

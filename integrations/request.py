@@ -66,7 +66,7 @@ class NnunetExport(StrictModel, use_attribute_docstrings=True):
     max_per_label: Annotated[int | None, Option(panel=_LIKE)] = None
     """Largest number of synthetic cases per requested label."""
     plans: Annotated[str | None, Option(panel=_LIKE)] = None
-    """Plans of the real dataset to reuse (default: nnUNetPlans, or the only plans there)."""
+    """Plans of the real dataset to reuse (default: nnUNetPlans, or the only existing plans)."""
     preprocessed: Annotated[Path | None, Option(panel=_LIKE)] = None
     """Folder for preprocessed datasets (default: the environment variable nnUNet_preprocessed)."""
     link: Annotated[Link, Option(panel=_LIKE)] = "none"

@@ -26,7 +26,7 @@ from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
 
 STOP_SECONDS: Final = 90
-"""Longest that a command may take to stop, before it is killed."""
+"""Seconds that a command may take to stop before it is killed."""
 NAME: Final = "maisi-aug"
 
 
@@ -38,11 +38,11 @@ class JobLimits:
         minutes: Wall-clock time; a job that has not finished by then is queued again.
         num_gpus: GPUs.
         num_cpus: Cores.
-        memory: As Slurm writes it, such as 32GB; empty for the cluster's default.
+        memory: Memory in Slurm's notation, such as 32GB; empty for the cluster's default.
         partition: Partition of the cluster; empty for its default.
         account: Account to charge; empty for the user's default.
         num_running: Most jobs that run at the same time; None for all.
-        num_timeouts: How often a job is queued again because its time was over; preemptions do not count.
+        num_timeouts: Number of times that a job is queued again after a timeout; preemptions do not count.
         others: Further options of sbatch.
     """
 
@@ -109,7 +109,7 @@ class ShardJob:
         """Stop the command; called by submitit.
 
         Returns:
-            What is queued again: the same.
+            The job to queue again, which is the same.
         """
         from submitit.helpers import DelayedSubmission
 
@@ -160,7 +160,7 @@ def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
     """Return the file that :func:`submit_shards` hands to sbatch.
 
     Args:
-        folder: For logs and what the jobs are made of.
+        folder: Folder for logs and job files.
         num_jobs: Jobs of the array.
         limits: Resources of every job.
 
@@ -183,7 +183,7 @@ def submit_shards(
 
     Args:
         words: Words of the command, after ``maisi-aug``, without ``--shard``.
-        folder: For logs and what the jobs are made of.
+        folder: Folder for logs and job files.
         num_jobs: Jobs, and shards.
         limits: Resources of every job.
         is_local: Start processes on this machine instead.
@@ -193,7 +193,7 @@ def submit_shards(
 
     Raises:
         MissingExtraError: submitit is not installed.
-        WorkerError: Slurm is not there, or does not take the jobs.
+        WorkerError: Slurm is missing, or rejects the jobs.
     """
     submitit = require_submitit()
     jobs = [ShardJob(tuple(words), Shard(number, num_jobs)) for number in range(1, num_jobs + 1)]
@@ -219,7 +219,7 @@ def read_others(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Read options of sbatch, ``NAME=VALUE`` each.
 
     Raises:
-        RequestError: One has no such form.
+        RequestError: An option has another form.
     """
     pairs = [text.lstrip("-").partition("=") for text in texts]
     for text, (name, sign, value) in zip(texts, pairs, strict=True):

@@ -58,7 +58,7 @@ def iterate_subjects(
 
 
 class InsertLesion:
-    """Puts a lesion into the CT and the label map of a subject, with a probability; ``torchio.Compose`` takes it."""
+    """Draws a lesion into the CT and the label map of a subject, with a probability; ``torchio.Compose`` takes it."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class InsertLesion:
         seed: int = 0,
         **pool: Any,
     ) -> None:
-        """Say what to draw, and how often.
+        """Create the transform.
 
         Args:
             lesion: Such as ``"lung nodule:6-20mm"``.
@@ -78,7 +78,7 @@ class InsertLesion:
             image: Name of the image in the subject.
             label: Name of the label map.
             seed: Seed of everything random.
-            pool: As for :class:`LesionPool`.
+            pool: See :class:`LesionPool`.
 
         Raises:
             RequestError: The lesion is none.

@@ -54,13 +54,13 @@ def segment_organs(
 ) -> None:
     """Write a label map of TotalSegmentator's task ``total`` for every image that has none yet.
 
-    One that was made of other content of the image, or by the other model, is made again: beside each lies a hidden
-    file that says what it was made of.
+    Label maps made from an older image or by the other model are made again: next to each is a hidden
+    file that records its source.
 
     Args:
         images: Case -> CT; what is not NIfTI is converted for it.
         folder: Gets ``CASE.nii.gz`` in the ids of ``VERSION``; a file appears whole or not at all.
-        device: As TotalSegmentator names it: ``gpu``, ``gpu:1``, ``cpu`` or ``mps``.
+        device: Device in TotalSegmentator's notation: ``gpu``, ``gpu:1``, ``cpu`` or ``mps``.
         fast: Its model at 3 mm, for computers without a GPU.
         report: Called with (images done, images in all).
 
@@ -111,7 +111,7 @@ def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *
             reason = " ".join(str(error).split()) or type(error).__name__
             raise PreparationError(
                 f"TotalSegmentator, case {case_id}: failed: {reason[:300]}. Run TotalSegmentator on this image by "
-                "hand to see more, or give its results with --organs."
+                "hand for details, or give its results with --organs."
             ) from error
         if not written.is_file():
             raise PreparationError(

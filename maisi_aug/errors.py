@@ -82,11 +82,11 @@ class BenchmarkError(MaisiAugError, ValueError):
 
 
 class ArmBusyError(BenchmarkError):
-    """An arm of a benchmark that another process is at work on."""
+    """An arm of a benchmark that another process is running."""
 
 
 class EvaluationError(MaisiAugError, ValueError):
-    """A measurement that cannot be made of what was given."""
+    """A measurement that is not possible on the given input."""
 
 
 class MemoryShortageError(MaisiAugError, MemoryError):
@@ -98,11 +98,11 @@ class MissingExtraError(MaisiAugError, ImportError):
 
 
 class MaisiAugWarning(UserWarning):
-    """Base of what the package warns of; the command line prints these warnings as notes, and no others."""
+    """Base class of the package's warnings; the command line prints these as notes, and no others."""
 
 
 class EarlierSpelling(FutureWarning):
-    """Something is written as it was written in an earlier release."""
+    """An option or key is spelt as in an earlier release."""
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -67,7 +67,7 @@ def balance_config(
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
     """Return ``LABEL=NAME`` once per lesion, as what the dataset calls each name.
 
-    ``NAME=LABEL``, the earlier direction, is read where only that can be meant, and told.
+    ``NAME=LABEL``, the earlier direction, is accepted where it is unambiguous, with a warning.
 
     Raises:
         typer.BadParameter: When it is anything else, or a lesion is named twice.

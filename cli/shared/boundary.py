@@ -61,7 +61,7 @@ def silence_third_parties() -> None:
 
 @contextmanager
 def note_spellings() -> Iterator[None]:
-    """Say on stderr what is spelt as in an earlier release, whoever finds it, each sentence once."""
+    """Print warnings about earlier spellings on stderr, each sentence once."""
     show, told = warnings.showwarning, set[str]()
 
     def note(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:

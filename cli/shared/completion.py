@@ -11,7 +11,7 @@ from maisi_aug.errors import MaisiAugError
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Label, Vocabulary
 
 Offer = tuple[str, str]
-"""A value and what it is."""
+"""A value and its description."""
 Complete = Callable[[typer.Context, str], list[Offer]]
 
 

@@ -122,8 +122,8 @@ def show_plan(
 
     Args:
         config: The cohort.
-        balance: With a real dataset, if there is one.
-        out: Where the cohort would go; checked as a run would check it.
+        balance: Balance against a real dataset, if there is one.
+        out: Folder that the cohort would be written to; checked as in a run.
         may_resume: Whether ``out`` may hold the cohort already.
         as_json: Print JSON.
         is_quiet: Show no progress.

@@ -30,7 +30,7 @@ class ModelOption(NamedTuple):
     Attributes:
         path: Path of the field: ``name``, or ``section.name``.
         field: The field, with its type, default, limits and description.
-        option: How the command line offers it.
+        option: Description of the option on the command line.
     """
 
     path: str
@@ -106,7 +106,7 @@ def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOpt
 def with_options(
     function: Callable[..., None], *, without: Collection[str] = (), **fixed: object
 ) -> Callable[..., None]:
-    """Return the function as typer takes it, with an option for each field of the configurations among its parameters.
+    """Return a function for typer, with an option for each field of the configurations among its parameters.
 
     A parameter whose type is a model gets one that is built of what was typed; a parameter of the type
     ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options, in

@@ -34,7 +34,7 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
     """Return a command, or a group with its commands, whose help fits on a screen.
 
     Args:
-        command: As typer built it; a group is changed in place.
+        command: Command as typer built it; a group is modified in place.
         path: The words that call it, without the program's name.
     """
     command.help = unbreak(command.help)

@@ -80,9 +80,9 @@ class LabelRules:
     """Rules of `--map`, by the dataset whose labels they explain.
 
     Attributes:
-        lesions: Of `--balance-against`, unread.
+        lesions: Rules of `--balance-against`, not yet parsed.
         sizes: Sizes of `--size-reference`: lesion -> id.
-        bank: Of `--mask-bank`: label -> what it is.
+        bank: Rules of `--mask-bank`: label -> meaning.
     """
 
     lesions: tuple[str, ...] = ()
@@ -97,9 +97,9 @@ class LabelRules:
 
         Args:
             texts: ``LABEL=NAME`` each.
-            balance_against: Of the flag.
-            size_reference: Of the flag.
-            mask_bank: Of the flag, or anything else that may name a bank.
+            balance_against: Value of `--balance-against`.
+            size_reference: Value of `--size-reference`.
+            mask_bank: Value of `--mask-bank`, or of another option that may name a bank.
 
         Raises:
             typer.BadParameter: There is nothing that they are about, or one cannot be read.

@@ -11,7 +11,7 @@ import typer
 from maisi_aug.volumes.grid_words import read_shape, read_spacing
 
 RUN = "Run"
-"""The panel of the help that they stand in."""
+"""Panel of the help that lists them."""
 
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]

@@ -26,7 +26,7 @@ PIPED_WIDTH = 160
 
 
 class PatientStream:
-    """A text stream whose reader may have gone (``| head``): what is written then is dropped, and work continues."""
+    """A text stream whose reader may be gone (``| head``): further output is dropped, and work continues."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -40,7 +40,7 @@ class PatientStream:
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the underlying stream."""
         try:
             self._stream.flush()
         except BrokenPipeError:
@@ -57,7 +57,7 @@ class PatientStream:
 
 
 class CleanStream(PatientStream):
-    """A text stream on which control characters are spelt out."""
+    """A text stream that escapes control characters."""
 
     @property
     def rich_proxied_file(self) -> PatientStream:
@@ -92,7 +92,7 @@ class _CleanBytes(io.RawIOBase):
         return len(content)
 
     def flush(self) -> None:
-        """Hand on what is buffered."""
+        """Flush the underlying stream."""
         self._stream.flush()
 
 

@@ -38,7 +38,7 @@ class ArmJob:
 
     @property
     def training_seed(self) -> int:
-        """The same for the same number in every arm: the arms begin with the same weights."""
+        """Seed of the training; equal across arms, so that they begin with the same weights."""
         return derive_seed("benchmark arm", self.plan.config.seed, self.seed)
 
     @property
@@ -75,7 +75,7 @@ class Engine(Protocol):
 
 
 def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
-    """Return a real training case with a lesion of another one, made where it is missing; the same bytes every time.
+    """Return a real training case with a pasted lesion of another one, made on first use; always the same bytes.
 
     Raises:
         BenchmarkError: There is no lesion to paste, or no room.

@@ -17,10 +17,10 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """Lesions found, missed and made up.
+    """Numbers of found lesions, missed lesions and false positives.
 
     Attributes:
-        rows: For every training and patient the figures in all and by size.
+        rows: For each training and patient, the counts in total and by size.
     """
 
     rows: Sequence[Sequence[tuple[DetectionFigures, ...]]]
@@ -35,7 +35,7 @@ class LesionCounts:
         return np.array([[getattr(figures[place], field) for figures in row] for row in self.rows], dtype=np.float64)
 
     def shares(self, place: int) -> dict[str, tuple[Array, Array]]:
-        """Return sensitivity and F1 of one size as counts and what they are a share of."""
+        """Return sensitivity and F1 of one size as numerators and denominators."""
         found, missed, made_up = (self.count(place, f"num_{kind}") for kind in ("found", "missed", "made_up"))
         return {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
 
@@ -53,11 +53,11 @@ class ArmScores:
     runs: Mapping[int, Mapping[str, Any]]
 
     def choose(self, seeds: Sequence[int]) -> ArmScores:
-        """Return the same arm with some of its trainings alone."""
+        """Return the arm with only some of its trainings."""
         return ArmScores(self.arm, {seed: self.runs[seed] for seed in seeds})
 
     def collect(self, label: str, metric: str) -> tuple[tuple[str, ...], Array]:
-        """Scores of a label: the patients that show it, and an ``(S, N)`` array; a patient's cases are averaged."""
+        """Return the patients with a label and their ``(S, N)`` scores by training; a patient's cases are averaged."""
         rows = []
         patients: tuple[str, ...] = ()
         for run in self.runs.values():
@@ -71,7 +71,7 @@ class ArmScores:
         return patients, np.array(rows, dtype=np.float64).reshape(len(rows), len(patients))
 
     def count_lesions(self, label: str) -> LesionCounts:
-        """Return lesions of a label in every training and patient, in all and by size."""
+        """Return the lesion counts of a label for every training and patient, in total and by size."""
         rows = []
         for run in self.runs.values():
             by_patient: dict[str, list[LesionMatch]] = {}
@@ -82,7 +82,7 @@ class ArmScores:
         return LesionCounts(rows)
 
     def count_false_alarms(self, label: str) -> tuple[int, int]:
-        """Return cases without the label in which it was found, and cases without it; all trainings together."""
+        """Return the number of cases without the label in which it was predicted, and of all cases without it."""
         clean = [c["labels"][label] for run in self.runs.values() for c in run["cases"]]
         clean = [score for score in clean if score["reference_ml"] == 0]
         return sum(score["found_ml"] > 0 for score in clean), len(clean)

@@ -48,7 +48,7 @@ class CaseSource:
 
     Attributes:
         name: Name in arms; "real" for the real cases.
-        cases: In the order of their names, or of the cohort's plan.
+        cases: Cases ordered by name, or as in the cohort's plan.
         label_ids: Name of a label to its numbers in the maps.
         notes: Notes to the user, a sentence each.
         names: All names that the folder gives its labels, those that are left out included; not kept with a plan.

@@ -43,10 +43,10 @@ _DATA, _TRAINING = "Cases and labels", "Training"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to put a training set together.
+    """One way to compose a training set.
 
     Attributes:
-        name: As the user wrote it.
+        name: Name as the user wrote it.
         kind: Kind of its training set.
         source: Name of the synthetic source; empty without one.
         ratio: Added cases per real case; 0 where nothing is added.
@@ -61,7 +61,7 @@ class Arm:
 
     @property
     def folder_name(self) -> str:
-        """The name as a folder may be called on any system."""
+        """The name in a form that is a valid folder name on any system."""
         return self.name.replace(":", "_")
 
 
@@ -74,7 +74,7 @@ def parse_arm(text: str, sources: Sequence[str]) -> Arm:
         sources: Names of the synthetic sources.
 
     Raises:
-        BenchmarkError: The text is none of these.
+        BenchmarkError: The text is not the name of an arm.
     """
     name = text.strip()
     head, _, tail = name.partition(":")
@@ -144,7 +144,7 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 
 
 class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
-    """Everything that the figures of a benchmark depend on; a folder keeps to the first one."""
+    """Everything that the figures of a benchmark depend on; fixed for a folder once it has begun."""
 
     real: Annotated[PathText, Option(takes=Path, complete="datasets", panel=_DATA, everyday=True)]
     """Real cases: raw dataset of nnU-Net, prepared folder, or pairs."""
@@ -371,7 +371,7 @@ def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingP
 def parse_labels(
     words: Sequence[str], rules: Sequence[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
-    """Return the labels of `--label`, and what `--map` says of them.
+    """Return the labels of `--label`, with their meaning by `--map`.
 
     Args:
         words: ``NAME`` each; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, and warned of.
@@ -418,7 +418,7 @@ def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
     """Return a configuration of its fields.
 
     Raises:
-        BenchmarkError: Naming every field that does not validate.
+        BenchmarkError: The message names every field that does not validate.
     """
     with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="configuration", advice="Correct it."):
         return BenchmarkConfig(**fields)

@@ -64,7 +64,7 @@ def paste_lesion(
         A new case on the target's grid.
 
     Raises:
-        BenchmarkError: No donor has a lesion, or none that was tried finds room.
+        BenchmarkError: No donor has a lesion, or no tried lesion finds room.
     """
     holders = [donor for donor in donors if np.isin(donor.classes, lesion_classes).any()]
     if not holders:
@@ -82,7 +82,7 @@ def paste_lesion(
 def cut_lesion(
     donor: LoadedCase, lesion_classes: Sequence[int], target: LoadedCase, *, rng: np.random.Generator
 ) -> CutLesion | None:
-    """Return one lesion of a case, brought to the voxels of another; None when it is lost at that spacing."""
+    """Return one lesion of a case, resampled to the spacing of another; None if it is lost at that spacing."""
     number = int(rng.choice([n for n in lesion_classes if (donor.classes == n).any()]))
     parts = list(connected_parts(donor.classes == number))
     box, inside = parts[int(rng.integers(len(parts)))]

@@ -63,7 +63,7 @@ class TrainingPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrainingPlan:
-        """Read what :meth:`to_json` gave."""
+        """Restore the object from the result of :meth:`to_json`."""
         i, j, k = content["patch_shape"]
         x, y, z = content["spacing_mm"]
         low, high = content["clip_hu"]
@@ -118,7 +118,7 @@ def plan_training(cases: Sequence[LoadedCase], preset: Preset) -> TrainingPlan:
     """Plan on real training cases: their median spacing and shape, and the HU of what is labelled in them.
 
     Raises:
-        BenchmarkError: Nothing is labelled in any of them.
+        BenchmarkError: No voxel is labelled in any case.
     """
     spacings = np.array([case.grid.spacing_mm for case in cases])
     extents = np.array([case.grid.extent_mm for case in cases])

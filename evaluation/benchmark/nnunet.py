@@ -1,7 +1,7 @@
 """Run an arm with nnU-Net: one dataset with the cases of all arms, a fold per arm, plans from the real cases.
 
 The cases are written once, in RAS+ and with the benchmark's classes as labels, so that images and label maps lie on one
-grid whatever their files were like. Preprocessing is shared by all arms; whoever comes first does it. A case that
+grid whatever their files were like. Preprocessing is shared by all arms; the first one does it. A case that
 cannot be written then is missing from the dataset, and fails the arms that train on it and no other.
 """
 
@@ -33,7 +33,7 @@ class NnunetEngine:
     """Trains nnU-Net's own trainer, with its augmentation and loss."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Prepare the dataset where that is to be done, train or continue, then segment the test cases."""
+        """Prepare the dataset if needed, train or continue, then segment the test cases."""
         plans = _prepare(job)
         model = train_nnunet_fold(
             job.bench / "nnunet",

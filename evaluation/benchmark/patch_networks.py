@@ -121,11 +121,11 @@ def score_windows(
     """Scores ``(1, classes, I, J, K)`` of a case ``(1, C, I, J, K)``, from overlapping windows.
 
     Args:
-        network: In evaluation mode.
-        channels: On the device.
+        network: Network in evaluation mode.
+        channels: Input channels, on the device.
         window: Voxels of a window.
         fill: Padding value for a case that is smaller than a window.
-        device: Where the network is.
+        device: Device that the network is on.
     """
     with mixed_precision(device):
         scores = sliding_window_inference(

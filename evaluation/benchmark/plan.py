@@ -38,18 +38,18 @@ CaseRef = tuple[str, str]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """All that an arm needs to run by itself, as ``benchmark.json`` keeps it.
+    """Everything that an arm needs to run by itself, as stored in ``benchmark.json``.
 
     Attributes:
         config: The request.
         labels: Names of the labels in the order of their classes, from 1.
-        lesion_labels: Those whose connected parts are counted.
+        lesion_labels: Labels whose connected parts are counted.
         sources: Cases by source; the real ones are called "real".
         split: Real cases to train and to test on.
         arms: Training cases of every arm; a case may occur more than once. Of an arm that draws its cases anew for
             every training, those of the first.
         draws: Training cases of every training, of arms that draw them anew.
-        training: How cases are brought to the light engine's network.
+        training: Preprocessing of cases for the light engine's network.
         warnings: Warnings, a sentence each.
     """
 
@@ -108,10 +108,10 @@ class BenchmarkPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BenchmarkPlan:
-        """Read what :meth:`to_json` gave.
+        """Restore the object from the result of :meth:`to_json`.
 
         Raises:
-            BenchmarkError: It is of another version, whose arms cannot be compared with those of this one.
+            BenchmarkError: It was written by another version, whose arms are not comparable.
         """
         if content["format"] != FORMAT:
             raise BenchmarkError(
@@ -137,7 +137,7 @@ class BenchmarkPlan:
 def plan_benchmark(
     config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: ReportStage = report_nothing
 ) -> BenchmarkPlan:
-    """Find the cases, split the patients and put the arms together.
+    """Find the cases, split the patients and compose the arms.
 
     Cases that cannot be read are left out of every arm and named.
 
@@ -147,7 +147,7 @@ def plan_benchmark(
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        BenchmarkError: There are too few cases, or their labels cannot be told.
+        BenchmarkError: There are too few cases, or their labels cannot be matched.
     """
     real = find_real_cases(Path(config.real), config.labels)
     labels = tuple(real.label_ids)
@@ -237,7 +237,7 @@ def compose_draws(
 
     The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
     smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient
-    who is not in the draw is not in it either: it would show more real patients than the arm is said to have.
+    who is not in the draw is not in it either: it would add anatomy of further real patients to the arm.
 
     Args:
         config: The request.

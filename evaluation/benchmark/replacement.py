@@ -87,7 +87,7 @@ def spell_worth(row: Mapping[str, Any]) -> str:
     """Return the answer as a sentence."""
     what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
     if row["obstacle"]:
-        return f"{what}: their worth cannot be given: {row['obstacle']}."
+        return f"{what}: their worth cannot be estimated: {row['obstacle']}."
     least, most = row["smallest"], row["largest"]
     if row["low"] == most:
         return f"{what} do better than {most} real ones, the largest number trained on."

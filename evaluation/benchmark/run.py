@@ -56,11 +56,11 @@ class ArmState:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark whose plan is settled.
+    """A benchmark with a fixed plan.
 
     Attributes:
-        folder: Where it is.
-        plan: What it does.
+        folder: Folder of the benchmark.
+        plan: Plan of the benchmark.
     """
 
     folder: Path
@@ -94,7 +94,7 @@ class Benchmark:
 
     @property
     def states(self) -> tuple[ArmState, ...]:
-        """All trainings, seed by seed, so that a stopped benchmark has as many whole comparisons as it can."""
+        """All trainings, ordered by seed, so that a stopped benchmark has as many complete comparisons as possible."""
         config = self.plan.config
         return tuple(self.state_of(arm.name, s) for s in range(config.num_seeds) for arm in config.parsed_arms)
 
@@ -177,13 +177,13 @@ def run_arm(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> ArmState:
-    """Run one training of an arm, or continue it; one that is done is left alone.
+    """Run one training of an arm, or continue it; does nothing if it is done.
 
-    An error of the arm is kept in its folder and returned, so that the other arms continue.
+    An error is saved in the arm's folder and returned, so that the other arms continue.
 
     Raises:
         BenchmarkError: There is no such arm or seed.
-        ArmBusyError: Another process is at work on it.
+        ArmBusyError: Another process is running it.
     """
     folder = benchmark.folder_of(arm, seed)
     if benchmark.state_of(arm, seed).status == "done":
@@ -223,7 +223,7 @@ def build_engine(config: BenchmarkConfig) -> Engine:
 
 
 def score_predictions(job: ArmJob) -> dict[str, Any]:
-    """Hold the predictions of a training against the references, on the grids of these."""
+    """Compare the predictions of a training with the references, on the grids of the references."""
     plan, rows = job.plan, []
     for ref in job.test_refs:
         case, label_ids = job.find_case(ref)

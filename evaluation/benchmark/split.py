@@ -59,14 +59,14 @@ _NAME_PATTERNS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids to train and to test on; no patient is in both."""
+    """Case ids of the training and the test set; no patient is in both."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
 def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfig) -> Split:
-    """Draw the test patients, or take those that are listed; all cases of a patient go the same way.
+    """Draw the test patients, or take those that are listed; all cases of a patient are on the same side.
 
     Patients with the same lesions are dealt evenly to both sides, so that neither is left without a rare one.
 
@@ -112,12 +112,14 @@ def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> Non
         config: The request.
 
     Raises:
-        BenchmarkError: A folder says that cases are of one patient and no pattern does, or a listed one is unknown.
+        BenchmarkError: The folder knows of patients with several cases but no pattern is given, or a listed patient is
+            unknown.
     """
     told = [case.patient for case in cases if case.patient]
     if not config.patient_pattern and len(set(told)) < len(told):
         raise BenchmarkError(
-            f"Real cases: the {len(told)} cases seem to be of {len(set(told))} patients, but no pattern tells which. "
+            f"Real cases: the {len(told)} cases seem to be of {len(set(told))} patients, but no pattern assigns "
+            "them to patients. "
             "Give one with --patient-pattern, such as '(.+)_scan'."
         )
     patients = {config.patient_of(case.case_id) for case in cases}
@@ -149,8 +151,8 @@ def _split_as_listed(order: Sequence[str], config: BenchmarkConfig) -> tuple[Seq
 def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
     """Return ids of synthetic cases that were made from the label map of a test case, or are a test case.
 
-    Such a case shows a test patient's anatomy to the training; by file name or by the hash of the map, and by the map
-    itself where nothing says what a case was made from.
+    Such a case leaks a test patient's anatomy. Found by file name or by the hash of the map, and by the map
+    itself if the origin of a case is unknown.
     """
     known = RealMaps((case.case_id, case.label) for case in tested)
     return tuple(
@@ -240,7 +242,7 @@ def _find_untaught(split: Split, labels: tuple[str, ...], shown: Shown) -> list[
         return []
     return [
         (
-            f"No real training case shows {', '.join(missing)}: arms of real cases alone cannot learn it, so that any "
-            "gain is a gain over nothing."
+            f"No real training case shows {', '.join(missing)}: arms of real cases alone cannot learn it, so any gain "
+            "over them means little."
         )
     ]

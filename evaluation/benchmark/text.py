@@ -32,14 +32,14 @@ def arm_command(folder: Path, arm: str, seed: int) -> str:
 
 
 def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
-    """Return every training's command."""
+    """Return the commands of all trainings."""
     return [arm_command(folder, arm.name, seed) for seed in range(config.num_seeds) for arm in config.parsed_arms]
 
 
 def spell_state(state: ArmState) -> str:
     """Return the state of a training."""
     said = {
-        "begun": "begun; run again to continue",
+        "begun": "started; run again to continue",
         "failed": f"failed: {state.reason}",
         "busy": "running elsewhere; run this command again when it has finished",
     }
@@ -47,7 +47,7 @@ def spell_state(state: ArmState) -> str:
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:
-    """Return the verdict of a comparison, with the reason where nothing can be decided; a loss is a kind of no gain."""
+    """Return the verdict of a comparison as text, with the reason if it is undecided; a loss counts as no gain."""
     if row["is_loss"]:
         return "no gain (a loss)"
     if row["verdict"] != "undecided":
@@ -56,7 +56,7 @@ def spell_verdict(row: Mapping[str, Any]) -> str:
 
 
 def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """Return a mean with its interval, where it has one."""
+    """Return a mean with its interval, if any, as text."""
     if row is None:
         return "none"
     form = "+z.3f" if signed else "z.3f"  # z: no minus before zero
@@ -66,17 +66,17 @@ def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> st
 
 
 def spell_p(value: float | None) -> str:
-    """Return a p-value."""
+    """Return a p-value as text."""
     return "none" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def spell_smallest_gain(row: Mapping[str, Any]) -> str:
-    """Return the smallest gain that would have been shown."""
+    """Return the smallest detectable gain as text."""
     return "none" if row["smallest_gain"] is None else f"{row['smallest_gain']:.3f}"
 
 
 def spell_trainings(row: Mapping[str, Any]) -> str:
-    """Return how many trainings of both arms are finished."""
+    """Return the number of finished trainings of both arms as text."""
     arm, other = row["num_seeds"]
     return str(arm) if arm == other else f"{arm} and {other}"
 
@@ -187,7 +187,7 @@ def _detection_table(document: Mapping[str, Any]) -> str:
         ]
         for row in document["detection"]
     ]
-    return "Found and made-up lesions are counted over all trainings together.\n\n" + to_markdown(header, rows)
+    return "Found lesions and false positives are counted over all trainings together.\n\n" + to_markdown(header, rows)
 
 
 def _detection_comparison_table(document: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The trainings of a benchmark as work for an engine: each is one item, and goes on where it was stopped."""
+"""The trainings of a benchmark as work for an engine: each is one item, and continues where it was stopped."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ def run_trainings(
     on_state: Callable[[ArmState], None] = lambda state: None,
     watch: Watch = ignore_events,
 ) -> None:
-    """Run what is not done, seed by seed; a failed training is tried again, and does not stop the others.
+    """Run unfinished trainings, ordered by seed; failed ones are retried, and do not stop the others.
 
-    Nor does one that another process is at work on: its state is "busy", and its figures come once that has ended.
+    Trainings that another process is running are skipped with the state "busy".
 
     Args:
         benchmark: Its folder is on a disk that all workers see.
         engine: Runs the workers.
-        max_minutes: After which no worker begins another training, and those that are begun stop, to be gone on with.
+        max_minutes: Minutes after which no worker begins another training, and running ones stop, to be continued
+            later.
         on_state: Called with the state of every training that was begun.
         watch: Told, beside what engines tell, ``begins`` (arm, seed) and ``steps`` (arm, seed, step, loss).
 
     Raises:
-        WorkerError: Processes were ended from outside again and again, or write where this one does not see it.
+        WorkerError: Processes were killed repeatedly, or write to a disk that this one cannot see.
     """
     waiting = [Training(state.arm, state.seed) for state in benchmark.states if state.status != "done"]
 

@@ -42,7 +42,7 @@ class TrainingSet:
     """The cases of an arm.
 
     Attributes:
-        num_cases: How many.
+        num_cases: Number of cases.
         load: Gives a case by its index; may be called often.
         num_classes: Labels to tell apart, the background among them.
     """
@@ -54,7 +54,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, eq=False)
 class PatchObjective(Stateless):
-    """The loss on patches of an arm's cases, each case as likely as any other."""
+    """The loss on patches of an arm's cases, all equally likely."""
 
     network: nn.Module
     cases: TrainingSet
@@ -130,7 +130,7 @@ def train_unet(
         num_steps: Optimiser steps, the same in all arms.
         seed: Seed of the weights and the batches.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call continues.
+        max_minutes: Stop after this many minutes; a later call continues.
         report_step: Called after each step.
 
     Returns:
@@ -161,14 +161,14 @@ def train_unet(
 def predict_case(
     network: nn.Module, case: LoadedCase, plan: TrainingPlan, *, target: Grid, device: str
 ) -> NDArray[np.uint8]:
-    """Segment a case and bring the result back to its own grid.
+    """Segment a case and resample the result to its own grid.
 
     Args:
-        network: In evaluation mode.
-        case: At the planned spacing; its classes are not looked at.
+        network: Network in evaluation mode.
+        case: Case at the planned spacing; its classes are not used.
         plan: The plan.
         target: Grid of the case's own label map.
-        device: Where the network is.
+        device: Device that the network is on.
 
     Returns:
         ``(I, J, K)`` classes on the target grid.
@@ -195,7 +195,7 @@ def _take_likeliest(shares: NDArray[np.float32], grid: Grid, target: Grid) -> ND
 
 
 def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str) -> float:
-    """Return seconds of a training step on noise, for an estimate before anything is trained."""
+    """Measure the seconds of a training step on noise, for estimates."""
     rng = np.random.default_rng(0)
     noise = LoadedCase(
         rng.integers(-100, 100, plan.patch_shape).astype(np.int16),
@@ -217,6 +217,6 @@ def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *
 
 
 def count_windows(shape: Sequence[int], plan: TrainingPlan) -> int:
-    """Return windows that a prediction takes, for an estimate."""
+    """Return the number of windows of a prediction, for estimates."""
     steps = [max(1, int(np.ceil(s / p / (1 - WINDOW_OVERLAP)))) for s, p in zip(shape, plan.patch_shape, strict=True)]
     return int(np.prod(steps))

@@ -38,10 +38,10 @@ Segment = Callable[[EvaluatedCase, Volume], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class MatchedLabel:
-    """A label that both sides know.
+    """A label that the segmenter and the cases share.
 
     Attributes:
-        name: As the segmenter calls it.
+        name: Name in the segmenter's labels.
         values: Its values in a prediction; several for a region.
         vocabulary_ids: Ids in the given maps that are taken together.
     """
@@ -67,7 +67,7 @@ def match_labels(
     Raises:
         RequestError: When a mapping cannot be read, or names a label that the segmenter lacks.
         VocabularyError: When it names one that the vocabulary lacks.
-        EvaluationError: When nothing pairs.
+        EvaluationError: No label matches.
     """
     stated = {}
     for text in mapping:
@@ -102,7 +102,7 @@ def match_labels(
 
 
 def segment_from_folder(folder: Path) -> Segment:
-    """Take label maps from ``CASE.nii.gz`` files, such as ``nnUNetv2_predict`` writes.
+    """Return a segmenter that reads existing label maps ``CASE.nii.gz``, such as those of ``nnUNetv2_predict``.
 
     Raises:
         EvaluationError: When there is no such folder.

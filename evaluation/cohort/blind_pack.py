@@ -51,7 +51,7 @@ INSTRUCTIONS: Final = (
 
 
 def name_key(pack: Path) -> Path:
-    """Return where the key of a pack lies: next to it."""
+    """Return the path of a pack's key, next to the pack."""
     return pack.with_name(f"{pack.name}_key.json")
 
 
@@ -91,7 +91,7 @@ def write_blind_pack(
         notify: Called with items done and items in all.
 
     Returns:
-        Cases that could not be read; others took their places.
+        Cases that could not be read and were replaced by others.
 
     Raises:
         EvaluationError: When there are too few cases of a kind, or something is in the way.
@@ -138,7 +138,7 @@ def _read_next(
         except MaisiAugError as error:
             skipped.append(SkippedCase(case.case_id, str(error)))
     raise EvaluationError(
-        f"Blind pack: fewer than {num_each} {kind} cases can be read; the first that cannot: {skipped[0].reason} "
+        f"Blind pack: fewer than {num_each} {kind} cases are readable; the first unreadable one: {skipped[0].reason} "
         "Choose a smaller --number."
     )
 
@@ -178,10 +178,10 @@ def draw_item(image: Volume) -> Image.Image:
 
 
 def read_key(path: Path) -> dict[str, str]:
-    """Return item -> what it is, from a key.
+    """Read a key, and return item -> "real" or "synthetic".
 
     Raises:
-        EvaluationError: When the file is none.
+        EvaluationError: The file is not a key.
     """
     try:
         content = read_json(path)
@@ -202,7 +202,7 @@ def read_answers(path: Path) -> dict[str, str]:
     """Return item -> answer, from a table with the columns item and answer; rows without an answer are left out.
 
     Raises:
-        EvaluationError: When the file is none, or names an item twice.
+        EvaluationError: The file is not a table of answers, or lists an item twice.
     """
     try:
         rows = list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"))))

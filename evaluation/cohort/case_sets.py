@@ -44,12 +44,12 @@ from maisi_aug.volumes.own_names import load_own_names
 
 Result = TypeVar("Result")
 MIN_ITEMS_PER_WORKER = 12
-"""A process takes a second or two to start; so long do some cases take to be read."""
+"""Smallest number of cases per process; fewer are not worth its start-up time of one to two seconds."""
 Item = TypeVar("Item")
 
 
 class SkippedCase(NamedTuple):
-    """A case that could not be measured, and why, in a sentence."""
+    """A case that could not be measured, with the reason as a sentence."""
 
     case_id: str
     reason: str
@@ -92,9 +92,9 @@ class CaseSet:
     """Cases that are measured together.
 
     Attributes:
-        path: Where they lie.
-        kind: What that is, in words.
-        cases: In the order of their names; at least one.
+        path: Folder or file of the cases.
+        kind: Kind of dataset, as text.
+        cases: Cases ordered by name; at least one.
         vocabulary: Meaning of the ids in the label maps that are returned.
         cohort: The cohort, where it is one.
         skipped: Files that are missing or empty.
@@ -116,7 +116,7 @@ class CaseSet:
         """Return the label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
 
         Raises:
-            VolumeError: When it cannot be read, or its ids could mean anything.
+            VolumeError: When it cannot be read, or the meaning of its ids is unknown.
             BankError: When none of its labels are in the vocabulary.
         """
         if case.anatomy_path is not None:
@@ -157,7 +157,7 @@ def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSe
         vocabulary: Meaning of ids in label maps that name none; a cohort brings its own.
 
     Raises:
-        EvaluationError: When there is nothing, or no CT.
+        EvaluationError: When the path does not exist, or has no CT.
         PreparationError: When a prepared folder is damaged.
         ExportError: When a cohort has no accepted case, or is being written.
     """
@@ -237,7 +237,7 @@ def _find_unlabelled(path: Path, labelled: frozenset[Path], labels: Sequence[Pat
             for image, base in found.images.items()
             if image not in own and (image.is_dir() or is_image_name(image) or not found.is_bare)
         }
-        reason = "its name is not an image's, unlike those of others"
+        reason = "its name does not mark it as an image, unlike other names in the folder"
         left = (image for image in found.images if image not in images and image not in own)
         others += [*found.others, *(LeftOut(image, reason) for image in left)]
     return SortedFiles(images, (), tuple(others))
@@ -274,10 +274,10 @@ def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
 
 
 def require_cohort(case_set: CaseSet) -> CohortSource:
-    """Return the cohort that a set of cases is.
+    """Return the cohort behind a set of cases.
 
     Raises:
-        EvaluationError: When it is none.
+        EvaluationError: The cases are not a cohort.
     """
     if case_set.cohort is None:
         raise EvaluationError(
@@ -295,7 +295,7 @@ def measure_each(
     *,
     num_workers: int | None = 1,
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """Measure item by item; one that cannot be read is set aside with its reason, and the others continue.
+    """Measure items one by one; unreadable ones are skipped with the reason.
 
     Args:
         items: Items to measure.
@@ -324,12 +324,12 @@ def measure_each_on(
     *,
     reads: tuple[Path, ...] = (),
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """As :func:`measure_each`, by workers that open something first, such as networks.
+    """Like :func:`measure_each`, by workers that first load something, such as networks.
 
     Args:
         engine: Runs the workers.
-        items: What to measure.
-        name_of: What to call an item.
+        items: Items to measure.
+        name_of: Function that returns the name of an item.
         open_measure: Called once in each worker; can be sent to other processes.
         notify: Told items done and items in all.
         reads: Paths that must be there where a worker is.
@@ -371,13 +371,13 @@ def _open_or_skip(
 
 
 def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
-    """Raise when nothing is left to measure.
+    """Raise if no item could be measured.
 
     Raises:
-        EvaluationError: Naming the first case that was set aside and how many more there are.
+        EvaluationError: The message names the first case that was set aside and how many more there are.
     """
     if num_left == 0:
-        first = skipped[0].reason if skipped else "there is no case"
+        first = skipped[0].reason if skipped else "there are no cases"
         raise EvaluationError(f"Cases: none of {len(skipped)} can be measured; the first: {first}")
 
 
@@ -387,7 +387,7 @@ def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
 
 
 def spell_skipped(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the paragraph of a report on what :func:`describe_skipped` has; nothing without any."""
+    """Return the paragraph of a report on skipped cases; empty if there are none."""
     return ["## Left out\n", *(f"- {row['case']}: {row['reason']}\n" for row in rows)] if rows else []
 
 

@@ -37,7 +37,7 @@ REPORT_NAME: Final = "detection_curve"
 CHART_NAME: Final = "detection_curve.svg"
 EDGES_MM: Final = (0.0, 6.0, 10.0, 15.0, 20.0, 30.0, float("inf"))
 SHARES: Final = (0.5, 0.8, 0.9)
-"""Sensitivities whose size the fit gives."""
+"""Sensitivities for which the fit gives the lesion size."""
 NUM_DRAWS: Final = 300
 LEAST_FITTED: Final = 0.8
 """Share of the bootstrap's draws that must have a fit for an interval to be given."""
@@ -49,14 +49,14 @@ found from missed lesions perfectly.
 
 @dataclass(frozen=True, slots=True)
 class JudgedLesion:
-    """A lesion of the cohort and what the segmenter made of it.
+    """A lesion of the cohort, with the segmenter's result.
 
     Attributes:
         case_id: Id of its case.
         patient: Whose CT or label map it lies in.
         label: Its name.
         group: Group of the twins; the case itself without twins.
-        value: Of the factor; empty without twins.
+        value: Value of the varied factor; empty without twins.
         diameter_mm: Realised.
         is_found: Whether a predicted lesion was matched to it.
         iou: Intersection over union of the match.
@@ -86,7 +86,7 @@ def measure_detection_curve(
     Args:
         case_set: A cohort.
         segment: The segmenter.
-        labels: What of it is compared with what.
+        labels: Labels to compare.
         segmenter: Description of the segmenter.
         seed: Seed of the bootstrap over patients.
         notify: Told cases done and cases in all.
@@ -262,7 +262,7 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
     """Return intercept and slope of the log odds over the natural logarithm of the diameter.
 
     Returns:
-        None where all or none are found, or larger ones are not found more often.
+        None if all or none are found, or larger ones are not found more often.
     """
     if is_found.all() or not is_found.any():
         return None

@@ -46,7 +46,7 @@ CHART_LIMITS_HU: Final = (-1100.0, 1100.0)
 
 
 class Bounds(NamedTuple):
-    """Range of a label's median, and how many reference cases it rests on; 0 for published ones."""
+    """Range of a label's median, and the number of its reference cases; 0 for published ranges."""
 
     low_hu: float
     high_hu: float
@@ -58,8 +58,8 @@ class Reference:
     """Reference ranges that medians are compared with.
 
     Attributes:
-        name: In words.
-        bounds: By vocabulary id.
+        name: Name of the reference, as text.
+        bounds: Ranges by vocabulary id.
     """
 
     name: str
@@ -88,13 +88,13 @@ def published_reference() -> Reference:
 
 
 def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
-    """Return ranges from a file: that which ``evaluate hu --reference`` wrote, or one written by hand.
+    """Read ranges from a file, written by ``evaluate hu --reference`` or by hand.
 
     The file is JSON with rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may
     stand in for the name.
 
     Raises:
-        EvaluationError: When the file is no such thing.
+        EvaluationError: The file has another format.
         VocabularyError: When a name is not in the vocabulary.
     """
     subject = f"Ranges {path}"
@@ -185,7 +185,7 @@ def _measure_case(case_set: CaseSet, case: EvaluatedCase) -> list[LabelHu]:
 
 
 def count_hu(image_hu: NDArray[Any], label_map: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return how often each HU occurs in each label.
+    """Return histograms of HU by label.
 
     Args:
         image_hu: ``(I, J, K)``; rounded to whole HU, and values beyond -1200 and 4095 count as those.

@@ -23,14 +23,14 @@ HIGH_HU: Final = 1000.0
 SSIM_WINDOW: Final = 11
 SSIM_SIGMA: Final = 1.5
 SSIM_SLAB: Final = 64
-"""Slices that are compared at once: SSIM takes eight times the memory of what it compares."""
+"""Number of slices compared at once; SSIM takes eight times their memory."""
 SPECTRUM_SIDE: Final = 160
-"""Voxels along a side, of the middle of a volume, whose spectrum is taken."""
+"""Side in voxels of the central part of a volume whose spectrum is measured."""
 NUM_BANDS: Final = 16
 HALF: Final = 0.5
 MIN_VOXELS: Final = 10
 MIN_CONTRAST_HU: Final = 15.0
-"""Labels that stand out less from what is around them are not structure to be drawn."""
+"""Smallest contrast in HU at which a label counts as visible structure."""
 TISSUES: Final[tuple[tuple[str, float, float], ...]] = (
     ("air and lung, below -200 HU", -np.inf, -200),
     ("fat, -200 to -30 HU", -200, -30),
@@ -49,7 +49,7 @@ class Error:
     """HU error of a group of voxels.
 
     Attributes:
-        num_voxels: How many.
+        num_voxels: Number of voxels.
         bias_hu: Mean of the image minus the CT.
         mean_error_hu: Mean of the absolute difference.
         contrast_kept: Contrast to the shell around the group in the image, divided by that in the CT; None for tissues,
@@ -144,7 +144,7 @@ def _sum_up(groups: NDArray[Any], original_hu: Image, rebuilt_hu: Image, names: 
 def measure_spectrum(
     original: NDArray[np.float32], rebuilt: NDArray[np.float32], spacing_mm: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return how much of the power of each band of frequencies is left.
+    """Return the share of the power that is preserved in each band of frequencies.
 
     Of the middle of the volume, at most 160 voxels a side, under a Hann window, which keeps the edges of the field of
     view out of it. Bands are of the length of the wave vector, in equal steps up to what the coarsest axis shows.

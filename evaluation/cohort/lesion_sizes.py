@@ -54,7 +54,7 @@ class MeasuredLesion:
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Within 10% or two voxels, whichever is more."""
+        """Whether the error is within 10% or two voxels, whichever is more."""
         limit_ml = max(TOLERANCE * self.requested_ml, TOLERANCE_VOXELS * self.voxel_ml)
         return abs(self.realised_ml - self.requested_ml) <= limit_ml * (1 + 1e-9)
 
@@ -82,7 +82,7 @@ class _Group:
 
 
 def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
-    """Return requested against realised volumes and first attempts: in all, by label and by size.
+    """Return requested and realised volumes and first attempts: in total, by label and by size.
 
     A case with several lesions counts among the first attempts of each of its labels and sizes.
     """
@@ -190,7 +190,7 @@ def _count_failures(records: Iterable[AttemptRecord]) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure a cohort, print the report, write it where asked to; returns the exit code."""
+    """Measure a cohort, print and write the report; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m maisi_aug.evaluation.cohort.lesion_sizes",
         description=__doc__,

@@ -51,7 +51,7 @@ CUTS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A CT at the size at which it is compared.
+    """A CT, downsampled for comparison.
 
     Attributes:
         picture: ``(32, 32, 32)`` of the body's box, HU above air, clipped to 0..2000; 0 outside.
@@ -63,15 +63,15 @@ class Portrait:
 
 
 def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], notify: Report) -> NDArray[np.float64]:
-    """Return 1 - correlation of the detail of pairs under the best flip, turn, cut and place that was found.
+    """Return 1 - correlation of the detail of pairs under the best flip, rotation, crop and shift found.
 
     Args:
-        cases: Those that may be copies.
-        others: Those that may have been copied; they are the ones that are moved.
+        cases: Possible copies.
+        others: Possible originals; these are the ones that are transformed.
         notify: Called with cases done and cases in all.
 
     Returns:
-        ``(cases, others)``; NaN for all but the three others of a case that come into question.
+        ``(cases, others)``; NaN for all but the three candidates of a case.
     """
     moves = _list_moves()
     coarse = _normalise(torch.stack([_shrink(case, COARSE_SIDE) for case in cases]))
@@ -94,7 +94,7 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
 
 
 def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
-    """Return a copy as an audit has to find it: flipped, turned, cut and shifted in HU, on a coarse grid.
+    """Return a disguised copy for an audit: flipped, rotated, cropped and shifted in HU, on a coarse grid.
 
     Each axis is flipped by a coin; the turn is up to 10 degrees about one axis; 80 to 100% of each axis is kept; the
     shift is up to 50 HU.

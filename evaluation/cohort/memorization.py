@@ -41,12 +41,12 @@ from maisi_aug.volumes.image_files import Volume
 from maisi_aug.volumes.resampling import resample_image, resample_label_map
 
 COPY_SHARE: Final = 0.5
-"""A copy is nearer than this share of a low quantile of the real cases' distances."""
+"""A case closer than this share of a low quantile of the real cases' distances is a copy."""
 LOW_QUANTILE: Final = 0.1
 SURE_COPY: Final = 0.05
-"""Whatever the real cases are like, a copy is nearer than this share of its own typical distance."""
+"""A case closer than this share of its own typical distance is a copy, whatever the real cases are like."""
 LEAST_TYPICAL: Final = 0.001
-"""Far below the distance of two patients; where all training cases are one, rounding is not divided by rounding."""
+"""Smallest median distance to divide by, far below that of two patients; matters if all training cases are equal."""
 MIN_CASES: Final = 5
 FALSE_WEIGHT: Final = 4.0
 ALPHA: Final = 0.05
@@ -68,7 +68,7 @@ class Nearest:
 
 
 class Double(NamedTuple):
-    """A real case and a training case that say nothing about copies.
+    """A real case and a training case that are too similar to serve as reference.
 
     Attributes:
         case: Index of the real case.
@@ -92,7 +92,7 @@ def find_nearest(distances: NDArray[np.float64]) -> Nearest:
 def find_reference(
     distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], list[Double]]:
-    """Return relative distances of real cases to their nearest training case that is another one, of another patient.
+    """Return relative distances of real cases to the nearest training case of another patient.
 
     Args:
         distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
@@ -100,7 +100,7 @@ def find_reference(
         train_patients: Training patients of the training cases.
 
     Returns:
-        The relative distances, of as many cases as still have a training case to be held against, and the pairs that
+        The relative distances, of as many cases as still have a training case to be compared with, and the pairs that
         were left out.
     """
     is_same = np.array([[bool(p) and p == q for q in train_patients] for p in patients])
@@ -127,8 +127,8 @@ def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.floa
 
     Args:
         reference: Relative distances of real cases.
-        planted: Those of planted copies.
-        num_train: How many training cases there are.
+        planted: Relative distances of planted copies.
+        num_train: Number of training cases.
     """
     if min(len(reference), len(planted), num_train) < MIN_CASES:
         return SURE_COPY
@@ -147,12 +147,12 @@ def judge(
     num_train: int,
     threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
-    """Return what relative distances say.
+    """Judge relative distances.
 
     Args:
-        synthetic: Of the synthetic cases.
+        synthetic: Relative distances of the synthetic cases.
         reference: Reference of the held-out cases; may be empty.
-        num_train: How many training cases there are.
+        num_train: Number of training cases.
         threshold: Below which a case is a copy; from the held-out cases when not given.
 
     Returns:
@@ -167,7 +167,7 @@ def judge(
         p = float(mannwhitneyu(synthetic, reference, alternative="less").pvalue)
         is_near = p < ALPHA
         verdict = (
-            "closer to training cases than held-out cases are, but no copy" if is_near else "no sign of memorization"
+            "closer to training cases than held-out cases are, but no copies" if is_near else "no sign of memorization"
         )
     if copies.any():
         verdict = f"{int(copies.sum())} of {len(synthetic)} repeat a training case"
@@ -191,7 +191,7 @@ NUM_PAIRS: Final = 4
 NUM_PLANTED: Final = 20
 KINDS: Final = (
     ("images", "Images"),
-    ("moved_images", "Images, flipped, turned or cut"),
+    ("moved_images", "Images, flipped, rotated or cropped"),
     ("label_maps", "Label maps"),
 )
 PANEL_PX: Final = 190
@@ -199,13 +199,13 @@ PANEL_PX: Final = 190
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
-    """A case at the size at which it is compared.
+    """A case, downsampled for comparison.
 
     Attributes:
         case: The case.
         image: ``(32768,)`` with mean 0 and length 1.
         labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
-        portrait: For the comparison under flips, turns and cuts.
+        portrait: Data for the comparison under flips, rotations and crops.
         planted: The same of a copy that was planted; None for those that none was made of.
     """
 
@@ -232,7 +232,7 @@ def measure_memorization(
     Args:
         synthetic: The cases to judge.
         train: Cases that the generator was trained on, at least two.
-        held_out: Real cases that it was not trained on; without them, each training case is held against the others.
+        held_out: Real cases that it was not trained on; without them, each training case is compared with the others.
         notify: Told stage, cases done and cases in all.
         num_workers: Processes that read cases; None for one per core.
 
@@ -282,11 +282,11 @@ def measure_memorization(
 
 
 def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None = None) -> Thumbnail:
-    """Read a case and cut it down to the size at which it is compared.
+    """Read a case, and crop and downsample it for comparison.
 
     Args:
         case_set: Set that the case belongs to.
-        case: To read.
+        case: Case to read.
         planted_seed: Seed of the copy to plant; None plants none.
 
     Raises:
@@ -314,7 +314,7 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
 
 
 def draw_portrait(image: Volume) -> Portrait:
-    """Return a CT at the size at which it is compared under flips, turns and cuts."""
+    """Return a CT, downsampled for the comparison under flips, rotations and crops."""
     box = find_body_box(image.array)
     small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
     return _to_portrait(small, image.grid, box)
@@ -358,7 +358,7 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 def measure_moved_distances(
     cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
 ) -> NDArray[np.float64]:
-    """Return 1 - correlation of every pair under the best flip, turn and cut that was found, ``(cases, others)``."""
+    """Return 1 - correlation of every pair under the best flip, rotation and crop found, ``(cases, others)``."""
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
@@ -402,7 +402,7 @@ def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[s
 
 
 def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Share of the organ voxels of either map on which two maps differ, ``(cases, others)``; NaN without maps."""
+    """Return the share of organ voxels that differ between two maps, ``(cases, others)``; NaN without maps."""
     distances = np.full((len(cases), len(others)), np.nan)
     for row, case in enumerate(cases):
         for column, other in enumerate(others):
@@ -450,7 +450,7 @@ def _compare(
         np.fill_diagonal(other, np.nan)
     usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
     if not usable.any() or not comparable.any():
-        return {"verdict": "not compared: there are no label maps of known organs on both sides", "cases": []}
+        return {"verdict": "not compared: one of the sets has no label maps with known organs", "cases": []}
     nearest = find_nearest(own[usable])
     real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
@@ -488,7 +488,7 @@ def _compare(
 def _name_doubles(
     doubles: Sequence[Double], real: Sequence[Thumbnail], train: Sequence[Thumbnail], *, is_apart: bool
 ) -> list[dict[str, str]]:
-    """The pairs by name; training cases held against each other make each pair twice, and it is named once."""
+    """The pairs by name; comparing training cases with each other yields each pair twice, and it is named once."""
     named: dict[tuple[str, str], str] = {}
     for double in doubles:
         pair = real[double.case].case.case_id, train[double.train].case.case_id
@@ -510,7 +510,8 @@ def to_report(document: Mapping[str, Any]) -> str:
         (
             f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
             f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels "
-            f"that differ, of {LABEL_SIDE}^3; flipped, turned or cut: 1 - correlation of the detail of images after "
+            f"that differ, of {LABEL_SIDE}^3; flipped, rotated or cropped: 1 - correlation of the detail of images "
+            "after "
             "alignment, with the three nearest training cases. Relative: divided by the case's median distance to "
             f"all training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} "
             f"held-out and {MIN_CASES} training cases or more, nearer than {COPY_SHARE:g} times the "

@@ -59,14 +59,14 @@ class Rebuilt:
 
     Attributes:
         case_id: Its name.
-        figures: By the names of ``METRICS``; None for what could not be measured.
+        figures: Figures by the names in ``METRICS``; None for what could not be measured.
         tissues: HU errors by tissue.
         labels: HU errors by label id; empty without a label map.
         spectrum: Frequencies and power kept.
         note: Why labels are missing, or what the grid lacks; empty for nothing.
         worst: The axial slice with the largest mean error, in the CT and rebuilt, ``(I, J, 1)``.
         grid: Grid of that slice.
-        peak_memory_gb: What :func:`find_peak_memory_gb` returns in the process that measured the case.
+        peak_memory_gb: Peak memory in GB, see :func:`find_peak_memory_gb`, of the process that measured the case.
         device: Device that it was encoded and decoded on.
         precision: Precision of the networks there.
     """
@@ -101,8 +101,8 @@ class Autoencoder:
     """The autoencoder of a bundle on a device.
 
     Attributes:
-        bundle: Where it comes from.
-        device: Where it runs.
+        bundle: Bundle of the autoencoder.
+        device: Device on which it runs.
         precision: Precision to compute in.
         decoder: Holds it; takes less at once where memory is short.
     """
@@ -148,7 +148,7 @@ def measure_reconstruction(
     engine: Engine,
     lpips: LpipsWeights | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Encode and decode every CT, and compare.
+    """Encode and decode every CT, and compare the result with the CT.
 
     Args:
         case_set: CTs; where they have label maps, errors are given by label as well.
@@ -221,7 +221,7 @@ def _measure_case(
         try:
             label_map = case_set.load_pair(case)[1]
         except MaisiAugError as error:  # the CT can be compared all the same
-            note = f"its label map is left out. {error}"
+            note = f"its label map is ignored. {error}"
     limits = autoencoder.bundle.spec.grid_limits
     if limits is not None and not limits.admits(image.grid):
         note = f"the networks of the bundle were not trained on its grid. {note}".rstrip()
@@ -265,7 +265,7 @@ def _measure_lpips(
 
 
 def find_peak_memory_gb(device: str) -> dict[str, float | None]:
-    """Return the most memory that this process has held so far, and the most of its GPU's; None if unknown."""
+    """Return the peak memory of this process and of its GPU so far; None if unknown."""
     host = None
     if sys.platform != "win32":
         import resource
@@ -319,7 +319,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         "ssim": "SSIM",
         "lpips": "LPIPS",
         "mean_error_hu": "mean absolute error, HU",
-        "blur_mm": "structures of this width lose half of their power, mm",
+        "blur_mm": "width of structures that lose half of their power, mm",
     }
     lpips = document["lpips_network"]
     rows = [
@@ -385,7 +385,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_worst(cases: Sequence[Rebuilt]) -> Image.Image:
-    """Draw the slice with the largest error of the worst cases: CT, rebuilt, and difference (-200 to 200 HU)."""
+    """Draw the slices with the largest errors: CT, reconstruction, and difference (-200 to 200 HU)."""
     gap, head = 6, 22
     sheet = Image.new("RGB", (3 * (PANEL_PX + gap) + gap, len(cases) * (PANEL_PX + head + gap) + gap), BACKGROUND)
     for number, case in enumerate(cases):

@@ -55,7 +55,7 @@ Side = Sequence[Matrix]
 def collect_regions(
     case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage, *, num_workers: int | None = 1
 ) -> tuple[list[list[CaseRegions]], list[list[SkippedCase]]]:
-    """Return regions of the cases of a real and of a synthetic set, one case after the other.
+    """Measure the regions of the cases of a real and a synthetic set.
 
     Raises:
         EvaluationError: When a set has no case that can be read.
@@ -77,7 +77,7 @@ def collect_regions(
 def describe_sets(
     case_sets: Sequence[CaseSet], found: Sequence[Sequence[CaseRegions]], left_out: Sequence[Sequence[SkippedCase]]
 ) -> dict[str, Any]:
-    """Return what both sets are, as a document has it, with a note where their voxels differ."""
+    """Describe both sets for a report, with a note if their voxel sizes differ."""
     spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in found]
     notes = []
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
@@ -126,9 +126,9 @@ def measure_distribution(
     found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     for case_set, cases, skipped in zip(case_sets, found, left_out, strict=True):
         if len(cases) < MIN_CASES:
-            first = f"; the first that cannot: {skipped[0].reason}" if skipped else ""
+            first = f"; the first unreadable one: {skipped[0].reason}" if skipped else ""
             raise EvaluationError(
-                f"{case_set.path}: at least {MIN_CASES} cases that can be measured are needed, found "
+                f"{case_set.path}: needs at least {MIN_CASES} measurable cases, found "
                 f"{len(cases)}{first}. Fewer say nothing about a distribution; add cases."
             )
     document: dict[str, Any] = {

@@ -34,10 +34,10 @@ VERDICTS: Final = ("equivalent", "different", "cannot tell")
 
 
 class Quantity(NamedTuple):
-    """Something that is compared.
+    """A quantity that is compared between sets.
 
     Attributes:
-        name: In words, with its unit.
+        name: Name with its unit, as text.
         feature: Feature of the region; empty for a place.
         axis: Axis of a place.
     """
@@ -47,7 +47,7 @@ class Quantity(NamedTuple):
     axis: int = 0
 
     def of(self, region: Region) -> float:
-        """Return its value."""
+        """Return the value of the quantity for a region."""
         return region.of(self.feature) if self.feature else region.place[self.axis]
 
 
@@ -143,7 +143,7 @@ def _compare(
             row |= {
                 "verdict": "cannot tell",
                 "difference": None,
-                "obstacle": "the cases hardly differ among themselves",
+                "obstacle": "the cases hardly differ from each other",
             }
         rows.append(row)
     return rows

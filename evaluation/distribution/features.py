@@ -49,8 +49,8 @@ class Region:
     Attributes:
         name: Name of the label; "body" for the patient as a whole.
         is_lesion: Whether it is one connected part of a lesion's label.
-        features: By ``FEATURE_NAMES``; volumes are logarithms of mL.
-        place: Where its centre lies in the box of its host, or of the body, along right-left, back-front and
+        features: Features in the order of ``FEATURE_NAMES``; volumes are logarithms of mL.
+        place: Position of its centre in the box of its host, or of the body, along right-left, back-front and
             feet-head; 0 and 1 are the ends.
     """
 
@@ -85,7 +85,7 @@ def measure_regions(case_set: CaseSet, spacing_mm: float, case: EvaluatedCase) -
     Args:
         case_set: Set that the case belongs to.
         spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
-        case: With or without a label map; without one, the body alone.
+        case: Case with or without a label map; without one, only the body is measured.
 
     Raises:
         VolumeError: When a file cannot be read, or the grids differ.

@@ -46,7 +46,7 @@ def find_neighbour_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return 95% intervals over which cases were drawn, from random halves of both sets.
 
-    Drawing with replacement would give a vector itself as a neighbour. A half without replacement spreads about its
+    Drawing with replacement would make a vector its own neighbour. A half without replacement spreads about its
     mean as the whole does about the truth, by the variance of sampling from a finite set.
     """
     draws: dict[str, list[float]] = {name: [] for name in NAMES}

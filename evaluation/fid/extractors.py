@@ -43,11 +43,11 @@ class ExtractorSpec:
     """Properties of an extractor that are known without its weights.
 
     Attributes:
-        name: As the command line has it.
+        name: Name on the command line.
         build: Makes the network without weights; it gives ``(N, D)`` or ``(N, D, rows, columns)``.
         mean: Subtracted per channel, after the stack of slices was scaled to 0..1 by its extremes.
         deviation: Divided by after that.
-        advice: Where to get the weights.
+        advice: How to get the weights.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Extractor:
     """A network with weights.
 
     Attributes:
-        spec: What it is.
-        network: In evaluation mode, on ``device``.
-        device: Where it runs.
+        spec: Properties of the extractor.
+        network: Network in evaluation mode, on ``device``.
+        device: Device on which it runs.
         sha256: SHA-256 of the file of weights; part of every figure.
-        source: Where the weights are from, in words.
+        source: Origin of the weights, as text.
     """
 
     spec: ExtractorSpec
@@ -107,10 +107,10 @@ class ExtractorFile:
     """An extractor whose weights are on the disk; can be sent to other processes.
 
     Attributes:
-        spec: What it is.
-        path: Of the weights.
+        spec: Properties of the extractor.
+        path: Path of the weights.
         sha256: Of that file.
-        source: Where the weights are from, in words.
+        source: Origin of the weights, as text.
     """
 
     spec: ExtractorSpec
@@ -205,7 +205,7 @@ def _find_weights(spec: ExtractorSpec, weights: str | None, sha256: str | None) 
         return _fetch(weights, sha256), weights
     path = Path(weights).expanduser()
     if not path.is_file():
-        raise BundleError(f"{path}: there is no file of weights for {spec.name}. {spec.advice}")
+        raise BundleError(f"{path}: weight file not found for {spec.name}. {spec.advice}")
     return path, f"file {path.name}"
 
 
@@ -219,7 +219,7 @@ def _find_embedded() -> Path:
     path = Path(package.origin).parent / EMBEDDED_FILE
     if not path.is_file() or sha256_of(path) != EMBEDDED_SHA256:
         raise BundleError(
-            f"{path}: these are not the weights that figures are compared under. Install the package again."
+            f"{path}: these are not the published weights, so figures could not be compared. Install the package again."
         )
     return path
 

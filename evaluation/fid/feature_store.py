@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from maisi_aug.evaluation.fid.extractors import Extractor, ExtractorFile
 
 FORMAT: Final = 2
-"""Part of every cache key; raise it when the same volume would give other features."""
+"""Version in every cache key; increase it when the same volume gives different features."""
 
 
 class CaseFeatures(NamedTuple):
-    """Features of one volume, whose it is, and the grid that it came on."""
+    """Features of one volume, with its patient and its original grid."""
 
     case_id: str
     patient: str
@@ -52,9 +52,9 @@ class FeatureSet:
     """Features of a set of cases.
 
     Attributes:
-        cases: Those that could be read, in the order of the set.
+        cases: Readable cases, in the order of the set.
         skipped: The others, and what the set names as missing.
-        num_cached: How many of the cases were in the cache.
+        num_cached: Number of cases found in the cache.
     """
 
     cases: list[CaseFeatures] = field(default_factory=list)
@@ -88,7 +88,7 @@ def collect_features(
     Args:
         case_sets: The cases.
         extractor: The network.
-        protocol: How volumes become slices.
+        protocol: Protocol that turns volumes into slices.
         cache: Folder of features by content; None keeps none.
         engine: Runs the workers, each of which loads the network once.
         notify: Told how many cases are done, and how many there are.
@@ -97,7 +97,7 @@ def collect_features(
         One for each set.
 
     Raises:
-        EvaluationError: When not one case of a set can be read.
+        EvaluationError: No case of a set can be read.
     """
     cases = [case for case_set in case_sets for case in case_set.cases]
     open_function = partial(_open_extractor, extractor, protocol, cache)

@@ -22,7 +22,7 @@ Matrix = NDArray[np.float64]
 
 BLOCK_ROWS: Final = 4096
 RELATIVE_RANK: Final = 1e-10
-"""Eigenvalues below this share of the largest are round-off."""
+"""Eigenvalues below this share of the largest count as round-off."""
 MIN_HALVED_CASES: Final = 4
 NUM_HALVINGS: Final = 2
 KID_SUBSET: Final = 1000
@@ -121,7 +121,7 @@ def extrapolate_distance(
 
 
 def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> Matrix:
-    """Return how much each case moves the distance: its first-order change when the case counts once more.
+    """Return the influence of each case on the distance: its first-order change if the case is counted once more.
 
     The derivative of the trace term by ``C1`` is the optimal transport map from one Gaussian to the other, so that the
     influence of one feature ``x`` with ``d = x - m1`` is ``2 (m1 - m2) d + d' (1 - T) d - tr((1 - T) C1)``.
@@ -161,7 +161,7 @@ def bootstrap_interval(
         value: The distance.
         influences: :func:`case_influence` of each set.
         generator: Source of the draws.
-        num_draws: How many.
+        num_draws: Number of bootstrap draws.
 
     Returns:
         Lower and upper end; None where a set has fewer than two cases.

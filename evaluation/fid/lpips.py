@@ -23,7 +23,7 @@ from maisi_aug.evaluation.fid.extractors import load_extractor
 NETWORK: Final = "squeezenet1_1"
 BATCH_SLICES: Final = 16
 MIN_SIDE: Final = 32
-"""SqueezeNet halves a picture four times."""
+"""Smallest side of a picture in pixels; SqueezeNet halves it four times."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class PerceptualDistance:
 
     Attributes:
         network: Network of the package ``lpips``, on ``device``.
-        device: Where it runs.
+        device: Device on which it runs.
         name: Network and weights in words.
     """
 

@@ -58,7 +58,7 @@ def measure_fid(
         real: Real cases.
         synthetic: Synthetic cases.
         extractor: The network whose features are compared.
-        protocol: How volumes become slices.
+        protocol: Protocol that turns volumes into slices.
         cache: Folder of features; None keeps none.
         engine: Engine that runs the workers, which read the volumes.
         seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.

@@ -19,7 +19,7 @@ from maisi_aug.volumes.resampling import resample_image
 
 PlaneName = Literal["xy", "yz", "zx"]
 Resampling = Literal["centred", "maisi"]
-"""Ways to other voxels: about the centre of the field of view, smoothed beforehand along axes that become coarser; or
+"""Resampling methods: about the centre of the field of view, smoothed beforehand along axes that become coarser; or
 as MAISI's script does, by MONAI's ``Spacing``, which keeps the first voxel in its place and does not smooth."""
 PLANES: Final[tuple[PlaneName, ...]] = get_args(PlaneName)
 AXIS_OF: Final[dict[PlaneName, int]] = {"xy": 2, "yz": 0, "zx": 1}
@@ -39,7 +39,7 @@ class SliceProtocol:
         shape: Voxels to fill up and cut to, about the centre; None keeps each volume's own.
         centre_share: Central share of the slices along each axis.
         every: Takes each ``every``-th of those.
-        resampling: How volumes come to ``spacing_mm``; MAISI's published figures are of ``maisi``.
+        resampling: How volumes are resampled to ``spacing_mm``; MAISI's published figures use ``maisi``.
     """
 
     spacing_mm: Spacing | None = None
@@ -78,13 +78,13 @@ class SliceProtocol:
 
 
 def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> NDArray[np.float32]:
-    """Resample, fill up, cut and clip a CT.
+    """Resample, pad, crop and clip a CT.
 
     With ``maisi`` the result is that of the transforms of MAISI's script to the last bit.
 
     Args:
         volume: ``(I, J, K)`` HU in RAS+; not modified.
-        protocol: What to do.
+        protocol: Protocol to apply.
         subject: The case, for messages.
 
     Returns:

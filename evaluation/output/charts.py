@@ -22,7 +22,7 @@ BAND: Final = "#d7dce2"
 INK: Final = "#1b1f24"
 FAINT: Final = "#e8ebee"
 PALETTE: Final = (BLUE, ORANGE, "#2a7f4f", "#8a3ea0", "#a8861f", "#b3304a", "#27818c", "#5c5f66")
-"""Apart from each other in common colour blindness, and dark enough on white for a contrast of 4.5 to 1 and more."""
+"""Colours that are distinguishable with common colour blindness, with a contrast of at least 4.5 to 1 on white."""
 
 WIDTH: Final = 760
 ROW: Final = 22
@@ -30,7 +30,7 @@ TOP: Final = 58
 BOTTOM: Final = 46
 RIGHT: Final = 24
 CHARACTER: Final = 6.6
-"""Width of a character of 12 px text, on average."""
+"""Average width in px of a character of 12 px text."""
 MIN_TICKS = 3
 
 
@@ -39,13 +39,13 @@ class DotRow:
     """One row of a dot chart.
 
     Attributes:
-        name: At the left.
+        name: Label at the left.
         dots: Values, drawn as small dots.
         centre: A value drawn as a large dot.
         interval: Ends of a line through the centre.
         band: Ends of a pale bar behind everything, such as a reference range.
         is_marked: Whether the row is an outlier, drawn in orange.
-        note: At the right end of the row.
+        note: Text at the right end of the row.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ScatterSeries:
     """Points of one colour.
 
     Attributes:
-        name: In the legend.
+        name: Name in the legend.
         points: ``(x, y)``.
     """
 
@@ -75,7 +75,7 @@ class CurveSeries:
     """Points of one colour, and a line.
 
     Attributes:
-        name: In the legend.
+        name: Name in the legend.
         points: ``(x, y)``.
         line: ``(x, y)`` along a line; empty for none.
     """
@@ -119,8 +119,8 @@ def draw_dot_chart(
     """Return rows of dots over one axis.
 
     Args:
-        title: On top.
-        rows: At least one.
+        title: Title of the chart.
+        rows: Rows of the chart; at least one.
         axis: Name of the values, with unit.
         subtitle: Below the title; how it was measured.
         limits: Ends of the axis; from the values when not given, and values beyond are drawn at its end.
@@ -146,8 +146,8 @@ def draw_scatter(
     """Points about the identity line, both axes alike.
 
     Args:
-        title: On top.
-        series: At least one point in all; positive on log axes.
+        title: Title of the chart.
+        series: Series with at least one point in total; positive on log axes.
         axes: Names of x and y, with units.
         subtitle: Below the title.
         is_log: Whether both axes are logarithmic.
@@ -183,8 +183,8 @@ def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[s
     """Points and lines over a logarithmic axis of positive numbers, such as learning curves.
 
     Args:
-        title: On top.
-        series: At least one point in all.
+        title: Title of the chart.
+        series: Series with at least one point in total.
         axes: Names of x and y, with units.
 
     Returns:

@@ -44,7 +44,7 @@ LABEL_COLOURS: Final[tuple[Rgb, ...]] = (  # dark enough for bone, bright enough
 
 
 def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) -> list[Section]:
-    """Return all sections, in their order."""
+    """Return the sections of the report on a benchmark, in order."""
     return [
         Section("Summary", _build_summary(document)),
         Section("Worth in real cases", _build_replacement(document)),
@@ -52,7 +52,7 @@ def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) 
         Section("Dice by arm", _build_scores(document)),
         Section("Lesions by size", _build_detection(document)),
         Section("Slices", _build_slices(benchmark, document)),
-        Section("How it was done", _build_method(benchmark, document)),
+        Section("Method", _build_method(benchmark, document)),
     ]
 
 

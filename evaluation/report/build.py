@@ -52,7 +52,7 @@ def build_report(
     evidence: Sequence[Path] = (),
     notify: ReportStage = report_nothing,
 ) -> Report:
-    """Report on a benchmark or a cohort.
+    """Build the report on a benchmark or a cohort.
 
     Args:
         path: Folder of either.
@@ -62,8 +62,8 @@ def build_report(
         notify: Called with a stage, the steps done and their number.
 
     Raises:
-        BenchmarkError: The folder is neither.
-        EvaluationError: A file of figures is none, or does not go with the folder.
+        BenchmarkError: The folder is neither a benchmark nor a cohort.
+        EvaluationError: A file of figures has another format, or does not belong to the folder.
     """
     if (path / PLAN_NAME).is_file():
         if curve_file is not None:
@@ -78,7 +78,7 @@ def build_report(
 
 
 def require_own_report(target: Path) -> None:
-    """Raise where the figures or the summary beside a page would replace a file that is not an earlier report's.
+    """Raise if the JSON or Markdown file of a page would replace a file that is not of an earlier report.
 
     The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
     the plan of a benchmark.

@@ -96,7 +96,7 @@ def _measure(folder: Path, document: dict[str, Any], notify: ReportStage) -> Non
 
 
 def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: str = "") -> list[Section]:
-    """Return all sections, in their order; a name goes in front of the titles where a report has several cohorts."""
+    """Return the sections of the report on a cohort; with several cohorts, titles begin with the name."""
     prefix = f"{name}: " if name else ""
     return [
         Section(f"{prefix}Cohort", _build_summary(document)),
@@ -157,7 +157,7 @@ def _build_sizes(document: Mapping[str, Any]) -> str:
     if document["lesions"] is None:
         return ""
     return "\n".join(
-        page.chart(svg, caption="Requested against realised size" if "sizes" in name else "How lesions stand out")
+        page.chart(svg, caption="Requested against realised size" if "sizes" in name else "Visibility of lesions")
         for name, svg in lesion_report.draw_charts(document["lesions"]).items()
     )
 

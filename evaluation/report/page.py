@@ -63,12 +63,12 @@ class IntervalRow:
     """A value with its interval on a line.
 
     Attributes:
-        name: At the left.
+        name: Label at the left.
         value: A large dot; None for a row without figures.
         low: Start of the interval; None where there is none.
         high: Its end.
         ticks: Small marks, such as single trainings.
-        text: At the right; the value when empty.
+        text: Text at the right; the value if empty.
     """
 
     name: str
@@ -85,7 +85,7 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
     Args:
         title: Heading, as plain text.
         lead: A sentence below it, as plain text.
-        sections: In their order; those without a body are left out.
+        sections: Sections in order; those without a body are left out.
     """
     shown = [section for section in sections if section.body]
     style = Path(__file__).with_name(STYLE_NAME).read_text(encoding="utf-8")
@@ -141,7 +141,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def warn(text: str, *, is_failure: bool = False) -> str:
-    """Return a sentence that must not be overlooked."""
+    """Return a sentence formatted as a warning."""
     return f'<p class="warning{" failure" if is_failure else ""}">{clean_html(text)}</p>'
 
 
@@ -159,7 +159,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str,
     Args:
         header: Names of the columns.
         rows: HTML cells; the first one is the row's name.
-        caption: For screen readers.
+        caption: Caption for screen readers.
         words: Columns that hold text, aligned at the left.
     """
     names = "".join(
@@ -183,7 +183,7 @@ def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str
     """Return rows of intervals over one axis.
 
     Args:
-        rows: At least one.
+        rows: Rows of the chart; at least one.
         low: Left end of the axis.
         high: Right end.
         unit: Unit of the values.
@@ -273,10 +273,10 @@ def gallery(figures: Iterable[str]) -> str:
 
 
 def fold(title: str, body: str) -> str:
-    """Return something that is shown on request."""
+    """Return content that is collapsed until opened."""
     return f"<details><summary>{clean_html(title)}</summary>\n{body}\n</details>"
 
 
 def code(text: str) -> str:
-    """Return text to copy."""
+    """Return a block of code or commands."""
     return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'

@@ -28,7 +28,7 @@ class Measurement(NamedTuple):
 
     Attributes:
         title: Title of its section.
-        module: With its report and chart; some bring torch, so they are imported when there is something to show.
+        module: Module with its report and chart; imported only when needed, because some import torch.
         has_chart: Whether it draws one.
     """
 
@@ -56,7 +56,7 @@ MEASUREMENTS: Final[dict[str, Measurement]] = {
 }
 AUDITS: Final = {
     "images": "Images",
-    "moved_images": "Images, flipped, turned or cut",
+    "moved_images": "Images, flipped, rotated or cropped",
     "label_maps": "Label maps",
 }
 
@@ -188,7 +188,7 @@ def _judge_constraint(cohort: Figures) -> Entry:
         error = cohort["lesions"]["calibration"][0].get("mean_absolute_error")
         if error is not None:
             found.append(f"Mean error of lesion sizes {100 * error:.1f}%.")
-    return Entry("Constraint: do they obey anatomy, HU and what was asked?", tuple(found), ())
+    return Entry("Constraint: do they obey anatomy, HU and the request?", tuple(found), ())
 
 
 def _judge_completeness(cohort: Figures) -> Entry:
@@ -246,7 +246,7 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
     """Return the scorecard as short lists, which a narrow screen shows as well as a wide one."""
     note = (
         "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is "
-        "no total: read each criterion by itself; what was not measured counts neither way."
+        "no total: read each criterion by itself; a criterion that was not measured counts neither for nor against."
     )
     parts = [page.paragraph(note, kind="note")]
     for entry in entries:
@@ -258,7 +258,7 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
 
 
 def build_evidence_html(name: str, document: Figures) -> str:
-    """Return a measurement as a section's body."""
+    """Return the HTML of a measurement, for a section."""
     measurement = MEASUREMENTS[name]
     if measurement.has_chart:
         return page.chart(measurement.draw_chart(document), caption=measurement.title)

@@ -40,7 +40,7 @@ class ShownCase:
         reason: Why the gates refused it.
         lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
         verdicts: ``gate``, ``passed``, ``message`` of each.
-        origin: Where its label map and image come from.
+        origin: Origin of its label map and image.
         files: Its volumes by role, ``image``, ``anatomy`` or ``label``, and its picture, ``preview``.
         label_names: Names of the ids of its label map, where they are its own.
         twin: Group, factor and value, of a twin.
@@ -60,7 +60,7 @@ class ShownCase:
     twin: tuple[int, str, str] | None = None
 
     def to_row(self) -> Json:
-        """Return what the grid shows."""
+        """Return the row of the case in the page's grid."""
         return {
             "key": self.key,
             "id": self.case.case_id,
@@ -95,7 +95,7 @@ class CaseSource(Protocol):
         """Return the cases that are new since the last call.
 
         Raises:
-            MaisiAugError: What lies there cannot be read.
+            MaisiAugError: The folder cannot be read.
         """
 
 
@@ -144,7 +144,7 @@ def _show_record(record: AttemptRecord, folder: Path) -> ShownCase:
 
 
 def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
-    """Return what a page shows of lesions."""
+    """Return lesions as JSON types for a page."""
     return tuple(
         {
             "label": lesion.label,
@@ -159,7 +159,7 @@ def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
 
 
 def describe_verdicts(verdicts: Iterable[VerdictRecord]) -> tuple[Json, ...]:
-    """Return what a page shows of the gates."""
+    """Return verdicts as JSON types for a page."""
     return tuple({"gate": one.gate, "passed": one.passed, "message": one.message} for one in verdicts)
 
 
@@ -224,13 +224,13 @@ def open_cases(path: Path) -> CaseSource:
     """List what a folder holds.
 
     Raises:
-        MaisiAugError: There is nothing to look at.
+        MaisiAugError: The folder has no cases.
     """
     return CohortCases(path) if is_cohort(path) else FolderCases(path)
 
 
 class Partners:
-    """Finds what a case is looked at beside: its twins, the CT or the label map that it came from, a reference."""
+    """Finds cases to show next to a case: its twins, the CT or label map that it came from, a reference."""
 
     def __init__(self, beside: Path | None) -> None:
         """List the reference.
@@ -250,7 +250,7 @@ class Partners:
         self._by_file = {case.files["image"].resolve(): case for case in self.cases}
 
     def find(self, case: ShownCase) -> tuple[str, ShownCase] | None:
-        """Return a case of the reference, and what it is to the case that is looked at."""
+        """Return a case of the reference, and its relation to the shown case."""
         if not self.cases:
             return None
         image, file = case.origin.get("image"), str(case.origin.get("file", ""))

@@ -86,7 +86,7 @@ class Desk:
                 self._decisions = standing
 
     def state_since(self, revision: int) -> Json:
-        """Return what a page needs that knows everything up to a revision.
+        """Return the changes since a revision, for a page.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -121,7 +121,7 @@ class Desk:
         }
 
     def list_accepted(self) -> list[ShownCase]:
-        """Return the cases that the gates accepted and no reviewer rejected; all of a folder that no gate has judged.
+        """Return the cases that the gates accepted and no reviewer rejected; for folders without verdicts, all cases.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -135,7 +135,7 @@ class Desk:
         """Return a case by its key.
 
         Raises:
-            EvaluationError: There is none.
+            EvaluationError: It does not exist.
         """
         case = self._cases.get(key)
         if case is None:
@@ -191,7 +191,7 @@ class Desk:
         """Return a case of the reference.
 
         Raises:
-            EvaluationError: There is none.
+            EvaluationError: It does not exist.
         """
         found = next((case for case in self.partners.cases if case.key == key), None)
         if found is None:
@@ -202,7 +202,7 @@ class Desk:
         """Return the prediction of a case.
 
         Raises:
-            EvaluationError: There is none.
+            EvaluationError: It does not exist.
         """
         found = None if self._predictions is None else self._predictions.find(self.require(key))
         if found is None:

@@ -46,7 +46,7 @@ class PlannedCases:
 
         Args:
             run: The plan.
-            scratch: Where the label maps go.
+            scratch: Temporary folder for the label maps.
 
         Raises:
             EvaluationError: Its label maps come from networks, or there are none.

@@ -34,12 +34,12 @@ class Reading:
         case_id: Case that was shown.
         truth: The true answer.
         answer: Answer of the reader.
-        confidence: From 1, a guess, to 5, certain.
-        seconds: From the image to the answer.
+        confidence: Confidence from 1, a guess, to 5, certain.
+        seconds: Seconds between showing the image and the answer.
         reviewer: Name of the reader.
         seed: Seed of the order; the same seed and reader continue the same test.
         number: Place in the order, from 0.
-        time: When, in ISO 8601, UTC.
+        time: Time of the answer in ISO 8601, UTC.
     """
 
     case_id: Annotated[str, Field(min_length=1, max_length=200)]
@@ -83,7 +83,7 @@ class ReaderTest:
             synthetic: Accepted cases, and access to their files.
             real: The same of the reference.
             reviewer: Name of the reader.
-            num_images: In all.
+            num_images: Number of images in total.
             seed: Seed of the choice and the order.
 
         Raises:
@@ -110,7 +110,7 @@ class ReaderTest:
         }
 
     def find_giveaway(self) -> str:
-        """Return a sentence where the voxels alone tell the kinds apart; empty where they do not."""
+        """Return a warning if voxel sizes alone reveal the kind of an image; otherwise empty."""
         grids: dict[str, set[str]] = {"real": set(), "synthetic": set()}
         for item in self._items:
             try:
@@ -141,7 +141,7 @@ class ReaderTest:
         """Return the case of a number, and access to its files.
 
         Raises:
-            EvaluationError: There is none.
+            EvaluationError: It does not exist.
         """
         if not 0 <= number < len(self._items):
             raise EvaluationError(f"Reader test: images are numbered 0 to {len(self._items) - 1}, found {number}.")
@@ -177,7 +177,7 @@ class ReaderTest:
 
 
 def load_readings(folder: Path) -> list[Reading]:
-    """Return all readings of a folder; none where nobody has read. A torn last line is skipped.
+    """Return all readings of a folder; an empty list if there are none. A torn last line is skipped.
 
     Raises:
         EvaluationError: A line is not a reading.

@@ -23,11 +23,11 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     """Return decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
 
     Args:
-        folder: With ``review.jsonl``, ``reader_test.jsonl`` or both.
+        folder: Folder with ``review.jsonl``, ``reader_test.jsonl`` or both.
         seed: Seed of the bootstrap over cases.
 
     Raises:
-        EvaluationError: Nobody has looked at it.
+        EvaluationError: The folder has no decisions or readings.
         CohortError: A decision cannot be read.
     """
     review, readings = load_review(folder), load_readings(folder)

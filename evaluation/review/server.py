@@ -1,8 +1,8 @@
 """The addresses that a page asks: its own files, the list of cases, volumes in ranges, decisions.
 
-Every address begins with a secret that only whoever started the server knows. Requests that come from another page, or
-by another name than this machine's own, are refused, so that no web page that is open in the same browser can read or
-decide anything. Nothing is loaded from anywhere else.
+Every address begins with a secret that only the user who started the server knows. Requests that come from another
+page, or by another name than this machine's own, are refused, so that no web page that is open in the same browser can
+read or decide anything. Nothing is loaded from anywhere else.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _READING: TypeAdapter[ReadingBody] = TypeAdapter(ReadingBody)
 
 
 class OwnPagesOnly:
-    """Refuses what does not come by this machine's own name, or comes from another page."""
+    """Refuses requests under another host name than this machine's, or from another page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -90,7 +90,7 @@ class OwnPagesOnly:
         is_own = urlsplit(f"//{host}").hostname in OWN_NAMES
         is_from_here = origin in (None, f"http://{host}") and (site in ("same-origin", "none") or is_opened)
         if not is_own or not is_from_here:
-            await PlainTextResponse("Refused: this server answers its own page only.", 403)(scope, receive, send)
+            await PlainTextResponse("Refused: this server only answers its own page.", 403)(scope, receive, send)
             return
 
         async def send_with_headers(message: Message) -> None:
@@ -206,7 +206,7 @@ class _Pages:
 
     async def report(self, request: Request) -> Response:
         if self._report is None:
-            raise EvaluationError("Report: there is none. Name it with --report.")
+            raise EvaluationError("Report: no report is open. Name one with --report.")
         from maisi_aug.evaluation.report.page import link_cases
 
         html = await run_in_threadpool(read_report, self._report)

@@ -41,7 +41,7 @@ class ViewOptions:
         is_blind: Hold the blinded test.
         num_images: Number of images of the blinded test.
         seed: Seed of the blinded test.
-        port: To listen on; 0 for any that is free.
+        port: Port to listen on; 0 for any free port.
         plan: A plan whose label maps are shown, instead of a folder.
         report: A report on the cohort, as ``maisi-aug report`` wrote it.
     """
@@ -62,7 +62,7 @@ def require_view() -> None:
     """Raise unless the packages of the extra ``view`` are there.
 
     Raises:
-        MissingExtraError: Naming the extra.
+        MissingExtraError: The message names the extra.
     """
     try:
         import starlette  # noqa: F401
@@ -76,7 +76,7 @@ def require_view() -> None:
 
 @contextmanager
 def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, socket.socket, str]]:
-    """Put a server together that does not run yet.
+    """Build a server without starting it.
 
     Yields:
         The page's address, the server, its socket, and a note to the user, which may be empty.
@@ -184,12 +184,12 @@ def serve(options: ViewOptions, *, tell: Callable[[str], None], opens_browser: b
     """Serve the page until Ctrl-C.
 
     Args:
-        options: What is looked at.
+        options: What the viewer shows.
         tell: Given the address, then notes.
         opens_browser: Whether to open it.
 
     Raises:
-        MaisiAugError: There is nothing to look at, or it cannot be served.
+        MaisiAugError: The folder has no cases, or cannot be served.
     """
     with open_server(options) as (address, server, bound, note):
         tell(address)
@@ -211,7 +211,7 @@ def serve_in_background(options: ViewOptions) -> Iterator[str]:
         The page's address.
 
     Raises:
-        MaisiAugError: There is nothing to look at, or it cannot be served.
+        MaisiAugError: The folder has no cases, or cannot be served.
     """
     with open_server(options) as (address, server, bound, _):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -41,14 +41,14 @@ MAX_DRAWN_AT_ONCE: Final = 2
 
 
 class FolderFiles:
-    """Access to the files of one folder, and to nothing that lies or leads outside of it."""
+    """Access to the files of one folder only; links that lead out of it are refused."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         """Create the store; nothing is read yet.
 
         Args:
             root: The folder that was named.
-            scratch: Where converted volumes go.
+            scratch: Temporary folder for converted volumes.
         """
         self._root, self._scratch = root.resolve(), scratch
         self._converting, self._drawing = threading.Lock(), threading.Semaphore(MAX_DRAWN_AT_ONCE)
@@ -59,7 +59,7 @@ class FolderFiles:
         """Return the file itself, after following links.
 
         Raises:
-            EvaluationError: It is gone, or leads out of the folder.
+            EvaluationError: The file is missing, or leads out of the folder.
         """
         found = path.resolve()
         if not found.is_relative_to(self._root):
@@ -69,7 +69,7 @@ class FolderFiles:
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
-        """Return what a volume is called in addresses; the end of the name says how to read it."""
+        """Return the name of a volume in addresses, with a suffix that says how to read it."""
         path = case.files[role]
         suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
         try:
@@ -83,7 +83,7 @@ class FolderFiles:
         """Return a file that NiiVue can read.
 
         Raises:
-            EvaluationError: The file is gone or leads out of the folder.
+            EvaluationError: The file is missing, or leads out of the folder.
             MaisiAugError: It has to be converted and cannot be read.
         """
         path = self.require(case.files[role])
@@ -104,7 +104,7 @@ class FolderFiles:
         """Return a small picture as JPEG.
 
         Raises:
-            EvaluationError: There is nothing to draw it from, or too much.
+            EvaluationError: There is no image to draw it from, or the image is too large.
             MaisiAugError: The volume cannot be read.
         """
         if (known := self._find_thumb(case.key)) is not None:

@@ -36,13 +36,13 @@ POWER: Final = 0.8
 NUM_DRAWS: Final = 1000
 NUM_HALVINGS: Final = 12
 MOST_ERRORS: Final = 40.0
-"""Standard errors up to which gains are looked for."""
+"""Upper end of the search for the smallest gain, in standard errors."""
 
 Array = NDArray[np.float64]
 
 
 def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> float | None:
-    """Return the smallest true gain of one label, none of the others gaining, that is called a gain four times in five.
+    """Return the smallest true gain of one label that is called a gain four times in five if no other label gains.
 
     Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
     verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first
@@ -95,9 +95,9 @@ def _draw_normals(num_patients: int, num_seed_parts: int) -> tuple[Array, Array]
 DEFAULT_MARGIN: Final = 0.01
 MIN_PATIENTS: Final = 6
 MOST: Final = 1.0
-"""Scores lie between 0 and this."""
+"""Largest possible score; the smallest is 0."""
 FOUND: Final = 0.01
-"""Mean score from which on an arm counts as finding a label."""
+"""Smallest mean score at which an arm counts as finding a label."""
 
 
 class Verdict(StrEnum):

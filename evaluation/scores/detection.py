@@ -25,7 +25,7 @@ BINS_MM: Final = (0.0, 10.0, 20.0, 30.0, float("inf"))
 
 @dataclass(frozen=True, slots=True)
 class LesionMatch:
-    """One lesion of a case, real or made up.
+    """One lesion of a case: real, or a false positive.
 
     Attributes:
         diameter_mm: Diameter in mm of the sphere of the same volume: the real lesion's, or a false positive's own.
@@ -109,7 +109,7 @@ def match_lesions(
 
 
 def count_by_size(lesions: Iterable[LesionMatch]) -> tuple[DetectionFigures, ...]:
-    """Count lesions of all cases: in all first, then by diameter; a bin holds its lower edge, not its upper one."""
+    """Count lesions of all cases, first in total, then by diameter; a bin holds its lower edge, not its upper one."""
     found = list(lesions)
     groups = [("all", found)]
     groups += [
@@ -148,7 +148,7 @@ def _diameter(num_voxels: int, voxel_ml: float) -> float:
 
 
 def name_of_bin(low: float, high: float) -> str:
-    """Return what a range of diameters in mm is called in tables."""
+    """Return the name of a range of diameters in mm for tables."""
     if high == float("inf"):
         return f"{low:g} mm and more"
     return f"{low:g}-{high:g} mm" if low else f"under {high:g} mm"

@@ -127,7 +127,7 @@ def compare_sets(
 
 
 def can_compare(real: Array, synthetic: Array) -> bool:
-    """Whether there are enough cases, with any spread without any one of them."""
+    """Whether there are enough cases, and the values vary even without any single case."""
     return all(
         len(values) >= MIN_CASES
         and np.sort(values)[-2] - np.sort(values)[0] > TINY

@@ -66,7 +66,7 @@ def score_case(
         found: ``(I, J, K)`` label numbers to judge.
         labels: Name to number; numbers that are not named are background.
         spacing_mm: Voxel sides along I, J, K.
-        tolerance_mm: How far a surface may be off and still count as found.
+        tolerance_mm: Largest distance in mm at which a surface still counts as found.
 
     Returns:
         A score by label name.
@@ -111,7 +111,7 @@ def measure_nsd(reference: Mask, found: Mask, *, spacing_mm: Spacing, tolerance_
         reference: ``(I, J, K)``.
         found: ``(I, J, K)``.
         spacing_mm: Voxel sides along I, J, K.
-        tolerance_mm: How far a surface may be off and still count as found.
+        tolerance_mm: Largest distance in mm at which a surface still counts as found.
     """
     margins = [(_MARGIN_VOXELS, _MARGIN_VOXELS)] * 3
     padded = [_to_batch(np.pad(mask, margins)) for mask in (found, reference)]

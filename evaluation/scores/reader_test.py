@@ -1,4 +1,4 @@
-"""A reader test: can somebody who looks at unlabelled images tell the synthetic ones? Needs no torch.
+"""A reader test: can readers of unlabelled images tell which are synthetic? Needs no torch.
 
 A reader says "real" or "synthetic" of every image. Chance gives half of the answers right, so the share of right
 answers is compared with one half: by the exact two-sided binomial test, and with the interval of Clopper and Pearson,
@@ -19,7 +19,7 @@ ANSWERS: Final = ("real", "synthetic")
 CHANCE: Final = 0.5
 ALPHA: Final = 0.05
 DEFAULT_MARGIN: Final = 0.2
-"""A reader who is right in less than 70% of all images does not tell synthetic from real in practice."""
+"""Margin around one half: a reader with less than 70% right answers cannot tell synthetic from real in practice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Share:
     """A share of counts with its exact 95% interval.
 
     Attributes:
-        num_right: How many.
+        num_right: Number of right answers.
         num: Number of how many; 0 has no share.
     """
 
@@ -52,12 +52,12 @@ class Share:
 def score_answers(
     answers: Mapping[str, str], key: Mapping[str, str], *, margin: float = DEFAULT_MARGIN
 ) -> dict[str, Any]:
-    """Hold a reader's answers against the key.
+    """Score a reader's answers by the key.
 
     Args:
         answers: Item -> ``real`` or ``synthetic``; items without an answer are counted and left out.
         key: Item -> what it is.
-        margin: How far the share of right answers may lie from one half where a reader cannot tell in practice.
+        margin: Largest distance of the share of right answers from one half that counts as "cannot tell".
 
     Returns:
         The shares of right answers in all, of real and of synthetic items, with exact 95% intervals; p of the exact

@@ -46,7 +46,7 @@ class Curve:
     exponent: float
 
     def __call__(self, counts: Array) -> Array:
-        """Return the score of so many real cases."""
+        """Return the score for a number of real cases."""
         scores: Array = self.ceiling - self.drop * counts**-self.exponent
         return scores
 

@@ -52,12 +52,12 @@ def wilcoxon_p(arm: Array, other: Array) -> float:
 
 
 def least_p(num_patients: int) -> float:
-    """Return the smallest p that Wilcoxon's test can give of so many pairs."""
+    """Return the smallest p that Wilcoxon's test can give for a number of pairs."""
     return float(min(1.0, 2.0 ** (1 - num_patients)))
 
 
 def critical_sum(num_patients: int, alpha: float) -> int:
-    """Return the largest of the two rank sums at which so many pairs without ties have a two-sided p below ``alpha``.
+    """Return the largest rank sum at which a number of pairs without ties has a two-sided p below ``alpha``.
 
     Returns:
         The sum; -1 when not even 0 is enough.
@@ -118,7 +118,7 @@ class Spread:
 
     Attributes:
         patients: Variance by patients.
-        num_patients: How many.
+        num_patients: Number of patients.
         seeds: Variance by seeds of each arm, with its degrees of freedom.
     """
 
@@ -181,7 +181,7 @@ def find_ratio_interval(
 ) -> Interval | None:
     """Return the interval of a share of counts pooled over patients, or of the difference of two shares.
 
-    Lesions of a patient resemble one another, so that patients are drawn, not lesions; seeds as in the other intervals,
+    Lesions of a patient resemble one another, so patients are drawn, not lesions; seeds as in the other intervals,
     though here without a correction for chance on single patients, and an arm of one seed stays as it is.
 
     Args:
@@ -224,7 +224,7 @@ def bootstrap_mean(
         scores: ``(S, N)``.
         other: ``(T, N)`` to subtract; the patients drawn are the same.
         rng: Source of all randomness.
-        num_resamples: How often to draw.
+        num_resamples: Number of bootstrap draws.
 
     Returns:
         ``(num_resamples,)``, with a variance that needs no correction for few seeds or patients.

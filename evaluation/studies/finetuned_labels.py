@@ -66,7 +66,7 @@ class Settings:
 def measure_label(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], label_id: int, found: NDArray[np.bool_] | None
 ) -> dict[str, float | None]:
-    """Return what a label looks like in an image.
+    """Measure the appearance of a label in an image.
 
     Args:
         image_hu: ``(I, J, K)`` HU.
@@ -111,8 +111,8 @@ def measure_finetuned(
         out: Gets finetuned_labels.json, .md and .png, and a folder of cases.
         before: Bundle to compare with (default: the bundle's base).
         segmenter: Trained on real pairs of other patients.
-        settings: How images are drawn.
-        device: Where the networks run.
+        settings: Sampling settings.
+        device: Device on which the networks run.
         report: Called with (cases measured, cases in all).
 
     Returns:
@@ -126,7 +126,7 @@ def measure_finetuned(
     before = before or bundle.base
     if before is None:
         raise BundleError(
-            f"Bundle '{bundle.name}': does not name the bundle it was fine-tuned from. Name it with --before."
+            f"Bundle '{bundle.name}': does not name the bundle that it was fine-tuned from. Name it with --before."
         )
     labels = _find_labels(bundle, dataset)
     if segmenter is not None:

@@ -123,7 +123,7 @@ def write_shifted(cohort: Path, folder: Path) -> int:
 
 
 def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
-    """Return what the benchmark should have said: the arm, what is expected of it, and whether it was said."""
+    """Return the expected verdict of each arm, and whether the benchmark reached it."""
     by_arm: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in document["comparisons"]:
         if row["metric"] == "dice" and row["baseline"] == "real":
@@ -142,7 +142,7 @@ def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def run_benchmark(benchmark: Benchmark) -> None:
-    """Run the arms that are not done, printing a line for each."""
+    """Run the unfinished arms, and print a line for each."""
     for state in benchmark.states:
         if state.status != "done":
             done = run_arm(benchmark, state.arm, state.seed, device="cpu")

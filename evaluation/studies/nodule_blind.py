@@ -1,10 +1,10 @@
-r"""Can real nodules be told from inserted ones? Pictures to judge blind, and a small classifier.
+r"""Can inserted nodules be distinguished from real ones? Pictures for a blind test, and a small classifier.
 
     python -m maisi_aug.evaluation.studies.nodule_blind LIDC CHESTS --painter procedural --out runs/blind
 
 OUT gets ``blind.png``, real and inserted nodules in random order and numbered, and ``key.csv``, which says which is
 which and is not to be opened before ``answers.csv`` is filled in (columns number and kind, real or inserted); with
-``--answers`` the share that was told right is printed. The classifier is a logistic regression on figures of the middle
+``--answers`` the share of right answers is printed. The classifier is a logistic regression on figures of the middle
 slice (gradients, edge, noise, roundness, surroundings), trained on half of the nodules; its AUC is over the other half.
 Real nodules are those of the split "val" of LIDC. Every one is paired with the inserted one of the nearest size, and
 both are brought to the coarser voxels of the two and end at the same distance, so that neither size nor resolution nor
@@ -39,19 +39,19 @@ from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 REPORT_NAME: Final = "nodule_blind"
 SIDE: Final = 40
 SMOOTHING: Final = 1.0
-"""Pixels; what makes CTs of different voxels alike."""
+"""Width in pixels of the smoothing that makes CTs of different voxel sizes alike."""
 TILE_PX, COLUMNS, WINDOW_HU = 160, 10, (-1100.0, 300.0)
 RIDGE: Final = 1.5
 SIZE_STEP: Final = 0.15
 """Largest difference of the logarithms of the diameters of a pair."""
 NUM_HALVES: Final = 20
-"""Random halves that the AUC is averaged over."""
+"""Number of random halves over which the AUC is averaged."""
 
 
 def pair_alike(
     real: Sequence[NoduleStack], inserted: Sequence[NoduleStack]
 ) -> tuple[list[NoduleStack], list[NoduleStack]]:
-    """Pairs of about the same size and of the same resolution, the largest first; what finds no partner is left out."""
+    """Pair nodules of similar size and equal resolution, the largest first; nodules without a partner are left out."""
     left, pairs = list(inserted), list[tuple[NoduleStack, NoduleStack]]()
     for stack in sorted(real, key=lambda one: -one.diameter_mm):
         partner = min(left, key=lambda one: abs(np.log(one.diameter_mm / stack.diameter_mm)), default=None)
@@ -65,9 +65,9 @@ def pair_alike(
 
 
 def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Return the slices that show most of the nodules of a pair, ``(I, J)`` around each, with their masks.
+    """Return, for both nodules of a pair, the slice with the largest section, ``(I, J)``, and its mask.
 
-    Crops of patients end near the nodule, whole CTs do not: all end where the smallest does, continued by their edge.
+    Crops of patients are small and whole CTs are not, so all are cut to the smallest extent and padded with their edge.
     """
     slices = [(stack, int(np.argmax(stack.mask.sum(axis=(1, 2))))) for stack in pair]
     centres = [np.rint(np.argwhere(stack.mask[middle]).mean(axis=0)).astype(int) for stack, middle in slices]
@@ -87,7 +87,7 @@ def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], ND
 
 
 def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
-    """Return figures of a picture that may tell a drawn nodule from a real one."""
+    """Return figures of a picture that may distinguish an inserted nodule from a real one."""
     gradient = ndimage.gaussian_gradient_magnitude(image, 1.0)
     inner = mask & (ndimage.distance_transform_edt(mask) >= min(2.0, float(ndimage.distance_transform_edt(mask).max())))
     near = ndimage.binary_dilation(mask, iterations=3) & ~mask
@@ -152,7 +152,7 @@ def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:
 
 
 def score_answers(answers: Path, key: Path) -> float:
-    """Share of the pictures that were told right.
+    """Return the share of the pictures that were classified correctly.
 
     Raises:
         EvaluationError: The answers are not those of the key.

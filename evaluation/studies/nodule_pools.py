@@ -67,7 +67,7 @@ def load_chests(folder: Path) -> list[ChestCt]:
     """Return ``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
 
     Raises:
-        EvaluationError: There is none.
+        EvaluationError: It does not exist.
     """
     chests = []
     for path in sorted(folder.glob("*_ct.nii.gz")):

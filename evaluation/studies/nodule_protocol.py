@@ -50,7 +50,7 @@ class Settings:
 
     Attributes:
         patients: Numbers of real training patients.
-        draws: How often they are drawn.
+        draws: Number of draws of the training patients.
         seeds: Trainings of each draw.
         arms: Arms of ``ARMS``, the first of which the others are compared with.
         num_steps: Number of steps of a training.
@@ -181,7 +181,7 @@ def compare_arms(
     smaller share of the bootstrap's differences on one side of zero, with Holm's correction over the arms of a class.
 
     Args:
-        scores: For each arm ``(draws, seeds, nodules)`` Dice.
+        scores: For each arm, ``(draws, seeds, nodules)`` Dice.
         tested: The nodules.
         num_patients: Number of patients of the real patients that were trained on.
     """
@@ -263,7 +263,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def tell(message: str) -> None:
-    """Say on stderr what is being done."""
+    """Print the current step on stderr."""
     sys.stderr.write(f"{message}\n")
 
 
@@ -280,8 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=220)
     parser.add_argument("--nodules", type=int, default=200, help="of each pool")
-    parser.add_argument("--share", type=float, default=0.5, help="of synthetic nodules in a batch")
-    parser.add_argument("--bundle", default="lung-nodule-ct", help="draws in the arm 'network'")
+    parser.add_argument("--share", type=float, default=0.5, help="share of synthetic nodules in a batch")
+    parser.add_argument("--bundle", default="lung-nodule-ct", help="bundle that draws the nodules of the arm 'network'")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)

@@ -38,7 +38,7 @@ LESION_SLICES: Final = 0.8
 """Share of the patches whose middle slice shows the nodule."""
 SHIFT_PIXELS, MOST_LOG_SCALE, MOST_SHIFT_HU, MOST_GAIN, MOST_NOISE_HU = 9.0, 0.25, 40.0, 0.1, 25.0
 DIVISOR: Final = 8
-"""Sides that the network takes are multiples of it."""
+"""Sides of the network's input must be multiples of this."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class NoduleStack:
         diameter_mm: Diameter in mm of the sphere of its volume.
         image_hu: ``(K, I, J)`` float32 at ``PIXEL_MM`` in the slice.
         mask: ``(K, I, J)`` its voxels.
-        spacing_mm: As the CT had it, along I, J, K.
+        spacing_mm: Spacing of the CT along I, J, K in mm.
     """
 
     name: str
@@ -107,7 +107,7 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
     """Return the nodules of a folder with ``images/`` and ``labels/`` (1 = nodule).
 
     Args:
-        folder: With an ``index.csv`` that has the columns file, patient and split, where there are splits.
+        folder: Folder; an optional ``index.csv`` with the columns file, patient and split gives the splits.
         split: Which rows count; None takes every file, and a file without a row is a patient of its own.
 
     Raises:
@@ -135,12 +135,12 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
 def train_segmenter(
     real: Sequence[NoduleStack], synthetic: Sequence[NoduleStack], *, share: float, num_steps: int, seed: int
 ) -> nn.Module:
-    """Train for a number of steps; every nodule of either kind is drawn equally often.
+    """Train a segmenter; within a kind, every nodule is drawn equally often.
 
     Args:
-        real: Of patients.
-        synthetic: Drawn or pasted; may be empty with a share of 0.
-        share: Share of the synthetic ones in every batch.
+        real: Nodules of patients.
+        synthetic: Drawn or pasted nodules; may be empty with a share of 0.
+        share: Share of synthetic nodules in every batch.
         num_steps: Number of steps of ``BATCH`` patches.
         seed: Seed of the weights and of every patch.
     """
@@ -226,7 +226,7 @@ def find_nodule(network: nn.Module, stack: NoduleStack) -> NDArray[np.bool_]:
 
 
 def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArray[np.bool_]:
-    """Return the dense part at the middle of a stack, or the one nearest to it: what no training is needed for."""
+    """Return the dense part at the middle of a stack, or the one nearest to it; a baseline without training."""
     parts, num_parts = ndimage.label(stack.image_hu > threshold_hu, np.ones((3, 3, 3)))
     if not num_parts:
         return np.zeros_like(stack.mask)

@@ -89,8 +89,8 @@ def measure_obedience(
         bundle: Bundle that generates the images.
         segmenter: Trained on phantoms of the bundle's spacing.
         out: Gets obedience.json, obedience.md, obedience.png and a folder of cases.
-        settings: How many cases, and how they are drawn.
-        device: Where the bundle's networks run.
+        settings: Number of cases and sampling settings.
+        device: Device on which the bundle's networks run.
         report: Called with (cases measured, cases in all).
 
     Returns:

@@ -49,8 +49,8 @@ class OrganFigures:
 
     Attributes:
         organ: Its name.
-        group: Name of the reference range that it is held against.
-        num_voxels: How much of it is in view.
+        group: Name of the reference range that it is compared with.
+        num_voxels: Number of its voxels in the field of view.
         is_judged: Whether that is enough to count.
         phantom_hu: Median in the phantom's image.
         synthetic_hu: Median in the bundle's image.
@@ -105,8 +105,8 @@ class CaseFigures:
         phase: Contrast phase.
         organs: Organs with a reference range that are in view.
         lesions: All lesions.
-        dice_phantom: Of the segmenter on the phantom's image, by tissue; None for tissues out of view.
-        dice_synthetic: Of the segmenter on the bundle's image.
+        dice_phantom: Dice of the segmenter on the phantom's image, by tissue; None for tissues out of view.
+        dice_synthetic: Dice of the segmenter on the bundle's image.
         error_hu: Mean absolute difference of the two images, by tissue.
         seconds: Time of the stages.
     """

@@ -92,10 +92,10 @@ class Segmenter:
     """A trained segmenter on a device.
 
     Attributes:
-        network: In evaluation mode.
+        network: Network in evaluation mode.
         config: Its training configuration.
-        num_steps: How long it was trained.
-        device: Where the network lives.
+        num_steps: Number of training steps.
+        device: Device that the network is on.
         fingerprint: SHA-256 of its weight file.
     """
 

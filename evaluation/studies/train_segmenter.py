@@ -142,7 +142,7 @@ def train_segmenter(
         config: Training configuration; a folder keeps the first one.
         folder: Folder of the run.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call continues.
+        max_minutes: Stop after this many minutes; a later call continues.
         num_workers: Processes that build phantoms; one a core when None.
         report_phantoms: Called with (phantoms that are there, phantoms in all).
         report_step: Called after each step.
@@ -177,7 +177,7 @@ def train_on(
         store: Real images with their label maps.
         folder: Folder of the run.
         device: "cpu" or "cuda".
-        max_minutes: Stop after so long; a later call continues.
+        max_minutes: Stop after this many minutes; a later call continues.
         report_step: Called after each step.
 
     Raises:
@@ -216,7 +216,7 @@ def measure_held_out_dice(
 
 
 def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
-    """Return what a segmenter of prepared cases adds to its configuration.
+    """Return the additional configuration of a segmenter trained on prepared cases.
 
     Args:
         dataset: All prepared cases.
@@ -257,7 +257,7 @@ def _mean_dice_on(
 
 
 def print_steps(every: int, num_steps: int) -> ReportStep:
-    """Return a listener that prints the mean loss of every so many steps on stderr."""
+    """Return a listener that prints the mean loss over a number of steps on stderr."""
     losses: list[float] = []
 
     def report(step: int, figures: dict[str, float]) -> None:

@@ -114,7 +114,7 @@ def _require_ct(cohort: CohortSource) -> None:
     """Raise for MR images, whose series are of another kind and hold no HU.
 
     Raises:
-        ExportError: Naming the case and its modality.
+        ExportError: The message names the case and its modality.
     """
     for case in cohort.cases:
         modality = str(case.settings.get("modality", "ct"))

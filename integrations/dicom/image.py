@@ -45,7 +45,7 @@ def require_dicom() -> None:
     """Raise unless the packages of the extra ``dicom`` are there.
 
     Raises:
-        MissingExtraError: Naming the extra.
+        MissingExtraError: The message names the extra.
     """
     try:
         import highdicom  # noqa: F401

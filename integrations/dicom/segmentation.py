@@ -121,7 +121,7 @@ def _describe_segment(number: int, label_id: int, name: str, series: str, vocabu
 
 
 def code_of(label_id: int, name: str) -> Any:
-    """Return what a structure is, in SNOMED CT where pydicom names it, and else in a scheme of this package."""
+    """Return the code of a structure, from SNOMED CT if pydicom has it, otherwise from a scheme of this package."""
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 

@@ -22,7 +22,7 @@ class Key(NamedTuple):
 
 
 class CaseBuffer:
-    """Cases that are held, and which is to be made next."""
+    """Buffer of generated cases, which also decides the next one to make."""
 
     def __init__(self, schedule: UseSchedule, capacity: int) -> None:
         """Begin with nothing.
@@ -44,7 +44,7 @@ class CaseBuffer:
         """Return the case of an item; waits until it is made.
 
         Raises:
-            Exception: What ended the making.
+            Exception: The error that ended the generation.
             EOFError: The buffer was closed.
         """
         key = Key(epoch, self.schedule.cases_of(epoch)[item])
@@ -67,7 +67,7 @@ class CaseBuffer:
             return case
 
     def make_all(self, make: Callable[[int, int], Any]) -> None:
-        """Make cases until the buffer is closed or one fails; whoever waits is then told why."""
+        """Make cases until the buffer is closed or one fails; waiting callers then get the reason."""
         try:
             while (key := self._choose()) is not None:
                 case = make(key.epoch, key.number)
@@ -82,7 +82,7 @@ class CaseBuffer:
             raise
 
     def close(self) -> None:
-        """End the making, and whoever waits."""
+        """Stop making cases, and release waiting callers."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
@@ -125,7 +125,7 @@ class CaseBuffer:
         return self._uses[key] >= self.schedule.uses_of(key.epoch)[key.number]
 
     def _make_room(self) -> None:
-        """Drop the case that was not used for longest, and that nobody waits for."""
+        """Drop the least recently used case for which no caller is waiting."""
         while len(self._held) >= self.capacity:
             for key in self._held:
                 if key not in self._asked:

@@ -46,7 +46,7 @@ ERROR_NAME = "stderr.txt"
 
 
 class FreshCases:
-    """A map-style dataset whose items are drawn while one trains.
+    """A map-style dataset whose items are drawn during training.
 
     An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a process of their own,
     on one device; the training process and the workers of its loader ask it for cases over a local socket.
@@ -79,7 +79,7 @@ class FreshCases:
             reuse: Most items that show the same case; how often a transform may vary it.
             buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.
             seed: Decides every case of every epoch.
-            device: Where the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
+            device: Device on which the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
             transform: Applied to every item, in the process that asks.
             as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
@@ -161,7 +161,7 @@ class FreshCases:
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, before a loader is iterated; without it every epoch is the first one again."""
+        """Set the epoch before iterating over a loader; otherwise every epoch repeats the first one."""
         self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> Any:
@@ -174,7 +174,7 @@ class FreshCases:
         """Return the case of an item, made if it is not ready.
 
         Raises:
-            MaisiAugError: What ended the making of cases.
+            MaisiAugError: The error that ended the generation.
         """
         try:
             connection = self._connect()
@@ -195,7 +195,7 @@ class FreshCases:
         known = getattr(errors, kind, None)
         if isinstance(known, type) and issubclass(known, MaisiAugError):
             raise known(message)
-        raise CohortError(f"Fresh cases: no further case could be made: {kind}: {message}")
+        raise CohortError(f"Fresh cases: drawing a case failed: {kind}: {message}")
 
     def _tell(self, state: str) -> None:
         """Say on stderr what a case is waited for: at once where it is something else, and then every ten seconds."""

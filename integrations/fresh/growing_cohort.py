@@ -7,7 +7,7 @@
         for batch in DataLoader(cases, batch_size=2): ...
 
 The rule. Epoch 0 shows the first ``num_items`` cases of the plan in their order, epoch ``e`` as many at random of the
-first ``(e + 1) * num_items``. An item whose case is not there yet waits for it, as long as somebody is writing; a case
+first ``(e + 1) * num_items``. An item whose case is not there yet waits for it, as long as a process is writing; a case
 that a gate or a reviewer rejected is replaced by the next one of the plan. So the same seed and epoch give the same
 cases, however fast the cohort grows.
 """
@@ -95,7 +95,7 @@ class GrowingCohort:
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, before a loader is iterated."""
+        """Set the epoch before iterating over a loader."""
         self._epoch.value = epoch
 
     def case_indices(self, epoch: int) -> list[int]:
@@ -119,7 +119,7 @@ class GrowingCohort:
         """The record of a case, or of the next one that is accepted.
 
         Raises:
-            CohortError: It is not there in time, nobody is making it, or no case is accepted.
+            CohortError: The case is not made in time, no process is making it, or no case is accepted.
         """
         ends_at, watch = time.monotonic() + self._wait_seconds, _WriterWatch(self._folder)
         for step in range(self.num_planned):
@@ -128,12 +128,13 @@ class GrowingCohort:
                 if time.monotonic() > ends_at:
                     raise CohortError(
                         f"{self._folder}: waited {self._wait_seconds:g} s for case {wanted + 1} of "
-                        f"{self.num_planned}, {len(self._read())} are settled. Is synthesize still running?"
+                        f"{self.num_planned}, {len(self._read())} are done. Is synthesize still running?"
                     )
                 if watch.has_ended() and wanted not in self._read():
                     raise CohortError(
-                        f"{self._folder}: case {wanted + 1} of {self.num_planned} will not come: {len(self._read())} "
-                        f"are settled, and no process makes more. Run synthesize again with --out {self._folder} to "
+                        f"{self._folder}: case {wanted + 1} of {self.num_planned} will not be made: "
+                        f"{len(self._read())} "
+                        f"are done, and no process is running. Run synthesize again with --out {self._folder} to "
                         "continue."
                     )
                 time.sleep(POLL_SECONDS)
@@ -155,13 +156,13 @@ class GrowingCohort:
 
 
 class _WriterWatch:
-    """Whether the process that writes a cohort has ended: nobody holds its lock, now and some time ago."""
+    """Whether the process that writes a cohort has ended: no process holds its lock, now and some time ago."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._checked_at, self._was_idle = folder, time.monotonic(), False
 
     def has_ended(self) -> bool:
-        """Ask; the lock is looked at now and then only, since looking takes it for a moment."""
+        """Check the lock at intervals only, because checking holds it for a moment."""
         if time.monotonic() - self._checked_at < GRACE_SECONDS / 2:
             return False
         self._checked_at = time.monotonic()

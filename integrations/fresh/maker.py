@@ -19,7 +19,7 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import BODY_ID
 
 NUM_SPARES = 3
-"""Other cases that are tried in place of one that no attempt at succeeds."""
+"""Number of substitute cases to try for a case of which every attempt fails."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class FreshMaker:
     """The networks on their device, and what they draw.
 
     Attributes:
-        run: What is requested; its plan is that of one epoch.
+        run: Resolved request; its plan covers one epoch.
         maker: Draws.
         numbering: Numbers of the labels.
         seed: Decides every case.
@@ -54,7 +54,7 @@ class FreshMaker:
         Args:
             configuration: Configuration of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is
                 that below.
-            device: Where the networks run.
+            device: Device on which the networks run.
             num_cases: Number of cases of an epoch.
             seed: Decides every case.
             numbers: Label name -> number, such as a real dataset's; 1, 2, ... in the order of their ids without.

@@ -30,7 +30,7 @@ def main() -> int:
     try:
         buffer.make_all(maker)
     except Exception:
-        # Whoever asks is told; the process stays for that until the training ends.
+        # Clients get the error when they ask; the process stays for that until the training ends.
         threading.Event().wait()
     return 0
 
@@ -40,7 +40,7 @@ WAITING_SECONDS = 0.5
 
 
 class _Maker:
-    """Loads the networks when the first case is requested, so that a failure to do so is told like any other.
+    """Loads the networks when the first case is requested, so that a failure is reported like any other.
 
     Attributes:
         state: Current activity, in words.

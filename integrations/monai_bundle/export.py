@@ -76,7 +76,7 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     up to rounding. It needs MONAI, nibabel and safetensors, and nothing of this package.
 
     Args:
-        bundle: With a ControlNet that takes label maps; its files are compared with their hashes first.
+        bundle: Bundle with a ControlNet that takes label maps; its files are first compared with their hashes.
         folder: New or empty.
 
     Raises:
@@ -89,8 +89,8 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     channels = bundle.definition("controlnet").get("conditioning_embedding_in_channels", 1)
     if channels != LABEL_CHANNELS:
         raise ExportError(
-            f"Bundle '{bundle.name}': its ControlNet is conditioned on the CT around a lesion, too, and draws nothing "
-            "of a label map alone. Use it with 'maisi-aug insert'."
+            f"Bundle '{bundle.name}': its ControlNet is also conditioned on the CT around a lesion, so it cannot draw "
+            "from a label map alone. Use it with 'maisi-aug insert'."
         )
     _require_sampler(bundle)
     bundle.require_intact(NETWORK_ROLES)
@@ -121,7 +121,7 @@ def _require_sampler(bundle: Bundle) -> None:
 
 
 def build_config(bundle: Bundle) -> dict[str, Any]:
-    """``configs/inference.json``: everything that a run may override on its command line."""
+    """Return ``configs/inference.json``, with everything that a run may override on its command line."""
     spec = bundle.spec
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch", f"$from {SCRIPTS} import {SCRIPT[:-3]}"],
@@ -191,7 +191,7 @@ def _to_target(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_metadata(bundle: Bundle) -> dict[str, Any]:
-    """``configs/metadata.json``, by MONAI's schema."""
+    """Return ``configs/metadata.json``, in MONAI's schema."""
     shared = {"type": "image", "spatial_shape": list(bundle.spec.grid.shape), "is_patch_data": False, "num_channels": 1}
     label_map = {"format": "segmentation", "modality": "n/a", "dtype": "uint8", "value_range": [0, 255]}
     image = {"format": "hounsfield", "modality": "CT", "dtype": "int16", "value_range": [-1000, 1000]}
@@ -205,7 +205,7 @@ def build_metadata(bundle: Bundle) -> dict[str, Any]:
         "required_packages_version": {"nibabel": version("nibabel"), "safetensors": version("safetensors")},
         "supported_apps": {},
         "name": f"{bundle.name} (MAISI)",
-        "task": "CT images of label maps",
+        "task": "CT images drawn from label maps",
         "description": bundle.spec.description,
         "authors": "See docs/README.md",
         "copyright": bundle.licence,

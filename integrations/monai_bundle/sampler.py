@@ -34,10 +34,10 @@ def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Modu
     Args:
         network: Freshly built.
         path: The file.
-        device: Where the network goes.
+        device: Device of the network.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no weights there. Run in the bundle's folder, or add --bundle_root DIR.")
+        raise FileNotFoundError(f"{path}: weights not found. Run in the bundle's folder, or add --bundle_root DIR.")
     state = safetensors.torch.load_file(path)
     network.load_state_dict({name: value.float() for name, value in state.items()})
     return network.eval().requires_grad_(False).to(device)
@@ -128,7 +128,8 @@ class LabelMapSampler:
             )
         if not bool((ids == BODY_ID).any()):
             raise ValueError(
-                f"Label map: it has no body around the organs (id {BODY_ID}), without which images are bad. Add it."
+                f"Label map: the body around the organs (id {BODY_ID}) is missing, without which images are poor. "
+                "Add it."
             )
         if ids.min() < 0 or ids.max() > MAX_ID:
             raise ValueError(
@@ -206,6 +207,6 @@ class LabelMapSampler:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed of a seed and the name of what is drawn."""
+    """Return a 63-bit seed derived from a seed and the name of what is drawn."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

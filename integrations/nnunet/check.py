@@ -23,10 +23,10 @@ _PROGRAM = (
 
 
 def verify_integrity(dataset: Path, *, num_processes: int) -> None:
-    """Run nnU-Net's check on a dataset that is all ours, so that a warning about geometry counts as well.
+    """Run nnU-Net's check on a purely synthetic dataset, for which warnings about geometry count as errors.
 
     Raises:
-        ExportError: With nnU-Net's first complaint.
+        ExportError: The check fails; the message has nnU-Net's first complaint.
     """
     done = run_nnunet(_PROGRAM, [str(dataset.resolve()), str(num_processes)])
     complaint = _COMPLAINT.search(done.stdout)
@@ -39,13 +39,13 @@ def verify_integrity(dataset: Path, *, num_processes: int) -> None:
 
 
 def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, ...]:
-    """Run nnU-Net's check on a dataset that holds somebody else's cases too.
+    """Run nnU-Net's check on a dataset that also holds cases of others.
 
     Returns:
         What nnU-Net warns about, each once; it trains on such cases all the same.
 
     Raises:
-        ExportError: With nnU-Net's first error.
+        ExportError: The check fails; the message has nnU-Net's first error.
     """
     done = run_nnunet(_PROGRAM, [str(dataset.resolve()), str(num_processes)])
     if done.returncode == 0:
@@ -99,5 +99,5 @@ def run_nnunet(
 
 
 def count_processes(num_cases: int) -> int:
-    """Return how many workers nnU-Net gets: each takes seconds to start, as long as it takes to read several cases."""
+    """Return the number of nnU-Net's workers: each takes seconds to start, as long as reading several cases."""
     return max(1, min(num_cases // 8, os.cpu_count() or 1, 8))

@@ -1,6 +1,6 @@
 """A cohort as an nnU-Net v2 raw dataset, checked by nnU-Net itself before it appears under its name.
 
-Which labels it holds and how they are numbered is told by :mod:`maisi_aug.integrations.reading.export_labels`.
+Which labels it holds and how they are numbered is decided by :mod:`maisi_aug.integrations.reading.export_labels`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ExportReport:
         labels: Label name to nnU-Net label, background included.
         vocabulary_ids: Label name to id in the cohort's label maps, background left out.
         num_cases: Training cases.
-        num_linked: How many images are hard links to the cohort's files rather than copies.
+        num_linked: Number of images that are hard links to the cohort's files rather than copies.
         notes: Notes to the user, a sentence each.
     """
 

@@ -57,7 +57,7 @@ def choose_same(files: Sequence[Path], what: str) -> Path | None:
     """Return the first of several JSON files that hold the same; None where there is none.
 
     Args:
-        files: Where it may be.
+        files: Files that may hold it.
         what: It, for the error.
 
     Raises:
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """Return the folders that were looked through, in words."""
+    """Return the searched folders as text, for messages."""
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
@@ -124,14 +124,14 @@ def require_unused_id(folder: Path, dataset_id: int) -> None:
     """Raise when one of nnU-Net's folders holds anything of a dataset id.
 
     Raises:
-        ExportError: Naming what is there.
+        ExportError: The message names what is there.
     """
     for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
         raise_taken(dataset_id, taken)
 
 
 def raise_taken(dataset_id: int, taken: Path) -> None:
-    """Raise because a dataset id is in use.
+    """Raise the error for a dataset id that is in use.
 
     Raises:
         ExportError: Always.

@@ -31,7 +31,7 @@ class InsertSettings:
     """Lesions that are inserted into the real cases.
 
     Attributes:
-        lesion: As for ``maisi-aug insert --labels``: one lesion of the lung with its sizes.
+        lesion: One lesion of the lung with its sizes, as in ``maisi-aug insert --labels``.
         number: Number of the lesion in the dataset.
         share: Share of the real cases that are read which get one.
     """
@@ -68,7 +68,7 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
     """Read ``LABEL=LESION:SIZE[@SHARE]``, such as ``nodule=lung nodule:6-20mm@0.5``.
 
     Args:
-        text: As the user wrote it.
+        text: The option's value as the user wrote it.
         labels: Labels of the real dataset, by name.
 
     Raises:
@@ -97,7 +97,7 @@ class CtScaling:
 
     Attributes:
         mean_hu: Mean HU of the voxels with a label.
-        deviation_hu: Of the same.
+        deviation_hu: Standard deviation of the clipped HU.
         limits_hu: Limits for clipping.
     """
 
@@ -137,7 +137,7 @@ class PatchedArray:
         """Lay values over an array.
 
         Args:
-            array: With a shape, a type and slices.
+            array: Array with a shape, a type and slicing.
             box: Along all axes of the array.
             shown: Values in the box, of its shape.
             where: Which of them are shown, of its shape.
@@ -182,7 +182,7 @@ class InsertingDataset:
 
         Args:
             dataset: nnU-Net's.
-            settings: What is drawn.
+            settings: Settings of the lesions.
             scaling: Scaling of its images.
             spacing_mm: Along the axes of its arrays, Z, Y, X.
             left_alone: Identifiers of cases that get none, such as synthetic ones.

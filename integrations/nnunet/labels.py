@@ -55,7 +55,7 @@ def map_labels(
         requested_ids: Labels requested for the exported cases; each has to have a place.
 
     Raises:
-        ExportError: An entry cannot be read, a requested label has no place, or a real label has no source.
+        ExportError: An entry cannot be read, a requested label has no target, or a real label has no source.
         VocabularyError: An entry names no label of the cohort.
     """
     explicit = _read_given(real, cohort, given)

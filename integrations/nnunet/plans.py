@@ -75,7 +75,7 @@ def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
     """Return the real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
 
     Args:
-        places: Where the dataset may be preprocessed; none of them need exist.
+        places: Folders in which the dataset may be preprocessed; none of them needs to exist.
         wanted: The name.
 
     Raises:
@@ -114,7 +114,7 @@ def move_real_plans(
         The moved plans.
 
     Raises:
-        ExportError: With nnU-Net's last words, when it fails.
+        ExportError: nnU-Net fails; the message has its last line of output.
     """
     return plan_on_cases({**example, "dataset": refer_to(real)}, real.name, target.name, plans=plans, building=building)
 
@@ -130,14 +130,14 @@ def plan_on_cases(
         description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
         name: Name of the dataset of these cases alone.
         target: Name of the dataset that the plans are moved to.
-        plans: What is planned already.
+        plans: Existing plans.
         building: Gets the moved plans, without cascades, and the fingerprint of the cases.
 
     Returns:
         The moved plans.
 
     Raises:
-        ExportError: With nnU-Net's last words, when it fails.
+        ExportError: nnU-Net fails; the message has its last line of output.
     """
     num_cases = len(description["dataset"])
     with tempfile.TemporaryDirectory(prefix="maisi-aug-") as scratch:
@@ -162,7 +162,7 @@ def plan_on_cases(
 
 
 def drop_cascades(plans: dict[str, Any]) -> None:
-    """Take out of plans what trains on an earlier stage's predictions: nnU-Net makes them in validation only.
+    """Remove cascade configurations from plans: nnU-Net makes the predictions that they train on in validation only.
 
     Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
     the next, since its validation would predict for it.

@@ -134,7 +134,7 @@ class RealDataset:
     Attributes:
         folder: Its folder, ``DatasetXXX_Name``.
         description: ``dataset.json`` as it is.
-        cases: In the order of nnU-Net's identifiers; at least one.
+        cases: Cases in the order of nnU-Net's identifiers; at least one.
         targets: Foreground values, ascending; the ignore label is none of them.
     """
 

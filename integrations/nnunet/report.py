@@ -48,7 +48,7 @@ def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
 
 
 def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[int, int]:
-    """Labels without a place that mostly touch one that has one.
+    """Find labels that become background and mostly touch a label that is exported.
 
     Args:
         contacts: Contacts of all cases, from ``count_contacts``.
@@ -78,14 +78,14 @@ class Seen:
 
     Attributes:
         counts: Vocabulary id to the number of cases that hold it, background left out.
-        contacts: How often two labels touch, over all cases.
+        contacts: Number of contacts between two labels, over all cases.
     """
 
     counts: dict[int, int] = field(default_factory=dict)
     contacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), dtype=np.int64))
 
     def add(self, label_map: NDArray[np.unsignedinteger]) -> None:
-        """Count one label map in."""
+        """Add one label map."""
         for label_id in np.unique(label_map).tolist():
             if label_id != BACKGROUND_ID:
                 self.counts[label_id] = self.counts.get(label_id, 0) + 1
@@ -105,9 +105,9 @@ class LikeReport:
         num_available: Accepted cases of the cohort.
         labels: The mapping, one row per label of the cohort, with the number of cases that hold it.
         folds: Per fold the number of real and synthetic training cases and the validation cases.
-        folds_source: Where the folds come from.
+        folds_source: Origin of the folds.
         plans: Name of the plans in the new dataset.
-        plans_source: Where they come from.
+        plans_source: Origin of the plans.
         configuration: The configuration that the commands name.
         orientation: Voxel axes of the synthetic files.
         num_images_written: Images that had to be written anew; every other file is referred to or linked.
@@ -183,7 +183,7 @@ class LikeReport:
 def build_report(
     export: LikeExport, seen: Seen, *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
 ) -> LikeReport:
-    """Describe an export.
+    """Build the report of an export.
 
     Args:
         export: The export.

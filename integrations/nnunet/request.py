@@ -107,7 +107,7 @@ class LikeExport:
         mapping: Labels of the cohort as values of the real dataset.
         folds: The real dataset's folds.
         plans: The real dataset's plans.
-        link: How files that exist get into the dataset.
+        link: How existing files enter the dataset.
         num_wanted: Synthetic cases that the ratio requests; None without a ratio.
         insertion: Lesions that the trainer draws into real cases.
     """
@@ -157,7 +157,7 @@ class LikeExport:
 
 
 def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeExport:
-    """Read and check everything that can be told without voxels; nothing is written.
+    """Read and check everything that can be checked without voxels; nothing is written.
 
     Raises:
         CohortError: A folder is not a cohort.

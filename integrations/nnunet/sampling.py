@@ -35,11 +35,11 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
         """Split the cases of the training set.
 
         Args:
-            arguments: As for nnU-Net's loader.
+            arguments: Positional arguments of nnU-Net's loader.
             synthetic_cases: Identifiers of the synthetic cases; those outside the training set are left aside.
             share: Share of synthetic cases, 0 to 1; read for every batch, also in worker processes.
             lowest_share: Lowest value that the share will fall to.
-            settings: As for nnU-Net's loader.
+            settings: Keyword arguments of nnU-Net's loader.
 
         Raises:
             TrainingError: The share needs real or synthetic cases, and the training set holds none.

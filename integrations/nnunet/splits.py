@@ -28,7 +28,7 @@ class Folds:
 
     Attributes:
         folds: ``train`` and ``val`` identifiers, one entry per fold, real cases only.
-        source: Where they come from, in words.
+        source: Origin of the folds, as text.
     """
 
     folds: tuple[Fold, ...]
@@ -51,7 +51,7 @@ class Folds:
             if not fold["train"] and not added:
                 raise ExportError(
                     f"Fold {number}: no case is left to train on: there is no other real case, and every synthetic "
-                    f"one was made from the label map of '{fold['val'][0]}', which validates. Make cases from other "
+                    f"one was made from the label map of '{fold['val'][0]}', a validation case. Make cases from other "
                     "label maps."
                 )
             mixed.append({"train": [*fold["train"], *added], "val": list(fold["val"])})
@@ -68,7 +68,7 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
     training side is left to synthetic cases.
 
     Args:
-        places: Where the dataset may be preprocessed; none of them need exist.
+        places: Folders in which the dataset may be preprocessed; none of them needs to exist.
         case_ids: Identifiers of all real cases.
         raw: The raw dataset.
 
@@ -83,7 +83,7 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
             _require_continuation(own_folds, Folds(_read_folds(own, frozenset(case_ids)), str(own)))
         return own_folds
     if len(case_ids) == 1:
-        return Folds(({"train": [], "val": list(case_ids)},), "the only real case validates")
+        return Folds(({"train": [], "val": list(case_ids)},), "the only real case is used for validation")
     from nnunetv2.utilities.crossval_split import generate_crossval_split
 
     num_folds = min(NUM_FOLDS, len(case_ids))
@@ -98,14 +98,14 @@ def _require_continuation(folds: Folds, raw: Folds) -> None:
     """Raise unless the first folds are the raw dataset's, as nnU-Net's planner requires.
 
     Raises:
-        ExportError: Naming both files.
+        ExportError: The message names both files.
     """
     ours, theirs = (
         [{side: set(fold[side]) for side in ("train", "val")} for fold in part.folds] for part in (folds, raw)
     )
     if ours[: len(theirs)] != theirs:
         raise ExportError(
-            f"Folds of the real dataset: {raw.source} and {folds.source} differ, at which nnU-Net's planner stops. "
+            f"Folds of the real dataset: {raw.source} and {folds.source} differ, which nnU-Net's planner refuses. "
             "Remove the file that is not to be used."
         )
 
@@ -134,10 +134,11 @@ def _read_folds(path: Path, case_ids: frozenset[str]) -> tuple[Fold, ...]:
                     f"{path}: fold {number} names '{twice}' twice on the side '{side}'. Repair or remove the file."
                 )
         if not fold["val"]:
-            raise ExportError(f"{path}: fold {number} has no cases that validate. Repair or remove the file.")
+            raise ExportError(f"{path}: fold {number} has no validation cases. Repair or remove the file.")
         shared = sorted(set(fold["train"]) & set(fold["val"]))
         if shared:
             raise ExportError(
-                f"{path}: '{shared[0]}' both trains and validates in fold {number}. Repair or remove the file."
+                f"{path}: '{shared[0]}' is used for both training and validation in fold {number}. Repair or remove "
+                "the file."
             )
     return folds

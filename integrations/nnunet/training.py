@@ -105,8 +105,8 @@ def prepare_nnunet_folds(
         Name of the plans to train with.
 
     Raises:
-        BenchmarkError: With nnU-Net's last words, when it cannot preprocess.
-        ExportError: With its last words, when it cannot plan; or the plans cannot be shrunk.
+        BenchmarkError: nnU-Net's preprocessing fails; the message has its last line of output.
+        ExportError: nnU-Net's planning fails, or the plans cannot be made compact.
     """
     raw, preprocessed = folder / "raw", folder / "preprocessed"
     for place in (raw, preprocessed):
@@ -142,7 +142,7 @@ def train_nnunet_fold(
     """Train a fold, or continue where it was stopped.
 
     Args:
-        folder: As for :func:`prepare_nnunet_folds`.
+        folder: See :func:`prepare_nnunet_folds`.
         dataset: Name of the dataset.
         plans: Name of the plans.
         fold: Number of the fold.
@@ -150,14 +150,14 @@ def train_nnunet_fold(
         num_steps: Optimiser steps in all.
         seed: Seed of weights and batches.
         device: "cpu", "cuda" or "cuda:N".
-        max_minutes: Stop after so long; a later call continues from the last epoch that was kept.
+        max_minutes: Stop after this many minutes; a later call continues from the last saved epoch.
         report_epoch: Called with steps done and the loss after each epoch.
 
     Returns:
         Folder of the trained model; None if the time limit was reached.
 
     Raises:
-        BenchmarkError: With nnU-Net's last words, when it fails.
+        BenchmarkError: nnU-Net fails; the message has its last line of output.
     """
     model = results / dataset / f"{TRAINER}__{plans}__{CONFIGURATION}"
     final = model / f"fold_{fold}" / "checkpoint_final.pth"
@@ -178,7 +178,7 @@ def train_nnunet_fold(
 
 
 def show_device(device: str) -> dict[str, str]:
-    """Return the variable that leaves nnU-Net only one GPU of several to see, since it always takes the first.
+    """Return the environment variable that shows nnU-Net only one GPU, because it always takes the first.
 
     Args:
         device: Such as "cuda:1", counted among those that this process sees; others need no variable.

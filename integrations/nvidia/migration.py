@@ -58,9 +58,9 @@ class Setting:
 
     Attributes:
         key: ``section.key`` within sections.
-        value: In the file.
-        ours: What corresponds; empty where nothing does.
-        difference: What is different; empty where it is the same.
+        value: Value in the file.
+        ours: Counterpart in maisi-aug; empty if there is none.
+        difference: Difference; empty if there is none.
     """
 
     key: str
@@ -70,7 +70,7 @@ class Setting:
 
     @property
     def is_felt(self) -> bool:
-        """Whether the result of the run differs by it: it is set to something, and is no path and no reference."""
+        """Whether the key affects the result of the run: it is set, and is neither a path nor a reference."""
         is_empty = self.value in (None, [], {}, "", 0, ".nii.gz") or str(self.value).startswith("$@")
         is_path = self.key in OPTIONS[Kind.environment]
         is_default = self.key.endswith("modality") and self.value == 1
@@ -79,18 +79,18 @@ class Setting:
         return has_difference and not (is_empty or is_path or is_default or is_unused)
 
     def to_json(self) -> dict[str, Any]:
-        """The setting as JSON types."""
+        """Return the setting as JSON types."""
         return {"key": self.key, "value": self.value, "ours": self.ours, "difference": self.difference}
 
 
 @dataclass
 class Migration:
-    """What NVIDIA's files ask for, in commands of this package.
+    """Configuration files of NVIDIA's scripts, translated into commands.
 
     Attributes:
-        commands: In order; those that fetch weights come first.
+        commands: Commands in order; those that fetch weights come first.
         settings: Every key of the files.
-        notes: What differs whatever the keys say.
+        notes: Differences that apply whatever the keys say.
     """
 
     commands: list[list[str]] = field(default_factory=list)
@@ -98,7 +98,7 @@ class Migration:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The migration as JSON types."""
+        """Return the migration as JSON types."""
         return {
             "commands": self.commands,
             "settings": [setting.to_json() for setting in self.settings],
@@ -119,10 +119,10 @@ class Flags:
     """What is given besides the files, as flags of NVIDIA's scripts are.
 
     Attributes:
-        version: Of the networks; None where the files tell.
-        seed: Random seed; None where the files tell, or for the default.
+        version: Version of the networks; None to take it from the files.
+        seed: Random seed; None to take it from the files, or for the default.
         mask: Label map to draw an image of.
-        out: Folder of the result; None where the files tell.
+        out: Folder of the result; None to take it from the files.
         is_fetched: Whether weights are at hand, by the name of their bundle.
     """
 
@@ -137,12 +137,13 @@ def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
     """Translate configuration files of NVIDIA's scripts.
 
     Args:
-        paths: Of one run, in any order: ``config_infer*.json`` or one for a training, with or without its
+        paths: Files of one run, in any order: ``config_infer*.json`` or one for a training, with or without its
             ``environment*.json``. Each is recognised by its keys.
-        flags: What is given besides.
+        flags: Further settings, which NVIDIA's scripts take as flags.
 
     Raises:
-        MigrationError: For a file that is none of theirs, several runs at once, or values that their scripts refuse.
+        MigrationError: A file is not of NVIDIA's scripts, files belong to several runs, or their scripts refuse a
+            value.
     """
     flags = flags or Flags()
     documents = {path: _read(path) for path in paths}
@@ -183,7 +184,7 @@ def _build(run: _Run, kind: Kind, document: Mapping[str, Any], path: Path) -> No
 
 
 def find_kind(document: Mapping[str, Any], path: Path) -> Kind:
-    """What a configuration file of NVIDIA's is for.
+    """Return the purpose of a configuration file of NVIDIA's scripts.
 
     Raises:
         MigrationError: When it is none of theirs.
@@ -306,12 +307,17 @@ def _build_controlnet(run: _Run, config: Mapping[str, Any]) -> None:
         steps = max(1, int(train["n_epochs"]) * num_cases // int(train.get("batch_size", 1)))
         words += ["--steps", str(steps)]
     else:
-        run.note("--steps: n_epochs times the number of training cases, which no list of cases was found to tell.")
+        run.note(
+            "--steps: n_epochs times the number of training cases, which is unknown because no list of cases was found."
+        )
     words += [*_option("--learning-rate", train, "lr"), *_option("--batch-size", train, "batch_size")]
     words += [*_option("--fold", train, "fold"), *_option("--label-weight", train, "weighted_loss")]
     out = run.flags.out or run.environment.get("exp_name") or "run"
     run.add([*words, *_spell_seed(run.flags.seed), "--out", str(out)])
-    run.note("The weights that held-out cases like best are kept; NVIDIA's script keeps the lowest training loss.")
+    run.note(
+        "The weights with the lowest loss on held-out cases are kept; NVIDIA's script keeps those with the "
+        "lowest training loss."
+    )
 
 
 def _build_vae(run: _Run, config: Mapping[str, Any]) -> None:
@@ -442,7 +448,7 @@ def _find_masks(run: _Run) -> str:
     root = os.environ.get(DATA_VARIABLE)
     place = Path(root, stated) if root and "datasets/" in stated else Path(stated)
     if not place.exists():
-        run.note(f"{place}: not there yet; fetch it: maisi-aug bundles pull {run.version} --with-mask-database")
+        run.note(f"{place}: not found; download it with: maisi-aug bundles pull {run.version} --with-mask-database")
     return str(place)
 
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Kind(StrEnum):
-    """What a configuration file of NVIDIA's is for."""
+    """Return the purpose of a configuration file of NVIDIA's scripts."""
 
     paired = "paired images and label maps"
     images = "images without label maps, and training of the diffusion U-Net"
@@ -29,7 +29,7 @@ class Counterpart(NamedTuple):
 
     Attributes:
         ours: Option, field of a recipe or command; empty where there is none.
-        difference: What is different, or why nothing corresponds; empty where it is the same.
+        difference: Difference, or why there is no counterpart; empty if there is no difference.
     """
 
     ours: str
@@ -68,11 +68,11 @@ OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
         "spacing": Counterpart("--spacing"),
         "autoencoder_sliding_window_infer_size": Counterpart(
             "--decode-window",
-            "Without it images are decoded exactly, without windows and seams, in the memory that is free.",
+            "Without it images are decoded exactly, without windows and seams, in the available memory.",
         ),
         "autoencoder_sliding_window_infer_overlap": Counterpart("--decode-overlap"),
         "autoencoder_tp_num_splits": Counterpart(
-            "--num-splits", "Without it as many as the memory asks for. The image is the same up to rounding."
+            "--num-splits", "By default chosen by the available memory. The image is the same up to rounding."
         ),
         "modality": Counterpart("--modality", "By name instead of by number."),
         "cfg_guidance_scale": Counterpart("--guidance-scale"),
@@ -131,7 +131,7 @@ OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
         "autoencoder_train.patch_size": Counterpart("vae.loss.patch_shape", _IN_RECIPE),
         "autoencoder_train.val_batch_size": Counterpart("", "One."),
         "autoencoder_train.val_patch_size": Counterpart("", "Whole cases."),
-        "autoencoder_train.val_sliding_window_patch_size": Counterpart("", "Whole cases, part after part."),
+        "autoencoder_train.val_sliding_window_patch_size": Counterpart("", "Whole cases, decoded in parts."),
         "autoencoder_train.lr": Counterpart("vae.loop.learning_rate", _IN_RECIPE),
         "autoencoder_train.perceptual_weight": Counterpart("vae.loss.perceptual_weight", _IN_RECIPE),
         "autoencoder_train.kl_weight": Counterpart("vae.loss.kl_weight", _IN_RECIPE),
@@ -145,7 +145,9 @@ OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
     Kind.environment: {
         "output_dir": Counterpart("--out", "One folder for a cohort; the same command continues it."),
         "output_prefix": Counterpart("", "Files are named by case, without a time stamp."),
-        "trained_autoencoder_path": Counterpart("--bundle", "bundles pull fetches it, bundles import takes it over."),
+        "trained_autoencoder_path": Counterpart(
+            "--bundle", "Use bundles pull to download it, or bundles import to use an existing file."
+        ),
         "trained_diffusion_path": Counterpart("--bundle", "As trained_autoencoder_path."),
         "trained_controlnet_path": Counterpart("--bundle", "As trained_autoencoder_path."),
         "trained_mask_generation_autoencoder_path": Counterpart("bundles pull --with-masks"),
@@ -156,13 +158,13 @@ OPTIONS: Final[Mapping[Kind, Mapping[str, Counterpart]]] = {
         "model_filename": Counterpart("--bundle", "As trained_autoencoder_path."),
         "existing_ckpt_filepath": Counterpart("", "An interrupted training continues by itself."),
         "all_mask_files_base_dir": Counterpart("--mask-bank"),
-        "all_mask_files_json": Counterpart("--mask-bank", "Found beside the label maps."),
+        "all_mask_files_json": Counterpart("--mask-bank", "Found next to the label maps."),
         "all_anatomy_size_conditions_json": Counterpart("bundles pull --with-masks"),
         "label_dict_json": Counterpart("maisi-aug labels", "The vocabulary comes with the package."),
         "label_dict_remap_json": Counterpart("", "Comes with the package."),
         "modality_mapping_path": Counterpart("--modality", "The codes come with the package."),
         "data_base_dir": Counterpart("prepare --images", "Of a training: --data."),
-        "embedding_base_dir": Counterpart("", "Latents are encoded by the training itself, into OUT."),
+        "embedding_base_dir": Counterpart("", "The training encodes latents itself, into OUT."),
         "json_data_list": Counterpart("--data"),
         "tfevent_path": Counterpart("--tensorboard", "Written into OUT."),
         "exp_name": Counterpart("--out"),
@@ -186,7 +188,7 @@ FLAGS: Final[Mapping[str, Counterpart]] = {
     "--sliding-window-roi": Counterpart("--decode-window"),
     "--sliding-window-overlap": Counterpart("--decode-overlap"),
     "--num_gpus, --gpus, -g": Counterpart("--devices", "Of a training: torchrun."),
-    "--low-vram": Counterpart("--decode-memory", "Weights stay on the device; decoding takes what is free."),
+    "--low-vram": Counterpart("--decode-memory", "Weights stay on the device; decoding uses the free memory."),
     "--model_only": Counterpart("bundles pull", "Without --with-masks and --with-mask-database."),
     "--root_dir": Counterpart("bundles pull --to", "Or the variable MAISI_AUG_HOME, for MONAI_DATA_DIRECTORY."),
 }

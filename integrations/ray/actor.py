@@ -28,9 +28,9 @@ from maisi_aug.system.engine.work import Worker, WorkerPlace, WorkerSpec
 
 PIECE_BYTES: Final = 8 << 20
 LISTEN_SECONDS: Final = 10.0
-"""Longest wait for a message in one call."""
+"""Seconds to wait for a message in one call."""
 NEWS_SECONDS: Final = 0.5
-"""Seconds for which events that nothing waits for are collected."""
+"""Seconds over which events that nobody waits for are collected."""
 FOLDER_PREFIX: Final = "maisi-aug-ray-"
 _NEWS: Final = ("told", "warned")
 
@@ -54,7 +54,7 @@ class Assignment(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """The first thing that an actor says.
+    """First message of an actor.
 
     Attributes:
         host: Name of its machine.
@@ -76,7 +76,7 @@ class Piece(NamedTuple):
 
     Attributes:
         path: Path of the file, below the worker's folder.
-        offset: Where it begins, in bytes.
+        offset: Offset in bytes.
         content: Its bytes.
     """
 
@@ -89,10 +89,10 @@ class RemoteWorker:
     """A worker and its messages; its methods are called by the driver, each in a thread of its own."""
 
     def __init__(self, assignment: Assignment, spec: bytes) -> None:
-        """Take note; nothing can fail before the driver listens.
+        """Store the arguments; no work is done before the driver listens.
 
         Args:
-            assignment: Where to work.
+            assignment: Name, device and place of the worker.
             spec: Pickled; opens the worker.
         """
         self._assignment, self._spec = assignment, spec
@@ -105,7 +105,7 @@ class RemoteWorker:
         self._own_folder: Path | None = None
 
     def listen(self) -> list[Message]:
-        """Return what is new, waiting a limited time for it. The first call begins the work."""
+        """Return new messages, waiting for them for a limited time. The first call starts the work."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -124,12 +124,12 @@ class RemoteWorker:
         self._inbox.put((key, item))
 
     def stop(self) -> None:
-        """Begin nothing new; what is finished is still sent, and at last ``closed``."""
+        """Start no further item; finished results are still sent, and finally ``closed``."""
         self._is_stopping = True
         self._inbox.put(None)
 
     def leave_nothing(self) -> None:
-        """Remove files on a disk that the driver does not see."""
+        """Delete files on a disk that the driver cannot see."""
         self._is_stopping = True
         if self._own_folder is not None:
             shutil.rmtree(self._own_folder, ignore_errors=True)

@@ -29,7 +29,7 @@ from maisi_aug.system.engine.work import MAX_LOSSES, Item, Result, Settle, Watch
 PATIENCE_SECONDS: Final = 120.0
 """Seconds that workers may wait for a place on the cluster before the user is notified."""
 NODE_SECONDS: Final = 2.0
-"""Seconds that a node may take to answer whether it is there."""
+"""Seconds to wait for a node to answer a liveness check."""
 # What Ray says of an actor whose code is not there.
 _IMPORT_WORDS: Final = ("failed to import", "No module named")
 _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
@@ -83,7 +83,7 @@ class RayEngine:
 
         Raises:
             MissingExtraError: Ray is not installed.
-            RequestError: The cluster has no place for a worker of this kind.
+            RequestError: The cluster has no room for such a worker.
             WorkerError: The cluster cannot be joined, or its nodes lack what workers need.
         """
         waiting, scratch, home = deque(items), scratch.resolve(), Path.cwd()
@@ -100,26 +100,26 @@ class RayEngine:
         Crew(waiting, hands, settle, office.listen, num_ahead_of(spec)).work_off()
 
     def open_office(self, ray: Any, shape: Shape, spec: Any) -> Office:
-        """What makes the actors."""
+        """Open the office that creates the actors."""
         return Office(ray, shape, spec)
 
 
 def write_token(folder: Path) -> tuple[Path, str]:
-    """Return a file that only those can read who see this folder, and its content."""
+    """Write a random token into the folder, and return its file and content; shows which nodes share the disk."""
     token = folder / "token", secrets.token_hex(16)
     token[0].write_text(token[1], encoding="utf-8")
     return token
 
 
 def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape:
-    """Choose how many workers a cluster gets, and what of it each has.
+    """Choose the number of workers on a cluster, and the resources of each.
 
     Args:
         nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
-        engine: What is requested.
+        engine: Requested engine.
 
     Raises:
-        RequestError: There is no place for a single worker.
+        RequestError: The cluster has no room for a single worker.
     """
     gpus = engine.gpus_per_worker
     if gpus is None:
@@ -127,7 +127,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
     if gpus > 0 and engine.device == "cpu":
         raise RequestError("--gpus-per-worker cannot be used with --device cpu.")
     if gpus > 1 and gpus != int(gpus):
-        raise RequestError(f"--gpus-per-worker: expected an integer or a fraction of 1, found {gpus:g}.")
+        raise RequestError(f"--gpus-per-worker: expected an integer, or a fraction between 0 and 1, found {gpus:g}.")
     if gpus == 0 and engine.device == "cuda":
         raise RequestError("--device cuda: the Ray cluster has no GPUs. Use --device cpu.")
     if gpus:
@@ -163,7 +163,7 @@ class Office:
     _has_warned: bool = False
 
     def hire(self, assignment: Assignment) -> Any:
-        """Return an actor, which may wait for a place."""
+        """Create an actor, which may wait for resources."""
         shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,
@@ -193,7 +193,7 @@ class Office:
             self._warn_of_waiting(hands)
 
     def has_lost(self, node_id: str) -> bool:
-        """Whether a node is gone; Ray itself knows some seconds later."""
+        """Whether a node is lost; Ray itself notices some seconds later."""
         node = next((node for node in self.ray.nodes() if node["NodeID"] == node_id), None)
         if node is None or not node["Alive"]:
             return True
@@ -206,8 +206,8 @@ class Office:
     def _warn_of_waiting(self, hands: Sequence[_RayHand[Any]]) -> None:
         if num_waiting := sum(not hand.is_ready for hand in hands if hand.is_open):
             warnings.warn(
-                f"{num_waiting} of {len(hands)} workers wait for a place on the Ray cluster: each needs "
-                f"{self.shape.num_cpus} cores and {self.shape.num_gpus:g} GPU. The others are working meanwhile.",
+                f"{num_waiting} of {len(hands)} workers are waiting for resources of the Ray cluster: each needs "
+                f"{self.shape.num_cpus} cores and {self.shape.num_gpus:g} GPU. The others are already working.",
                 MaisiAugWarning,
                 stacklevel=2,
             )
@@ -283,7 +283,7 @@ class _RayHand(Generic[Item]):
         self.place, self.node_id, self.has_own_folder = hello.host, hello.node_id, not hello.sees_folders
         if hello.version != __version__:
             raise WorkerError(
-                f"{self.name} on {hello.host}: has maisi-aug {hello.version}, this machine {__version__}. Install "
+                f"{self.name} on {hello.host}: runs maisi-aug {hello.version}, this machine {__version__}. Install "
                 "the same version on every node."
             )
         if self.office.shape.num_cpus > hello.num_cores:

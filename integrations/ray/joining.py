@@ -10,7 +10,7 @@ from maisi_aug.errors import MissingExtraError, RequestError, WorkerError
 from maisi_aug.system.engine.cores import count_cores
 
 ADDRESS_VARIABLE: Final = "RAY_ADDRESS"
-"""Set by ``ray job submit``, for instance."""
+"""Environment variable with the cluster's address, set by ``ray job submit``, for instance."""
 CONNECT_SECONDS: Final = 10.0
 STORE_BYTES: Final = 200 << 20
 """Size in bytes of the object store of a cluster of our own, which only carries records and pieces of files."""
@@ -33,9 +33,9 @@ def require_ray() -> Any:
 
 
 def join(address: str) -> Any:
-    """Make this process part of a cluster, until it ends: Ray lets no process change from one cluster to another.
+    """Connect this process to a cluster until it ends: Ray does not allow a process to change clusters.
 
-    A second call changes nothing, nor does one where the caller has joined a cluster himself.
+    Does nothing if this process is already connected.
 
     Args:
         address: ``HOST:PORT``, ``auto`` for the one that runs on this machine, or empty for that of ``RAY_ADDRESS`` or,
@@ -46,7 +46,7 @@ def join(address: str) -> Any:
 
     Raises:
         MissingExtraError: Ray is not installed.
-        RequestError: The address is none that a node of a cluster has.
+        RequestError: The address is not of a Ray cluster.
         WorkerError: There is no such cluster, or it runs another version.
     """
     ray = require_ray()
@@ -91,7 +91,8 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise WorkerError(
-            f"--address {address}: no Ray cluster answers there ({error}). Start one with ray start --head, or leave "
+            f"--address {address}: no Ray cluster answers at this address ({error}). Start one with ray start "
+            "--head, or leave "
             "--address out to use this machine alone."
         ) from error
 
@@ -111,5 +112,5 @@ def _explain(address: str, error: Exception) -> WorkerError:
     return WorkerError(
         f"{place}: this machine must be a node of the Ray cluster and have its access token (RAY_AUTH_MODE=token, with "
         f"RAY_AUTH_TOKEN or ~/.ray/auth_token; ray start --head requires it if that file exists): "
-        f"{text or type(error).__name__} Run ray status there to see more."
+        f"{text or type(error).__name__} Run ray status there for details."
     )

@@ -221,7 +221,7 @@ def is_being_written(folder: Path) -> bool | None:
     """Whether a process is writing a cohort, a shard of it among them.
 
     Returns:
-        None where nobody can tell: there is no manifest yet.
+        None if unknown, because there is no manifest yet.
     """
     paths = list_manifests(folder)
     return any(find_holder(path) is not None for path in paths) if paths else None

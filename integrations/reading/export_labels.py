@@ -74,7 +74,7 @@ def name_in_totalsegmentator(label_id: int) -> str | None:
 def number_labels(
     vocabulary: Vocabulary, numbers: Mapping[str, int], requested_ids: Sequence[int], name_of: Callable[[int], str]
 ) -> LabelNumbering:
-    """Return the numbering that somebody's training has already, for instance that of a real dataset.
+    """Return the numbering of an existing training, for instance that of a real dataset.
 
     Args:
         vocabulary: Names of the ids in the label maps.
@@ -83,7 +83,7 @@ def number_labels(
         name_of: Name of an id.
 
     Raises:
-        RequestError: A number is none of a label map, or a requested label has none.
+        RequestError: A number is invalid in a label map, or a requested label has none.
         VocabularyError: An unknown label name.
     """
     require_numbers(numbers)
@@ -108,7 +108,7 @@ def require_numbers(numbers: Mapping[str, Any]) -> None:
     """Raise unless a label map can hold the numbers.
 
     Raises:
-        RequestError: Naming one that it cannot.
+        RequestError: The message names one that it cannot.
     """
     for name, number in numbers.items():
         highest = 0 if _is_background(name) else MAX_NUMBER
@@ -140,7 +140,7 @@ def choose_labels(
 
     Raises:
         ExportError: A label occurs in no case, or the cohort has no label maps.
-        RequestError: ``numbers`` do not fit, or stand beside labels that they decide.
+        RequestError: ``numbers`` do not fit, or are combined with other choices of labels.
         VocabularyError: An unknown label name.
     """
     require_label_maps(cohort)
@@ -173,10 +173,10 @@ def _require_present(cohort: CohortSource, wanted: Set[int], present: Mapping[in
 
 
 def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = False) -> None:
-    """Raise where labels are chosen beside ``numbers``, which choose them.
+    """Raise if labels are chosen in addition to ``numbers``, which already choose them.
 
     Raises:
-        RequestError: Naming what is too much.
+        RequestError: The message names what is too much.
     """
     if labels or include_anatomy:
         idle = "labels" if labels else "include_anatomy"

@@ -31,7 +31,7 @@ class Pair:
         image_hu: ``(I, J, K)`` in HU.
         label_map: ``(I, J, K)`` in the numbers that the training needs.
         grid: Grid of both.
-        metadata: Where the case comes from; plain values.
+        metadata: Origin of the case, as plain values.
     """
 
     image_hu: NDArray[np.int16]
@@ -94,7 +94,7 @@ def import_torchio() -> Any:
 
 @dataclass(frozen=True)
 class CohortPairs:
-    """Reads a case when it is requested.
+    """Cases of a cohort, read on request.
 
     Attributes:
         cohort: The cohort.

@@ -61,7 +61,7 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
     max_lesions: Annotated[PositiveInt | None, Option(panel=_PANEL)] = None
     """Largest number of lesions in a planned case (default: 3)."""
     picture: Annotated[Path | None, Option("--balance-picture", metavar="PNG", panel=_PANEL)] = None
-    """File for a picture of the balance."""
+    """Also draw the balance into this PNG file."""
 
     @model_validator(mode="after")
     def _require_use(self) -> Self:
@@ -115,7 +115,7 @@ def balance_cohort(
     needs_weights: bool = True,
     report: Report = report_nothing,
 ) -> tuple[CohortRequest, Balance | None]:
-    """Return the configuration with the requests that balance a dataset, and the balance; as it is where none is named.
+    """Return the configuration with the requests that balance a dataset, and the balance; unchanged if none is named.
 
     Args:
         request: Its requests name the lesions.
@@ -156,7 +156,7 @@ def balance_insertion(
 ) -> tuple[InsertConfig, Balance | None]:
     """Return the configuration with requests that balance a dataset, for lesions that are inserted.
 
-    Rules that name the lesions say what the dataset calls them; CTs that have no labels have no use for them.
+    Rules of ``--map`` give the lesions' names in the dataset; CTs without labels do not use them.
 
     Args:
         config: Its requests name the lesions.
@@ -202,7 +202,7 @@ def find_balance(
     least_ml: float = 0.0,
     report: Report = report_nothing,
 ) -> Balance:
-    """Return what a dataset has of the lesions that are requested, and what a cohort adds.
+    """Return the counts of the requested lesions in a dataset, and what a cohort adds.
 
     Args:
         labels: Label requests.
@@ -235,7 +235,7 @@ def find_balance(
 
 
 def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) -> bool:
-    """Whether a name is one of these labels'; one that the vocabulary lacks is none's."""
+    """Whether a name stands for one of these labels; False for names that the vocabulary lacks."""
     try:
         return vocabulary.id_of(name) in label_ids
     except VocabularyError:
@@ -261,10 +261,10 @@ def read_balance(
     max_lesions: int | None,
     picture: str | Path | None,
 ) -> BalanceOptions:
-    """Return the resolved request of a Python call.
+    """Check the arguments of a Python call, and return the resolved request.
 
     Raises:
-        RequestError: An option has no use without a dataset, or no meaning.
+        RequestError: An option needs a dataset, or is invalid.
     """
     values = {"against": dataset, "size_bins": size_bins, "max_lesions": max_lesions, "picture": picture}
     return build_model(BalanceOptions, values, source="balance_against", error=RequestError)

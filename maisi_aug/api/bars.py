@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 LOG_SECONDS = 60.0
 """Seconds between progress lines when there is no terminal for a bar."""
 _LOGGED: WeakSet[Progress] = WeakSet()
-"""Bars that are not drawn, because there is no terminal, and in whose place lines are printed."""
+"""Bars that are replaced by printed lines, because there is no terminal."""
 
 
 class PlainConsole(Console):
-    """A console that takes text for text: no markup, no names of emojis, and control characters spelt out."""
+    """A console for plain text: no markup, no emoji codes, and escaped control characters."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, **settings)
@@ -42,13 +42,13 @@ class PlainConsole(Console):
         return super().render_str(clean_lines(text), **settings)
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Clean what comes from anywhere else, such as the descriptions of bars."""
+        """Clean text from other sources, such as the descriptions of bars."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean_lines(segment.text))
 
     @property
     def file(self) -> IO[str]:
-        """The stream behind all that stand in for it: while a bar is shown, one of Rich's stands before ours."""
+        """The underlying stream, without the wrapper that Rich puts around it while a bar is shown."""
         found = super().file
         while (behind := getattr(found, "rich_proxied_file", None)) is not None:
             found = behind
@@ -59,7 +59,7 @@ class PlainConsole(Console):
         self._file = stream
 
     def on_broken_pipe(self) -> None:
-        """Continue: the stream behind drops text that nobody reads."""
+        """Continue: the underlying stream drops text without a reader."""
 
 
 def can_draw(console: Console) -> bool:
@@ -69,7 +69,7 @@ def can_draw(console: Console) -> bool:
 
 @contextmanager
 def tell_warnings(console: Console) -> Iterator[None]:
-    """Print what our own modules warn of, each sentence once; the boundary silences all warnings of libraries."""
+    """Print the package's own warnings, each sentence once; the boundary silences those of libraries."""
     told: set[str] = set()
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
@@ -146,7 +146,7 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 
 
 def add_phase(bars: Progress, name: str) -> Report:
-    """Return a further bar for work whose total is told with its first report; in a log, a line now and then."""
+    """Add a bar for work whose total is known from its first report; in a log, print a line now and then."""
     task = bars.add_task(name, total=None)
     log = _Log(bars)
 
@@ -158,7 +158,7 @@ def add_phase(bars: Progress, name: str) -> Report:
 
 
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
-    """Return a further bar for the steps of a training, which names the loss; in a log, a line now and then."""
+    """Add a bar for the steps of a training that shows the loss; in a log, print a line now and then."""
     task = bars.add_task(name, total=num_steps)
     log = _Log(bars)
 

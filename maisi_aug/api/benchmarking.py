@@ -91,7 +91,7 @@ def plan_benchmark(
     Args:
         real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
         device: Device on which a training step is timed.
-        progress: As for :func:`benchmark`.
+        progress: See :func:`benchmark`.
         **fields: As for :func:`benchmark`.
 
     Raises:
@@ -177,7 +177,7 @@ def run_arm(
         seed: Number of the training, from 0.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         max_minutes: Time limit; calling again continues.
-        progress: As for :func:`benchmark`.
+        progress: See :func:`benchmark`.
 
     Returns:
         State of the training: done, begun, or failed with the reason.
@@ -215,7 +215,7 @@ def report(
         fid: ``fid.json`` of ``ma.evaluate.fid(..., out=...)``, to be shown with a cohort.
         detection_curve: ``detection_curve.json`` of ``ma.evaluate.detection_curve``, likewise.
         evidence: Folders of other measurements, for the scorecard of a cohort.
-        progress: As for :func:`benchmark`.
+        progress: See :func:`benchmark`.
 
     Raises:
         MaisiAugError: The request is invalid; the message is the one that the command prints.

@@ -25,7 +25,7 @@ class BundleRow(TypedDict):
 
     Attributes:
         name: Name to pass as ``bundle=``.
-        description: What it generates.
+        description: What the bundle generates.
         licence: Licence of the weights.
         grid: ``shape`` in voxels and ``spacing_mm`` along I, J, K.
         num_bytes: Size of the files; None for a bundle that is not installed.
@@ -154,7 +154,7 @@ def import_bundle(
     Raises:
         BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
             network.
-        RequestError: There are modalities and no network.
+        RequestError: Modalities are given without a network file.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
     from maisi_aug.networks.checkpoints.folders import import_networks

@@ -54,7 +54,7 @@ class CohortStatus:
     """Progress of a cohort.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the cohort.
         num_cases: Number of cases that it should have; 0 if unknown.
         manifest: Manifest of all shards.
         shards: Names of the manifests of shards.
@@ -69,7 +69,7 @@ class CohortStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Until the slowest of the running jobs is done; None where none has made a case yet."""
+        """Seconds until the slowest running job is done; None if none has made a case yet."""
         paces = [(job.num_left, job.cases_a_minute) for job in self.running if job.cases_a_minute]
         return max((60 * left / pace for left, pace in paces), default=None)
 
@@ -91,7 +91,7 @@ class CohortStatus:
 
 
 def cohort_status(folder: str | Path) -> CohortStatus:
-    """Return how far a cohort is, whoever is making it; nothing is changed.
+    """Return the progress of a cohort, also while processes are making it; nothing is changed.
 
     >>> import maisi_aug as ma
     >>> status = ma.cohort_status("cohort")
@@ -132,7 +132,7 @@ class Verification:
     """Faults of a cohort's files.
 
     Attributes:
-        status: How far it is.
+        status: Progress of the cohort.
         lost: Accepted cases with files that are gone, or hold other bytes than the manifest says.
     """
 
@@ -141,7 +141,7 @@ class Verification:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every case is settled and every file is as it was written."""
+        """Whether every case is finished and every file is intact."""
         return not self.lost and len(self.status.manifest.settled_indices) >= self.status.num_cases
 
     def to_json(self) -> dict[str, Any]:
@@ -171,15 +171,15 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
     """Make one cohort of the shards in a folder, or of shards with a folder each; ``maisi-aug cohort merge``.
 
     The result is the same as from one process: the same manifest, ordered by case, the same files, and the
-    contact sheet. Giving the call again after it was killed is enough.
+    contact sheet. If it is killed, call it again.
 
     Args:
         *folders: One that shards have worked in, or several, one of each shard.
-        out: For several: a new folder; files are linked where the disk can.
+        out: New folder, required for several cohorts; files are hard-linked where the disk supports it.
 
     Raises:
-        CohortError: A shard is at work, the folders hold different cohorts, or two shards have made the same case to
-            different bytes.
+        CohortError: A shard is still running, the folders hold different cohorts, or two shards have made the same
+            case to different bytes.
         RequestError: Several folders without ``out``, or one with it.
     """
     if not folders or (len(folders) > 1) != (out is not None):
@@ -207,5 +207,5 @@ def _draw_contact_sheet(folder: Path) -> None:
     else:
         request = build_request(read_recipe(str(folder / COHORT_NAME)), source=COHORT_NAME)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the run has told of its grid
+            warnings.simplefilter("ignore")  # the run has already warned about its grid
             draw_contact_sheet(CohortFolder(folder), resolve(request, folder), manifest)

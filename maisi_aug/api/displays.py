@@ -1,6 +1,6 @@
 """Meaning of ``progress=`` in the functions for Python.
 
-True for bars where somebody looks, at a terminal or in a notebook, False for nothing, or something to call with
+True for bars on a terminal or in a notebook, False for nothing, or something to call with
 ``(stage, done, total)``. Warnings stay warnings.
 """
 
@@ -49,7 +49,7 @@ class _Forward(Listener):
 
 
 def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
-    """Return what a run that Python began tells its progress to. Warnings stay warnings."""
+    """Return the progress listener for a run started from Python. Warnings stay warnings."""
     if isinstance(progress, Listener):
         return nullcontext(progress)
     if not isinstance(progress, bool):
@@ -60,7 +60,7 @@ def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
 
 
 def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
-    """Return a further bar for work that is counted by stages."""
+    """Add a bar for work that is counted by stages."""
     if isinstance(progress, Listener):
         return nullcontext(report_nothing)
     if not isinstance(progress, bool):
@@ -71,7 +71,7 @@ def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
 
 
 class TrainingDisplay:
-    """Shows how a training comes along: sentences, a bar for each phase, and one for its steps."""
+    """Shows the progress of a training: messages, a bar for each phase, and one for its steps."""
 
     def __init__(
         self, *, is_shown: bool = True, tells_warnings: bool = True, report: ReportStage | None = None
@@ -105,24 +105,24 @@ class TrainingDisplay:
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def show_loading(self) -> AbstractContextManager[None]:
-        """While libraries are imported that take seconds."""
+        """Show a message while slow libraries are imported."""
         return show_loading(is_quiet=not self._is_shown)
 
     def count_stages(self) -> AbstractContextManager[ReportStage]:
-        """Return a report for work that comes before the training."""
+        """Return a progress report for the work before training."""
         if self._report is not None:
             return nullcontext(self._report)
         return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
 
     def add_phase(self, name: str) -> Report:
-        """Return a further bar, for work whose total is told with its first report."""
+        """Add a bar for work whose total is known from its first report."""
         if self._report is not None:
             return partial(self._report, name)
         assert self._bars is not None
         return add_phase(self._bars, name)
 
     def add_training(self, name: str, num_steps: int) -> ReportStep:
-        """Return a further bar, for the steps of the training."""
+        """Add a bar for the steps of the training."""
         if (report := self._report) is not None:
             return lambda step, figures: report(name, step, num_steps)
         assert self._bars is not None
@@ -130,7 +130,7 @@ class TrainingDisplay:
 
 
 def show_training(progress: Progress) -> TrainingDisplay:
-    """Return what a training that Python began is shown on. Warnings stay warnings."""
+    """Return the progress display for a training started from Python. Warnings stay warnings."""
     if isinstance(progress, bool):
         return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
     report = report_nothing if isinstance(progress, Listener) else progress
@@ -138,6 +138,6 @@ def show_training(progress: Progress) -> TrainingDisplay:
 
 
 def _is_watched() -> bool:
-    """Whether somebody looks: at a terminal or a notebook, and not at a log."""
+    """Whether output goes to a terminal or a notebook, and not to a log."""
     console = PlainConsole(stderr=True)
     return console.is_terminal or console.is_jupyter

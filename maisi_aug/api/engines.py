@@ -113,10 +113,10 @@ class Where:
         return cls(device, names, shard, options)
 
     def require_devices(self) -> None:
-        """Raise for a device that cannot be used, before a folder is made.
+        """Raise for an unusable device, before a folder is created.
 
         Raises:
-            BundleError: Naming it.
+            BundleError: The message names it.
         """
         from maisi_aug.networks.pipeline import resolve_device
 
@@ -124,7 +124,7 @@ class Where:
             resolve_device(device)
 
     def open_engine(self) -> Engine:
-        """Return what runs the workers."""
+        """Return the engine that runs the workers."""
         if self.options.engine == "ray":
             from maisi_aug.integrations.ray.engine import RayEngine
 
@@ -142,10 +142,10 @@ class Where:
 def read_engine(
     engine: str, address: str | None, num_workers: int | None, gpus_per_worker: float | None
 ) -> EngineOptions:
-    """Return the resolved request of a Python call.
+    """Check the arguments of a Python call, and return the resolved request.
 
     Raises:
-        RequestError: Something does not fit.
+        RequestError: The options contradict each other.
     """
     values = {
         "engine": engine,
@@ -157,4 +157,4 @@ def read_engine(
 
 
 HERE = Where()
-"""All of the cohort, in this process."""
+"""The whole cohort, in this process."""

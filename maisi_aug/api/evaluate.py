@@ -117,9 +117,9 @@ def fid(
         devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
             with ``if __name__ == "__main__":``.
         engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
-        address: Of that cluster, as for :func:`maisi_aug.synthesize`.
-        num_workers: On it.
-        gpus_per_worker: Of each.
+        address: Address of the Ray cluster, see :func:`maisi_aug.synthesize`.
+        num_workers: Number of workers on the cluster.
+        gpus_per_worker: GPUs per worker.
         out: Folder for the results.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
@@ -170,7 +170,7 @@ def distribution(
         real: Real cases, ten or more: any dataset or folder of volumes.
         synthetic: Synthetic cases, ten or more.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:
@@ -203,7 +203,7 @@ def equivalence(
         real: Real cases with label maps.
         synthetic: Synthetic cases with label maps.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:
@@ -235,7 +235,7 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
     Args:
         cases: A cohort, or any labelled folder or dataset.
         out: Folder for the results; with ``reference`` it also gets ``hu_ranges.json``, for ``ranges``.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:
@@ -281,7 +281,7 @@ def lesions(
     Args:
         cohort: Folder that ``synthesize`` or ``insert`` wrote.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:
@@ -307,7 +307,7 @@ def agreement(
     Args:
         cases: A cohort, or any labelled folder or dataset.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below; ``map`` may also be a mapping of labels to names.
 
     Raises:
@@ -342,7 +342,7 @@ def detection_curve(
     Args:
         cohort: Folder that ``insert`` or ``synthesize`` wrote, best with ``twins``.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below; ``map`` may also be a mapping of labels to names.
 
     Raises:
@@ -382,7 +382,7 @@ def memorization(
         cases: Synthetic cases.
         train: Cases that the generator was trained on.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:
@@ -424,13 +424,13 @@ def reconstruction(
     Args:
         cases: CTs: a folder of volumes, any dataset or cohort.
         bundle: Bundle whose autoencoder is measured.
-        devices: As for :func:`fid`, and so are the following four.
+        devices: See :func:`fid`, also for the following four arguments.
         engine: ``"local"`` or ``"ray"``.
         address: Head of the Ray cluster.
         num_workers: Number of workers on it.
         gpus_per_worker: GPUs per worker.
         out: Folder for the results.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:
@@ -485,7 +485,7 @@ def blind_pack(
         real: Real cases: any dataset or folder of volumes.
         synthetic: Synthetic cases.
         out: New folder; the key is written next to it.
-        progress: As for :func:`fid`.
+        progress: See :func:`fid`.
         **fields: See below.
 
     Raises:

@@ -92,7 +92,7 @@ def finetune(
     Args:
         request: The request.
         out: Folder of the run.
-        device: Where the networks run.
+        device: Device on which the networks run.
         max_minutes: Wall-clock limit; the same call continues.
         display: Shows how it comes along.
         with_tensorboard: Whether to log for TensorBoard as well.
@@ -172,7 +172,7 @@ def open_data(
         out: Folder of the run.
         is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
         display: Shows how the preparation comes along.
-        device: Where embeddings are decoded.
+        device: Device on which embeddings are decoded.
 
     Raises:
         PreparationError: For data that cannot be prepared, and for rules where there is nothing to prepare.
@@ -291,7 +291,7 @@ def _require_labels(labels: Sequence[str], plan: PreparePlan) -> None:
     """Raise before any case is prepared, if the data will not hold what is to be taught.
 
     Raises:
-        PreparationError: Naming the label and those that the data will hold.
+        PreparationError: The message names the label and those that the data will hold.
     """
     from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID
 

@@ -59,12 +59,12 @@ def insert(
         size_bins: Edges in mm of the lesion sizes that are balanced.
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
-        device: Where the networks of ``painter="network"`` run.
-        devices: As for :func:`synthesize`, like what follows.
+        device: Device on which the networks of ``painter="network"`` run.
+        devices: See :func:`synthesize`, also for the following arguments.
         shard: Which part to make.
         engine: Whether workers run here or on a Ray cluster.
         address: Address of that cluster.
-        num_workers: On it.
+        num_workers: Number of workers on the cluster.
         gpus_per_worker: GPUs per worker.
         verify: Check the bytes of finished cases against the manifest and draw altered ones again.
         redraw_rejected: Try again for cases that reviewers rejected; ``maisi-aug view``.
@@ -111,8 +111,8 @@ def make_insertion(
     Args:
         config: The request.
         out: Folder of the cohort.
-        balance: With a real dataset, to be written beside the cohort.
-        where: Where the networks run, where they draw, and for which cases.
+        balance: Balance against a real dataset; written next to the cohort.
+        where: Devices or workers, and the shard of cases to make.
         verify: Check the bytes of finished cases against the manifest.
         redraw_rejected: Try again for cases that reviewers rejected.
         listener: Is notified of progress.

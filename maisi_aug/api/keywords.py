@@ -53,7 +53,7 @@ def require_known(function: Callable[..., object], fields: Mapping[str, Any]) ->
     """Raise for a keyword that a function with shown fields does not take.
 
     Raises:
-        RecipeError: Naming the closest ones.
+        RecipeError: The message names the closest ones.
     """
     known = [name for name in inspect.signature(function).parameters if name != "self"]
     subject = function.__qualname__.removesuffix(".__call__")
@@ -64,17 +64,17 @@ def require_known(function: Callable[..., object], fields: Mapping[str, Any]) ->
 
 
 def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, error: type[MaisiAugError]) -> Model:
-    """Return a configuration of what Python gave.
+    """Build a configuration from Python arguments.
 
     Raises:
-        MaisiAugError: Of the class ``error``, with everything that is wrong.
+        MaisiAugError: Of the class ``error``; the message lists all problems.
     """
     with explain_problems(model, source, error, kind="request", if_missing="Give it."):
         return model.model_validate(to_fields(model, values))
 
 
 def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as a model's fields hold them; None is as if not given.
+    """Convert values to the types of a model's fields; None counts as not given.
 
     Paths become text and NumPy's numbers Python's. Where a field holds any number of texts, one stands for itself, and
     a mapping for ``key=value`` each.

@@ -35,7 +35,7 @@ def labels(
 
 
 def load_vocabulary(bundle: str | Path | None) -> tuple[Vocabulary, dict[str, SizeDistribution]]:
-    """Return the labels, and the sizes that percentiles of them mean."""
+    """Return the vocabulary, and the size distributions that percentiles refer to."""
     known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
         return FULL_VOCABULARY, known
@@ -62,7 +62,7 @@ def select_labels(
         sizes: Only labels whose sizes are known.
 
     Raises:
-        VocabularyError: No label does.
+        VocabularyError: No label matches.
     """
     found = [label for label in vocabulary if label.kind != "background"]
     if kind is not None:

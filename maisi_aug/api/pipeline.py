@@ -54,7 +54,7 @@ class Pipeline:
     20
 
     Attributes:
-        bundle: Where the networks come from.
+        bundle: Bundle of the networks.
         networks: Draw one image from one label map, without gates: ``networks.synthesize_image``.
     """
 
@@ -191,12 +191,12 @@ class DrawnCase(Case):
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine of both."""
+        """Shape and affine of image and label map."""
         assert self._attempt.drawn is not None
         return self._attempt.drawn.grid
 
     def save(self, folder: str | Path) -> SavedCase:
-        """Write the case beside those that were saved into the same folder before, as a cohort has them.
+        """Save the case into a folder laid out like a cohort, next to cases that were saved there before.
 
         The folder can be opened with :func:`load_cohort` and exported. A case that the gates refused goes to its
         ``rejected/`` and is exported nowhere.

@@ -20,7 +20,7 @@ from maisi_aug.system.progress import ReportStage
 
 
 class CohortProgress(Listener):
-    """Shows how a cohort comes along, with cases per minute, attempts that failed, and the time that is left.
+    """Shows the progress of a cohort: cases per minute, failed attempts and remaining time.
 
     Where several workers draw, each has a line of its own.
     """
@@ -58,7 +58,7 @@ class CohortProgress(Listener):
         self._warnings.close()
 
     def advises(self, sentence: str) -> None:
-        """Say it."""
+        """Print the advice."""
         self._console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def measures(self, done: int, total: int) -> None:
@@ -80,7 +80,7 @@ class CohortProgress(Listener):
             self._task = None
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """Show the bar, or say what there is to do."""
+        """Show the bar, or print how many cases there are."""
         self._close_opening()
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._task = self._bar.add_task("cases", total=num_cases, completed=self._num_settled, pace="")
@@ -94,7 +94,7 @@ class CohortProgress(Listener):
             self._opening = None
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Say which cases are drawn again, and why."""
+        """Report which cases are drawn again, and why."""
         case = lost[0]
         fault = f"{case.missing[0]} is missing" if case.missing else f"{case.altered[0]} was altered"
         others = f", and so on for {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -102,7 +102,7 @@ class CohortProgress(Listener):
         self._console.print(f"{cases} drawn again: {fault}{others}.", highlight=False, markup=False)
 
     def enters(self, stage: str) -> None:
-        """Name what is going on."""
+        """Report the current stage."""
         if self._task is not None and len(self._lines) < 2:
             self._bar.update(self._task, description=stage)
 
@@ -129,7 +129,7 @@ class CohortProgress(Listener):
                 self._bar.update(self._task, description="cases")
 
     def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """Say what a worker is doing."""
+        """Show what a worker is doing."""
         if worker not in self._lines:
             return
         match event, details:
@@ -139,8 +139,8 @@ class CohortProgress(Listener):
                 self._bar.update(self._lines[worker], description=f"{worker}: {stage}", completed=0, total=None)
 
     def loses(self, worker: str, how: str) -> None:
-        """Say that a worker was ended."""
-        line = f"Note: {worker} {how}. Its cases are drawn again."
+        """Report that a worker was killed."""
+        line = f"Note: {worker} {how}. Its unfinished cases are drawn again."
         self._console.print(line, highlight=False, markup=False)
 
     def records(self, record: AttemptRecord) -> None:
@@ -170,7 +170,7 @@ class CohortProgress(Listener):
 
 
 class ProgressLines(Listener):
-    """Tells on stderr how a cohort comes along, a JSON object on each line, for schedulers and dashboards.
+    """Reports the progress of a cohort on stderr, one JSON object per line, for schedulers and dashboards.
 
     Each has ``event`` and ``seconds`` since the beginning. ``starts`` and ``records`` count the cases; ``records``
     names the case, its status and reason, and how many cases are made in a minute; ``opens`` and ``loses`` name a
@@ -182,32 +182,32 @@ class ProgressLines(Listener):
         self._num_cases = self._num_settled = self._num_new = self._num_retried = 0
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """Count what is there."""
+        """Report the number of finished and planned cases."""
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._print("starts", num_cases=num_cases, num_settled=self._num_settled)
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Name the cases that are drawn again."""
+        """Report the cases that are drawn again."""
         self._print("finds_lost", case_ids=[case.record.case_id for case in lost])
 
     def enters(self, stage: str) -> None:
-        """Name what is going on."""
+        """Report the current stage."""
         self._print("enters", stage=stage)
 
     def opens(self, worker: str) -> None:
-        """Name a worker that loads the networks."""
+        """Report a worker that loads the networks."""
         self._print("opens", worker=worker)
 
     def loses(self, worker: str, how: str) -> None:
-        """Name a worker that was ended."""
+        """Report a worker that was killed."""
         self._print("loses", worker=worker, reason=how)
 
     def advises(self, sentence: str) -> None:
-        """Pass it on."""
+        """Report the advice."""
         self._print("advises", note=sentence)
 
     def records(self, record: AttemptRecord) -> None:
-        """Name a case, and count."""
+        """Report a case, and the counts so far."""
         self._num_retried += record.status == "retried"
         self._num_settled += record.status != "retried"
         self._num_new += record.status != "retried"
@@ -237,7 +237,7 @@ def _clock(seconds: float) -> str:
 
 
 def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[Listener]:
-    """Return what a command tells of a run: a bar or a line per case, JSON lines, or nothing."""
+    """Return the listener for a command's output: a bar or a line per case, JSON lines, or nothing."""
     return nullcontext(ProgressLines()) if as_lines else CohortProgress(is_quiet=is_quiet)
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Case:
     """A CT image with its label map.
 
-    Arrays have axes ``I J K`` along right, anterior, superior (RAS+), one voxel of the one for one of the other.
+    Arrays have axes ``I J K`` along right, anterior, superior (RAS+), with the same grid for both.
 
     Attributes:
         id: Name of the case.
@@ -71,7 +71,7 @@ class Case:
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine of both."""
+        """Shape and affine of image and label map."""
         raise NotImplementedError
 
     @property
@@ -131,7 +131,7 @@ class SavedCase(Case):
 
 
 class Cohort:
-    """A cohort on the disk, made by ``synthesize``, ``insert`` or saved cases.
+    """A cohort on disk, made by ``synthesize``, ``insert`` or saved cases.
 
     >>> import maisi_aug as ma
     >>> cohort = ma.load_cohort("cohort")
@@ -142,18 +142,18 @@ class Cohort:
     True
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the cohort.
     """
 
     def __init__(self, folder: str | Path, summary: CohortSummary | None = None) -> None:
         """Open a cohort.
 
         Args:
-            folder: Where it is.
+            folder: Folder of the cohort.
             summary: Summary of the run that has just made it.
 
         Raises:
-            CohortError: It is none, or its manifest is damaged.
+            CohortError: The folder is not a cohort, or its manifest is damaged.
         """
         self.folder = Path(folder)
         self._manifest: Manifest | None = None
@@ -177,7 +177,7 @@ class Cohort:
         return self.folder / CONTACT_SHEET_NAME
 
     def export_nnunet(self, dataset_id: int, **options: Any) -> ExportReport | LikeReport:
-        """Hand it to nnU-Net; :func:`maisi_aug.export_nnunet` has the options.
+        """Export the cohort to nnU-Net; see :func:`maisi_aug.export_nnunet`.
 
         >>> import maisi_aug as ma
         >>> ma.load_cohort("cohort").export_nnunet(dataset_id=501, name="SynLiver", out="nnUNet_raw").labels
@@ -188,13 +188,13 @@ class Cohort:
         return export_nnunet(self, dataset_id=dataset_id, **options)
 
     def export_monai(self, out: str | Path, **options: Any) -> MonaiReport:
-        """Hand it to MONAI and Auto3DSeg; :func:`maisi_aug.export_monai` has the options."""
+        """Export the cohort to MONAI and Auto3DSeg; see :func:`maisi_aug.export_monai`."""
         from maisi_aug.api.exporting import export_monai
 
         return export_monai(self, out, **options)
 
     def export_dicom(self, out: str | Path, **options: Any) -> DicomReport:
-        """Write DICOM series and segmentations; :func:`maisi_aug.export_dicom` has the options."""
+        """Export the cohort as DICOM series and segmentations; see :func:`maisi_aug.export_dicom`."""
         from maisi_aug.api.exporting import export_dicom
 
         return export_dicom(self, out, **options)
@@ -225,6 +225,6 @@ def load_cohort(folder: str | Path) -> Cohort:
     """Open a cohort that is on the disk.
 
     Raises:
-        CohortError: It is none, or its manifest is damaged.
+        CohortError: The folder is not a cohort, or its manifest is damaged.
     """
     return Cohort(folder)

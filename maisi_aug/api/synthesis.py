@@ -128,7 +128,7 @@ def plan(
     progress: Progress = True,
     **fields: Any,
 ) -> CohortPlan:
-    """Return the cases that :func:`synthesize` would make of the same arguments, and nothing made; ``maisi-aug plan``.
+    """Return the cases that :func:`synthesize` would make, without making them; ``maisi-aug plan``.
 
     The mask bank is opened, and the hardest label map of every kind is tried, so that a lesion without room is found
     here. No weights are needed.
@@ -142,15 +142,15 @@ def plan(
     maisi_aug.errors.RecipeError: plan: unknown keyword 'num_case'. Did you mean 'num_cases'?
 
     Args:
-        labels: As for :func:`synthesize`, like all that follow.
-        out: Where the cohort would go; checked as a run would check it.
+        labels: See :func:`synthesize`, also for the following arguments.
+        out: Folder that the cohort would be written to; checked as in a run.
         recipe: A recipe to start from.
         balance_against: Real dataset to balance.
-        map: What its labels are.
+        map: Meaning of the labels of the real dataset.
         size_bins: Edges of the sizes.
         max_lesions: Most lesions of a case.
         balance_picture: File to draw the balance into.
-        progress: As for :func:`synthesize`.
+        progress: See :func:`synthesize`.
         **fields: As for :func:`synthesize`.
 
     Raises:
@@ -169,10 +169,10 @@ def plan(
 def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
 ) -> CohortRequest:
-    """Return the resolved request of a Python call.
+    """Check the arguments of a Python call, and return the resolved request.
 
     Raises:
-        RecipeError: Listing every problem with its place.
+        RecipeError: The message lists every problem with its place.
     """
     flags = to_fields(CohortRequest, {"labels": labels or None, **fields})
     if recipe is not None:
@@ -192,13 +192,13 @@ def make_cohort(
     redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Resolve what is requested and make it.
+    """Resolve a request, and make or continue the cohort.
 
     Args:
         request: The request.
         out: Folder of the cohort.
-        balance: With a real dataset, to be written beside the cohort.
-        where: Where the networks run, and for which cases.
+        balance: Balance against a real dataset; written next to the cohort.
+        where: Devices or workers, and the shard of cases to make.
         compiler: Compiler for the networks.
         may_resume: Whether the folder may already contain the cohort.
         verify: Compare the bytes of finished cases with the manifest.
@@ -235,8 +235,8 @@ class Outlook:
     """Outlook on a run, before anything is made.
 
     Attributes:
-        cohort: With its plan.
-        maps: What becomes of given label maps; empty for another mask source.
+        cohort: The cohort with its plan.
+        maps: What will be done with each given label map; empty for other mask sources.
     """
 
     cohort: CohortRun

@@ -42,7 +42,8 @@ class TrainResult:
             reached before the first step.
         num_steps: Optimiser steps of the recipe.
         loop: Steps done so far; None if the time limit was reached before the first step.
-        stopped_while: What was being done then, such as ``building phantoms, 3 of 40``; otherwise empty.
+        stopped_while: What the run was doing when it was stopped, such as ``building phantoms, 3 of 40``; otherwise
+            empty.
     """
 
     stage: str

@@ -29,7 +29,7 @@ LABEL_FOLDERS = (
     *("anatomy", "labelsTr", "labelsSynthetic", "labels", "label", "masks", "mask", "segmentations", "segmentation"),
     *("segs", "seg", "gt", "derivatives"),
 )
-"""Names of folders that hold label maps, the first that is there counts."""
+"""Names of folders that hold label maps, in order of preference."""
 IMAGE_FOLDERS = (
     "imagesTr",
     "imagesSynthetic",
@@ -76,8 +76,8 @@ class FileName:
 
     Attributes:
         role: Kind of the file; None if the name does not tell.
-        case: What is left beside the word that tells it; empty where nothing is.
-        word: That word in lower case; empty without one.
+        case: Rest of the name without the word for the kind of file; may be empty.
+        word: Word for the kind of file (``ct``, ``seg``, ...) in lower case; empty without one.
         is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that as well.
     """
 
@@ -215,7 +215,7 @@ def case_of(path: Path, base: str | None = None, *, role: Role | None = None) ->
     Args:
         path: The file, or a folder with a DICOM series.
         base: Its name without a channel's number, where it is known whether that is one; else ``_0000`` is taken off.
-        role: What it is, where that is known: ``P_seg`` among images is a case that is called so.
+        role: Known kind of the file, if any: ``P_seg`` among images is a case of that name.
     """
     stem = _stem_of(path)
     if base is None:
@@ -289,7 +289,7 @@ def sort_files(
     if marked:
         cases = {names[path].case for path in marked} - {""}
         labels = labels or [path for path in rest if _stem_of(path) in cases]
-        reason = "other names there end like an image's, in _ct, _image and similar, but this one does not"
+        reason = "other names in the folder end like an image's (_ct, _image and similar), but this one does not"
         others = tuple(LeftOut(path, reason) for path in rest if path not in labels)
         images, channels = split_channels(marked, [*labels, *labels_elsewhere], ct_channel=ct_channel)
         return SortedFiles(images, tuple(labels), (*others, *channels))
@@ -426,7 +426,7 @@ def _sort_beside_labels(
     left = [path for path in bases if path not in images]
     if not images and len(left) == 1 and not any(read_file_name(_stem_of(label)).case for label in labels):
         images, left = {left[0]: bases[left[0]]}, []
-    reason = "its name is neither an image's nor a label map's, unlike those of the files next to it"
+    reason = "its name marks neither an image nor a label map, unlike the names of the files next to it"
     others = tuple(LeftOut(path, reason) for path in left)
     return SortedFiles(images, tuple(labels), (*others, *channels))
 
@@ -444,7 +444,7 @@ def _sort_bare(files: Sequence[Path], ct_channel: int) -> SortedFiles:
     images, channels = split_channels(files, ct_channel=ct_channel)
     numbered = {path: base for path, base in images.items() if base != _stem_of(path)}
     if numbered:
-        reason = "other names there end in a channel number, but this one does not"
+        reason = "other names in the folder end in a channel number, but this one does not"
         channels += tuple(LeftOut(path, reason) for path in images if path not in numbered)
         images = numbered
     return SortedFiles(images, (), channels, is_bare=True)

@@ -39,7 +39,7 @@ MAX_BONE = 0.1
 """Share of bone in an image without air, fat and skin; a larger share means that tissue still has its offset of 1024.
 """
 NUM_LOOKED_AT = 250_000
-"""Voxels, evenly spread, whose values are counted; lowest and highest are of all."""
+"""Number of evenly spread voxels whose values are counted; the minimum and maximum are of all voxels."""
 SAME_PLACE = 0.1
 """Corners of two grids this share of a voxel apart are the same: headers round their origins."""
 
@@ -66,7 +66,7 @@ def require_hu(image: NDArray[Any], subject: str) -> None:
         subject: The image, for the message.
 
     Raises:
-        VolumeError: Naming the values found.
+        VolumeError: The message names the values found.
     """
     lowest, highest = float(image.min()), float(image.max())
     if lowest > MAX_AIR_HU:
@@ -105,17 +105,17 @@ def _share(values: NDArray[Any], low: float, high: float) -> float:
 def place_labels(
     labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
 ) -> Volume:
-    """Return a label map where its image is; a warning says so where it had to be put there.
+    """Return a label map on its image's grid; warns if it had to be padded.
 
     Args:
         labels: ``(I, J, K)`` labels.
         image: The image's grid.
         subject: The label map, for messages.
-        on: Which grid it is wanted on. On its own it may have other voxels than the image, if it shows the same field
+        on: Grid to return it on. On its own grid, its voxels may differ from the image's if it shows the same field
             of view to a voxel.
 
     Returns:
-        It as it is; or padded to the image's grid where it was cropped along the image's own voxels.
+        The label map, padded to the image's grid if it was cropped along the image's voxels.
 
     Raises:
         VolumeError: It lies elsewhere, has other voxels, or shows another field of view.

@@ -58,7 +58,7 @@ class ArchiveMember:
         return content
 
     def too_large(self) -> VolumeError:
-        """Return the error for a member that its voxels do not explain."""
+        """Return the error for a member that is larger than its number of voxels allows."""
         return VolumeError(
             f"{self.name}: larger than the {self.max_bytes / 1000000.0:.0f} MB that the archive's list states. "
             "Download the archive again."
@@ -80,7 +80,7 @@ class BankEntry:
         has_vocabulary_ids: Whether its ids are the vocabulary's: maps of this package's cohorts and of MAISI's lists.
         member: The label map in an archive; None for files.
         extent_mm: Field of view along I, J, K that a data list states; None where unknown.
-        regions: Uppermost and lowest body region, stated by a data list or told by its labels; None where unknown.
+        regions: Uppermost and lowest body region, stated by a data list or derived from its labels; None where unknown.
         case: The case that its files are of; empty where no name tells.
     """
 
@@ -108,17 +108,17 @@ class BankEntry:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All its files, the CT last."""
+        """All files of the entry, the CT last."""
         return self.label_paths if self.image_path is None else (*self.label_paths, self.image_path)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Requirements on a map.
+    """Requirements on a label map.
 
     Attributes:
         required_ids: All of these.
-        host_ids: At least one of each of these sets.
+        host_ids: Sets of host ids; the map must have at least one id of each set.
         only_tumor_ids: No tumour but these; None where tumours are removed anyway.
     """
 
@@ -127,7 +127,7 @@ class Needs:
     only_tumor_ids: frozenset[int] | None = None
 
     def are_met_by(self, ids: frozenset[int] | None) -> bool:
-        """Whether a map with these ids has all that is needed; None is a map that cannot be used."""
+        """Whether a map with these ids meets the requirements; None stands for an unusable map."""
         return ids is not None and self.required_ids <= ids and all(ids & hosts for hosts in self.host_ids)
 
 
@@ -154,9 +154,9 @@ class BankListing:
         ]
 
     def choose(self, order: Sequence[int], needs: Needs) -> list[int]:
-        """Return those of some maps that may serve, the near ones first, else in the order given.
+        """Return the suitable ones of some maps, those with a similar field of view first.
 
-        Where tumours are removed anyway, maps without any go first, if there are enough of them for variety. Nothing is
+        If tumours are removed anyway, maps without any come first, if there are enough of them for variety. Nothing is
         sorted or left out where a bank tells nothing of its maps.
         """
         if not self._is_told:

@@ -3,7 +3,7 @@
 Layouts, tried in this order: a raw dataset whose ``dataset.json`` points at files elsewhere, a cohort of this package
 (``anatomy/``), nnU-Net raw or Medical Decathlon (``labelsTr/``), ``labels/`` beside ``images/``, one mask per organ
 (TotalSegmentator's output), pairs such as ``X_ct`` and ``X_seg``, and one folder per case with any of these. Names are
-read by :mod:`maisi_aug.banks.case_files`. NVIDIA's mask database, packed or not, is told by its list.
+read by :mod:`maisi_aug.banks.case_files`. NVIDIA's mask database, packed or not, is recognised by its list.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class BankFiles:
     """Files of a bank; none of them is opened.
 
     Attributes:
-        path: Where it is.
+        path: Path of the bank.
         entries: The label maps in the order of their names.
         faults: ``(name, reason)`` of label maps that cannot be used: files are missing or empty, or several images fit.
         left_out: ``(name, reason)`` of files that are neither the image nor the label map of a case.
@@ -75,7 +75,7 @@ class BankFiles:
         """Raise unless there is at least one label map that looks usable.
 
         Raises:
-            BankError: Naming the first file that is not usable, if there is one.
+            BankError: The message names the first file that is not usable, if there is one.
         """
         if self.entries:
             return
@@ -85,7 +85,7 @@ class BankFiles:
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-    """Return the label maps of a bank, and those that cannot be used, as :func:`list_bank` has them."""
+    """Return the label maps of a bank and the unusable ones, as in :func:`list_bank`."""
     found = list_bank(path, is_organ_name)
     return found.entries, found.faults
 
@@ -153,7 +153,7 @@ LabelRegions = Mapping[str, tuple[int, ...]]
 
 
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
-    """Return the names of :func:`load_labels`."""
+    """Return only the names of :func:`load_labels`."""
     return load_labels(path)[0]
 
 
@@ -190,7 +190,7 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
 
     Args:
         table: Id -> name, or name -> id or ids.
-        path: Where it comes from, for errors.
+        path: File that the table comes from, for errors.
 
     Raises:
         BankError: The table is something else.
@@ -427,7 +427,9 @@ def _find_in_data_list(path: Path) -> Iterator[BankEntry]:
         if not all(_can_be_path(text) for text in (label, image or "")):
             raise BankError(f"Mask bank {path}: row {number} must hold file names, found {label[:60]!r}. Correct it.")
         if (label, image) in seen:
-            raise BankError(f"Mask bank {path}: {label!r} in row {number} is listed before. Remove a row.")
+            raise BankError(
+                f"Mask bank {path}: {label!r} in row {number} is already listed in an earlier row. Remove one of them."
+            )
         seen.add((label, image))
         if isinstance(listed, list) and not all(type(value) is int and 0 <= value <= MAX_LISTED_ID for value in listed):
             raise BankError(

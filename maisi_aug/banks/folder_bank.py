@@ -49,7 +49,7 @@ from maisi_aug.volumes.own_names import load_own_names
 
 CACHE_BYTES = 512 * 2**20
 NUM_LOOKS = 3
-"""Maps that show about what a bank has: patients resemble each other."""
+"""Number of maps that represent a bank, since patients resemble each other."""
 
 
 class _Labels(NamedTuple):
@@ -93,7 +93,7 @@ class FolderBank:
             mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, a JSON file, or a dict of
                 source ids or names -> vocabulary names or ids.
             body_region: Uppermost and lowest body region that a map has to show, where a list tells it.
-            cache_bytes: How much memory the maps read last may take.
+            cache_bytes: Largest memory in bytes for the maps read last.
             min_cover: Share of the grid's length from feet to head that a map has to fill.
 
         Raises:
@@ -148,12 +148,12 @@ class FolderBank:
 
     @property
     def names(self) -> list[str]:
-        """Of the listed maps, in their order, usable or not."""
+        """Names of the listed maps in order, usable or not."""
         return [entry.name for entry in self._entries]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what tells this bank from another without opening its maps: its files, and what ids mean."""
+        """SHA-256 that identifies the bank without opening its maps: over its files and the meaning of ids."""
         meanings = self._mapping if isinstance(self._mapping, str) else dict(self._mapping)
         return hashlib.sha256(json.dumps([digest_of(self._entries), meanings]).encode()).hexdigest()
 
@@ -168,7 +168,7 @@ class FolderBank:
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
     def fault_of(self, index: int) -> str:
-        """Return why a map cannot be used; empty where nothing is known against it."""
+        """Return why a map cannot be used; empty if no reason is known."""
         return self._bad.get(index, "")
 
     def image_path_of(self, index: int) -> Path | None:
@@ -176,7 +176,7 @@ class FolderBank:
         return self._entries[index].image_path
 
     def order(self, seed: int, needs: Needs) -> list[int]:
-        """Return the entries that may serve, as far as is known before they are read, in the random order of a seed.
+        """Return the entries that may be suitable, as far as known before reading, in a random order given by the seed.
 
         Of maps whose field of view a list tells, the closest ones come first.
         """
@@ -184,7 +184,7 @@ class FolderBank:
         return self._listing.choose(order, needs)
 
     def load(self, index: int) -> BankMap | None:
-        """Read a map, or None if it cannot be used; the reason is then in ``skipped``.
+        """Read a map; None if it cannot be used, with the reason in ``skipped``.
 
         Raises:
             BankError: No usable map is left.
@@ -200,14 +200,14 @@ class FolderBank:
         return known if isinstance(known, BankMap) else None
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the files that cases were made from are those that lie in the bank now.
+        """Raise if a file that cases were made from has changed in the bank.
 
         Args:
             origins: Origins of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT
                 that gave the body.
 
         Raises:
-            CohortError: Naming the first that is not.
+            CohortError: The message names the first changed file.
         """
         index_of = {entry.name: index for index, entry in enumerate(self._entries)}
         wanted = {
@@ -258,9 +258,9 @@ class FolderBank:
         return self._lesions[key]
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """Maps that hold a host of every lesion and all required ids, cut around the hosts, in random order.
+        """Yield maps with a host of every lesion and all required ids, cut around the hosts, in random order.
 
-        The bank is gone through again and again with new cuts; the iterator ends when no map of it will do.
+        The bank is traversed repeatedly with new cuts; the iterator ends when no map is suitable.
         """
         needs = Needs(frozenset(required_ids), tuple(frozenset(wish.hosts) for wish in lesions))
         order = self.order(seed, needs)
@@ -317,7 +317,7 @@ class FolderBank:
     def _read_labels(self, index: int) -> _Labels:
         """The map in vocabulary ids, read once while there is room; its ids are noted on the way.
 
-        Finding the body takes longer than reading the labels, so maps that lack the host are told by this alone.
+        Finding the body takes longer than reading the labels, so maps that lack the host are recognised without it.
         """
         known = self._cache.get(index)
         if isinstance(known, _Labels):
@@ -394,7 +394,7 @@ class FolderBank:
         unlisted = () if present is None else translation.find_unlisted(present)
         for names, fate in (
             ((*translation.unknown, *unlisted), "they become body (200)"),
-            (translation.unknown_lesions, "these lesions become the organ around them"),
+            (translation.unknown_lesions, "these lesions are replaced by the organ around them"),
         ):
             new = [name for name in names if name not in self._reported]
             self._reported.update(new)

@@ -64,7 +64,7 @@ class Translation:
         return translated
 
     def find_unlisted(self, present: NDArray[np.int_]) -> tuple[str, ...]:
-        """Return ids that occur in a map and that nothing names."""
+        """Return ids that occur in a map and have no name."""
         return tuple(f"id {label_id}" for label_id in present if label_id and label_id not in self.ids)
 
 
@@ -104,10 +104,10 @@ def _read_label_dict(document: Mapping[str, int]) -> dict[str, int]:
 
 
 def require_known_targets(mapping: LabelMapping, vocabulary: Vocabulary, *, subject: str) -> None:
-    """Raise unless a mapping of a bank's labels leads to labels of the vocabulary; a word leads to them by itself.
+    """Raise unless a mapping of a bank's labels leads to labels of the vocabulary; keywords always do.
 
     Raises:
-        BankError: Naming the first label that is none.
+        BankError: The message names the first target that is not in the vocabulary.
     """
     for source, target in mapping.items() if isinstance(mapping, Mapping) else ():
         try:
@@ -138,7 +138,7 @@ def build_translation(
         The translation, or None where ``auto`` finds no names, and only a map's own ids can tell.
 
     Raises:
-        BankError: Nothing maps, or the mapping names what neither side has.
+        BankError: No label is mapped, or the mapping names an unknown label.
     """
     if isinstance(mapping, Mapping):
         return _from_mapping(mapping, names, vocabulary, subject)
@@ -152,10 +152,10 @@ def build_translation(
 
 
 def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
-    """Return what the ids of a map mean by the names in its own header; None without any.
+    """Return the meaning of a map's ids by the names in its own header; None if it has none.
 
     Raises:
-        VolumeError: None of the names is the vocabulary's; other maps of the bank may still be plain.
+        VolumeError: None of the names is in the vocabulary; other maps of the bank may still be plain.
     """
     if not names:
         return None
@@ -166,7 +166,7 @@ def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, sub
 
 
 def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:
-    """Take the ids for MAISI's where a map proves it: it has a body (200) and no id beyond the vocabulary.
+    """Interpret ids as MAISI's if the map proves it, by a body (200) and no id beyond the vocabulary.
 
     Args:
         present: Ids of the map, ascending.
@@ -174,7 +174,7 @@ def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subjec
         subject: The map, for messages.
 
     Raises:
-        VolumeError: The ids could mean anything; other maps of the bank may still be plain.
+        VolumeError: The meaning of the ids is unknown; other maps of the bank may still be plain.
     """
     if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
@@ -217,7 +217,7 @@ def _from_mapping(
 
 
 def _complete(stated: Mapping[int, int], names: Mapping[int, str], vocabulary: Vocabulary) -> Translation:
-    """The translation of ids that somebody stated, and of all others by their names.
+    """The translation of ids that the user stated, and of all others by their names.
 
     A lesion that was stated to be body or background is not a hole in its organ either: it becomes the organ.
     """

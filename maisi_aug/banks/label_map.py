@@ -45,7 +45,7 @@ class BaseMap:
     Attributes:
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
         grid: Its geometry.
-        origin: Where it came from, as plain JSON values.
+        origin: Origin of the map, as plain JSON values.
     """
 
     label_map: NDArray[np.uint8]
@@ -148,7 +148,7 @@ def cut_map(
         keep_ids: Ids whose lesions keep their volume.
 
     Returns:
-        The cut, which keeps the map's axis directions and its place in the scanner.
+        The cut map, with the map's axis directions and scanner coordinates.
     """
     shift_mm = rng.uniform(-1, 1, 3) * np.asarray(JITTER) * np.asarray(grid.extent_mm)
     centre_mm = choose_centre(bank_map.label_map, bank_map.grid, grid, focus, shift_mm=shift_mm)
@@ -167,8 +167,8 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
     """Return the label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
 
     Args:
-        entry: What to read.
-        translation: What its ids mean; None where only the map itself can tell, which masks of organs never need.
+        entry: Entry to read.
+        translation: Meaning of the ids; None where only the map itself can tell, which masks of organs never need.
         vocabulary: Vocabulary of the translation.
 
     Raises:
@@ -272,7 +272,7 @@ def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
 
 
 def no_envelope(entry: BankEntry) -> VolumeError:
-    """Return the error for a map without a CT and without body, or with nothing but the skin or a few voxels of it."""
+    """Return the error for a map without a CT whose body (200) is missing, hollow or a few voxels."""
     return VolumeError(
         f"{entry.name}: needs a filled body (200), or a CT to find the body in. Put the CT next to the label map, "
         "for instance as X_ct.nii.gz and X_seg.nii.gz."
@@ -304,9 +304,9 @@ def choose_centre(
     *,
     shift_mm: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """Return where the centre of a grid lies best on a label map.
+    """Return the best position for the centre of a grid on a label map.
 
-    Across the body the cut is centred on the patient, as scans are; along it on what matters, and kept inside the
+    Across the body, the cut is centred on the patient, as in scans; along it, on the focus, and kept inside the
     patient where the scan shows enough of one.
 
     Args:
@@ -314,7 +314,7 @@ def choose_centre(
         source: Its geometry.
         grid: Shape and spacing of the cut.
         focus: Boxes of the map that must be inside, with a margin; none for the middle of the map.
-        shift_mm: By how much the cut is moved along I, J, K, as far as the focus allows.
+        shift_mm: Shift of the cut along I, J, K in mm, as far as the focus allows.
 
     Returns:
         The centre in RAS+ millimetres.

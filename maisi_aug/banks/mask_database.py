@@ -31,9 +31,9 @@ MAX_VOXEL_BYTES = 8
 """Bytes per voxel of the widest type in which NIfTI stores labels."""
 HEADER_BYTES = 2**20
 MAX_DEPTH = 32
-"""Folders in a path; every end of every path is looked up."""
+"""Largest number of folders in a path, because every suffix of every path is looked up."""
 MAX_MAP_BYTES = 4 * 2**30
-"""Whatever a list states: 16 times the largest grid of the published models in bytes."""
+"""Limit for any size that a list states: 16 times the largest grid of the published models, in bytes."""
 
 Skipped = list[tuple[str, str]]
 
@@ -52,7 +52,7 @@ class Database:
 
 
 def find_database(path: Path) -> Database | None:
-    """Return the mask database that a path means, or None where it means something else.
+    """Return the mask database at a path, or None if there is none.
 
     Args:
         path: The archive, the unpacked folder, the list, or the folder that holds list and maps.
@@ -180,7 +180,8 @@ def _require_inside(info: zipfile.ZipInfo, archive: Path) -> None:
         fault = "a link"
     if fault is not None:
         raise BankError(
-            f"Mask bank {archive}: member '{info.orig_filename}' would leave its folder: {fault}. Nothing was read; "
+            f"Mask bank {archive}: member '{info.orig_filename}' would be written outside the folder: {fault}. "
+            "Nothing was read; "
             "download the archive again from its source."
         )
 
@@ -245,7 +246,7 @@ def _is_database_list(path: Path) -> bool:
     try:
         rows = read_json(path)
     except (OSError, ValueError):
-        return False  # whoever reads it as a data list tells what is wrong
+        return False  # reading it as a data list reports what is wrong
     is_list = isinstance(rows, list) and bool(rows)
     return is_list and all(
         isinstance(row, dict) and {PATH_FIELD, "label_list", "dim", "spacing"} <= set(row) for row in rows

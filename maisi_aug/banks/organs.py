@@ -14,7 +14,7 @@ from maisi_aug.vocabulary.labels import Vocabulary
 MIN_ORGANS = 3
 """Smallest number of organs that counts as an anatomy; maps of the liver and its tumours alone have fewer."""
 NUM_LOOKS = 3
-"""Usable maps that are looked at before a bank is said to hold no more organs."""
+"""Number of usable maps to examine before concluding that a bank holds no more organs."""
 HOW_TO_COMPLETE = (
     "Complete them with TotalSegmentator's organs: maisi-aug prepare {cases} "
     "--run-totalsegmentator --bundle {bundle} --out prepared (or --organs FOLDER with its results), then --mask-bank "
@@ -23,7 +23,7 @@ HOW_TO_COMPLETE = (
 
 
 def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
-    """Return the most organs that one of a bank's first maps holds, the name of that map, and the ids of its organs.
+    """Return the largest number of organs in one of a bank's first maps, that map's name, and the organs' ids.
 
     Args:
         bank: A map is read for its ids unless a list promises them.
@@ -49,7 +49,7 @@ def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
 def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False) -> None:
     """Raise unless a bank's maps hold the organs around the lesions.
 
-    A bundle that was fine-tuned has learnt from maps such as its user has: it takes any.
+    Fine-tuned bundles take any map, because they were trained on maps like the user's.
 
     Args:
         bank: The maps.
@@ -57,7 +57,7 @@ def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False
         is_allowed: Warn instead of raising.
 
     Raises:
-        BankError: With the command that completes the maps.
+        BankError: The message has the command that completes the maps.
     """
     if bundle.spec.base is not None:
         return

@@ -18,7 +18,7 @@ DESCRIPTION_NAME = "dataset.json"
 _FOLDERS = ("labelsTr", "imagesTr")
 _FOLDER_NAME = re.compile(r"Dataset(?P<number>\d{3,})_(?P<name>.+)")
 NEVER_TRAINED = "_seg"
-"""nnU-Net 2.8.1 lists preprocessed cases by their files, and takes those that end so for label maps."""
+"""Ending of the names of cases that nnU-Net 2.8.1 never trains on, because it takes their files for label maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class RawCase:
 
 
 def find_dataset(path: Path | str) -> Path:
-    """Return the place of a dataset that is called by its path, by its number or by its name.
+    """Return the path of a dataset given by path, number or name.
 
     Args:
         path: A path that exists, or with the environment variable ``nnUNet_raw`` a raw dataset's number (``3``), name
@@ -98,7 +98,7 @@ class RawDataset:
 
     @property
     def path(self) -> Path:
-        """Of ``dataset.json``."""
+        """Path of ``dataset.json``."""
         return self.folder / DESCRIPTION_NAME
 
     @property
@@ -111,7 +111,7 @@ class RawDataset:
 
     @property
     def ct_channel(self) -> int:
-        """The channel that is the CT: the one that is called so, or the only one; 0 where none is described.
+        """Number of the CT channel: the one named CT, or the only one; 0 if no channels are described.
 
         Raises:
             BankError: There are several, and not exactly one of them is called CT.
@@ -129,7 +129,7 @@ class RawDataset:
 
     @property
     def names_files(self) -> bool:
-        """Whether ``dataset.json`` points at each file, wherever it lies."""
+        """Whether ``dataset.json`` lists the path of every file."""
         return isinstance(self.document.get("dataset"), dict)
 
     def list_cases(self) -> list[RawCase]:
@@ -203,7 +203,7 @@ def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name -> its numbers, several for a region, of ``labels`` in nnU-Net's spelling or the Decathlon's.
 
     Raises:
-        TypeError, ValueError: A number is none.
+        TypeError, ValueError: A value is not a number.
     """
     if all(spells_number(key) and isinstance(value, str) for key, value in labels.items()):
         labels = {name: number for number, name in labels.items()}

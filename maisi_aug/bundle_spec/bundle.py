@@ -42,7 +42,7 @@ __all__ = ["Bundle", "BundleSpec", "MaskGenerationSpec", "SlotSpec", "WeightFile
 
 BUNDLE_FILE = "bundle.yaml"
 RUN_FOLDER = "bundle"
-"""Subfolder in which trainings and fine-tunings leave their bundle, so that the folder of a run can be given instead.
+"""Subfolder in which training and fine-tuning write the bundle; the folder of a run can be given as a bundle.
 """
 HOME_VARIABLE = "MAISI_AUG_HOME"
 EMBEDDED_FOLDER = Path(__file__).parents[1] / "bundles"
@@ -52,7 +52,7 @@ SCHEDULER_STEPS = 1000
 IMAGE_ROLES = ("autoencoder", "diffusion_unet")
 """Networks that make images; every bundle has them."""
 NETWORK_ROLES = (*IMAGE_ROLES, "controlnet")
-"""Networks that make images of label maps."""
+"""Networks that draw images of label maps."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Bundle:
 
     @property
     def is_fetched(self) -> bool:
-        """Whether it is on this machine, and no outline of one that can be fetched."""
+        """Whether its weights are on this machine; False for the outline of a downloadable bundle."""
         return bool(self.spec.weights) or self.spec.base is not None
 
     @property
@@ -111,7 +111,7 @@ class Bundle:
     def fingerprint(self) -> str:
         """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
 
-        What it says of mask networks is left out: fetching them later must not part a bundle from its cohorts. Empty
+        Mask networks are not included, so that adding them later does not invalidate existing cohorts. Empty
         for the outline of one that has not been fetched.
         """
         if not self.is_fetched:
@@ -123,10 +123,10 @@ class Bundle:
 
     @cached_property
     def base(self) -> Bundle | None:
-        """The bundle that this one was fine-tuned from; None for one with all its weights.
+        """The bundle that this one was fine-tuned from; None if it has all its weights itself.
 
         Raises:
-            BundleError: When it is nowhere to be found, or is no longer what it was.
+            BundleError: The base was not found, or has changed.
         """
         return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
 
@@ -157,7 +157,7 @@ class Bundle:
         """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
 
         Raises:
-            BundleError: When it names a list that is not there.
+            BundleError: The named list is missing.
         """
         bank = self.spec.mask_bank
         if bank is None:
@@ -173,7 +173,7 @@ class Bundle:
 
     @property
     def has_controlnet(self) -> bool:
-        """Whether it draws images of label maps, and not images alone."""
+        """Whether it can draw images of label maps."""
         return "controlnet" in self.spec.networks
 
     @property
@@ -199,7 +199,7 @@ class Bundle:
         """
         if self.has_controlnet:
             return
-        reason = "NVIDIA has not published one for MR" if self.is_mr else "it draws images without label maps only"
+        reason = "NVIDIA has not published one for MR" if self.is_mr else "it only draws images without label maps"
         raise BundleError(
             f"Bundle '{self.name}': has no ControlNet, which images of label maps need ({reason}). Use --mask-source "
             "none without --labels, or a bundle with a ControlNet such as rflow-ct."
@@ -209,7 +209,7 @@ class Bundle:
         """The modality of images; the bundle's first where none is given.
 
         Raises:
-            RecipeError: For MR of a CT bundle, and the other way round.
+            RecipeError: MR is requested from a CT bundle, or CT from an MR bundle.
         """
         chosen = modality or self.spec.modalities[0]
         if is_mr(chosen) != self.is_mr:
@@ -221,7 +221,7 @@ class Bundle:
         return chosen
 
     def warn_of_modality(self, modality: str) -> tuple[str, ...]:
-        """What to warn of: a sentence for a modality that the networks were not taught, else empty."""
+        """Warning for a modality that the networks were not trained on; empty if there is none."""
         if modality in self.spec.modalities:
             return ()
         return (
@@ -233,7 +233,7 @@ class Bundle:
         """The strength of the guidance; without a label map the bundle's default where none is given.
 
         Raises:
-            RecipeError: For guidance without a label map of networks that are not told the modality.
+            RecipeError: Guidance without a label map needs networks that are conditioned on modality.
         """
         if has_map:
             return guidance_scale or 0.0
@@ -249,7 +249,7 @@ class Bundle:
         """The number of sampling steps; the default where none is given.
 
         Args:
-            num_inference_steps: What was asked for.
+            num_inference_steps: Requested number of steps.
             takes_fewer: Whether the sampler of a DDPM bundle may leave time steps out.
 
         Raises:
@@ -277,11 +277,11 @@ class Bundle:
         return chosen
 
     def leaves_steps_out(self, num_inference_steps: int) -> bool:
-        """Whether that is fewer steps than DDPM has, which another sampler has to take."""
+        """Whether a DDPM bundle is given fewer steps than it was trained with, which needs another sampler."""
         return self.is_ddpm and num_inference_steps < self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
 
     def warn_of_steps(self, num_inference_steps: int) -> tuple[str, ...]:
-        """What to warn of: a sentence for a DDPM bundle with fewer steps; empty where there is nothing to warn of."""
+        """Warning for a DDPM bundle with fewer steps; empty if there is none."""
         if not self.leaves_steps_out(num_inference_steps):
             return ()
         return (
@@ -296,19 +296,19 @@ class Bundle:
 
     @property
     def is_told_modality(self) -> bool:
-        """Whether the networks are told the modality of an image."""
+        """Whether the networks are conditioned on the modality of an image."""
         return self.definition("diffusion_unet").get("num_class_embeds") is not None
 
     @property
     def is_told_regions(self) -> bool:
-        """Whether the networks are told which body regions an image shows."""
+        """Whether the networks are conditioned on the body regions that an image shows."""
         return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
 
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
-        """Raise unless the networks listen to what is requested; a word that changes nothing would mislead.
+        """Raise unless the networks are conditioned on what is requested; an option without effect would mislead.
 
         Raises:
-            RecipeError: For a modality or a body region that they are not told.
+            RecipeError: The networks are not conditioned on the modality or the body region.
         """
         told = self.spec.modalities[0]
         if modality != told and not self.is_told_modality:
@@ -337,10 +337,10 @@ class Bundle:
             grid: Grid of the images to be made.
             shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
             allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
-            remedy: What else can be done than to use the nearest grid; empty for commands that take no unseen grid.
+            remedy: Alternative to using the nearest grid; empty for commands that take no unseen grid.
 
         Returns:
-            What to warn of, a sentence with the nearest grid that is good; empty where there is nothing to warn of.
+            Warning with the nearest suitable grid; empty if there is none.
 
         Raises:
             GridError: When a side is not a multiple of the factor, or the networks cannot work with the grid.
@@ -376,7 +376,7 @@ class Bundle:
         """
         if role not in self.spec.networks:
             raise BundleError(
-                f"Bundle '{self.name}': no definition in networks.{role}; it has "
+                f"Bundle '{self.name}': has no definition networks.{role}; it has "
                 f"{', '.join(self.spec.networks) or 'none'}. Fetch the bundle again."
             )
         return self.spec.networks[role]
@@ -391,7 +391,7 @@ class Bundle:
             return self
         if self.base is None:
             raise BundleError(
-                f"Bundle '{self.name}': no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
+                f"Bundle '{self.name}': has no weights for {role}; it has {', '.join(self.spec.weights) or 'none'}. "
                 "Fetch the bundle again."
             )
         return self.base.owner_of(role)
@@ -412,7 +412,7 @@ class Bundle:
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
     def path_of(self, named: WeightFile) -> Path:
-        """Return where a file that ``bundle.yaml`` names lies.
+        """Return the path of a file named in ``bundle.yaml``.
 
         Raises:
             BundleError: When the file is missing or leads out of the folder.
@@ -433,7 +433,7 @@ class Bundle:
         """Compare files with their recorded SHA-256: all that are named, a base's among them, or those of some roles.
 
         Raises:
-            BundleError: Naming the file that is missing or differs.
+            BundleError: The message names the file that is missing or differs.
         """
         chosen = self.roles if roles is None else roles
         owners = {role: self.owner_of(role) for role in chosen}
@@ -489,7 +489,7 @@ def pulled_bundles() -> tuple[str, ...]:
 
 
 def reference_of(bundle: Bundle) -> str:
-    """What ``--bundle`` takes for a bundle that is embedded or was fetched: its name, or ``owner/name``."""
+    """Return the value of ``--bundle`` for an embedded or downloaded bundle: its name, or ``owner/name``."""
     home = pulled_bundles_folder()
     return bundle.path.relative_to(home).as_posix() if bundle.path.is_relative_to(home) else bundle.name
 
@@ -566,7 +566,7 @@ def load_outline(name_or_path: str | Path) -> Bundle:
 
 
 def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
-    """Return the bundle that a fine-tuned one refers to, by its name or by where it lay.
+    """Return the base of a fine-tuned bundle, found by name or by its recorded paths.
 
     Args:
         spec: Its entry in the fine-tuned bundle.
@@ -574,13 +574,13 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
         subject: The fine-tuned bundle, for messages.
 
     Raises:
-        BundleError: When it is nowhere to be found, or is no longer what it was.
+        BundleError: The base was not found, or has changed.
     """
     at_hand = (*embedded_bundles(), *pulled_bundles())
     places: list[str | Path] = [spec.name] if spec.name in at_hand else []
     places += [folder / path for path in spec.paths if (folder / path / BUNDLE_FILE).is_file()]
     found = [load_bundle(place) for place in places]
-    # A base that somebody has shared is found under its owner's name.
+    # A shared base is found under its owner's name.
     found += [load_bundle(name) for name in at_hand if name.endswith(f"/{spec.name}")]
     for bundle in found:
         if bundle.fingerprint == spec.fingerprint:

@@ -31,12 +31,12 @@ _IMAGES = "Images"
 
 
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
-    """Return how many voxels along a side make one latent voxel, by the definition of the VAE."""
+    """Return the downsampling factor of the VAE: image voxels per latent voxel along a side."""
     return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 
 def kept_in(num_splits: int) -> Keep:
-    """Return what is kept between passes where so many parts are requested: the less memory they leave, the less."""
+    """Return what is kept between passes for a number of parts: the more parts, the less."""
     return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 

@@ -32,7 +32,7 @@ class GridSpec(StrictModel):
     spacing_mm: tuple[PositiveFinite, PositiveFinite, PositiveFinite]
 
     def is_like(self, other: GridSpec) -> bool:
-        """Whether two grids have the same voxels, wherever they lie."""
+        """Whether two grids have the same shape and spacing, at any position."""
         return self.shape == other.shape and np.allclose(self.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE)
 
 
@@ -55,7 +55,7 @@ class GridLimits(StrictModel):
         extent_mm: Least and largest field of view along I and J; others are refused. None for any.
         least_extent_mm: Field of view along I and J below which is warned; None for any.
         recommended: Grids by the body regions that they are for; they need not meet ``least_extent_mm``.
-        source: Where these figures come from.
+        source: Source of the figures.
     """
 
     sides: tuple[_Sides, _Sides, _Sides]
@@ -85,7 +85,7 @@ class GridLimits(StrictModel):
         )
 
     def admits(self, grid: Grid) -> bool:
-        """Whether the networks have seen such grids; a field of view that is enough for the head is enough."""
+        """Whether the networks were trained on such grids; a field of view that is enough for the head is accepted."""
         return not find_shortfalls(grid, self, shows_head_alone=True)
 
 
@@ -94,7 +94,7 @@ class Shortfall:
     """A way in which a grid is outside of a bundle's limits.
 
     Attributes:
-        expected: What it should have, to follow the word "expected".
+        expected: What the grid should have, worded to follow "expected".
         is_refused: Whether the networks cannot work with it; else their images may be bad.
     """
 
@@ -103,10 +103,10 @@ class Shortfall:
 
 
 def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> list[Shortfall]:
-    """Return what a grid lacks to be one that the networks have seen.
+    """Return in which ways a grid differs from those that the networks were trained on.
 
     Args:
-        grid: Shape and spacing count.
+        grid: Grid whose shape and spacing are checked.
         limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """
@@ -123,10 +123,11 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
 def spell_shortfalls(
     grid: Grid, limits: GridLimits, subject: str, *, shows_head_alone: bool = False
 ) -> tuple[str, bool] | None:
-    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, refused ones first.
+    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, the severest first.
 
     Returns:
-        The sentence without its stop, and whether the networks cannot work with the grid; None where nothing is found.
+        The sentence without its full stop, and whether the networks cannot work with the grid; None where nothing is
+        found.
     """
     shortfalls = find_shortfalls(grid, limits, shows_head_alone=shows_head_alone)
     if not shortfalls:
@@ -195,13 +196,13 @@ def spell_flags(grid: Grid) -> str:
 
 
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
-    """Return the grid that is nearest to one that lacks something, and lacks nothing.
+    """Return the nearest grid within the limits.
 
     Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
     twice.
 
     Args:
-        grid: What was requested.
+        grid: Requested grid.
         limits: Limits of the bundle.
         shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
     """

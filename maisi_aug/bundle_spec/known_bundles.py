@@ -41,8 +41,8 @@ class KnownDatabase:
 
     Attributes:
         files: Within the bundle's repository, by what they are: ``maps`` and ``list``.
-        download_size: Of all these files, to be read by people.
-        num_maps: How many there are.
+        download_size: Size of all these files as text, such as "11.6 GB".
+        num_maps: Number of label maps.
     """
 
     files: Mapping[str, str]
@@ -56,13 +56,13 @@ class KnownBundle:
 
     Attributes:
         header: Content of ``bundle.yaml``, as far as known before the files exist.
-        repository: On the Hugging Face hub, ``owner/name``.
+        repository: Repository on the Hugging Face hub, ``owner/name``.
         files: Checkpoint within the repository by role of the network.
         download_size: Download size of all files, to be read by people.
-        licence_url: Where the licence named in the header can be read.
+        licence_url: Address of the text of the licence.
         notice: Notice that the licence requires next to the weights.
         masks: The networks that generate label maps, fetched on request; None where none are published.
-        repositories: Where checkpoints lie that the bundle's own repository lacks, by role of the network.
+        repositories: By role of the network, repositories with checkpoints that the bundle's own repository lacks.
         mask_database: The label maps, fetched on request; None where none are published.
     """
 
@@ -112,8 +112,8 @@ class KnownBundle:
         """
         if self.masks is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected a bundle that mask networks are published for, found one of images "
-                "alone. Leave --with-masks out."
+                f"Bundle '{self.name}': no mask networks are published for it, because it draws images "
+                "only. Leave --with-masks out."
             )
         return self.masks
 
@@ -125,14 +125,14 @@ class KnownBundle:
         """
         if self.mask_database is None:
             raise BundleError(
-                f"Bundle '{self.name}': expected a bundle that label maps are published with, found one of images "
-                "alone. Leave --with-mask-database out."
+                f"Bundle '{self.name}': no label maps are published with it, because it draws images "
+                "only. Leave --with-mask-database out."
             )
         return self.mask_database
 
     @property
     def accepted_licence(self) -> dict[str, object]:
-        """Entry on the licence in ``bundle.yaml`` once it is accepted."""
+        """Text of the licence entry in ``bundle.yaml`` after acceptance."""
         return {"name": self.licence, "url": self.licence_url, "is_accepted": True}
 
     @property
@@ -156,7 +156,7 @@ def find_known_bundle(name: str) -> KnownBundle:
     """Return the bundle of a name.
 
     Raises:
-        BundleError: Offering the closest names.
+        BundleError: The name is unknown; the message offers the closest ones.
     """
     known = known_bundles()
     if name not in known:

@@ -64,11 +64,11 @@ def generated_grid(bundle: Bundle) -> Grid:
 def require_inside(bundle: Bundle, grid: Grid) -> None:
     """Raise unless generated label maps reach from one end of a grid to the other along the body.
 
-    Across the body a wider grid shows more air around it, which is as it should be.
+    Across the body, a wider grid only shows more air.
 
     Raises:
         BundleError: When the bundle has no mask networks.
-        GridError: Naming both lengths.
+        GridError: The message names both lengths.
     """
     field_mm, wanted_mm = generated_grid(bundle).extent_mm[2], grid.extent_mm[2]
     if wanted_mm > field_mm * FIELD_TOLERANCE:

@@ -38,7 +38,7 @@ class Preset:
         overlap: Share of a window that neighbours have in common.
         memory_gb: Memory in GB of the GPU that is enough.
         peak_gb: The most that was used of it, or a bound, for presets by region.
-        source: Where grid and window come from.
+        source: Source of the grid and the window.
     """
 
     name: str

@@ -25,7 +25,7 @@ def dump_bundle(content: Mapping[str, Any]) -> str:
 
 
 def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a ``bundle.yaml`` said before mask networks were added."""
+    """Return the text of a ``bundle.yaml`` without its mask networks."""
 
     def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in keys}
@@ -53,7 +53,7 @@ _MAX_LEVELS = 16
 
 
 def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
-    """Raise for numbers that no network or scheduler has, and that would take hours to build."""
+    """Raise for implausible hyper-parameters, which would take hours to build."""
     if not isinstance(definition.get("class"), str):
         raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
@@ -71,7 +71,7 @@ def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Raise unless the networks that decide what a grid's sides are multiples of say how many levels they have."""
+    """Raise unless the definitions state their number of levels, which decides the multiple for a grid's sides."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
             raise ValueError(f"expected a list of integers as {role}.num_channels")
@@ -120,7 +120,7 @@ class BaseSpec(StrictModel):
     Attributes:
         name: Name of the base.
         fingerprint: Fingerprint of the base; one that has changed since cannot be used.
-        paths: Where it may lie when its name does not find it: relative to this bundle's folder, or absolute.
+        paths: Paths to try if the base is not found by name: relative to this bundle's folder, or absolute.
     """
 
     name: str
@@ -132,8 +132,8 @@ class SizeSpec(StrictModel):
     """Volumes of a label, one per patient, so that size percentiles mean something.
 
     Attributes:
-        quantiles_ml: At 0, 5, ..., 100 percent.
-        source: Where they were measured.
+        quantiles_ml: Quantiles of the volume in mL at 0, 5, ..., 100 percent.
+        source: Dataset on which they were measured.
     """
 
     quantiles_ml: tuple[PositiveFinite, ...] = Field(min_length=21, max_length=21)
@@ -147,7 +147,7 @@ class HuSpec(StrictModel):
         low_hu: Lowest plausible median.
         high_hu: Highest plausible median.
         contrast_sign: 1 for brighter than its surroundings, -1 for darker, 0 for either.
-        source: Where the figures come from.
+        source: Source of the figures.
     """
 
     low_hu: Finite
@@ -225,7 +225,7 @@ class BundleSpec(StrictModel):
         sizes: Volumes of labels by name, measured on training data.
         hu_ranges: HU of labels by name, measured on training data.
         mask_bank: Label maps to draw from by default; None for the phantoms.
-        provenance: How the weights came to be: recipe, steps, seed, versions.
+        provenance: Origin of the weights: recipe, steps, seed, versions.
     """
 
     format: int = Field(ge=1, le=1)
@@ -256,5 +256,5 @@ class BundleSpec(StrictModel):
     @model_validator(mode="after")
     def _require_one_kind(self) -> BundleSpec:
         if len({is_mr(modality) for modality in self.modalities}) > 1:
-            raise ValueError(f"expected modalities of CT alone or of MR alone, found {', '.join(self.modalities)}")
+            raise ValueError(f"expected only CT modalities or only MR modalities, found {', '.join(self.modalities)}")
         return self

@@ -67,7 +67,7 @@ class LesionCensus:
     Attributes:
         label: Name in the vocabulary.
         source: Its name in the dataset, for the user to check.
-        volumes_ml: For every case the volumes of its lesions; empty for a case without any.
+        volumes_ml: For each case, the volumes of its lesions; empty for a case without any.
     """
 
     label: str
@@ -101,7 +101,7 @@ class BalanceTarget:
 def read_targets(
     texts: Sequence[str], *, vocabulary: Vocabulary, bins: SizeBins, least_ml: float = 0.0
 ) -> tuple[BalanceTarget, ...]:
-    """Read label requests as what is to be balanced: a size limits what is planned, the balance chooses within it.
+    """Read label requests as balancing targets; a size limits the sizes that the balance chooses from.
 
     Args:
         texts: Requests, one lesion each, with organs and a share if wanted.
@@ -111,7 +111,7 @@ def read_targets(
 
     Raises:
         VocabularyError: For an unknown label.
-        RequestError: For a request without a lesion, with several or with a count, or one that the bins leave nothing.
+        RequestError: A request has no lesion, several lesions or a count, or its sizes lie outside all bins.
     """
     requests = parse_requests([_with_size(text, vocabulary, bins) for text in texts], vocabulary=vocabulary)
     targets = [_to_target(*pair, bins, least_ml) for pair in zip(texts, requests, strict=True)]
@@ -170,7 +170,7 @@ class LabelBalance:
         real_lesions: Lesions of the dataset.
         planned_cases: Cases that the plan adds.
         planned_lesions: Lesions that the plan adds.
-        combinations: For every kind of planned case, its size bins, and how many cases of it there are.
+        combinations: Number of planned cases of every kind, by the size bins of their lesions.
     """
 
     target: BalanceTarget
@@ -205,7 +205,7 @@ class LabelBalance:
         return part
 
     def lacking(self, *, planned: bool) -> list[list[int]]:
-        """Return the lesions that every open bin lacks to the fullest one of its row; 0 for other bins."""
+        """Return how many lesions each open bin is short of the fullest bin in its row; 0 for other bins."""
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         result = []
         for row in rows:
@@ -214,7 +214,7 @@ class LabelBalance:
         return result
 
     def evenness(self, *, planned: bool) -> float:
-        """Return how even the open cells are, 1 when all are equally full, 0 when one holds all: Pielou's J (1966)."""
+        """Return the evenness of the open cells, from 0 (one holds all) to 1 (all equal): Pielou's J (1966)."""
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         counts = [row[place] for row in rows for place in self.open_bins]
         total = sum(counts)
@@ -257,7 +257,7 @@ def count_lesions(
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:
-        RequestError: For a number of lesions that cannot be requested for a case, or where all lesions of the dataset
+        RequestError: For a number of lesions that cannot be requested for a case, or all lesions of the dataset
             are smaller than anything that can be planned, and no size says that larger ones are wanted.
     """
     if not 1 <= max_lesions <= MAX_COUNT:
@@ -295,7 +295,7 @@ def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[
     Labels with a share get it; without shares every case goes to the label that the fewest cases show.
 
     Args:
-        balances: What the labels have.
+        balances: Existing cases of each label.
         num_cases: Cases of the cohort.
 
     Raises:

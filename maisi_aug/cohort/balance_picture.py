@@ -24,9 +24,9 @@ class _Panel:
     """One histogram.
 
     Attributes:
-        title: On top.
+        title: Title of the chart.
         names: Names of the bars.
-        real: What the dataset has.
+        real: Counts in the real dataset.
         planned: Cases that the plan adds.
         is_open: Whether the plan may fill a bar.
     """
@@ -87,7 +87,11 @@ def _panels_of(balance: LabelBalance) -> list[_Panel]:
 
 def _draw_legend(picture: Image.Image, dataset: str) -> None:
     draw, x = ImageDraw.Draw(picture), MARGIN_PX
-    for colour, text in ((REAL, f"real: {dataset}"), (MARK, "planned"), (None, "outlined: counted, not planned")):
+    for colour, text in (
+        (REAL, f"real: {dataset}"),
+        (MARK, "planned"),
+        (None, "outlined: existing lesions, not planned for"),
+    ):
         box = (x, MARGIN_PX + 2, x + 14, MARGIN_PX + 16)
         draw.rectangle(box, fill=colour, outline=DIM_TEXT if colour is None else None)
         write_text(picture, (x + 22, MARGIN_PX), text, size_px=15)

@@ -51,13 +51,13 @@ class CohortFolder:
     """The folder of a cohort.
 
     Attributes:
-        path: Where it is.
+        path: Path of the folder.
     """
 
     path: Path
 
     def file_of(self, role: str, case_id: str) -> Path:
-        """Return where a file of a case goes.
+        """Return the path of a case's file.
 
         Args:
             role: "image", "label", "anatomy" or "preview".
@@ -67,15 +67,15 @@ class CohortFolder:
         return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
 
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
-        """Return where the picture of a failed attempt goes."""
+        """Return the path for the picture of a failed attempt."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
     def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
-        """Return where a volume of a rejected case goes that the user wants to keep; apart from those to train on."""
+        """Return the path for a kept volume of a rejected case, separate from the training data."""
         return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
-        """Return a path as the manifest has it."""
+        """Return a path relative to the folder, as in the manifest."""
         return path.relative_to(self.path).as_posix()
 
 
@@ -109,7 +109,7 @@ class BegunCohort:
         path: The folder.
         document: Content of its ``cohort.yaml``; empty where no cohort was begun.
         has_cases: Whether any attempt at a case is noted; without one the cohort is planned anew.
-        stamp: Size, time and place of ``cohort.yaml``; while it stays, nobody has written the file.
+        stamp: Size, time and place of ``cohort.yaml``; while it is unchanged, the file has not been written.
     """
 
     path: Path | None
@@ -119,7 +119,7 @@ class BegunCohort:
 
     @classmethod
     def read(cls, path: Path, *, may_resume: bool = True) -> BegunCohort:
-        """Look into a folder; nothing in it is changed.
+        """Read the state of a folder, without changing it.
 
         Args:
             path: Path of the cohort.
@@ -138,13 +138,13 @@ class BegunCohort:
         return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
     def read_again(self, path: Path) -> dict[str, Any] | None:
-        """Return the content of a folder's ``cohort.yaml``, which is read only if it is not what was read before."""
+        """Return the content of ``cohort.yaml``, read again only if the file has changed."""
         if self.path == path and self.document and self.stamp == _stamp_of(path):
             return dict(self.document)
         return read_cohort_document(path)
 
     def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
-        """Return numbers of cases that the cohort had before it grew, one more where more cases are requested.
+        """Return the earlier sizes of the cohort, including the current one if more cases are requested.
 
         Args:
             num_cases: Number of requested cases; fewer than there are is left for the comparison to refuse.
@@ -168,14 +168,14 @@ def _stamp_of(path: Path) -> tuple[int, ...]:
 
 
 NOT_BEGUN = BegunCohort(None, {})
-"""A cohort without a folder, or with one that nobody has looked into."""
+"""State of a cohort whose folder does not exist or was not read."""
 
 
 def _require_forms(document: Mapping[str, Any], path: Path) -> None:
     """Raise where what a run compares and counts with is of another form than it writes.
 
     Raises:
-        CohortError: Naming the field.
+        CohortError: The message names the field.
     """
     steps = document["configuration"].get(GROWTH_FIELD)
     is_list = steps is None or (isinstance(steps, list) and all(type(step) is int for step in steps))
@@ -272,7 +272,7 @@ def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list
 
     Args:
         folder: Folder of the cohort.
-        manifest: What it must contain.
+        manifest: Manifest to compare the files with.
         verify: Compare the bytes of every file as well; otherwise files are listed and not opened.
     """
     listed: dict[str, frozenset[str]] = {}
@@ -340,7 +340,7 @@ def open_cohort(
     begun: BegunCohort = NOT_BEGUN,
     manifest: str = MANIFEST_NAME,
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
-    """Begin a cohort or continue one; nobody else can write to it meanwhile, but for the other shards of a shard.
+    """Begin or continue a cohort, locked against other processes except those of its other shards.
 
     Args:
         path: Folder, made where there is none.

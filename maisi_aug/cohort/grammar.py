@@ -54,7 +54,7 @@ class SizeRange:
     distribution: SizeDistribution | None = None
 
     def at(self, u: float) -> float:
-        """Return the volume in mL at a place ``u`` in [0, 1] of the range.
+        """Return the volume in mL at position ``u`` in [0, 1] of the range.
 
         A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
         distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
@@ -75,7 +75,7 @@ class LesionRequest:
         label_id: Id in the vocabulary.
         label_name: Name in the vocabulary, whatever alias was typed.
         size: Sizes to draw from, or None for an organ of any size.
-        count: How many lesions; 1 for an organ.
+        count: Number of lesions; 1 for an organ.
         hosts: Ids that the lesions may replace.
     """
 
@@ -103,10 +103,10 @@ class CaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRequest:
-    """A request taken apart, its names and sizes not looked up.
+    """A request split into its parts, whose names and sizes are not yet resolved.
 
     Attributes:
-        text: As it was written.
+        text: The request as the user wrote it.
         parts: Name and size of everything joined by ``+``; the size is None without a colon.
         share: Share after the ``@``; None without one.
     """
@@ -117,7 +117,7 @@ class WrittenRequest:
 
     @classmethod
     def read(cls, text: str) -> WrittenRequest:
-        """Take a request apart.
+        """Split a request into its parts.
 
         Raises:
             RequestError: It has two shares.
@@ -173,7 +173,7 @@ def label_names(texts: Sequence[str]) -> list[str]:
 
 
 def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Return what is wrong with each request by itself, its place first; whether shares add up is not looked at."""
+    """Return the problems of each single request with its position; the sum of shares is not checked."""
     problems = []
     for place, text in enumerate(texts):
         try:
@@ -208,15 +208,15 @@ def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
 
 
 def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases: int) -> list[int]:
-    """Return how many further cases each request gets when a cohort grows: each next one goes to the furthest behind.
+    """Distribute the additional cases of a growing cohort, each to the request that is furthest behind its share.
 
     Args:
-        requests: As for :func:`allot_cases`.
-        counts: Cases that each request has; nothing takes any of them away.
+        requests: Requests, see :func:`allot_cases`.
+        counts: Current number of cases of each request; never reduced.
         num_cases: Cases of the grown cohort.
 
     Returns:
-        The further cases of every request, together ``num_cases`` less those that there are.
+        The number of additional cases of each request; their sum is ``num_cases`` minus the existing ones.
     """
     quotas = [share * num_cases for share in _shares(requests)]
     grown = list(counts)

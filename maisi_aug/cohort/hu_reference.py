@@ -20,7 +20,7 @@ from maisi_aug.volumes.grid import Grid
 MIN_CASES = 3
 NUM_SIGMAS = 3.0
 MIN_SIGMA_HU = 5.0
-"""Three scans of the same protocol may agree to the HU; the next patient will not."""
+"""Smallest standard deviation in HU to assume: three scans of a protocol may agree, but the next patient will not."""
 
 
 def load_hu_reference(

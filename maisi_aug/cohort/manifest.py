@@ -5,8 +5,9 @@ A cohort folder holds it as ``manifest.jsonl``; of a cohort that is made in shar
 ``flock``, which the kernel drops when the process dies, however it dies, and next to it a lease, for disks whose locks
 reach no further than one machine.
 
-A manifest may come from somebody else. What is read is checked: case ids and paths become names of files in exports, so
-that ids are plain names, each of one case, paths stay inside the folder, numbers have bounds and hashes are hashes.
+A manifest may come from an untrusted source. What is read is checked: case ids and paths become names of files in
+exports, so that ids are plain names, each of one case, paths stay inside the folder, numbers have bounds and hashes
+are hashes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class AttemptRecord:
     Attributes:
         case_id: Name of the case and stem of its files.
         case_index: Position in the plan, from 0.
-        attempt: From 0.
+        attempt: Number of the attempt, starting at 0.
         seed: Seed of this attempt; everything random in the case derives from it.
         status: ``accepted`` (files are there), ``retried`` (failed, another attempt follows) or ``rejected`` (failed,
             and the budget of attempts is spent; a run with a larger one takes the case up again).
@@ -82,7 +83,7 @@ class AttemptRecord:
         required_ids: Organs that the request or the cohort's ``anatomy`` names.
         verdicts: One entry per gate that was run.
         reason: Why the attempt failed, one sentence; empty when it was accepted.
-        mask_origin: Where the label map came from.
+        mask_origin: Origin of the label map.
         bundle: Name of the bundle.
         bundle_fingerprint: Hash over its weights and definition.
         licence: Licence of the weights.
@@ -163,12 +164,12 @@ class Manifest:
 
     @cached_property
     def rejected(self) -> tuple[AttemptRecord, ...]:
-        """The last attempt of every case whose budget is spent."""
+        """The last attempt of every case that has used all its attempts."""
         return tuple(record for record in self._last.values() if record.status == "rejected")
 
     @cached_property
     def settled_indices(self) -> frozenset[int]:
-        """Case indices on which nothing is left to do."""
+        """Indices of the cases that are finished."""
         return frozenset(index for index, record in self._last.items() if record.status != "retried")
 
     @cached_property
@@ -193,7 +194,7 @@ class Manifest:
         return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
 
     def among(self, indices: Collection[int]) -> Manifest:
-        """Return the attempts at some cases, as a shard has them."""
+        """Return the part of the manifest about some cases, as for a shard."""
         return Manifest(tuple(record for record in self.records if record.case_index in indices))
 
     def next_attempt(self, case_index: int) -> int:
@@ -218,7 +219,7 @@ def scratch_of(manifest: Path) -> Path:
 
 
 def find_holder(manifest: Path) -> Holder | None:
-    """Return who is writing a manifest, on this machine or another; None where nobody is."""
+    """Return the process that is writing a manifest, on this machine or another; None if there is none."""
     lease = lease_of(manifest)
     if not manifest.is_file() or not is_fresh(lease):
         return None
@@ -244,14 +245,14 @@ def is_cohort(folder: Path) -> bool:
 def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
     """Read the manifest of a cohort, those of its shards among it.
 
-    A last line without a line break is what a killed process leaves behind: its files do not count, and it is skipped.
+    A last line without a line break was left by a killed process; it is skipped.
 
     Args:
         folder: The cohort's folder.
-        gates: Whose figures are kept, which are most of a manifest; all when not given.
+        gates: Gates whose figures are kept, since figures are most of a manifest; all by default.
 
     Raises:
-        CohortError: When the folder has no manifest, a line in it cannot be read or says what cannot be, or two shards
+        CohortError: When the folder has no manifest, a line in it cannot be read or is impossible, or two shards
             have made the same attempt to different bytes.
     """
     paths = list_manifests(folder)
@@ -267,16 +268,16 @@ def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manife
     """Read one manifest, that of a shard for instance; as :func:`load_manifest` does.
 
     Raises:
-        CohortError: A line in it cannot be read or says what cannot be.
+        CohortError: A line in it cannot be read or is impossible.
     """
     return Manifest.from_records(ManifestReader(path, gates=gates).read_on())
 
 
 def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest:
-    """Return what several manifests say together.
+    """Merge several manifests.
 
     Raises:
-        CohortError: Two tell of the same attempt, and of different bytes.
+        CohortError: Two manifests have different files for the same attempt.
     """
     if len(parts) == 1:
         return parts[0]
@@ -289,10 +290,10 @@ def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest
 
 
 def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[Path, Path]) -> None:
-    """Raise unless two lines about the same attempt tell of the same files.
+    """Raise unless two lines about the same attempt record the same files.
 
     Raises:
-        CohortError: Naming the case, the manifests and a file.
+        CohortError: The message names the case, the manifests and a file.
     """
     before, after = ({file.path: file.sha256 for file in record.files.values()} for record in (first, second))
     if (first.case_id, before) != (second.case_id, after):
@@ -312,7 +313,7 @@ class ManifestReader:
 
         Args:
             path: Path of the manifest.
-            gates: Whose figures are kept, which are most of a manifest; all when not given.
+            gates: Gates whose figures are kept, since figures are most of a manifest; all by default.
         """
         self._path, self._gates = path, gates
         self._begin(None)
@@ -328,7 +329,7 @@ class ManifestReader:
         Reading begins anew where the file is another one or has become shorter.
 
         Raises:
-            CohortError: A line cannot be read or says what cannot be.
+            CohortError: A line cannot be read or is impossible.
         """
         records: list[AttemptRecord] = []
         with self._path.open("rb") as file:
@@ -387,7 +388,7 @@ class _NamesOfCases:
         """Compare a line with those before.
 
         Raises:
-            CohortError: Naming the line.
+            CohortError: The message names the line.
         """
         index, key = record.case_index, record.case_id.casefold()
         if self._index_of.setdefault(key, index) != index:
@@ -407,7 +408,7 @@ class _NamesOfCases:
 
 
 def _try_lock(descriptor: int) -> bool | None:
-    """The lock of a manifest, tried again where somebody may just be looking whether it is held."""
+    """The lock of a manifest, tried again in case another process is just checking whether it is held."""
     for _ in range(NUM_TRIES):
         if (has_lock := try_lock(descriptor)) is not False:
             return has_lock
@@ -454,11 +455,11 @@ class ManifestWriter:
         append_line(self._descriptor, record.to_json())
 
     def clear(self) -> None:
-        """Drop every line; for a cohort of which nothing was made."""
+        """Delete every line; for a cohort without any case."""
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Give up the lease and the lock."""
+        """Release the lease and the lock."""
         self.lease.end()
         os.close(self._descriptor)
 

@@ -15,11 +15,11 @@ from maisi_aug.banks.case_files import stem_of
 from maisi_aug.system.whole_files import sha256_of
 
 HASH_LENGTH = 16
-"""Digits that every origin keeps of a hash; some keep all."""
+"""Number of digits of a hash that every origin records; some record all."""
 
 
 def origin_words(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what may name the map that a case was made from, of the entry ``mask_origin`` of its manifest."""
+    """Return words of a manifest's ``mask_origin`` that may name the map that a case was made from."""
     return tuple(str(value) for value in mask_origin.values() if isinstance(value, str))
 
 

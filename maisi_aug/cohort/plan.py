@@ -22,7 +22,7 @@ from maisi_aug.vocabulary.sizes import SizeDistribution, diameter_mm
 from maisi_aug.volumes.grid import Grid
 
 MAX_NAMES = 6
-"""Labels that are spelt out before the rest is counted."""
+"""Number of labels to name before only counting the rest."""
 FindRule = Callable[[str], GrowthRule]
 
 
@@ -62,7 +62,7 @@ class CasePlan:
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Return organs without which it cannot be made: those that are requested, and the only hosts of lesions."""
+        """Return the organs that the case needs: those requested, and hosts that are the only ones of a lesion."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
@@ -95,7 +95,7 @@ class CohortPlan:
     """All cases of a cohort.
 
     Attributes:
-        cases: In the order in which they are made.
+        cases: Cases in the order in which they are made.
         requested_ids: Labels that any request names, or those of the user's ``anatomy``, ascending; they make up the
             files in ``labels/``. Given label maps without a request keep all but the body there.
     """
@@ -157,10 +157,10 @@ class CohortPlan:
         return CohortPlan(tuple(cases), tuple(sorted(labels)))
 
     def require_drawable(self, grid: Grid) -> None:
-        """Raise unless every lesion fills at least half a voxel, so that rounding leaves it one.
+        """Raise unless every lesion fills at least half a voxel, so that it is rounded to at least one.
 
         Raises:
-            RequestError: Naming the smallest lesion and its case.
+            RequestError: The message names the smallest lesion and its case.
         """
         half_ml = grid.voxel_ml / 2
         lost = [(lesion, case) for case in self.cases for lesion in case.lesions if lesion.requested_ml <= half_ml]
@@ -201,14 +201,14 @@ def plan_cohort(
     grown_from: Sequence[int] = (),
     rule_of: FindRule = growth_rule_of,
 ) -> CohortPlan:
-    """Deal the cases out to the requests and draw the size of every lesion.
+    """Distribute the cases over the requests, and draw the size of every lesion.
 
     Args:
         requests: The user's requests.
         num_cases: Cases of the cohort.
         seed: Cohort seed.
         grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
-        rule_of: How lesions of a label grow.
+        rule_of: Function that returns the growth rule of a label's lesions.
 
     Raises:
         RequestError: When there are fewer cases than requests.
@@ -244,7 +244,7 @@ def _plan_batch(
         seed: Cohort seed.
         begin: Index of the first of them in the cohort.
         first: Cases that the cohort was begun with, which decides how its names are written.
-        rule_of: How lesions of a label grow.
+        rule_of: Function that returns the growth rule of a label's lesions.
     """
     turns = sorted(((turn + 0.5) / count, place, turn) for place, count in enumerate(counts) for turn in range(count))
     lesions = [

@@ -108,7 +108,7 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def rule_of(self, label: str) -> GrowthRule:
-        """Return how lesions of a label grow, with the thresholds where any are set."""
+        """Return the growth rule of a label's lesions, with the configured thresholds."""
         rule = growth_rule_of(label)
         return replace(
             rule,
@@ -436,7 +436,7 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
         source: Name for messages, a file name for instance.
 
     Raises:
-        RecipeError: Listing every problem with its place.
+        RecipeError: The message lists every problem with its place.
     """
     with explain_problems(
         CohortRequest, source, RecipeError, kind="recipe", if_missing="Set it in the recipe or as an option."
@@ -445,7 +445,7 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe's values with those flags on top that were given (are not ``None``).
+    """Return the recipe's values, overridden by the flags that were given (are not ``None``).
 
     A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
     A preset that is given as a flag overrides the recipe's shape, spacing, decode window and overlap.
@@ -472,10 +472,10 @@ def _with_fields(section: object, fields: Mapping[str, Any]) -> object:
 
 
 def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortRequest:
-    """Read a recipe, put the flags on top and validate the whole.
+    """Read a recipe, override it with the flags, and validate the result.
 
     Raises:
-        RecipeError: Listing every problem with its place.
+        RecipeError: The message lists every problem with its place.
     """
     return build_request(override(read_recipe(name_or_path), flags or {}), source=name_or_path)
 

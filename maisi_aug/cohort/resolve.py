@@ -39,7 +39,7 @@ NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read 
 
 @dataclass(frozen=True)
 class CohortRun:
-    """A cohort ready to be made: nothing in it is left open.
+    """A fully resolved cohort, ready to be made.
 
     Attributes:
         request: The request as given.
@@ -55,7 +55,7 @@ class CohortRun:
         num_inference_steps: Number of inference steps of the sampler of images.
         guidance_scale: Guidance scale of the sampler of images.
         modality: Modality of the images.
-        decoding: How images are decoded.
+        decoding: Settings for decoding images.
         seed: Cohort seed.
         requests: Requests for the cases; none for given maps and for images without maps.
         distributions: Label name -> sizes measured in the user's data; empty without a size reference.
@@ -128,11 +128,11 @@ def resolve(
     report_file: Report | None = None,
     needs_weights: bool = True,
 ) -> CohortRun:
-    """Decide what a request leaves open, and plan the cohort; a grid that its networks have not seen is warned of.
+    """Fill in what a request leaves open, and plan the cohort; warns about a grid that the networks have not seen.
 
     Args:
         request: The user's request.
-        folder: Where the cohort goes; one that is there already lends its measured sizes, so that going on does not
+        folder: Where the cohort goes; one that is there already lends its measured sizes, so that continuing does not
             measure again.
         may_resume: Whether the folder may hold a cohort already.
         report_file: Called with (files read, files in all) while a size or HU reference is measured.
@@ -144,7 +144,7 @@ def resolve(
         GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
             not fill it.
         RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
-            when its networks are not told the modality, the body region, or the size of an organ.
+            when its networks are not conditioned on the modality, the body region, or the size of an organ.
         BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
             cannot be read.
         RequestError, VocabularyError: When a label request cannot be met.
@@ -292,7 +292,7 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort is about the head and nothing else, by its body region, or else by the labels it requests."""
+    """Whether a cohort shows only the head, by its body region or else by its requested labels."""
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))

@@ -63,7 +63,7 @@ class Decision:
         choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
         reason: Why it is rejected; may be empty.
         reviewer: Name of the reviewer; empty if none was given.
-        time: When, in ISO 8601, UTC.
+        time: Time of the decision in ISO 8601, UTC.
     """
 
     case_id: _CaseName
@@ -75,7 +75,7 @@ class Decision:
 
     @property
     def key(self) -> CaseKey:
-        """Key of the case that was decided on."""
+        """Key of the attempt that the decision is about."""
         return CaseKey(self.case_id, self.attempt)
 
 
@@ -84,7 +84,7 @@ _DECISION: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 @dataclass
 class Review:
-    """The decisions that stand.
+    """The current decisions of all reviewers.
 
     Attributes:
         num_bytes: Number of bytes of the file that were read.
@@ -107,7 +107,7 @@ class Review:
 
     @property
     def reviewers(self) -> list[str]:
-        """Everybody with a decision that stands, sorted."""
+        """Names of the reviewers with a current decision, sorted."""
         return sorted(name for name, stack in self._stacks.items() if stack)
 
     def last_of(self, reviewer: str) -> Decision | None:
@@ -128,7 +128,7 @@ class Review:
         return found
 
     def rejections(self) -> dict[CaseKey, str]:
-        """Return what was rejected by at least one reviewer, and a sentence that says by whom and why."""
+        """Return the attempts rejected by at least one reviewer, with a sentence that says by whom and why."""
         found = {}
         for key, decisions in self.standing().items():
             if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
@@ -142,7 +142,7 @@ def _spell(decision: Decision) -> str:
 
 
 def load_review(folder: Path) -> Review:
-    """Read what was decided; nothing where nobody has looked at the folder yet.
+    """Read the decisions in a folder; empty if it has not been reviewed yet.
 
     A last line without a line break is what a killed process leaves; it is skipped.
 
@@ -197,18 +197,18 @@ def append_decision(folder: Path, decision: Decision) -> None:
 
 
 def now() -> str:
-    """Return the time as a decision has it."""
+    """Return the current time in the format of a decision."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """Return the manifest as it counts: accepted cases that a reviewer rejected are rejected ones, with the reason."""
+    """Return the manifest in which accepted cases that a reviewer rejected count as rejected, with the reason."""
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
 
 def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
-    """Return a record as it counts, given :meth:`Review.rejections`."""
+    """Return a record with rejections by reviewers applied, see :meth:`Review.rejections`."""
     reason = rejections.get(CaseKey(record.case_id, record.attempt))
     if record.status != "accepted" or reason is None:
         return record
@@ -216,7 +216,7 @@ def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> Attem
 
 
 def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """Return the manifest of a cohort as it counts for whoever uses its cases.
+    """Return the manifest of a cohort with reviewers' rejections applied.
 
     Args:
         folder: The cohort's folder.
@@ -240,16 +240,16 @@ def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
 def reopen_for_run(
     folder: Path, document: Mapping[str, Any], *, begun: BegunCohort = NOT_BEGUN, shard: Shard | None = None
 ) -> None:
-    """Give up what reviewers rejected, where the folder holds the cohort that a run goes on with.
+    """Reopen the cases that reviewers rejected, if the folder holds the cohort that the run continues.
 
     Args:
-        folder: Of the cohort; it may be new.
+        folder: Folder of the cohort; may be new.
         document: Content of the ``cohort.yaml`` of the run.
-        begun: What is known of the folder already.
-        shard: What the run is a part of.
+        begun: What is already known about the folder.
+        shard: Shard that the run makes, if any.
 
     Raises:
-        RequestError: It is a shard; others would not see that its cases are open again.
+        RequestError: The folder is a shard; other shards would not notice the reopened cases.
         CohortError: The cohort is another one or not merged, another process writes to it, or a line cannot be read.
     """
     if shard is not None:
@@ -259,10 +259,11 @@ def reopen_for_run(
 
 
 def reopen_rejected(folder: Path) -> list[AttemptRecord]:
-    """Give up the cases of a cohort that reviewers rejected, so that the next run makes further attempts at them.
+    """Reopen the cases that reviewers rejected, so that the next run makes further attempts at them.
 
-    With a case go its twins, which show the same patient. Pictures, and with ``keep_rejected`` volumes, move to where
-    those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws these again.
+    Twins of a case, which show the same patient, are reopened with it. Pictures, and with ``keep_rejected`` volumes,
+    move to where those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws
+    these again.
 
     Args:
         folder: Folder of a cohort that nothing is writing to.

@@ -40,7 +40,7 @@ class Shard:
     """A part of a cohort.
 
     Attributes:
-        number: From 1.
+        number: Number of the shard, starting at 1.
         count: Number of shards.
     """
 
@@ -67,11 +67,11 @@ class Shard:
 
     @property
     def manifest_name(self) -> str:
-        """Of the manifest that the shard writes."""
+        """Name of the manifest that the shard writes."""
         return f"manifest.{self.number}-of-{self.count}.jsonl"
 
     def part_of(self, groups: Sequence[Group]) -> list[Group]:
-        """Return its groups of cases of a plan's; those of a kind, which stand together, are spread over all shards."""
+        """Return the shard's part of the groups of a plan; consecutive groups go to different shards."""
         return list(groups[self.number - 1 :: self.count])
 
 
@@ -88,14 +88,14 @@ def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
 
 
 def require_compatible(folder: Path, own: str) -> None:
-    """Raise where a process is at work in a cohort that does not divide it in the same way.
+    """Raise if a running process divides the cohort into shards differently.
 
     Args:
         folder: Folder of the cohort.
         own: Name of the manifest that is to be written.
 
     Raises:
-        CohortError: Naming the process.
+        CohortError: The message names the process.
     """
     _, is_shard, count = own.rpartition("-of-")
     for path in list_manifests(folder):
@@ -105,24 +105,24 @@ def require_compatible(folder: Path, own: str) -> None:
 
 
 def merge_shards(folder: Path) -> int:
-    """Put the manifests of a cohort together, in the order of cases; those of shards are gone then.
+    """Merge the manifests of a cohort's shards into one, ordered by case, and delete them.
 
-    A process that is killed meanwhile leaves what there was, or what will be; giving the command again is enough.
+    If it is killed, either the old or the new state remains; run it again to finish.
 
     Args:
-        folder: Folder of the cohort, in which nothing is at work.
+        folder: Folder of the cohort, in which no process is running.
 
     Returns:
-        How many manifests of shards there were.
+        Number of manifests that were merged.
 
     Raises:
-        CohortError: It is not a cohort, a shard is at work, or two have made the same attempt to different bytes.
+        CohortError: The folder is not a cohort, a shard is still running, or two shards disagree on an attempt.
     """
     load_manifest(folder, gates=())
     with ExitStack() as locks:
         locks.enter_context(ManifestWriter(folder / MANIFEST_NAME))
         shards = list_manifests(folder)[1:]
-        for path in shards:  # nobody continues a shard while it is merged
+        for path in shards:  # no process continues a shard while it is merged
             locks.enter_context(ManifestWriter(path))
         if shards:
             load_manifest(folder, gates=())  # once more, now that nothing is written
@@ -134,14 +134,14 @@ def merge_shards(folder: Path) -> int:
 
 
 def gather_shards(folders: Sequence[Path], out: Path) -> None:
-    """Bring shards that have a folder each into one, as links where the disk has them.
+    """Collect shards with a folder each in one folder, as hard links if the disk supports them.
 
     Args:
         folders: Folders of the shards, begun with the same configuration; they stay as they are.
         out: A new folder, an empty one, or one that the same call began.
 
     Raises:
-        CohortError: Another configuration, something else in ``out``, a shard at work, or the same attempt with
+        CohortError: Another configuration, other files in ``out``, a running shard, or the same attempt with
             different bytes.
         VolumeError: A file cannot be written.
     """
@@ -177,7 +177,7 @@ def _require_same_cohort(folders: Sequence[Path]) -> bytes:
     """The content of ``cohort.yaml``, which all folders must share.
 
     Raises:
-        CohortError: Naming the field that differs.
+        CohortError: The message names the field that differs.
     """
     contents = []
     for folder in folders:

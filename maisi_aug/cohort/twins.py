@@ -53,7 +53,7 @@ class Twins:
         return [plan.cases[start : start + step] for start in range(0, len(plan.cases), step)]
 
     def to_origin(self, case_index: int) -> dict[str, Any]:
-        """Return what the manifest says of a case."""
+        """Return the manifest entry of a case."""
         return {"group": self.group_of(case_index), "factor": self.factor, "value": self.value_of(case_index)}
 
 
@@ -193,7 +193,7 @@ def with_size(text: str, value: str) -> str:
 def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
     """Return group, factor and value of a recorded case; None for one without twins.
 
-    A manifest may come from somebody else: an entry of another form counts as none.
+    A manifest may come from an untrusted source: an entry of another form counts as none.
     """
     entry = record.mask_origin.get(ORIGIN_KEY)
     if not isinstance(entry, dict):

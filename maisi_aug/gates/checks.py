@@ -27,9 +27,9 @@ from maisi_aug.volumes.grid import Grid, Spacing, voxel_volume_ml
 MIN_BIAS_ORGANS = 2
 PLAUSIBLE_HU = (-1100.0, 4000.0)
 PLAUSIBLE_MR = (0.0, 10_000.0)
-"""Ten times what the networks know as 1: nothing real is as bright."""
+"""Ten times the intensity that the networks represent as 1: no real image is as bright."""
 MIN_SHAPE_VOXELS = 30
-"""Lesions with fewer voxels have no shape to speak of."""
+"""Lesions with fewer voxels have no meaningful shape."""
 MIN_SHELL_VOXELS = 12
 SMALL_LESION_MM = 10.0
 """Lesions of a smaller equivalent diameter are judged on the sign of their contrast alone: most of their voxels are
@@ -38,7 +38,7 @@ SHELL_VOXELS = 3
 NOISE_FLOOR_HU = 1.0
 """CT numbers are integers; a noise below their step is not measurable."""
 TISSUE_HU = (-200.0, 200.0)
-"""Fat, muscle and parenchyma; all that is neither air, lung nor bone."""
+"""HU of fat, muscle and parenchyma: everything except air, lung and bone."""
 BODY_SHARE = (0.01, 0.98)
 """Range of the body's share of the field of view: from a neck in a wide one (0.03 among the planning CTs of OpenKBP) to
 a trunk that leaves air in the corners only.
@@ -253,13 +253,13 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
 def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
     """Check that the organs of a case, taken together, are about as bright as usual.
 
-    The bias is the median over the organs of what their medians are above (+) or below (-) the usual ones. Bones count
+    The bias is the median, over the organs, of the deviation of their median HU from the usual one. Bones count
     as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
     organs brighter and nothing makes all of them darker, hence two limits.
 
     Args:
         organ_hu: Result of :func:`check_organ_hu` for the case.
-        ranges: The reference that it was held against.
+        ranges: The reference that it was compared with.
         max_dark_hu: Largest bias to the dark side.
         max_bright_hu: Largest bias to the bright side.
     """
@@ -361,7 +361,7 @@ def check_lesion_visibility(
         tumor_ids: Ids of all tumors, those of bound slots included; they are not surroundings to compare with.
         expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
         spacing_mm: Voxel sides along I, J, K in millimetres.
-        minimum_cnr: How many times the noise the contrast has to be.
+        minimum_cnr: Smallest contrast, as a multiple of the noise.
     """
     gate = "lesion visibility"
     if not image_hu.shape == label_map.shape == lesion.shape:
@@ -505,7 +505,8 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
         problems.append(f"a body of which {figures['tissue_share']:.0%} is soft tissue")
     elif figures["median_step_hu"] > MAX_STEP_HU:
         problems.append(
-            f"soft tissue in which neighbouring voxels differ by {figures['median_step_hu']:.0f} HU, which is noise"
+            f"soft tissue in which neighbouring voxels differ by {figures['median_step_hu']:.0f} HU, which "
+            "indicates noise"
         )
     if not problems:
         return Verdict("patient", True, figures, "Patient: shown, with air around and soft tissue inside.")
@@ -516,7 +517,7 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
 
 
 def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, float]:
-    """Shares of body and of soft tissue, and how much neighbouring voxels of soft tissue differ.
+    """Measure the shares of body and soft tissue, and the difference between neighbouring voxels of soft tissue.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
@@ -562,9 +563,9 @@ def check_anatomy(image: NDArray[Any], *, is_judged: bool = True) -> Verdict:
     if not low <= bright_share <= high:
         found = f"bright voxels in {bright_share:.0%} of the image"
     elif edge_share > MAX_EDGE_SHARE:
-        found = f"{edge_share:.0%} of neighbours of which one is bright and the other is not, which is noise"
+        found = f"noise: {edge_share:.0%} of neighbouring voxels lie on different sides of the threshold"
     if not found:
-        return Verdict("anatomy", True, figures, "Anatomy: there is something bright before a dark background.")
-    note = "" if is_judged else " Not judged, as this bundle is known to draw poorly without a label map."
-    message = f"Anatomy: expected something bright before a dark background, found {found}.{note}"
+        return Verdict("anatomy", True, figures, "Anatomy: there is bright anatomy in front of a dark background.")
+    note = "" if is_judged else " Not judged, because this bundle is known to draw poorly without a label map."
+    message = f"Anatomy: expected bright anatomy in front of a dark background, found {found}.{note}"
     return Verdict("anatomy", not is_judged, figures, message)

@@ -36,7 +36,7 @@ class Judgement:
     """Verdicts of the gates on an attempt.
 
     Attributes:
-        verdicts: In the order in which the gates ran.
+        verdicts: Verdicts in the order in which the gates ran.
         lesions: The case's lesions, requested against realised.
     """
 
@@ -55,7 +55,7 @@ def judge_label_map(
     """Run the gates that need no image: presence of every label, size and place of every lesion.
 
     Args:
-        case: What was requested, with its lesions as the mask source says that it drew them.
+        case: Requested case, with its lesions as the mask source reports them.
         label_map: ``(I, J, K)`` on the output grid.
         grid: Grid of the label map.
         vocabulary: Names for messages.
@@ -95,7 +95,7 @@ def _measure(
 
     Args:
         mask: ``(I, J, K)`` voxels of the label.
-        lesions: With the voxels where they were drawn.
+        lesions: Lesions with their voxels.
         voxel_ml: Volume of a voxel.
         is_one: Whether all parts are one, as those of an organ are.
     """
@@ -135,7 +135,7 @@ def judge_image(
     """Run the gates that need the image: geometry, HU of the organs or of MR the anatomy, visibility of every lesion.
 
     Args:
-        case: What was requested.
+        case: Requested case.
         image_hu: ``(I, J, K)`` in HU.
         label_map: ``(I, J, K)`` of the same grid.
         grid: Grid of both.

@@ -32,15 +32,15 @@ class Attempt:
 
     Attributes:
         case: Its required content, with the lesions drawn so far; for a given map its content.
-        number: From 0.
+        number: Number of the attempt, starting at 0.
         seed: Everything random derives from it.
         drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
         verdicts: Verdicts of the gates that have run.
         reason: Why the attempt has failed already; empty while it has not.
         image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
-        decoding: How the image was decoded; empty without one.
+        decoding: How the image was decoded; empty without an image.
         seconds: Per stage.
-        origin: Where the label map came from, for the manifest.
+        origin: Origin of the label map, for the manifest.
         error: Why no label map could be drawn.
         is_final: Whether another attempt would do no better: a source has tried many anatomies before it gives up, and
             a given map that fails will fail again.
@@ -77,7 +77,7 @@ class AttemptMaker:
     report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
-        """Return an attempt of which nothing is drawn yet."""
+        """Return a new attempt at a case, for which nothing has been drawn yet."""
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:

@@ -42,7 +42,7 @@ class CohortSpec:
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The bundle, and label maps of the user's own."""
+        """Files that the worker reads: the bundle, and the user's label maps."""
         return self.run.bundle.path, *([self.run.bank.path] if self.run.bank.entries else [])
 
     def open(self, place: WorkerPlace) -> CaseWorker:
@@ -73,7 +73,7 @@ class CohortSpec:
 
 @dataclass
 class CaseWorker:
-    """The three stages and what they share."""
+    """Worker with three stages: drawing the label map, sampling the image, writing."""
 
     maker: AttemptMaker
     writer: CaseWriter
@@ -82,7 +82,7 @@ class CaseWorker:
     _write_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "write"))
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Begin to draw the label map; those of twins are drawn together, when their turn comes."""
+        """Start drawing the label map; those of twins are drawn together later."""
         if self.maker.run.twins is not None:
             return
         (case,) = item.cases
@@ -90,7 +90,7 @@ class CaseWorker:
         self._drawing[case.index, item.number] = self._draw_pool.submit(self.maker.draw_map, attempt)
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
-        """Sample the image, and leave the rest to the thread that writes."""
+        """Sample the image, and hand the attempt to the writing thread."""
         if self.maker.run.twins is not None:
             attempts = self.maker.draw_twins(item.cases, item.number)
             return self._write_pool.submit(lambda: CaseResult(write_group(attempts, item, self.writer)))

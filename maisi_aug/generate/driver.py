@@ -83,7 +83,7 @@ def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo:
     """Return the next attempts at groups of cases that are accepted together or not at all.
 
     Args:
-        groups: In the order in which they are begun; those that are settled are left out.
+        groups: Groups in the order in which they are begun; settled ones are skipped.
         manifest: Manifest of earlier runs.
         todo: Indices of cases that are not settled.
     """
@@ -107,7 +107,7 @@ class CaseResult:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Of its files, in the worker's folder."""
+        """Paths of its files, in the worker's folder."""
         return tuple(file.path for record in self.records for file in record.files.values())
 
 
@@ -127,7 +127,7 @@ class Recorder:
     _files: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
 
     def record(self, attempt: AttemptRecord, scratch: Path) -> bool:
-        """Move the files of an attempt to their place and append its line; an attempt that is there is dropped.
+        """Move the files of an attempt to their place and append its line; does nothing for a recorded attempt.
 
         Args:
             attempt: Result of a worker.
@@ -137,8 +137,8 @@ class Recorder:
             Whether the attempt is new.
 
         Raises:
-            CohortError: The disk is full, the folder cannot be written, which leaves nothing behind, or the same
-                attempt was made before to other bytes.
+            CohortError: The disk is full, the folder cannot be written (nothing is left behind), or the same
+                attempt was made before with other bytes.
         """
         key, hashes = (attempt.case_index, attempt.attempt), {f.path: f.sha256 for f in attempt.files.values()}
         if key in self._files:
@@ -191,7 +191,7 @@ class CaseDriver:
         listener: Is notified of progress.
         has_map: Whether a label map could be drawn for any case. Until one could, the fault may be the bank's and not
             the cases', and nothing is recorded.
-        leaves_hope: Whether one of the other cases may succeed where a case has failed with an error.
+        leaves_hope: Whether one of the other cases may still succeed after a case has failed with an error.
         skipped: Files of the mask bank that could not be used, with the reason.
     """
 

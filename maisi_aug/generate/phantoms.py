@@ -62,7 +62,7 @@ def write_phantoms(
 
     Args:
         folder: New, empty, or phantoms' with the same settings.
-        settings: What they are like.
+        settings: Settings of the phantoms.
         num_phantoms: Number of phantoms in the end.
         report: Called with (phantoms there, phantoms in all).
 

@@ -64,7 +64,7 @@ def coarsen(grid: Grid, cases: Sequence[CasePlan]) -> Grid:
 
 
 def find_hardest(plan: CohortPlan, *, has_own_lesions: bool) -> list[CasePlan]:
-    """Return for each set of labels the case with the most lesion volume; for a bank's lesions also the least.
+    """For each set of labels, return the case with the largest lesion volume; for a bank's lesions also the smallest.
 
     Args:
         plan: Plan of the cohort.

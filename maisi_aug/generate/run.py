@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # The same in every folder: a cohort made again elsewhere has the same bytes.
 COHORT_HEADER = (
     "maisi-aug synthesize --recipe cohort.yaml --out .",
-    "Continues this cohort, from inside its folder.",
+    "Continues this cohort; run it inside the folder.",
 )
 
 
@@ -35,12 +35,12 @@ class CohortSummary:
     """Summary of a cohort, including earlier runs.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the cohort.
         num_cases: Cases of the plan.
         manifest: Every attempt, without the gates' figures.
         seconds: Wall-clock time of this run.
         num_new: Cases that this run has settled.
-        num_lost: Those of them that were there before and had lost files.
+        num_lost: Number of accepted cases that had lost files and were drawn again.
         shard: Shard of the run; the other figures are then of its cases.
         skipped: ``(name, reason)`` of the mask bank's files that could not be used.
     """
@@ -102,7 +102,7 @@ def synthesize_cohort(
 
     Args:
         run: The cohort to make.
-        folder: Where to; new, empty, or this cohort's.
+        folder: Folder to write to: new, empty, or this cohort's.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
         engine: Draws the cases; without one this process does, on the device.
         compiler: Compiler for the networks: ``none``, ``inductor`` or ``trt``.
@@ -122,7 +122,7 @@ def synthesize_cohort(
         MemoryShortageError: When not even the smallest part of an image can be decoded.
         BankError: When the mask bank has no usable map, or none that any case needs.
         LesionError: When no case can be met, because its lesion fits into no host organ.
-        WorkerError: When processes of the engine are ended from outside again and again.
+        WorkerError: When processes of the engine are killed repeatedly.
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)

@@ -36,7 +36,7 @@ class CohortFacts:
         bundle: Name of what draws.
         bundle_fingerprint: Hash over its weights and definition; empty where no weights draw.
         licence: Licence of the images.
-        settings: What is drawn with.
+        settings: Sampling settings.
         max_attempts: Per case before it is rejected.
         kept_ids: Labels of the label files; those of each case where there are none.
         keep_rejected: Whether the volumes of a rejected case are kept, in a folder apart.
@@ -57,7 +57,7 @@ class CaseWriter:
 
     Attributes:
         facts: Facts of the run.
-        folder: Where the files are written, in places as in a cohort.
+        folder: Folder to write to, laid out like a cohort.
         judge: Runs the gates that are left.
         draw_preview: Draws the picture of an attempt that has an image.
         home: Folder of the cohort, for messages.
@@ -155,7 +155,7 @@ class CaseWriter:
 
 
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
-    """Return what keeps files from being written into a folder, in a sentence."""
+    """Return a sentence that explains why files cannot be written into a folder."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
@@ -179,7 +179,7 @@ def open_writer(
 
     Args:
         run: The cohort that is being made.
-        folder: Where the files are written.
+        folder: Folder to write to.
         home: Folder of the cohort, for messages.
         device: Type of the device that samples, ``cpu`` for instance.
         compiler: Compiler for the networks, or ``none``.
@@ -234,7 +234,7 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
 
 
 def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Caption:
-    """Return the words on an attempt's picture: its lesions against the request, then where it comes from."""
+    """Return the caption of an attempt's picture: its lesions against the request, then its origin."""
     contrasts = {
         (verdict.figures.get("label"), verdict.figures.get("num_voxels")): verdict.figures.get("contrast_hu")
         for verdict in attempt.verdicts

@@ -48,8 +48,8 @@ class Backgrounds:
 
     Attributes:
         cases: Their files.
-        tables: For each case and each of its label files, source id -> vocabulary id.
-        organ_translations: For each case and each of its organ files, what the ids mean.
+        tables: For each case and each of its label files, a mapping from source id to vocabulary id.
+        organ_translations: For each case and each of its organ files, the meaning of the ids.
         vocabulary: Vocabulary of the bundle, with the labels that the files add.
         notes: Notes to the user, a sentence each.
     """
@@ -83,7 +83,7 @@ class Backgrounds:
         return label_map
 
     def describe(self) -> dict[str, Any]:
-        """Return what tells these CTs from others, as plain JSON values: their names and sizes; no image is read."""
+        """Return plain JSON values that identify these CTs, their names and sizes; no image is read."""
         rows = [[case.id, *(_size_of(path) for path in case.paths)] for case in self.cases]
         meanings = [[sorted(table.items()) for table in tables] for tables in self.tables]
         digest = hashlib.sha256(json.dumps([rows, meanings]).encode()).hexdigest()
@@ -99,7 +99,7 @@ def find_backgrounds(
     rules: Sequence[MapRule] = (),
     organ_labels: str = "auto",
 ) -> Backgrounds:
-    """List the CTs and find out what their labels mean; label files are read, images are not.
+    """List the CTs and resolve the meaning of their labels; label files are read, images are not.
 
     Args:
         into: A CT, a folder of CTs, a folder with a folder per case, or a raw dataset of nnU-Net.

@@ -42,7 +42,7 @@ class LesionLook:
 
     Attributes:
         contrast_hu: Median of the lesion without its rim minus that of the lung around it.
-        edge: By how much of the contrast the inner rim is brighter than the outer one: 1 for a step.
+        edge: Difference between inner and outer rim as a share of the contrast; 1 for a step.
         noise_hu: Deviation of what is fine in the lung around.
         noise_ratio: Noise of the lung in the zone relative to that outside; nan if the zone has no lung.
         inner_noise_ratio: Noise of the lesion relative to that of the surrounding lung.
@@ -107,7 +107,7 @@ def judge_look(
     """Return the gates on contrast, edge, noise and seam.
 
     Args:
-        look: What was measured.
+        look: Measurements of the lesion.
         texture: Requested texture.
         sign: Whether the lesion is to be brighter (1) or darker (-1) than its host, or either (0).
         wanted_hu: The contrast, where one was requested.

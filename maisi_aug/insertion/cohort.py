@@ -61,7 +61,7 @@ def insert_cohort(
 
     Args:
         cohort: The cohort to make.
-        folder: Where to; new, empty, or this cohort's.
+        folder: Folder to write to: new, empty, or this cohort's.
         device: Device of the networks, where they draw.
         engine: Draws the cases; without one this process does, on the device.
         shard: Makes every N-th case, or group of twins, only.
@@ -71,7 +71,7 @@ def insert_cohort(
     Raises:
         CohortError: When the folder is not this cohort's, in use, or full.
         BundleError: When the weights or the device cannot be used.
-        PreparationError: When a CT is none, in HU.
+        PreparationError: When a file is not a CT in HU.
         LesionError: When no lesion fits into any CT.
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
@@ -117,11 +117,11 @@ class InsertionSpec:
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The bundle, and the CTs."""
+        """Files that the worker reads: the bundle, and the CTs."""
         return self.cohort.bundle.path, *(case.image for case in self.cohort.backgrounds.cases)
 
     def open(self, place: WorkerPlace) -> InsertionWorker:
-        """Load the networks, where they draw."""
+        """Load the networks, if they draw the lesions."""
         place.tell("enters", "loading the networks" if self.cohort.painter == "network" else "drawing")
         inserter = Inserter(self.cohort, build_painter(self.cohort, place.device))
         folder, facts = CohortFolder(place.scratch), _facts_of(self.cohort)
@@ -187,8 +187,8 @@ class Inserter:
     Attributes:
         cohort: The cohort to be made.
         painter: Draws lesions.
-        lungs: By index of the CT, lungs that were found from HU; all cases into a CT need them.
-        unfit: By index of the CT and labels, why it cannot take lesions of them.
+        lungs: Lungs found from HU, by index of the CT; all cases drawn into a CT share them.
+        unfit: By index of the CT and labels, why the CT cannot take lesions with these labels.
     """
 
     cohort: ResolvedInsertion
@@ -197,9 +197,9 @@ class Inserter:
     unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
-        """Return an attempt at a case; a failed one leaves the next CT to the next.
+        """Return an attempt at a case; after a failed one, the next attempt uses the next CT.
 
-        CTs that cannot take the lesions, whatever is drawn, are passed over; where none can, the attempt is the last.
+        CTs that can never take the lesions are skipped; if no CT can, the attempt is the last.
         """
         started, seed = perf_counter(), self.cohort.seed_of(case, number)
         passed_over: list[JsonValue] = []
@@ -225,7 +225,7 @@ class Inserter:
         return replace(attempt, verdicts=tuple(source.verdicts), origin=origin, seconds=seconds)
 
     def open(self, index: int, case: CasePlan) -> tuple[Background, dict[int, Host]]:
-        """Return a CT with the hosts of a case's lesions by their index; one that lacks them is not read again.
+        """Return a CT with the hosts of a case's lesions by index; unsuitable CTs are not read again.
 
         Raises:
             UnfitCtError: It cannot be read, or lacks a host.
@@ -249,7 +249,7 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """Return the surroundings of the largest lesion, where a picture of the whole would hide it."""
+        """Return a picture of the surroundings of the largest lesion, too small for a picture of the whole."""
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
@@ -280,7 +280,7 @@ class InsertionSource(MapSource):
 
     Attributes:
         origin: Origin of what is drawn so far, for the manifest.
-        verdicts: On what is drawn so far.
+        verdicts: Verdicts on the lesions drawn so far.
     """
 
     def __init__(self, inserter: Inserter, index: int) -> None:
@@ -302,11 +302,11 @@ class InsertionSource(MapSource):
         }
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Draw the lesions of a case, the largest first, each clear of the real ones and of those before it.
+        """Draw the lesions of a case, the largest first, each apart from real lesions and earlier ones.
 
         Raises:
             UnfitCtError: The CT cannot be used, or has no host or no room for a lesion.
-            LesionError: There is no room left beside others.
+            LesionError: There is no room left next to other lesions.
         """
         background, hosts = self._inserter.open(self._index, case)
         image, known = background.image.copy(), background.label_map
@@ -377,10 +377,10 @@ def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:
 
 
 def find_host(background: Background, host_ids: Sequence[int], label: str) -> Host:
-    """Return where lesions of a label may grow in a CT: by its label map, or for the lungs by HU.
+    """Return the host of a label's lesions in a CT, from its label map, or for the lungs from HU.
 
     Raises:
-        LesionError: The CT has no such host, or nothing tells where it is.
+        LesionError: The CT has no such host, or no labels for it.
     """
     known = background.label_map
     if known is not None and is_any_of(known, host_ids).any():

@@ -55,7 +55,7 @@ class ResolvedInsertion:
 
     @property
     def painter_name(self) -> str:
-        """For the manifest: the bundle that draws, or the procedural painter."""
+        """Name for the manifest: the bundle that draws, or the procedural painter."""
         return self.bundle.name if self.painter == "network" else "procedural painter"
 
     def to_document(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class ResolvedInsertion:
         return [int(order[(case_index + attempt + further) % count]) for further in range(count)]
 
     def request_of(self, case: CasePlan, lesion: Lesion, *, is_lung: bool, seed: int) -> LesionRequest:
-        """Return what to draw of a lesion of a case.
+        """Return the drawing request for a lesion of a case.
 
         Args:
             case: Case of the plan.
@@ -99,7 +99,7 @@ class ResolvedInsertion:
             seed: Seed of the lesion.
 
         Raises:
-            LesionError: Its texture is to be varied, and it has none.
+            LesionError: The twins vary the texture, but the lesion has none.
         """
         varied = {} if self.twins is None else {self.twins.factor: self.twins.value_of(case.index)}
         if "texture" in varied and not is_lung:
@@ -171,8 +171,8 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
 def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
     """Return the bundle that names the lesions, and whether its networks draw them.
 
-    Where nothing is said, the embedded bundle for lung nodules draws what grows in the lung alone; a bundle that is
-    named draws where its ControlNet is shown the image around a lesion.
+    By default, the embedded bundle for lung nodules draws lesions that only grow in the lung; a bundle that is
+    named draws if its ControlNet is conditioned on the image around a lesion.
 
     Raises:
         BundleError: There is no such bundle, it has no ControlNet to draw with, or it draws MR.

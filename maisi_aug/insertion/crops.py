@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 ZONE_MM, ZONE_VOXELS = 3.0, 2.6
 """How far around a lesion the image is drawn anew, at least: coarse voxels blur a lesion over its neighbours."""
 FEATHER_MM = 1.5
-"""Over so much of the zone the drawn image goes over into the real one."""
+"""Width in mm of the outer part of the zone, over which the drawn image fades into the real one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,10 +81,10 @@ def choose_box(
 
     Args:
         centre: A voxel of the image.
-        reach_mm: What the box shows at least on every side of it.
+        reach_mm: Smallest distance in mm from the voxel to each side of the box.
         spacing_mm: Along I, J, K.
         factor: Every side is a multiple of it.
-        least_shape: Every side is at least so long.
+        least_shape: Smallest length of each side.
     """
     sides = []
     for step, least in zip(spacing_mm, least_shape, strict=True):
@@ -95,7 +95,7 @@ def choose_box(
 
 
 def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """Return how much of the drawn image a voxel takes: 1 in and near the lesion, falling to 0 where the zone ends.
+    """Return the weight of the drawn image at each voxel: 1 in and near the lesion, 0 at the end of the zone.
 
     Args:
         lesion: ``(I, J, K)``.
@@ -108,7 +108,7 @@ def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
 
 
 def blend(image: NDArray[Any], drawn_hu: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[Any]:
-    """Return the image with the drawn one blended in; voxels of weight 0 are the very same.
+    """Return the image with the drawn one blended in; voxels with weight 0 are unchanged.
 
     Args:
         image: ``(I, J, K)`` of any type, not modified; a type of integers is rounded to and kept in its range.

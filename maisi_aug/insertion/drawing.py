@@ -26,7 +26,7 @@ with the same noise, with and without the lesion, and adds the difference to the
 ControlNet.
 """
 TEXTURE_NAMES: Mapping[Texture, str] = {"part-solid": "part-solid nodule", "ground-glass": "ground-glass nodule"}
-"""Labels of their own that a bundle may know textures by."""
+"""Names of labels by which a bundle may distinguish textures."""
 USUAL_HU: Mapping[Texture, tuple[tuple[float, float, float], ...]] = {
     "solid": ((6.1, -550.0, -140.0), (9.6, -375.0, 35.0), (15.0, -250.0, 70.0), (25.0, -170.0, 75.0)),
     "part-solid": ((8.0, -655.0, -305.0),),
@@ -41,17 +41,17 @@ MOST_GAIN, NUM_GAINS = 3.0, 12
 MOTTLING_MM, MOTTLED_SIZES_MM, MOTTLING_HU = 1.5, (8.0, 20.0), (0.0, 25.0)
 """Large nodules are uneven inside: what patients' have of this scale beyond what is drawn, by diameter."""
 RIM_MM = 2.0
-"""Over so much of a nodule the gain grows from none to all of it."""
+"""Width in mm of the rim of a nodule over which the gain grows from 0 to its full value."""
 WALL_RANGE_HU, USUAL_WALL_HU, LEAST_WALL_VOXELS = (0.0, 150.0), 50.0, 100
 """Soft tissue without fat and bone, and what it is taken for where a crop shows none."""
 KNEE_HU, HEADROOM_HU = -100.0, 50.0
 """Relative to the chest wall: above the first, a nodule's brightness is compressed, and it nears the second."""
 BLUR_MM = 0.7
-"""Structure finer than this is not compressed."""
+"""Width in mm of the smoothing; finer structure, such as noise, keeps its contrast when brightness is limited."""
 MARGIN_MM = 6.0
 """Smallest margin in mm around the drawn part that the networks see."""
 SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
-"""Coarser CTs are drawn on voxels an integer of times finer: the embedded bundle has seen few as coarse."""
+"""Largest spacing at which networks draw on the CT's own voxels; coarser ones are refined by an integer factor."""
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class BundlePainter:
     Attributes:
         pipeline: The bundle on a device.
         texture_ids: Ids that the networks know textures by; for others the lesion keeps its id in the label map.
-        method: How the known part comes in.
+        method: How the known part of the image is used.
         num_inference_steps: None for the bundle's default.
-        num_resamplings: How often a step is taken, see ``KnownLatent``.
+        num_resamplings: Number of times that a step is taken, see ``KnownLatent``.
         least_shape: Voxels that the networks are shown at least.
     """
 
@@ -132,7 +132,7 @@ def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int
 
     Args:
         bundle: Whose.
-        device: Where they run.
+        device: Device on which they run.
         num_inference_steps: None for the bundle's default.
 
     Raises:
@@ -160,14 +160,14 @@ def finer_factors(task: PaintTask) -> Shape:
 
 
 def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Return the crop interpolated (cubic) to voxels so many times finer, on the same box."""
+    """Return the crop interpolated (cubic) to voxels finer by the given factors, on the same box."""
     if factors == (1, 1, 1):
         return image_hu
     return np.asarray(ndimage.zoom(image_hu, factors, order=3, mode="nearest", grid_mode=True), dtype=np.float32)
 
 
 def coarsen_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Means over a given number of voxels: what a scanner with larger voxels would have measured."""
+    """Return means over a given number of voxels, as a scanner with larger voxels would measure."""
     if factors == (1, 1, 1):
         return image_hu
     split = [part for side, factor in zip(image_hu.shape, factors, strict=True) for part in (side // factor, factor)]
@@ -236,7 +236,7 @@ def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
 
 
 def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
-    """Return the median HU of the soft tissue of a crop; what is usual where it shows hardly any."""
+    """Return the median HU of the soft tissue in a crop; a usual value if it shows hardly any."""
     soft = image_hu[(image_hu >= WALL_RANGE_HU[0]) & (image_hu <= WALL_RANGE_HU[1])]
     return float(np.median(soft)) if soft.size >= LEAST_WALL_VOXELS else USUAL_WALL_HU
 
@@ -248,7 +248,7 @@ def limit_brightness(
     wall_hu: float,
     spacing_mm: Spacing,
 ) -> NDArray[np.float32]:
-    """Return what is added to an image, less where the sum would be brighter than soft tissue.
+    """Return the addition to an image, reduced where the sum would be brighter than soft tissue.
 
     A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
     ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what

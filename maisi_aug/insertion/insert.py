@@ -41,10 +41,10 @@ class LesionRequest:
     Attributes:
         label_id: Its id in label maps.
         volume_ml: Its volume.
-        texture: How dense it is.
+        texture: Density of the lesion.
         attachment: None leaves it to chance whether it touches the surface of its host.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
-        contrast_hu: To its host, where it is set to a value.
+        contrast_hu: Contrast to the host in HU, if fixed.
         place_sizes_ml: Smallest and largest volume of the lesions that share its place and its crop, where others do.
     """
 
@@ -65,7 +65,7 @@ class Host(Protocol):
         """Blocks of the host."""
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Return the map of a crop's surroundings, 0 beyond the image, and the host's voxels in it."""
+        """Return the label map of a crop, 0 beyond the image, and the host's voxels in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class LungHost:
         """Return the lungs of a CT.
 
         Raises:
-            UnfitCtError: It shows none.
+            UnfitCtError: The CT shows no lungs.
         """
         return cls(find_lungs(image_hu, spacing_mm))
 
@@ -104,7 +104,7 @@ class LabelledHost:
         """Return organs of a label map.
 
         Raises:
-            UnfitCtError: It holds none of them.
+            UnfitCtError: The label map has none of them.
         """
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)
@@ -128,13 +128,13 @@ class Insertion:
     """Outcome of the insertion of one lesion.
 
     Attributes:
-        box: Where in the image the crop lies, slices along I, J, K.
+        box: Position of the crop in the image, slices along I, J, K.
         image: The crop with the lesion, of the image's type.
         lesion: Its voxels in the box.
         zone: Voxels of the box that were drawn.
-        place: Where it was put.
+        place: Place of the lesion.
         volume_ml: Its volume.
-        look: How it looks there.
+        look: Measured appearance of the lesion.
         verdicts: Verdicts of the gates.
     """
 
@@ -169,7 +169,7 @@ def insert_lesion(
     Args:
         image: ``(I, J, K)`` HU in RAS+, not modified.
         spacing_mm: Along I, J, K.
-        host: Where lesions may grow in it.
+        host: Region in which lesions may grow.
         request: Request for the image.
         painter: Draws it.
         occupied: ``(I, J, K)`` voxels of lesions that are there, to keep clear of.

@@ -29,7 +29,7 @@ AIR_HU = -500.0
 LUNG_HU = (-940.0, -550.0)
 """Range of the median HU inside a lung; bowel gas and airways are outside of it."""
 LEAST_LUNG_ML = 30.0
-"""A slab of a few slices shows no more of a lung."""
+"""Smallest volume of a lung in mL; a slab of a few slices shows no more."""
 VESSEL_MM = 4.0
 SLAB_VOXELS = 8_000_000
 
@@ -50,7 +50,7 @@ class CoarseMask:
 
     @cached_property
     def depth_mm(self) -> NDArray[np.float32]:
-        """Distance of every block of the mask to its surface; the image's border is none."""
+        """Distance of every block of the mask to its surface; the border of the image is not a surface."""
         box = bounding_box(self.mask, margin=1)
         padded = np.pad(self.mask[box], 1, mode="edge")
         inner = ndimage.distance_transform_edt(padded, sampling=self.spacing_mm)[1:-1, 1:-1, 1:-1]
@@ -76,7 +76,7 @@ def coarse_factors(spacing_mm: Spacing) -> Shape:
 
 
 def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np.float32]:
-    """Means of blocks, in slabs along I, so that a large image takes little memory.
+    """Return means of blocks, computed in slabs along I to limit memory.
 
     Args:
         array: ``(I, J, K)``.
@@ -92,7 +92,7 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
 
 
 def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
-    """Return the lungs with their vessels, airways left out where they are wide.
+    """Return the lungs with their vessels, without wide airways.
 
     Args:
         image_hu: ``(I, J, K)`` HU in RAS+.

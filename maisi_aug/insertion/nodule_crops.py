@@ -6,9 +6,9 @@
 patient, texture (readers' score, 1 = ground-glass to 5 = solid) and split, of which only rows that say "train" are
 read. ``LUNGS`` holds whole chests as NAME_ct.nii.gz, with NAME_seg.nii.gz where something in them is to be avoided.
 
-Every crop keeps the spacing of its CT: the networks are told the spacing, and noise that was interpolated would teach
-them a texture that no CT has. Where a crop is smaller than the window, its edge is repeated and labelled 0, and the
-losses leave these voxels out.
+Every crop keeps the spacing of its CT: the networks are conditioned on the spacing, and noise that was interpolated
+would teach them a texture that no CT has. Where a crop is smaller than the window, its edge is repeated and labelled
+0, and the losses leave these voxels out.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ LEAST_LUNG_SHARE = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A window of a CT: ``(I, J, K)`` HU and ids, 0 where the CT has ended."""
+    """A window of a CT: ``(I, J, K)`` HU and ids, 0 beyond the CT."""
 
     image_hu: NDArray[np.int16]
     label_map: NDArray[np.uint8]
@@ -89,7 +89,7 @@ def cut_window(
 def draw_turn(
     image_hu: NDArray[Any], label_map: NDArray[Any], rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return both arrays turned and mirrored alike: one of the eight turns of a slice, upside down or not."""
+    """Return both arrays rotated and mirrored alike: one of the eight symmetries of a slice, flipped along K or not."""
     turns, flips = int(rng.integers(4)), rng.random(2) < 0.5
     turned = []
     for array in (image_hu, label_map):
@@ -134,7 +134,7 @@ def _draw_corner(nodule: NDArray[np.bool_], rng: np.random.Generator) -> list[in
 
 
 def crop_lungs(folder: Path, *, num_crops: int, seed: int) -> Iterator[Crop]:
-    """Yield windows of lung from every chest CT of a folder, clear of whatever is labelled there."""
+    """Yield windows of lung from every chest CT of a folder, apart from labelled voxels."""
     for path in sorted(folder.glob("*_ct.nii.gz")):
         image = load_image(path)
         image_hu, spacing_mm = image.array.astype(np.int16), image.grid.spacing_mm
@@ -157,7 +157,7 @@ def crop_lungs(folder: Path, *, num_crops: int, seed: int) -> Iterator[Crop]:
 
 
 def write_prepared(crops: Iterator[Crop], out: Path, *, num_folds: int, options: dict[str, Any]) -> int:
-    """Write crops as a prepared folder that is not there yet, whole or not at all; returns how many."""
+    """Write crops as a new prepared folder, whole or not at all; returns their number."""
 
     def require_new() -> None:
         if out.exists():

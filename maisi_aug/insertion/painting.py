@@ -33,7 +33,7 @@ POINT_SPREAD_MM = (0.6, 1.0)
 MOTTLING_HU, SOFT_MOTTLING_HU = 25.0, 6.0
 MOTTLING_MM = 2.0
 THIN_HU = -500.0
-"""Aerated lung is below; its vessels are above."""
+"""HU threshold between aerated lung (below) and its vessels (above)."""
 NOISE_MM = 1.5
 """Structure finer than this is taken for noise where the surroundings are measured."""
 
@@ -49,7 +49,7 @@ class PaintTask:
         hidden: ``(I, J, K)`` voxels that are drawn anew.
         host: ``(I, J, K)`` voxels that it lies among, without lesions.
         spacing_mm: Along I, J, K.
-        texture: How dense the lesion is.
+        texture: Density of the lesion.
         seed: Same seed, same drawing.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
     """
@@ -81,7 +81,7 @@ class Painter(Protocol):
         """Smallest shape of a crop, in voxels."""
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """Return ``(I, J, K)`` HU; only what is hidden counts."""
+        """Return ``(I, J, K)`` HU; only the hidden part is used."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: fl
     """Return a drawn crop whose lesion is made brighter or darker as a whole; its texture and its noise stay.
 
     Args:
-        task: What was drawn.
+        task: Task that was drawn.
         drawn_hu: ``(I, J, K)`` as drawn.
         contrast_hu: Wanted between the median of the lesion's inner half and that of the host.
     """
@@ -165,7 +165,7 @@ def _local_hu(task: PaintTask) -> float:
 
 
 def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """Return what of an image is finer than ``NOISE_MM``, as if there were nothing but some of its voxels; 0 elsewhere.
+    """Return the structure finer than ``NOISE_MM`` within a mask, ignoring voxels outside; 0 elsewhere.
 
     Args:
         image_hu: ``(I, J, K)``.
@@ -180,7 +180,7 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
 
 
 def measure_noise(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> float:
-    """Return robust deviation in HU of what is finer than ``NOISE_MM``, over some voxels; 0 where there are none."""
+    """Return the robust deviation in HU of structure finer than ``NOISE_MM`` within a mask; 0 for an empty mask."""
     return robust_deviation(find_fine_structure(image_hu, where, spacing_mm)[where])
 
 
@@ -192,7 +192,7 @@ def robust_deviation(values: NDArray[np.float32]) -> float:
 def draw_noise_like(
     image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return noise with the spectrum and the strength of what is fine in an image.
+    """Return noise with the spectrum and strength of the fine structure of an image.
 
     The spectrum's phases are drawn anew (Galerne et al., "Random phase textures", IEEE TIP 2011); vessels and edges
     are clipped beforehand.

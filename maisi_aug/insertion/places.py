@@ -24,7 +24,7 @@ SURFACE_DEPTHS = (0.3, 0.7)
 
 @dataclass(frozen=True)
 class Place:
-    """The voxel of the image that a lesion is centred on, and how it lies to the surface of its host."""
+    """Centre voxel of a lesion, and its position relative to the surface of its host."""
 
     centre: Shape
     attachment: Attachment
@@ -43,7 +43,7 @@ def draw_place(
     """Return a random place for a ball of the lesion's volume.
 
     Args:
-        host: Where lesions may grow.
+        host: Region in which lesions may grow.
         image_shape: Voxels of the image; the lesion stays inside.
         radius_mm: Radius in mm of the ball.
         occupied: Blocks that hold lesions, of the host's shape; None for none.

@@ -19,7 +19,7 @@ _WHAT, _INTO, _RUN = "What to insert", "Into what", "Run"
 
 
 class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """Everything that decides which bytes a cohort of inserted lesions consists of."""
+    """Settings that determine the bytes of a cohort of inserted lesions."""
 
     into: Annotated[PathText, Field(min_length=1), Option(takes=Path, complete="datasets", panel=_INTO, everyday=True)]
     """A CT, a folder of CTs, or an nnU-Net dataset."""
@@ -75,7 +75,7 @@ def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> Ins
         source: Name for messages.
 
     Raises:
-        RecipeError: Listing every problem with its place.
+        RecipeError: The message lists every problem with its place.
     """
     # YAML has lists where the fields hold tuples.
     held = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
@@ -88,6 +88,6 @@ def load_insertion_recipe(name_or_path: str, flags: Mapping[str, Any]) -> Insert
     """Read a recipe for ``insert``, put the flags on top and validate the whole.
 
     Raises:
-        RecipeError: Listing every problem with its place.
+        RecipeError: The message lists every problem with its place.
     """
     return build_insertion({**read_insertion_recipe(name_or_path), **flags}, source=name_or_path)

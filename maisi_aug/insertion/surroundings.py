@@ -14,7 +14,7 @@ from maisi_aug.volumes.grid import Spacing
 Mask = NDArray[np.bool_]
 
 LUNG_ID = 28
-"""Stands for all of the lung: a crop does not tell which lobe it shows."""
+"""Id used for the whole lung, because a crop does not reveal which lobe it shows."""
 LUNG_HU = -500.0
 """Halfway between aerated lung and soft tissue."""
 SMOOTHING_MM = 0.7
@@ -49,7 +49,7 @@ def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> N
 
 
 def keep_thick_parts(dense: Mask, spacing_mm: Spacing, radius_mm: float = VESSEL_RADIUS_MM) -> Mask:
-    """Return an opening with a ball: what is left of a mask without its parts thinner than two radii."""
+    """Return the opening of a mask with a ball, which removes parts thinner than two radii."""
     deep = _distance(dense, spacing_mm) >= radius_mm
     if not deep.any():
         return np.zeros_like(dense)

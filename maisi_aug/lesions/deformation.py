@@ -43,7 +43,7 @@ REACH = 3.0
 """Radii of the lesion within which tissue is moved."""
 SLOWNESS = 1.5
 MIN_LEFT = 0.6
-"""Share of its voxels that every organ keeps; a field that squeezes one harder is refused."""
+"""Smallest share of its voxels that every organ must keep; a deformation that squeezes an organ further is rejected."""
 
 
 def deform_label_map(
@@ -130,7 +130,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
         spacing_mm: Voxel sides along I, J, K.
-        margin_mm: How far around all that it reaches.
+        margin_mm: Width in mm by which the result is extended on all sides.
     """
     table = _table_of((*visceral_ids(), *MAISI.tumor_ids))  # (256,)
     strides, coarse = _thin(table[label_map], spacing_mm)
@@ -166,7 +166,7 @@ def find_outside_room(
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
         host: ``(I, J, K)`` the part of its hosts that it grows from.
-        rim_mm: How far from the host.
+        rim_mm: Largest distance in mm from the host.
         in_cavity: Whether also anywhere between the organs of chest and belly.
         spacing_mm: Voxel sides along I, J, K.
     """
@@ -183,7 +183,7 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """Return what gives way to a large lesion: the inside of chest and belly, and a little of the wall around it."""
+    """Return the tissue that a large lesion may push aside: the inside of chest and belly, and part of the wall."""
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )

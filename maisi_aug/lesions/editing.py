@@ -45,7 +45,7 @@ def remove_lesions(
             else they are anatomy like any other.
 
     Returns:
-        A new label map; a tumour with no host nearby becomes what the vocabulary names for it.
+        A new label map; a tumour with no host nearby gets the vocabulary's background id for it.
     """
     healthy = label_map.copy()
     present = set(np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist())
@@ -67,12 +67,12 @@ def remove_lesions(
 def settle_lesions(
     label_map: NDArray[np.uint8], lesions: Mask, *, tumor_of_host: Mapping[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Give lesions of an unknown kind the id that their place tells, so that none is left as a hole in its organ.
+    """Give lesions of an unknown kind the id that follows from their place, so that none leaves a hole in its organ.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
         lesions: ``(I, J, K)`` the lesions' voxels.
-        tumor_of_host: What a lesion in a host is; in organs that are not listed it becomes the organ.
+        tumor_of_host: Lesion id by host id; in organs that are not listed a lesion becomes the organ.
 
     Returns:
         A new label map. Each connected lesion is what most of the labels around it are, if they make up at least
@@ -136,7 +136,7 @@ def resize_lesion(
 
 
 def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *, spacing_mm: Sequence[float]) -> Lesion:
-    """Return a lesion as it lies in a map, measured; its host is the one that most of its surroundings are."""
+    """Measure a lesion in a map; its host is the most frequent one around it."""
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inside = np.argwhere(mask[box])
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)

@@ -32,11 +32,11 @@ class GrowthRule:
     Attributes:
         max_share_outside: Share of the lesion that may lie in tissue that was no host.
         max_host_share: Largest volume, relative to the largest connected part of its hosts.
-        rim_mm: How far from the host it may reach into body without an organ.
+        rim_mm: Largest distance in mm from the host at which it may grow into body without an organ.
         in_cavity: Whether it may also take the fat between the organs of chest and belly.
         room_share: Share of a large lesion's volume for which host and neighbours are pushed aside.
         max_spread: Largest spread about its centre, relative to a ball of its volume.
-        source: Where the figures come from.
+        source: Source of the figures.
         crosses_hosts: Whether it crosses from one host into the next, as lung tumours cross fissures, instead of
             keeping to one while there is room.
     """
@@ -62,7 +62,7 @@ def growth_rule_of(label_name: str) -> GrowthRule:
     """Return the rule of a label, found under any of its names; a label that the table lacks has the cautious default.
 
     Args:
-        label_name: As a vocabulary or a bundle names it, such as "renal mass".
+        label_name: Name in a vocabulary or a bundle, such as "renal mass".
     """
     default, rules = _rules()
     if label_name in rules:
@@ -77,7 +77,7 @@ def growth_rule_of(label_name: str) -> GrowthRule:
 class Lesion:
     """One lesion, as requested and, once it is drawn, as it lies in the label map.
 
-    The bounds hold for what is read from a manifest, which may be somebody else's.
+    The bounds apply to lesions read from a manifest, which may come from an untrusted source.
 
     Attributes:
         label_id: Vocabulary id of its voxels.
@@ -91,7 +91,7 @@ class Lesion:
         size_source: Reference of the percentile, which says if it is a stand-in.
         index: Place among the lesions of its case, which tells it from others of its label.
         hosts: Ids that it may replace.
-        rule: How it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.
+        rule: Rule by which it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.
         num_voxels: Realised voxels.
         share_outside: Share of its voxels that were no host; ``None`` for a lesion that was not planted.
         spread: Spread about its centre of mass, relative to a ball of its volume.
@@ -133,7 +133,7 @@ class Lesion:
         spread: float,
         share_outside: float | None = None,
     ) -> Lesion:
-        """Return the lesion as it lies in a label map with voxels of these sides."""
+        """Return the lesion with its size and position in a label map with the given spacing."""
         from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
 
         i, j, k = map(int, centre_ijk)
@@ -147,11 +147,11 @@ class Lesion:
         return replace(self, realised_ml=realised_ml, diameter_mm=diameter_mm(realised_ml))
 
     def as_written(self) -> Lesion:
-        """Return the lesion as a manifest holds it, without what only the run needs that draws it."""
+        """Return the lesion as stored in a manifest, without data that only the run needs."""
         return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
 
     def to_plan(self) -> dict[str, Any]:
-        """Return what is requested, as JSON types."""
+        """Return the request as JSON types."""
         return {
             "label_id": self.label_id,
             "label": self.label,

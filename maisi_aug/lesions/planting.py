@@ -97,7 +97,7 @@ def plant_lesions(
         A new label map and the same lesions as they lie in it.
 
     Raises:
-        LesionError: Naming the label, the volume, the hosts and the room that they have.
+        LesionError: The message names the label, the volume, the hosts and the room that they have.
     """
     lesion_ids = {wish.label_id for wish in wanted} | set(other_lesion_ids)
     order = sorted(range(len(wanted)), key=lambda index: -wanted[index].requested_ml)
@@ -164,7 +164,7 @@ def _plant(
 
 
 def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
-    """Return the largest volume of a lesion beside its hosts in a map; infinite without a rule."""
+    """Return the largest volume of a lesion outside its hosts in a map; infinite without a rule."""
     if wish.rule is None:
         return float("inf")
     return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]
@@ -435,10 +435,10 @@ def grow_roundest(
     Args:
         start_room: ``(I, J, K)`` where a centre may lie: the host.
         room: ``(I, J, K)`` connected voxels that the lesion may take.
-        num_voxels: How many it takes.
+        num_voxels: Number of voxels of the lesion.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
-        reluctance: How many times further voxels outside ``start_room`` seem than they are.
+        reluctance: Factor by which distances to voxels outside ``start_room`` are increased.
         centres: Voxels to grow from; drawn when not given, the deeper in the host the likelier.
 
     Returns:
@@ -533,7 +533,7 @@ def _draw_score(
 
 
 def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
-    """Return the root mean square distance from the centre of mass relative to a ball of equal volume, which has 1."""
+    """Return the root mean square distance from the centre of mass, relative to that of a ball of equal volume."""
     points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)  # (N, 3)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
     # a ball of radius r has variance 0.6 r^2
@@ -552,10 +552,10 @@ def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
 
 
 def radius_mm_of(volume_ml: float) -> float:
-    """Return the radius in mm of the ball of a volume in mL."""
+    """Return the radius in mm of a ball with a volume in mL."""
     return float((volume_ml * 1000.0 * 3.0 / (4.0 * np.pi)) ** (1.0 / 3.0))
 
 
 def in_words(volume_ml: float) -> str:
-    """Return the volume with its equivalent diameter, for messages."""
+    """Return the volume and its equivalent diameter as text, for messages."""
     return f"{volume_ml:.2f} mL ({2 * radius_mm_of(volume_ml):.1f} mm)"

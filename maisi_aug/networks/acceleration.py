@@ -54,10 +54,10 @@ def require_compiler(compiler: Compiler, device: str) -> None:
 
 
 def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str) -> None:
-    """Have the networks compiled when they are first called, and again for every new shape, in place.
+    """Compile the networks at their first call, and again for every new shape, in place.
 
     Args:
-        networks: On their device.
+        networks: Networks, already on their device.
         compiler: ``none`` leaves them alone.
         fingerprint: Fingerprint of the bundle; TensorRT's engines are kept in the user's cache under it.
 
@@ -84,7 +84,7 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
 
 @contextmanager
 def explain_compilation(compiler: Compiler) -> Iterator[None]:
-    """Put what goes wrong in a compiler into a sentence.
+    """Turn errors of a compiler into a message.
 
     Raises:
         BundleError: When the networks cannot be compiled.

@@ -60,7 +60,7 @@ class FastPaths:
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
-        cpu_layers: On a CPU, convolutions with fewer products and fused attention, see ``cpu_layers``.
+        cpu_layers: Whether convolutions with fewer products and fused attention are used on a CPU, see ``cpu_layers``.
     """
 
     embed_once: bool = True
@@ -106,7 +106,7 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     Args:
         definition: ``{"class": name, **hyper-parameters}``; flash attention is switched off where there is no CUDA
             device, which changes no weight and no value.
-        device: Where the parameters live.
+        device: Device on which the parameters live.
 
     Raises:
         BundleError: For an unknown class or hyper-parameters that the class refuses.
@@ -150,7 +150,7 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
 
 
 def takes_regions(unet: nn.Module) -> bool:
-    """Whether a U-Net is told which body regions the image shows, as those of ``ddpm-ct`` are."""
+    """Whether a U-Net is conditioned on the body regions that the image shows, as those of ``ddpm-ct`` are."""
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
@@ -162,7 +162,7 @@ def count_control_channels(controlnet: nn.Module) -> int:
 
 
 def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) -> ComputeType:
-    """Return what networks compute in on a device.
+    """Return the floating-point type in which networks compute on a device.
 
     Half precision moves images, and not at random: bfloat16 keeps eight bits of a number's digits, and its errors
     add up over the steps of the sampler. Measured with the embedded bundle's trained weights on six held-out
@@ -199,7 +199,7 @@ def require_sound_cudnn(version: int | None) -> None:
     Source: https://github.com/pytorch/pytorch/issues/163539 and 166643.
 
     Args:
-        version: As torch gives it, 91002 for 9.10.2; None without cuDNN.
+        version: Version as torch gives it, 91002 for 9.10.2; None without cuDNN.
 
     Raises:
         RecipeError: For cuDNN 9.8 to 9.10.
@@ -214,7 +214,7 @@ def require_sound_cudnn(version: int | None) -> None:
 
 
 def computes_in(precision: ComputeType, device: str) -> bool:
-    """Whether a device computes in a type, and does not emulate it."""
+    """Whether a device computes in a type natively, without emulation."""
     device_type = device.partition(":")[0]
     if precision == "float32" or device_type == "cuda":
         return True
@@ -231,7 +231,7 @@ HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bflo
 
 
 def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[object]:
-    """Have networks compute in a type while the context is open; float32 is the plain way."""
+    """Return a context in which networks compute in a type; it has no effect for float32."""
     device_type = device.partition(":")[0]
     if precision == "float32":
         return nullcontext()
@@ -244,7 +244,7 @@ def mixed_precision(device: str) -> AbstractContextManager[object]:
 
 
 def store_in(precision: ComputeType, network: nn.Module) -> None:
-    """Hold the weights that autocast would cast at every call in its type, in place: the same values, half the memory.
+    """Store the weights that autocast would cast at every call in its type, in place: same values, half the memory.
 
     The network runs under autocast of that type only from then on; what leaves autocast keeps its float32.
     """
@@ -290,7 +290,7 @@ class _InFloat32(nn.Module):
 
 
 def keep_norms_in_float32(network: nn.Module) -> None:
-    """Have MAISI's norms hand on float32 where a definition says float16, which only autocast can take, in place."""
+    """Make MAISI's norms return float32 where a definition says float16, which needs autocast, in place."""
     for layer in network.modules():
         if isinstance(layer, MaisiGroupNorm3D):
             layer.norm_float16 = False
@@ -325,7 +325,7 @@ def _plain_twin(layer: nn.Module) -> nn.Module | None:
 
 
 class NoControlNet(nn.Module):
-    """Stands where a bundle has no ControlNet: images are drawn without a label map, and nobody calls it."""
+    """Placeholder for bundles without a ControlNet, which draw images without a label map; never called."""
 
 
 @dataclass(frozen=True)

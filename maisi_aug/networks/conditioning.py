@@ -22,7 +22,7 @@ REGION_SCALE = 100.0
 NUM_LABEL_BITS = 8
 NUM_SURROUNDINGS = 2
 SURROUNDINGS_HU = (-600.0, 300.0)
-"""HU that the channel of surroundings has at 0, and HU per 1: lung and its noise are spread out."""
+"""HU represented by 0 in the channel of surroundings, and HU per unit, which spread out lung and its noise."""
 SPACING_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
 MR_MAXIMUM = 1000.0
@@ -60,7 +60,7 @@ def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
 
 
 def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels: int) -> Tensor:
-    """Return what a ControlNet is conditioned on: the label map and, where it listens, what is known around the lesion.
+    """Return a ControlNet's condition: the label map and, if it takes them, the surroundings of the lesion.
 
     Args:
         label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
@@ -68,7 +68,7 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
         num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
     Raises:
-        ValueError: It takes neither 8 nor 10.
+        ValueError: The number of channels is neither 8 nor 10.
     """
     if num_channels == NUM_LABEL_BITS:
         return label_bits

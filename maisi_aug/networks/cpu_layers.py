@@ -31,7 +31,7 @@ MIN_VOXELS = 1024
 FEW_VOXELS = 128
 """Number of voxels of an image below which reordering the weights of a convolution takes as long as the convolution."""
 CHUNK_NUMBERS = 1 << 20
-"""Numbers of the input that are transformed at once: few enough for a processor's cache, and little memory."""
+"""Number of input values transformed at once: few enough for a processor's cache."""
 
 
 class CpuConv3d(nn.Conv3d):

@@ -47,20 +47,20 @@ HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
 PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Memory of the part that is computed, relative to the whole."""
 HALO = 4
-"""Voxels along I that a part is longer by than what it yields."""
+"""Number of voxels along I by which a part is longer than its output."""
 SCRATCH_BYTES = 65_000_000
 """Scratch memory in bytes of convolutions of the whole on a CPU, whatever its size."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder of a bundle on its device; it learns which settings are too much.
+    """The decoder of a bundle on its device; it remembers which settings exceeded the memory.
 
     Attributes:
         autoencoder: MAISI's VAE.
         definition: Definition of the autoencoder.
         scale_factor: The bundle's.
-        default_window: Latent voxels decoded at once when nobody requests anything else; None for the whole.
+        default_window: Latent voxels decoded at once by default; None for the whole.
         default_splits: The same for parts in which it is computed.
         may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
             default where it cannot.
@@ -174,7 +174,7 @@ def estimate_decode_bytes(
 
     Args:
         definition: Definition of the autoencoder; ``num_channels`` from the finest level to the coarsest.
-        settings: How it is decoded.
+        settings: Settings for decoding.
         sides: Sides of the latent.
         kind: Type of the device, and what it computes in.
     """
@@ -235,7 +235,7 @@ def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def settings_by_memory(
     wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
 ) -> Iterator[DecodeSettings]:
-    """Yield the wanted options, then ones that need ever less memory, those that change the image least first.
+    """Yield the requested settings, then settings with less and less memory, those that change the image least first.
 
     Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
     with half the longest side of the one before, change what the decoder's norms see.

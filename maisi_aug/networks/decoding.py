@@ -81,7 +81,7 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
-    """Return a window no longer than the latent along any side; None where it holds the whole.
+    """Return a window cut to the sides of the latent; None if it covers the whole latent.
 
     A shorter side is not filled up with zeros: they would change what the decoder's norms see.
     """
@@ -109,7 +109,8 @@ def decode_windows(
     Args:
         latent: ``(B, C, i, j, k)``, ready for the decoder.
         window: Latent voxels along i, j, k, no longer than the latent.
-        decode: From ``(B, C, *window)`` to ``(B, 1, *(f * window))`` with a whole factor f; its output may be changed.
+        decode: Function from ``(B, C, *window)`` to ``(B, 1, *(f * window))`` with an integer f; may overwrite its
+            output.
         overlap: Share of a window that neighbours have in common.
         on_host: Gather the image in the host's memory.
 

@@ -10,31 +10,31 @@ WITHOUT_FLOAT64 = ("mps",)
 
 
 def explain_missing(device: str, error: Exception) -> str:
-    """What to do about a device that torch cannot use, in a sentence.
+    """Return a sentence on why torch cannot use a device, with the remedy.
 
     Args:
-        device: As it was asked for.
-        error: That torch raised.
+        device: Device as the user wrote it.
+        error: Exception that torch raised.
     """
     kind = device.partition(":")[0]
     if kind == "mps":
         if torch.backends.mps.is_built():
-            return "This torch has MPS, but the machine does not: it takes Apple silicon and macOS 14 or later."
-        return "This torch is built without MPS, which the one for macOS on Apple silicon has."
+            return "This torch supports MPS, but this machine does not, which needs Apple silicon and macOS 14."
+        return "This torch is built without MPS; install the build for macOS on Apple silicon."
     if kind == "xpu":
         if torch.xpu._is_compiled():
-            return "This torch has XPU, but found no Intel GPU with a driver."
+            return "This torch supports XPU, but found no Intel GPU with a driver."
         return "This torch is built without XPU; install Intel's build of torch, and the driver of the GPU."
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(".") + "."
 
 
 def in_float64(values: Tensor) -> Tensor:
-    """A small tensor in float64, on the CPU where its device has none."""
+    """Return a small tensor in float64, on the CPU if its device has no float64."""
     return (values.cpu() if values.device.type in WITHOUT_FLOAT64 else values).double()
 
 
 def release_memory(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device."""
+    """Release cached memory of torch to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

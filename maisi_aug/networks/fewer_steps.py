@@ -38,7 +38,7 @@ def integrate_fast(
         predict: Predicts the noise.
         scheduler: Tells how much noise there is at every time step.
         noise: ``(B, C, i, j, k)``.
-        num_steps: How many.
+        num_steps: Number of steps.
         report: Called with (steps done, steps in all).
 
     Raises:
@@ -76,7 +76,7 @@ def choose_timesteps(levels: Sequence[float], num_steps: int) -> list[int]:
 
     Args:
         levels: l_t of every time step, falling.
-        num_steps: How many to choose.
+        num_steps: Number of time steps to choose.
 
     Raises:
         ValueError: For more than there are.

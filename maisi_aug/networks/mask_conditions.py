@@ -23,9 +23,9 @@ from maisi_aug.vocabulary.labels import MAISI, Vocabulary
 from maisi_aug.vocabulary.sizes import reference_distribution
 
 SIZED_ORGANS = (10, 1, 12, 4, 62)
-"""Gallbladder, liver, stomach, pancreas, colon: the first five numbers."""
+"""Ids of the organs whose sizes are the first five numbers: gallbladder, liver, stomach, pancreas, colon."""
 SIZED_TUMORS = (23, 24, 26, 27, 128)
-"""Lung tumor, pancreatic tumor, hepatic tumor, colon cancer primaries, bone lesion: the last five."""
+"""Ids of the tumours whose sizes are the last five: lung, pancreas, liver, colon and bone."""
 CONDITION_IDS = (*SIZED_ORGANS, *SIZED_TUMORS)
 ABSENT = -1.0
 NUM_NEAREST = 20
@@ -74,7 +74,7 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
 
     Args:
         sizes: Percentile by name; -1 for an organ that is to be absent.
-        vocabulary: Where the names are looked up.
+        vocabulary: Vocabulary of the names.
 
     Raises:
         RecipeError: For a name whose size cannot be requested or that is given twice, and for a size that is neither -1
@@ -89,7 +89,8 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
             label_id = 0
         if label_id in vocabulary.tumor_ids:
             raise RecipeError(
-                f"size_of '{name}': is a lesion; size_of takes organs ({', '.join(known)}). Request it with --labels "
+                f"size_of '{name}': is a lesion; size_of only takes organs ({', '.join(known)}). Request it with "
+                "--labels "
                 f"'{name}:{size:g}'."
             )
         if label_id not in SIZED_ORGANS:
@@ -109,10 +110,10 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
 
 
 def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[int]) -> None:
-    """Raise when an organ that a request needs is asked to be absent.
+    """Raise if a requested size of -1 removes an organ that a label request needs.
 
     Raises:
-        RecipeError: Naming the organ.
+        RecipeError: The message names the organ.
     """
     for label_id, size in organ_sizes.items():
         if size == ABSENT and label_id in needed_ids:
@@ -126,19 +127,19 @@ def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[
 def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
     """Return the kind of a case's only lesion if the generator is conditioned on it, else None.
 
-    It draws as many lesions of a kind as it likes, and the clean-up leaves one: several are planted.
+    The generator does not control the number of lesions, and the clean-up keeps one, so several are planted.
     """
     return lesions[0].label_id if len(lesions) == 1 and lesions[0].label_id in SIZED_TUMORS else None
 
 
 def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> dict[int, float]:
-    """Return what a request says of the ten numbers, by id; of every tumour it says whether it is there.
+    """Return the numbers of the condition that a request determines, by id; every tumour's presence is determined.
 
     A tumour's number is the percentile of the volume requested among the lesions of the package's reference, also where
     a percentile of the user's own lesions was requested: that means a volume, and the networks do not know the user's.
 
     Args:
-        lesions: The lesions of a case; those of ``find_told_tumor`` are told, all others are planted later.
+        lesions: The lesions of a case; the one of ``find_told_tumor`` is a condition, all others are planted later.
         organ_sizes: Percentile by id of an organ.
     """
     given = {**dict.fromkeys(SIZED_TUMORS, ABSENT), **organ_sizes}
@@ -151,7 +152,7 @@ def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> d
 def draw_condition(
     rows: NDArray[np.float32], given: Mapping[int, float], *, present_ids: Collection[int], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Fill up what is given with one of the rows that agree best with it.
+    """Complete the given numbers with one of the rows that agree best with them.
 
     Rows are compared by the sum of absolute differences over the numbers that are given. One is drawn among the
     ``NUM_NEAREST`` nearest and all that are as near as the last of them, so that cases differ in what is not given.

@@ -26,7 +26,7 @@ from maisi_aug.system.content import read_json
 
 Function = Callable[[Tensor], Tensor]
 MAX_LOGITS = 1 << 23
-"""Logits held at once: 32 MB in float32."""
+"""Number of logits held at once: 32 MB in float32."""
 MIN_SLAB = 4
 """Voxels along I that are classified at once, whatever their logits take: of thinner slabs the margin is most."""
 MAX_FEATURES = 1 << 28
@@ -103,7 +103,7 @@ def decode_classes(
 
 
 def _thickness(like: Tensor, num_channels: int, max_numbers: int) -> int:
-    """Return the thickness along I of slabs of a ``(B, I, J, K)`` map with at most so many values, or ``MIN_SLAB``."""
+    """Return the thickness along I of slabs of a ``(B, I, J, K)`` map with at most ``max_numbers``."""
     return max(MIN_SLAB, max_numbers // (like[:, 0].numel() * num_channels))
 
 

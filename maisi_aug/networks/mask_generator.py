@@ -28,7 +28,7 @@ class MaskGenerator:
     """Mask networks, loaded once and used for many label maps.
 
     Attributes:
-        networks: On their device.
+        networks: Networks, already on their device.
         grid: Grid of the label maps.
         num_inference_steps: Number of inference steps of the sampler.
         latent_shape: ``(C, i, j, k)``.
@@ -87,7 +87,7 @@ class MaskGenerator:
     def generate(
         self, condition: Sequence[float] | NDArray[np.float32], *, seed: int, report: Report | None = None
     ) -> NDArray[np.uint8]:
-        """Draw a label map, as the networks leave it.
+        """Draw a label map, without clean-up.
 
         Args:
             condition: Ten sizes in the order of ``mask_conditions.CONDITION_IDS``.

@@ -71,10 +71,10 @@ def resolve_device(text: str) -> str:
 def choose_image_precision(
     wanted: PrecisionName, bundle: Bundle, device: str, compiler: Compiler = "none"
 ) -> ComputeType:
-    """Return what the image networks of a bundle compute in on a device.
+    """Return the floating-point type in which a bundle's image networks compute on a device.
 
     Raises:
-        RecipeError: For what the device does not compute in, or TensorRT, which always takes float16.
+        RecipeError: The device does not support the type, or TensorRT, which needs float16, is combined with another.
     """
     if compiler == "trt":
         if wanted not in ("auto", "float16"):
@@ -91,8 +91,8 @@ class Pipeline:
     """Networks of a bundle, loaded once and used for many cases.
 
     Attributes:
-        bundle: Where they come from.
-        networks: On their device.
+        bundle: Bundle of the networks.
+        networks: Networks, already on their device.
         fast_paths: Which are taken.
         compiler: Compiler for the networks.
         precision: Precision of the networks.
@@ -144,7 +144,7 @@ class Pipeline:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """Turns latents into images; remembers what was too much for the memory."""
+        """Decoder of latents to images; remembers which settings exceeded the memory."""
         definition, is_plain = self.bundle.definition("autoencoder"), self.fast_paths.plain_layers
         return Decoder(
             self.networks.autoencoder,
@@ -194,7 +194,7 @@ class Pipeline:
         Raises:
             GridError: For sides that the networks cannot take.
             RecipeError: For more steps than the scheduler was trained with, for a modality or regions that the networks
-                are not told, and for guidance without a label map where they are told no modality.
+                are not conditioned on, and for guidance without a label map if they are not conditioned on modality.
             BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
                 they leave the range of the type that they compute in.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
@@ -243,9 +243,9 @@ class Pipeline:
         num_resamplings: int = 1,
         puts_back: bool = True,
     ) -> NDArray[np.float32]:
-        """Draw a part of a real image anew, from what is around it, once for each of several label maps.
+        """Redraw a part of a real image from its surroundings, once for each of several label maps.
 
-        All are drawn from the same noise: they differ by what their label maps say.
+        All start from the same noise and differ only by their label maps.
 
         Args:
             image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
@@ -254,7 +254,7 @@ class Pipeline:
             grid: Grid of all of them; every side a multiple of the bundle's factor.
             seed: The same seed gives the same images on the same type of device.
             num_inference_steps: None for the bundle's default.
-            num_resamplings: How often each step is taken, see ``KnownLatent``.
+            num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
             puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
                 that takes surroundings knows of them.
 
@@ -314,7 +314,7 @@ class Pipeline:
 
     @property
     def num_threads(self) -> int | None:
-        """Threads that a CPU computes with, which decide in what order it sums; None on other devices."""
+        """Number of CPU threads, which decides the order of sums; None on other devices."""
         return torch.get_num_threads() if self.networks.device.startswith("cpu") else None
 
     @property

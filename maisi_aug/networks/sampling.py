@@ -50,15 +50,15 @@ class Conditions:
 
 @dataclass(frozen=True)
 class KnownLatent:
-    """The part of a latent that is known, and is put back at every step so that the rest grows to fit.
+    """Known part of a latent, which is restored at every step so that the rest fits to it.
 
     Source: Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", CVPR 2022.
 
     Attributes:
         latent: ``(B, C, i, j, k)`` of the known image, multiplied by the bundle's scale factor.
         is_known: ``(B, 1, i, j, k)`` bool.
-        num_resamplings: How often each step but the last is taken: after all but the last time noise is added again, so
-            that the drawn part sees what the known part has become.
+        num_resamplings: Number of times that each step but the last is taken: after all but the last time noise is
+            added again, so that the drawn part sees what the known part has become.
     """
 
     latent: Tensor

@@ -33,7 +33,7 @@ from maisi_aug.bundle_spec.decoding import Keep
 from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
-"""Voxels of a slab along I; of a thinner one the halo is most."""
+"""Number of voxels of a slab along I; a thinner slab would mostly consist of its halo."""
 MIN_CPU_ROWS = 20480
 """Batch x channels x I x J up to which torch computes float32 convolutions on a CPU without oneDNN: several times
 slower, and with 27 copies of the slab. ``CpuConv3d`` does not leave that to torch."""
@@ -115,7 +115,7 @@ class Moments:
         self.count = total
 
     def as_scale_and_shift(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """Return what the norm multiplies by and adds, ``(B, C, 1, 1, 1)`` float32 each."""
+        """Return scale and shift of the norm, ``(B, C, 1, 1, 1)`` float32 each."""
         assert self.mean is not None
         assert self.squares is not None
         deviation = (self.squares / self.count + norm.eps).sqrt()
@@ -137,7 +137,7 @@ class Step(Protocol):
         """Input channels of the narrowest convolution, which decides how thin a slab may be on a CPU."""
 
     def side(self, side: int) -> int:
-        """Return voxels along I of the output of an input with so many."""
+        """Return the number of voxels along I of the output for an input of ``side`` voxels."""
 
     def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
         """Return the range of an input with ``side`` voxels along I from which a range of the output is computed."""
@@ -344,12 +344,12 @@ class Stream:
         self.moments = {} if moments is None else {moments.num_groups: moments}
 
     def take(self) -> Iterator[Tensor]:
-        """Yield the features at hand slab by slab; what they come from is freed meanwhile."""
+        """Yield the features slab by slab, and free their sources meanwhile."""
         pending, self.pending = self.pending, ()
         yield from self._pull_all(pending, is_last=True)
 
     def finish(self) -> Tensor:
-        """Return the features at hand in one piece."""
+        """Return the features as one tensor."""
         self.settle()
         whole = self.kept.read(0, self.kept.side)
         self.kept = Slabs()
@@ -442,7 +442,7 @@ def stream(
         on_host: Whether it is kept in the host's memory.
 
     Returns:
-        What the blocks make of the whole, but for rounding.
+        The output of the blocks for the whole input, up to rounding.
     """
     run = Stream(Slabs(features, on_host=on_host), num_parts, keep, on_host)
     del features

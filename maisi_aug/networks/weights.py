@@ -1,4 +1,4 @@
-"""Weights of a bundle: written as safetensors, float16 unless told otherwise, read strictly into the networks."""
+"""Weights of a bundle: written as safetensors, float16 by default, read strictly into the networks."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def load_networks(
 
     Args:
         bundle: The bundle; its weight files are compared with their hashes first.
-        device: Where the networks run.
+        device: Device on which the networks run.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; what they compute can still be
             divided into parts.
-        cpu_layers: Where they run on a CPU, swap convolutions and attention for faster ones.
+        cpu_layers: Whether convolutions and attention are replaced by faster ones on a CPU.
 
     Raises:
         BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
@@ -91,7 +91,7 @@ def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: boo
 
     Args:
         bundle: A bundle that has them; their weight files are compared with their hashes first.
-        device: Where the networks run; on a CPU, convolutions and attention are swapped for faster ones.
+        device: Device on which the networks run; on a CPU, convolutions and attention are swapped for faster ones.
         plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
 
     Raises:
@@ -173,7 +173,7 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
         A row per file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
 
     Raises:
-        BundleError: Naming the first file that is not as it should be.
+        BundleError: The message names the first faulty file.
     """
     bundle.require_intact()
     build_scheduler(bundle.spec.scheduler)
@@ -202,7 +202,7 @@ def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str)
     """Compare names and shapes of two state dicts.
 
     Raises:
-        BundleError: Listing missing, surplus and misshapen tensors, five of each at most.
+        BundleError: The message lists missing, surplus and misshapen tensors, five of each at most.
     """
     missing = sorted(set(expected) - set(found))
     surplus = sorted(set(found) - set(expected))
@@ -251,7 +251,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
     tensors, whose offsets count from the end of the header.
 
     Args:
-        path: Where to.
+        path: Path of the new file.
         content: Bytes that ``safetensors`` made of tensors and metadata.
 
     Raises:
@@ -276,7 +276,7 @@ def write_weights(
     Args:
         folder: Created when missing; existing files of the same names are replaced.
         weights: State dicts by role.
-        dtype: As in ``write_bundle``.
+        dtype: Floating-point type, see ``write_bundle``.
 
     Returns:
         What ``bundle.yaml`` says of the files, by role.
@@ -322,10 +322,10 @@ def describe_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def require_header(path: Path) -> None:
-    """Raise where a safetensors file says that its header is longer than the file or than any.
+    """Raise if a safetensors file states a header longer than the file or than any valid header.
 
     Raises:
-        ContentError: It does.
+        ContentError: The header is too long.
         OSError: The file is missing or cannot be read.
     """
     with path.open("rb") as file:
@@ -342,7 +342,7 @@ def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: boo
 
     Args:
         path: The file.
-        device: Where the tensors go.
+        device: Device to load the tensors to.
         mmap: Leave tensors for the CPU on the disk, which must then stay as it is.
 
     Raises:

@@ -29,7 +29,7 @@ _BODY_MIDDLE_Y_MM: Final = -8.0
 
 @dataclass(frozen=True)
 class AnatomyMap:
-    """A tumour-free label map and how it came about.
+    """A tumour-free label map with the parameters that it was built from.
 
     Attributes:
         label_map: ``(I, J, K)`` uint8 vocabulary ids; 200 = body without organ, 0 = outside.
@@ -52,7 +52,7 @@ def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = 
     Args:
         seed: Decides everything: patient, pose, window.
         grid: Any shape and spacing; the window's middle lies in its centre and its axes are taken as R, A, S.
-        region: Where the window lies; "any" draws a place anywhere along the trunk.
+        region: Position of the window; "any" draws a place anywhere along the trunk.
 
     Returns:
         The map, without any tumour id in it.

@@ -53,7 +53,7 @@ class Phantom:
         grid: Their geometry.
         region: The window that is mostly shown.
         phase: Contrast phase.
-        seed: What it was built from.
+        seed: Seed of the phantom.
         lesions: The planted lesions with their realised volumes.
     """
 
@@ -83,12 +83,12 @@ def build_phantom(
     Args:
         seed: Decides everything.
         grid: Any shape and spacing; the patient fits a field of view of about 400 x 300 mm.
-        region: Where the window lies; "any" draws a place along the trunk.
+        region: Position of the window; "any" draws a place along the trunk.
         lesions: True plants 1 to 4 lesions of 1 to 3 kinds whose hosts are in view, as far as they fit; False none;
             a sequence of wishes exactly these.
 
     Raises:
-        LesionError: A wished lesion does not fit its host.
+        LesionError: A requested lesion does not fit into its host.
         GridError: The region has an unknown name.
     """
     anatomy = build_label_map(seed=seed, grid=grid, region=region)

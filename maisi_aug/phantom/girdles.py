@@ -82,7 +82,7 @@ def wing_sheet(
     """Return the iliac wing, or a parallel sheet next to it for the muscles that lie on it.
 
     Args:
-        canvas: What the sheet is for.
+        canvas: Canvas that the sheet is drawn on.
         side: +1 right, -1 left.
         outwards_mm: Shift along the wing's outward (lateral and backward) direction.
         thickness_mm: Added to the radius.

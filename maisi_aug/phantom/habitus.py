@@ -23,7 +23,7 @@ class Habitus:
         scale: Stretch of the canonical body along R, A, S.
         subcutaneous_mm: Mean thickness of the fat under the skin.
         visceral_fat: 0 (organs packed closely) to 1 (much mesenteric and retroperitoneal fat).
-        belly_mm: How far the abdominal wall bulges forwards beyond the canonical one.
+        belly_mm: How far the abdominal wall bulges forwards beyond the standard one, in mm.
         is_female: Breasts and uterus, or a prostate.
         inspiration_mm: Height of the diaphragm relative to the canonical one, positive = expired (higher domes).
         muscle: Thickness factor of the muscles.

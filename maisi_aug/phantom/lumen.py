@@ -22,7 +22,7 @@ class Filling:
 
     Attributes:
         gas_level: Local height, in standard deviations, above which there is gas; larger means less gas.
-        gas_spread: How much the level differs from place to place.
+        gas_spread: Variation of the level from place to place.
         content_hu: Mean of the fluid or stool.
         mottle_hu: Standard deviation of the solid content's texture.
         bubbles: Share of the content's voxels that are small gas bubbles.

@@ -112,7 +112,7 @@ def _with_noise(image: F32, labels: NDArray[np.uint8], appearance: Appearance, s
 
 
 def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> NDArray[np.uint8]:
-    """Return the tissue under label 200, from the labels alone: muscle around bones, fat under the skin and inside.
+    """Return the tissue of voxels with label 200, guessed from the labels: muscle around bones, else fat.
 
     Args:
         labels: ``(I, J, K)`` vocabulary ids.

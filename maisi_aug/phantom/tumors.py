@@ -43,7 +43,7 @@ def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
 
 
 def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bool_]]]) -> Labels:
-    """Return the map before the tumours grew: every one returned to the host that surrounds it most."""
+    """Return the map without tumours: each is replaced by the host that surrounds it most."""
     healthy = label_map.copy()
     for tumor, box, mask in tumors:
         hosts = ids.TUMOR_HOSTS[tumor]

@@ -106,10 +106,10 @@ def build_preview(
         organ_ids: Labels that the planes go through where there is no lesion.
         outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
-        window: What is shown from black to white; None for that of the tissue around the lesion.
+        window: HU range shown from black to white; None for the window of the tissue around the lesion.
 
     Returns:
-        An RGB picture whose ``info`` tells the contact sheet where the axial panels are.
+        An RGB picture whose ``info`` has the positions of the axial panels, for the contact sheet.
     """
     focus = find_focus(label_map, lesion_ids, organ_ids)
     lesion_voxel = _widest_voxel(focus)
@@ -143,7 +143,7 @@ def build_plain_preview(
         image_hu: ``(I, J, K)`` in HU, or in the unit of the window.
         grid: Its geometry.
         caption: Words to put on top.
-        window: What is shown from black to white.
+        window: HU range shown from black to white.
     """
     scale = PANEL_PX / max(grid.extent_mm)
     i, j, k = (side // 2 for side in grid.shape)
@@ -312,7 +312,7 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def choose_evenly(count: int, limit: int) -> list[int]:
-    """Return at most ``limit`` of ``count`` positions, spread evenly, the first and the last among them."""
+    """Return at most ``limit`` of ``count`` positions, evenly spread and including the first and the last."""
     if count <= limit:
         return list(range(count))
     return [round(step * (count - 1) / (limit - 1)) for step in range(limit)]
@@ -346,7 +346,7 @@ def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
     """Load the axial panels of a preview, plain and outlined if there is a label map, its title and first line.
 
     Returns:
-        None where the picture cannot be read or is another program's.
+        None if the picture cannot be read or was written by another program.
     """
     try:
         with content_errors(path), Image.open(path) as preview:
@@ -359,7 +359,7 @@ def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
 
 
 def _build_tile(path: Path) -> Image.Image | None:
-    """The tile of a case; None where the picture cannot be read or is another program's."""
+    """The tile of a case; None if the picture cannot be read or was written by another program."""
     found = load_axial_panels(path)
     if found is None:
         return None

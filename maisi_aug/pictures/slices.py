@@ -232,7 +232,7 @@ def annotate(
         picture: A slice.
         plane: Which slice it is.
         pixels_per_mm: Scale of the picture.
-        centre: Where the ticks point, as fractions of width and height; no ticks without it.
+        centre: Point that the ticks mark, as fractions of width and height; None for no ticks.
         title: Words in the corner instead of the plane's name.
     """
     width, height = picture.size

@@ -34,12 +34,12 @@ from maisi_aug.volumes.image_files import load_label_map
 from maisi_aug.volumes.resampling import centre_grid_on, resample_image, resample_label_map
 
 VERSION = 2
-"""Raised when the same options and sources come to give other files."""
+"""Version of the preparation; increase it when the same options and sources give different files."""
 AIR_HU = -1000
 CT_RANGE_HU = (-1024, 3071)
 """Range of HU in a CT's 12 bits; padding and the inside of metal lie beyond and would spread when averaged."""
 MIN_COVERED = 0.75
-"""The share of the patient that labels fill where a body among them is the whole of it."""
+"""Smallest share of the patient that labels must fill for a labelled body to count as the whole patient."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class PrepareSettings:
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
-        vocabulary: With the new labels.
+        vocabulary: Vocabulary with the new labels.
         new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
         tissues: Labels found by their HU where no other is.
         organ_labels: Meaning of the ids in organ label maps: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
@@ -101,8 +101,8 @@ class CaseTask:
 
     Attributes:
         case: Its files.
-        tables: For each of its label files, source id -> vocabulary id.
-        organ_translations: For each folder of organ labels, what the ids of its label maps mean.
+        tables: For each of its label files, a mapping from source id to vocabulary id.
+        organ_translations: For each folder of organ labels, the meaning of the ids in its label maps.
         settings: Settings for every case.
         has_envelope: Whether the lab drew a label that is called the whole body.
         dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they
@@ -117,7 +117,7 @@ class CaseTask:
     dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
-        """Return SHA-256 over the sources' content and all that decides what becomes of them.
+        """Return SHA-256 over the content of the sources and the settings of their preparation.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -156,7 +156,7 @@ class BuiltCase:
 def build_case(task: CaseTask) -> BuiltCase:
     """Prepare a case.
 
-    From the lowest to the highest, what wins where labels overlap: body (200), tissues found by their HU, organs in the
+    Where labels overlap, later ones in this order win: body (200), tissues found by their HU, organs in the
     order of their folders, the lab's own label files in their order, lesions last.
 
     Raises:

@@ -88,7 +88,7 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
         The cases in the order of their names, and notes for the user, a sentence each.
 
     Raises:
-        PreparationError: Sources that contradict each other or hold nothing, or an excluded case that is not there.
+        PreparationError: Sources contradict each other or are empty, or an excluded case does not exist.
     """
     cases, unlabelled, notes = _collect_labelled(sources)
     excluded = {to_case_id(name): name for name in sources.excluded}

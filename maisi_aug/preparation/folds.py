@@ -27,7 +27,7 @@ def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
             regular expression that finds the patient in the case's name: its first group, else all that it matches.
 
     Raises:
-        PreparationError: The rule cannot be read, or tells nothing of a case.
+        PreparationError: The rule cannot be read, or does not match a case.
     """
     if rule is None:
         return {case_id: case_id for case_id in case_ids}
@@ -56,7 +56,7 @@ def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None
     """Raise unless every fold can hold a patient.
 
     Raises:
-        PreparationError: With the number of patients.
+        PreparationError: There are too few patients; the message has their number.
     """
     num_patients = len(set(patients.values()))
     if num_patients >= num_folds:
@@ -75,13 +75,13 @@ def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None
 def assign_folds(patients: Mapping[str, str], labels: Mapping[str, Collection[int]], num_folds: int) -> dict[str, int]:
     """Return the fold of every case.
 
-    Patients that hold the same labels are dealt out in turn, in an order that only their names decide, so that a label
+    Patients with the same labels are distributed in turn, in an order that depends only on their names, so that a label
     that few patients have is in as many folds as can be.
 
     Args:
         patients: Case -> patient.
         labels: Case -> the ids that training is about.
-        num_folds: How many folds.
+        num_folds: Number of folds.
     """
     held: dict[str, set[int]] = {}
     for case_id, patient in patients.items():

@@ -31,7 +31,7 @@ from maisi_aug.vocabulary.labels import (
 DROP = "-"
 NEW_PREFIX = "new:"
 SIMILAR = 0.93
-"""A new name as close as this to one of the vocabulary is more likely a misspelt one."""
+"""Similarity above which a new name is assumed to be a misspelt name of the vocabulary."""
 _DROPPED_NAMES = ("background", "ignore")
 
 
@@ -137,7 +137,7 @@ def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
 def name_new_labels(
     names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
 ) -> tuple[MapRule, ...]:
-    """Return rules for labels of the lab's files that are to be called as they are, and that no rule names.
+    """Return rules for labels that keep their names and that no other rule mentions.
 
     Args:
         names: Names for the labels; names of the vocabulary need no rule.
@@ -229,7 +229,8 @@ def allocate_new_labels(rules: Iterable[MapRule], vocabulary: Vocabulary) -> dic
     """Return an id for every new name, in the order of the rules: placeholder slots first, then free ids.
 
     Raises:
-        PreparationError: A name looks misspelt, or is the vocabulary's and called new; an id or a host is unknown.
+        PreparationError: A name looks misspelt, or is marked as new although the vocabulary has it; an id or a host is
+            unknown.
     """
     wanted: dict[str, MapRule] = {}
     taken: set[int] = set()

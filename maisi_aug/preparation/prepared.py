@@ -53,9 +53,9 @@ class PreparedSpec(StrictModel):
         name: Name of the data set.
         grid: Grid of every case.
         labels: Name -> id of every label that occurs in some case, body included.
-        new_labels: Those of them that MAISI's vocabulary lacks.
+        new_labels: Labels that MAISI's vocabulary lacks.
         num_folds: Folds are numbered from 0.
-        options: How the cases were prepared; equal options and sources give equal files.
+        options: Options of the preparation; equal options and sources give equal files.
     """
 
     format: Literal[1] = 1
@@ -84,7 +84,7 @@ class PreparedCase(StrictModel):
         image_source: The CT that it was made of.
         label_sources: The label maps and masks that it was made of.
         key: Hash of the sources' content and of the options; a case with the same key need not be made again.
-        notes: What preparation did to this case that the user should know, a sentence each.
+        notes: Sentences about what preparation changed in this case.
     """
 
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)
@@ -170,12 +170,12 @@ def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, Ne
 
 
 def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase], *, command: str) -> PreparedDataset:
-    """Write ``cases.jsonl``, then ``dataset.yaml``, by which the folder is complete.
+    """Write ``cases.jsonl``, then ``dataset.yaml``, which marks the folder as complete.
 
     Args:
-        folder: With the images and label maps.
+        folder: Folder with the images and label maps.
         spec: Settings that all cases share.
-        cases: In any order.
+        cases: Cases in any order.
         command: Command that made them.
 
     Raises:

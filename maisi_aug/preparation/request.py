@@ -60,8 +60,8 @@ class PrepareConfig(Sources):
     fast_organs: Annotated[bool, Option("--fast-organs", panel=_LABELS)] = False
     """Use TotalSegmentator's 3 mm model, for machines without a GPU."""
     tissues: Annotated[tuple[str, ...], Option("--tissue", metavar="NAME=LOW:HIGH", panel=_LABELS)] = ()
-    """Label for body voxels without any label whose HU lie between LOW and HIGH, such as 'skull=150:3000' or
-    'airway=-1024:-300'; may repeat. For data without organ labels, which are better: HU cannot tell a jaw from a
+    """Label for unlabelled body voxels with HU between LOW and HIGH, such as 'skull=150:3000' or
+    'airway=-1024:-300'; may repeat. Use organ labels if there are any, because HU cannot tell a jaw from a
     vertebra.
     """
     allow_empty: Annotated[bool, Option("--allow-empty", panel=_LABELS)] = False
@@ -81,7 +81,7 @@ class PrepareConfig(Sources):
     num_folds: Annotated[PositiveInt, Option("--folds", panel=_RESULT)] = 5
     """Number of cross-validation folds; a patient is in one fold only."""
     keeps_surroundings: Annotated[bool, Option("--keep-surroundings", panel=_RESULT)] = False
-    """Keep the table and the air around the patient, instead of setting them to -1000 HU."""
+    """Keep the table and the air around the patient instead of setting them to -1000 HU."""
     modality: Annotated[CtModalityName, Option(panel=_RESULT)] = "ct"
     """Image modality used as conditioning."""
     name: Annotated[str | None, Option(panel=_RESULT)] = None

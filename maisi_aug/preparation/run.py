@@ -63,8 +63,8 @@ class PrepareRequest:
         rules: Meanings of the lab's labels.
         tissues: Labels found by their HU.
         organ_labels: Meaning of the ids in organ label maps.
-        patients: How cases are told to be one patient's; None for a patient per case.
-        num_folds: How many folds.
+        patients: Rule that assigns cases to patients; None if every case is a patient of its own.
+        num_folds: Number of folds.
         modality: Modality of every image, for the U-Net.
         keeps_surroundings: Whether table and air around the patient stay.
         allow_empty: Whether a case without any label is taken.
@@ -93,7 +93,7 @@ class PrepareResult:
 
     Attributes:
         dataset: The prepared folder.
-        summary: As in ``summary.json``.
+        summary: Content of ``summary.json``.
         problems: Cases that could not be prepared, with the reason.
     """
 
@@ -194,7 +194,7 @@ def plan_preparation(
     cases = request.cases
     patients = find_patients([case.id for case in cases], request.patients)
     require_enough_patients(patients, request.num_folds)
-    allocate_new_labels(request.rules, request.vocabulary)  # a misspelt rule is told before any file is read
+    allocate_new_labels(request.rules, request.vocabulary)  # a misspelt rule is reported before any file is read
     surveys = run_parallel(survey_case, cases, "checking", report, num_workers)
     require_readable(surveys)
     labels = dict.fromkeys(
@@ -233,7 +233,7 @@ def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePl
     """Return the plan with a further folder of organ labels, over those that the cases have.
 
     Args:
-        plan: From ``plan_preparation``.
+        plan: Plan made by ``plan_preparation``.
         folder: A label map per case.
         organ_labels: Meaning of its ids.
 
@@ -260,7 +260,7 @@ def run_preparation(
     """Prepare every case that is not there yet, then write the description, the summary and the pictures.
 
     Args:
-        plan: From ``plan_preparation``.
+        plan: Plan made by ``plan_preparation``.
         out: A folder that ``claim_folder`` made for this plan.
         report: Called with (stage, cases done, cases in all).
         num_workers: Processes; None for one per core.
@@ -315,10 +315,10 @@ def _build_tasks(
 
 
 def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_labels: str) -> Translation:
-    """Return what the ids of a case's organ label map mean, or those that its masks are given in their order.
+    """Return the meaning of the ids in a case's organ label map, or of the ids assigned to its masks in order.
 
     Raises:
-        PreparationError: Nothing tells.
+        PreparationError: The meaning is unknown.
     """
     is_masks = files[0].mask_name is not None
     names = dict(enumerate((file.mask_name or "" for file in files), start=1)) if is_masks else files[0].names

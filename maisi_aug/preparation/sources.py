@@ -31,7 +31,7 @@ from maisi_aug.volumes.own_names import load_own_names
 _SEPARATORS = "_-."
 _MASK_FOLDERS = ("segmentations", "masks", "labels")
 _PARTS = ("oar", "ptv", "gtv")
-"""Words that name what a mask shows, and not that a file is a label map."""
+"""Words that name what a mask shows, rather than marking a file as a label map."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class SourceCase:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All its files."""
+        """All files of the case."""
         organs = (file.path for files in self.organs for file in files)
         return (self.image, *(file.path for file in self.labels), *organs)
 
@@ -104,7 +104,7 @@ def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None
 
 
 def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
-    """Return the files of a folder of images by what they are.
+    """Sort the files of a folder of images by their kind.
 
     Args:
         folder: The folder.
@@ -181,7 +181,7 @@ def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelF
 
 
 def to_case_id(text: str) -> str:
-    """Return a name for files: what is not a letter, digit, dot, underscore or hyphen becomes an underscore."""
+    """Return a file name in which all but letters, digits, dots and hyphens become underscores."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip("._-") or "case"
 
 

@@ -26,7 +26,7 @@ class CaseSurvey:
 
     Attributes:
         case_id: The case.
-        counts: For each of its label files, voxels per id.
+        counts: For each of its label files, number of voxels per id.
         problem: Why it cannot be used; empty where it can.
     """
 
@@ -64,7 +64,7 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
 
 
 def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[frozenset[int], ...]:
-    """Return for each label file of a case, the ids of lesions that are dropped: what they lie in takes their place."""
+    """Return, for each label file of a case, the ids of lesions that are replaced by their surroundings."""
     return tuple(
         frozenset(
             MASK_ID if label.id is None else label.id
@@ -76,7 +76,7 @@ def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMean
 
 
 def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> bool:
-    """Whether a label that is called the whole body occurs in a case."""
+    """Whether a case has a label that stands for the whole body."""
     return any(
         counts.get(MASK_ID if label.id is None else label.id, 0)
         for file, counts in zip(case.labels, survey.counts, strict=True)
@@ -107,7 +107,7 @@ def require_labels(
     """Raise when a mapped label occurs nowhere, or a case holds none of them.
 
     Raises:
-        PreparationError: Naming the labels or the cases.
+        PreparationError: The message names the labels or the cases.
     """
     volumes: dict[int, int] = {label_id: 0 for label_id in meanings.ids.values() if label_id}
     empty = []

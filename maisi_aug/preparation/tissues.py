@@ -1,4 +1,4 @@
-"""Tissues found by their HU where no label tells them: bone and air in a body whose organs nobody drew."""
+"""Tissues found by their HU where no label tells them: bone and air in a body without organ labels."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def add_tissues(
 ) -> NDArray[np.uint8]:
     """Give body voxels without an organ the label of the first tissue whose range holds their HU.
 
-    What is as dark as air is looked for a voxel below the skin, whose own voxels are half air. A body that the image's
-    border cuts has no skin there.
+    Tissue as dark as air is only searched one voxel below the skin, because skin voxels are half air. A body that the
+    image's border cuts has no skin there.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200); not modified.

@@ -48,7 +48,7 @@ def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
 
 
 def read_record(folder: Path, case_id: str) -> dict[str, Any] | None:
-    """Return what an earlier run noted of a case, or None."""
+    """Return the record of a case from an earlier run, or None."""
     try:
         record = read_json(folder / STATE_FOLDER / f"{case_id}.json")
     except (OSError, ValueError):
@@ -117,7 +117,7 @@ def _write_preview(folder: Path, task: CaseTask, built: BuiltCase) -> None:
 
 
 def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str], *, update: bool) -> None:
-    """Make the folder, or see that it is ours; until it is complete it has no ``dataset.yaml``.
+    """Create the folder, or check that it belongs to this preparation; it has no ``dataset.yaml`` until it is complete.
 
     Args:
         out: New, empty, or a folder that was prepared with the same options.

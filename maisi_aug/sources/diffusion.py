@@ -1,7 +1,8 @@
 """The mask source ``diffusion``: label maps that MAISI's mask networks generate, with the lesions requested in them.
 
-One lesion of a kind that the networks are told is theirs to draw: a map counts when the lesion can be brought to the
-volume requested. Everything else, and what they did not get right in a few attempts, is planted in what they drew.
+One lesion of a kind that the networks are conditioned on is drawn by them: a map counts when the lesion can be brought
+to the volume requested. Everything else, and what they did not get right in a few attempts, is planted in what they
+drew.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from maisi_aug.networks.mask_generator import MaskGenerator
 
 MAX_MAPS = 3
-"""Maps to generate before a lesion is planted, or before a map without the required organs is given up."""
+"""Largest number of maps to generate until a lesion can be planted and the required organs are present."""
 NUM_DIGITS = 4
 ReportMap = Callable[[int, int, int], None]
 
@@ -195,8 +196,8 @@ def open_diffusion_source(run: CohortRun, device: str, *, report: ReportMap | No
     """Load the mask networks of a cohort's bundle.
 
     Args:
-        run: With the mask source ``diffusion``.
-        device: Where the networks run.
+        run: Cohort with the mask source ``diffusion``.
+        device: Device on which the networks run.
         report: Told (map, steps done, steps in all) while a map is sampled.
 
     Raises:

@@ -35,7 +35,7 @@ from maisi_aug.volumes.grid import Grid, Shape, Spacing, spell_grid
 from maisi_aug.volumes.resampling import DECIMALS, centre_grid_on, crop_or_pad, resample_label_map
 
 SAME_SPACING_MM = 1e-3
-"""A spacing this close to a map's own is its own: 0.781 is typed where a file has 0.78125."""
+"""Tolerance for a given spacing to count as a map's own: users type 0.781 for 0.78125."""
 
 FindUnseen = Callable[[Grid, frozenset[int]], Sequence[str]]
 Change = Literal["none", "cropped or padded", "resampled"]
@@ -67,7 +67,7 @@ class GridChoice:
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
         """Return shape and spacing of the image of a map.
 
-        What the user leaves open follows the map: its own grid where the networks take that, else its field of view in
+        Values that the user leaves open follow the map: its own grid if the networks take it, else its field of view in
         the nearest number of voxels that they take.
         """
         spacing_mm = self.spacing_mm
@@ -85,7 +85,7 @@ class GridChoice:
         return (i, j, k), spacing_mm
 
     def name_change(self, own: Grid) -> Change:
-        """Return what becomes of a map on the way to its image's grid."""
+        """Return how a map is changed to fit its image's grid, as text."""
         shape, spacing_mm = self.choose(own)
         if spacing_mm != own.spacing_mm:
             return "resampled"
@@ -94,7 +94,7 @@ class GridChoice:
 
 @dataclass(frozen=True, eq=False)
 class NoMapSource(MapSource):
-    """Hands out no label map: the images are what the diffusion U-Net draws by itself.
+    """Source without label maps, for images that the diffusion U-Net draws by itself.
 
     Attributes:
         grid: Geometry of the images.
@@ -103,7 +103,7 @@ class NoMapSource(MapSource):
     grid: Grid
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return the map of a case, and the case with that map's lesions at their volumes and its organs."""
+        """Return the map of a case, and the case with the lesions and organs of that map."""
         return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
@@ -113,7 +113,7 @@ def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
 
 @dataclass(frozen=True, eq=False)
 class GivenSource(BankedSource):
-    """Hands out the maps of a bank as they are.
+    """Source that returns the maps of a bank unchanged.
 
     Attributes:
         bank: The user's maps.
@@ -130,11 +130,11 @@ class GivenSource(BankedSource):
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Return an empty tuple: every other case has a map of its own."""
+        """Return whether other cases are left, each of which has a map of its own."""
         return bool(others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """The map of a case, and the case as asking for what that map holds: lesions at their volumes, and organs.
+        """Return the map of a case, and the case with that map's lesions at their volumes and its organs.
 
         Lesions that the case requests are planted in it, in place of its own.
 
@@ -265,7 +265,7 @@ def open_given_source(run: CohortRun) -> GivenSource:
 
 
 def _compare_with(run: CohortRun) -> FindUnseen:
-    """Grids are held against those that a cohort's bundle has seen, as those that the user requests are."""
+    """Grids are compared with those that a cohort's bundle has seen, as those that the user requests are."""
 
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
@@ -345,7 +345,7 @@ def plan_lesions(
 def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesion]) -> tuple[Lesion, ...]:
     """Return the lesions of a map on its image's grid, the largest of each label first.
 
-    Each is looked at in its own neighbourhood, which is quick; one that was lost on the way stays undrawn.
+    Each is searched in its own neighbourhood, for speed; one that was lost in resampling is reported as not drawn.
     """
     found = []
     for label_id in dict.fromkeys(lesion.label_id for lesion in asked):

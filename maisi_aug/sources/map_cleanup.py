@@ -80,7 +80,7 @@ class _Limits(NamedTuple):
 def clean_label_map(
     label_map: NDArray[np.uint8], *, spacing_mm: Spacing, keep_tumor_ids: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """Put right what a mask generator drew.
+    """Clean up a label map drawn by a mask generator.
 
     - The envelope (all that has a label) becomes one piece without holes; what floats outside of it is removed.
     - Hepatic vessels become liver.
@@ -174,7 +174,7 @@ def _return_tumors(labels: NDArray[np.uint8]) -> Mask:
 
 
 def _find_islands(labels: NDArray[np.uint8], limits: _Limits) -> Mask:
-    """The parts of organs that are not kept; which ones are is told by ``clean_label_map``."""
+    """The parts of organs that are not kept; ``clean_label_map`` says which."""
     organs = labels.copy()
     organs[labels == BODY_ID] = 0
     parts = _find_parts(organs, connectivity=26)

@@ -31,7 +31,7 @@ class DrawnMap:
         case: Its content: lesions measured on this grid, in the requested order.
         label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
         grid: Geometry of the map and its image.
-        origin: Where it came from: plain JSON values, the same for the same seed and bank.
+        origin: Origin of the map: plain JSON values, the same for the same seed and bank.
         image_hu: ``(I, J, K)`` where the lesions were drawn into a real image; None where the networks draw the image.
     """
 
@@ -48,13 +48,13 @@ class DrawnMap:
 
 
 class MapSource(Protocol):
-    """Draws label maps; what it draws follows from the case and the seed alone."""
+    """Draws label maps that depend only on the case and the seed."""
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Return a map with the lesions of a case and no other, in which all its required organs are present.
 
         Raises:
-            LesionError: A lesion finds no room, or none of that size is at hand.
+            LesionError: A lesion finds no room, or none of that size is available.
             BankError: No map has what is needed.
         """
         ...
@@ -65,27 +65,27 @@ class MapSource(Protocol):
         return ()
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the files that cases were made from, by their manifest, still hold the same.
+        """Raise if the files that cases were made from, according to their manifest, have changed.
 
         Raises:
-            CohortError: Naming the first that does not.
+            CohortError: The message names the first changed file.
         """
         return  # there are no files
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Whether one of the other cases may succeed where a case has failed with an error.
+        """Whether one of the other cases may still succeed after a case has failed with an error.
 
-        A size that one case does not find may be another's; what no map holds, no case that requests it finds.
+        Another case may request a size that exists, but a label that no map has fails for every case.
         """
         is_missing = isinstance(error, BankError) and all(other.asks_for_all_of(case) for other in others)
         return bool(others) and not is_missing
 
 
 class MaskBank(Protocol):
-    """Hands out anatomies on the networks' grid.
+    """Source of anatomies on the networks' grid.
 
     Attributes:
-        name: For messages and the manifest.
+        name: Name of the bank, for messages and the manifest.
         varies: Whether every draw is a new anatomy, so that deforming it adds nothing.
         vocabulary: Meaning of the ids.
         grid: Shape and spacing of the maps.
@@ -107,7 +107,7 @@ class MaskBank(Protocol):
         return NUM_LOOKS
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the files that cases were made from still hold the same."""
+        """Raise if the files that cases were made from have changed."""
         return  # there are no files
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
@@ -119,7 +119,7 @@ class BankedSource(MapSource, Protocol):
     """A source that draws from a bank.
 
     Attributes:
-        bank: Where the anatomies come from.
+        bank: Bank of the anatomies.
     """
 
     bank: MaskBank
@@ -130,7 +130,7 @@ class BankedSource(MapSource, Protocol):
         return self.bank.skipped
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise unless the bank's files that cases were made from still hold the same."""
+        """Raise if the bank's files that cases were made from have changed."""
         self.bank.require_unchanged(origins)
 
     def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:
@@ -144,15 +144,15 @@ def draw_from_any(
     *,
     gives_up: Callable[[Base], bool] = lambda base: False,
 ) -> Drawn | None:
-    """Return the first map or maps that a draw from one of the bases succeeds with, or None.
+    """Draw from one base after another until a draw succeeds; return its result, or None.
 
     Args:
-        bases: What to draw from.
+        bases: Bases to draw from.
         draw: Told the number of the base, from 0, and the base; None or LesionError for one that will not do.
         gives_up: Asked after every LesionError, with the base.
 
     Raises:
-        LesionError: The last of them, without any map.
+        LesionError: The last error, if no draw succeeded.
     """
     failure: LesionError | None = None
     for number, base in enumerate(bases):

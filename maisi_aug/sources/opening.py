@@ -19,7 +19,7 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
 
     Args:
         run: The cohort to be made.
-        device: For mask networks.
+        device: Device for mask networks.
         report: Told how a generated label map comes along: its number for its case, steps done, steps in all.
 
     Raises:
@@ -43,5 +43,5 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
 
 
 def may_fail_as_a_whole(run: CohortRun) -> bool:
-    """Whether the source itself may be at fault until it has drawn a map, so that no case is blamed before."""
+    """Whether a first failure may be the fault of the source, so that no case is rejected before one map was drawn."""
     return run.request.mask_source != "diffusion"  # which draws another map at every attempt

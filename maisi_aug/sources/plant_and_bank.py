@@ -45,7 +45,7 @@ MAX_CANDIDATES = 64
 
 
 class PhantomBank(MaskBank):
-    """Procedural anatomies: as many as one likes, none of them stored.
+    """Bank of procedural anatomies, built on request and not stored.
 
     Attributes:
         name: "phantom".
@@ -80,7 +80,7 @@ class PlantSource(BankedSource):
     """Plants lesions of exact volume in the maps of a bank.
 
     Attributes:
-        bank: Where the anatomies come from.
+        bank: Bank of the anatomies.
         deform_strength: Upper end of the elastic variety given to maps of a bank that repeats itself.
         max_bases: Maps to try before giving up; a lesion far larger than its hosts is given up after ``NUM_LOOKS``.
     """
@@ -90,7 +90,7 @@ class PlantSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Return the attempts that a failure rules out: planting a larger lesion is never easier."""
+        """Return whether other cases may succeed after a failure: planting a larger lesion is never easier."""
         return not all(other.asks_for_all_of(case) for other in others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
@@ -103,9 +103,9 @@ class PlantSource(BankedSource):
         return self.draw_twins([case], seed)[0]
 
     def draw_twins(self, cases: Sequence[CasePlan], seed: int) -> list[DrawnMap]:
-        """Maps of one patient, each with the lesions of a case: the same lesion in other sizes, or in other hosts.
+        """Return maps of one patient, one per case: the same lesion in several sizes, or in several hosts.
 
-        The first case whose lesion is the largest decides on the patient; smaller ones are its inner part.
+        The case with the largest lesion decides on the patient; smaller lesions are inner parts of it.
 
         Raises:
             LesionError: The lesions found no room in ``max_bases`` maps, or cannot find any.

@@ -21,7 +21,7 @@ from typing import Any, Final
 from maisi_aug.errors import MaisiAugError
 
 MAX_JSON_BYTES: Final = 256 * 10**6
-"""A list of 100,000 cases, with what was done to each, takes a fifth of it."""
+"""Largest JSON document in bytes; a list of 100,000 processed cases takes a fifth of it."""
 MAX_LINE_BYTES: Final = 10**6
 """Largest line of a file of JSON lines in bytes; that of a case takes some thousand."""
 MAX_DEPTH: Final = 64
@@ -34,7 +34,7 @@ _ITK_PLACE: Final = re.compile(
 
 
 def spells_number(value: object) -> bool:
-    """Whether a value is written as an integer, not negative, of a length that any count or id has.
+    """Whether a text is a non-negative integer of plausible length.
 
     ``int`` takes digits of every script as well, but refuses thousands of them.
     """
@@ -45,19 +45,19 @@ def spells_number(value: object) -> bool:
 class ContentError(MaisiAugError, ValueError):
     """Content that cannot be read.
 
-    Its text is the reason alone, on one line, for the reader to put into a sentence; :attr:`path` is for whoever meets
-    it outside of one.
+    Its text is the reason alone, on one line, for the caller to put into a sentence; :attr:`path` is for code that
+    meets it outside of one.
     """
 
     path: Path | None = None
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error says, on one line and not too long; its type where it says nothing."""
+    """Return an error's message on one line, shortened; its type if it has no message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
-        return "it needs more memory than there is"
+        return "it needs more memory than is available"
     if isinstance(error, KeyError):
         return f"it lacks {' '.join(str(error).split())[:_MAX_REASON]}"
     return _ITK_PLACE.sub("", " ".join(str(error).split()))[:_MAX_REASON] or type(error).__name__
@@ -65,13 +65,13 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def content_errors(path: Path | None = None) -> Iterator[None]:
-    """Turn whatever a library raises at content that it cannot read into one kind of error.
+    """Turn all errors that a library raises for unreadable content into a :class:`ContentError`.
 
-    Only calls into libraries belong inside: a mistake of this package's own would look like a damaged file. Errors of
+    Only calls into libraries belong inside: a bug of this package would look like a damaged file. Errors of
     the operating system, such as a missing file, and errors that say already what is wrong pass.
 
     Args:
-        path: The file, for whoever meets the error outside of a reader's sentence.
+        path: The file, for code that handles the error elsewhere.
 
     Raises:
         ContentError: With the reason.
@@ -157,7 +157,7 @@ def parse_json(content: bytes) -> Any:
 
 
 def require_plain(document: Any) -> None:
-    """Raise for what later code could not count with, compare or write: level by level, without recursion.
+    """Raise for values that later code cannot compute with, compare or write; checks level by level, without recursion.
 
     Raises:
         ContentError: It is nested too deeply, has integers beyond 64 bits, or text that is not Unicode.

@@ -28,8 +28,8 @@ NO_LOCKS_NOTE = (
 def lock(descriptor: int, *, wait: bool = False) -> bool:
     """Lock an open file for this process alone until it is closed.
 
-    Where the platform or the disk has no locks, as some network disks, nothing is locked and the answer is yes, with a
-    warning: refusing to work there would help nobody.
+    Where the platform or the disk has no locks, as some network disks, nothing is locked and the result is True, with a
+    warning, because refusing to work there would not help.
 
     Args:
         descriptor: Descriptor of the file.
@@ -48,7 +48,7 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process has a file for itself; takes the lock and gives it back at once.
+    """Whether a process holds the lock of a file; takes the lock and releases it at once.
 
     Returns:
         None where the platform or the disk has no locks.

@@ -1,4 +1,4 @@
-"""Names that come from somebody else and become files: one that is none of these could lead out of a folder."""
+"""Checks of names from untrusted sources that become file names: others could lead out of a folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 _NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 PLAIN_NAME: Final = rf"^{_NAME}$"
-"""Pattern of a name that this package gives: no separator, no control character, nothing hidden or leading upwards."""
+"""Pattern of file names that this package writes: no separator, no control character, not hidden, no ".."."""
 INNER_PATH: Final = rf"^{_NAME}(/{_NAME})*$"
 """Pattern of a path that is relative, stays inside its folder, and is made of such names."""
 
@@ -23,7 +23,7 @@ MAX_BYTES: Final = 200
 
 
 def is_file_name(text: str) -> bool:
-    """Whether a name that others have given can be that of a file: one part of a path, of any script.
+    """Whether a name from an untrusted source is a valid file name: one part of a path, in any script.
 
     It is not empty, leads nowhere else, and holds no separator, no control character and none that turns the writing
     direction. On Windows it is none of the names and letters that are reserved there either.
@@ -48,7 +48,7 @@ def is_reserved_on_windows(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text that others have given can be a path, wherever it leads; the system raises at one that cannot."""
+    """Whether a text from an untrusted source can be a path at all; the system raises for others."""
     try:
         content = text.encode()
     except UnicodeEncodeError:

@@ -34,12 +34,12 @@ class Holder:
     """Holder of a lease.
 
     Attributes:
-        token: Random; nobody else has it. Empty where the file is being made.
+        token: Random and unique. Empty while the file is being made.
         host: Name of the machine.
         pid: Process id of the process, among those of its machine or container.
         boot: Identity of the machine's current boot; may be empty.
         namespace: Namespace of process ids, in which the number is one.
-        beat: How often the file was written.
+        beat: Number of times that the file was written.
         state: State of the holder's work, in JSON.
     """
 
@@ -66,7 +66,7 @@ class Holder:
         return bool(self.boot) and self.boot == own.boot and self.namespace != own.namespace
 
     def is_dead(self, *, has_lock: bool | None) -> bool:
-        """Whether it is known to have ended: it ran on this machine, and its lock is free or its process is gone.
+        """Whether it has certainly ended: it ran on this machine, and its lock is free or its process is gone.
 
         Args:
             has_lock: Whether this process has the kernel's lock now that the holder had; None where there are none.
@@ -97,10 +97,10 @@ class Lease:
         self._thread.start()
 
     def require_held(self) -> None:
-        """Raise where another process has taken the lease, because this one was stopped for long.
+        """Raise if another process has taken the lease because this one was suspended for long.
 
         Raises:
-            CohortError: Naming it.
+            CohortError: The message names it.
         """
         if monotonic() - self._beaten_at > STALE_SECONDS / 2:
             self._beat()
@@ -111,7 +111,7 @@ class Lease:
             )
 
     def end(self) -> None:
-        """Give the lease back."""
+        """Release the lease."""
         self._ended.set()
         self._thread.join()
         if not self._is_lost and read_holder(self._path).token == self._holder.token:
@@ -133,7 +133,7 @@ class Lease:
 
 
 def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
-    """Return a lease, to be ended by the caller; one that was left is waited for until it is stale.
+    """Take a lease, to be released by the caller; an abandoned lease is waited for until it is stale.
 
     Args:
         path: Path of its file.
@@ -180,7 +180,7 @@ def spell_holder(holder: Holder) -> str:
 
 
 def read_holder(path: Path) -> Holder:
-    """Return who holds a lease; an unknown holder if the file is missing or being made."""
+    """Return the holder of a lease; an unknown holder if the file is missing or incomplete."""
     try:
         # Opened, not looked at from outside: a network disk then asks its server.
         content = parse_json(read_bounded(path, _NUM_BYTES))
@@ -282,6 +282,6 @@ def _is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # it belongs to another process
         return True
     return True

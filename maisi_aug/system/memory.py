@@ -17,7 +17,7 @@ _ASKED: Final = re.compile(r"[Tt]ried to allocate (\d[\d.]*) ?([KMG]i?B)|[Uu]nab
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, itself, says that memory is used up, that of the machine or that of a GPU."""
+    """Whether an error itself reports that the memory of the machine or of a GPU is exhausted."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
@@ -26,7 +26,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def find_memory_error(error: BaseException) -> BaseException | None:
-    """Return the error that says so among an error and those that it was raised for; None without one."""
+    """Return the out-of-memory error in the chain of an error's causes; None if there is none."""
     return next((found for found in _chain(error) if is_out_of_memory(found)), None)
 
 

@@ -97,13 +97,13 @@ PathText = Annotated[str, BeforeValidator(_to_text)]
 
 
 def warn_of_spelling(old: str, new: str) -> None:
-    """Say how an earlier spelling is written now."""
+    """Warn about an earlier spelling, and give the current one."""
     sentence = f"{old} is an earlier spelling that the next release removes. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
 
 
 def texts_of(values: Sequence[object], example: str) -> list[str]:
-    """Return values that are texts as they are typed.
+    """Check that values are texts, and return them unchanged.
 
     Raises:
         ValueError: One is not text; ``example`` says what was expected.
@@ -115,7 +115,7 @@ def texts_of(values: Sequence[object], example: str) -> list[str]:
 
 
 def split_rule(text: str, example: str) -> tuple[str, str]:
-    """Return ``LABEL=NAME`` of ``--map`` as its two sides: what the user's files call a label, and its name here.
+    """Split ``LABEL=NAME`` of ``--map`` into the label in the user's files and its name in the vocabulary.
 
     Raises:
         ValueError: A side is missing.
@@ -137,19 +137,19 @@ def explain_problems(
     if_missing: str = "Add it.",
     advice: str = "",
 ) -> Iterator[None]:
-    """Turn what pydantic complains of into one sentence, or a list where there are several problems.
+    """Turn pydantic's errors into one sentence, or a list if there are several problems.
 
     Args:
         model: Model that is validated inside the block.
         subject: Name for the message, a file's path for instance.
-        error: To raise.
-        kind: What it is, where there are several problems.
+        error: Class of the error to raise.
+        kind: Name of the kind of input, used if there are several problems.
         one_line: Put several problems behind one another, for messages that are part of others.
         if_missing: Action if a value is missing.
         advice: A last sentence.
 
     Raises:
-        MaisiAugError: Of the class ``error``, with every problem and its place.
+        MaisiAugError: Of the class ``error``; the message lists every problem with its place.
     """
     try:
         yield
@@ -165,12 +165,12 @@ def explain_problems(
 
 
 def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file.
 
     Args:
         path: Path of the file.
         subject: Name for the message.
-        error: To raise.
+        error: Class of the error to raise.
 
     Raises:
         MaisiAugError: Of the class ``error``, for a file that cannot be read or is not YAML.
@@ -187,12 +187,12 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
     """Return everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
 
-    What a validator of the model says stands as it is, after the path unless it names a field itself or is an error of
-    the package, which is whole.
+    Messages of the model's validators are kept, after the path unless they name a field themselves or are errors of
+    the package, which are complete.
 
     Args:
         error: Error that ``model`` raised.
-        model: For the keys that it knows where one is misspelt.
+        model: Model whose field names are suggested for misspelt keys.
         if_missing: Action if a value is missing.
     """
     problems: dict[object, str] = {}

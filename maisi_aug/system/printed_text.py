@@ -14,9 +14,9 @@ from html import escape
 from typing import Any, Final
 
 MAX_VALUE: Final = 1000
-"""Characters of a value in a table, a report or a picture; more than the path of a file usually has."""
+"""Largest number of characters of a value in a table, a report or a picture; file paths are usually shorter."""
 MAX_LINE: Final = 4000
-"""Characters of a line of a message."""
+"""Largest number of characters in a line of a message."""
 
 _INVISIBLE: Final = (
     "\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff\U000e0000-\U000e007f"
@@ -28,35 +28,35 @@ _CONTINUATION: Final = re.compile("\n(?=  )")
 
 
 def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
-    """Return a value on one line: control characters and line breaks spelt out, a long middle left out."""
+    """Return a value on one line, with control characters and line breaks escaped and a long middle shortened."""
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
 def clean_lines(text: str) -> str:
-    """Return text of several lines, which stay, as do tabs: every other control character spelt out."""
+    """Return text with control characters escaped, except line breaks and tabs."""
     return _IN_LINES.sub(_spell, text)
 
 
 def clean_message(text: str) -> str:
     """Return a message with each line shortened; only indented lines, such as lists of faults, are kept apart.
 
-    Any other line break comes from a value and is spelt out, so that no value can pass for a message of its own.
+    Other line breaks come from values and are escaped, so that no value can imitate a message.
     """
     return "\n".join(clean_value(line, MAX_LINE) for line in _CONTINUATION.split(text))
 
 
 def clean_markdown(text: str) -> str:
-    """Return a value for a page of Markdown: on one line, no column's end and no tag in it."""
+    """Return a value for Markdown: on one line, with column separators and tags escaped."""
     return _MARKUP.sub(r"\\\g<0>", clean_value(text))
 
 
 def clean_html(text: str) -> str:
-    """Return a value for a page or a drawing: on one line, no tag in it."""
+    """Return a value for HTML or SVG: on one line, with tags escaped."""
     return escape(clean_value(text))
 
 
 def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) -> Any:
-    """Return JSON types with every text cleaned, keys included; what it was stays as it is."""
+    """Return a copy of a JSON document with every text cleaned, including keys."""
     if isinstance(document, str):
         return clean(document)
     if isinstance(document, Mapping):
@@ -77,7 +77,7 @@ def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Call
 
 
 def shorten(text: str, max_length: int) -> str:
-    """Return text of at most about so many characters: the middle of a longer one is left out, and its length told."""
+    """Return text of at most about this many characters: the middle of a longer one is replaced by its length."""
     if len(text) <= max_length:
         return text
     half = max_length // 2

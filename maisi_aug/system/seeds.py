@@ -21,7 +21,7 @@ def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> in
         asked: What the case must contain, in words that are the same for the same wish: two cohorts of different
             requests show different patients.
         case_index: Position in the cohort, from 0.
-        attempt: From 0.
+        attempt: Number of the attempt, starting at 0.
     """
     return derive_seed("case", cohort_seed, asked, case_index, attempt)
 

@@ -20,14 +20,14 @@ REPLACED_SUFFIX = ".old"
 UNLOCKED_SECONDS = 86400.0
 """Seconds without any change in a hidden folder, on a disk without locks, before its process counts as dead."""
 NAMING_SECONDS = 5.0
-"""Longest wait for another process that gives names in the same folder."""
+"""Seconds to wait for another process that is renaming files in the same folder."""
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise unless nothing is there yet, or an empty folder.
+    """Raise unless a path does not exist or is an empty folder.
 
     Raises:
-        ExportError: Naming what is there.
+        ExportError: The message names what is there.
     """
     clear_dead_folders(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -122,7 +122,7 @@ def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) 
 
 
 def clear_dead_folders(target: Path) -> None:
-    """Remove what processes left behind that died while they built a folder; what is being built stays.
+    """Remove the remains of processes that died while building a folder; folders still being built stay.
 
     A folder that such a process was about to replace gets its name back.
 
@@ -149,7 +149,7 @@ def _is_dead(folder: Path, *, removes: bool = False) -> bool:
             if is_dead and removes:
                 shutil.rmtree(folder, ignore_errors=True)
             return is_dead
-    except OSError:  # gone meanwhile, or somebody else's
+    except OSError:  # gone meanwhile, or of another process
         return False
 
 
@@ -163,7 +163,7 @@ def _make_hidden(stem: Path, locks: ExitStack) -> Path:
     """A new folder that is known to be at work, as long as its process lives, by a lock on the folder itself.
 
     Args:
-        stem: How its name begins.
+        stem: Start of the hidden name.
         locks: Keeps the lock.
     """
     while True:
@@ -179,7 +179,7 @@ def _make_hidden(stem: Path, locks: ExitStack) -> Path:
 
 @contextmanager
 def _naming_lock(folder: Path) -> Iterator[None]:
-    """Keep others from giving names in a folder, unless somebody holds its lock for long, such as ``flock DIR``."""
+    """Keep other processes from renaming in a folder, unless its lock is held for long, as by ``flock DIR``."""
     ends_at = time.monotonic() + NAMING_SECONDS
     while True:
         with folder_lock(folder) as is_locked:
@@ -190,13 +190,13 @@ def _naming_lock(folder: Path) -> Iterator[None]:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Put a file in its place, its bytes unchanged; a file that is there already is never written to.
+    """Link or copy a file to a new place; an existing file is never overwritten.
 
     Returns:
         Whether it is a hard link.
 
     Raises:
-        ExportError: The place is taken.
+        ExportError: The path exists.
     """
     try:
         target.hardlink_to(source.resolve())
@@ -209,10 +209,10 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 
 def copy_new(source: Path, target: Path) -> None:
-    """Copy a file to a place where none is.
+    """Copy a file to a path that does not exist yet.
 
     Raises:
-        ExportError: The place is taken: it could be a link to somebody's file, which would be written through.
+        ExportError: The place is taken: it could be a link to another file, which would be overwritten.
     """
     with source.open("rb") as content:
         try:

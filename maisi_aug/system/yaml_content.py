@@ -10,9 +10,9 @@ import yaml
 from maisi_aug.system.content import MAX_DEPTH, ContentError, content_errors, read_text, reason_of, require_plain
 
 MAX_YAML_BYTES: Final = 2 * 10**6
-"""Documents in YAML are settings, not lists of cases."""
+"""Largest YAML document in bytes; YAML files hold settings, not lists of cases."""
 _FREE_ALIASES: Final = 1000
-"""Elements that the aliases of any document may stand for, however short it is."""
+"""Number of elements that aliases may expand to in any document, however short."""
 _MERGE_TAG: Final = "tag:yaml.org,2002:merge"
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _require_bounds(text: str) -> None:
     """Raise for a document that is nested too deeply, or is larger than its text once its aliases are followed.
 
     Raises:
-        ContentError: Naming the line.
+        ContentError: The message names the line.
     """
     sizes: dict[str, int] = {}  # of what is finished, by its anchor
     open_parts: list[tuple[str | None, int]] = []  # anchor, and elements so far

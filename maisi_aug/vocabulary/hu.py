@@ -11,7 +11,7 @@ from typing import Any
 from maisi_aug.vocabulary.labels import MAISI
 
 MIN_ORGAN_VOXELS = 30
-"""Organs with fewer voxels, such as one cut by the field of view, are reported and not judged."""
+"""Smallest number of voxels at which an organ is judged; parts cut by the field of view are only reported."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 A name means the label that the vocabulary calls so. A lesion of an organ, such as ``liver_tumour`` or ``renal mass``,
 means the tumour of that organ; one that names no organ, such as ``cancer``, the tumour of the organ that is named
 next to it. An organ together with its lesion is the organ. Whatever else looks like a lesion is distinguished from
-plain unknown names, so that nobody takes it for tissue.
+plain unknown names, so that it is not taken for tissue.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maisi_aug.vocabulary.labels import (
 )
 
 MANY_HOSTS = 8
-"""A tumour of more hosts than these is one of bone: it is meant by a bare name only where no other organ is named."""
+"""A tumour with more hosts is a bone lesion: a bare name such as "tumor" only means it if no other organ is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Meaning:
         label_id: The vocabulary's id; None where it has no such label.
         is_lesion: Whether the name says that it is a lesion, and not a union of an organ and its lesion.
         is_union: Whether the name is of an organ together with its lesion, or without it; ``label_id`` is the organ's.
-        beside: The name of the organ that told which lesion a bare name means; empty for every other.
+        beside: Name of the organ that decided which lesion a bare name means; otherwise empty.
         choices: Tumours that a bare name may mean, where organs of several are named; host id -> tumour id.
     """
 
@@ -62,10 +62,10 @@ def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
 
 
 def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Collection[str] = ()) -> dict[str, Meaning]:
-    """Return what the names of one set of labels mean.
+    """Return the meaning of the names of one set of labels.
 
     Args:
-        names: All the names of the set, since a bare one such as "tumor" is told by the others.
+        names: All the names of the set, since the others decide what a bare one such as "tumor" means.
         vocabulary: Vocabulary of the meanings.
         context: Names of organs that belong to the set without being requested, such as nnU-Net's regions.
 
@@ -126,7 +126,7 @@ def _tumors_by_organ(vocabulary: Vocabulary) -> dict[frozenset[str], int]:
 
 
 def _tumors(vocabulary: Vocabulary) -> list[Label]:
-    """Labels that a name of a tumour may mean: a cyst that somebody bound to a slot is none."""
+    """Labels that a name of a tumour may mean: a cyst bound to a slot does not count."""
     labels = map(vocabulary.label, vocabulary.tumor_ids)
     return [label for label in labels if read_label_name(label.name).kind != "finding"]
 

@@ -190,7 +190,7 @@ class Vocabulary:
     def background_id_for(self, label_id: int) -> int:
         """Return the id that replaces a tumour or a cyst when it is taken out of a label map.
 
-        For a tumour with several hosts this is one fixed choice; whoever has the label map takes the nearest host
+        For a tumour with several hosts this is one fixed choice; code that has the label map uses the nearest host
         instead.
 
         Raises:
@@ -311,7 +311,7 @@ MAISI = Vocabulary(tuple(map(_label_from_row, _tables()["labels"])))
 KNOWN_SLOTS: Mapping[str, SlotBinding] = {
     name: SlotBinding(id=row["id"], hosts=tuple(row["hosts"])) for name, row in _tables()["known_slots"].items()
 }
-"""Labels that MAISI lacks and bundles bind, under the slots that the embedded bundle gives them."""
+"""Labels that MAISI lacks and the embedded bundle binds to slots."""
 FULL_VOCABULARY = MAISI.with_slots(KNOWN_SLOTS)
 """MAISI's labels, and those that the embedded bundle binds to slots: what phantoms, files that name no vocabulary of
 their own, and MAISI's mask generator, which draws a kidney mass under 129, are read with."""
@@ -374,7 +374,7 @@ _ADJECTIVES = {
     "duodenal": "duodenum",
     "adrenals": "adrenal",
 }
-"""Other names of a lesion's organ."""
+"""Other names of organs in the names of lesions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,7 +385,7 @@ class NameReading:
         kind: ``tumor`` may be a tumour of the vocabulary; ``finding`` is another lesion, such as a cyst; ``union`` is
             an organ together with its lesion, or without it; ``plain`` says nothing of lesions.
         organ_words: The words that tell the organ, in one spelling, without sides and numbers.
-        organ_text: For a union, the part of the name that is the organ's.
+        organ_text: Part of the name that stands for the organ, if the label is a union of organ and lesion.
         word: The word that says lesion; empty for unions and plain names.
     """
 
@@ -396,7 +396,7 @@ class NameReading:
 
 
 def read_label_name(name: str) -> NameReading:
-    """Return what the name of a label says of lesions."""
+    """Return whether a label's name means a lesion, an organ, or both together."""
     words = _split(name)
     kept, is_healthy = _drop_denied(words)
     parts, denied = _split_at_joiners(kept)

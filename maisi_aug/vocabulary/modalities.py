@@ -1,4 +1,4 @@
-"""Modalities that MAISI's networks are told by a code. Needs no torch.
+"""Modalities and the codes by which MAISI's networks are conditioned on them. Needs no torch.
 
 Source of names and codes: NVIDIA's NV-Generate-CTMR, ``configs/modality_mapping.json``.
 """
@@ -28,9 +28,9 @@ MrModality = Literal[
     "mri_mra_skull_stripped",
 ]
 ImageModality = Literal[CtModality, MrModality]
-"""What an image can be drawn as."""
+"""Modalities that an image can have."""
 ModalityName = Literal["unknown", CtModality, MrModality]
-"""What a training image can be; ``unknown`` tells the networks nothing, as the unconditional branch of guidance."""
+"""Modalities of training images; ``unknown`` stands for no condition, as in the unconditional branch of guidance."""
 
 CT_MODALITIES: tuple[CtModality, ...] = get_args(CtModality)
 MR_MODALITIES: tuple[MrModality, ...] = get_args(MrModality)
@@ -64,5 +64,5 @@ def is_mr(modality: str) -> bool:
 
 
 def generic_modality(modality: str) -> str:
-    """The modality that leaves the kind of image open: ``mri`` of an MR sequence, else ``ct``."""
+    """Return the modality without the kind of image: ``mri`` for an MR sequence, else ``ct``."""
     return "mri" if is_mr(modality) else "ct"

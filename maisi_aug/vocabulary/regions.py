@@ -1,4 +1,4 @@
-"""Body regions: which of them a label map shows, as some of MAISI's networks want to be told.
+"""Body regions: which of them a label map shows, which some of MAISI's networks are conditioned on.
 
 Source: NVIDIA's published configurations of ``ddpm-ct``, whose U-Net takes the uppermost and the lowest region.
 """
@@ -49,11 +49,11 @@ def regions_of(label_ids: Iterable[int]) -> Regions | None:
 
 
 def covers(regions: Regions, wanted: Regions) -> bool:
-    """Whether what reaches from one region to another includes all that is wanted."""
+    """Whether a range of body regions includes another one."""
     (top, bottom), (first, last) = ([BODY_REGIONS.index(region) for region in pair] for pair in (regions, wanted))
     return top <= first and last <= bottom
 
 
 def spell_out(regions: tuple[BodyRegion, ...] | None) -> Regions | None:
-    """Return one region or two as the uppermost and the lowest; None stays None."""
+    """Return one or two regions as a pair of the uppermost and the lowest; None stays None."""
     return None if regions is None else (regions[0], regions[-1])

@@ -48,7 +48,7 @@ class SizeDistribution:
     Attributes:
         label: Name of the label whose lesions were measured.
         quantiles_ml: Volumes in mL at 0, 5, ..., 100 percent, positive and never falling.
-        source: Where the figures come from.
+        source: Source of the figures.
         stand_in_for: Name of the label this distribution is used for although it was not measured on it, else None.
     """
 
@@ -98,7 +98,7 @@ class SizeDistribution:
         return (above - 1 + share) / (NUM_QUANTILES - 1)
 
     def cut(self, low_ml: float, high_ml: float) -> tuple[float, ...]:
-        """Return quantiles in mL of the same distribution without the lesions outside ``[low_ml, high_ml]``."""
+        """Return the quantiles in mL of the distribution restricted to lesions in ``[low_ml, high_ml]``."""
         first, last = self.percentile(low_ml), self.percentile(high_ml)
         steps = (step / (NUM_QUANTILES - 1) for step in range(NUM_QUANTILES))
         return tuple(self.volume_ml(min(1.0, first + step * (last - first))) for step in steps)
@@ -118,7 +118,7 @@ def reference_labels() -> tuple[str, ...]:
 
 @cache
 def reference_distribution(label_name: str) -> SizeDistribution:
-    """Return the package's own distribution for a label; for some labels a stand-in, which then says so.
+    """Return the package's own distribution for a label; for some labels an estimate, which is marked as such.
 
     Raises:
         RequestError: If the package has none for this label.
@@ -146,9 +146,9 @@ def measure_distribution(
     """Return the distribution of the user's own lesions.
 
     Args:
-        volumes_per_patient_ml: For every patient the volumes in mL of all lesions; patients without any do not count.
+        volumes_per_patient_ml: For each patient, the volumes of all lesions in mL; patients without any are ignored.
         label: Name of the label that was measured.
-        source: Where the lesions come from, for the plan and the manifest.
+        source: Origin of the lesions, for the plan and the manifest.
 
     Raises:
         RequestError: If no patient has a lesion.

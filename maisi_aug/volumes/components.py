@@ -119,7 +119,7 @@ def measure_dice_by_class(expected: NDArray[Any], found: NDArray[Any], num_class
     Args:
         expected: ``(I, J, K)`` classes that are right, below ``num_classes``.
         found: ``(I, J, K)`` classes to compare, below ``num_classes``.
-        num_classes: How many there are, the background among them.
+        num_classes: Number of classes, including the background.
 
     Returns:
         One by class, between 0 and 1; None for a class that the expected map lacks.

@@ -80,7 +80,7 @@ def walk_dicom(folder: Path) -> Iterator[list[Path]]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return what an image is made of: a file, or all that lies in a DICOM folder and below it."""
+    """Return the files of an image: a single file, or all files in and below a DICOM folder."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
@@ -104,7 +104,7 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
 
 
 def open_dicom(path: Path, **options: Any) -> Dataset:
-    """Return a file as pydicom reads it, every value of it converted, so that none is found to be damaged later.
+    """Read a file with pydicom and convert all values, so that damaged ones are found now.
 
     Args:
         path: The file.
@@ -141,16 +141,16 @@ def _require_bounded(path: Path) -> None:
 
 
 def whole_number(header: Dataset, keyword: str, path: Path | str, default: int | None = None) -> int:
-    """Return a value of a header that counts something.
+    """Return a value of a header that must be a non-negative integer.
 
     Args:
         header: The header.
         keyword: Keyword (name) of the value.
-        path: For messages.
+        path: Name of the input, used in messages.
         default: Value if the header has none or an empty one; None if it is required.
 
     Raises:
-        VolumeError: It is missing or no integer that is not negative.
+        VolumeError: The value is missing or not a non-negative integer.
     """
     value = header.get(keyword)
     if value in (None, "") and default is not None:
@@ -161,10 +161,10 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
 
 
 def require_pixels(dataset: Dataset, path: Path) -> None:
-    """Raise where a header promises more pixels than its file can hold, since pydicom takes the memory for them first.
+    """Raise if a header announces more pixels than the file can hold, for which pydicom would allocate memory.
 
     Raises:
-        VolumeError: It does, or does not say how many they are.
+        VolumeError: It does, or their number is missing.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     with content_errors(path):  # a UID that is none of a transfer syntax
@@ -178,7 +178,7 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
 
 
 def items_of(header: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence; none where it is missing, empty or no sequence."""
+    """Return the items of a sequence; an empty list if it is missing, empty or not a sequence."""
     from pydicom.sequence import Sequence
 
     value = header.get(keyword)
@@ -186,7 +186,7 @@ def items_of(header: Dataset, keyword: str) -> list[Dataset]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Return what a DICOM file holds."""
+    """Return the kind of object in a DICOM file."""
     try:
         return kind_of_header(read_header(path, ("SOPClassUID", "Rows")))
     except VolumeError:
@@ -194,7 +194,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def kind_of_header(header: Dataset) -> Kind:
-    """Return what a file with this header holds."""
+    """Return the kind of object in a file with this header."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in SEGMENTATION_CLASSES:
         return "segmentation"
@@ -204,7 +204,7 @@ def kind_of_header(header: Dataset) -> Kind:
 
 
 def name_of_kind(header: Any) -> str:
-    """Return what a file that holds no slices is, in words."""
+    """Return the name of an object without slices, for messages."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in _NO_SLICES:
         return _NO_SLICES[sop_class]

@@ -35,7 +35,7 @@ OFF_LINE_VOXELS = 0.1
 SQUARE = 1e-3
 """Rows and columns meet at a right angle to this; their directions are stored with a few digits."""
 MAX_VALUE = 1e6
-"""Largest absolute value of a position in mm, a step or a rescale; no scan comes near."""
+"""Limit for absolute values of positions in mm, steps and rescaling, far above those of any scan."""
 HU_TYPES = ("", "HU", "HU_MOD", "US")
 """``RescaleType`` of a CT in HU; US is 'unspecified', which most older files say."""
 
@@ -57,11 +57,11 @@ class Frame:
         number: Its place in the file, from 0.
         position: Centre of its first voxel, LPS in mm.
         direction: Along a row, then along a column, LPS.
-        spacing_mm: From row to row, from column to column.
+        spacing_mm: Distance in mm between rows and between columns.
         sides: Rows, columns.
         thickness_mm: Distance to the next slice by its header; None if missing.
         rescale: Slope and intercept of its values.
-        storage: How its values are stored; slices that differ in it are of one image all the same.
+        storage: How pixel values are stored; may differ between slices of one image.
     """
 
     path: Path
@@ -77,10 +77,10 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Slices laid on each other.
+    """Slices stacked to a volume.
 
     Attributes:
-        places: For every frame that was given, its slice.
+        places: For each given frame, the index of its slice.
         num_slices: Slices in all; more than there are frames where some may be absent.
         sides: Rows, columns.
         affine: ``(4, 4)`` from (column, row, slice) to RAS+ mm.
@@ -101,7 +101,7 @@ def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[F
         is_image: Whether its values have a rescale, which a segmentation's do not.
 
     Raises:
-        VolumeError: A slice has no place, or its values are not HU.
+        VolumeError: A slice has no position, or its values are not HU.
     """
     per_frame = items_of(header, "PerFrameFunctionalGroupsSequence")
     if not per_frame:
@@ -210,10 +210,10 @@ def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
 
 
 def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
-    """Lay the slices of an image on each other by their positions.
+    """Stack the slices of an image by their positions.
 
     Raises:
-        VolumeError: Slices differ in orientation, spacing or size, two lie at one place, some are missing, or the
+        VolumeError: Slices differ in orientation, spacing or size, two have the same position, some are missing, or the
             distance of a single one is not known.
     """
     positions = _require_one_kind(frames, subject)
@@ -248,7 +248,7 @@ def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
 
 
 def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Sequence[float | None] = ()) -> Stack:
-    """Lay frames on each other of which several may share a place and any may be absent, as in a segmentation.
+    """Stack frames of which several may share a position and any may be missing, as in a segmentation.
 
     Args:
         frames: The frames.
@@ -351,11 +351,11 @@ def _require_on_line(
     Args:
         stack: The slices.
         positions: LPS in mm.
-        subject: For messages.
+        subject: What messages call the input.
         places: The slice of each position; their order by default.
 
     Raises:
-        VolumeError: Naming the slice and how far off it lies.
+        VolumeError: The message names the slice and how far off it lies.
     """
     number = np.arange(len(positions)) if places is None else places
     expected = number[:, None] * stack.affine[:3, 2] + stack.affine[:3, 3]

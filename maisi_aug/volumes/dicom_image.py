@@ -46,7 +46,7 @@ class _UndecodableError(VolumeError):
 
 
 def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return values and geometry of one image.
+    """Read the values and the geometry of one image.
 
     Args:
         path: A file, or a folder with one series in it or below it; scouts and objects without slices are left out.

@@ -32,12 +32,12 @@ ON_GRID_VOXELS = 0.1
 MIN_SHARE = 0.5
 """A fractional segment holds a voxel of which it covers this share."""
 _ABNORMAL = "49755003"
-"""SNOMED CT, morphologically abnormal structure: the category of a lesion's segment."""
+"""Category of a lesion's segment: SNOMED CT, morphologically abnormal structure."""
 _CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _MAX_SHOWN = 4
 _TRIANGLE = 9
-"""Numbers of the smallest contour that encloses anything."""
+"""Number of coordinates of the smallest contour that encloses an area."""
 MAX_ID = 65535
 
 
@@ -73,7 +73,7 @@ def read_drawn_labels(path: Path, onto: Grid | None) -> DrawnLabels:
         onto: The CT's grid, which a structure set needs. A segmentation goes there when its voxels are the CT's.
 
     Raises:
-        VolumeError: It cannot be read, needs a grid and has none, or lies beside the CT's slices.
+        VolumeError: It cannot be read, needs a grid and has none, or does not lie on the CT's slices.
     """
     if kind_of(path) == "structures":
         if onto is None:
@@ -83,7 +83,7 @@ def read_drawn_labels(path: Path, onto: Grid | None) -> DrawnLabels:
 
 
 def read_drawn_names(path: Path) -> dict[int, str]:
-    """Return what the ids of a segmentation or structure set are called; nothing of its voxels is read.
+    """Return the names of the ids in a segmentation or structure set, without reading voxels.
 
     Raises:
         VolumeError: It cannot be read.
@@ -300,7 +300,7 @@ def _draw_contour(indices: NDArray[np.float64], onto: Grid, axis: int, subject: 
         indices: ``(points, 3)`` voxel indices.
         onto: The CT's grid.
         axis: Axis of the slices.
-        subject: For messages.
+        subject: What messages call the input.
 
     Raises:
         VolumeError: The contour lies between slices, across them, or outside the CT.
@@ -352,7 +352,7 @@ class _Painter:
         target[mask] = segment.number
 
     def tell(self, names: Mapping[int, str]) -> None:
-        """Say which overlap, since a label map holds one of them only."""
+        """Warn about overlapping labels, because a label map holds only one of them."""
         if self._met:
             pairs = sorted(self._met, key=lambda pair: -self._met[pair])
             shown = ", ".join(f"{names[over]} in {names[under]}" for over, under in pairs[:_MAX_SHOWN])

@@ -20,7 +20,7 @@ Shape = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 STRAIGHT_VOXELS = 0.01
-"""Axes that lead each other astray by no more than this are at right angles."""
+"""Largest deviation, in voxels, at which axes count as perpendicular."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,9 +66,9 @@ class Grid:
 
     @cached_property
     def has_right_angles(self) -> bool:
-        """Whether the axes are orthogonal, so that no voxel is moved by what ITK, a qform or DICOM can hold of them.
+        """Whether the axes are orthogonal, so that ITK, a qform and DICOM can represent them.
 
-        Round-off in headers is none: a hundredth of a voxel at the far end of an axis.
+        Round-off in headers, up to a hundredth of a voxel at the far end of an axis, is allowed.
         """
         steps, sides = np.asarray(self.spacing_mm), np.asarray(self.shape) - 1
         directions = self.affine[:3, :3] / steps
@@ -114,7 +114,7 @@ class Grid:
         """Raise unless every side is a multiple of ``factor``.
 
         Raises:
-            GridError: Naming the sides and the nearest shape that would do.
+            GridError: The message names the sides and the nearest shape that would do.
         """
         if any(side % factor for side in self.shape):
             nearest = tuple(max(factor, round(side / factor) * factor) for side in self.shape)

@@ -11,11 +11,11 @@ from maisi_aug.system.models import PositiveFinite
 
 MAX_SPACING_MM = 100.0
 MAX_SIDE = 8192
-"""Voxels along a side of any grid; the bundle's limits are below."""
+"""Largest number of voxels along a side of any grid; the limits of bundles are lower."""
 
 
 def read_shape(value: object) -> object:
-    """Return ``128x96x80`` or ``128,96,80``, or one side for all three, as voxels along I, J, K; all but text as it is.
+    """Return ``128x96x80`` or ``128,96,80``, or one side for all three, as voxels along I, J, K; keep other types.
 
     Raises:
         ValueError: The text is anything else.
@@ -29,7 +29,7 @@ def read_shape(value: object) -> object:
 
 
 def read_spacing(value: object) -> object:
-    """Return ``3.2`` or ``1.5x1.5x3mm``, in millimetres along I, J, K; all but text as it is.
+    """Return ``3.2`` or ``1.5x1.5x3mm``, in millimetres along I, J, K; values that are not text are returned unchanged.
 
     Raises:
         ValueError: The text is anything else.

@@ -19,7 +19,7 @@ MAX_DEFLATE_RATIO: Final = 1032
 """Largest ratio to which gzip or zlib unpack (J. Gailly and M. Adler, zlib technical details: 1032:1)."""
 MAX_HEADER_BYTES: Final = 10**6
 SURPLUS_BYTES: Final = 2**20
-"""Bytes that may follow the voxels."""
+"""Number of bytes that may follow the voxels."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
 _CHUNK_BYTES: Final = 2**16
 _MAX_PART_BYTES: Final = 2**20
@@ -55,12 +55,12 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
     Args:
         subject: The image, for messages.
         promised: Bytes of its voxels.
-        pieces: Where they are.
+        pieces: Positions of the bytes in the files.
         is_packed: Whether they are compressed, by gzip or zlib.
 
     Raises:
         VolumeError: They hold fewer.
-        ContentError: What is compressed is damaged.
+        ContentError: The compressed data are damaged.
     """
     listed = tuple(pieces)
     held = sum(piece.num_bytes for piece in listed)
@@ -73,15 +73,15 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
 
 def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
-    """Return how many bytes a piece unpacks to, its checksum verified; counting ends soon after there are enough.
+    """Return the unpacked size of a piece in bytes and verify its checksum; counting stops soon after ``enough``.
 
     Args:
         piece: Compressed bytes.
-        enough: Where to end.
-        window_bits: How they are compressed, as of ``zlib.decompressobj``.
+        enough: Number of bytes after which counting may stop.
+        window_bits: Kind of compression, see ``zlib.decompressobj``.
 
     Raises:
-        ContentError: They are damaged.
+        ContentError: The compressed data are damaged.
     """
     count, left = 0, piece.num_bytes
     with content_errors(piece.path), piece.path.open("rb") as file:
@@ -137,7 +137,7 @@ def unpack_start(content: bytes, num_bytes: int) -> bytes:
     """Return the first bytes that gzip bytes unpack to; fewer where there are no more.
 
     Raises:
-        ContentError: They are damaged.
+        ContentError: The compressed data are damaged.
     """
     with content_errors():
         return zlib.decompressobj(_GZIP).decompress(content, num_bytes)

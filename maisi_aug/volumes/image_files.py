@@ -44,9 +44,9 @@ IMAGE_COMPRESSION = 1
 LABEL_MAP_COMPRESSION = 6
 
 MAX_SIDE = 2**20
-"""Voxels along an axis; whatever a header says."""
+"""Largest number of voxels along an axis, whatever a header says."""
 ROUNDING = 1e-3
-"""Labels that are stored as fractions or with a scale come back no farther from integers."""
+"""Largest distance from an integer of labels that were stored as fractions or with a scale."""
 
 Kind = Literal["dicom", "nifti", "itk"]
 Stored = tuple[NDArray[Any], NDArray[np.float64]]
@@ -67,12 +67,12 @@ class Volume:
 
 
 def is_readable_name(path: Path | str) -> bool:
-    """Whether the file's name ends like an image format that this module reads."""
+    """Whether the file name has the suffix of an image format that this module reads."""
     return str(path).lower().endswith(READABLE_SUFFIXES)
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a file is called like an image, or is DICOM by its content, whatever it is called."""
+    """Whether a file has the suffix of an image, or is DICOM by its content."""
     return is_readable_name(path) or is_dicom(path)
 
 
@@ -129,7 +129,7 @@ def load_channels(path: Path | str) -> NDArray[np.float32]:
 
 
 def load_grid(path: Path | str) -> Grid:
-    """Return geometry of what ``load_image`` gives, from the headers alone.
+    """Return the grid that ``load_image`` would return, from the headers alone.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -187,7 +187,7 @@ def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
 
 
 def load_drawn_names(path: Path) -> dict[int, str]:
-    """Return what a DICOM segmentation or structure set calls its ids; of any other file nothing.
+    """Return the names of the ids in a DICOM segmentation or structure set; empty for any other file.
 
     Raises:
         VolumeError: It cannot be read.
@@ -250,7 +250,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
 
     Args:
         content: The file's bytes, compressed or not.
-        name: For messages.
+        name: Name of the input, used in messages.
         max_bytes: Largest unpacked size.
 
     Raises:
@@ -260,7 +260,7 @@ def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
 
 
 def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """Return an image that somebody holds in memory, turned to the closest RAS+ axes.
+    """Return an image from memory, turned to the closest RAS+ axes.
 
     Args:
         image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
@@ -275,7 +275,7 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
 
 
 def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """Return the same of a label map, judged as :func:`load_label_map` judges a file.
+    """Return a label map from memory, checked as in :func:`load_label_map`.
 
     Raises:
         VolumeError: It is not a volume, holds values that are not labels, or its geometry is not known.
@@ -368,7 +368,7 @@ def _in_a_sentence(subject: Path | str) -> Iterator[None]:
     """Put what is wrong with a file into one sentence.
 
     Raises:
-        VolumeError: Naming the file.
+        VolumeError: The message names the file.
     """
     try:
         yield

@@ -130,7 +130,7 @@ class _Header:
     num_bytes: int
 
     def find(self, *names: str) -> str:
-        """Return the first of several spellings that there is."""
+        """Return the first of several spellings that exists."""
         return next((self.fields[name] for name in names if name in self.fields), "")
 
 
@@ -186,7 +186,7 @@ def require_nrrd_voxels(path: Path) -> None:
     """Raise for an NRRD file whose data are shorter than its header says.
 
     Raises:
-        ContentError: The header says nothing that can be counted.
+        ContentError: The header does not state the number of voxels.
         VolumeError: The data are shorter.
     """
     header = _read_nrrd_header(path)
@@ -224,7 +224,7 @@ def require_metaimage_voxels(path: Path) -> None:
     """Raise for a MetaImage whose data are shorter than its header says.
 
     Raises:
-        ContentError: The header says nothing that can be counted.
+        ContentError: The header does not state the number of voxels.
         VolumeError: The data are shorter.
     """
     with content_errors(path):

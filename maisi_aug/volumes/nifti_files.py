@@ -39,11 +39,11 @@ UNIT_MM = {1: 1000.0, 3: 0.001}
 _UNIT_NAMES = {1: "metres", 3: "micrometres"}
 _SPACE_BITS = 7
 PLAUSIBLE_MM = (0.01, 100.0)
-"""A voxel's side in any CT; beyond, the header's unit is wrong."""
+"""Range in mm of a voxel's side in any CT; outside of it the header's unit is wrong."""
 SAME_VOXELS = 0.5
-"""A wrong ``pixdim`` moves the last voxel by less than this where it is only rounded."""
+"""Largest shift of the last voxel, in voxels, at which a deviating ``pixdim`` counts as rounded."""
 SAME_PLACE_VOXELS = 0.1
-"""sform and qform that place every voxel this close say the same."""
+"""Largest distance, in voxels, between the positions by sform and by qform at which the two count as equal."""
 
 
 def parse_nifti(
@@ -53,7 +53,7 @@ def parse_nifti(
 
     Args:
         content: The file's bytes.
-        subject: For messages.
+        subject: What messages call the input.
         max_bytes: Largest unpacked size, regardless of its header.
 
     Returns:
@@ -184,7 +184,7 @@ def _count_promised(header: Any) -> int:
 
 
 def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
-    """Return voxel to RAS+ millimetres, with the units of the header.
+    """Return the affine from voxel index to RAS+ millimetres, converted from the header's units.
 
     Args:
         read: nibabel's header, NIfTI-1 or NIfTI-2.
@@ -193,8 +193,8 @@ def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | st
         subject: The file, for messages.
 
     Raises:
-        VolumeError: The header tells no orientation, another spacing in ``pixdim`` than in the sform, a unit that
-            makes no voxel of a CT, or an intercept that readers disagree on.
+        VolumeError: The header has no orientation, a spacing in ``pixdim`` that differs from the sform's, a unit that
+            gives implausible voxels, or an intercept that readers treat differently.
     """
     header = type(read)(stored[: read.sizeof_hdr], endianness=read.endianness, check=False)
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])

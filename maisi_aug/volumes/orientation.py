@@ -33,7 +33,7 @@ def axis_codes(affine: NDArray[np.float64]) -> str:
 
 
 def turn_volume(array: NDArray[Scalar], grid: Grid, codes: str) -> tuple[NDArray[Scalar], Grid]:
-    """Return the same volume with axes that run as ``codes`` says; every voxel keeps its place in the world.
+    """Return the volume with axes in the directions ``codes``; every voxel keeps its world position.
 
     Args:
         array: ``(I, J, K)``.

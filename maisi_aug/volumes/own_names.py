@@ -18,7 +18,7 @@ from maisi_aug.system.content import spells_number
 from maisi_aug.volumes.image_files import NIFTI_SUFFIXES
 
 MAX_BYTES = 2**22
-"""Bytes of a header that are searched; larger ones have no table of labels."""
+"""Number of bytes of a header that are searched; larger headers have no table of labels."""
 _NRRD_FIELD = re.compile(r"^(Segment\d+)_(Name|LabelValue|Layer):=(.*)$", re.MULTILINE)
 
 
@@ -50,7 +50,7 @@ def _read_nifti(path: Path) -> list[dict[int, str]]:
     try:
         header = nib.load(path).header
         contents = [extension.get_content() for extension in header.extensions]
-    except Exception:  # whatever is wrong with the file is told by whoever reads its voxels
+    except Exception:  # any fault of the file is reported when its voxels are read
         return []
     tables = [_parse_table(content) for content in contents if isinstance(content, bytes | str)]
     return [table for table in tables if table]

@@ -112,7 +112,7 @@ def _interpolate(
 def resample_label_map(
     label_map: NDArray[Scalar], source: Grid, target: Grid, *, fill: int = 0, keep_ids: Iterable[int] = ()
 ) -> NDArray[Scalar]:
-    """Take the nearest label, and give lesions back the volume that this would cost or add.
+    """Resample labels to the nearest, and correct lesions whose volume would change.
 
     Each connected lesion of the ids to keep that would be lost, torn, joined to another one, or changed by more than
     5% and more than rounding is set anew: it gets the number of voxels of its volume inside the target's field of

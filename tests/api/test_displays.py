@@ -100,7 +100,7 @@ def test_every_worker_has_a_line_where_there_are_several(
     shown = capsys.readouterr().err
     assert "worker 1: loading the networks" in shown
     assert "worker 2: case_0002" in shown
-    assert "Note: worker 1 was killed, probably for lack of memory. Its cases are drawn again." in shown
+    assert "Note: worker 1 was killed, probably for lack of memory. Its unfinished cases are drawn again." in shown
 
 
 def test_schedulers_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -359,7 +359,7 @@ def test_numbered_label_maps_of_a_bare_bank_are_all_listed(tmp_path: Path) -> No
 def test_file_of_no_case_is_told_by_all(tmp_path: Path) -> None:
     _touch(tmp_path, ["a_ct.nii.gz", "a_seg.nii.gz", "dose.nii.gz", "b_seg.nii.gz"])
     assert _list(tmp_path).left_out == [
-        ("dose.nii.gz", "its name is neither an image's nor a label map's, unlike those of the files next to it")
+        ("dose.nii.gz", "its name marks neither an image nor a label map, unlike the names of the files next to it")
     ]
     assert [case.case_id for case in find_case_set(tmp_path).skipped] == ["dose.nii.gz"]
     _, notes = collect_cases(Sources(images=tmp_path, labels=tmp_path))

@@ -323,7 +323,7 @@ def test_lesion_that_the_vocabulary_lacks_is_healed_and_told(tmp_path: Path) -> 
         tmp_path, "a", np.select([trunk == LIVER, trunk == HEPATIC_TUMOR], [1, 2], 0).astype(np.uint8), with_ct=True
     )
     (tmp_path / "labels.json").write_text(json.dumps({"1": "liver", "2": "liver cyst"}))
-    with pytest.warns(UserWarning, match="these lesions become the organ around them"):
+    with pytest.warns(UserWarning, match="these lesions are replaced by the organ around them"):
         bank = _open(tmp_path, "auto")
     found = bank.load(0)
     assert found is not None

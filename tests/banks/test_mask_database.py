@@ -227,7 +227,7 @@ def test_archive_with_a_member_that_leaves_its_folder_is_refused(
     archive = write()
     add_member(archive, name, b"/etc/passwd", is_link=is_link)
     before = sorted(tmp_path.parent.rglob("*"))
-    with pytest.raises(BankError, match=f"member '.*' would leave its folder: {fault}. Nothing"):
+    with pytest.raises(BankError, match=f"member '.*' would be written outside the folder: {fault}. Nothing"):
         _open(archive)
     assert sorted(tmp_path.parent.rglob("*")) == before
 

@@ -1,4 +1,4 @@
-r"""What a lesion costs that is drawn while one trains: the first time in a CT, drawn anew, and shown again.
+r"""What a lesion costs that is drawn during training: the first time in a CT, drawn anew, and shown again.
 
     python -m tests.benchmarks.insertion_pool CT.nii.gz [--bundle lung-nodule-ct] [--nnunet]
 

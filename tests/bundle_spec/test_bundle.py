@@ -269,7 +269,7 @@ def test_link_out_of_the_folder_is_refused(write: Callable[..., Path]) -> None:
 
 def test_missing_network_is_named(write: Callable[..., Path]) -> None:
     bundle = load_bundle(write(networks={"autoencoder": build_header()["networks"]["autoencoder"]}, weights={}))
-    with pytest.raises(BundleError, match="no definition in networks.diffusion_unet; it has autoencoder"):
+    with pytest.raises(BundleError, match="has no definition networks.diffusion_unet; it has autoencoder"):
         _ = bundle.grid_factor
     with pytest.raises(BundleError, match="no weights for autoencoder; it has none"):
         bundle.weight_path("autoencoder")

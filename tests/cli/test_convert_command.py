@@ -17,7 +17,7 @@ def test_bundle_is_copied_in_another_type(run_cli: Callable[..., Any], tmp_path:
     write_tiny_bundle(tmp_path / "tiny")
     outcome = run_cli("bundles", "convert", tmp_path / "tiny", "--to", tmp_path / "full", "--dtype", "float32")
     assert (outcome.code, outcome.stderr) == (0, "")
-    assert outcome.stdout == f"{tmp_path / 'full'}: 1.0 MB of weights, from 0.5 MB, in float32.\n"
+    assert outcome.stdout == f"{tmp_path / 'full'}: 1.0 MB of weights, previously 0.5 MB, in float32.\n"
     assert load_bundle(tmp_path / "full").spec.provenance["converted"][0]["dtype"] == "float32"
     assert run_cli("bundles", "verify", tmp_path / "full").code == 0
     half = run_cli("bundles", "convert", tmp_path / "full", "--to", tmp_path / "half", "--json")

@@ -41,7 +41,7 @@ def test_head_passes_and_noise_or_nothing_does_not(head: NDArray[np.int16], rng:
     noise = rng.integers(0, 1000, SHAPE).astype(np.int16)
     verdict = check_anatomy(noise)
     assert (verdict.passed, verdict.figures["edge_share"]) == (False, pytest.approx(0.5, abs=0.02))
-    assert "which is noise" in verdict.message
+    assert "noise: " in verdict.message
     assert check_anatomy(noise, is_judged=False).passed
     empty = check_anatomy(np.zeros(SHAPE, dtype=np.int16))
     assert not empty.passed

@@ -172,9 +172,9 @@ def test_real_cases_of_no_fold_are_left_out(tmp_path: Path, real_with_folds: Cal
 @pytest.mark.parametrize(
     ("folds", "message"),
     [
-        ([("01", "23"), ("01", "3")], "a case can validate in one fold at most, found 'real_3' in folds 0"),
+        ([("01", "23"), ("01", "3")], "a case can be a validation case of one fold at most, found 'real_3' in folds 0"),
         ([("01", "23"), ("2", "0")], "real_1'"),
-        ([("0123", "")], "splits_final.json: fold 0 has no cases that validate"),
+        ([("0123", "")], "splits_final.json: fold 0 has no validation cases"),
         ([("011", "23")], "fold 0 names 'real_1' twice on the side 'train'"),
         ([("01", "33")], "fold 0 names 'real_3' twice on the side 'val'"),
     ],

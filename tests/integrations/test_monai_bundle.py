@@ -135,7 +135,7 @@ def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bund
     )
     with pytest.raises(ValueError, match=r"sides \(32, 24, 15\) are not all multiples of 8"):
         sampler(MetaTensor(torch.full((1, 32, 24, 15), 200)))
-    with pytest.raises(ValueError, match=r"no body around the organs \(id 200\)"):
+    with pytest.raises(ValueError, match=r"the body around the organs \(id 200\)"):
         sampler(MetaTensor(torch.ones(1, 32, 24, 16)))
     beyond = torch.full((1, 32, 24, 16), 200.0)
     beyond[0, 0, 0, 0] = 300

@@ -74,7 +74,7 @@ def test_workers_fill_the_cluster(nodes: list[dict[str, float]], asked: RayEngin
             RayEngine(gpus_per_worker=1),
             "Ray cluster: no node has 1 GPU for a worker; the cluster has 8 CPU, 0 GPU in",
         ),
-        ([GPU_NODE], RayEngine(gpus_per_worker=1.5), "expected an integer or a fraction of 1, found 1.5"),
+        ([GPU_NODE], RayEngine(gpus_per_worker=1.5), "expected an integer, or a fraction between 0 and 1, found 1.5"),
         ([GPU_NODE], RayEngine(gpus_per_worker=1, device="cpu"), "--gpus-per-worker cannot be used with --device cpu"),
         ([{"CPU": 0.0}], RayEngine(), "Ray cluster: no node has cores for a worker; the cluster has 0 CPU, 0 GPU"),
     ],
@@ -107,7 +107,7 @@ def test_address_that_nothing_answers_at_is_told_at_once() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(WorkerError, match=f"^--address {address}: no Ray cluster answers there"):
+    with pytest.raises(WorkerError, match=f"^--address {address}: no Ray cluster answers at this address"):
         joining._join(None, address)
 
 

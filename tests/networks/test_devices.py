@@ -137,7 +137,7 @@ def test_small_tensors_become_float64_wherever_they_are(monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("mps", "built without MPS, which the one for macOS"),
+        ("mps", "built without MPS; install the build for macOS"),
         ("mps:0", "built without MPS"),
         ("xpu", "built without XPU; install Intel's build"),
     ],
@@ -153,7 +153,7 @@ def test_device_that_is_missing_is_explained(device: str, message: str) -> None:
 
 def test_device_that_is_built_and_not_there_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_built", lambda: True)
-    assert "takes Apple silicon and macOS 14 or later" in explain_missing("mps", RuntimeError())
+    assert "needs Apple silicon and macOS 14" in explain_missing("mps", RuntimeError())
     monkeypatch.setattr(torch.xpu, "_is_compiled", lambda: True)
     assert "found no Intel GPU with a driver" in explain_missing("xpu:1", RuntimeError())
 

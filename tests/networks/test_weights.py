@@ -145,7 +145,7 @@ def test_bundle_without_a_network_is_refused(weights: dict[str, dict[str, Tensor
     header: dict[str, Any] = build_header()
     del header["networks"]["autoencoder"]
     bundle = write_bundle(tmp_path, header, weights)
-    with pytest.raises(BundleError, match="no definition in networks.autoencoder; it has diffusion_unet"):
+    with pytest.raises(BundleError, match="has no definition networks.autoencoder; it has diffusion_unet"):
         load_networks(bundle)
 
 

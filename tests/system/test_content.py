@@ -25,7 +25,7 @@ from maisi_aug.system.content import (
     [
         (KeyError("labels"), "it lacks 'labels'"),
         (RecursionError("maximum recursion depth exceeded"), "it is nested too deeply"),
-        (MemoryError(), "it needs more memory than there is"),
+        (MemoryError(), "it needs more memory than is available"),
         (struct.error("unpack requires\na buffer"), "unpack requires a buffer"),
         (EOFError(), "EOFError"),
         (OSError("no image"), "no image"),

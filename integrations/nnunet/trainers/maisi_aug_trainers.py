@@ -69,7 +69,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Return nnU-Net's split, held to what it is for: no synthetic case validates, and no fold is made up.
+        """Return nnU-Net's split, after checking that no synthetic case is in validation and the fold exists.
 
         Raises:
             TrainingError: There is no file of folds, no such fold, or a synthetic case in validation.
@@ -88,7 +88,8 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         leaked = sorted(self.synthetic_cases.intersection(validation))
         if leaked:
             raise TrainingError(
-                f"Fold {self.fold}: only real cases can validate, found the synthetic case '{leaked[0]}'. Export "
+                f"Fold {self.fold}: only real cases can be used for validation, found the synthetic case "
+                f"'{leaked[0]}'. Export "
                 f"again, or correct {SPLITS_NAME}."
             )
         return training, validation

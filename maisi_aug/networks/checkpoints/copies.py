@@ -146,7 +146,7 @@ def _to_dtype(state: StateDict, dtype: str, *, subject: str) -> dict[str, Tensor
     """The weights in a floating type; integers keep theirs.
 
     Raises:
-        BundleError: Naming the first tensor with a value beyond the range of the type.
+        BundleError: The message names the first tensor with a value beyond the range of the type.
     """
     converted = {}
     for key, value in state.items():
@@ -166,7 +166,7 @@ def _copy_bank(bundle: Bundle, folder: Path) -> None:
     Maps elsewhere are listed by their absolute paths, for the copy may lie anywhere.
 
     Args:
-        bundle: With or without such a list.
+        bundle: Bundle with or without such a list.
         folder: Folder of the copy.
     """
     bank = bundle.spec.mask_bank

@@ -19,23 +19,23 @@ RECORD_NAME = "fetched.json"
 
 
 def database_folder(name: str) -> Path:
-    """Where the label maps that come with a bundle are kept, beside the bundles that were fetched."""
+    """Return the folder of the label maps published with a bundle, next to downloaded bundles."""
     return pulled_bundles_folder().parent / "mask-databases" / name
 
 
 def pull_database(
     known: KnownBundle, *, accept_licence: AcceptLicence, hub: Hub | None = None, report: Say | None = None
 ) -> Path:
-    """Fetch the label maps that are published with a bundle, and their list; at once when both are there and intact.
+    """Download the label maps published with a bundle, and their list; returns at once if both are intact.
 
-    The files are hard links to those in the cache of ``huggingface_hub`` where the disk allows, so that they lie on it
+    If the disk supports them, the files are hard links to those in the cache of ``huggingface_hub``, so that they exist
     once. An archive stays one: maps are read from it.
 
     Args:
         known: The bundle.
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
-        hub: Where from.
-        report: Told in a sentence what is going on.
+        hub: Hub to download from.
+        report: Called with a sentence that describes the current step.
 
     Returns:
         The folder, which is a mask bank.
@@ -81,6 +81,6 @@ def _require_replaceable(folder: Path, database: KnownDatabase) -> None:
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in own) if folder.is_dir() else []
     if foreign or folder.is_file():
         raise BundleError(
-            f"{folder}: expected nothing but an earlier download of the label maps, found "
+            f"{folder}: must hold nothing but an earlier download of the label maps, found "
             f"{', '.join(foreign[:4]) or 'a file'}. Move them away."
         )

@@ -63,7 +63,7 @@ def import_bundle(
         accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
         name: Which of the known bundles it is; None where the folder tells.
         folder: Folder of the bundle; None for the user's data folder.
-        report: Told in a sentence what is going on.
+        report: Called with a sentence that describes the current step.
 
     Without the checkpoint of a ControlNet it is a bundle of images alone.
 
@@ -79,7 +79,7 @@ def import_bundle(
     known, files = find_checkpoints(source, name)
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
     if "controlnet" not in files and "controlnet" in known.files:
-        say(f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none.")
+        say(f"No ControlNet in {source}: the bundle can only draw images without label maps (--mask-source none).")
     mask_files = find_mask_files(source, say) if known.masks is not None and "controlnet" in files else {}
     described, about_masks = _describe(files), {"files": _describe(mask_files)}
     present = find_intact(target, known.name, ORIGIN)
@@ -108,16 +108,16 @@ def import_networks(
     folder: Path | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Make a bundle of networks of one's own, of any width, that NVIDIA's training scripts made.
+    """Make a bundle of the user's own networks, of any width, trained with NVIDIA's scripts.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed. Without the
             checkpoint of a ControlNet the bundle is one of images alone.
         network_file: ``config_network_*.json`` that defines them.
-        name: Of the bundle; None for that of the source's folder.
-        modalities: What the networks were taught to draw, the default first; empty for CT.
-        folder: Of the bundle; None for the user's data folder.
-        report: Told in a sentence what is going on.
+        name: Name of the bundle; None for the name of the source folder.
+        modalities: Modalities that the networks were trained on, the default first; empty for CT.
+        folder: Folder of the bundle; None for the user's data folder.
+        report: Called with a sentence that describes the current step.
 
     Raises:
         BundleError: When the definitions cannot be read, a checkpoint is missing or holds another network, or the name
@@ -126,7 +126,7 @@ def import_networks(
     say = report or (lambda _: None)
     name = name or re.sub("[^a-z0-9._-]+", "-", source.resolve().name.lower()).strip("-._") or "own"
     if name in (*known_bundles(), *embedded_bundles()):
-        raise BundleError(f"Bundle '{name}': expected a name of your own, found that of another. Choose with --as.")
+        raise BundleError(f"Bundle '{name}': this is the name of another bundle. Choose a name of your own with --as.")
     network = read_network_file(network_file)
     files, notes = match_checkpoints(source, network)
     for sentence in notes:
@@ -171,7 +171,7 @@ def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
 
 
 def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle, dict[str, Path]]:
-    """Return which bundle a folder holds, and its checkpoints by role.
+    """Return the bundle that a folder's checkpoints belong to, and the checkpoints by role.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
@@ -197,7 +197,7 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
         return found[0]
     if found:
         names = " and ".join(known.name for known, _ in found)
-        raise BundleError(f"{source}: has checkpoints of several bundles, {names}. Choose one with --as.")
+        raise BundleError(f"{source}: has the checkpoints of several bundles, {names}. Choose one with --as.")
     if unnamed:
         raise BundleError(
             f"{source}: its U-Net is not that of {' or '.join(known.name for known in of_ct)}. Choose one "

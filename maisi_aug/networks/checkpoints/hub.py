@@ -49,7 +49,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A file of a repository on this machine, by its name there, found to be what the hub states."""
+    """A downloaded file of a repository, whose hash agrees with the hub's."""
 
     path: Path
     name: str
@@ -82,7 +82,7 @@ def pull_bundle(
     hub: Hub | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Fetch a bundle, convert it and put it where its name finds it; at once when it is there and intact.
+    """Download and convert a bundle, to be found by name; returns at once if it is there and intact.
 
     Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
 
@@ -91,12 +91,12 @@ def pull_bundle(
         accept_licence: Asked before anything is fetched whether the user accepts the licence.
         with_masks: Fetch the mask networks as well.
         folder: Folder of the bundle; None for the user's data folder.
-        hub: Where from.
-        report: Told in a sentence what is going on.
+        hub: Hub to download from.
+        report: Called with a sentence that describes the current step.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached or holds
-            no such file, a file is not what the hub states, contains more than data, or holds another network.
+        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be reached
+            or holds no such file, a file is not what the hub states, contains more than data, or holds another network.
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()
@@ -160,11 +160,11 @@ def fetch_files(
     Args:
         repository: ``owner/name``.
         names: Path in the repository by role.
-        hub: Where from.
+        hub: Hub to download from.
         revision: Branch or commit that they are taken from.
 
     Raises:
-        BundleError: In one sentence for whatever went wrong, naming the file.
+        BundleError: The message names the file and the reason.
     """
     fetched: dict[str, FetchedFile] = {}
     for role, name in names.items():
@@ -242,7 +242,9 @@ def _download(repository: str, name: str, revision: str, hub: Hub) -> Path:
                 raise
             if _status_of(error) or not tries_left:
                 raise _explain(error, f"{repository}/{name}") from error
-            _LOG.warning("%s/%s: the download broke off (%s); going on.", repository, name, type(error).__name__)
+            _LOG.warning(
+                "%s/%s: the download was interrupted (%s); continuing.", repository, name, type(error).__name__
+            )
     raise AssertionError("the last try returns or raises")
 
 
@@ -329,13 +331,13 @@ def upload_folder(
 
     Args:
         repository: ``owner/name``.
-        folder: What to upload.
+        folder: Folder to upload.
         is_private: Whether only its owner may read the repository.
-        message: Of the commit.
+        message: Commit message.
         removes: Patterns of files that go from the repository unless the folder has them.
-        known_by: A file that an earlier upload has left; a repository with files to be removed and without it is
-            somebody's other work.
-        hub: Where to.
+        known_by: A file that an earlier upload has left; a repository that lacks it, but has files to be removed,
+            belongs to other work.
+        hub: Hub to upload to.
 
     Returns:
         The address of the repository.
@@ -360,7 +362,7 @@ def upload_folder(
         # The hub leaves the visibility of a repository that exists as it is.
         if is_private and not info.private:
             raise BundleError(
-                f"{repository}: is public already, and nothing was uploaded. Make it private in its settings, choose "
+                f"{repository}: is already public; nothing was uploaded. Make it private in its settings, choose "
                 "another name, or leave --private out."
             )
         api.upload_folder(

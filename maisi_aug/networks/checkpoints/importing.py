@@ -37,13 +37,13 @@ def write_known_bundle(
         known: Definitions and licence, which has been accepted.
         files: Checkpoint by role; without that of a ControlNet the bundle draws images without label maps only.
         folder: Folder of the bundle; an earlier copy from the same origin is replaced.
-        provenance: Where they come from: ``origin``, ``files`` and what else there is to say. No time and no machine,
+        provenance: Origin of the checkpoints: ``origin``, ``files`` and further facts. No time and no machine,
             so that the same files give the same bundle anywhere.
         command: Command of the user, for the record of the licence.
         complete: Adds to the bundle before its folder takes its name.
 
     Raises:
-        BundleError: When the folder is in other use, or a checkpoint cannot be used.
+        BundleError: When the folder is used for something else, or a checkpoint cannot be used.
     """
     networks = {role: definition for role, definition in known.header["networks"].items() if role in files}
     header = {
@@ -101,10 +101,10 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
 
 def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say, *, command: str) -> None:
-    """Name the licence of the weights and ask for its acceptance.
+    """Report the licence of the weights, and raise unless the user accepts it.
 
     Raises:
-        BundleError: When it is not; naming the licence, and the command that accepts it.
+        BundleError: It is not accepted; the message names the licence and the command to accept it.
     """
     say(f"{known.name} is licensed under the {known.licence}: {known.licence_url}")
     if not accept_licence(known):
@@ -115,7 +115,7 @@ def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say
 
 
 def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
-    """Keep the licence's notice beside the weights, and when it was accepted."""
+    """Write the licence's notice and the time of acceptance next to the weights."""
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"{known.notice}\n{known.licence_url}\n{ACCEPTED}{when} for '{command}'.\n"
     write_text_whole(folder / LICENCE_FILE, text)

@@ -34,8 +34,8 @@ def write_mask_networks(
     Args:
         known: Definitions.
         files: Checkpoint by role, and the size-conditions file.
-        folder: Folder of the bundle; nobody else may be using it.
-        provenance: Where the files come from.
+        folder: Folder of the bundle; no other process may be using it.
+        provenance: Origin of the files.
 
     Raises:
         BundleError: When a file cannot be read, contains more than data, or holds another network.
@@ -76,12 +76,12 @@ def note_masks(
     """Write mask networks into the folder of a bundle without any, and note them in its ``bundle.yaml``.
 
     Args:
-        folder: Folder of the bundle; nobody else may be using it.
+        folder: Folder of the bundle; no other process may be using it.
         networks: Definitions by role.
         states: Weights by role.
         settings: All of ``MaskGenerationSpec`` but the size conditions.
         size_conditions: Content of their file.
-        provenance: Where the networks come from.
+        provenance: Origin of the networks.
         dtype: Floating-point type of the written weights; None keeps every tensor's own.
     """
     from maisi_aug.networks.weights import write_weights
@@ -118,7 +118,7 @@ def add_mask_networks(
         known: Definitions and licence, which has been accepted.
         present: The bundle; its own files stay as they are.
         files: Checkpoint by role, and the size-conditions file.
-        provenance: Where the files come from.
+        provenance: Origin of the files.
 
     Raises:
         BundleError: When a checkpoint cannot be used, or other files lie in the bundle's folder.

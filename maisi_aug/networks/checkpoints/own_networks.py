@@ -25,15 +25,15 @@ DEFINITIONS: Mapping[str, str] = {
     "diffusion_unet": "diffusion_unet_def",
     "controlnet": "controlnet_def",
 }
-"""Where the file defines a network."""
+"""Key under which the file defines a network, by role."""
 SCHEDULER = "noise_scheduler"
 TARGET = "_target_"
-LICENCE = "Not stated; that of the checkpoints"
+LICENCE = "Not stated; the licence of the checkpoints applies"
 FLOW_STEPS = 30
 """Default number of sampling steps with rectified flow, as of NVIDIA's own networks."""
 DEFAULT_GRID = {"shape": [256, 256, 256], "spacing_mm": [1.5, 1.5, 1.5]}
 _NAME_PARTS: Mapping[str, str] = {"autoencoder": "autoencoder", "diffusion_unet": "unet", "controlnet": "controlnet"}
-"""What the names of NVIDIA's checkpoints hold, to find the one whose differences are told where none fits."""
+"""Parts of the names of NVIDIA's checkpoints by role, to report the most likely file where none fits."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class NetworkFile:
     """What a network file defines.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         networks: Definitions by role, as in ``bundle.yaml``.
-        scheduler: That of the images.
+        scheduler: Scheduler of the image networks.
     """
 
     path: Path
@@ -109,17 +109,17 @@ def _resolve(value: Any, content: Mapping[str, Any], place: str) -> Any:
 
 
 def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Path], list[str]]:
-    """The checkpoint of every network, known by the names and shapes of its tensors, whatever it is called.
+    """Find the checkpoint of every network by the names and shapes of its tensors, whatever the file names.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
-        network: What they hold.
+        network: Definitions of the networks that the checkpoints hold.
 
     Returns:
         Checkpoints by role, without a ControlNet where the folder has none; and sentences on what was chosen.
 
     Raises:
-        BundleError: When a network has no checkpoint, naming how the likeliest one differs, or several.
+        BundleError: When a network has no checkpoint (the message says how the likeliest one differs), or several.
     """
     from maisi_aug.networks.building import describe_tensors
 
@@ -133,7 +133,9 @@ def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Pat
         expected = describe_tensors(definition)
         fitting = [path for path, state in states.items() if _is_same(expected, state)]
         if not fitting and role == "controlnet" and not _named_like(role, paths):
-            notes.append(f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none.")
+            notes.append(
+                f"No ControlNet in {source}: the bundle can only draw images without label maps (--mask-source none)."
+            )
             continue
         if not fitting:
             _explain_misfit(role, expected, states, faults, source, network.path)
@@ -213,7 +215,7 @@ def _choose(paths: Sequence[Path], role: str, notes: list[str]) -> Path:
 def build_own_header(
     name: str, network: NetworkFile, roles: Sequence[str], modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """What ``bundle.yaml`` says of networks of one's own, but for weights and scale factor."""
+    """Return the content of ``bundle.yaml`` for the user's own networks, without weights and scale factor."""
     return {
         "format": 1,
         "name": name,

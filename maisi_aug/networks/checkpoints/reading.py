@@ -70,7 +70,7 @@ def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
         subject: Description of the file for messages.
 
     Raises:
-        BundleError: For a file that is not a checkpoint, or that contains more than data: it is named, and not run.
+        BundleError: The file is not a checkpoint, or contains code, which is named and not run.
     """
     with torch.serialization.safe_globals(_DATA_TYPES):
         try:

@@ -38,7 +38,7 @@ ORIGIN_FILE = "origin.json"
 """In a folder that was pulled: repository and revision; a bundle without it was made here and is not replaced."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 STALE = ["*.safetensors", f"{MAPS_FOLDER}*", LICENCE_FILE]
-"""Of an earlier upload: what a bundle no longer has must not stay readable."""
+"""Files of an earlier upload to delete, because what a bundle no longer contains must not stay readable."""
 LICENCE_IDS: Mapping[str, str] = {
     "apache-2.0": "apache-2.0",
     "mit": "mit",
@@ -78,7 +78,7 @@ def require_repository(text: str) -> None:
     """Raise unless a text is the name of a repository.
 
     Raises:
-        BundleError: Naming it.
+        BundleError: The message names it.
     """
     if not is_repository(text):
         raise BundleError(f"{text}: not the name of a repository. Write OWNER/NAME, such as anna/kidney-ct.")
@@ -99,14 +99,14 @@ def push_bundle(
     """Upload a bundle to a repository of the Hugging Face hub.
 
     Args:
-        name_or_folder: Of the bundle; its files are compared with their hashes first.
+        name_or_folder: Name or folder of the bundle; its files are first compared with their hashes.
         repository: ``owner/name``; made if it is not there.
         is_private: Whether only its owner may read the repository.
         self_contained: Include the weights of a base, instead of naming it by its fingerprint.
         with_label_maps: Include the label maps that the bundle draws from, which are those of training patients.
-        folder: Where to keep what is uploaded; new or empty. None keeps nothing.
+        folder: New or empty folder in which to keep a copy of the upload; None keeps nothing.
         uploads: Whether to upload; else the folder is written and nothing else happens.
-        hub: Where to.
+        hub: Hub to upload to.
         report: Receives a sentence on what is going on.
 
     Returns:
@@ -135,7 +135,7 @@ def push_bundle(
             return files, None
         say(f"Uploading {len(files)} files ({sum(file.num_bytes for file in files) / 1e6:.1f} MB) to {repository}.")
         if not is_private:
-            say("The repository is public unless it is private already; --private keeps a new one to its owner.")
+            say("The repository is public unless it is already private; use --private to create a private one.")
         message = f"{bundle.name}, written by maisi-aug"
         address = upload_folder(
             repository, target, is_private=is_private, message=message, removes=STALE, known_by=BUNDLE_FILE, hub=hub
@@ -158,14 +158,14 @@ def write_shared_folder(
     with_label_maps: bool = False,
     report: Say | None = None,
 ) -> None:
-    """Write what is shared of a bundle: no path and no time of this machine, and no patient's map unless asked for.
+    """Write the files of a bundle to share, without paths of this machine; patients' maps only on request.
 
     ``bundle.yaml`` stays as it is, and with it the fingerprint, where it says nothing that must not be shared.
 
     Args:
-        bundle: What to share.
+        bundle: Bundle to share.
         folder: Empty.
-        repository: Where it will lie, for the model card.
+        repository: Repository that it will be uploaded to, for the model card.
         self_contained: Include the weights of a base.
         with_label_maps: Include the label maps that the bundle draws from.
         report: Receives a sentence on what is left out.
@@ -234,10 +234,10 @@ def _without_places(value: Any) -> Any:
 
 
 def build_card(bundle: Bundle, repository: str, *, is_whole: bool) -> str:
-    """The model card: what the hub reads, how the bundle is used, and the bundle's own README.
+    """Return the model card: the hub's metadata, how to use the bundle, and the bundle's own README.
 
     Args:
-        bundle: What is shared.
+        bundle: Bundle that is shared.
         repository: ``owner/name``.
         is_whole: Whether it holds all its weights.
     """
@@ -295,7 +295,7 @@ def pull_shared(
     hub: Hub | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Fetch a bundle that somebody has shared; at once when it is there, intact, and not newer on the hub.
+    """Download a shared bundle; returns at once if an intact copy exists and the hub has no newer one.
 
     Only what ``bundle.yaml`` names is fetched: safetensors, JSON and label maps, never code. Every weight file is
     compared with the SHA-256 in ``bundle.yaml``, and that file with what the hub states.
@@ -304,13 +304,13 @@ def pull_shared(
         repository: ``owner/name``, under which the bundle is found afterwards.
         accept_licence: Asked before the weights are fetched whether the user accepts the licence.
         revision: Branch, tag or commit of the repository; None for the newest.
-        folder: Of the bundle; None for the user's data folder.
-        hub: Where from.
+        folder: Folder of the bundle; None for the user's data folder.
+        hub: Hub to download from.
         report: Receives a sentence on what is going on.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is in other use, the hub cannot be reached, or a file
-            is not what it should be. Nothing is left under the bundle's name then.
+        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be
+            reached, or a file is not what it should be. Nothing is left under the bundle's name then.
     """
     require_repository(repository)
     target = (folder or pulled_bundles_folder() / repository).expanduser().resolve()
@@ -321,13 +321,13 @@ def pull_shared(
     except BundleError as error:
         if present is None or revision != DEFAULT_REVISION:
             raise
-        say(f"{error} The copy at hand is used.")
+        say(f"{error} The local copy is used.")
         return present
     if present is not None and sha256_of(present.path / BUNDLE_FILE) == header.sha256:
         return present
     spec = read_spec(header.path, repository)
     _require_replaceable(target, repository)
-    say(f"{repository} comes under the licence: {spec.licence}")
+    say(f"{repository} is licensed under: {spec.licence}")
     if not accept_licence(spec):
         raise BundleError(
             f"{repository}: its licence was not accepted, {spec.licence}. Read it, then: maisi-aug bundles pull "
@@ -346,7 +346,7 @@ def pull_shared(
 
 
 def read_spec(path: Path, repository: str) -> BundleSpec:
-    """The content of another's ``bundle.yaml``, with no name in it that leads out of its folder.
+    """Read the ``bundle.yaml`` of a shared bundle, and check that no name in it leads out of its folder.
 
     Raises:
         BundleError: When it does not validate, or names a file elsewhere.
@@ -356,7 +356,7 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
         spec = BundleSpec.model_validate(content)
     names = [named.file for named in spec.weights.values()]
     if any(not name.endswith(".safetensors") for name in names):
-        raise BundleError(f"Bundle {repository}: its weights are not safetensors files, and are not fetched.")
+        raise BundleError(f"Bundle {repository}: not downloaded, because its weights are not safetensors files.")
     if spec.mask_generation is not None:
         names.append(spec.mask_generation.size_conditions.file)
     for name in names:
@@ -367,7 +367,7 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
 def _require_inner(name: object, repository: str) -> str:
     if not isinstance(name, str) or not re.fullmatch(INNER_PATH, name):
         raise BundleError(
-            f"Bundle {repository}: it names {name!r}, which is not a file in its folder; it is not fetched."
+            f"Bundle {repository}: it names {name!r}, which is outside its folder; nothing is downloaded."
         )
     return name
 
@@ -444,7 +444,7 @@ def _require_whole(bundle: Bundle, subject: str) -> None:
 
 def _require_empty(folder: Path) -> None:
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise BundleError(f"{folder}: something is there already. Choose a new folder for --to.")
+        raise BundleError(f"{folder}: already exists and is not empty. Choose a new folder with --to.")
 
 
 def _require_replaceable(folder: Path, repository: str) -> None:
@@ -453,7 +453,7 @@ def _require_replaceable(folder: Path, repository: str) -> None:
         return
     if not folder.is_dir() or not (folder / BUNDLE_FILE).is_file():
         raise BundleError(
-            f"{folder}: something else than a bundle is there. Choose another folder for {repository}: --to."
+            f"{folder}: contains something other than a bundle. Choose another folder for {repository} with --to."
         )
     if (origin := _read_origin(folder)) != repository:
         raise BundleError(
@@ -476,7 +476,7 @@ def _require_replaceable(folder: Path, repository: str) -> None:
     own |= {spec.mask_bank.list, spec.mask_bank.labels} if spec.mask_bank is not None else set()
     foreign: Sequence[str] = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:
-        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])}, too. Move them away, or choose another --to.")
+        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])}as well. Move them away, or choose another --to.")
 
 
 def _tell_base(bundle: Bundle, say: Say) -> None:

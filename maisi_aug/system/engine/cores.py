@@ -15,7 +15,7 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def count_cores() -> int:
-    """Return cores that this process may run on, the least of what the system, its container and its scheduler give it.
+    """Return the number of cores that this process may use: the least that system, container and scheduler allow.
 
     That is what the process is bound to, the CPU time that its control groups allow (``cpu.max`` of version 2,
     ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.
@@ -43,7 +43,7 @@ def limit_threads(num_cores: int) -> int:
 
 @contextmanager
 def environment_of(num_threads: int) -> Iterator[None]:
-    """Set the environment in which processes are started inside the block: threads are set before any library."""
+    """Set environment variables for processes started in the block, so that thread counts apply to all libraries."""
     changes = {name: str(num_threads) for name in THREAD_VARIABLES}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)

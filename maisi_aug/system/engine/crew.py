@@ -36,7 +36,7 @@ from maisi_aug.system.engine.work import (
 
 POLL_SECONDS: Final = 1.0
 STOP_SECONDS: Final = 60.0
-"""Longest wait, after Ctrl-C or an error, for what workers are writing."""
+"""Seconds to wait, after Ctrl-C or an error, for workers to finish writing."""
 
 Message = tuple[str, Any]
 Send = Callable[[str, Any], None]
@@ -55,7 +55,7 @@ class Ending(NamedTuple):
 
 
 class Hand(Protocol[Item]):
-    """A worker, seen from the driver.
+    """A worker as the driver sees it.
 
     Attributes:
         scratch: Folder that its files are in.
@@ -71,7 +71,7 @@ class Hand(Protocol[Item]):
 
     @property
     def name(self) -> str:
-        """The same after it was started anew."""
+        """Name of the worker, kept when it is restarted."""
         ...
 
     @property
@@ -81,7 +81,7 @@ class Hand(Protocol[Item]):
 
     @property
     def is_open(self) -> bool:
-        """Whether messages of it may still come."""
+        """Whether it may still send messages."""
         ...
 
     @property
@@ -90,15 +90,15 @@ class Hand(Protocol[Item]):
         ...
 
     def hand_out(self, key: int, item: Item) -> None:
-        """Send it an item."""
+        """Send it an item to work on."""
         ...
 
     def bury(self) -> Ending:
-        """Forget one that was ended, so that it can be started anew."""
+        """Forget a worker that was killed, so that it can be restarted."""
         ...
 
     def ask_to_stop(self) -> None:
-        """Have it finish what it writes, and end."""
+        """Ask it to finish writing, and to end."""
         ...
 
     def kill(self) -> None:
@@ -109,12 +109,12 @@ class Hand(Protocol[Item]):
 AnyHand = Any
 """The driver's own kind of :class:`Hand`."""
 Listen = Callable[[Sequence[AnyHand], float], Iterable[tuple[AnyHand, Message | None]]]
-"""Waits up to some seconds for messages of workers; None where one was ended from outside."""
+"""Waits up to a number of seconds for messages of workers; yields None for a worker that was killed."""
 
 
 @dataclass
 class Crew(Generic[Item, Result]):
-    """The driver: hands out items and settles what comes back.
+    """The driver: hands out items and processes the results.
 
     Attributes:
         waiting: Items that were never handed out.
@@ -135,10 +135,10 @@ class Crew(Generic[Item, Result]):
     _is_stopping: bool = False
 
     def work_off(self) -> None:
-        """Work until no item is left, without leaving a worker behind.
+        """Work until no item is left, and end all workers.
 
         Raises:
-            MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.
+            MaisiAugError: An error of a worker or of ``settle``, or an item whose workers were killed too often.
         """
         with ended_like_interrupted():
             try:
@@ -233,11 +233,11 @@ class Post:
 def serve(
     spec: WorkerSpec[Item, Result], post: Post, take: Callable[[bool], tuple[int, Item] | None], send: Send
 ) -> None:
-    """Open a worker and work on what comes; what it tells, warns of and raises is sent to the driver.
+    """Open a worker and work on incoming items; events, warnings and errors are sent to the driver.
 
     Args:
         spec: Opens the worker.
-        post: Where it works.
+        post: Name, device and scratch folder of the worker.
         take: The next item with its number; see :func:`~maisi_aug.system.engine.work.work_off`.
         send: Takes the kind of a message and its content, from any thread.
     """

@@ -44,7 +44,7 @@ def run_parallel(
         num_workers: Processes; None for one per core.
 
     Raises:
-        WorkerError: When processes were ended from outside again and again.
+        WorkerError: When processes were killed repeatedly.
     """
     num_workers = min(num_workers or count_cores(), len(items))
     engine: Engine = InProcess() if num_workers < 2 else Processes(["cpu"] * num_workers)
@@ -64,12 +64,12 @@ def map_items(
 ) -> list[Result]:
     """Results in the order of the items, from the workers of an engine.
 
-    What the function warns of is warned of in this process, in the order of the items. A request to end it (SIGTERM) is
-    taken as Ctrl-C is. The item that a worker was ended at from outside is given to another one.
+    Warnings of the function are raised again in this process, in the order of the items. SIGTERM is
+    treated like Ctrl-C. If a worker is killed, its item is given to another one.
 
     Args:
         open_function: Called once in each worker.
-        items: What to work on.
+        items: Items to work on.
         engine: Runs the workers.
         report: Called with the items done and the items in all.
         reads: Paths that must be there where a worker is.
@@ -78,7 +78,7 @@ def map_items(
         watch: Told how it goes.
 
     Raises:
-        WorkerError: When workers were ended from outside again and again.
+        WorkerError: When workers were killed repeatedly.
     """
     done: dict[int, tuple[Result, Warned]] = {}
     numbers = iter(range(len(items)))

@@ -27,7 +27,7 @@ from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec
 class Processes:
     """A worker for each device, in a process of its own.
 
-    Workers on CPUs share the cores that are there; what an item becomes on a CPU may depend on the number of threads.
+    Workers on CPUs share the available cores; results on a CPU may depend on the number of threads.
 
     Attributes:
         devices: One may occur several times.
@@ -57,7 +57,7 @@ class Processes:
 
 @dataclass
 class _Process(Generic[Item, Result]):
-    """A worker, seen from the driver.
+    """A worker as the driver sees it.
 
     Attributes:
         items: Handed out and not settled, by number, in that order.
@@ -92,7 +92,7 @@ class _Process(Generic[Item, Result]):
         return True  # one that is not open is opened when it is needed
 
     def start(self) -> None:
-        """Start the process, or start it anew."""
+        """Start or restart the process."""
         context = multiprocessing.get_context("spawn")  # a forked child of a process that has used OpenMP can hang
         self.scratch.mkdir(exist_ok=True)
         ours, theirs = context.Pipe()
@@ -112,7 +112,7 @@ class _Process(Generic[Item, Result]):
             self.connection.send((key, item))
 
     def bury(self) -> Ending:
-        """Forget a process that has ended, and say how."""
+        """Forget a process that has ended, and return how it ended."""
         process, connection = self._process, self.connection
         self._process = self.connection = None
         if connection is not None:

@@ -25,11 +25,11 @@ Result = TypeVar("Result")
 ItemIn = TypeVar("ItemIn", contravariant=True)
 
 NUM_AHEAD = 2
-"""Items that a worker has at hand, the one that it works on included: the next is looked at meanwhile."""
+"""Number of items handed to a worker at a time, including the current one, so that it can prepare the next."""
 NUM_BEHIND = 2
-"""Results that may still be on their way to the disk while the next item is worked on."""
+"""Number of results that may still be being written while the next item is processed."""
 MAX_LOSSES = 3
-"""Largest number of times that an item is handed out when its workers are ended from outside."""
+"""Largest number of times that an item is handed out again after its worker was killed."""
 
 Tell = Callable[..., None]
 """Called with the name of an event and what belongs to it, values that can be sent to another process."""
@@ -53,14 +53,14 @@ class WorkerPlace:
 
 
 class Worker(Protocol[ItemIn, Result]):
-    """Works on one item after the other, with what takes long to open, such as networks, opened once."""
+    """Works on one item after another; slow resources, such as networks, are opened once."""
 
     def look_ahead(self, item: ItemIn) -> None:
         """Begin in the background what can be done before the item's turn comes; called once for each."""
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:
-        """Do what keeps the device busy; what is left, such as writing, may continue behind the future."""
+        """Do the work on the device, and return a future of the remaining work, such as writing."""
         ...
 
     def close(self) -> None:
@@ -81,7 +81,7 @@ class WorkerSpec(Protocol[ItemIn, Result]):
 
 
 def num_ahead_of(spec: WorkerSpec[Item, Result]) -> int:
-    """Items that a worker has at hand, the one that it works on included."""
+    """Return the number of items handed to a worker at a time, including the current one."""
     return int(getattr(spec, "num_ahead", NUM_AHEAD))
 
 
@@ -92,7 +92,7 @@ with an item that was handed out twice, which it compares and drops."""
 
 
 class Watch(Protocol):
-    """Is called with what happens.
+    """Callback for events.
 
     Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
     and its items wait again). All other events are what workers tell.
@@ -104,7 +104,7 @@ class Watch(Protocol):
 
 
 class Engine(Protocol):
-    """A way to get a list of work done."""
+    """Runs a list of work items."""
 
     @property
     def devices(self) -> Sequence[str]:
@@ -126,19 +126,19 @@ class Engine(Protocol):
 
         Args:
             spec: Opens workers.
-            items: To begin with.
+            items: Items to begin with.
             settle: Called in this thread with every result.
             scratch: Folder that workers have theirs in; it is there.
             watch: Told how it goes, in this thread.
 
         Raises:
-            MaisiAugError: What a worker or ``settle`` raised, or an item lost too many workers.
+            MaisiAugError: An error of a worker or of ``settle``, or an item whose workers were killed too often.
         """
         ...
 
 
 def ignore_events(worker: str, event: str, details: tuple[Any, ...]) -> None:
-    """Ignore events: a :class:`Watch` for nobody."""
+    """Ignore events: a :class:`Watch` that does nothing."""
 
 
 def work_off(
@@ -148,7 +148,7 @@ def work_off(
     *,
     after_work: Callable[[Item], None] = lambda item: None,
 ) -> None:
-    """Run every worker's loop: look ahead while one item is worked on and earlier results are written.
+    """Run the loop of a worker: prepare the next item while one is processed and earlier results are written.
 
     Args:
         worker: Open; it is closed.
@@ -221,7 +221,7 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Calls(Generic[Item, Result]):
-    """A worker that calls a function with each item.
+    """Worker that calls a function with each item.
 
     Attributes:
         function: Called with each item; holds what it needs.
@@ -241,7 +241,7 @@ class Calls(Generic[Item, Result]):
 
 
 def finished(result: Result) -> Future[Result]:
-    """Return a result that needs no further work."""
+    """Return a future with a finished result."""
     future: Future[Result] = Future()
     future.set_result(result)
     return future
@@ -249,7 +249,7 @@ def finished(result: Result) -> Future[Result]:
 
 @contextmanager
 def ended_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM into Ctrl-C's error, where this is the main thread, the only one that gets signals."""
+    """Turn SIGTERM into KeyboardInterrupt; only in the main thread, which receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -38,7 +38,7 @@ Draw = Callable[[int, Share], Batch]
 
 
 class Ahead(Generic[Batch]):
-    """Draws the same share of the next step in a thread; what a step gets does not depend on it.
+    """Draws this process's share of the next step in a thread; the result is the same as without it.
 
     Args:
         is_on: False draws when asked, as on a CPU, whose cores are busy with the networks.
@@ -83,7 +83,7 @@ class CaseFacts:
 
 
 class CaseStore(Protocol):
-    """Training cases by index; what is not requested is not read."""
+    """Training cases by index, read only on request."""
 
     def __len__(self) -> int: ...
 
@@ -91,14 +91,14 @@ class CaseStore(Protocol):
         """Return shape, spacing and modality."""
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` vocabulary ids of a case or of a box of it; not to be written into."""
+        """Return ``(I, J, K)`` vocabulary ids of a case or of a box of it; read-only."""
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` HU of a case or of a box of it; not to be written into."""
+        """Return ``(I, J, K)`` HU of a case or of a box of it; read-only."""
 
 
 class Memory:
-    """Arrays that were read, those used last up to a bound; stores that share files share one.
+    """Cache of the most recently used arrays up to a size limit; stores that share files share one cache.
 
     Args:
         num_bytes: The bound; the array read last is kept in any case.
@@ -145,7 +145,7 @@ class PhantomStore:
         self._num_cases = 0
 
     def ensure(self, num_cases: int, *, report: Report = report_nothing, num_workers: int | None = None) -> None:
-        """Build what is missing of the first ``num_cases`` phantoms."""
+        """Build those of the first ``num_cases`` phantoms that are missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
         tasks = [(self.path_of(index), self.seed, index, self.shape, self.spacing_mm) for index in missing]
@@ -161,7 +161,7 @@ class PhantomStore:
         self._num_cases = num_cases
 
     def path_of(self, index: int) -> Path:
-        """Return where phantom ``index`` lies."""
+        """Return the path of phantom ``index``."""
         return self.folder / f"{index:05d}.npz"
 
     def __len__(self) -> int:
@@ -231,7 +231,7 @@ def encode_store(
 ) -> LatentSet:
     """Encode every case once and keep the result on disk by the hash of the encoder's weights.
 
-    The posterior mean is kept, never a draw around it: what a draw adds is noise that diffusion would have to learn.
+    The posterior mean is kept instead of a sample, because sampling adds noise that diffusion would have to learn.
     The scale factor brings the standard deviation over all latents to ``deviation``.
 
     Raises:

@@ -2,7 +2,7 @@
 
 They become a prepared folder: the latents as they are, and the images that the autoencoder decodes from them, for what
 needs HU. The embeddings are draws of the autoencoder's posterior and not its means: 27.5% of their variance is noise
-(measured with NVIDIA's autoencoder), which no network can foretell.
+(measured with NVIDIA's autoencoder), which no network can predict.
 
 Source: NV-Generate-CTMR, ``data/README.md`` and ``scripts/train_controlnet.py``: ``{"training": [{"image", "label",
 "dim", "spacing", "modality", "top_region_index", "bottom_region_index", "fold"}]}``.
@@ -53,20 +53,20 @@ from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_channels, load_label_map, save_image, save_label_map
 
 NOISE_SHARE = 0.275
-"""Of the variance of embeddings: the noise of the draw."""
+"""Share of the variance of embeddings that is sampling noise."""
 DEFAULT_FOLDS = 5
 _OneHot = tuple[int, int, int, int]
 
 
 class EmbeddedRow(StrictModel, extra="ignore"):
-    """A row of the list; further fields are those of other steps of NVIDIA's and are let through.
+    """A row of the list; fields of NVIDIA's other steps are accepted and ignored.
 
     Attributes:
         image: The embedding, relative to the folder of the list or of the data.
         label: The label map with organs, body and what is to be taught.
         spacing: Voxel sides of the image along I, J, K in mm.
         dim: Voxels of the image along I, J, K; None where the label map says it.
-        modality: Of the image.
+        modality: Modality of the image.
         top_region_index: The uppermost body region as a one-hot of four; None reads it off the label map.
         bottom_region_index: The lowest one.
         fold: The fold in which the case is held out; None deals the cases out.
@@ -89,7 +89,7 @@ class EmbeddedRow(StrictModel, extra="ignore"):
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region; None where the row does not tell both."""
+        """Uppermost and lowest body region; None unless the row has both."""
         if not (self.top_region_index and self.bottom_region_index):
             return None
         top, bottom = (BODY_REGIONS[row.index(max(row))] for row in (self.top_region_index, self.bottom_region_index))
@@ -98,11 +98,11 @@ class EmbeddedRow(StrictModel, extra="ignore"):
 
 @dataclass(frozen=True)
 class EmbeddedList:
-    """A list that was read, all of whose files are there.
+    """A list of embeddings whose files all exist.
 
     Attributes:
-        path: Of the list.
-        root: What the rows' paths are relative to.
+        path: Path of the list.
+        root: Folder that the paths in the rows are relative to.
         rows: One for each case.
     """
 
@@ -128,7 +128,7 @@ def read_list(path: Path) -> EmbeddedList:
         raise PreparationError(f"{path}: expected a JSON list of embeddings, found: {error}.") from error
     rows = content.get("training") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
-        raise PreparationError(f"{path}: expected rows under 'training', found none. Give NVIDIA's data list.")
+        raise PreparationError(f"{path}: has no rows under 'training'. Give NVIDIA's data list.")
     read = []
     for number, row in enumerate(rows):
         with explain_problems(EmbeddedRow, f"{path}, row {number}", PreparationError, one_line=True):
@@ -168,13 +168,13 @@ def prepare_embeddings(
         labels: What is to be taught; the only id without a name is taken for the only label that is new. None calls
             ids without a name by themselves, such as "label 150".
         rules: ``ID=NAME[@HOSTS]`` each, for ids that the base's vocabulary has no name for.
-        device: Where the images are decoded.
+        device: Device that the images are on decoded.
         report: Called with (cases done, cases in all).
         say: Told in a sentence what was decided.
 
     Raises:
-        PreparationError: A file is missing or no embedding of this autoencoder, an id has no name, or the folder was
-            made of another list or in another way.
+        PreparationError: A file is missing, an embedding is not of this autoencoder, an id has no name, or the folder
+            was made from another list or with other settings.
         VolumeError: A file cannot be read.
         BundleError: The autoencoder cannot be used.
     """
@@ -295,7 +295,7 @@ def _read_case(
     if row.dim is not None and row.dim != label_map.shape:
         warnings.warn(
             f"{listed.path}, {row.image}: expected dim {_cross(label_map.shape)}, the size of the label map, found "
-            f"{_cross(row.dim)}. The size of the label map is taken.",
+            f"{_cross(row.dim)}. The size of the label map is used.",
             MaisiAugWarning,
             stacklevel=2,
         )
@@ -346,7 +346,7 @@ def _name_ids(
 
     Returns:
         A table from these ids to those of the prepared label maps, the labels that MAISI's vocabulary lacks, and the
-        ids that nobody has named.
+        ids without a name.
     """
     table, new_labels, unnamed = np.arange(256, dtype=np.uint8), {}, []
     for label_id in sorted(found - {BACKGROUND_ID, BODY_ID}):
@@ -374,7 +374,7 @@ def _name_others(
     source: Path,
     say: Say,
 ) -> dict[str, NewLabel]:
-    """Names of the ids that nobody has named.
+    """Names of the ids without a name.
 
     Raises:
         PreparationError: When it is not clear what they mean.

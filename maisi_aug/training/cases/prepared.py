@@ -111,10 +111,11 @@ class PreparedStore:
         """Return the posterior means of all cases, each encoded once and kept in the folder by the hash of its content.
 
         Args:
-            autoencoder: In evaluation mode on ``device``.
+            autoencoder: Autoencoder in evaluation mode, on ``device``.
             weights_hash: SHA-256 of its weights.
-            device: Where to encode.
-            scale_factor: That of the bundle whose diffusion model will read the latents. Either this or ``deviation``.
+            device: Device for encoding.
+            scale_factor: Scale factor of the bundle whose diffusion model will read the latents. Either this or
+                ``deviation``.
             deviation: The standard deviation over all latents that the scale factor should bring about.
             report: Called with (cases done, cases in all).
 

@@ -20,7 +20,7 @@ class TaughtLabel:
         id: Its id in the bundle.
         hosts: Labels that it is inside of, the most frequent first.
         kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps.
-        why: How hosts and kind were decided, for people.
+        why: How hosts and kind were decided, as text for the user.
     """
 
     name: str

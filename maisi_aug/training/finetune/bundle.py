@@ -38,10 +38,10 @@ from maisi_aug.vocabulary.sizes import measure_distribution
 from maisi_aug.volumes.grid import voxel_volume_ml
 
 MIN_SPREAD_HU = 10.0
-"""Standard deviation over patients that is assumed at the least: a few patients say little of all."""
+"""Smallest standard deviation over patients to assume, because a few patients say little about all."""
 NUM_DEVIATIONS = 3.0
 FAINT_HU = 5.0
-"""Contrasts below it have no sign."""
+"""Contrast in HU below which a label counts as neither brighter nor darker."""
 
 
 def measure_labels(
@@ -121,10 +121,10 @@ def write_finetuned(
         base: The bundle that was fine-tuned.
         controlnet: Its new weights, in MAISI's layout.
         taught: Labels that it was fine-tuned on.
-        measures: What the training cases say of that.
+        measures: Measurements of the labels on the training cases.
         training: The training cases, whose label maps are drawn from by default, beside those of the base.
         table: ``(256,)`` from the ids of the prepared maps to the bundle's.
-        training_facts: How it was trained, for the provenance and the model card.
+        training_facts: Facts about the training, for the provenance and the model card.
         self_contained: Copy the base's weights and the label maps, in place of referring to them.
 
     Raises:

@@ -106,7 +106,7 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
     """Raise unless every label has voxels in a training case; warn where none of the held-out cases has any.
 
     Raises:
-        TrainingError: Naming the label.
+        TrainingError: The message names the label.
     """
     for label in taught:
         num_training, num_held_out = (
@@ -114,7 +114,7 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
         )
         if num_training == 0:
             raise TrainingError(
-                f"Label '{label.name}': occurs only in {num_held_out} held-out cases, not in a training case. Choose "
+                f"Label '{label.name}': occurs only in {num_held_out} held-out cases, not in any training case. Choose "
                 "another --fold."
             )
         if num_held_out == 0:
@@ -132,7 +132,7 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
     A base that does not say which grids its networks have seen has seen its own, and its bundles are used on that.
 
     Raises:
-        TrainingError: Naming both grids.
+        TrainingError: The message names both grids.
     """
     spec, own = dataset.spec.grid, base.spec.grid
     try:
@@ -155,19 +155,19 @@ def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
     """Raise where several cases would be put into one batch that have not the same voxels.
 
     Raises:
-        TrainingError: Naming the shapes.
+        TrainingError: The message names the shapes.
     """
     shapes = sorted({case.shape for case in dataset.cases})
     if config.loss.batch_count > 1 and len(shapes) > 1:
         found = " and ".join("x".join(map(str, shape)) for shape in shapes[:3])
         raise TrainingError(
-            f"--batch-size: expected 1, for the cases of {dataset.path} have several shapes ({found}), found "
+            f"--batch-size: expected 1, because the cases of {dataset.path} have several shapes ({found}), found "
             f"{config.loss.batch_count}. Leave it out."
         )
 
 
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
-    """Return what a run consists of, as plain values: settings, base and data.
+    """Return plain values that identify a run: settings, base and data.
 
     The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
     the run was trained on.
@@ -187,7 +187,7 @@ def require_free_folder(folder: Path) -> None:
     """Raise unless a folder is new, empty, one of a run, or holds prepared cases alone.
 
     Raises:
-        TrainingError: Naming what it holds.
+        TrainingError: The message names what it holds.
     """
     if (folder / SETTINGS_NAME).is_file():
         return
@@ -200,9 +200,9 @@ def require_free_folder(folder: Path) -> None:
 
 
 def open_run(folder: Path, described: dict[str, Any]) -> None:
-    """Take a new or empty folder for a run, or continue the one that is there.
+    """Start a run in a new or empty folder, or continue the existing one.
 
-    A run that has left no checkpoint may begin anew with other settings.
+    A run without a checkpoint may be restarted with other settings.
 
     Raises:
         TrainingError: When the folder holds something else, or a run with other settings.
@@ -211,7 +211,7 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     if path.is_file():
         try:
             before = read_yaml(path)
-            before["configuration"].pop("num_pictures", None)  # which earlier versions told
+            before["configuration"].pop("num_pictures", None)  # which earlier versions recorded
             flat_before = _flatten(before)
         except (OSError, ContentError, AttributeError, KeyError, TypeError) as error:
             raise TrainingError(

@@ -47,8 +47,8 @@ def write_model_card(
         folder: Folder of the bundle.
         header: Content of ``bundle.yaml``.
         taught: The labels.
-        measures: What the training cases say of them.
-        facts: How it was trained.
+        measures: Measurements of the labels on the training cases.
+        facts: Facts about the training.
     """
     write_text_whole(folder / CARD_NAME, build_model_card(header, taught, measures, facts))
 

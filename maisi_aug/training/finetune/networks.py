@@ -27,7 +27,7 @@ from maisi_aug.training.images.label_means import freeze_lookup
 PARTIAL_BLOCKS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 """Networks' parts that ``partial`` trains: the layers that read the label map, and those that feed the U-Net."""
 SCALE = 2.0
-"""s of the definition, relative to the rank: what is added does not grow with it."""
+"""Scale s of the added term, relative to the rank, so that its size does not grow with the rank."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FinetuneNetworks:
     num_parameters: int
 
     def merge(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a ControlNet's weights as a run keeps them, with whatever was added to train them merged.
+        """Return a ControlNet's weights as they are saved, with the matrices of low-rank training merged.
 
         The ControlNet holds these weights afterwards, and has no added parts any more.
         """
@@ -114,7 +114,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
     Layers that are narrower than the rank get a part of their own width; layers that were frozen before get none.
 
     Args:
-        network: To be changed.
+        network: Network; modified in place.
         rank: Rank of the added matrices.
         seed: Seed of their start.
 
@@ -142,7 +142,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
 
 @torch.no_grad()
 def merge_low_rank(network: nn.Module) -> None:
-    """Write what was added into the weights and take the added parts away, in place: the same function, fewer parts."""
+    """Merge the added matrices into the weights and remove them, in place; the function stays the same."""
     for layer in network.modules():
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

@@ -105,7 +105,7 @@ def build_sheet(subjects: Sequence[Subject], labels: Mapping[int, str], title: s
     Args:
         subjects: All with the same headings.
         labels: Id -> name of what is outlined.
-        title: On top.
+        title: Title of the chart.
     """
     rows = [_draw_row(subject, labels) for subject in subjects]
     width = max([picture.width for picture in rows], default=PANEL_PX) + 2 * MARGIN_PX

@@ -61,7 +61,7 @@ class FinetuneResult:
     """State of a run.
 
     Attributes:
-        bundle: What it has written.
+        bundle: Bundle that the run has written.
         taught: Labels that the bundle was fine-tuned on.
         loop: Steps and the best validation.
         num_steps: Steps of the whole run.
@@ -93,9 +93,9 @@ class Finetuning:
     Attributes:
         base: The bundle to start from.
         store: All prepared cases.
-        config: How to train.
+        config: Settings of the training.
         folder: Folder of the run.
-        device: Where the networks run.
+        device: Device on which the networks run.
         processes: All that train this run together.
         report_phase: Gives a listener for each phase that takes a while.
         say: Told in a sentence what was decided.
@@ -219,7 +219,7 @@ class Finetuning:
             slots=self.config.slots,
             hosts=self.hosts,
             kinds=self.config.kinds,
-            report=self.report_phase("Looking at the labels"),
+            report=self.report_phase("Measuring the labels"),
         )
 
     def _tell(self, dropped: Mapping[str, str]) -> None:

@@ -159,7 +159,7 @@ class FinetuneConfig(StrictModel):
         contrastive_weight: Weight of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
         contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
         loss: Loss of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
-        loop: How long and how fast.
+        loop: Number of steps, learning rate and validation.
     """
 
     labels: tuple[str, ...] = Field(min_length=1)

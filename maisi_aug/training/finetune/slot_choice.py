@@ -28,7 +28,7 @@ HOST_SHARE = 0.15
 
 
 def find_source(name: str, dataset: PreparedDataset) -> Label:
-    """Return the label of a prepared data set that a name means.
+    """Return the label of a prepared dataset with a name.
 
     Raises:
         TrainingError: When the data have no voxel of it.
@@ -67,7 +67,7 @@ def choose_slots(
         Name -> id.
 
     Raises:
-        TrainingError: When a slot is taken, is none, or none is left.
+        TrainingError: A slot is taken or invalid, or none is left.
     """
     chosen: dict[str, int] = {}
     known = base.vocabulary
@@ -150,7 +150,7 @@ def remap_table(
 
     Returns:
         ``(256,)`` new ids; the labels that the base learnt in slots and that the data show again, name -> id; and the
-        new labels that are neither taught nor known, name -> what they become.
+        new labels that are neither taught nor known, name -> name of their replacement.
     """
     table = np.arange(256, dtype=np.uint8)
     replayed: dict[str, int] = {}

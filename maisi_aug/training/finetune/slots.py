@@ -64,7 +64,7 @@ def plan_labels(
 ) -> tuple[TaughtLabel, ...]:
     """Decide slot, hosts and kind of every label that is taught.
 
-    What the user gives stands; else what the base or the preparation knows; else what the cases show.
+    Values given by the user take precedence, then those of the base or the preparation, then those found in the cases.
 
     Args:
         names: Labels as the user names them.
@@ -105,7 +105,7 @@ def plan_labels(
             kind, why = ("lesion" if known.kind == "tumor" else "organ"), f"as in bundle '{base.name}'"
         around = "hosts as given" if own_hosts else "hosts by what surrounds it in the training data"
         taught.append(TaughtLabel(source.name, source.id, ids[source.name], chosen_hosts, kind, f"{why}; {around}"))
-    # Hosts that the preparation was told are ids of the prepared maps, and may be new labels that get another id here.
+    # Hosts given to the preparation are ids of the prepared maps, and may be new labels that get another id here.
     table, _, _ = remap_table(taught, dataset=dataset, base=base)
     return tuple(
         replace(label, hosts=tuple(dict.fromkeys(int(table[host]) for host in label.hosts)))

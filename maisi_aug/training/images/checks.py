@@ -39,7 +39,7 @@ def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -
         data_shape: Voxels of the training cases; None where the recipe's grid is theirs.
 
     Raises:
-        GridError: Naming the field and the nearest shape that would do.
+        GridError: The message names the field and the nearest shape that would do.
     """
     autoencoder, unet = recipe.bundle.networks["autoencoder"], recipe.bundle.networks["diffusion_unet"]
     in_image, in_latent = latent_factor(autoencoder), grid_factor(autoencoder, unet) // latent_factor(autoencoder)
@@ -55,7 +55,7 @@ def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -
 
 
 def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -> None:
-    """Raise unless prepared cases are on a grid that the recipe's bundle is for; warn of one that is barely so.
+    """Raise unless prepared cases are on a grid that the recipe's bundle supports; warn outside of its limits.
 
     Args:
         recipe: Recipe of the training. Without ``grid_limits`` its bundle is for one grid.
@@ -63,7 +63,7 @@ def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -
         subject: The cases, for messages.
 
     Raises:
-        TrainingError: Naming both grids.
+        TrainingError: The message names both grids.
     """
     own, limits = recipe.bundle.grid, recipe.bundle.grid_limits
     if limits is None:
@@ -93,7 +93,7 @@ def _require_multiple(shape: Shape, factor: int, field: str) -> None:
 def require_same_settings(
     recipe: TrainingRecipe, folder: Path, stage: str, *, identity: Mapping[str, Any] | None = None
 ) -> None:
-    """Check that what a folder was begun with is what the recipe says, up to and with a stage; note the stage's.
+    """Check that the recipe agrees with the settings that a folder was started with, up to a stage; record the stage's.
 
     The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings. The
     weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.
@@ -105,7 +105,7 @@ def require_same_settings(
         identity: Identity of the training cases; None for the seed of the recipe's phantoms.
 
     Raises:
-        TrainingError: Naming the stage and the fields that differ.
+        TrainingError: The message names the stage and the fields that differ.
     """
     for name in STAGE_ROLES:
         path = folder / name / SETTINGS_NAME

@@ -25,7 +25,7 @@ from maisi_aug.volumes.components import TOUCHING, bounding_box, is_any_of
 from maisi_aug.volumes.grid import Spacing
 
 MARGIN_VOXELS = 3
-"""Width of the band around a removed label in which nothing is requested."""
+"""Width in voxels of the band around a removed label that the loss ignores."""
 MAX_PATCHES = 256
 _EPSILON = 1e-5
 
@@ -38,7 +38,7 @@ class ChangedRegions(NamedTuple):
 
 
 class LabelRemover:
-    """Puts the nearest host organ in place of tumours; what that changes of a map is computed once.
+    """Replaces tumours by the nearest host organ; the change to each map is computed once.
 
     Args:
         vocabulary: Whose tumours are removed.
@@ -114,7 +114,7 @@ def region_contrastive_loss(
         with_label: ``(B, C, i, j, k)`` output for the label map.
         without_label: The same for the map without the labels, from the same noise at the same time.
         target: Output that the network should give for the real image.
-        regions: On the device of the others.
+        regions: Regions, on the same device as the other tensors.
         bound: Mean difference beyond which nothing more is gained.
 
     Returns:

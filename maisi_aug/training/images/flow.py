@@ -42,8 +42,8 @@ from maisi_aug.volumes.grid import Shape, Spacing
 class Batch:
     """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and further conditions.
 
-    The regions are those of the whole case, as at generation: a crop may show none of the organs that tell them.
-    ``surroundings`` is what the ControlNet is shown of the images, ``(B, 2, I, J, K)``; None where it does not listen.
+    The regions are those of the whole case, as in generation, because a crop may not show the organs that decide them.
+    ``surroundings`` is the part of the images that the ControlNet is conditioned on, ``(B, 2, I, J, K)``; None without.
     """
 
     clean: Tensor
@@ -94,10 +94,10 @@ class FlowObjective(Stateless):
         scheduler: Adds the noise.
         store: The cases.
         latents: Theirs.
-        config: What counts.
+        config: Settings of the loss.
         lesion_ids: Labels that count as lesions.
         seed: Seed of batches, noise and timesteps.
-        device: Where the networks are.
+        device: Device that the networks are on.
         label_weights: Id -> factor on the loss of latent voxels that hold the label.
         remover: Takes labels out of maps, for the region contrastive loss.
         processes: All that train together.
@@ -387,7 +387,7 @@ def label_mean_error(
 ) -> Tensor:
     """Return absolute mean error of every label, averaged over labels by the square root of their voxels.
 
-    The error of a voxel is mostly noise that no network could foretell; over a label it cancels, and what is left is
+    The error of a voxel is mostly noise that no network can predict; over a label it cancels, and the rest shows
     whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.
 
     Args:

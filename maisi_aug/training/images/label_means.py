@@ -40,7 +40,7 @@ MAX_CASES = 60
 # A tumor's contrast is a few HU in a thousand and its voxels are few: in the fit they count as so many more.
 TUMOR_FIT_WEIGHT = 5.0
 FAINT_HU = 100.0
-"""Soft tissue in soft tissue: the mean contrast of a kind of tumor that ``faint_gain`` raises lies below this."""
+"""Mean contrast in HU below which ``faint_gain`` amplifies a kind of tumor: soft tissue in soft tissue."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,8 +84,9 @@ def start_from_label_means(
     """Set the weights that make both networks draw every label at its mean intensity, in place.
 
     Args:
-        unet: With ``num_channels[0] / norm_num_groups`` equal to twice the latent channels.
-        controlnet: With a condition embedding of two widths; takes the U-Net's encoder over, as in MAISI.
+        unet: U-Net with ``num_channels[0] / norm_num_groups`` equal to twice the latent channels.
+        controlnet: ControlNet with a condition embedding of two widths; its encoder is copied from the U-Net, as in
+            MAISI.
         store: Training cases, of which the first 60 are measured.
         latents: Theirs, half as wide as the images along every axis.
         vocabulary: Tumors with their hosts.

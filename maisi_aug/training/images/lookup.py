@@ -31,7 +31,7 @@ class LookupChange:
     """Change in HU by fitting a lookup again.
 
     Attributes:
-        largest_old_hu: By how much the label that moved most has moved, of those the bundle knew.
+        largest_old_hu: Largest change in HU among the labels that the bundle already knew.
         largest_old_id: Which one that is.
         new_hu: New id -> (looked up before, wanted, looked up now).
     """
@@ -71,7 +71,7 @@ def teach_lookup(
     known_ids: Sequence[int],
     num_steps: int = NUM_REFIT_STEPS,
 ) -> LookupChange:
-    """Have a ControlNet look up an intensity for new labels, and the same as before for the others, in place.
+    """Make a ControlNet look up an intensity for new labels, and the previous one for the others, in place.
 
     Args:
         controlnet: Whose first layers are the lookup.
@@ -118,14 +118,14 @@ def choose_intensities(
 ) -> dict[int, float]:
     """Return the mean intensity of each new label before its first step.
 
-    An organ gets its measured mean. A lesion gets what the bundle draws its hosts with, and on top the contrast to them
-    that was measured: a bundle whose livers are brighter than those of the data should draw brighter lesions as well.
+    An organ gets its measured mean. A lesion gets the intensity with which the bundle draws its hosts, plus the
+    measured contrast: a bundle whose livers are brighter than those of the data should draw brighter lesions as well.
 
     Args:
         means: Measured on the training cases.
         lookup: Labels that the bundle generates.
         new_ids: The labels.
-        vocabulary: With the new labels; tells lesions and their hosts.
+        vocabulary: Vocabulary with the new labels; defines which are lesions, and their hosts.
     """
     with torch.no_grad():
         drawn = lookup(bits_of_ids())

@@ -31,7 +31,7 @@ class PatchPlan:
         corner: First voxel along I, J, K.
         box: Voxels that are cut out; what reaches beyond the image is air.
         flipped_axes: Turned round after the cut.
-        quarter_turns: How often the patch is turned by 90 degrees.
+        quarter_turns: Number of rotations of the patch by 90 degrees.
         plane: The two axes that it is turned in.
         shape: Voxels that the box is resampled to, before the turns.
         scale: Factor on intensities in [0, 1].

@@ -28,8 +28,8 @@ class PhantomData(StrictModel):
     """Phantoms to train on.
 
     Attributes:
-        num_phantoms: How many.
-        seed: From which phantom ``i`` derives, whatever their number.
+        num_phantoms: Number of phantoms.
+        seed: Seed that phantom ``i`` is derived from, whatever their number.
     """
 
     num_phantoms: int = Field(gt=0)
@@ -209,7 +209,8 @@ class TrainingRecipe(StrictModel):
     def with_prepared(self, folder: Path) -> TrainingRecipe:
         """Return the recipe on other data: a prepared folder, with the fold that the recipe holds out.
 
-        What a recipe for phantoms says of its bundle is not true of other data: name, words and licence are replaced.
+        A recipe for phantoms describes its bundle wrongly for other data, so name, description and licence are
+        replaced.
         """
         if isinstance(self.data, PreparedData):
             return self.model_copy(update={"data": self.data.model_copy(update={"prepared": str(folder)})})
@@ -228,7 +229,7 @@ def training_recipe_path(name_or_path: str) -> Path:
     """Return the file of a training recipe that comes with the package, or of the user's own.
 
     Raises:
-        RecipeError: Offering the closest names.
+        RecipeError: The name is unknown; the message offers the closest ones.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)

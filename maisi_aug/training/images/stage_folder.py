@@ -25,7 +25,7 @@ class StageOptions(TypedDict):
 
     Attributes:
         device: Device of this process.
-        report_phase: Starts the progress of a phase that it is told the name of.
+        report_phase: Starts the progress report of a phase, given its name.
         processes: All that train together; only the main one writes.
         with_tensorboard: Log for TensorBoard as well.
     """
@@ -41,7 +41,7 @@ class StageFolder:
 
     Args:
         folder: Folder of the training.
-        how: Where and beside whom it runs.
+        how: Options of the run, see :class:`StageOptions`.
     """
 
     def __init__(self, folder: Path, **how: Unpack[StageOptions]) -> None:

@@ -39,7 +39,7 @@ from maisi_aug.training.loop.stopping import TimeLimit
 StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
 MAX_VOXELS_KEPT = 160**3
-"""Larger images have the ControlNet's condition embedding computed again in the backward pass."""
+"""Number of voxels above which the ControlNet's condition embedding is recomputed in the backward pass."""
 START_ROLE = "controlnet_start"
 
 
@@ -69,7 +69,7 @@ class TrainingFolder(StageFolder):
     Args:
         recipe: Recipe of the training.
         folder: Folder of the run.
-        how: Where and beside whom it runs.
+        how: Options of the run, see :class:`StageOptions`.
     """
 
     def __init__(self, recipe: TrainingRecipe, folder: Path, **how: Unpack[StageOptions]) -> None:
@@ -84,8 +84,8 @@ class TrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
 
-        The minutes are of all of it: phantoms that are built and latents that are encoded before the first step count
-        as well.
+        The time limit covers everything: phantoms that are built and latents that are encoded before the first step
+        count as well.
 
 
         Raises:

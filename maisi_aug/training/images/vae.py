@@ -87,7 +87,7 @@ class VaeObjective:
         return {} if self.adversary is None else self.adversary.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take back the adversary."""
+        """Restore the adversary."""
         if self.adversary is not None and state:
             self.adversary.load_state(state)
 

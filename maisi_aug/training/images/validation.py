@@ -69,7 +69,7 @@ class VaeValidation:
         autoencoder: Autoencoder in training.
         store: Held-out cases.
         window: Voxels along I, J, K that are encoded and decoded at once.
-        device: Where the autoencoder is.
+        device: Device that the autoencoder is on.
         processes: Share the cases among them.
     """
 

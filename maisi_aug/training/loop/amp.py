@@ -20,7 +20,7 @@ class Precision:
     """Precision of forward passes and of the optimiser's steps.
 
     Args:
-        device: Where the networks are.
+        device: Device that the networks are on.
         is_mixed: False computes in float32.
         dtype: Floating-point type of the passes; None for what suits the device.
     """

@@ -15,7 +15,7 @@ class WeightAverage:
     """Exponential moving average of the weights of several networks; with a decay of 0 it is the weights themselves.
 
     Args:
-        networks: By name; their tensors stay the same objects while they train.
+        networks: Networks by name; their tensors stay the same objects during training.
         decay: Share of the old average that a step keeps, in the long run.
     """
 
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the given step, counted from 0."""
+        """Add the weights after the given step, counted from 0, to the average."""
         if not self._is_kept:
             return
         # A young average would remember the random start: its decay grows with the number of steps.
@@ -46,7 +46,7 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Put the average into the networks for a while, to validate what will be kept."""
+        """Use the average as the networks' weights within a context, for validation."""
         if not self._is_kept:
             yield
             return

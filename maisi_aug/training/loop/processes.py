@@ -42,7 +42,7 @@ class Share:
     count: int = 1
 
     def slice_of(self, batch_count: int) -> slice:
-        """Return where the share's ``batch_count`` cases stand in the whole batch of ``batch_count * count`` cases."""
+        """Return the slice of the share's ``batch_count`` cases in the whole batch of ``batch_count * count`` cases."""
         return slice(self.index * batch_count, (self.index + 1) * batch_count)
 
 
@@ -63,7 +63,7 @@ class Processes:
 
     @classmethod
     def connect(cls, device: str) -> Processes:
-        """Join the processes that ``torchrun`` or ``accelerate launch`` started; one alone where neither did.
+        """Join the processes started by ``torchrun`` or ``accelerate launch``; a single process without them.
 
         Args:
             device: "cpu" or "cuda"; each process takes the GPU of its number on its machine.
@@ -94,7 +94,7 @@ class Processes:
         return str(self._state.device)
 
     def wait(self) -> None:
-        """Wait until all processes have come here."""
+        """Wait until all processes have reached this point."""
         if self._state is not None:
             self._state.wait_for_everyone()
 
@@ -153,7 +153,7 @@ class Processes:
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Replace the gradients by their means over all processes, in place.
 
-        Nothing is asked of the networks: several may train together, and methods other than ``forward`` may be called.
+        The networks need no wrapper: several may be trained together, and methods other than ``forward`` may be called.
         """
         if self._state is None:
             return

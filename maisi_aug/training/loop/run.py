@@ -37,7 +37,7 @@ _MOST_BYTES_BEFORE_2_35 = 2**25
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let glibc's allocator keep large blocks that are freed, for the next layer; once per process.
+    """Make glibc's allocator keep freed large blocks for reuse; once per process.
 
     By default it gives them back to the kernel, and every step pays for fresh pages again: a ControlNet of a tenth of
     the width trains 8% faster without that, at the same peak memory.
@@ -130,14 +130,14 @@ class TrainingRun:
 
     Args:
         objective: Training objective.
-        config: How.
+        config: Settings of the training loop.
         folder: Folder of the checkpoint and the log; only the main process writes there.
-        device: Where the networks are.
+        device: Device that the networks are on.
         processes: All that train this run; each makes its share of every step.
         validate: Gives the figures of the held-out cases, "loss" among them, the same in every process; called with
             the averaged weights in the networks every ``config.validation_steps``.
         with_tensorboard: Also log for TensorBoard.
-        precision: How to compute; None for what the settings and the device say.
+        precision: Precision of the computation; None to choose it by the settings and the device.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class TrainingRun:
         return self.step >= self.config.num_steps or has_stopped_gaining
 
     def result(self) -> LoopResult:
-        """Return where the run stands."""
+        """Return the state of the run."""
         if self.best.step is None:
             return LoopResult(self.step, self.is_complete, self.average.copy())
         return LoopResult(self.step, self.is_complete, self.best.weights, self.best.step, self.best.loss)

@@ -27,7 +27,7 @@ FREE_FIELDS = {"checkpoint_minutes", "accumulation_count"}
 
 
 class StepLog:
-    """Writes ``log.jsonl`` and, where wished, TensorBoard's event files next to it.
+    """Writes ``log.jsonl`` and, optionally, TensorBoard's event files next to it.
 
     Args:
         folder: Folder of the run.
@@ -35,7 +35,7 @@ class StepLog:
         with_tensorboard: Also write event files.
 
     Raises:
-        MissingExtraError: TensorBoard is wished for and not installed.
+        MissingExtraError: TensorBoard is requested but not installed.
     """
 
     def __init__(self, folder: Path, *, last_step: int, with_tensorboard: bool = False) -> None:
@@ -49,7 +49,7 @@ class StepLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # a full disk was told of when the line was written
+        with suppress(OSError):  # a full disk was reported when the line was written
             self._file.close()
         if self._writer is not None:
             self._writer.close()
@@ -137,7 +137,7 @@ def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_s
     """Check that a checkpoint is of a run with the same settings and the same number of batches a step.
 
     Raises:
-        TrainingError: Naming what differs.
+        TrainingError: The message names what differs.
     """
     before = LoopConfig.model_validate(checkpoint["config"])
     values = {name: (getattr(before, name), getattr(config, name)) for name in LoopConfig.model_fields}

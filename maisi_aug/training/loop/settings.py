@@ -95,7 +95,7 @@ class VaeLossConfig(StrictModel):
         adversarial_start_step: Step from which the adversary counts.
         discriminator_learning_rate: Discriminator learning rate of Adam for the patch discriminator.
         rotation_share: Share of patches that are turned by 90, 180 or 270 degrees in a random plane.
-        intensity_scale: Intensities are multiplied by up to so much more or less than 1.
+        intensity_scale: Largest deviation from 1 of the factor that intensities are multiplied by.
         intensity_shift: So much of the intensity range is added or taken away at most.
         spacing_mm: Patches are resampled to this spacing along I, J, K, MAISI's mode "fixed"; None leaves them at their
             own, its mode "original".
@@ -139,7 +139,7 @@ class VaeLossConfig(StrictModel):
 
 
 class SurroundingsConfig(StrictModel):
-    """Surroundings shown to a ControlNet that learns to draw lesions into real images.
+    """Surroundings given to a ControlNet that learns to draw lesions into real images.
 
     Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
 
@@ -170,8 +170,8 @@ class FlowLossConfig(StrictModel):
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
         label_weights: Factor on the loss of latent voxels that hold a label, by its name; where labels meet, the
             largest counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
-        modality_dropout: Share of cases whose modality is told as plain "ct", or "mri" of MR.
-        modality_omission: Share of cases whose modality is not told (code 0), which guidance needs.
+        modality_dropout: Share of cases whose modality is given as plain "ct", or "mri" for MR.
+        modality_omission: Share of cases whose modality is omitted (code 0), which guidance needs.
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
         lesion_share: Share of crops laid over a lesion, where the case has one.
         whole_start_step: Step from which whole latents are taken in place of crops; None for crops to the end.
@@ -203,5 +203,5 @@ class FlowLossConfig(StrictModel):
     @model_validator(mode="after")
     def _require_shares_below_one(self) -> Self:
         if self.modality_dropout + self.modality_omission > 1:
-            raise ValueError("modality_dropout and modality_omission: together at most 1")
+            raise ValueError("modality_dropout and modality_omission: their sum must be at most 1")
         return self

@@ -14,11 +14,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """A run that was asked to stop, and has written its checkpoint."""
+    """Raised when a run was asked to stop and has written its checkpoint."""
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has come since the context was entered; a second one acts as it always does."""
+    """Whether SIGTERM or SIGINT has arrived since the context was entered; a second one has its normal effect."""
 
     def __init__(self) -> None:
         self.has_come = False
@@ -48,8 +48,8 @@ class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, a
     """The time limit of a run was reached while its cases were prepared.
 
     Args:
-        phase: What was being done.
-        done: How many cases were done.
+        phase: What the run was doing.
+        done: Number of finished cases.
         total: Total of how many.
     """
 
@@ -80,8 +80,8 @@ class TimeLimit:
         """Return phases that end when the time is up, after the case that they are at.
 
         Args:
-            report_phase: Starts the progress of a phase that it is told the name of; its cases are kept one by one.
-            uninterrupted: How the names of phases begin whose work is kept as a whole only.
+            report_phase: Starts the progress report of a phase, given its name; its cases are kept one by one.
+            uninterrupted: Prefixes of the names of phases whose work is only kept when it is complete.
 
         Returns:
             The same, whose reports raise :class:`TimeIsUp`.

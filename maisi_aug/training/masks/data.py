@@ -29,7 +29,7 @@ from maisi_aug.vocabulary.labels import FULL_VOCABULARY, Vocabulary
 from maisi_aug.volumes.grid import Grid, spell_grid
 
 HELD_OUT_SHARE = 5
-"""One in this many of the user's own maps is held out, at most."""
+"""At most one in this many of the user's own maps is held out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,10 +37,10 @@ class MaskSplit:
     """Label maps as classes.
 
     Attributes:
-        training: To learn from.
-        held_out: For validation only.
+        training: Maps to train on.
+        held_out: Maps for validation only.
         key: Hash of what they are; other maps have another one.
-        origin: Where they come from, for the bundle's provenance.
+        origin: Origin of the maps, for the bundle's provenance.
     """
 
     training: ClassMaps

@@ -31,7 +31,7 @@ class LabelMaps(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` ids or classes; not to be written into."""
+        """Return ``(I, J, K)`` ids or classes; read-only."""
 
 
 @cache
@@ -46,7 +46,7 @@ def _class_table(removals: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
 def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> Classes:
     """Return classes of MAISI's mask decoder.
 
-    What it has no class for becomes its host organ where it has one, as kidney cysts do, and body elsewhere.
+    Labels without a class become their host organ if they have one, as kidney cysts do, otherwise body.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
@@ -137,7 +137,7 @@ def store_maps(
 
 @dataclass(frozen=True, eq=False)
 class VariedMaps:
-    """Every map several times: itself, then others that are turned, stretched and shifted a little."""
+    """Every map several times: itself, then slightly rotated, stretched and shifted variants."""
 
     maps: LabelMaps
     num_variants: int

@@ -1,4 +1,4 @@
-"""The objective of the mask generator's diffusion: the noise in latents of label maps, told ten sizes."""
+"""The objective of the mask generator's diffusion: the noise in latents of label maps, conditioned on ten sizes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.masks.recipe import MaskNoiseLossConfig
 
 NUM_LEVELS = 8
-"""Noise levels of a held-out map, evenly spread; all of them at every validation."""
+"""Number of evenly spread noise levels at which every held-out map is validated."""
 
 
 @dataclass(frozen=True, eq=False)
 class SizedLatents:
-    """Latents of label maps with what generation would be told of them.
+    """Latents of label maps with the conditions that generation would use.
 
     Attributes:
         latents: One ``(C, i, j, k)`` tensor a map, not yet scaled.
@@ -43,7 +43,7 @@ class SizedLatents:
 
 @dataclass(frozen=True, eq=False)
 class MaskNoiseObjective(Stateless):
-    """Predict the noise e in x_t = a_t x_0 + s_t e (Ho et al., NeurIPS 2020), the sizes told by cross-attention."""
+    """Predict the noise e in x_t = a_t x_0 + s_t e given sizes (Ho et al., NeurIPS 2020)."""
 
     unet: nn.Module
     scheduler: DDPMScheduler
@@ -101,7 +101,7 @@ class MaskNoiseValidation:
     processes: Processes = ALONE
 
     def __call__(self) -> dict[str, float]:
-        """Return ``loss``; and ``loss_without_sizes``, where all sizes are told as absent: how much the sizes help."""
+        """Return ``loss``; and ``loss_without_sizes``, with all sizes absent, to show how much they help."""
         own = [
             self._compare_case(index)
             for index in range(self.processes.rank, len(self.held_out.latents), self.processes.count)

@@ -16,15 +16,15 @@ from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.volumes.grid import Grid
 
 MASK_KIND = "mask-training"
-"""One of ``recipe.FIRST_STAGES``."""
+"""Kind of the recipe, a key of ``FIRST_STAGES``."""
 
 
 class MaskDataConfig(StrictModel):
     """The label maps to train on.
 
     Attributes:
-        num_phantoms: How many phantoms, where no label maps of the user's are named on the command line.
-        seed: From which phantom ``i`` derives, and which maps are held out.
+        num_phantoms: Number of phantoms, used if the command line names no label maps.
+        seed: Seed that phantom ``i`` is derived from, and that chooses the held-out maps.
         num_held_out: Maps that are for validation only; of the user's own maps at most a fifth.
         num_variants: Maps made of each training map for the diffusion: itself, and others that are turned, stretched
             and shifted a little. Each is encoded and measured once.
@@ -63,7 +63,7 @@ class MaskVaeLossConfig(StrictModel):
         rare_share: Share of patches centred on a voxel of a class that is drawn evenly among those of the map.
         mirror_share: Share of patches that are mirrored left to right, with left and right labels exchanged. An
             autoencoder may see a mirrored patient; the diffusion never does, for most have their liver on the right.
-        warp: How patches are turned and stretched.
+        warp: Rotation and scaling of patches.
         weight_power: A class counts by its share of all voxels to the power of minus this: 0 counts voxels, 1 classes.
         max_weight: Largest weight of a class, as a multiple of that of the commonest one.
         dice_weight: Weight of the Dice loss beside the cross-entropy.
@@ -102,7 +102,7 @@ class MaskVaeStage(StrictModel):
     """The autoencoder's stage.
 
     Attributes:
-        loop: How long and how fast.
+        loop: Number of steps, learning rate and validation.
         loss: Weights of the losses.
     """
 
@@ -114,9 +114,9 @@ class MaskNoiseStage(StrictModel):
     """The diffusion U-Net's stage.
 
     Attributes:
-        loop: How long and how fast.
+        loop: Number of steps, learning rate and validation.
         loss: Loss of the predicted noise.
-        warp: How the variants of a map are turned and stretched.
+        warp: Rotation and scaling of the variants of a map.
     """
 
     loop: LoopConfig
@@ -125,7 +125,7 @@ class MaskNoiseStage(StrictModel):
 
 
 class MaskTrainingRecipe(StrictModel):
-    """Everything that the weights of mask networks depend on, but the user's own label maps.
+    """Everything that the weights of mask networks depend on, except the user's own label maps.
 
     Attributes:
         kind: Tells it from other recipes.
@@ -181,7 +181,7 @@ class MaskTrainingRecipe(StrictModel):
         """Check the grid and the patches.
 
         Raises:
-            GridError: Naming the field and the nearest shape that would do.
+            GridError: The message names the field and the nearest shape that would do.
         """
         autoencoder, unet = (self.networks[role] for role in MASK_ROLES)
         in_image = latent_factor(autoencoder)

@@ -41,7 +41,7 @@ class MapFigures:
         reference, by which generation converts the volume that is requested. What a map lacks is -1.
 
         Args:
-            organ_volumes_ml: For each of ``SIZED_ORGANS`` its volumes in the training maps, ascending.
+            organ_volumes_ml: For each of ``SIZED_ORGANS``, its volumes in the training maps, ascending.
 
         Returns:
             ``(N, 10)`` float32.
@@ -72,7 +72,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
     """Measure every map once and keep the figures in a file.
 
     Args:
-        maps: As classes.
+        maps: Label maps as classes.
         path: Path of the file; its name says what was measured.
         voxel_ml: Volume of a voxel.
         report: Called with (maps done, maps in all).

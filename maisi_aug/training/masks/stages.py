@@ -41,7 +41,7 @@ class MaskTrainingFolder(StageFolder):
         recipe: Recipe of the training.
         split: Label maps to learn from and to hold out.
         folder: Folder of the run.
-        how: Where and beside whom it runs.
+        how: Options of the run, see :class:`StageOptions`.
     """
 
     def __init__(self, recipe: MaskTrainingRecipe, split: MaskSplit, folder: Path, **how: Unpack[StageOptions]) -> None:
@@ -54,7 +54,7 @@ class MaskTrainingFolder(StageFolder):
     ) -> LoopResult:
         """Train a stage, from its checkpoint where there is one, keep its averaged weights, and judge them.
 
-        The minutes are of all of it: what is prepared before the first step counts as well.
+        The time limit covers everything, including the preparation before the first step.
 
         Raises:
             TrainingError: When the first stage is missing, or the folder holds another configuration or other maps.
@@ -180,7 +180,7 @@ class MaskTrainingFolder(StageFolder):
         """Check that a folder was begun with the same recipe, maps and first stage; the loop compares its own settings.
 
         Raises:
-            TrainingError: Naming the fields that differ.
+            TrainingError: The message names the fields that differ.
         """
         settings = self._settings_of(stage)
         path = self.folder / stage / SETTINGS_NAME
@@ -213,7 +213,7 @@ class MaskTrainingFolder(StageFolder):
         }
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
-        """Return the weights that a stage has kept, in MAISI's names.
+        """Return the saved weights of a stage, under MAISI's names.
 
         Raises:
             TrainingError: When it has not been trained.

@@ -34,7 +34,7 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 NUM_SUMS = 3
 LEAST_SHARE = 1e-6
-"""Share that is assumed at the start for a class that no map has."""
+"""Initial share assumed for a class that no map contains."""
 
 
 @dataclass(eq=False)
@@ -44,13 +44,13 @@ class MaskVaeObjective(Stateless):
     It sets the posterior's spread at the start, and the decoder to take every class for as likely as it is.
 
     Attributes:
-        autoencoder: With plain layers.
-        maps: As classes.
+        autoencoder: Autoencoder with plain layers.
+        maps: Label maps as classes.
         config: Losses and patches.
         counts: ``(N, 125)`` voxels per class of the maps.
         spacing_mm: Spacing in mm of the maps.
         seed: Seed of patches and noise.
-        device: Where the autoencoder is.
+        device: Device that the autoencoder is on.
     """
 
     autoencoder: nn.Module
@@ -124,7 +124,7 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
     Args:
         counts: ``(N, 125)`` voxels per class of the training maps.
         power: A class weighs its share of all voxels to minus this.
-        max_weight: As a multiple of the least weight.
+        max_weight: Largest weight, as a multiple of the smallest.
 
     Returns:
         ``(125,)`` float32; their mean over all voxels is 1, so that the weighted mean of a batch needs no further
@@ -217,7 +217,7 @@ class MaskVaeValidation:
     Attributes:
         autoencoder: Autoencoder in training.
         maps: Held-out classes.
-        device: Where the autoencoder is.
+        device: Device that the autoencoder is on.
         processes: Share the maps among them.
         dice_per_label: Dice per label of the last call, by the name of the label, averaged over the maps that have it.
     """
@@ -266,10 +266,10 @@ def _to_one_hot(classes: Tensor) -> Tensor:
 
 
 def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
-    """Check that an autoencoder takes classes in a way that is known, and tells MAISI's apart.
+    """Check that an autoencoder takes classes in a known encoding, and distinguishes all of MAISI's.
 
     Raises:
-        BundleError: Naming the key.
+        BundleError: The message names the key.
     """
     num_classes = len(class_ids())
     for key, allowed in (("in_channels", (NUM_LABEL_BITS, num_classes)), ("out_channels", (num_classes,))):

@@ -111,7 +111,7 @@ def test_patients_are_told_apart_and_listed_ones_known() -> None:
     cases = [CaseFiles(f"p{n // 2}_{n}", Path("i"), Path("l"), patient=f"p{n // 2}") for n in range(6)]
     config = build_benchmark_config(real="x", arms=("real",))
     with pytest.raises(
-        BenchmarkError, match="Real cases: the 6 cases seem to be of 3 patients, but no pattern tells which"
+        BenchmarkError, match="Real cases: the 6 cases seem to be of 3 patients, but no pattern assigns them"
     ):
         require_patients(cases, config)
     told = config.model_copy(update={"patient_pattern": r"^(p\d+)"})

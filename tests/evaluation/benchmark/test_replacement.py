@@ -167,7 +167,7 @@ def test_unfinished_draws_are_left_out_and_said(tmp_path: Path, rng: np.random.G
     (benchmark.folder_of("real@2", 1) / SCORES_NAME).unlink()
     rows = summarise_benchmark(benchmark)["replacement"]
     assert {row["obstacle"] for row in rows} == {"2 draws are finished, but an interval needs 3"}
-    assert "their worth cannot be given: 2 draws are finished" in spell_worth(rows[0])
+    assert "their worth cannot be estimated: 2 draws are finished" in spell_worth(rows[0])
 
 
 def test_trainings_run_one_by_one_on_their_own_draws(tmp_path: Path) -> None:

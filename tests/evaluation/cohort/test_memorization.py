@@ -136,7 +136,7 @@ def test_bare_volumes_are_compared_as_images_alone(tmp_path: Path) -> None:
     train = write_folder(tmp_path / "train", range(3), labelled=False)
     document, _ = measure_memorization(find_case_set(write_cohort(tmp_path / "c", [9])), find_case_set(train), None)
     assert document["images"]["verdict"] == "undecided with fewer than 5 cases of a kind"
-    assert document["label_maps"]["verdict"].startswith("not compared: there are no label maps")
+    assert document["label_maps"]["verdict"].startswith("not compared: one of the sets has no label maps")
     cohort, one = find_case_set(tmp_path / "c"), find_case_set(train / "images" / "real_00.nii.gz")
     with pytest.raises(EvaluationError, match="at least two training cases are needed, found one that can be read"):
         measure_memorization(cohort, one, None)
@@ -145,7 +145,7 @@ def test_bare_volumes_are_compared_as_images_alone(tmp_path: Path) -> None:
 def test_nearer_without_a_copy_is_said() -> None:
     held_out = np.linspace(0.8, 1.0, 20)
     verdict, p, copies = judge(np.linspace(0.6, 0.79, 20), held_out, num_train=9)
-    assert verdict == "closer to training cases than held-out cases are, but no copy"
+    assert verdict == "closer to training cases than held-out cases are, but no copies"
     assert p is not None
     assert p < 1e-5
     assert not copies.any()

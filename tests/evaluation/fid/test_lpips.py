@@ -61,5 +61,5 @@ def test_lpips_is_the_papers(weights: Path, rng: np.random.Generator) -> None:
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="there is no file of weights for"):
+    with pytest.raises(BundleError, match="weight file not found for"):
         load_perceptual_distance(str(tmp_path / "none.pth"))

@@ -96,7 +96,7 @@ def test_segmenter_that_has_seen_the_cases_is_refused(data: Path, bundle: Bundle
 def test_data_and_bundle_have_to_fit(data: Path, bundle: Bundle, tmp_path: Path) -> None:
     held_out = load_prepared(data).select(folds=[0])
     assert bundle.base is not None
-    with pytest.raises(BundleError, match="does not name the bundle it was fine-tuned from"):
+    with pytest.raises(BundleError, match="does not name the bundle that it was fine-tuned from"):
         measure_finetuned(bundle.base, held_out, tmp_path / "out")
     with pytest.raises(TrainingError, match="has none of the labels that bundle 'tiny' was taught"):
         measure_finetuned(bundle.base, held_out, tmp_path / "out", before=bundle)

@@ -92,7 +92,7 @@ def test_loader_with_workers_gets_the_same(tmp_path: Path) -> None:
 
 def test_cases_that_do_not_come_are_told(tmp_path: Path) -> None:
     folder = begin(tmp_path / "cohort", 2)
-    with pytest.raises(CohortError, match="waited 0.05 s for case 1 of 2, 0 are settled"):
+    with pytest.raises(CohortError, match="waited 0.05 s for case 1 of 2, 0 are done"):
         GrowingCohort(folder, num_items=1, wait_seconds=0.05)[0]
     add(folder, 0, 1, status="rejected")
     with pytest.raises(CohortError, match="all cases were rejected"):
@@ -108,9 +108,9 @@ def test_writer_that_has_ended_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     folder = begin(tmp_path / "cohort", 3)
     with ManifestWriter(folder / MANIFEST_NAME) as writer:
         writer.append(save_case(folder, 0, [HEPATIC_TUMOR]))
-        with pytest.raises(CohortError, match="waited 1 s for case 2 of 3, 1 are settled"):
+        with pytest.raises(CohortError, match="waited 1 s for case 2 of 3, 1 are done"):
             GrowingCohort(folder, num_items=2, wait_seconds=1)[1]  # somebody is writing
-    with pytest.raises(CohortError, match="case 2 of 3 will not come: 1 are settled, and no process makes more"):
+    with pytest.raises(CohortError, match="case 2 of 3 will not be made: 1 are done, and no process is running"):
         GrowingCohort(folder, num_items=2)[1]
 
 

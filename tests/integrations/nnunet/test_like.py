@@ -280,7 +280,7 @@ class TestContent:
         (folder / "splits_final.json").write_text(json.dumps(more))
         assert place.export(dry_run=True).folds_source == str(folder / "splits_final.json")
         (folder / "splits_final.json").write_text(json.dumps(more[1:]))
-        with pytest.raises(ExportError, match="differ, at which nnU-Net's planner stops"):
+        with pytest.raises(ExportError, match="differ, which nnU-Net's planner refuses"):
             place.export(dry_run=True)
 
     def test_folds_and_plans_are_found_where_the_environment_says_too(
@@ -652,7 +652,7 @@ class TestRefusals:
             ([], "has no folds"),
             ({"a": 1}, "must be a list of folds with 'train' and 'val'"),
             ([{"train": ["liver_1"], "val": ["gone"]}], "fold 0 names 'gone'"),
-            ([{"train": ["liver_1"], "val": ["liver_1"]}], "liver_1' both trains and validates in fold 0"),
+            ([{"train": ["liver_1"], "val": ["liver_1"]}], "liver_1' is used for both training and validation"),
         ],
     )
     def test_splits_that_do_not_fit(self, place: Place, content: Any, message: str) -> None:

@@ -313,5 +313,5 @@ class TestTrainer:
     def test_synthetic_case_in_validation_is_refused(self, preprocessed: Path) -> None:
         folds = [{"train": REAL, "val": [SYNTHETIC[1]]}]
         (preprocessed / "splits_final.json").write_text(json.dumps(folds))
-        with pytest.raises(TrainingError, match="only real cases can validate, found the synthetic case '"):
+        with pytest.raises(TrainingError, match="only real cases can be used for validation, found the"):
             build_trainer("nnUNetTrainerSynthetic50").do_split()

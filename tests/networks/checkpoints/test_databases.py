@@ -74,7 +74,7 @@ def test_broken_and_altered_downloads_go_on(
     (folder / "notes.txt").write_text("mine")
     (folder / Path(LIST).name).unlink()
     with pytest.raises(
-        BundleError, match="expected nothing but an earlier download of the label maps, found notes.txt"
+        BundleError, match="must hold nothing but an earlier download of the label maps, found notes.txt"
     ):
         pull()
 
@@ -101,7 +101,7 @@ def test_bundle_of_images_alone_has_no_label_maps(run_cli: Callable[..., Any]) -
     for flag in ("--with-mask-database", "--with-masks"):
         refused = run_cli("bundles", "pull", "rflow-mr", flag, "--accept-license")
         assert refused.code == 1
-        assert f"found one of images alone. Leave {flag} out." in refused.stderr
+        assert f"because it draws images only. Leave {flag} out." in refused.stderr
     known: KnownBundle = replace(find_known_bundle("rflow-ct"), mask_database=None)
-    with pytest.raises(BundleError, match="expected a bundle that label maps are published with"):
+    with pytest.raises(BundleError, match="no label maps are published with it"):
         pull_database(known, accept_licence=lambda _: True)

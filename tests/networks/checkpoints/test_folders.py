@@ -103,7 +103,7 @@ def test_folder_of_monai_is_told_by_its_unet(name: str, monai: Callable[[str], P
 
 def test_folder_of_both_asks_which(nvidia: Callable[..., Path]) -> None:
     source = nvidia(*NAMES)
-    with pytest.raises(BundleError, match="has checkpoints of several bundles, rflow-ct and ddpm-ct"):
+    with pytest.raises(BundleError, match="has the checkpoints of several bundles, rflow-ct and ddpm-ct"):
         find_checkpoints(source)
     assert find_checkpoints(source, "ddpm-ct")[0].name == "ddpm-ct"
 
@@ -124,7 +124,9 @@ def test_folder_without_a_controlnet_is_a_bundle_of_images_alone(
     (source / known["rflow-ct"].files["controlnet"]).unlink()
     said: list[str] = []
     bundle = import_bundle(source, accept_licence=accept, report=said.append)
-    assert f"No ControlNet in {source}: the bundle will draw images alone, with --mask-source none." in said
+    assert (
+        f"No ControlNet in {source}: the bundle can only draw images without label maps (--mask-source none)." in said
+    )
     assert not bundle.has_controlnet
     assert [row["role"] for row in verify_bundle(bundle)] == ["autoencoder", "diffusion_unet"]
     nvidia("ddpm-ct")

@@ -171,7 +171,7 @@ def test_listings_name_the_modalities(mr: Bundle, run_cli: Callable[..., Any]) -
     assert shown["guidance_scale"] == 15.0
     text = run_cli("bundles", "show", "rflow-mr").stdout
     assert "modalities: mri_t1, mri_t2, mri_flair" in text
-    assert "draws: images alone, with --mask-source none" in text
+    assert "draws: images without label maps only (--mask-source none)" in text
     assert "rflow-mr: all 2 files are intact." in run_cli("bundles", "verify", "rflow-mr").stdout
     listed = {row["name"]: row for row in json.loads(run_cli("bundles", "list", "--json").stdout)}
     assert listed["rflow-mr-brain"]["pull"] == "maisi-aug bundles pull rflow-mr-brain"

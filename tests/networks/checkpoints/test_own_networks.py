@@ -152,7 +152,7 @@ def test_second_import_is_the_first_unless_the_modalities_are_others(trained: Ca
     assert second.choose_modality(None) == "mri_t2"
     with pytest.raises(BundleError, match="modalities.*expected"):
         import_networks(source, network_file, modalities=["t2"])
-    with pytest.raises(BundleError, match="expected modalities of CT alone or of MR alone, found ct, mri_t1"):
+    with pytest.raises(BundleError, match="expected only CT modalities or only MR modalities, found ct, mri_t1"):
         import_networks(source, network_file, modalities=["ct", "mri_t1"])
     assert load_bundle("nv").fingerprint == second.fingerprint
 
@@ -188,7 +188,7 @@ def test_missing_network_is_named(trained: Callable[..., Trained]) -> None:
     (source / "models" / "diff_unet_ckpt.pt").write_bytes(b"broken")
     with pytest.raises(BundleError, match="diff_unet_ckpt.pt: must contain weights only, found a file that cannot be"):
         import_networks(source, network_file)
-    with pytest.raises(BundleError, match="'rflow-ct': expected a name of your own, found that of another"):
+    with pytest.raises(BundleError, match="'rflow-ct': this is the name of another bundle"):
         import_networks(source, network_file, name="rflow-ct")
     with pytest.raises(BundleError, match="expected checkpoints .*, found none"):
         import_networks(network_file.parent / "nowhere", network_file)

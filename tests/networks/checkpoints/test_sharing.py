@@ -218,7 +218,7 @@ def test_licence_without_a_name_on_the_hub_is_named_in_full() -> None:
 
 def test_public_repository_does_not_take_a_private_bundle(finetuned: Bundle, server: HubServer, hub: Hub) -> None:
     server.is_there = True
-    with pytest.raises(BundleError, match="anna/kidney-ct: is public already, and nothing was uploaded"):
+    with pytest.raises(BundleError, match="anna/kidney-ct: is already public; nothing was uploaded"):
         push_bundle(finetuned.path, REPOSITORY, is_private=True, hub=hub)
     assert server.files == {}
     assert server.commits == []
@@ -291,7 +291,7 @@ def test_licence_is_asked_for_before_weights_are_fetched(finetuned: Bundle, serv
     [
         (
             lambda content: content["weights"]["controlnet"].update(file="../evil.safetensors"),
-            "not a file in its folder",
+            "is outside its folder",
         ),
         (lambda content: content["weights"]["controlnet"].update(file="controlnet.pt"), "weights are not safetensors"),
         (lambda content: content["weights"]["controlnet"].update(sha256="0" * 64), "should have SHA-256 000000000000"),
@@ -325,9 +325,9 @@ def test_folder_in_other_use_is_left_alone(finetuned: Bundle, server: HubServer,
     push_bundle(finetuned.path, REPOSITORY, hub=hub)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(BundleError, match="something else than a bundle is there"):
+    with pytest.raises(BundleError, match="contains something other than a bundle"):
         pull(hub, folder=tmp_path / "mine")
-    with pytest.raises(BundleError, match="something is there already. Choose a new folder"):
+    with pytest.raises(BundleError, match="already exists and is not empty. Choose a new folder"):
         push_bundle(finetuned.path, REPOSITORY, folder=tmp_path / "mine", uploads=False)
     bundle = pull(hub, folder=tmp_path / "pulled")
     (bundle.path / "notes.txt").write_text("mine")

@@ -202,7 +202,7 @@ def test_dim_that_is_not_that_of_the_label_map_is_warned_of(
 
 def test_file_that_is_no_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(PreparationError, match="expected rows under 'training', found none"):
+    with pytest.raises(PreparationError, match="has no rows under 'training'"):
         read_list(tmp_path / "other.json")
 
 

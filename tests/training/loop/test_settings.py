@@ -53,7 +53,7 @@ def test_no_warm_up_starts_at_the_peak() -> None:
         (
             FlowLossConfig,
             {"modality_dropout": 0.6, "modality_omission": 0.6},
-            "modality_dropout and modality_omission: together at most 1",
+            "modality_dropout and modality_omission: their sum must be at most 1",
         ),
         (VaeLossConfig, {"patch_shape": [64, 64]}, "patch_shape"),
         (FlowLossConfig, {"lesion_weight": 0.5}, "lesion_weight"),
