@@ -52,38 +52,19 @@ def test_every_python_folder_is_a_package() -> None:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy to build from, so that no build folder is left in the repository or used from it."""
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel built from a copy, so that no build folder is left in the repository or used from it."""
     source = tmp_path_factory.mktemp("source") / "repository"
-    (source / "tests").mkdir(parents=True)
-    for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source / name)
-    shutil.copy(__file__, source / "tests")
     for name in ("maisi_aug", *LINKED):
         shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
-    return source
-
-
-@pytest.fixture(scope="module")
-def wheel(source: Path) -> zipfile.ZipFile:
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", "dist", "."]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (source / "dist").glob("*.whl")
     return zipfile.ZipFile(path)
-
-
-@pytest.mark.usefixtures("wheel")
-def test_sdist_holds_the_package_its_changes_and_how_to_cite_it(source: Path) -> None:
-    """The build of the wheel lists what a source distribution holds."""
-    listed = (source / "maisi_aug.egg-info" / "SOURCES.txt").read_text(encoding="utf-8").splitlines()
-    links = {f"maisi_aug/{name}/": f"{name}/" for name in LINKED}
-    packaged = package_files()
-    for link, folder in links.items():
-        packaged = {path.replace(link, folder, 1) for path in packaged}
-    added = {path for path in set(listed) - packaged if not path.startswith("maisi_aug.egg-info/")}
-    assert packaged <= set(listed)
-    assert added == {"CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"}
 
 
 def test_wheel_holds_the_package_and_nothing_beside_it(wheel: zipfile.ZipFile) -> None:
