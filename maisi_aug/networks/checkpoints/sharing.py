@@ -476,7 +476,7 @@ def _require_replaceable(folder: Path, repository: str) -> None:
     own |= {spec.mask_bank.list, spec.mask_bank.labels} if spec.mask_bank is not None else set()
     foreign: Sequence[str] = sorted(path.name for path in folder.iterdir() if path.name not in own)
     if foreign:
-        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])}as well. Move them away, or choose another --to.")
+        raise BundleError(f"{folder}: holds {', '.join(foreign[:4])} as well. Move them away, or choose another --to.")
 
 
 def _tell_base(bundle: Bundle, say: Say) -> None:

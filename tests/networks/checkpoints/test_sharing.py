@@ -332,7 +332,7 @@ def test_folder_in_other_use_is_left_alone(finetuned: Bundle, server: HubServer,
     bundle = pull(hub, folder=tmp_path / "pulled")
     (bundle.path / "notes.txt").write_text("mine")
     bundle.weight_path("controlnet").unlink()
-    with pytest.raises(BundleError, match="holds notes.txt, too"):
+    with pytest.raises(BundleError, match="holds notes.txt as well"):
         pull(hub, folder=tmp_path / "pulled")
 
 
