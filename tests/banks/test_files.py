@@ -153,7 +153,7 @@ def test_bad_label_names_are_refused(tmp_path: Path, text: str, message: str) ->
         ("a.json", "{", "not a valid JSON data list"),
         ("b.json", '{"training": 3}', "found another structure"),
         ("c.json", '[{"image": "x"}]', "row 0 has no 'label', found"),
-        ("d.json", '[{"label": "x"}, {"label": "x"}]', "x' in row 1 is listed before"),
+        ("d.json", '[{"label": "x"}, {"label": "x"}]', "x' in row 1 is already listed"),
         ("e.json", '[{"label": "x\\u0000"}]', "row 0"),
         ("f.json", '[{"label": "x", "label_list": [1, "two"]}]', "must hold label ids from 0 to 65535, found"),
         ("g.json", '[{"label": "x", "label_list": [70000]}]', r"in row 0 must hold .*, found \[70000\]"),

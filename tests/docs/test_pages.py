@@ -33,6 +33,7 @@ FOREIGN_FLAGS = {
     "--config",
     "--dist",
     "--input",
+    "--maps",
     "--own-precision",
     "--source",
     "--segmenter",

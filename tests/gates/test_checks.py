@@ -374,7 +374,7 @@ def build_noise(name: str, rng: np.random.Generator) -> NDArray[np.int16]:
     [
         ("air", "a body that fills 0% of the image"),
         ("noisy air", "a body that fills 0% of the image"),
-        ("uniform noise", "which is noise|fills 100% of the image"),
+        ("uniform noise", "which indicates noise|fills 100% of the image"),
         ("full of tissue", "a body that fills 100% of the image"),
         ("noisy patient", "soft tissue in which neighbouring voxels differ by .* HU, which indicates noise"),
         ("stone", "a body of which 0% is soft tissue"),

@@ -27,8 +27,8 @@ def test_caption_tells_sizes_and_contrasts_the_largest_lesion_first() -> None:
     caption = describe_attempt(attempt, 0.032, "phantom-ct")
     assert caption.title == "case_0001"
     assert caption.lines == (
-        "hepatic tumor: 8.96 mL (25.8 mm), requested 9.00 mL; -35 HU to its host",
-        "hepatic tumor: 0.96 mL (12.2 mm), requested 1.00 mL; -12 HU to its host",
+        "hepatic tumor: 8.96 mL (25.8 mm), requested 9.00 mL; -35 HU to host",
+        "hepatic tumor: 0.96 mL (12.2 mm), requested 1.00 mL; -12 HU to host",
         "lung tumor: absent, requested 2.00 mL",
         "hepatic tumor:10-30mmx2; bundle phantom-ct; attempt 2; seed 77",
     )

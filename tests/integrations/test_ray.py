@@ -121,7 +121,7 @@ def meet(hello: Hello) -> engine._RayHand[object]:
 
 def test_node_with_another_version_or_without_the_package_is_told() -> None:
     hello = Hello("node7", "id", __version__, sees_folders=True, num_cores=2)
-    with pytest.raises(WorkerError, match=rf"worker 1 on node7: has maisi-aug 0.0.1, this machine {__version__}"):
+    with pytest.raises(WorkerError, match=rf"worker 1 on node7: runs maisi-aug 0.0.1, this machine {__version__}"):
         meet(hello._replace(version="0.0.1"))
     hand = meet(hello)
     hand.is_ready, hand._error = False, RuntimeError("the actor died: No module named 'maisi_aug'")

@@ -95,8 +95,8 @@ def map_items(
         report(len(done), len(items))
         return ()
 
-    report(0, len(items))
     with ended_like_interrupted(), TemporaryDirectory(prefix="maisi-aug-") as scratch:
+        report(0, len(items))
         spec = _Mapped(open_function, reads, num_ahead)
         engine.run(spec, enumerate(items), settle, scratch=Path(scratch), watch=watch)
     return [done[number][0] for number in range(len(items))]
