@@ -33,7 +33,6 @@ from maisi_aug.cohort.manifest import (
 )
 from maisi_aug.cohort.request import COHORT_NAME
 from maisi_aug.cohort.shards import Shard
-from maisi_aug.cohort.twins import twin_of
 from maisi_aug.errors import CohortError, RequestError
 from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.whole_files import append_to_shared
@@ -304,6 +303,8 @@ def _judge_with_twins(
     manifest: Manifest, rejections: dict[CaseKey, str]
 ) -> Iterator[tuple[AttemptRecord, AttemptRecord]]:
     """Accepted attempts that a reviewer rejected, or one of whose twins, and the same as they count."""
+    from maisi_aug.cohort.twins import twin_of  # loads NumPy, which a page of help should not
+
     groups = {
         (twin[0], record.attempt): record.case_id
         for record in manifest.records

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -130,3 +132,11 @@ def test_command_with_few_options_stays_as_it_is() -> None:
     command = load_verb("labels")
     assert fit_help(command, ["labels"]) is command
     assert "--help-all" not in options_of(command)
+
+
+@pytest.mark.parametrize("verb", ["synthesize", "insert"])
+def test_help_is_shown_without_numpy(verb: str) -> None:
+    program = f"import sys; from maisi_aug.cli.app import run; run(['{verb}', '--help']); print('numpy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Usage: maisi-aug" in done.stdout
+    assert done.stdout.split()[-1] == "False"
