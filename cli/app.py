@@ -13,7 +13,7 @@ from typer.main import get_command, get_group
 
 from maisi_aug import __version__
 from maisi_aug.cli.shared.boundary import LESS_MEMORY, guard, silence_third_parties
-from maisi_aug.cli.shared.help_pages import fit_help, unbreak
+from maisi_aug.cli.shared.help_pages import HELP_FLAGS, fit_help, name_values, unbreak
 from maisi_aug.cli.shared.streams import open_closed_streams
 
 PROGRAM = "maisi-aug"
@@ -104,7 +104,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": HELP_FLAGS},
 )
 
 
@@ -144,6 +144,7 @@ def run(arguments: Sequence[str]) -> int:
     kept = [word for word in arguments[:end] if word != DEBUG_FLAG] + arguments[end:]
     command = get_command(app)
     command.help = unbreak(command.help)
+    name_values(command)
     return guard(
         lambda: command.main(args=kept, prog_name=PROGRAM, standalone_mode=False),
         debug=debug,

@@ -25,7 +25,8 @@ AcceptOption = Annotated[
 ToOption = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Folder for the bundle, to be given as --bundle; without it, the bundle is found by name."
+        metavar="FOLDER",
+        help="Folder for the bundle, to be given as --bundle; without it, the bundle is found by name.",
     ),
 ]
 
@@ -132,7 +133,7 @@ def push_command(
         typer.Option("--with-label-maps", help="Include its label maps, which come from the training patients."),
     ] = False,
     to: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also keep the uploaded files, in this new folder.")
+        Path | None, typer.Option(metavar="FOLDER", help="Also keep the uploaded files, in this new folder.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Upload nothing: list the files, and write them with --to.")
@@ -170,7 +171,7 @@ def export_command(
     source: Annotated[
         str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle to export.")
     ],
-    to: Annotated[Path, typer.Option(metavar="DIR", help="New folder of the MONAI bundle.")],
+    to: Annotated[Path, typer.Option(metavar="FOLDER", help="New folder of the MONAI bundle.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
 ) -> None:
     """Write a bundle as a MONAI bundle, which draws images of label maps without maisi-aug.
@@ -193,7 +194,7 @@ def presets_command(
     name: Annotated[
         str | None,
         typer.Argument(
-            metavar="[NAME|FOLDER]",
+            metavar="NAME|FOLDER",
             autocompletion=complete_bundles,
             help="Show only the presets that fit this bundle.",
         ),
@@ -283,7 +284,7 @@ class DtypeName(StrEnum):
 def import_command(
     source: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder of NV-Generate-CTMR, or of MONAI's bundle maisi_ct_generative."),
+        typer.Argument(metavar="FOLDER", help="Folder of NV-Generate-CTMR, or of MONAI's bundle maisi_ct_generative."),
     ],
     name: Annotated[
         str | None,
@@ -339,7 +340,9 @@ def convert_command(
             help="A bundle, or a single network checkpoint (.pt).",
         ),
     ],
-    to: Annotated[Path, typer.Option(metavar="DIR|FILE", help="New folder for the bundle, or new .safetensors file.")],
+    to: Annotated[
+        Path, typer.Option(metavar="FOLDER|FILE", help="New folder for the bundle, or new .safetensors file.")
+    ],
     dtype: Annotated[
         DtypeName | None,
         typer.Option(

@@ -36,7 +36,7 @@ def submit(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="-- COMMAND...",
+            metavar="-- COMMAND",
             help="Command to split into jobs, after --: synthesize or insert with its options.",
         ),
     ],

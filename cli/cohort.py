@@ -39,7 +39,7 @@ def status(cohort: Folder, as_json: AsJson = False) -> None:
 def merge(
     cohorts: Annotated[
         list[Path],
-        typer.Argument(metavar="COHORT...", help="A folder in which all shards worked, or one folder per shard."),
+        typer.Argument(metavar="COHORT", help="A folder in which all shards worked, or one folder per shard."),
     ],
     out: Annotated[
         Path | None,

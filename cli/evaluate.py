@@ -262,7 +262,7 @@ def blind_pack(
 def blind_score(
     key: Annotated[Path, typer.Argument(metavar="KEY", help="Key file written by blind-pack.")],
     answers: Annotated[
-        list[Path], typer.Argument(metavar="ANSWERS...", help="Filled-in answers.csv files, one per reader.")
+        list[Path], typer.Argument(metavar="ANSWERS", help="Filled-in answers.csv files, one per reader.")
     ],
     margin: Annotated[
         float,

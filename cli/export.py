@@ -17,7 +17,7 @@ from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExpor
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
 
-Cohorts = Annotated[list[Path], typer.Argument(metavar="COHORT...", help="Folder of a cohort, or several.")]
+Cohorts = Annotated[list[Path], typer.Argument(metavar="COHORT", help="Folder of a cohort, or several.")]
 NewFolder = Annotated[Path, typer.Option("--out", "-o", help="New or empty folder.")]
 EarlierMap = Annotated[list[str] | None, typer.Option(metavar="NAME=LABEL", hidden=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]

@@ -20,7 +20,7 @@ def migrate(
     configs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="FILE...",
+            metavar="FILE",
             help="Configuration files of one run of NV-Generate-CTMR, in any order: config_infer*.json or "
             "config_maisi_*.json, and environment*.json if available.",
         ),

@@ -46,7 +46,7 @@ def trainer_path(
     for variable in (RAW_VARIABLE, *OTHER_VARIABLES):
         if not os.environ.get(variable):
             # On stderr: eval would swallow it.
-            tell(f"Note: {variable} is not set, but nnU-Net needs it: export {variable}=DIR")
+            tell(f"Note: {variable} is not set, but nnU-Net needs it: export {variable}=FOLDER")
 
 
 def compact_plans(

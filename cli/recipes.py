@@ -20,7 +20,6 @@ from maisi_aug.cohort.recipe_files import (
 )
 from maisi_aug.cohort.request import CohortRequest, load_recipe
 from maisi_aug.errors import RecipeError
-from maisi_aug.volumes.grid import spell_grid
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.resolve import CohortRun
@@ -87,7 +86,7 @@ def show_command(name: RecipeName) -> None:
 def copy_command(
     name: RecipeName,
     target: Annotated[
-        Path, typer.Argument(metavar="[FILE|FOLDER]", help="File to write, or folder in which to write NAME.yaml.")
+        Path, typer.Argument(metavar="FILE|FOLDER", help="File to write, or folder in which to write NAME.yaml.")
     ] = Path(),
 ) -> None:
     """Copy a recipe to edit it.
@@ -150,6 +149,7 @@ def _validate_training(name: str, *, as_json: bool) -> None:
 
 def _validate_masks(name: str, *, as_json: bool) -> None:
     from maisi_aug.training.masks.recipe import load_mask_recipe
+    from maisi_aug.volumes.grid import spell_grid
 
     recipe = load_mask_recipe(find_recipe(name))
     recipe.require_divisible()

@@ -29,7 +29,7 @@ def report(
     evidence: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="DIR", help="Output folder of an 'evaluate ... --out', for a cohort's scorecard; may repeat."
+            metavar="FOLDER", help="Output folder of an 'evaluate ... --out', for a cohort's scorecard; may repeat."
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Also print the figures as JSON.")] = False,

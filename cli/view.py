@@ -29,14 +29,14 @@ def view(
     beside: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Folder to show next to each case: the CT before insertion, the real cohort, or a reference.",
         ),
     ] = None,
     predictions: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR",
+            metavar="FOLDER",
             help="Folder of predicted label maps CASE.nii.gz, with label numbers as in the cases or in their "
             "dataset.json.",
         ),

@@ -14,7 +14,7 @@ from maisi_aug.volumes.grid_words import ShapeField, SpacingField
 _SEGMENTER, _GRID, _RUN = "Segmenter", "Grid", "Run"
 
 _Seed = Annotated[NonNegativeInt, Option(panel=_RUN)]
-_Device = Annotated[str, Option(panel=_RUN)]
+_Device = Annotated[str, Option(metavar="DEVICE", panel=_RUN)]
 _Workers = Annotated[PositiveInt | None, Option("--workers", panel=_RUN)]
 _VoxelSide = Annotated[float, Field(ge=0.5, le=10.0), Option("--spacing", metavar="MM")]
 
@@ -82,7 +82,7 @@ class EquivalenceRequest(DistributionRequest):
 class HuRequest(StrictModel, use_attribute_docstrings=True):
     """Request for a comparison of HU with ranges."""
 
-    reference: Annotated[Path | None, Option(metavar="DIR")] = None
+    reference: Annotated[Path | None, Option(metavar="FOLDER")] = None
     """Real labelled cases to take the HU ranges from."""
     ranges: Annotated[Path | None, Option(metavar="FILE")] = None
     """JSON with HU ranges, such as an earlier hu_ranges.json."""
@@ -106,9 +106,9 @@ class LesionsRequest(StrictModel, use_attribute_docstrings=True):
 class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
     """Request for a measurement of what an independent segmenter finds."""
 
-    model: Annotated[Path | None, Option(metavar="DIR", panel=_SEGMENTER)] = None
+    model: Annotated[Path | None, Option(metavar="FOLDER", panel=_SEGMENTER)] = None
     """Trained nnU-Net model. Its checkpoint is a pickle: use only models that you trust."""
-    predictions: Annotated[Path | None, Option(metavar="DIR", panel=_SEGMENTER)] = None
+    predictions: Annotated[Path | None, Option(metavar="FOLDER", panel=_SEGMENTER)] = None
     """Folder of existing label maps CASE.nii.gz with a dataset.json, instead of --model."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME", panel=_SEGMENTER)] = ()
     """Meaning of a label of the model in the vocabulary; may repeat."""
@@ -135,9 +135,9 @@ class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
 class MemorizationRequest(StrictModel, use_attribute_docstrings=True):
     """Request for the distance of synthetic cases from training cases."""
 
-    train: Annotated[Path, Option(metavar="DIR")]
+    train: Annotated[Path, Option(metavar="FOLDER")]
     """Cases that the generator was trained on."""
-    held_out: Annotated[Path | None, Option(metavar="DIR")] = None
+    held_out: Annotated[Path | None, Option(metavar="FOLDER")] = None
     """Real cases that it was not trained on (default: the training cases, each compared with the others)."""
     num_workers: _Workers = None
     """Number of processes (default: one per core, each for at least a dozen cases)."""

@@ -10,99 +10,99 @@ _LONGEST_WORD = 200
 
 
 class MaisiAugError(Exception):
-    """Base of every error that a user can cause; only the command line catches it."""
+    """Base class of every error that a user can cause; only the command line catches it."""
 
 
 class VocabularyError(MaisiAugError, ValueError):
-    """A label name or id that the vocabulary does not hold."""
+    """A label name or id is not in the vocabulary."""
 
 
 class RequestError(MaisiAugError, ValueError):
-    """A label request that cannot be read or cannot be met."""
+    """A label request cannot be read or cannot be met."""
 
 
 class GridError(MaisiAugError, ValueError):
-    """A shape, spacing or field of view that a network cannot take."""
+    """A network cannot use a shape, spacing or field of view."""
 
 
 class LesionError(MaisiAugError, ValueError):
-    """A lesion that does not fit into its host organ."""
+    """A lesion does not fit into its host organ."""
 
 
 class UnfitCtError(LesionError):
-    """A CT that cannot take a lesion, whatever is drawn: no host, no room, or voxels as large as the lesion."""
+    """A CT cannot take a lesion at all: no host organ, no room, or voxels as large as the lesion."""
 
 
 class VolumeError(MaisiAugError, ValueError):
-    """An image file that cannot be read or written."""
+    """An image file cannot be read or written."""
 
 
 class BankError(MaisiAugError, ValueError):
-    """A mask bank that is empty, unreadable or lacks what was requested."""
+    """A mask bank is empty, unreadable or lacks what was requested."""
 
 
 class EmptyBankError(BankError):
-    """A bank has no usable label map, so that no case at all can be drawn from it."""
+    """A mask bank has no usable label map, so that no case can be drawn from it."""
 
 
 class BundleError(MaisiAugError, ValueError):
-    """A bundle that is missing, incomplete or altered."""
+    """A bundle is missing, incomplete or altered."""
 
 
 class RecipeError(MaisiAugError, ValueError):
-    """A recipe or a set of flags that does not validate."""
+    """A recipe or a set of options is invalid."""
 
 
 class CohortError(MaisiAugError, ValueError):
-    """An output folder or manifest that is not what the command needs."""
+    """An output folder or manifest is not what the command needs."""
 
 
 class WorkerError(MaisiAugError, RuntimeError):
-    """Workers that do not finish their work."""
+    """Worker processes do not finish their work."""
 
 
 class PreparationError(MaisiAugError, ValueError):
-    """Training data that cannot be prepared, or a prepared folder that cannot be read."""
+    """Training data cannot be prepared, or a prepared folder cannot be read."""
 
 
 class TrainingError(MaisiAugError, ValueError):
-    """A training run that cannot start or cannot continue."""
+    """A training run cannot start or cannot continue."""
 
 
 class ExportError(MaisiAugError, ValueError):
-    """An export that would be wrong or incomplete."""
+    """An export would be wrong or incomplete."""
 
 
 class MigrationError(MaisiAugError, ValueError):
-    """A configuration of another program that cannot be translated."""
+    """A configuration of another program cannot be translated."""
 
 
 class BenchmarkError(MaisiAugError, ValueError):
-    """A benchmark whose cases, arms or folder are not what it needs."""
+    """The cases, arms or folder of a benchmark are not what it needs."""
 
 
 class ArmBusyError(BenchmarkError):
-    """An arm of a benchmark that another process is running."""
+    """Another process is running this arm of a benchmark."""
 
 
 class EvaluationError(MaisiAugError, ValueError):
-    """A measurement that is not possible on the given input."""
+    """A measurement is not possible on the given input."""
 
 
 class MemoryShortageError(MaisiAugError, MemoryError):
-    """Raised when the smallest piece of work needs more memory than there is."""
+    """The smallest piece of work needs more memory than the device or machine has."""
 
 
 class MissingExtraError(MaisiAugError, ImportError):
-    """An optional package that a command needs; the message names the extra to install."""
+    """An optional package that is needed is not installed; the message names the extra to install."""
 
 
 class MaisiAugWarning(UserWarning):
-    """Base class of the package's warnings; the command line prints these as notes, and no others."""
+    """Base class of the package's warnings; the command line prints these as notes, and no other warnings."""
 
 
 class EarlierSpelling(FutureWarning):
-    """An option or key is spelt as in an earlier release."""
+    """An option or key is spelt as in an earlier release, and still understood."""
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ class ModelOption(NamedTuple):
             *self.flags,
             help=(self.field.description or "").replace("[", r"\["),  # typer reads markup
             rich_help_panel=self.option.panel,
-            metavar=self.option.metavar or ("<path>" if taken == list[Path] else None),
+            metavar=self.option.metavar,
             autocompletion=getattr(completion, f"complete_{self.option.complete}") if self.option.complete else None,
             show_default=default != "",
             **limits,

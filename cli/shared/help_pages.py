@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
+HELP_FLAGS = ["-h", "--help"]
 ALL_FLAG = "--help-all"
 _SHOWS_ALL = "maisi_aug.shows_all_options"
 
@@ -29,6 +30,9 @@ configuration that say so themselves; all others are shown by ``--help-all``. Ar
 always shown, and commands that are not listed here are shown whole.
 """
 
+VALUE_NAMES = {"path": "PATH", "Path": "PATH", "file": "FILE", "str": "TEXT", "int": "INT", "float": "FLOAT"}
+"""What help calls a value by the type that typer shows."""
+
 
 def fit_help(command: Any, path: Sequence[str]) -> Any:
     """Return a command, or a group with its commands, whose help fits on a screen.
@@ -38,6 +42,7 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
         path: The words that call it, without the program's name.
     """
     command.help = unbreak(command.help)
+    name_values(command)
     if isinstance(command, TyperGroup):
         for name, child in list(command.commands.items()):
             command.commands[name] = fit_help(child, [*path, name])
@@ -45,6 +50,29 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
     of_fields: frozenset[str] = getattr(command.callback, "everyday_flags", frozenset())
     everyday = of_fields.union(EVERYDAY_OPTIONS.get(" ".join(path), ()))
     return PagedCommand(command, everyday) if everyday else command
+
+
+def name_values(command: Any) -> None:
+    """Name the values of a command's parameters in capitals, instead of by the Python types that typer shows.
+
+    Options without a name for their value get one by their type: ``PATH``, ``TEXT``, ``INT``, ``FLOAT``, or the
+    choices. Switches take no value, and arguments have names that say what they are: neither shows a type.
+
+    Args:
+        command: Command or group as typer built it; modified in place.
+    """
+    context = typer.Context(command, help_option_names=HELP_FLAGS)
+    for parameter in command.get_params(context):  # with --help, which typer keeps for later contexts
+        if parameter.param_type_name == "argument" or parameter.is_flag:
+            parameter.display_type_rich = _show_no_type
+        elif parameter.metavar is None:
+            kind = parameter.display_type(context).strip("<>").removesuffix(" range")
+            kind = kind.removeprefix("list[").removesuffix("]")
+            parameter.metavar = VALUE_NAMES.get(kind, kind)
+
+
+def _show_no_type(ctx: Any) -> None:
+    """Stand in for typer's method that returns the type to show."""
 
 
 def unbreak(text: str | None) -> str | None:
@@ -95,6 +123,7 @@ def _build_flag(num_advanced: int) -> Any:
     scratch.command()(command)
     (option,) = get_command(scratch).params
     option.expose_value = False  # no function takes it
+    option.display_type_rich = _show_no_type
     return option
 
 

@@ -16,7 +16,12 @@ RUN = "Run"
 NewCohort = Annotated[Path, typer.Option("--out", "-o", help="Folder for the cohort; an unfinished one is continued.")]
 NewRun = Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an unfinished one is continued.")]
 Device = Annotated[
-    str, typer.Option(help="Device to compute on: auto, cpu, cuda, cuda:N, mps or xpu.", rich_help_panel=RUN)
+    str,
+    typer.Option(
+        metavar="DEVICE",
+        help="Device to compute on: auto, cpu, cuda, cuda:N, mps or xpu.",
+        rich_help_panel=RUN,
+    ),
 ]
 Devices = Annotated[
     str | None,

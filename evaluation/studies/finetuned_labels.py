@@ -306,7 +306,7 @@ def _require_unseen(segmenter: Segmenter, dataset: PreparedDataset) -> None:
     if known is None or known["name"] != dataset.spec.name or held_out != {known["held_out_fold"]}:
         raise TrainingError(
             f"Segmenter: must be trained on the other folds of {dataset.spec.name}, found one trained on {found}. "
-            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --data DIR --fold N'."
+            "Train it with 'python -m maisi_aug.evaluation.studies.train_segmenter --data FOLDER --fold N'."
         )
 
 

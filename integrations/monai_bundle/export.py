@@ -232,7 +232,7 @@ def build_readme(bundle: Bundle) -> str:
         "python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz",
         "```",
         "",
-        "Run in this folder, or add `--bundle_root DIR`. Without `--label_map` every map in `data/` is drawn; images",
+        "Run in this folder, or add `--bundle_root FOLDER`. Without `--label_map` every map in `data/` is drawn; images",
         "go to `output/`. `--seed`, `--num_inference_steps` and every other key of `configs/inference.json` can be set",
         "in the same way.",
         "",

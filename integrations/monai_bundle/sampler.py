@@ -37,7 +37,7 @@ def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Modu
         device: Device of the network.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: weights not found. Run in the bundle's folder, or add --bundle_root DIR.")
+        raise FileNotFoundError(f"{path}: weights not found. Run in the bundle's folder, or add --bundle_root FOLDER.")
     state = safetensors.torch.load_file(path)
     network.load_state_dict({name: value.float() for name, value in state.items()})
     return network.eval().requires_grad_(False).to(device)

@@ -92,7 +92,7 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
         return given
     from_environment = os.environ.get(variable)
     if not from_environment:
-        raise ExportError(f"nnU-Net {kind} folder: not given. Use {option} DIR, or export {variable}=DIR.")
+        raise ExportError(f"nnU-Net {kind} folder: not given. Use {option} FOLDER, or export {variable}=FOLDER.")
     return Path(from_environment)
 
 

@@ -363,7 +363,7 @@ def _list_settings(kind: Kind, document: Mapping[str, Any]) -> list[Setting]:
 
 
 _WHOLE_FILES: Final[Mapping[Kind, Counterpart]] = {
-    Kind.networks: Counterpart("--bundle", "Networks of your own: maisi-aug bundles import DIR --network FILE."),
+    Kind.networks: Counterpart("--bundle", "Networks of your own: maisi-aug bundles import FOLDER --network FILE."),
     Kind.trt: Counterpart("--compile trt"),
     Kind.labels: Counterpart("--mask-labels", "The file itself can be given, for label maps with its ids."),
     Kind.modalities: Counterpart("--modality", "The codes come with the package."),

@@ -30,10 +30,12 @@ _PANEL = "Balance"
 
 
 def parse_size_bins(value: object) -> object:
-    """Return ``5,10,20``, ``5,10,20mm`` or ``5mm,1cm,2cm`` as diameters in mm; a final unit applies to all without one.
+    """Read the edges of size bins, such as ``5,10,20`` or ``5mm,1cm,2cm``, as lesion diameters in mm.
+
+    A unit at the end of the text applies to all numbers without one. Values that are not text are returned unchanged.
 
     Raises:
-        ValueError: The text is anything else.
+        ValueError: The text is not a list of lengths.
     """
     from maisi_aug.vocabulary.sizes import SIZE_UNITS
 
@@ -48,7 +50,7 @@ def parse_size_bins(value: object) -> object:
 
 
 class BalanceOptions(StrictModel, use_attribute_docstrings=True):
-    """The dataset that a cohort balances, and the options for it."""
+    """Options for planning a cohort that evens out the lesion sizes and counts of a real dataset."""
 
     against: Annotated[Path | None, Option("--balance-against", complete="datasets", panel=_PANEL)] = None
     """Real dataset whose missing cases are planned: an nnU-Net raw dataset (path, number or name) or label maps."""
@@ -72,22 +74,22 @@ class BalanceOptions(StrictModel, use_attribute_docstrings=True):
 
 @dataclass(frozen=True)
 class Balance:
-    """The balance of a cohort with a real dataset.
+    """What each label of a real dataset lacks, and how many cases a planned cohort adds.
 
     Attributes:
-        dataset: Its path.
-        labels: Existing and planned cases of each label.
+        dataset: Path of the real dataset.
+        labels: Existing and planned cases of each label, counted by lesion size and by lesions per case.
     """
 
     dataset: Path
     labels: tuple[LabelBalance, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return the balance as JSON types."""
+        """Return dataset, labels, bins and counts as a JSON-able dict, as :meth:`save` writes it."""
         return {"dataset": str(self.dataset), "labels": [label.to_json() for label in self.labels]}
 
     def save(self, folder: Path) -> None:
-        """Write the balance of a cohort into its folder, as JSON and as a picture.
+        """Write the balance as JSON and as a picture into the folder of a cohort.
 
         Raises:
             VolumeError: When a file cannot be written.
@@ -96,10 +98,13 @@ class Balance:
         self.save_picture(folder / PICTURE_NAME)
 
     def save_picture(self, path: Path) -> None:
-        """Write the balance as a picture.
+        """Draw the balance as a picture: lesions by size and number, before and after.
 
         Raises:
             VolumeError: When the file cannot be written.
+
+        Args:
+            path: Image file to write.
         """
         from maisi_aug.cohort.balance_picture import draw_balance
         from maisi_aug.pictures.preview import save_picture
@@ -115,14 +120,14 @@ def balance_cohort(
     needs_weights: bool = True,
     report: Report = report_nothing,
 ) -> tuple[CohortRequest, Balance | None]:
-    """Return the configuration with the requests that balance a dataset, and the balance; unchanged if none is named.
+    """Return a cohort request whose label requests fill the gaps of a real dataset, and the balance behind it.
 
     Args:
-        request: Its requests name the lesions.
-        options: The dataset, and how it is balanced.
-        read_map: Given the lesions that are requested, tells which label of the dataset each is; lesion -> label.
-        needs_weights: Whether the bundle must be on this machine.
-        report: Called with (label maps measured, label maps in all).
+        request: The cohort; its label requests name the lesions to balance.
+        options: The real dataset and the size bins. Without a dataset, the request is returned unchanged.
+        read_map: Function from the requested lesions to a mapping of lesion name -> label of the dataset.
+        needs_weights: Whether the bundle's weights must be on this machine.
+        report: Progress callback, called with (label maps measured, label maps in all).
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
@@ -154,15 +159,18 @@ def balance_insertion(
     *,
     report: Report = report_nothing,
 ) -> tuple[InsertConfig, Balance | None]:
-    """Return the configuration with requests that balance a dataset, for lesions that are inserted.
+    """Return an insertion request whose label requests fill the gaps of a real dataset, and the balance behind it.
+
+    The rules of ``--map`` (``config.map``) name the lesions in the dataset.
 
     Rules of ``--map`` give the lesions' names in the dataset; CTs without labels do not use them.
 
     Args:
-        config: Its requests name the lesions.
-        options: The dataset, and how it is balanced.
-        read_rules: Reads ``LABEL=NAME`` each.
-        report: Called with (label maps measured, label maps in all).
+        config: The insertion; its label requests name the lesions to balance.
+        options: The real dataset and the size bins. Without a dataset, the request is returned unchanged.
+        read_rules: Function that parses rules ``LABEL=NAME`` into a reader of the lesion map, as for
+            :func:`balance_cohort`.
+        report: Progress callback, called with (label maps measured, label maps in all).
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
@@ -202,16 +210,16 @@ def find_balance(
     least_ml: float = 0.0,
     report: Report = report_nothing,
 ) -> Balance:
-    """Return the counts of the requested lesions in a dataset, and what a cohort adds.
+    """Count the requested lesions in a real dataset, and plan the cases that even them out.
 
     Args:
-        labels: Label requests.
-        options: The dataset, and how it is balanced.
-        read_map: Tells which label of the dataset each lesion is.
+        labels: Label requests, ``NAME[@SHARE]``, of the lesions to balance.
+        options: The real dataset and the size bins.
+        read_map: Function from the requested lesions to a mapping of lesion name -> label of the dataset.
         vocabulary: The labels that may be requested.
-        num_cases: Number of cases of the cohort.
-        least_ml: Smallest volume that the grid can show.
-        report: Called with (label maps measured, label maps in all).
+        num_cases: Number of cases to plan.
+        least_ml: Smallest lesion volume in mL that the output grid can show; smaller ones are not planned.
+        report: Progress callback, called with (label maps measured, label maps in all).
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
@@ -235,7 +243,7 @@ def find_balance(
 
 
 def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) -> bool:
-    """Whether a name stands for one of these labels; False for names that the vocabulary lacks."""
+    """Whether a label name or alias stands for one of the given ids; False for names that are not in the vocabulary."""
     try:
         return vocabulary.id_of(name) in label_ids
     except VocabularyError:
@@ -261,10 +269,10 @@ def read_balance(
     max_lesions: int | None,
     picture: str | Path | None,
 ) -> BalanceOptions:
-    """Check the arguments of a Python call, and return the resolved request.
+    """Check the balancing arguments of a Python call, and return them as one object.
 
     Raises:
-        RequestError: An option needs a dataset, or is invalid.
+        RequestError: ``size_bins``, ``max_lesions`` or ``picture`` is given without a dataset, or is invalid.
     """
     values = {"against": dataset, "size_bins": size_bins, "max_lesions": max_lesions, "picture": picture}
     return build_model(BalanceOptions, values, source="balance_against", error=RequestError)

@@ -32,23 +32,23 @@ _LOGGED: WeakSet[Progress] = WeakSet()
 
 
 class PlainConsole(Console):
-    """A console for plain text: no markup, no emoji codes, and escaped control characters."""
+    """Rich console for plain text: no markup, no emoji codes, and control characters escaped."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, **settings)
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Clean text before its width is measured, so that columns stay in line."""
+        """Escape control characters of a text before Rich measures its width, so that columns stay aligned."""
         return super().render_str(clean_lines(text), **settings)
 
     def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
-        """Clean text from other sources, such as the descriptions of bars."""
+        """Escape control characters in everything else that is rendered, such as the descriptions of progress bars."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=clean_lines(segment.text))
 
     @property
     def file(self) -> IO[str]:
-        """The underlying stream, without the wrapper that Rich puts around it while a bar is shown."""
+        """The underlying stream, without the wrapper that Rich puts around it while a progress bar is shown."""
         found = super().file
         while (behind := getattr(found, "rich_proxied_file", None)) is not None:
             found = behind
@@ -59,17 +59,20 @@ class PlainConsole(Console):
         self._file = stream
 
     def on_broken_pipe(self) -> None:
-        """Continue: the underlying stream drops text without a reader."""
+        """Ignore a closed pipe instead of exiting, because the underlying stream drops text that nobody reads."""
 
 
 def can_draw(console: Console) -> bool:
-    """Whether bars can be drawn: on a terminal, or in a notebook that has widgets."""
+    """Whether progress bars can be drawn on a console: a terminal, or a notebook that has widgets."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 @contextmanager
 def tell_warnings(console: Console) -> Iterator[None]:
-    """Print the package's own warnings, each sentence once; the boundary silences those of libraries."""
+    """Context in which the warnings of this package are printed on a console, each sentence once.
+
+    Warnings of other libraries are silenced elsewhere, by the error boundary of the command line.
+    """
     told: set[str] = set()
 
     def tell(message: Warning | str, *_: object, **__: object) -> None:
@@ -85,12 +88,12 @@ def tell_warnings(console: Console) -> Iterator[None]:
 
 @contextmanager
 def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: bool = True) -> Iterator[Progress]:
-    """Open bars with counts, elapsed time and remaining time, to be used as a context.
+    """Context with progress bars that show counts, elapsed and remaining time.
 
     Args:
-        is_shown: Draw them where there is a terminal, and print lines in their place where there is none.
-        is_transient: Take them away when the work is done.
-        is_telling: Print what our own modules warn of as well, whether bars are shown or not.
+        is_shown: Draw the bars on a terminal, or print a line now and then where there is no terminal.
+        is_transient: Remove the bars when the work is done.
+        is_telling: Also print the warnings of this package, whether bars are shown or not.
     """
     from rich.progress import (
         BarColumn,
@@ -118,11 +121,14 @@ def open_bars(*, is_shown: bool = True, is_transient: bool = False, is_telling: 
 
 @contextmanager
 def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
-    """Show one bar that names the stage of some work and disappears when the work is done.
+    """Context with one progress bar that names the current stage and disappears when the work is done.
 
     Args:
-        first: Text before the first report.
+        first: Text shown until the first report.
         is_quiet: Show nothing.
+
+    Yields:
+        A function to call with (stage, done, total).
     """
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:
         task = bars.add_task(first, total=None)
@@ -131,14 +137,18 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
 
 @contextmanager
 def count_up(name: str, *, is_quiet: bool) -> Iterator[Report]:
-    """Show a bar for counted work that disappears when the work is done."""
+    """Context with one progress bar for counted work, which disappears when the work is done.
+
+    Yields:
+        A function to call with (done, total).
+    """
     with open_bars(is_shown=not is_quiet, is_transient=True) as bars:
         yield add_phase(bars, name)
 
 
 @contextmanager
 def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
-    """Show a bar from the first second on while slow libraries are imported, and remove it afterwards."""
+    """Context that shows a bar while slow libraries are imported, if this takes longer than a second."""
     is_main = os.environ.get("RANK", "0") == "0"  # of torchrun, which is not asked before torch is there
     with open_bars(is_shown=is_main and not is_quiet, is_transient=True, is_telling=False) as bars:
         bars.add_task("loading libraries", total=None)
@@ -146,7 +156,11 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 
 
 def add_phase(bars: Progress, name: str) -> Report:
-    """Add a bar for work whose total is known from its first report; in a log, print a line now and then."""
+    """Add a bar for work whose total the first report states; where there is no terminal, print lines instead.
+
+    Returns:
+        A function to call with (done, total).
+    """
     task = bars.add_task(name, total=None)
     log = _Log(bars)
 
@@ -158,7 +172,11 @@ def add_phase(bars: Progress, name: str) -> Report:
 
 
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
-    """Add a bar for the steps of a training that shows the loss; in a log, print a line now and then."""
+    """Add a bar for optimiser steps that shows the loss; where there is no terminal, print lines instead.
+
+    Returns:
+        A function to call with (step, figures such as ``loss``).
+    """
     task = bars.add_task(name, total=num_steps)
     log = _Log(bars)
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BenchmarkOutlook:
-    """Plan of a benchmark.
+    """Plan of a benchmark: arms, cases, optimiser steps and estimated minutes.
 
     Attributes:
         figures: Arms, cases, steps and minutes, as JSON types.
-        text: The same as Markdown; shown in notebooks.
+        text: The plan as Markdown; shown in notebooks.
     """
 
     figures: Mapping[str, Any] = field(repr=False)
@@ -42,10 +42,10 @@ class BenchmarkResult:
     Attributes:
         folder: Folder of the benchmark.
         states: State of every training of every arm: done, failed, begun or waiting.
-        commands: A command for each training, to run it on another machine.
+        commands: One command line per training, for running it on another machine.
         warnings: Warnings about the cases, a sentence each.
         figures: Scores, differences and verdicts of finished trainings, as JSON types.
-        text: The same as Markdown; shown in notebooks.
+        text: The results as Markdown; shown in notebooks.
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class BenchmarkResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every training is done."""
+        """Whether every training of every arm is done."""
         return all(state.status == "done" for state in self.states)
 
     def _repr_markdown_(self) -> str:
@@ -66,10 +66,10 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class ReportResult:
-    """Result of :func:`report`.
+    """Files and figures of a report that :func:`report` has written.
 
     Attributes:
-        files: Page, figures (JSON) and summary (Markdown).
+        files: Paths of the page (HTML), the figures (JSON) and the summary (Markdown).
         figures: Figures as JSON types.
         text: Summary as Markdown; shown in notebooks.
     """
@@ -91,7 +91,7 @@ def plan_benchmark(
     Args:
         real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
         device: Device on which a training step is timed.
-        progress: See :func:`benchmark`.
+        progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
         **fields: As for :func:`benchmark`.
 
     Raises:
@@ -118,7 +118,7 @@ def benchmark(
     progress: Progress = True,
     **fields: Any,
 ) -> BenchmarkResult:
-    """Train a network on the cases of every arm, and compare on held-out patients; ``maisi-aug benchmark run``.
+    """Train a segmenter on the cases of every arm, and compare on held-out patients; ``maisi-aug benchmark run``.
 
     Args:
         real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
@@ -133,8 +133,8 @@ def benchmark(
         plan_only: Only write the plan; trainings are then run with :func:`run_arm` or the commands of the result.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
-        **fields: See below. ``synthetic`` may be one folder, several, or a mapping of names to folders; ``labels`` one
-            name or several; ``mapping`` a mapping of labels to names.
+        **fields: Fields of the benchmark, see below. ``synthetic`` may be one folder, several, or a mapping of names to
+            folders; ``labels`` one name or several; ``mapping`` a mapping of labels to names.
 
     Raises:
         MaisiAugError: The request is invalid; the message is the one that the command prints. A training that fails
@@ -177,7 +177,7 @@ def run_arm(
         seed: Number of the training, from 0.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         max_minutes: Time limit; calling again continues.
-        progress: See :func:`benchmark`.
+        progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
 
     Returns:
         State of the training: done, begun, or failed with the reason.
@@ -213,9 +213,10 @@ def report(
         path: Folder of a benchmark or of a cohort.
         out: The page; figures (``.json``) and summary (``.md``) are written next to it.
         fid: ``fid.json`` of ``ma.evaluate.fid(..., out=...)``, to be shown with a cohort.
-        detection_curve: ``detection_curve.json`` of ``ma.evaluate.detection_curve``, likewise.
+        detection_curve: ``detection_curve.json`` of ``ma.evaluate.detection_curve(..., out=...)``, to be shown with a
+            cohort.
         evidence: Folders of other measurements, for the scorecard of a cohort.
-        progress: See :func:`benchmark`.
+        progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
 
     Raises:
         MaisiAugError: The request is invalid; the message is the one that the command prints.
@@ -239,7 +240,13 @@ def report(
 
 
 def look_ahead(config: BenchmarkConfig, out: Path, *, device: str, notify: ReportStage) -> BenchmarkOutlook:
-    """Plan a benchmark and time a step, without writing anything.
+    """Plan a benchmark and time one optimiser step, without writing anything.
+
+    Args:
+        config: The benchmark.
+        out: Folder that the benchmark would be written to; checked as in a run.
+        device: Device on which the step is timed.
+        notify: Progress callback, called with (stage, done, total).
 
     Raises:
         MaisiAugError: The benchmark cannot be run.
@@ -252,13 +259,13 @@ def look_ahead(config: BenchmarkConfig, out: Path, *, device: str, notify: Repor
 
 
 def open_benchmark(config: BenchmarkConfig, out: Path, *, where: Where | None, notify: ReportStage) -> Benchmark:
-    """Begin a benchmark, or continue one of the same configuration.
+    """Begin a benchmark in a folder, or continue one that has the same configuration.
 
     Args:
-        config: The request.
+        config: The benchmark: cases, arms and training.
         out: Folder of the benchmark.
         where: Devices of the trainings, checked before a folder is made; None if they run elsewhere.
-        notify: Called with (stage, done, total).
+        notify: Progress callback, called with (stage, done, total).
 
     Raises:
         MaisiAugError: The request is invalid.
@@ -274,13 +281,15 @@ def open_benchmark(config: BenchmarkConfig, out: Path, *, where: Where | None, n
 def run_trainings(
     opened: Benchmark, where: Where, *, max_minutes: float | None, watch: Watch, say: Say = report_nothing
 ) -> None:
-    """Run unfinished trainings on all devices. Failed ones are tried again, and a failure does not stop the others.
+    """Run the unfinished trainings of a benchmark on all devices; a failed training does not stop the others.
+
+    Trainings that failed before are tried again. Those that another process is running are reported and left to it.
 
     Trainings that another process is running are named and left to it.
 
     Args:
         opened: The benchmark.
-        where: Devices of the networks.
+        where: Devices on which the segmenters are trained.
         max_minutes: Time limit for all together; None for no limit.
         watch: Called with the events of :func:`maisi_aug.evaluation.benchmark.trainings.run_trainings`.
         say: Called with the command of each training, and with its result.
@@ -310,7 +319,15 @@ def run_trainings(
 def train_arm(
     opened: Benchmark, arm: str, seed: int, *, device: str, max_minutes: float | None, report_step: ReportStep
 ) -> ArmState:
-    """Run or continue one training, and report its steps.
+    """Run or continue one training of a benchmark's arm, and report its steps.
+
+    Args:
+        opened: The benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        max_minutes: Time limit; None for no limit.
+        report_step: Progress callback, called with (step, figures such as ``loss``).
 
     Raises:
         BenchmarkError: The arm or seed was not found.
@@ -325,7 +342,7 @@ def train_arm(
 
 
 def summarise(opened: Benchmark) -> BenchmarkResult:
-    """Summarise the finished trainings of a benchmark."""
+    """Return states, commands, scores and verdicts of the trainings that a benchmark has finished so far."""
     from maisi_aug.evaluation.benchmark.results import summarise_benchmark
     from maisi_aug.evaluation.benchmark.text import list_commands, to_report_text
 

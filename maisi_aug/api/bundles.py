@@ -21,7 +21,7 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 class BundleRow(TypedDict):
-    """A bundle in a listing.
+    """One row of :func:`list_bundles`: a bundle that is installed or can be downloaded.
 
     Attributes:
         name: Name to pass as ``bundle=``.
@@ -29,8 +29,8 @@ class BundleRow(TypedDict):
         licence: Licence of the weights.
         grid: ``shape`` in voxels and ``spacing_mm`` along I, J, K.
         num_bytes: Size of the files; None for a bundle that is not installed.
-        base: The bundle that it was fine-tuned from.
-        has_masks: Whether it generates label maps.
+        base: Name of the bundle that it was fine-tuned from; None for others.
+        has_masks: Whether it includes the networks that generate label maps.
         path: Its folder; None for a bundle that is not installed.
         pull: Command that downloads it; None for an installed bundle.
         download_size: Size of the download, in words.
@@ -64,7 +64,7 @@ def list_bundles() -> list[BundleRow]:
 
 
 def show_bundle(bundle: str | Path) -> dict[str, Any]:
-    """Return networks, slots, sizes and provenance of a bundle as JSON types; ``maisi-aug bundles show``.
+    """Return networks, slots, sizes and provenance of a bundle as a JSON-able dict; ``maisi-aug bundles show``.
 
     >>> import maisi_aug as ma
     >>> sorted(ma.show_bundle("phantom-ct")["networks"])
@@ -104,6 +104,9 @@ def pull_bundle(
     Raises:
         BundleError: The licence is not accepted, or a file differs from what the hub states.
         RequestError: An argument has no meaning for the bundle.
+
+    Returns:
+        The downloaded bundle.
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.databases import pull_database
@@ -155,6 +158,9 @@ def import_bundle(
         BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
             network.
         RequestError: Modalities are given without a network file.
+
+    Returns:
+        The new bundle.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
     from maisi_aug.networks.checkpoints.folders import import_networks
@@ -243,10 +249,10 @@ def export_bundle(bundle: str | Path, to: str | Path) -> Bundle:
 def convert_bundle(
     source: str | Path, to: str | Path, *, dtype: Literal["float16", "bfloat16", "float32"] | None = None
 ) -> Conversion:
-    """Copy a bundle in another dtype, or convert a checkpoint to safetensors; ``maisi-aug bundles convert``.
+    """Copy a bundle with weights in another dtype, or convert a checkpoint; ``maisi-aug bundles convert``.
 
     Args:
-        source: A bundle by name or folder, or one checkpoint (``.pt``) of a network.
+        source: A bundle by name or folder, or the checkpoint (``.pt``) of one network, which is written as safetensors.
         to: New folder of the bundle, or new ``.safetensors`` file.
         dtype: Dtype of the weights (default: float16 for a bundle, unchanged for a checkpoint).
 

@@ -21,17 +21,17 @@ from maisi_aug.system.lease import Holder, age_of
 
 @dataclass(frozen=True)
 class RunningJob:
-    """A process that is making a cohort, or a shard of it.
+    """A process that is making a cohort or one shard of it, as seen by :func:`cohort_status`.
 
     Attributes:
-        manifest: Name of the one that it writes.
-        host: Machine.
-        pid: Process.
-        seconds_since_sign: Since it last showed that it lives, by the clock of the disk.
-        num_settled: Cases that it has settled.
-        num_retried: Attempts that failed and were followed by another.
-        num_left: Cases that it has still to make.
-        seconds: Time since it began to draw.
+        manifest: File name of the manifest that it writes.
+        host: Name of the machine that it runs on.
+        pid: Process id there.
+        seconds_since_sign: Seconds since its last sign of life, by the clock of the file system.
+        num_settled: Cases that it has finished, accepted or rejected.
+        num_retried: Failed attempts that were followed by another attempt.
+        num_left: Cases that it still has to make.
+        seconds: Seconds since it began its first case.
     """
 
     manifest: str
@@ -45,20 +45,20 @@ class RunningJob:
 
     @property
     def cases_a_minute(self) -> float:
-        """Pace so far; 0 before the first case."""
+        """Cases finished per minute since the process began; 0 before the first case."""
         return 60 * self.num_settled / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class CohortStatus:
-    """Progress of a cohort.
+    """Progress of a cohort on disk, see :func:`cohort_status`.
 
     Attributes:
         folder: Folder of the cohort.
-        num_cases: Number of cases that it should have; 0 if unknown.
-        manifest: Manifest of all shards.
-        shards: Names of the manifests of shards.
-        running: Process that is running it.
+        num_cases: Number of planned cases; 0 if unknown.
+        manifest: The attempts recorded so far, of all shards together.
+        shards: File names of the shards' manifests; empty for a cohort that was not sharded.
+        running: Processes that are making cases at present.
     """
 
     folder: Path
@@ -69,12 +69,12 @@ class CohortStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the slowest running job is done; None if none has made a case yet."""
+        """Estimated seconds until the slowest running process is done; None if none has finished a case yet."""
         paces = [(job.num_left, job.cases_a_minute) for job in self.running if job.cases_a_minute]
         return max((60 * left / pace for left, pace in paces), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the status as JSON types."""
+        """Return counts, shards and running processes as a JSON-able dict; ``maisi-aug cohort status --json``."""
         num_attempts, num_settled = len(self.manifest.records), len(self.manifest.settled_indices)
         return {
             "folder": str(self.folder),
@@ -100,6 +100,9 @@ def cohort_status(folder: str | Path) -> CohortStatus:
 
     Raises:
         CohortError: There is no cohort, or it is damaged.
+
+    Args:
+        folder: Folder of the cohort.
     """
     folder = Path(folder)
     manifest, paths = load_manifest(folder, gates=()), list_manifests(folder)
@@ -129,11 +132,11 @@ def _describe_job(manifest: Path, holder: Holder) -> RunningJob:
 
 @dataclass(frozen=True)
 class Verification:
-    """Faults of a cohort's files.
+    """Result of :func:`verify_cohort`: progress of a cohort, and files that are missing or altered.
 
     Attributes:
         status: Progress of the cohort.
-        lost: Accepted cases with files that are gone, or hold other bytes than the manifest says.
+        lost: Accepted cases with files that are missing, or whose SHA-256 differs from the manifest's.
     """
 
     status: CohortStatus
@@ -145,7 +148,7 @@ class Verification:
         return not self.lost and len(self.status.manifest.settled_indices) >= self.status.num_cases
 
     def to_json(self) -> dict[str, Any]:
-        """Return the verification as JSON types."""
+        """Return status and lost files as a JSON-able dict; ``maisi-aug cohort verify --json``."""
         lost = [
             {"case_id": case.record.case_id, "missing": list(case.missing), "altered": list(case.altered)}
             for case in self.lost
@@ -154,7 +157,7 @@ class Verification:
 
 
 def verify_cohort(folder: str | Path) -> Verification:
-    """Compare every file of a cohort, also of one in shards, with its manifest.
+    """Compare the SHA-256 of every file of a cohort, sharded or not, with its manifest; ``maisi-aug cohort verify``.
 
     >>> import maisi_aug as ma
     >>> ma.verify_cohort("cohort").is_whole
@@ -162,25 +165,31 @@ def verify_cohort(folder: str | Path) -> Verification:
 
     Raises:
         CohortError: There is no cohort, it is damaged, or two shards have made the same case to different bytes.
+
+    Args:
+        folder: Folder of the cohort.
     """
     status = cohort_status(folder)
     return Verification(status, tuple(find_lost(status.folder, status.manifest, verify=True)))
 
 
 def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
-    """Make one cohort of the shards in a folder, or of shards with a folder each; ``maisi-aug cohort merge``.
+    """Merge the shards of a cohort into one cohort; ``maisi-aug cohort merge``.
 
-    The result is the same as from one process: the same manifest, ordered by case, the same files, and the
-    contact sheet. If it is killed, call it again.
+    The result is the same as from one process: the same manifest, ordered by case, the same files, and the contact
+    sheet. If merging is interrupted, call it again.
+
+    The result is the same as from one process: the same manifest, ordered by case, the same files, and the contact
+    sheet. If it is killed, call it again.
 
     Args:
-        *folders: One that shards have worked in, or several, one of each shard.
-        out: New folder, required for several cohorts; files are hard-linked where the disk supports it.
+        *folders: One folder in which all shards worked, or one folder per shard.
+        out: New folder, required for several folders; files are hard-linked where the disk supports it.
 
     Raises:
-        CohortError: A shard is still running, the folders hold different cohorts, or two shards have made the same
-            case to different bytes.
-        RequestError: Several folders without ``out``, or one with it.
+        CohortError: A shard is still running, the folders hold different cohorts, or two shards have made the same case
+            to different bytes.
+        RequestError: Several folders are given without ``out``, or one folder with it.
     """
     if not folders or (len(folders) > 1) != (out is not None):
         raise RequestError("merge: expected one folder, or several together with --out for the result.")

@@ -49,7 +49,13 @@ class _Forward(Listener):
 
 
 def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
-    """Return the progress listener for a run started from Python. Warnings stay warnings."""
+    """Return a context with the progress listener of a run that was started from Python.
+
+    Warnings are issued as Python warnings, not printed.
+
+    Args:
+        progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
+    """
     if isinstance(progress, Listener):
         return nullcontext(progress)
     if not isinstance(progress, bool):
@@ -60,7 +66,11 @@ def listen_to_run(progress: Progress) -> AbstractContextManager[Listener]:
 
 
 def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
-    """Add a bar for work that is counted by stages."""
+    """Return a context whose value reports progress by stages: to a bar, to the caller's function, or nowhere.
+
+    Args:
+        progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
+    """
     if isinstance(progress, Listener):
         return nullcontext(report_nothing)
     if not isinstance(progress, bool):
@@ -71,7 +81,7 @@ def listen_to_stages(progress: Progress) -> AbstractContextManager[ReportStage]:
 
 
 class TrainingDisplay:
-    """Shows the progress of a training: messages, a bar for each phase, and one for its steps."""
+    """Progress display of a training: messages, a bar for each phase of preparation, and one for optimiser steps."""
 
     def __init__(
         self, *, is_shown: bool = True, tells_warnings: bool = True, report: ReportStage | None = None
@@ -100,29 +110,37 @@ class TrainingDisplay:
         self._bars = None
 
     def say(self, sentence: str) -> None:
-        """Print a sentence, above the bars if there are any."""
+        """Print a message, above the progress bars if there are any."""
         console = self._console if self._bars is None or not self._is_shown else self._bars.console
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
     def show_loading(self) -> AbstractContextManager[None]:
-        """Show a message while slow libraries are imported."""
+        """Return a context that shows a message while slow libraries are imported."""
         return show_loading(is_quiet=not self._is_shown)
 
     def count_stages(self) -> AbstractContextManager[ReportStage]:
-        """Return a progress report for the work before training."""
+        """Return a context whose value reports the stages of the work before training, with (stage, done, total)."""
         if self._report is not None:
             return nullcontext(self._report)
         return count_stages(is_quiet=not self._is_shown, tells_warnings=self._is_shown and self._tells_warnings)
 
     def add_phase(self, name: str) -> Report:
-        """Add a bar for work whose total is known from its first report."""
+        """Add a bar for one phase of the work, whose total the first report states.
+
+        Returns:
+            A function to call with (done, total).
+        """
         if self._report is not None:
             return partial(self._report, name)
         assert self._bars is not None
         return add_phase(self._bars, name)
 
     def add_training(self, name: str, num_steps: int) -> ReportStep:
-        """Add a bar for the steps of the training."""
+        """Add a bar for the optimiser steps of a training.
+
+        Returns:
+            A function to call with (step, figures such as ``loss``).
+        """
         if (report := self._report) is not None:
             return lambda step, figures: report(name, step, num_steps)
         assert self._bars is not None
@@ -130,7 +148,10 @@ class TrainingDisplay:
 
 
 def show_training(progress: Progress) -> TrainingDisplay:
-    """Return the progress display for a training started from Python. Warnings stay warnings."""
+    """Return the progress display of a training that was started from Python.
+
+    Warnings are issued as Python warnings, not printed.
+    """
     if isinstance(progress, bool):
         return TrainingDisplay(is_shown=progress and _is_watched(), tells_warnings=False)
     report = report_nothing if isinstance(progress, Listener) else progress

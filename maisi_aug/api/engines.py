@@ -22,7 +22,7 @@ _RAY_DEVICES = ("auto", "cpu", "cuda")
 
 
 class ClusterOptions(StrictModel, use_attribute_docstrings=True):
-    """A Ray cluster, and the resources of each worker on it."""
+    """Address of a Ray cluster, number of workers, and GPUs of each."""
 
     address: Annotated[str | None, Option(metavar="HOST:PORT", panel=_PANEL)] = None
     """Head of a Ray cluster to work on (pip install 'maisi-aug[ray]'), or auto for one running on this machine."""
@@ -32,10 +32,10 @@ class ClusterOptions(StrictModel, use_attribute_docstrings=True):
     """GPUs per worker, such as 0.5 for two workers on one GPU (default: 1 if the cluster has any)."""
 
     def to_engine(self) -> EngineOptions:
-        """Return the engine of a command on which the address alone selects Ray.
+        """Return the options of the engine for a command where an address alone selects Ray.
 
         Raises:
-            RequestError: Other options of Ray are given without an address.
+            RequestError: The number of workers or GPUs is given without an address.
         """
         given = self.model_dump(exclude_none=True)
         if given and self.address is None:
@@ -44,7 +44,7 @@ class ClusterOptions(StrictModel, use_attribute_docstrings=True):
 
 
 class EngineOptions(ClusterOptions, use_attribute_docstrings=True):
-    """The engine that runs the workers, and the resources of each worker on a Ray cluster."""
+    """Engine that runs the workers, ``local`` or ``ray``, with the resources of each worker on a Ray cluster."""
 
     engine: Annotated[EngineName, Option(panel=_PANEL)] = "local"
     """Where workers run: local (this machine) or ray (a Ray cluster; pip install 'maisi-aug[ray]')."""
@@ -63,13 +63,13 @@ class EngineOptions(ClusterOptions, use_attribute_docstrings=True):
 
 @dataclass(frozen=True)
 class Where:
-    """Place of a run's computations.
+    """Where a run computes: devices or cluster workers, and the shard of the cohort.
 
     Attributes:
-        device: Device of this process.
-        devices: A process for each; none to stay in this one.
-        shard: The part of the cohort that is made; None for all of it.
-        options: Options of the engine.
+        device: Device of this process, such as ``auto``, ``cpu`` or ``cuda:0``.
+        devices: Devices that each get a process of their own; empty to compute in this process.
+        shard: Part of the cohort to make; None for all cases.
+        options: Engine that runs the workers.
     """
 
     device: str = "auto"
@@ -85,10 +85,16 @@ class Where:
         shard: str | Shard | None = None,
         options: EngineOptions | None = None,
     ) -> Where:
-        """Read the text of the option.
+        """Build the object from the values of ``--device``, ``--devices`` and ``--shard``.
+
+        Args:
+            device: Device of this process.
+            devices: Comma-separated text, or a sequence of devices; None to compute in this process.
+            shard: ``"I/N"`` to make every N-th case, beginning with the I-th; None for all.
+            options: Engine that runs the workers; None for the local engine.
 
         Raises:
-            RequestError: The text is invalid; the message names the option.
+            RequestError: A value is invalid, or the values exclude each other; the message names the option.
         """
         listed = devices.split(",") if isinstance(devices, str) else list(devices or ())
         names = tuple(name.strip() for name in listed)
@@ -113,10 +119,10 @@ class Where:
         return cls(device, names, shard, options)
 
     def require_devices(self) -> None:
-        """Raise for an unusable device, before a folder is created.
+        """Raise if a device cannot be used on this machine; to be called before a folder is created.
 
         Raises:
-            BundleError: The message names it.
+            BundleError: The message names the device.
         """
         from maisi_aug.networks.pipeline import resolve_device
 
@@ -124,7 +130,7 @@ class Where:
             resolve_device(device)
 
     def open_engine(self) -> Engine:
-        """Return the engine that runs the workers."""
+        """Return the engine that runs the workers: in this process, in one process per device, or on a Ray cluster."""
         if self.options.engine == "ray":
             from maisi_aug.integrations.ray.engine import RayEngine
 
@@ -142,7 +148,13 @@ class Where:
 def read_engine(
     engine: str, address: str | None, num_workers: int | None, gpus_per_worker: float | None
 ) -> EngineOptions:
-    """Check the arguments of a Python call, and return the resolved request.
+    """Check the engine arguments of a Python call, and return them as one object.
+
+    Args:
+        engine: ``local`` or ``ray``.
+        address: ``HOST:PORT`` of the Ray cluster's head, or ``auto``; None without a cluster.
+        num_workers: Number of workers on the cluster; None for one per GPU or core.
+        gpus_per_worker: GPUs of each worker; None for the default.
 
     Raises:
         RequestError: The options contradict each other.

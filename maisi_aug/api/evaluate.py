@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Result of a measurement.
+    """Result of one of the measurements in ``ma.evaluate``, to look at or to save.
 
     Attributes:
         figures: Figures as JSON types.
-        text: The same as Markdown; shown in notebooks.
-        charts: Charts (SVG) by file name.
-        pictures: Pictures by file name.
-        further: Other documents (JSON) by file name.
+        text: The figures as Markdown; shown in notebooks.
+        charts: File name -> chart as SVG text.
+        pictures: File name -> picture.
+        further: File name -> further document as JSON types.
         notes: Notes to the user, a sentence each.
         files: Written files, if a folder was given.
     """
@@ -113,9 +113,9 @@ def fid(
 
     Args:
         real: Real cases: a folder of volumes, a prepared or an nnU-Net dataset.
-        synthetic: Synthetic cases: a cohort, or the same kinds.
-        devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
-            with ``if __name__ == "__main__":``.
+        synthetic: Synthetic cases: a cohort, or any of the kinds that ``real`` takes.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own. Scripts that use it need
+            ``if __name__ == "__main__":``.
         engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
         address: Address of the Ray cluster, see :func:`maisi_aug.synthesize`.
         num_workers: Number of workers on the cluster.
@@ -164,7 +164,7 @@ def distribution(
     progress: Progress = True,
     **fields: Any,
 ) -> Measurement:
-    """Compare the distributions of radiomic features; ``maisi-aug evaluate distribution``.
+    """Compare the distributions of radiomic features of real and synthetic cases; ``maisi-aug evaluate distribution``.
 
     Args:
         real: Real cases, ten or more: any dataset or folder of volumes.
@@ -197,7 +197,7 @@ def equivalence(
     progress: Progress = True,
     **fields: Any,
 ) -> Measurement:
-    """Test whether lesions and organs are like real ones; ``maisi-aug evaluate equivalence``.
+    """Test whether synthetic lesions and organs are equivalent to real ones; ``maisi-aug evaluate equivalence``.
 
     Args:
         real: Real cases with label maps.
@@ -460,12 +460,12 @@ def reconstruction(
 
 @dataclass(frozen=True)
 class BlindPack:
-    """Pictures for a reader test.
+    """Pictures of real and synthetic cases for a reader test, as :func:`blind_pack` writes them.
 
     Attributes:
-        folder: Folder for the readers.
-        key: File that tells which items are synthetic; not for the readers.
-        answers: Form for the readers to fill in, in the folder.
+        folder: Folder to give to the readers.
+        key: File that says which items are synthetic; not to be given to the readers.
+        answers: ``answers.csv`` in that folder, the form that readers fill in.
         skipped: Cases that could not be read and were replaced by others, with the reasons.
     """
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class HasFolder(Protocol):
-    """A cohort."""
+    """Protocol of everything that has the folder of a cohort, such as :class:`Cohort`."""
 
     @property
     def folder(self) -> Path:
-        """Its folder."""
+        """Folder of the cohort."""
         ...
 
 
@@ -44,11 +44,11 @@ def export_nnunet(
         cohorts: A cohort or its folder, or several.
         dataset_id: Number of the dataset, 1 to 999, not in use.
         copy: Without ``like``: copy the images instead of hard-linking them.
-        progress: True for a bar, False for none, or something to call with ``(stage, done, total)``.
+        progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
         **fields: See below; ``map`` may be a mapping of labels to names as well.
 
     Raises:
-        RequestError: An option is wrong, or has no meaning with, or without, ``like``.
+        RequestError: An option is invalid, or cannot be combined with ``like``, or only with it.
         MaisiAugError: The dataset would be wrong or incomplete.
     """
     from maisi_aug.integrations.nnunet.dataset import export_alone
@@ -68,7 +68,7 @@ def export_monai(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
     Args:
         cohorts: A cohort or its folder, or several.
         out: New or empty folder.
-        progress: True for a bar, False for none, or something to call with ``(stage, done, total)``.
+        progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
         **fields: See below; ``map`` may be a mapping of labels to names as well.
 
     Raises:
@@ -98,7 +98,7 @@ def export_dicom(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
     Args:
         cohorts: A cohort or its folder, or several.
         out: New or empty folder.
-        progress: True for a bar, False for none, or something to call with ``(stage, done, total)``.
+        progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
         **fields: See below.
 
     Raises:

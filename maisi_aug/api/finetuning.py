@@ -87,19 +87,23 @@ def finetune(
     with_tensorboard: bool,
     self_contained: bool,
 ) -> FinetuneResult | None:
-    """Open the data, and train; under ``torchrun`` all processes together.
+    """Open the data of a fine-tuning and train the ControlNet; under ``torchrun`` with all its processes.
 
     Args:
-        request: The request.
+        request: Labels to teach, data, base and training settings.
         out: Folder of the run.
         device: Device on which the networks run.
         max_minutes: Wall-clock limit; the same call continues.
-        display: Shows how it comes along.
+        display: Shows progress.
         with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
 
     Raises:
         MaisiAugError: The request cannot be met.
+
+    Returns:
+        The bundle and the progress of training; None if the time limit was reached before training began, and in all
+        processes of ``torchrun`` except the first.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.training.loop.stopping import TimeLimit
@@ -159,7 +163,12 @@ def open_data(
     display: TrainingDisplay | None = None,
     device: str = "cpu",
 ) -> PreparedStore:
-    """Return the cases to train on.
+    """Return the prepared cases to fine-tune on; data that are not prepared yet are prepared first.
+
+    NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared`` that keeps the embeddings. An nnU-Net
+    dataset, by folder, name or number, and a folder of images and label maps are prepared into ``OUT/prepared`` as by
+    ``maisi-aug prepare`` with its defaults; cases that are already there are kept. Labels in the data with the names of
+    those to be taught need no rule.
 
     NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared``, the embeddings kept. An nnU-Net dataset,
     by folder, name or number, and a folder of images and label maps are prepared into ``OUT/prepared`` as by
@@ -168,15 +177,15 @@ def open_data(
 
     Args:
         request: Names the data, the labels to teach, the rules and the folders of organ labels.
-        base: Its grid and its names for slots are those of the prepared cases.
+        base: Bundle to start from, whose grid and slot names the prepared cases get.
         out: Folder of the run.
-        is_main: Whether this process prepares what is not prepared yet; others read it afterwards.
-        display: Shows how the preparation comes along.
+        is_main: Whether this process prepares missing cases; the other processes of ``torchrun`` read them afterwards.
+        display: Shows the progress of the preparation.
         device: Device on which embeddings are decoded.
 
     Raises:
-        PreparationError: For data that cannot be prepared, and for rules where there is nothing to prepare.
-        TrainingError: For a folder of something else, before anything is prepared into it.
+        PreparationError: The data cannot be prepared, or rules are given for data that are prepared already.
+        TrainingError: ``out`` holds something else; nothing is written.
     """
     from maisi_aug.preparation.prepared import SPEC_NAME
     from maisi_aug.preparation.writing import STATE_FOLDER

@@ -60,8 +60,9 @@ def insert(
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
         device: Device on which the networks of ``painter="network"`` run.
-        devices: See :func:`synthesize`, also for the following arguments.
-        shard: Which part to make.
+        devices: Several devices, each with a process of its own; see :func:`synthesize`, also for the following
+            arguments.
+        shard: ``"I/N"`` to make every N-th case only.
         engine: Whether workers run here or on a Ray cluster.
         address: Address of that cluster.
         num_workers: Number of workers on the cluster.
@@ -106,16 +107,16 @@ def make_insertion(
     redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Find the CTs, plan the lesions and draw them.
+    """Find the CTs of an insertion request, plan its lesions, and draw them into the CTs.
 
     Args:
-        config: The request.
+        config: CTs, lesions, and how they are drawn.
         out: Folder of the cohort.
-        balance: Balance against a real dataset; written next to the cohort.
+        balance: Balance against a real dataset, to be saved in the cohort's folder; None without one.
         where: Devices or workers, and the shard of cases to make.
         verify: Check the bytes of finished cases against the manifest.
         redraw_rejected: Try again for cases that reviewers rejected.
-        listener: Is notified of progress.
+        listener: Object whose methods are called as the run proceeds.
 
     Raises:
         MaisiAugError: The request cannot be met.

@@ -21,13 +21,16 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Show the fields of a model, with types and descriptions, in place of a function's ``**fields``.
+    """Decorator that documents a function's ``**fields`` by the fields of a model, with types and descriptions.
+
+    ``help`` and the completion of notebooks read signature and docstring, so that a new field of the model needs no
+    other mention.
 
     ``help`` and the completion of notebooks read signature and docstring, so that a new field needs no second mention.
 
     Args:
         model: Model that the function builds from its ``**fields``.
-        but: Fields that the function decides itself.
+        but: Fields that callers cannot give, because the function sets them itself.
     """
 
     def show(function: Callable[P, R]) -> Callable[P, R]:
@@ -50,10 +53,10 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
 
 
 def require_known(function: Callable[..., object], fields: Mapping[str, Any]) -> None:
-    """Raise for a keyword that a function with shown fields does not take.
+    """Raise if a keyword argument is not a field of a function that :func:`takes_fields_of` has documented.
 
     Raises:
-        RecipeError: The message names the closest ones.
+        RecipeError: The message names the closest fields.
     """
     known = [name for name in inspect.signature(function).parameters if name != "self"]
     subject = function.__qualname__.removesuffix(".__call__")
@@ -64,7 +67,13 @@ def require_known(function: Callable[..., object], fields: Mapping[str, Any]) ->
 
 
 def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, error: type[MaisiAugError]) -> Model:
-    """Build a configuration from Python arguments.
+    """Build a configuration from the keyword arguments of a Python call.
+
+    Args:
+        model: Class of the configuration.
+        values: Field -> value.
+        source: Name of the function, for messages.
+        error: Class of the error to raise.
 
     Raises:
         MaisiAugError: Of the class ``error``; the message lists all problems.
@@ -74,7 +83,10 @@ def build_model(model: type[Model], values: Mapping[str, Any], *, source: str, e
 
 
 def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to the types of a model's fields; None counts as not given.
+    """Convert keyword arguments to the types of a model's fields, and leave out those that are None.
+
+    Paths become text, and NumPy numbers Python numbers. A field that holds a sequence of texts also takes a single
+    text, or a mapping, which becomes ``key=value`` texts.
 
     Paths become text and NumPy's numbers Python's. Where a field holds any number of texts, one stands for itself, and
     a mapping for ``key=value`` each.
@@ -94,7 +106,7 @@ def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
 
 def to_plain(value: Any) -> Any:
-    """Return paths as text and NumPy's numbers as Python's, inside of sequences and mappings too."""
+    """Replace paths by text and NumPy numbers by Python numbers, also inside sequences and mappings."""
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(

@@ -23,8 +23,8 @@ def labels(
     [(10, 'gallbladder')]
 
     Args:
-        find: Only labels with this in a name or alias, or with this id.
-        kind: Only organs, tumours or placeholder slots.
+        find: Return only labels that have this text in their name or an alias, or this id.
+        kind: Return only ``organ``, ``tumor`` or ``slot`` labels.
         bundle: The bundle whose names for placeholder slots are listed; those of ``phantom-ct`` when not given.
 
     Raises:
@@ -35,7 +35,11 @@ def labels(
 
 
 def load_vocabulary(bundle: str | Path | None) -> tuple[Vocabulary, dict[str, SizeDistribution]]:
-    """Return the vocabulary, and the size distributions that percentiles refer to."""
+    """Return the vocabulary of a bundle, and label name -> size distribution that its percentiles refer to.
+
+    Args:
+        bundle: Name or folder; None for ``phantom-ct``.
+    """
     known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
         return FULL_VOCABULARY, known

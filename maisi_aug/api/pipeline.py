@@ -42,7 +42,7 @@ _DECIDED = (
 
 
 class Pipeline:
-    """A bundle's networks on a device, loaded once and used at every call.
+    """Networks of a bundle on a device: loaded once, then called for one case after the other.
 
     >>> import maisi_aug as ma
     >>> pipe = ma.Pipeline.from_bundle("phantom-ct", device="cpu")
@@ -55,7 +55,8 @@ class Pipeline:
 
     Attributes:
         bundle: Bundle of the networks.
-        networks: Draw one image from one label map, without gates: ``networks.synthesize_image``.
+        networks: The networks themselves; ``networks.synthesize_image`` draws one image from one label map without
+            gates.
     """
 
     def __init__(self, networks: ImagePipeline) -> None:
@@ -71,7 +72,7 @@ class Pipeline:
         precision: PrecisionName = "auto",
         compile_with: Compiler = "none",
     ) -> Self:
-        """Load a bundle's networks.
+        """Load the networks of a bundle onto a device.
 
         Args:
             bundle: ``phantom-ct``, the name of one that ``maisi-aug bundles pull`` has fetched, or a folder.
@@ -179,19 +180,19 @@ class DrawnCase(Case):
 
     @property
     def image(self) -> NDArray[np.int16]:
-        """``(I, J, K)`` in HU."""
+        """``(I, J, K)`` int16 image in HU."""
         assert self._attempt.image_hu is not None
         return self._attempt.image_hu
 
     @property
     def label_map(self) -> NDArray[np.uint8] | None:
-        """``(I, J, K)`` vocabulary ids of all organs, lesions and the body (200); None for an image drawn without."""
+        """``(I, J, K)`` uint8 vocabulary ids of organs, lesions and body (200); None for an image without a label map."""
         assert self._attempt.drawn is not None
         return self._attempt.drawn.label_map
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine of image and label map."""
+        """Shape and voxel-to-RAS+ affine that image and label map share."""
         assert self._attempt.drawn is not None
         return self._attempt.drawn.grid
 

@@ -38,8 +38,8 @@ def prepare(
 
     Args:
         out: Folder of the prepared cases, new or begun.
-        device: Device of TotalSegmentator.
-        update: Bring the folder to other options, and remove its cases that are left out.
+        device: Device on which TotalSegmentator runs, if organ labels are made with it.
+        update: Whether an existing folder may be changed to other options; cases that are then left out are removed.
         num_workers: Processes; one per core when not given.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``.
@@ -60,10 +60,10 @@ def prepare(
 
 @dataclass(frozen=True)
 class Preparation:
-    """A preparation that has been planned.
+    """A preparation that has been planned and checked, and can be run.
 
     Attributes:
-        plan: Plan for every label and case.
+        plan: What becomes of every label and case.
         notes: Notes to the user, a sentence each.
     """
 
@@ -85,7 +85,14 @@ class Preparation:
         report: ReportStage = report_nothing,
         num_workers: int | None = None,
     ) -> Preparation:
-        """Check everything that can be checked before the work; nothing is written.
+        """Plan a preparation and check everything that can be checked beforehand; nothing is written.
+
+        Args:
+            config: Images, label maps, rules and grid.
+            out: Folder of the prepared cases.
+            device: Device on which TotalSegmentator runs.
+            report: Progress callback, called with (stage, done, total).
+            num_workers: Number of processes; one per core if None.
 
         Raises:
             MaisiAugError: The request cannot be met.
@@ -97,10 +104,14 @@ class Preparation:
         return cls(plan, (*notes, *plan.notes), config, out, device, report, num_workers)
 
     def run(self, *, update: bool = False) -> PrepareResult:
-        """Prepare every case that is not there yet.
+        """Prepare every planned case that is not in the folder yet.
+
+        Args:
+            update: Whether an existing folder may be changed to other options; cases that are then left out are
+                removed.
 
         Raises:
-            MaisiAugError: The folder cannot be taken, or no case be prepared.
+            MaisiAugError: The folder is used by another process or for other options, or no case can be prepared.
         """
         from maisi_aug.preparation.run import run_preparation
 

@@ -20,7 +20,9 @@ from maisi_aug.system.progress import ReportStage
 
 
 class CohortProgress(Listener):
-    """Shows the progress of a cohort: cases per minute, failed attempts and remaining time.
+    """Progress of a cohort on a terminal or in a log: cases per minute, failed attempts and remaining time.
+
+    If several workers draw, each has a line of its own.
 
     Where several workers draw, each has a line of its own.
     """
@@ -58,16 +60,16 @@ class CohortProgress(Listener):
         self._warnings.close()
 
     def advises(self, sentence: str) -> None:
-        """Print the advice."""
+        """Print a sentence of advice."""
         self._console.print(f"Note: {sentence}", highlight=False, markup=False, soft_wrap=True)
 
     def measures(self, done: int, total: int) -> None:
-        """Show that another file of the size or HU reference has been measured."""
+        """Show that another file of the size or HU reference has been measured: ``done`` of ``total``."""
         self._close_opening()
         self._count("measuring the reference", done, total)
 
     def tries(self, done: int, total: int) -> None:
-        """Show that another label map of a plan has been tried."""
+        """Show that another label map of a plan has been tried: ``done`` of ``total``."""
         self._close_opening()
         self._count("trying label maps", done, total)
 
@@ -80,7 +82,7 @@ class CohortProgress(Listener):
             self._task = None
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """Show the bar, or print how many cases there are."""
+        """Show the bar, or where there is no terminal, print how many cases there are and how many are finished."""
         self._close_opening()
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._task = self._bar.add_task("cases", total=num_cases, completed=self._num_settled, pace="")
@@ -94,7 +96,7 @@ class CohortProgress(Listener):
             self._opening = None
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Report which cases are drawn again, and why."""
+        """Report which finished cases have lost or altered files and are drawn again."""
         case = lost[0]
         fault = f"{case.missing[0]} is missing" if case.missing else f"{case.altered[0]} was altered"
         others = f", and so on for {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -102,24 +104,24 @@ class CohortProgress(Listener):
         self._console.print(f"{cases} drawn again: {fault}{others}.", highlight=False, markup=False)
 
     def enters(self, stage: str) -> None:
-        """Report the current stage."""
+        """Show the stage that the current case has entered."""
         if self._task is not None and len(self._lines) < 2:
             self._bar.update(self._task, description=stage)
 
     def steps(self, case_id: str, done: int, total: int) -> None:
-        """Count the sampler's steps; the pace is that of images, weights not included."""
+        """Count the sampler's steps of a case; the pace excludes the loading of weights."""
         if self._first_at is None:
             self._first_at = monotonic()
         if self._task is not None and len(self._lines) < 2:
             self._bar.update(self._task, description=f"{case_id}, step {done} of {total}")
 
     def generates(self, number: int, done: int, total: int) -> None:
-        """Count the steps of a label map as long as no image is being sampled next to it."""
+        """Count the sampling steps of a generated label map, unless an image is being sampled at the same time."""
         if self._task is not None and self._first_at is None:
             self._bar.update(self._task, description=f"label map {number}, step {done} of {total}")
 
     def opens(self, worker: str) -> None:
-        """Give a worker a line, which is shown as soon as there are two."""
+        """Register a worker, whose line is shown as soon as there are two workers."""
         if worker not in self._lines:
             self._lines[worker] = self._bar.add_task(worker, total=None, visible=False, pace="")
         if len(self._lines) > 1:
@@ -129,7 +131,13 @@ class CohortProgress(Listener):
                 self._bar.update(self._task, description="cases")
 
     def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """Show what a worker is doing."""
+        """Show what a worker is doing.
+
+        Args:
+            worker: Name of the worker.
+            event: Name of the method of this class that describes the event.
+            details: Arguments of that method.
+        """
         if worker not in self._lines:
             return
         match event, details:
@@ -139,12 +147,12 @@ class CohortProgress(Listener):
                 self._bar.update(self._lines[worker], description=f"{worker}: {stage}", completed=0, total=None)
 
     def loses(self, worker: str, how: str) -> None:
-        """Report that a worker was killed."""
+        """Report that a worker was killed, and how."""
         line = f"Note: {worker} {how}. Its unfinished cases are drawn again."
         self._console.print(line, highlight=False, markup=False)
 
     def records(self, record: AttemptRecord) -> None:
-        """Move the bar, or write a line."""
+        """Advance the bar by a recorded attempt, or where there is no terminal, print a line for it."""
         self._num_retried += record.status == "retried"
         if record.status != "retried":
             self._num_settled += 1
@@ -182,32 +190,32 @@ class ProgressLines(Listener):
         self._num_cases = self._num_settled = self._num_new = self._num_retried = 0
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """Report the number of finished and planned cases."""
+        """Write how many cases are finished and planned."""
         self._num_cases, self._num_settled = num_cases, len(manifest.settled_indices)
         self._print("starts", num_cases=num_cases, num_settled=self._num_settled)
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Report the cases that are drawn again."""
+        """Write which finished cases have lost or altered files and are drawn again."""
         self._print("finds_lost", case_ids=[case.record.case_id for case in lost])
 
     def enters(self, stage: str) -> None:
-        """Report the current stage."""
+        """Write the stage that the current case has entered."""
         self._print("enters", stage=stage)
 
     def opens(self, worker: str) -> None:
-        """Report a worker that loads the networks."""
+        """Write that a worker loads the networks."""
         self._print("opens", worker=worker)
 
     def loses(self, worker: str, how: str) -> None:
-        """Report a worker that was killed."""
+        """Write that a worker was killed, and how."""
         self._print("loses", worker=worker, reason=how)
 
     def advises(self, sentence: str) -> None:
-        """Report the advice."""
+        """Write a sentence of advice."""
         self._print("advises", note=sentence)
 
     def records(self, record: AttemptRecord) -> None:
-        """Report a case, and the counts so far."""
+        """Write the outcome of an attempt, and the counts of cases so far."""
         self._num_retried += record.status == "retried"
         self._num_settled += record.status != "retried"
         self._num_new += record.status != "retried"
@@ -243,7 +251,12 @@ def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[List
 
 @contextmanager
 def count_stages(*, is_quiet: bool, tells_warnings: bool = True) -> Iterator[ReportStage]:
-    """Show a bar per stage of some work on a terminal; in a log, a line when a stage is done."""
+    """Context whose value reports progress by stages: bars on a terminal, a line per finished stage in a log.
+
+    Args:
+        is_quiet: Show nothing.
+        tells_warnings: Also print the warnings of this package.
+    """
     console = PlainConsole(stderr=True, quiet=is_quiet)
     has_bar = can_draw(console) and not is_quiet
     tasks: dict[str, TaskID] = {}

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 class Case:
-    """A CT image with its label map.
+    """A CT image with its label map, lesions and quality verdicts.
 
     Arrays have axes ``I J K`` along right, anterior, superior (RAS+), with the same grid for both.
 
     Attributes:
         id: Name of the case.
-        request: The request.
+        request: Label request that it was made for, such as ``hepatic tumor:0.3``.
         seed: Seed of everything random in the case.
-        lesions: Its lesions, as they were requested and as they are.
+        lesions: Lesions with their requested and realised sizes.
         verdicts: Verdict of each quality gate: ``gate``, ``passed``, ``figures``, ``message``.
-        reason: Why the gates refused it; empty where they did not.
+        reason: Why a quality gate refused the case; empty if it was accepted.
     """
 
     def __init__(
@@ -56,37 +56,37 @@ class Case:
 
     @property
     def is_accepted(self) -> bool:
-        """Whether the case passed every gate."""
+        """Whether the case passed every quality gate."""
         return not self.reason
 
     @property
     def image(self) -> NDArray[np.int16]:
-        """``(I, J, K)`` in HU."""
+        """``(I, J, K)`` int16 image in HU."""
         raise NotImplementedError
 
     @property
     def label_map(self) -> NDArray[np.uint8] | None:
-        """``(I, J, K)`` vocabulary ids of all organs, lesions and the body (200); None for an image drawn without."""
+        """``(I, J, K)`` uint8 vocabulary ids of organs, lesions and body (200); None for an image without a label map."""
         raise NotImplementedError
 
     @property
     def grid(self) -> Grid:
-        """Shape and affine of image and label map."""
+        """Shape and voxel-to-RAS+ affine that image and label map share."""
         raise NotImplementedError
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """``(4, 4)`` from voxel index to RAS+ millimetres."""
+        """``(4, 4)`` float64 matrix from voxel indices (I, J, K) to RAS+ millimetres."""
         return self.grid.affine
 
     @property
     def shape(self) -> Shape:
-        """Voxels along I, J, K."""
+        """Number of voxels along I, J, K."""
         return self.grid.shape
 
     @property
     def spacing_mm(self) -> Spacing:
-        """Voxel sides along I, J, K."""
+        """Voxel side lengths along I, J, K in mm."""
         return self.grid.spacing_mm
 
     def __repr__(self) -> str:
@@ -96,11 +96,12 @@ class Case:
 
 
 class SavedCase(Case):
-    """A case of a cohort; its files are read when they are first looked at.
+    """A case of a cohort on disk, whose arrays are read when they are first used.
 
     Attributes:
-        record: Its line in the manifest: all of the above, where the label map comes from, bundle, licence, settings.
-        files: ``image``, ``label``, ``anatomy`` and ``preview`` on the disk.
+        record: The case's line of the manifest: request, seed, sizes, verdicts, origin of the label map, bundle and
+            licence.
+        files: Paths by kind: ``image``, ``label``, ``anatomy`` and ``preview``.
     """
 
     def __init__(self, record: AttemptRecord, folder: Path) -> None:
@@ -110,21 +111,21 @@ class SavedCase(Case):
 
     @cached_property
     def image(self) -> NDArray[np.int16]:
-        """``(I, J, K)`` in HU."""
+        """``(I, J, K)`` int16 image in HU, read from disk."""
         from maisi_aug.volumes.image_files import load_image
 
         return load_image(self.files["image"]).array
 
     @cached_property
     def label_map(self) -> NDArray[np.uint8] | None:
-        """``(I, J, K)`` vocabulary ids of the full label map; None for an image drawn without."""
+        """``(I, J, K)`` uint8 vocabulary ids of the full label map, read from disk; None for an image without one."""
         from maisi_aug.volumes.image_files import load_label_map
 
         return load_label_map(self.files["anatomy"]).array if "anatomy" in self.files else None
 
     @cached_property
     def grid(self) -> Grid:
-        """Shape and affine of the image and the label map, from the header of the image."""
+        """Shape and voxel-to-RAS+ affine that image and label map share, from the header of the image."""
         from maisi_aug.volumes.image_files import load_grid
 
         return load_grid(self.files["image"])
@@ -163,17 +164,17 @@ class Cohort:
 
     @cached_property
     def cases(self) -> tuple[SavedCase, ...]:
-        """The accepted cases that no reviewer rejected, in the order of the plan."""
+        """The accepted cases that no reviewer has rejected, in the order of the plan."""
         return tuple(SavedCase(record, self.folder) for record in self._load().accepted)
 
     @cached_property
     def rejected(self) -> tuple[AttemptRecord, ...]:
-        """The last attempt of every case that was not accepted, with its reason."""
+        """The last attempt at every case that was not accepted, with the reason."""
         return self._load().rejected
 
     @property
     def contact_sheet(self) -> Path:
-        """A picture of all cases."""
+        """Path of the contact sheet, one picture of all cases."""
         return self.folder / CONTACT_SHEET_NAME
 
     def export_nnunet(self, dataset_id: int, **options: Any) -> ExportReport | LikeReport:
@@ -222,7 +223,10 @@ class Cohort:
 
 
 def load_cohort(folder: str | Path) -> Cohort:
-    """Open a cohort that is on the disk.
+    """Open a cohort on disk.
+
+    Args:
+        folder: Folder that ``synthesize``, ``insert`` or :meth:`DrawnCase.save` has written.
 
     Raises:
         CohortError: The folder is not a cohort, or its manifest is damaged.

@@ -73,15 +73,15 @@ def synthesize(
         max_lesions: Most lesions that a case holds that balances a dataset.
         balance_picture: File to draw the balance into.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-        devices: Several, such as ``"cuda:0,cuda:1"``, a process for each. A script that gives them guards what it does
-            with ``if __name__ == "__main__":``.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own. Scripts that use it need
+            ``if __name__ == "__main__":``.
         shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
         engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
         address: ``"HOST:PORT"`` of that cluster's head, or ``"auto"`` for one that runs on this machine; when not
             given, that of ``RAY_ADDRESS``, else a cluster of this machine alone.
-        num_workers: Workers of the cluster; one for each GPU, or core, when not given.
-        gpus_per_worker: GPUs of each, such as 0.5.
-        compile_with: ``none``, ``inductor`` or ``trt``.
+        num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        compile_with: Compiler of the networks: ``none``, ``inductor`` (torch.compile) or ``trt`` (TensorRT).
         resume: Whether ``out`` may hold this cohort already.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
         redraw_rejected: Make another attempt at cases that reviewers rejected; ``maisi-aug view``.
@@ -169,7 +169,13 @@ def plan(
 def read_request(
     labels: str | Sequence[str], recipe: str | Path | None, fields: Mapping[str, Any], *, source: str
 ) -> CohortRequest:
-    """Check the arguments of a Python call, and return the resolved request.
+    """Check the labels, recipe and fields of a Python call, and return the resolved request.
+
+    Args:
+        labels: Label requests.
+        recipe: Name or file of a recipe; None to start from the defaults.
+        fields: Field -> value; these override the recipe.
+        source: Name of the function, for messages.
 
     Raises:
         RecipeError: The message lists every problem with its place.
@@ -192,18 +198,18 @@ def make_cohort(
     redraw_rejected: bool = False,
     listener: Listener | None = None,
 ) -> CohortSummary:
-    """Resolve a request, and make or continue the cohort.
+    """Resolve a cohort request, and make the cohort or continue it.
 
     Args:
-        request: The request.
+        request: What to make: label requests, bundle, grid, gates and seed.
         out: Folder of the cohort.
-        balance: Balance against a real dataset; written next to the cohort.
+        balance: Balance against a real dataset, to be saved in the cohort's folder; None without one.
         where: Devices or workers, and the shard of cases to make.
         compiler: Compiler for the networks.
         may_resume: Whether the folder may already contain the cohort.
-        verify: Compare the bytes of finished cases with the manifest.
+        verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
         redraw_rejected: Make another attempt at cases that reviewers rejected.
-        listener: Is notified of progress.
+        listener: Object whose methods are called as the run proceeds.
 
     Raises:
         MaisiAugError: The request cannot be met.
@@ -232,7 +238,7 @@ def make_cohort(
 
 @dataclass(frozen=True)
 class Outlook:
-    """Outlook on a run, before anything is made.
+    """What a run would do: the plan of a cohort, found without making anything.
 
     Attributes:
         cohort: The cohort with its plan.
@@ -246,13 +252,13 @@ class Outlook:
 def look_ahead(
     request: CohortRequest, out: Path | None = None, *, may_resume: bool = True, listener: Listener | None = None
 ) -> Outlook:
-    """Resolve and check a request without generating anything.
+    """Resolve and check a cohort request without making anything.
 
     Args:
-        request: The request.
+        request: What to make: label requests, bundle, grid, gates and seed.
         out: Folder of the cohort, to check it as well; None to skip this check.
         may_resume: Whether the folder may already contain the cohort.
-        listener: Notified of measured files and tried label maps.
+        listener: Object whose methods are called for measured files and tried label maps.
 
     Raises:
         MaisiAugError: The request is invalid.

@@ -34,13 +34,13 @@ REQUESTS: dict[StageName, type[TrainRequest | MaskTrainRequest]] = {
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Result of a training stage.
+    """Result of one stage of training.
 
     Attributes:
         stage: Name of the stage.
         path: Folder of the bundle after the last stage, otherwise of the stage; of the run if the time limit was
             reached before the first step.
-        num_steps: Optimiser steps of the recipe.
+        num_steps: Number of optimiser steps that the recipe requests.
         loop: Steps done so far; None if the time limit was reached before the first step.
         stopped_while: What the run was doing when it was stopped, such as ``building phantoms, 3 of 40``; otherwise
             empty.
@@ -54,7 +54,7 @@ class TrainResult:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all steps are done."""
+        """Whether all optimiser steps of the stage are done."""
         return self.loop is not None and self.loop.is_complete
 
 
@@ -120,11 +120,11 @@ def train_stage(
     display: TrainingDisplay,
     with_tensorboard: bool,
 ) -> TrainResult | None:
-    """Train a stage, with all processes of ``torchrun`` or ``accelerate launch``.
+    """Train one stage of a bundle's networks, with all processes of ``torchrun`` or ``accelerate launch``.
 
     Args:
         stage: Name of the stage.
-        request: The request.
+        request: Recipe and data of the stage.
         out: Folder of the run.
         device: Device of the networks.
         max_minutes: Time limit; calling again continues.
@@ -133,6 +133,9 @@ def train_stage(
 
     Raises:
         MaisiAugError: The request is invalid.
+
+    Returns:
+        Path of the result and progress; None in all processes except the first.
     """
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
 

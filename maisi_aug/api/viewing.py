@@ -22,8 +22,8 @@ def view(
 
     Args:
         cohort: A cohort or its folder, or one of its cases.
-        case: Which one, by number from 0 or by its id.
-        window_hu: HU that are black and white.
+        case: Case to show, by number from 0 or by id; ignored if a case is given.
+        window_hu: HU shown as black and as white.
         height: Height of the widget in pixels.
 
     Returns:

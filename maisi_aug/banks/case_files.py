@@ -72,10 +72,10 @@ _LETTER_AND_NUMBER = re.compile(r"[A-Za-z]{1,2}\d{1,2}")
 
 @dataclass(frozen=True, slots=True)
 class FileName:
-    """Parts of a file name, without the format's suffix and a channel number.
+    """Parts of a file name, without the format's suffix and nnU-Net's channel number.
 
     Attributes:
-        role: Kind of the file; None if the name does not tell.
+        role: Kind of the file, image or label map; None if the name does not say.
         case: Rest of the name without the word for the kind of file; may be empty.
         word: Word for the kind of file (``ct``, ``seg``, ...) in lower case; empty without one.
         is_front: Whether the word stands in front of the case, as in ``volume-0``: a case may begin like that as well.
@@ -93,7 +93,7 @@ class LeftOut:
 
     Attributes:
         path: The file.
-        reason: Why, as a clause.
+        reason: Why the file was left out, as a clause.
     """
 
     path: Path
@@ -102,13 +102,13 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class SortedFiles:
-    """The files of one folder by what they are.
+    """Files of one folder, sorted into images, label maps and others.
 
     Attributes:
-        images: Image -> its name without a channel's number.
+        images: Image -> name of the image without nnU-Net's channel number.
         labels: Label maps.
-        others: The rest.
-        is_bare: Whether no name tells what its file is; the files are then among the images.
+        others: Files that are neither.
+        is_bare: Whether no name says what kind its file is; all files are then listed as images.
     """
 
     images: Mapping[Path, str]
@@ -119,12 +119,12 @@ class SortedFiles:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A label map and its image.
+    """A label map and the image that it belongs to.
 
     Attributes:
         label: The label map.
-        image: Its image; None where no image has its name.
-        rivals: Several images that have it alike, so that none is taken.
+        image: The image; None if no image has a matching name.
+        rivals: Images whose names match equally well, so that none of them is chosen.
     """
 
     label: Path
@@ -133,7 +133,7 @@ class Pair:
 
 
 def list_volumes(folder: Path) -> list[Path]:
-    """Return the readable files of a folder that are not DICOM; hidden ones, such as macOS' ``._x``, are none."""
+    """List the volume files of a folder, except DICOM and hidden files such as macOS' ``._x``."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -142,19 +142,22 @@ def list_volumes(folder: Path) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """Return the folders in a folder, hidden ones left out."""
+    """List the folders in a folder, except hidden ones."""
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
 def find_folders(folder: Path, names: Sequence[str]) -> list[Path]:
-    """Return those of some folders that are there, in the order of the names; capitals and small letters are alike."""
+    """Return the sub-folders of a folder that have one of the given names, in the order of the names.
+
+    Upper and lower case are not distinguished.
+    """
     ranks = {name.lower(): rank for rank, name in reversed(list(enumerate(names)))}
     found = [child for child in list_folders(folder) if child.name.lower() in ranks]
     return sorted(found, key=lambda child: ranks[child.name.lower()])
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List files that may be images, and DICOM images: folders with a series, and files of frames."""
+    """List what may be a CT image in a folder: volume files, folders with a DICOM series, and files of DICOM frames."""
     return [*list_volumes(folder), *find_volumes(folder)]
 
 
@@ -162,25 +165,27 @@ def find_case_series(folder: Path) -> Path | None:
     """Return the DICOM image of a folder that belongs to one case, in it or anywhere below.
 
     Returns:
-        The only one in it; the folder itself, where it holds several, of which only reading tells; None without any.
+        The only series; the folder itself if it holds several, between which only reading can decide; None if there is
+        no series.
     """
     volumes = find_volumes(folder)
     return volumes[0] if len(volumes) == 1 else folder if volumes else None
 
 
 def list_labels(folder: Path, *, is_case: bool = False) -> list[Path]:
-    """Return files that may be label maps, DICOM segmentations and structure sets among them.
+    """List what may be a label map in a folder, including DICOM segmentations and structure sets.
 
     Args:
-        folder: The folder.
-        is_case: Whether it belongs to one case: DICOM objects in the folders below then count, whatever their names.
+        folder: Folder to search.
+        is_case: Whether the folder belongs to one case; DICOM objects in its sub-folders then count, whatever their
+            names.
     """
     drawn = find_label_objects(folder) if is_case else [path for path in dicom_files(folder) if is_label_object(path)]
     return sorted([*list_volumes(folder), *drawn])
 
 
 def stem_of(path: Path) -> str:
-    """Return the file name without the format's suffix, ``.nii.gz`` included."""
+    """Return a file name without the suffix of its format, such as ``.nii.gz``."""
     lower = path.name.lower()
     for suffix in sorted(READABLE_SUFFIXES, key=len, reverse=True):
         if lower.endswith(suffix):
@@ -189,7 +194,13 @@ def stem_of(path: Path) -> str:
 
 
 def read_file_name(stem: str) -> FileName:
-    """Read a name by the grammar; the first that fits counts: a word at the end or alone, in front, in between."""
+    """Split a file name into its case and the word for the kind of file, such as ``ct`` or ``seg``.
+
+    A word at the end or alone is preferred to one at the front, and that to one in the middle.
+
+    Args:
+        stem: File name without the suffix of its format.
+    """
     for pattern, role, is_front in _GRAMMAR:
         match = pattern.fullmatch(stem)
         if match:
@@ -198,24 +209,24 @@ def read_file_name(stem: str) -> FileName:
 
 
 def is_image_name(path: Path) -> bool:
-    """Whether a file's name ends in a word for images or is one, as in ``X_ct`` or ``image``."""
+    """Whether a file name is, or ends in, a word for images, as in ``X_ct`` or ``image``."""
     name = read_file_name(stem_of(path))
     return name.role == "image" and not name.is_front
 
 
 def label_word(path: Path) -> str:
-    """Return the word that tells a label map, such as ``oar``; empty without one."""
+    """Return the word in a file name that marks it as a label map, such as ``oar``; empty if there is none."""
     name = read_file_name(stem_of(path))
     return name.word if name.role == "label" else ""
 
 
 def case_of(path: Path, base: str | None = None, *, role: Role | None = None) -> str:
-    """Return the case that a file belongs to: its name, or its folder's where the name says no more than what it holds.
+    """Return the case that a file belongs to: its own name, or its folder's if the name only says what kind it is.
 
     Args:
-        path: The file, or a folder with a DICOM series.
-        base: Its name without a channel's number, where it is known whether that is one; else ``_0000`` is taken off.
-        role: Known kind of the file, if any: ``P_seg`` among images is a case of that name.
+        path: File, or folder with a DICOM series.
+        base: File name without a channel number, if known; otherwise ``_0000`` is removed from the name.
+        role: Kind of the file, if known: ``P_seg`` among images is then a case of that name.
     """
     stem = _stem_of(path)
     if base is None:
@@ -230,16 +241,16 @@ def case_of(path: Path, base: str | None = None, *, role: Role | None = None) ->
 def split_channels(
     images: Iterable[Path], labels: Iterable[Path] = (), *, ct_channel: int = 0, has_channels: bool = False
 ) -> tuple[dict[Path, str], tuple[LeftOut, ...]]:
-    """Tell nnU-Net's channels from cases that are counted in four digits.
+    """Tell nnU-Net's channel numbers from four-digit case numbers in the names of images.
 
     Args:
         images: Image files of one folder.
-        labels: Label maps that belong to them: their names tell whether ``_0000`` is part of the case's.
-        ct_channel: The channel to take.
-        has_channels: Whether it is known that each image is a channel.
+        labels: Label maps of these images, whose names show whether ``_0000`` belongs to the name of the case.
+        ct_channel: Number of the channel that is the CT.
+        has_channels: Whether every image is known to be a channel.
 
     Returns:
-        Image -> name without a channel's number, and the files that are other channels.
+        Image of the CT channel -> name without the channel number, and the files of other channels.
     """
     stems = {path: _stem_of(path) for path in images}
     groups: dict[str, dict[int, Path]] = defaultdict(dict)
@@ -262,13 +273,13 @@ def split_channels(
 def sort_files(
     files: Iterable[Path], *, ct_channel: int = 0, are_images: bool = False, labels_elsewhere: Sequence[Path] = ()
 ) -> SortedFiles:
-    """Tell the images of a folder from its label maps by their names and by the company that they are in.
+    """Sort the files of a folder into images and label maps, by their names and by the other files there.
 
     Args:
         files: Files of one folder.
         ct_channel: nnU-Net's channel that is the CT.
-        are_images: Whether the folder is one of images: names that say another thing are then names of cases, unless
-            an image lies next to them that they would be the label map of.
+        are_images: Whether the folder holds images only; a word for label maps then belongs to the name of a case,
+            unless the matching image is in the folder, too.
         labels_elsewhere: Label maps of these images in another folder.
     """
     files = list(files)
@@ -302,17 +313,16 @@ def sort_files(
 def sort_folder(
     folder: Path, *, ct_channel: int = 0, are_images: bool = False, labels_elsewhere: Sequence[Path] = ()
 ) -> SortedFiles:
-    """Tell the images of a folder from its label maps, as :func:`sort_files` does, with DICOM by its content.
+    """Sort the files of a folder into images and label maps, as :func:`sort_files` does, and DICOM by its content.
 
     Args:
-        folder: The folder.
+        folder: Folder to sort.
         ct_channel: nnU-Net's channel that is the CT.
-        are_images: Whether the folder is one of images.
+        are_images: Whether the folder holds images only.
         labels_elsewhere: Label maps of these images in another folder.
 
     Returns:
-        Its files, and the folders in it that hold a DICOM series among the images; the folder alone, where it holds
-        the slices of one.
+        The files; folders with a DICOM series are among the images, or the folder itself if it holds the slices of one.
     """
     volumes = find_volumes(folder)
     if folder in volumes:
@@ -323,15 +333,15 @@ def sort_folder(
 
 
 def pair_by_name(labels: Iterable[Path], images: Mapping[Path, str], *, is_one_folder: bool = False) -> list[Pair]:
-    """Find the image of each label map: the one whose name is its own after as little as possible is taken off both.
+    """Find the image of each label map by name: the match for which the least must be removed from both names.
 
     Args:
         labels: Label maps.
-        images: Image -> name without a channel's number.
-        is_one_folder: Whether all lie in one folder, so that ``ct`` or ``imaging`` is the image of all its label maps.
+        images: Image -> name without nnU-Net's channel number.
+        is_one_folder: Whether all files lie in one folder, where ``ct`` or ``imaging`` is the image of all label maps.
 
     Returns:
-        A pair for each label map, in their order.
+        One pair per label map, in the order of ``labels``.
     """
     by_key: dict[str, list[tuple[int, Path]]] = defaultdict(list)
     for image, base in images.items():
@@ -358,11 +368,11 @@ def pair_by_name(labels: Iterable[Path], images: Mapping[Path, str], *, is_one_f
 
 
 def pair_in_case(labels: Iterable[Path], images: Mapping[Path, str]) -> list[Pair]:
-    """Return the pairs of one case's files: by name, and with the only image where the names tell nothing.
+    """Pair the label maps and images of one case: by name, or with the only image if the names do not say.
 
     Args:
-        labels: Its label maps.
-        images: Image -> name without a channel's number.
+        labels: Label maps of the case.
+        images: Image -> name without nnU-Net's channel number.
     """
     only = next(iter(images)) if len(images) == 1 else None
     pairs = pair_by_name(labels, images, is_one_folder=True)
@@ -370,7 +380,7 @@ def pair_in_case(labels: Iterable[Path], images: Mapping[Path, str]) -> list[Pai
 
 
 def is_letter_and_number(stem: str) -> bool:
-    """Whether a name may be a case's as well as a vertebra's: ``L1``, ``T12``, ``C3``."""
+    """Whether a file name may stand for a case as well as for a vertebra, such as ``L1``, ``T12`` or ``C3``."""
     return _LETTER_AND_NUMBER.fullmatch(stem) is not None
 
 

@@ -45,13 +45,16 @@ SAME_PLACE = 0.1
 
 
 def load_ct(path: Path) -> Volume:
-    """Read a CT.
+    """Read a CT and check that its values are HU.
+
+    Args:
+        path: Volume file, DICOM series folder or file of DICOM frames.
 
     Returns:
         ``(I, J, K)`` HU in RAS+.
 
     Raises:
-        VolumeError: It cannot be read, or its values are not HU.
+        VolumeError: The CT cannot be read, or its values are not HU.
     """
     volume = load_image(path)
     require_hu(volume.array, path.name)
@@ -59,11 +62,11 @@ def load_ct(path: Path) -> Volume:
 
 
 def require_hu(image: NDArray[Any], subject: str) -> None:
-    """Raise where values cannot be HU: MR, normalised images, CTs stored with an offset, with or without padding.
+    """Raise if values cannot be HU: MR, normalised images, and CTs stored with an offset, with or without padding.
 
     Args:
         image: ``(I, J, K)`` values.
-        subject: The image, for the message.
+        subject: Name of the image in the message.
 
     Raises:
         VolumeError: The message names the values found.
@@ -105,20 +108,20 @@ def _share(values: NDArray[Any], low: float, high: float) -> float:
 def place_labels(
     labels: Volume, image: Grid, *, subject: str, on: Literal["the image's grid", "its own grid"] = "the image's grid"
 ) -> Volume:
-    """Return a label map on its image's grid; warns if it had to be padded.
+    """Return a label map on the grid of its image; warns if it had to be padded.
 
     Args:
         labels: ``(I, J, K)`` labels.
-        image: The image's grid.
-        subject: The label map, for messages.
-        on: Grid to return it on. On its own grid, its voxels may differ from the image's if it shows the same field
-            of view to a voxel.
+        image: Grid of the image.
+        subject: Name of the label map in messages.
+        on: Grid of the result. ``its own grid`` also allows other voxel sizes, if the field of view is the same to
+            within a voxel.
 
     Returns:
         The label map, padded to the image's grid if it was cropped along the image's voxels.
 
     Raises:
-        VolumeError: It lies elsewhere, has other voxels, or shows another field of view.
+        VolumeError: The label map lies elsewhere, has other voxels, or shows another field of view than the image.
     """
     if is_same_place(labels.grid, image):
         return labels
@@ -139,10 +142,10 @@ def place_labels(
 
 
 def load_labels_in_place(entry: BankEntry) -> Volume:
-    """Return the label map of a bank in its own ids, known to lie where its CT does, if there is one.
+    """Read a label map of a bank in its own ids, and check that it lies where its CT does, if it has one.
 
     Raises:
-        VolumeError: It cannot be read, or lies elsewhere.
+        VolumeError: The label map cannot be read, or lies elsewhere than its CT.
     """
     if entry.member is not None:
         return decode_label_map(entry.member.read(), entry.name, max_bytes=entry.member.max_bytes)
@@ -151,12 +154,12 @@ def load_labels_in_place(entry: BankEntry) -> Volume:
 
 
 def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume:
-    """Return the label map itself, once it is known that it shows a part of its CT, of which the header is read.
+    """Return a label map unchanged after checking, by the CT's header, that it shows a part of its CT.
 
     Args:
         labels: ``(I, J, K)`` labels.
-        image: The CT; None where there is none.
-        subject: The label map, for messages.
+        image: Path of the CT; None to check nothing.
+        subject: Name of the label map in messages.
 
     Raises:
         VolumeError: The CT cannot be read, or the label map lies elsewhere.
@@ -167,7 +170,7 @@ def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume
 
 
 def is_same_place(grid: Grid, other: Grid) -> bool:
-    """Whether two grids have the same voxels, to a tenth of a voxel."""
+    """Whether the voxels of two grids coincide to within a tenth of a voxel."""
     if grid.shape != other.shape:
         return False
     corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))
@@ -176,7 +179,7 @@ def is_same_place(grid: Grid, other: Grid) -> bool:
 
 
 def spell_place(grid: Grid) -> str:
-    """Return a grid and where its first voxel lies, in a few words."""
+    """Describe a grid for a message: shape, spacing in mm, and position of the first voxel in RAS+ mm."""
     origin = ", ".join(f"{side:.1f}" for side in grid.affine[:3, 3])
     return f"{spell_grid(grid.shape, [round(side, 3) for side in grid.spacing_mm], with_extent=False)} from ({origin})"
 

@@ -24,14 +24,14 @@ MIN_NEAR = 32
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """A file in a zip archive.
+    """One file inside a zip archive, such as a label map of NVIDIA's mask database.
 
     Attributes:
-        archive: The archive.
-        name: Name in it.
-        num_bytes: Size, as the archive states it.
-        crc32: Checksum, as the archive states it.
-        max_bytes: More than its voxels can take; neither the member nor what it unpacks to is read beyond this.
+        archive: Path of the archive.
+        name: Path inside the archive.
+        num_bytes: Uncompressed size in bytes that the archive states.
+        crc32: Checksum that the archive states.
+        max_bytes: Upper bound of the size in bytes that its number of voxels allows; nothing beyond it is read.
     """
 
     archive: Path
@@ -41,7 +41,7 @@ class ArchiveMember:
     max_bytes: int
 
     def read(self) -> bytes:
-        """Return the content, held in memory: nothing is written anywhere.
+        """Return the content of the file, in memory; nothing is written to disk.
 
         Raises:
             VolumeError: The archive or the member is missing, damaged or encrypted, or the member is too large.
@@ -58,7 +58,7 @@ class ArchiveMember:
         return content
 
     def too_large(self) -> VolumeError:
-        """Return the error for a member that is larger than its number of voxels allows."""
+        """Return the error for a file that is larger than its number of voxels allows."""
         return VolumeError(
             f"{self.name}: larger than the {self.max_bytes / 1000000.0:.0f} MB that the archive's list states. "
             "Download the archive again."
@@ -67,21 +67,21 @@ class ArchiveMember:
 
 @dataclass(frozen=True)
 class BankEntry:
-    """One label map of a bank.
+    """One label map of a mask bank, with its files and what is known of it before it is read.
 
     Attributes:
-        name: Path relative to the bank, with ``/``.
+        name: Path relative to the bank, with ``/`` as separator.
         label_paths: The label map, or one mask per organ; empty for a member of an archive.
-        image_path: The CT it was drawn on, if there is one.
-        organ_names: Organ of each mask; empty for one label map.
+        image_path: The CT that the label map belongs to; None without one.
+        organ_names: Name of the organ of each mask; empty if ``label_paths`` is one label map.
         label_names: Names of the map's own ids from ``labels.json`` or ``dataset.json``; None without such a file.
         label_regions: nnU-Net's regions from the same file: labels that join several ids.
-        listed_ids: Ids that a data list promises, as MAISI's lists do; None where unknown.
-        has_vocabulary_ids: Whether its ids are the vocabulary's: maps of this package's cohorts and of MAISI's lists.
-        member: The label map in an archive; None for files.
+        listed_ids: Label ids that a data list states for the map, as MAISI's lists do; None if unknown.
+        has_vocabulary_ids: Whether its ids are the vocabulary's, as in cohorts of this package and MAISI's lists.
+        member: The label map inside an archive; None for files on disk.
         extent_mm: Field of view along I, J, K that a data list states; None where unknown.
         regions: Uppermost and lowest body region, stated by a data list or derived from its labels; None where unknown.
-        case: The case that its files are of; empty where no name tells.
+        case: Name of the case; empty if no file name states it.
     """
 
     name: str
@@ -99,7 +99,7 @@ class BankEntry:
 
     @property
     def ids_by_name(self) -> dict[str, tuple[int, ...]]:
-        """Ids by name of the map's own labels, without the background; several ids may share a name."""
+        """Label name -> ids of the label map that have this name, without the background; several ids may share a name."""
         ids: dict[str, tuple[int, ...]] = {}
         for label_id, name in (self.label_names or {}).items():
             if label_id:
@@ -108,18 +108,18 @@ class BankEntry:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All files of the entry, the CT last."""
+        """All files of the label map, followed by its CT if it has one."""
         return self.label_paths if self.image_path is None else (*self.label_paths, self.image_path)
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Requirements on a label map.
+    """Label ids that a label map must have, or must not have, to be used for a case.
 
     Attributes:
-        required_ids: All of these.
-        host_ids: Sets of host ids; the map must have at least one id of each set.
-        only_tumor_ids: No tumour but these; None where tumours are removed anyway.
+        required_ids: Ids that must all be present.
+        host_ids: Sets of ids of host organs; at least one id of each set must be present.
+        only_tumor_ids: The only tumour ids that may be present; None if tumours are removed anyway.
     """
 
     required_ids: frozenset[int] = frozenset()
@@ -127,15 +127,15 @@ class Needs:
     only_tumor_ids: frozenset[int] | None = None
 
     def are_met_by(self, ids: frozenset[int] | None) -> bool:
-        """Whether a map with these ids meets the requirements; None stands for an unusable map."""
+        """Whether a label map with these ids meets the requirements; None stands for an unusable map and never does."""
         return ids is not None and self.required_ids <= ids and all(ids & hosts for hosts in self.host_ids)
 
 
 class BankListing:
-    """Known properties of the maps of a bank.
+    """What is known of the label maps of a bank before they are read.
 
     Attributes:
-        ids: Ids of each map that a list promises; None where only the map itself can tell.
+        ids: Per map, the label ids that a data list states; None if only reading the map can tell.
     """
 
     def __init__(
@@ -154,7 +154,14 @@ class BankListing:
         ]
 
     def choose(self, order: Sequence[int], needs: Needs) -> list[int]:
-        """Return the suitable ones of some maps, those with a similar field of view first.
+        """Return the indices of suitable maps from a given order, those with a similar field of view first.
+
+        If tumours are removed anyway, maps without tumours come first, provided that there are enough of them for
+        variety. Without information about the maps, the order is returned unchanged.
+
+        Args:
+            order: Indices of maps, in the order to try them.
+            needs: Requirements on the label ids.
 
         If tumours are removed anyway, maps without any come first, if there are enough of them for variety. Nothing is
         sorted or left out where a bank tells nothing of its maps.

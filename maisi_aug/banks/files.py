@@ -57,7 +57,7 @@ MAX_PATH_LETTERS = 3000
 
 @dataclass(frozen=True)
 class BankFiles:
-    """Files of a bank; none of them is opened.
+    """Label maps and unusable files found at the path of a bank, without opening any of them.
 
     Attributes:
         path: Path of the bank.
@@ -72,7 +72,7 @@ class BankFiles:
     left_out: list[tuple[str, str]]
 
     def require_maps(self) -> None:
-        """Raise unless there is at least one label map that looks usable.
+        """Raise if a bank holds no label map that looks usable.
 
         Raises:
             BankError: The message names the first file that is not usable, if there is one.
@@ -85,7 +85,15 @@ class BankFiles:
 
 
 def find_entries(path: Path, is_organ_name: IsOrganName) -> tuple[list[BankEntry], list[tuple[str, str]]]:
-    """Return the label maps of a bank and the unusable ones, as in :func:`list_bank`."""
+    """Find the label maps at the path of a bank, and the files that cannot be used; see :func:`list_bank`.
+
+    Args:
+        path: Folder, data list, label map or mask database.
+        is_organ_name: Whether a file name is that of an organ, which makes a folder of masks one label map.
+
+    Returns:
+        The label maps, and ``(name, reason)`` of unusable files.
+    """
     found = list_bank(path, is_organ_name)
     return found.entries, found.faults
 
@@ -96,7 +104,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
     Args:
         path: A folder, a JSON data list, one label map, NVIDIA's mask database, or the number or name of a raw dataset
             in the folder that the variable ``nnUNet_raw`` names.
-        is_organ_name: Whether a file's name is an organ's, which makes a folder of masks one label map.
+        is_organ_name: Whether a file name is that of an organ, which makes a folder of masks one label map.
 
     Raises:
         BankError: There is nothing at the path, or the data list or ``dataset.json`` cannot be read.
@@ -128,7 +136,7 @@ def list_bank(path: Path, is_organ_name: IsOrganName) -> BankFiles:
 
 
 def digest_of(entries: Sequence[BankEntry]) -> str:
-    """Return the SHA-256 that distinguishes banks without opening their maps: files, sizes, names of labels."""
+    """Return a SHA-256 that identifies a bank by the paths, sizes and label names of its maps, without opening them."""
     rows = [
         {
             "name": entry.name,
@@ -153,15 +161,21 @@ LabelRegions = Mapping[str, tuple[int, ...]]
 
 
 def load_label_names(path: Path) -> dict[str, Mapping[int, str]]:
-    """Return only the names of :func:`load_labels`."""
+    """Read the label names of ``labels.json`` or ``dataset.json``, without the regions; see :func:`load_labels`.
+
+    Returns:
+        Group -> id -> name; the group is empty if the file has none.
+    """
     return load_labels(path)[0]
 
 
 def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]:
-    """Read ``labels.json`` or ``dataset.json``: id -> name, or name -> id, or a group of those per kind of label map.
+    """Read the label names and regions of ``labels.json`` or ``dataset.json``.
+
+    The file holds id -> name, or name -> id, or a group of these per kind of label map.
 
     Returns:
-        Group -> id -> name, the group being empty where the file has none; and the regions.
+        Group -> id -> name, where the group is empty if the file has none; and nnU-Net's regions.
 
     Raises:
         BankError: The file is not JSON or its labels are not one id to one name.
@@ -183,17 +197,20 @@ def load_labels(path: Path) -> tuple[dict[str, Mapping[int, str]], LabelRegions]
 
 
 def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
-    """Return a table of ids and names as id -> name.
+    """Convert a table of label ids and names, in either direction, to id -> name.
+
+    An id that belongs to several of nnU-Net's regions gets the name of the smallest one. The rest of a region of
+    lesions, of which a part has a name of its own, is named by both: "masses except tumor" may be cysts.
 
     An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it; of a region of
     lesions of which a part has a name of its own, the rest is called so: "masses except tumor" may be cysts.
 
     Args:
         table: Id -> name, or name -> id or ids.
-        path: File that the table comes from, for errors.
+        path: File that the table comes from, for messages.
 
     Raises:
-        BankError: The table is something else.
+        BankError: The table is neither of both.
     """
     regions = {name: values for name, values in table.items() if isinstance(values, list)}
     widest_first = sorted(regions, key=lambda name: len(regions[name]), reverse=True)

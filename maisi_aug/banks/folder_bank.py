@@ -61,14 +61,14 @@ class _Labels(NamedTuple):
 
 
 class FolderBank:
-    """Label maps from a folder, a data list, one file or NVIDIA's mask database.
+    """A mask bank of label maps in a folder, a data list, one file or NVIDIA's mask database.
 
     Attributes:
         name: Name of the folder or file.
-        varies: False: a draw may repeat an anatomy, so that it is worth deforming.
-        skipped: ``(path, reason)`` of files that could not be used, so far.
-        grid: The networks' grid; maps are cut to its shape and spacing.
-        vocabulary: Meaning of the ids in the returned maps.
+        varies: Always False: the same anatomy may be drawn repeatedly, so that callers should deform it.
+        skipped: ``(path, reason)`` of the files found unusable so far.
+        grid: Output grid, to whose shape and spacing maps are cut.
+        vocabulary: Vocabulary of the ids in the returned maps.
     """
 
     varies = False
@@ -138,28 +138,28 @@ class FolderBank:
 
     @property
     def num_looks(self) -> int:
-        """Number of maps that represent the bank: all, since files may show parts of patients."""
+        """Number of maps to examine to represent the bank: all, because each file may show another part of the body."""
         return max(NUM_LOOKS, len(self))
 
     @property
     def path(self) -> Path:
-        """Folder or file of the maps."""
+        """Path of the bank: its folder, data list or file."""
         return self._path
 
     @property
     def names(self) -> list[str]:
-        """Names of the listed maps in order, usable or not."""
+        """Names of all listed maps in their order, whether usable or not."""
         return [entry.name for entry in self._entries]
 
     @property
     def digest(self) -> str:
-        """SHA-256 that identifies the bank without opening its maps: over its files and the meaning of ids."""
+        """SHA-256 that identifies the bank by its files and the meaning of their ids, without opening the maps."""
         meanings = self._mapping if isinstance(self._mapping, str) else dict(self._mapping)
         return hashlib.sha256(json.dumps([digest_of(self._entries), meanings]).encode()).hexdigest()
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """``(path, reason)`` of every file that could not be used, so far."""
+        """``(path, reason)`` of every file that has been found unusable so far."""
         return [*self._unusable, *self._left_out]
 
     @property
@@ -168,15 +168,29 @@ class FolderBank:
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
     def fault_of(self, index: int) -> str:
-        """Return why a map cannot be used; empty if no reason is known."""
+        """Return why a map cannot be used; empty if no fault is known.
+
+        Args:
+            index: Place of the map in :attr:`names`.
+        """
         return self._bad.get(index, "")
 
     def image_path_of(self, index: int) -> Path | None:
-        """Return the CT beside a map, if there is one."""
+        """Return the path of the CT that a map belongs to; None without one.
+
+        Args:
+            index: Place of the map in :attr:`names`.
+        """
         return self._entries[index].image_path
 
     def order(self, seed: int, needs: Needs) -> list[int]:
-        """Return the entries that may be suitable, as far as known before reading, in a random order given by the seed.
+        """Return the indices of maps that may be suitable, as far as is known before reading, in a seeded random order.
+
+        If a list states the fields of view, the maps with the closest ones come first.
+
+        Args:
+            seed: Seed of the order.
+            needs: Requirements on the label ids.
 
         Of maps whose field of view a list tells, the closest ones come first.
         """
@@ -184,10 +198,13 @@ class FolderBank:
         return self._listing.choose(order, needs)
 
     def load(self, index: int) -> BankMap | None:
-        """Read a map; None if it cannot be used, with the reason in ``skipped``.
+        """Read one map of the bank; None if it cannot be used, with the reason added to :attr:`skipped`.
 
         Raises:
             BankError: No usable map is left.
+
+        Args:
+            index: Place of the map in :attr:`names`.
         """
         if index in self._bad:
             return None
@@ -200,11 +217,11 @@ class FolderBank:
         return known if isinstance(known, BankMap) else None
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise if a file that cases were made from has changed in the bank.
+        """Raise if a file of the bank has changed since cases were made from it.
 
         Args:
-            origins: Origins of label maps, as the cases' manifest has them: ``file`` with its hash, and that of the CT
-                that gave the body.
+            origins: Origins of label maps as recorded in the manifest: ``file`` with its SHA-256, and the same of the
+                CT from which the body was found.
 
         Raises:
             CohortError: The message names the first changed file.
@@ -235,7 +252,11 @@ class FolderBank:
         return self._hashes[key]
 
     def ids_of(self, index: int) -> frozenset[int] | None:
-        """Return the ids of a map, read once; None if it cannot be used."""
+        """Return the label ids of a map, which is read at most once; None if it cannot be used.
+
+        Args:
+            index: Place of the map in :attr:`names`.
+        """
         listed = self._listing.ids[index]
         if listed is not None and index not in self._ids and index not in self._bad:
             return listed
@@ -244,13 +265,22 @@ class FolderBank:
         return self._ids.get(index) if index not in self._bad else None
 
     def grid_of(self, index: int) -> Grid | None:
-        """Return the grid of a map, read once; None if it cannot be used."""
+        """Return the grid of a map, which is read at most once; None if it cannot be used.
+
+        Args:
+            index: Place of the map in :attr:`names`.
+        """
         if index not in self._grids and index not in self._bad:
             self._try(index, lambda: self._read_labels(index))
         return self._grids.get(index) if index not in self._bad else None
 
     def lesions_of(self, index: int, label_id: int) -> list[BankLesion]:
-        """Return the lesions of one id in a map, measured once."""
+        """Return the connected lesions of one label in a map, which is measured at most once.
+
+        Args:
+            index: Place of the map in :attr:`names`.
+            label_id: Vocabulary id of the lesion.
+        """
         key = (index, label_id)
         if key not in self._lesions:
             bank_map = self.load(index)
@@ -258,7 +288,15 @@ class FolderBank:
         return self._lesions[key]
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """Yield maps with a host of every lesion and all required ids, cut around the hosts, in random order.
+        """Yield label maps that contain a host organ of every lesion and all required ids, in seeded random order.
+
+        Each map is cut to the output grid around the host organs. The bank is traversed repeatedly with new cuts; the
+        iterator ends when no map is suitable.
+
+        Args:
+            lesions: Lesions to be planted.
+            required_ids: Vocabulary ids that must be present.
+            seed: Seed of order and cuts.
 
         The bank is traversed repeatedly with new cuts; the iterator ends when no map is suitable.
         """

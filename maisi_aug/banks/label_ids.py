@@ -33,14 +33,14 @@ _ENVELOPE_NAMES = ("body", "soft tissue", "body envelope", "body_trunc", "skin")
 
 @dataclass(frozen=True, eq=False)
 class Translation:
-    """Translation from a bank's ids to the vocabulary's.
+    """Translation from the label ids of a mask bank to those of the vocabulary.
 
     Attributes:
-        ids: Source id -> vocabulary id; ids that are not listed become body.
-        envelope_ids: Source ids that mean all of the body without an organ, so that no envelope has to be found.
-        unknown: Source names that the vocabulary lacks; their ids become body.
-        lesions: Source ids of lesions that no id is known for -> what they are by the host that they lie in; in every
-            other organ, and everywhere where nothing is listed, they become the organ.
+        ids: Source id -> vocabulary id; other ids become body (200).
+        envelope_ids: Source ids that already mean the body outside of organs, so that it need not be found from the CT.
+        unknown: Source names that are not in the vocabulary; their ids become body (200).
+        lesions: Source id of a lesion without a vocabulary id -> host organ id -> vocabulary id; in other organs the
+            lesion becomes the organ itself.
         unknown_lesions: Names of those lesions.
     """
 
@@ -51,7 +51,14 @@ class Translation:
     unknown_lesions: tuple[str, ...] = ()
 
     def apply(self, label_map: NDArray[Any]) -> NDArray[np.uint8]:
-        """Translate ``(I, J, K)`` unsigned ids."""
+        """Translate a label map to vocabulary ids.
+
+        Args:
+            label_map: ``(I, J, K)`` array of unsigned source ids.
+
+        Returns:
+            ``(I, J, K)`` uint8 vocabulary ids.
+        """
         table = np.full(max(int(label_map.max()) + 1, 1), BODY_ID, dtype=np.uint8)
         table[0] = 0
         for source_id, label_id in self.ids.items():
@@ -64,12 +71,16 @@ class Translation:
         return translated
 
     def find_unlisted(self, present: NDArray[np.int_]) -> tuple[str, ...]:
-        """Return ids that occur in a map and have no name."""
+        """Return the names of ids that occur in a map but are not in the translation.
+
+        Args:
+            present: Ids of the map, ascending.
+        """
         return tuple(f"id {label_id}" for label_id in present if label_id and label_id not in self.ids)
 
 
 def load_mapping(choice: LabelMapping) -> LabelMapping:
-    """Read a mapping file, if the choice names one.
+    """Return the label mapping that a choice stands for; a JSON file that it names is read.
 
     Raises:
         BankError: The choice is neither a known word nor a readable JSON file.
@@ -104,7 +115,14 @@ def _read_label_dict(document: Mapping[str, int]) -> dict[str, int]:
 
 
 def require_known_targets(mapping: LabelMapping, vocabulary: Vocabulary, *, subject: str) -> None:
-    """Raise unless a mapping of a bank's labels leads to labels of the vocabulary; keywords always do.
+    """Raise unless a mapping of a bank's labels leads to labels of the vocabulary only.
+
+    Keywords such as ``maisi`` always pass.
+
+    Args:
+        mapping: Keyword, or source id or name -> vocabulary name or id.
+        vocabulary: Target vocabulary.
+        subject: Name of the bank in messages.
 
     Raises:
         BankError: The message names the first target that is not in the vocabulary.
@@ -124,18 +142,18 @@ def build_translation(
     has_vocabulary_ids: bool,
     subject: str,
 ) -> Translation | None:
-    """Return the translation of one bank.
+    """Return the translation from a bank's label ids to the vocabulary's.
 
     Args:
         mapping: ``auto``, ``maisi``, ``totalsegmentator-v1``, ``-v2`` or ``-v3``, or source ids or names -> vocabulary
             names or ids.
-        names: Names of the source ids, if the bank tells them.
+        names: Source id -> name, if the bank states names; else None.
         vocabulary: Target vocabulary.
         has_vocabulary_ids: Whether the maps' ids are known to be the vocabulary's.
-        subject: The bank, for messages.
+        subject: Name of the bank in messages.
 
     Returns:
-        The translation, or None where ``auto`` finds no names, and only a map's own ids can tell.
+        The translation; None if ``auto`` finds no names, so that only the ids of each map can tell.
 
     Raises:
         BankError: No label is mapped, or the mapping names an unknown label.
@@ -152,10 +170,15 @@ def build_translation(
 
 
 def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
-    """Return the meaning of a map's ids by the names in its own header; None if it has none.
+    """Return the translation that the label names in a map's own header define; None for empty names.
+
+    Args:
+        names: Source id -> name.
+        vocabulary: Target vocabulary.
+        subject: Name of the map in messages.
 
     Raises:
-        VolumeError: None of the names is in the vocabulary; other maps of the bank may still be plain.
+        VolumeError: None of the names is in the vocabulary; other maps of the bank may still be usable.
     """
     if not names:
         return None
@@ -166,15 +189,15 @@ def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, sub
 
 
 def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:
-    """Interpret ids as MAISI's if the map proves it, by a body (200) and no id beyond the vocabulary.
+    """Take the ids of a label map for MAISI's if body (200) is present and no id is outside of the vocabulary.
 
     Args:
         present: Ids of the map, ascending.
         vocabulary: Target vocabulary.
-        subject: The map, for messages.
+        subject: Name of the map in messages.
 
     Raises:
-        VolumeError: The meaning of the ids is unknown; other maps of the bank may still be plain.
+        VolumeError: The ids are not evidently MAISI's; other maps of the bank may still be usable.
     """
     if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
@@ -240,7 +263,7 @@ def _id_or_body(label_id: int | None) -> int:
 
 
 def is_envelope_name(name: str) -> bool:
-    """Whether a label of this name means all of the body without an organ; 'pulmonary artery' is body (200) too."""
+    """Whether a label name means the body outside of organs; other names, such as 'pulmonary artery', may map to body."""
     return name.strip().lower() in (*_ENVELOPE_NAMES, str(BODY_ID))
 
 

@@ -44,8 +44,8 @@ class BaseMap:
 
     Attributes:
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
-        grid: Its geometry.
-        origin: Origin of the map, as plain JSON values.
+        grid: Shape and affine of the label map.
+        origin: Where the map comes from, as JSON values for the manifest.
     """
 
     label_map: NDArray[np.uint8]
@@ -55,13 +55,13 @@ class BaseMap:
 
 @dataclass(frozen=True, eq=False)
 class BankLesion:
-    """One connected lesion of a bank's map.
+    """One connected lesion in a label map of a bank.
 
     Attributes:
-        label_id: Its id.
-        volume_ml: Its volume.
-        box: Smallest box around it.
-        number: Its place among the map's lesions with this id, as ``label_parts`` counts them.
+        label_id: Vocabulary id of the lesion.
+        volume_ml: Volume in mL.
+        box: Smallest box of voxels around the lesion.
+        number: Number of the connected component among those with this id, from 1, as ``label_parts`` counts them.
     """
 
     label_id: int
@@ -72,13 +72,13 @@ class BankLesion:
 
 @dataclass(frozen=True, eq=False)
 class BankMap:
-    """One map of the bank on its own grid.
+    """One label map of a bank, in vocabulary ids on its own grid.
 
     Attributes:
         name: Path relative to the bank.
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
-        grid: Its geometry.
-        sha256: Hash of the file or files.
+        grid: Shape and affine of the label map.
+        sha256: SHA-256 of the file or files of the label map.
         image_name: File name of the CT that gave the body envelope, or None.
         image_sha256: Hash of that CT's file or slices, or None.
     """
@@ -92,23 +92,23 @@ class BankMap:
 
     @property
     def body_origin(self) -> dict[str, Any]:
-        """Origin of its body, as recorded in a cohort."""
+        """The origin of the map's body envelope, as JSON values for the manifest."""
         found = {} if self.image_sha256 is None else {"body_sha256": self.image_sha256[:NUM_DIGITS]}
         return {"body_from": self.image_name, **found}
 
     @cached_property
     def counts(self) -> NDArray[np.int_]:
-        """Voxels per id."""
+        """Number of voxels of every vocabulary id, indexed by id."""
         return np.bincount(self.label_map.ravel(), minlength=256)
 
     @cached_property
     def boxes(self) -> dict[int, Box]:
-        """Smallest box around each id."""
+        """Vocabulary id -> smallest box of voxels around it."""
         found = ndimage.find_objects(self.label_map)
         return {label_id: box for label_id, box in enumerate(found, start=1) if box is not None}
 
     def find_lesions(self, label_id: int) -> list[BankLesion]:
-        """Return connected lesions of an id."""
+        """Return the connected lesions that have the given vocabulary id."""
         if label_id not in self.boxes:
             return []
         outer = self.boxes[label_id]
@@ -121,7 +121,7 @@ class BankMap:
         return lesions
 
     def mask_of(self, lesions: Sequence[BankLesion]) -> Mask:
-        """Return the voxels of some of its lesions."""
+        """Return the ``(I, J, K)`` mask of the given lesions of this map."""
         mask = np.zeros(self.label_map.shape, dtype=bool)
         for lesion in lesions:
             outer = self.boxes[lesion.label_id]
@@ -138,14 +138,14 @@ def cut_map(
     rng: np.random.Generator,
     keep_ids: Sequence[int] = (),
 ) -> BaseMap:
-    """Resample a map to a shape and spacing, with the boxes of interest well inside.
+    """Cut a label map of a bank to another shape and spacing, with the boxes of interest well inside.
 
     Args:
-        bank_map: The map.
-        grid: Shape and spacing of the cut; its place in the world does not matter.
-        focus: Boxes of the map that must be inside; none for the middle of the map.
-        rng: Draws by how much the cut is shifted.
-        keep_ids: Ids whose lesions keep their volume.
+        bank_map: Label map to cut.
+        grid: Shape and spacing of the result; its position is ignored.
+        focus: Boxes of voxels that must be inside; empty for the middle of the map.
+        rng: Generator that draws the shift of the cut.
+        keep_ids: Vocabulary ids of lesions whose volume must survive resampling.
 
     Returns:
         The cut map, with the map's axis directions and scanner coordinates.
@@ -164,11 +164,11 @@ def cut_map(
 
 
 def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vocabulary) -> Volume:
-    """Return the label map of an entry in its own ids; masks of single organs are numbered from 1 in their order.
+    """Read the label map of a bank entry in its own ids; masks of single organs are numbered from 1 in their order.
 
     Args:
         entry: Entry to read.
-        translation: Meaning of the ids; None where only the map itself can tell, which masks of organs never need.
+        translation: Translation to the vocabulary; None if only the ids of the map can tell (never for organ masks).
         vocabulary: Vocabulary of the translation.
 
     Raises:
@@ -189,10 +189,13 @@ def load_entry(entry: BankEntry, translation: Translation | None, vocabulary: Vo
 
 
 def load_mask(path: Path) -> Volume:
-    """Return the mask of one label, as a label map of one id.
+    """Read the mask of one label, as a label map with one id.
+
+    Args:
+        path: Volume file.
 
     Raises:
-        VolumeError: It cannot be read, or holds several ids.
+        VolumeError: The file cannot be read, or holds several ids.
     """
     volume = load_label_map(path)
     counts = np.bincount(volume.array.ravel())
@@ -201,11 +204,11 @@ def load_mask(path: Path) -> Volume:
 
 
 def require_one_label(counts: Mapping[int, int], path: Path) -> None:
-    """Raise unless a mask marks one label, with whatever number.
+    """Raise if a mask holds more than one id, whatever its number.
 
     Args:
-        counts: Voxels per id.
-        path: The mask.
+        counts: Id -> number of voxels.
+        path: File of the mask, for the message.
 
     Raises:
         VolumeError: It holds several ids, which its one name cannot mean.
@@ -240,7 +243,12 @@ def _order_masks(names: Sequence[str], translation: Translation, vocabulary: Voc
 
 
 def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> tuple[NDArray[np.uint8], str]:
-    """Find the body in the entry's CT.
+    """Add the body (200) to a label map, found in the CT that it belongs to.
+
+    Args:
+        label_map: ``(I, J, K)`` uint8 vocabulary ids.
+        grid: Shape and affine of the label map.
+        entry: Bank entry with the CT's path.
 
     Returns:
         The map with body (200), and the CT's file name.
@@ -254,10 +262,17 @@ def add_envelope(label_map: NDArray[np.uint8], grid: Grid, entry: BankEntry) -> 
 
 
 def load_image_on(path: Path, grid: Grid) -> NDArray[Any]:
-    """Return the CT that belongs to a label map, in HU on the map's grid.
+    """Read the CT that belongs to a label map, in HU on the grid of the map.
+
+    Args:
+        path: Path of the CT.
+        grid: Grid of the label map.
+
+    Returns:
+        ``(I, J, K)`` HU.
 
     Raises:
-        VolumeError: It cannot be read.
+        VolumeError: The CT cannot be read.
     """
     image = load_ct(path)
     if image.grid.is_close(grid, tolerance_mm=0.01):
@@ -266,13 +281,17 @@ def load_image_on(path: Path, grid: Grid) -> NDArray[Any]:
 
 
 def is_filled_body(label_map: NDArray[np.uint8]) -> bool:
-    """Whether body (200) in a map is all of the body without an organ, and neither a shell nor a few stray voxels."""
+    """Whether body (200) in a label map is a filled body outside of organs, not a shell or a few stray voxels.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+    """
     num_body, num_labelled = int(np.count_nonzero(label_map == BODY_ID)), int(np.count_nonzero(label_map))
     return num_body >= MIN_BODY_SHARE * num_labelled and not is_hollow(label_map > 0)
 
 
 def no_envelope(entry: BankEntry) -> VolumeError:
-    """Return the error for a map without a CT whose body (200) is missing, hollow or a few voxels."""
+    """Return the error for a map without a CT whose body (200) is missing, hollow or only a few voxels."""
     return VolumeError(
         f"{entry.name}: needs a filled body (200), or a CT to find the body in. Put the CT next to the label map, "
         "for instance as X_ct.nii.gz and X_seg.nii.gz."
@@ -280,14 +299,14 @@ def no_envelope(entry: BankEntry) -> VolumeError:
 
 
 def hash_of(entry: BankEntry) -> str:
-    """Return SHA-256 of the label map's file, or of the hashes of all its masks."""
+    """Return the SHA-256 of a label map's file; for organ masks, the SHA-256 over the hashes of all masks."""
     if entry.member is not None:
         return hashlib.sha256(entry.member.read()).hexdigest()
     return _hash_all(entry.label_paths)
 
 
 def hash_of_image(entry: BankEntry) -> str | None:
-    """Return SHA-256 of the file of an entry's CT, or of the hashes of its slices; None without a CT."""
+    """Return the SHA-256 of the CT of a bank entry; for DICOM, over the hashes of its slices; None without a CT."""
     return None if entry.image_path is None else _hash_all(files_of(entry.image_path))
 
 
@@ -304,20 +323,23 @@ def choose_centre(
     *,
     shift_mm: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> NDArray[np.float64]:
-    """Return the best position for the centre of a grid on a label map.
+    """Return the best centre, in RAS+ mm, for cutting a grid out of a label map.
 
-    Across the body, the cut is centred on the patient, as in scans; along it, on the focus, and kept inside the
-    patient where the scan shows enough of one.
+    Across the body, the cut is centred on the patient, as in scans. Along the body, it is centred on the focus, and
+    kept inside the patient if the scan is long enough.
+
+    Across the body, the cut is centred on the patient, as in scans; along it, on the focus, and kept inside the patient
+    where the scan shows enough of one.
 
     Args:
-        label_map: ``(I, J, K)`` with body (200).
-        source: Its geometry.
+        label_map: ``(I, J, K)`` vocabulary ids with body (200).
+        source: Shape and affine of the label map.
         grid: Shape and spacing of the cut.
-        focus: Boxes of the map that must be inside, with a margin; none for the middle of the map.
+        focus: Boxes of voxels that must be inside, with a margin; empty for the middle of the map.
         shift_mm: Shift of the cut along I, J, K in mm, as far as the focus allows.
 
     Returns:
-        The centre in RAS+ millimetres.
+        ``(3,)`` centre in RAS+ millimetres.
     """
     spacing, extent = np.asarray(source.spacing_mm), np.asarray(grid.extent_mm)
     slices_mm = _find_filled(np.asarray(label_map.any(axis=(0, 1))), spacing[2])

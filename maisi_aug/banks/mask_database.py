@@ -40,11 +40,11 @@ Skipped = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Database:
-    """Place of a mask database.
+    """Files of NVIDIA's mask database: a JSON list and the label maps that it names.
 
     Attributes:
-        list_path: The JSON list.
-        maps_path: The zip archive, or the folder in which the maps are.
+        list_path: Path of the JSON list.
+        maps_path: Zip archive or folder with the label maps.
     """
 
     list_path: Path
@@ -52,7 +52,7 @@ class Database:
 
 
 def find_database(path: Path) -> Database | None:
-    """Return the mask database at a path, or None if there is none.
+    """Find NVIDIA's mask database at a path; None if there is none.
 
     Args:
         path: The archive, the unpacked folder, the list, or the folder that holds list and maps.
@@ -74,10 +74,10 @@ def find_database(path: Path) -> Database | None:
 
 
 def list_database(database: Database) -> tuple[list[BankEntry], Skipped]:
-    """Return the maps of a database in the order of their names; none of them is opened.
+    """List the label maps of a mask database in the order of their names, without opening them.
 
     Returns:
-        The entries, and ``(name, reason)`` of rows whose map is missing, empty, too large or not to be trusted.
+        The entries, and ``(name, reason)`` of rows whose map is missing, empty, too large or not plausible.
 
     Raises:
         BankError: The list or the archive cannot be read, or one of their paths leaves the folder.

@@ -23,10 +23,10 @@ HOW_TO_COMPLETE = (
 
 
 def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
-    """Return the largest number of organs in one of a bank's first maps, that map's name, and the organs' ids.
+    """Return the largest number of organs in any of a bank's first maps, the name of that map, and the organs' ids.
 
     Args:
-        bank: A map is read for its ids unless a list promises them.
+        bank: Bank whose maps are read, unless a data list states their ids.
 
     Raises:
         BankError: No map can be used.
@@ -47,14 +47,14 @@ def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
 
 
 def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False) -> None:
-    """Raise unless a bank's maps hold the organs around the lesions.
+    """Raise unless the maps of a bank include the organs around the lesions, which the networks expect.
 
     Fine-tuned bundles take any map, because they were trained on maps like the user's.
 
     Args:
-        bank: The maps.
-        bundle: Whose networks draw them.
-        is_allowed: Warn instead of raising.
+        bank: Bank of label maps.
+        bundle: Bundle whose networks draw the images.
+        is_allowed: Only warn if organs are missing.
 
     Raises:
         BankError: The message has the command that completes the maps.

@@ -23,12 +23,12 @@ NEVER_TRAINED = "_seg"
 
 @dataclass(frozen=True, slots=True)
 class RawCase:
-    """The files of one training case.
+    """The files of one training case of an nnU-Net raw dataset.
 
     Attributes:
-        id: nnU-Net's identifier.
-        image: The CT; it need not be there.
-        label: The label map; it need not be there.
+        id: Identifier of the case in nnU-Net.
+        image: Path of the CT; it may not exist.
+        label: Path of the label map; it may not exist.
     """
 
     id: str
@@ -37,14 +37,14 @@ class RawCase:
 
 
 def find_dataset(path: Path | str) -> Path:
-    """Return the path of a dataset given by path, number or name.
+    """Return the folder of a dataset that is given by path, or by its number or name in nnU-Net.
 
     Args:
         path: A path that exists, or with the environment variable ``nnUNet_raw`` a raw dataset's number (``3``), name
             (``Liver``) or whole name (``Dataset003_Liver``).
 
     Returns:
-        The folder in ``nnUNet_raw``; the path itself where there is none of that number or name.
+        The dataset's folder in ``nnUNet_raw``; the given path if there is no dataset of that number or name.
     """
     path = Path(path)
     if path.exists() or len(path.parts) != 1:
@@ -58,7 +58,7 @@ def find_dataset(path: Path | str) -> Path:
 
 
 def list_datasets() -> list[Path]:
-    """The raw datasets in the folder that the environment variable ``nnUNet_raw`` names, by number."""
+    """List the raw datasets in the folder that the environment variable ``nnUNet_raw`` names, ordered by number."""
     raw = os.environ.get(RAW_VARIABLE)
     if not raw or not Path(raw).is_dir():
         return []
@@ -68,11 +68,11 @@ def list_datasets() -> list[Path]:
 
 @dataclass(frozen=True)
 class RawDataset:
-    """A raw dataset: what its ``dataset.json`` says, in nnU-Net's spelling or the Decathlon's, and its training cases.
+    """An nnU-Net raw dataset or one of the Medical Segmentation Decathlon: its ``dataset.json`` and training cases.
 
     Attributes:
-        folder: Its folder.
-        document: ``dataset.json`` as it is.
+        folder: Folder of the dataset.
+        document: Content of ``dataset.json``.
     """
 
     folder: Path
@@ -80,10 +80,10 @@ class RawDataset:
 
     @classmethod
     def read(cls, folder: Path) -> RawDataset:
-        """Read ``dataset.json``; no case is looked for yet.
+        """Open a raw dataset by reading ``dataset.json``; cases are not searched for yet.
 
         Raises:
-            BankError: It is not a JSON object.
+            BankError: ``dataset.json`` is not a JSON object.
         """
         path = folder / DESCRIPTION_NAME
         try:
@@ -103,7 +103,7 @@ class RawDataset:
 
     @property
     def channels(self) -> dict[int, str]:
-        """Number and name of each channel."""
+        """Channel number -> channel name."""
         table = self.document.get("channel_names", self.document.get("modality"))
         if not isinstance(table, dict):
             return {}
@@ -111,10 +111,10 @@ class RawDataset:
 
     @property
     def ct_channel(self) -> int:
-        """Number of the CT channel: the one named CT, or the only one; 0 if no channels are described.
+        """Number of the CT channel: the one named CT, or the only one; 0 if ``dataset.json`` describes no channels.
 
         Raises:
-            BankError: There are several, and not exactly one of them is called CT.
+            BankError: There are several channels, and not exactly one of them is named CT.
         """
         channels = self.channels
         if len(channels) < 2:
@@ -129,14 +129,14 @@ class RawDataset:
 
     @property
     def names_files(self) -> bool:
-        """Whether ``dataset.json`` lists the path of every file."""
+        """Whether ``dataset.json`` lists the paths of the files, instead of leaving them to the folders."""
         return isinstance(self.document.get("dataset"), dict)
 
     def list_cases(self) -> list[RawCase]:
-        """Return the training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
+        """List the training cases: those that ``dataset.json`` points at, or those in ``labelsTr``.
 
         Raises:
-            BankError: No channel is the CT, or an entry has no path of its label map.
+            BankError: No channel is the CT, or an entry lacks the path of its label map.
         """
         return self._list_referenced() if self.names_files else self._list_in_folders()
 
@@ -185,7 +185,10 @@ class RawDataset:
         return self.folder / _FOLDERS[1] / f"{label.name.removesuffix(ending)}_{self.ct_channel:04d}{ending}"
 
     def find_file(self, text: str) -> Path:
-        """Return a file that ``dataset.json`` points at: relative to the folder, variables replaced.
+        """Resolve a path from ``dataset.json``: relative to the dataset's folder, with environment variables replaced.
+
+        If there is no such file, the path is returned as it is written, because messages must not reveal the value of
+        an environment variable that a dataset from elsewhere names.
 
         Where there is no such file, the path is as it is written, for messages: a stranger's dataset cannot make them
         show what is in a variable.
@@ -200,7 +203,7 @@ class RawDataset:
 
 
 def label_values(labels: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name -> its numbers, several for a region, of ``labels`` in nnU-Net's spelling or the Decathlon's.
+    """Convert ``labels`` of a ``dataset.json``, of nnU-Net or the Decathlon, to name -> ids; regions have several ids.
 
     Raises:
         TypeError, ValueError: A value is not a number.
@@ -220,16 +223,16 @@ def _read_value(value: Any) -> int:
 
 
 def find_ct_channel(folder: Path) -> int:
-    """Return the channel that is the CT of a folder that may be a raw dataset; 0 for every other.
+    """Return the number of the CT channel of a folder, if it is a raw dataset; 0 for every other folder.
 
     Raises:
-        BankError: Its ``dataset.json`` cannot be read, or describes several channels, none of which is called CT.
+        BankError: ``dataset.json`` cannot be read, or describes several channels, none of which is called CT.
     """
     return RawDataset.read(folder).ct_channel if (folder / DESCRIPTION_NAME).is_file() else 0
 
 
 def note_never_trained(case_ids: Iterable[str]) -> str:
-    """Return a sentence on cases that nnU-Net leaves out of training by their names; empty without any."""
+    """Return a sentence about cases that nnU-Net leaves out of training because of their names; empty without any."""
     named = sorted(case_id for case_id in case_ids if case_id.endswith(NEVER_TRAINED))
     if not named:
         return ""

@@ -57,7 +57,7 @@ NETWORK_ROLES = (*IMAGE_ROLES, "controlnet")
 
 @dataclass(frozen=True)
 class Bundle:
-    """A validated bundle and its folder."""
+    """A bundle of network weights: its checked ``bundle.yaml``, and its folder."""
 
     spec: BundleSpec
     path: Path
@@ -89,7 +89,7 @@ class Bundle:
 
     @property
     def default_steps(self) -> int:
-        """Number of sampling steps when the user requests no other."""
+        """Number of sampling steps if the user requests none."""
         return self.spec.num_inference_steps
 
     @cached_property
@@ -99,20 +99,22 @@ class Bundle:
 
     @cached_property
     def grid(self) -> Grid:
-        """The default grid, centred on the world origin."""
+        """The bundle's default grid, centred on the world origin."""
         return Grid.from_spacing(self.spec.grid.shape, self.spec.grid.spacing_mm)
 
     @property
     def grid_factor(self) -> int:
-        """Every side of a grid must be a multiple of this: downsampling of the VAE times that of the U-Net."""
+        """Number of which every side of a grid must be a multiple: downsampling of the VAE times that of the U-Net."""
         return grid_factor(self.definition("autoencoder"), self.definition("diffusion_unet"))
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
+        """SHA-256 of ``bundle.yaml``, which contains that of every weight file; empty for a bundle not fetched yet.
 
-        Mask networks are not included, so that adding them later does not invalidate existing cohorts. Empty
-        for the outline of one that has not been fetched.
+        Mask networks are not included, so that adding them later does not invalidate existing cohorts.
+
+        Mask networks are not included, so that adding them later does not invalidate existing cohorts. Empty for the
+        outline of one that has not been fetched.
         """
         if not self.is_fetched:
             return ""
@@ -123,22 +125,22 @@ class Bundle:
 
     @cached_property
     def base(self) -> Bundle | None:
-        """The bundle that this one was fine-tuned from; None if it has all its weights itself.
+        """The bundle that this one was fine-tuned from; None if it contains all of its weights.
 
         Raises:
-            BundleError: The base was not found, or has changed.
+            BundleError: The base bundle was not found, or has changed since.
         """
         return None if self.spec.base is None else find_base(self.spec.base, self.path, subject=f"Bundle '{self.name}'")
 
     @cached_property
     def distributions(self) -> dict[str, SizeDistribution]:
-        """Label name -> the sizes that its percentiles refer to, of the labels that the bundle was taught."""
+        """Label name -> size distribution that percentiles refer to, for labels that the bundle was taught."""
         sizes = self.spec.sizes.items()
         return {name: SizeDistribution(name, measured.quantiles_ml, measured.source) for name, measured in sizes}
 
     @cached_property
     def hu_ranges(self) -> tuple[HuRange, ...]:
-        """Bounds for the medians of labels: the published ones, and those measured of what the bundle was taught."""
+        """Ranges for the median HU of labels: published ones, and those measured on the training data of taught labels."""
         own = [
             HuRange(name, (self.vocabulary.id_of(name),), bounds.low_hu, bounds.high_hu)
             for name, bounds in self.spec.hu_ranges.items()
@@ -146,7 +148,7 @@ class Bundle:
         return (*bundle_hu_ranges(self.name if self.spec.base is None else self.spec.base.name), *own)
 
     def contrast_sign_of(self, label_id: int) -> int:
-        """Whether a lesion is brighter (1) or darker (-1) than its host, or either (0)."""
+        """Sign of a lesion's contrast to its host organ: 1 if brighter, -1 if darker, 0 if either."""
         name = self.vocabulary.name_of(label_id)
         own = self.spec.hu_ranges.get(name)
         if own is not None:
@@ -154,10 +156,10 @@ class Bundle:
         return 0 if self.is_mr else expected_contrast_sign(name)
 
     def find_mask_bank(self) -> tuple[str, str] | None:
-        """Return the list of label maps that it draws from by default, and what their ids mean; None for the phantoms.
+        """Return the bundle's default list of label maps and the meaning of their ids; None to use the phantoms.
 
         Raises:
-            BundleError: The named list is missing.
+            BundleError: The list that the bundle names is missing.
         """
         bank = self.spec.mask_bank
         if bank is None:
@@ -173,12 +175,12 @@ class Bundle:
 
     @property
     def has_controlnet(self) -> bool:
-        """Whether it can draw images of label maps."""
+        """Whether the bundle can draw images of label maps."""
         return "controlnet" in self.spec.networks
 
     @property
     def image_roles(self) -> tuple[str, ...]:
-        """Roles of the networks that make images."""
+        """Roles of the networks that make images, such as ``autoencoder``."""
         return NETWORK_ROLES if self.has_controlnet else IMAGE_ROLES
 
     @property
@@ -188,7 +190,7 @@ class Bundle:
 
     @property
     def is_mr(self) -> bool:
-        """Whether it draws MR images, whose intensities are no HU."""
+        """Whether the bundle draws MR images, whose intensities are not HU."""
         return is_mr(self.spec.modalities[0])
 
     def require_controlnet(self) -> None:
@@ -206,7 +208,7 @@ class Bundle:
         )
 
     def choose_modality(self, modality: str | None) -> str:
-        """The modality of images; the bundle's first where none is given.
+        """Return the modality to condition on: the requested one, or the bundle's first if None.
 
         Raises:
             RecipeError: MR is requested from a CT bundle, or CT from an MR bundle.
@@ -221,7 +223,7 @@ class Bundle:
         return chosen
 
     def warn_of_modality(self, modality: str) -> tuple[str, ...]:
-        """Warning for a modality that the networks were not trained on; empty if there is none."""
+        """Return a warning if the networks were not trained on a modality; empty otherwise."""
         if modality in self.spec.modalities:
             return ()
         return (
@@ -230,10 +232,14 @@ class Bundle:
         )
 
     def choose_guidance(self, guidance_scale: float | None, *, has_map: bool) -> float:
-        """The strength of the guidance; without a label map the bundle's default where none is given.
+        """Return the guidance scale: the requested one, or the bundle's default if None.
+
+        Args:
+            guidance_scale: Requested strength of classifier-free guidance; None for the default.
+            has_map: Whether the image is drawn from a label map.
 
         Raises:
-            RecipeError: Guidance without a label map needs networks that are conditioned on modality.
+            RecipeError: Guidance is requested without a label map, and the networks are not conditioned on modality.
         """
         if has_map:
             return guidance_scale or 0.0
@@ -246,15 +252,15 @@ class Bundle:
         return chosen
 
     def choose_steps(self, num_inference_steps: int | None, *, takes_fewer: bool = True) -> int:
-        """The number of sampling steps; the default where none is given.
+        """Return the number of sampling steps: the requested one, or the bundle's default if None.
 
         Args:
             num_inference_steps: Requested number of steps.
-            takes_fewer: Whether the sampler of a DDPM bundle may leave time steps out.
+            takes_fewer: Whether the sampler may take fewer steps than the scheduler of a DDPM bundle was trained with.
 
         Raises:
-            RecipeError: For more steps than the scheduler was trained with, and for fewer where none may be left out or
-                the U-Net does not predict noise, which the sampler of fewer steps rests on.
+            RecipeError: More steps are requested than the scheduler was trained with; or fewer, although
+                ``takes_fewer`` is False or the U-Net does not predict noise, as a sampler of fewer steps requires.
         """
         limit = self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
         chosen = num_inference_steps or self.default_steps
@@ -277,11 +283,11 @@ class Bundle:
         return chosen
 
     def leaves_steps_out(self, num_inference_steps: int) -> bool:
-        """Whether a DDPM bundle is given fewer steps than it was trained with, which needs another sampler."""
+        """Whether a number of sampling steps is less than a DDPM bundle was trained with, which takes another sampler."""
         return self.is_ddpm and num_inference_steps < self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
 
     def warn_of_steps(self, num_inference_steps: int) -> tuple[str, ...]:
-        """Warning for a DDPM bundle with fewer steps; empty if there is none."""
+        """Return a warning if a DDPM bundle is to sample with fewer steps than it was trained with; empty otherwise."""
         if not self.leaves_steps_out(num_inference_steps):
             return ()
         return (
@@ -291,7 +297,7 @@ class Bundle:
 
     @property
     def is_ddpm(self) -> bool:
-        """Whether the diffusion U-Net predicts noise; otherwise the velocity of a rectified flow."""
+        """Whether the diffusion U-Net predicts noise (DDPM); otherwise it predicts the velocity of a rectified flow."""
         return bool(self.spec.scheduler.get("class") == "DDPMScheduler")
 
     @property
@@ -305,7 +311,11 @@ class Bundle:
         return bool(self.definition("diffusion_unet").get("include_top_region_index_input", False))
 
     def require_told(self, *, modality: str, body_region: Sequence[str] | None) -> None:
-        """Raise unless the networks are conditioned on what is requested; an option without effect would mislead.
+        """Raise if a modality or body region is requested that the networks are not conditioned on.
+
+        Args:
+            modality: Requested modality.
+            body_region: Requested uppermost and lowest region; None without a request.
 
         Raises:
             RecipeError: The networks are not conditioned on the modality or the body region.
@@ -331,19 +341,20 @@ class Bundle:
         allow_unseen: bool = False,
         remedy: str = "; or add --allow-unseen-grid, if the weights were trained on such grids",
     ) -> tuple[str, ...]:
-        """Compare a grid with those that the networks have seen; a bundle without limits takes all that they can halve.
+        """Check a grid against the bundle's limits; without limits, any grid with divisible sides is accepted.
 
         Args:
             grid: Grid of the images to be made.
             shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
-            allow_unseen: Warn of what would be refused, for weights that have learnt more than the bundle says.
+            allow_unseen: Only warn of grids that would be refused, for weights trained on more grids than the bundle
+                states.
             remedy: Alternative to using the nearest grid; empty for commands that take no unseen grid.
 
         Returns:
             Warning with the nearest suitable grid; empty if there is none.
 
         Raises:
-            GridError: When a side is not a multiple of the factor, or the networks cannot work with the grid.
+            GridError: A side is not a multiple of :attr:`grid_factor`, or the networks cannot work with the grid.
         """
         limits = self.spec.grid_limits
         if limits is None:
@@ -369,10 +380,13 @@ class Bundle:
         )
 
     def definition(self, role: str) -> dict[str, Any]:
-        """Return the definition of a network.
+        """Return the definition of a network: its class and hyper-parameters, as in ``bundle.yaml``.
+
+        Args:
+            role: Role of the network, such as ``controlnet``.
 
         Raises:
-            BundleError: When the bundle has none.
+            BundleError: The bundle has no such network.
         """
         if role not in self.spec.networks:
             raise BundleError(
@@ -382,7 +396,10 @@ class Bundle:
         return self.spec.networks[role]
 
     def owner_of(self, role: str) -> Bundle:
-        """Return the bundle whose folder holds the weights of a network: this one, its base, or the base's.
+        """Return the bundle whose folder holds the weights of a network: this one, its base, or the base's base.
+
+        Args:
+            role: Role of the network, such as ``controlnet``.
 
         Raises:
             BundleError: When none of them names any, or the base cannot be used.
@@ -397,17 +414,20 @@ class Bundle:
         return self.base.owner_of(role)
 
     def weight_path(self, role: str) -> Path:
-        """Return the weight file of a network.
+        """Return the path of a network's weight file.
+
+        Args:
+            role: Role of the network, such as ``controlnet``.
 
         Raises:
-            BundleError: When there is none, or the file is missing or leads out of its bundle's folder.
+            BundleError: The bundle names no such file, or the file is missing or lies outside of its bundle's folder.
         """
         owner = self.owner_of(role)
         return owner.path_of(owner.spec.weights[role])
 
     @property
     def files(self) -> tuple[WeightFile, ...]:
-        """Every file that ``bundle.yaml`` names; those of a base are the base's."""
+        """Every weight file that ``bundle.yaml`` names, without those of a base bundle."""
         masks = self.spec.mask_generation
         return (*self.spec.weights.values(), *([masks.size_conditions] if masks else []))
 
@@ -415,7 +435,7 @@ class Bundle:
         """Return the path of a file named in ``bundle.yaml``.
 
         Raises:
-            BundleError: When the file is missing or leads out of the folder.
+            BundleError: The file is missing or lies outside of the folder.
         """
         path = (self.path / named.file).resolve()
         if not path.is_relative_to(self.path.resolve()):
@@ -430,10 +450,13 @@ class Bundle:
         return path
 
     def require_intact(self, roles: Sequence[str] | None = None) -> None:
-        """Compare files with their recorded SHA-256: all that are named, a base's among them, or those of some roles.
+        """Compare weight files with the SHA-256 that ``bundle.yaml`` records.
+
+        Args:
+            roles: Roles of the networks to check; None for all files, including those of the base.
 
         Raises:
-            BundleError: The message names the file that is missing or differs.
+            BundleError: A file is missing or differs; the message names it.
         """
         chosen = self.roles if roles is None else roles
         owners = {role: self.owner_of(role) for role in chosen}
@@ -450,12 +473,21 @@ class Bundle:
 
 
 def grid_factor(autoencoder: Mapping[str, Any], unet: Mapping[str, Any]) -> int:
-    """Return what every side of a grid must be a multiple of: the VAE's downsampling times the U-Net's."""
+    """Return the number of which every side of a grid must be a multiple: the VAE's downsampling times the U-Net's.
+
+    Args:
+        autoencoder: Definition of the VAE.
+        unet: Definition of the diffusion U-Net.
+    """
     return latent_factor(autoencoder) * int(2 ** (len(unet["num_channels"]) - 1))
 
 
 def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
-    """Return MAISI's vocabulary with the given names bound to slots."""
+    """Return MAISI's vocabulary with the given label names bound to placeholder slots.
+
+    Args:
+        slots: Label name -> slot.
+    """
     bindings = {
         name: SlotBinding(id=slot.id, hosts=slot.hosts, is_organ=slot.kind == "organ") for name, slot in slots.items()
     }
@@ -463,7 +495,7 @@ def bind_slots(slots: Mapping[str, SlotSpec]) -> Vocabulary:
 
 
 def embedded_bundles() -> tuple[str, ...]:
-    """Names of the bundles inside the package."""
+    """Return the names of the bundles that come with the package."""
     return tuple(
         sorted(_bundle_name(path.name) for path in EMBEDDED_FOLDER.iterdir() if (path / BUNDLE_FILE).is_file())
     )
@@ -474,14 +506,14 @@ def _bundle_name(folder_name: str) -> str:
 
 
 def pulled_bundles_folder() -> Path:
-    """Return the folder of downloaded bundles: ``MAISI_AUG_HOME`` or the user's data folder."""
+    """Return the folder of downloaded bundles: ``MAISI_AUG_HOME``, or the user's data folder."""
     home = os.environ.get(HOME_VARIABLE)
     base = Path(home).expanduser() if home else platformdirs.user_data_path("maisi-aug", appauthor=False)
     return base.absolute() / "bundles"
 
 
 def pulled_bundles() -> tuple[str, ...]:
-    """Names of the bundles that were fetched; ``owner/name`` of those that others have shared."""
+    """Return the names of downloaded bundles; ``owner/name`` for shared ones."""
     # The names of folders that are not complete begin with a dot.
     home = pulled_bundles_folder()
     found = (path for depth in ("[!.]*", "[!.]*/[!.]*") for path in home.glob(f"{depth}/{BUNDLE_FILE}"))
@@ -489,13 +521,13 @@ def pulled_bundles() -> tuple[str, ...]:
 
 
 def reference_of(bundle: Bundle) -> str:
-    """Return the value of ``--bundle`` for an embedded or downloaded bundle: its name, or ``owner/name``."""
+    """Return the value of ``--bundle`` that selects an embedded or downloaded bundle: its name, or ``owner/name``."""
     home = pulled_bundles_folder()
     return bundle.path.relative_to(home).as_posix() if bundle.path.is_relative_to(home) else bundle.name
 
 
 def list_bundles() -> list[Bundle]:
-    """List the packaged bundles, then the downloaded ones; damaged ones are left out and logged."""
+    """Return the bundles of the package, then the downloaded ones; damaged ones are left out and logged."""
     found = (_find_whole_bundle(name) for name in dict.fromkeys((*embedded_bundles(), *pulled_bundles())))
     return [bundle for bundle in found if bundle is not None]
 
@@ -520,12 +552,11 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
     """Read and validate a bundle; its weights are read later, by the networks.
 
     Args:
-        name_or_path: The name of an embedded or fetched bundle, or a folder that holds ``bundle.yaml``,
-            itself or in its folder ``bundle`` as that of a training run does.
+        name_or_path: Name of an embedded or downloaded bundle, or a folder with ``bundle.yaml``, directly or in its
+            sub-folder ``bundle``, as training runs have it.
 
     Raises:
-        BundleError: For an unknown name, one that can be fetched but has not been, a folder without ``bundle.yaml``,
-            or one that does not validate.
+        BundleError: The name is unknown or not downloaded yet, the folder has no ``bundle.yaml``, or this is invalid.
     """
     text = str(name_or_path)
     if text in embedded_bundles():
@@ -548,12 +579,14 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 
 def load_outline(name_or_path: str | Path) -> Bundle:
-    """Load a bundle as :func:`load_bundle` does or, if it is not downloaded yet, what is known without weights.
+    """Read a bundle as :func:`load_bundle` does; for one not downloaded yet, return what is known without weights.
+
+    That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 
     That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 
     Raises:
-        BundleError: As for :func:`load_bundle`, but not for a bundle that can be fetched.
+        BundleError: As for :func:`load_bundle`, except for a bundle that can be downloaded.
     """
     text = str(name_or_path)
     try:
@@ -569,9 +602,9 @@ def find_base(spec: BaseSpec, folder: Path, *, subject: str) -> Bundle:
     """Return the base of a fine-tuned bundle, found by name or by its recorded paths.
 
     Args:
-        spec: Its entry in the fine-tuned bundle.
+        spec: Entry about the base in the fine-tuned bundle.
         folder: Folder of the fine-tuned bundle.
-        subject: The fine-tuned bundle, for messages.
+        subject: Name of the fine-tuned bundle in messages.
 
     Raises:
         BundleError: The base was not found, or has changed.

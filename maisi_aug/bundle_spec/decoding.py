@@ -31,12 +31,20 @@ _IMAGES = "Images"
 
 
 def latent_factor(autoencoder: Mapping[str, Any]) -> int:
-    """Return the downsampling factor of the VAE: image voxels per latent voxel along a side."""
+    """Return the downsampling factor of the VAE: image voxels per latent voxel along a side.
+
+    Args:
+        autoencoder: Definition of the VAE.
+    """
     return int(2 ** (len(autoencoder["num_channels"]) - 1))
 
 
 def kept_in(num_splits: int) -> Keep:
-    """Return what is kept between passes for a number of parts: the more parts, the less."""
+    """Return what the decoder keeps between passes when an image is computed in parts: the more parts, the less.
+
+    Args:
+        num_splits: Number of parts.
+    """
     return "all" if num_splits <= 16 else "most" if num_splits == 32 else "least"
 
 
@@ -56,7 +64,7 @@ def _read_window(value: object) -> object:
 
 
 class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """Settings for decoding latents to images; less memory takes more time."""
+    """Settings for decoding latents to images in windows or parts, which trade memory for time."""
 
     mode: Annotated[DecodeMode | None, Option("--decode", panel=_IMAGES)] = None
     """`exact`: the whole image, in parts if memory is short, without seams; `windows`: overlapping windows that are
@@ -89,7 +97,7 @@ class DecodingConfig(StrictModel, strict=True, use_attribute_docstrings=True):
 
     @property
     def takes_windows(self) -> bool:
-        """Whether windows are requested, of some size or of the bundle's."""
+        """Whether decoding in windows is requested, with an explicit window or the bundle's."""
         return self.mode == "windows" or isinstance(self.window, tuple)
 
 
@@ -98,11 +106,11 @@ class DecodeSettings:
     """Resolved decoding settings of one image.
 
     Attributes:
-        window: Latent voxels decoded at once; None for the whole.
-        overlap: Share of a window that neighbours have in common.
-        num_splits: Parts in which the whole, or every window, is computed.
-        on_host: Whether the host's memory instead of the device's gathers the windows, or keeps the features of the
-            whole that wait for the next part.
+        window: Latent voxels along I, J, K that are decoded at once; None for the whole image.
+        overlap: Fraction of a window that overlaps with the next one.
+        num_splits: Number of parts in which the whole image, or every window, is computed.
+        on_host: Whether windows are assembled, or features between parts are kept, in the host's memory instead of the
+            device's.
     """
 
     window: LatentShape | None = None
@@ -111,7 +119,7 @@ class DecodeSettings:
     on_host: bool = False
 
     def to_dict(self) -> dict[str, JsonValue]:
-        """Return the settings for the manifest, without those that have no effect when the whole is decoded at once."""
+        """Return the settings for the manifest, without those that have no effect when the image is decoded at once."""
         if self.window is None:
             return {"window": WHOLE, "num_splits": self.num_splits, **({"kept_on": "host"} if self.on_host else {})}
         return {

@@ -26,35 +26,34 @@ AXES = "IJK"
 
 
 class GridSpec(StrictModel):
-    """A grid in a bundle: the default one, used when the user requests no other, or a recommended one."""
+    """Shape and spacing of a grid in ``bundle.yaml``: the bundle's default, or a recommended one."""
 
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     spacing_mm: tuple[PositiveFinite, PositiveFinite, PositiveFinite]
 
     def is_like(self, other: GridSpec) -> bool:
-        """Whether two grids have the same shape and spacing, at any position."""
+        """Whether another grid has the same shape and spacing."""
         return self.shape == other.shape and np.allclose(self.spacing_mm, other.spacing_mm, rtol=SPACING_TOLERANCE)
 
 
 class LeastExtent(StrictModel):
-    """The least field of view along I and J, in millimetres, by what an image shows."""
+    """Least field of view along I and J, in millimetres, depending on the part of the body that an image shows."""
 
     head: PositiveFinite
     body: PositiveFinite
 
 
 class GridLimits(StrictModel):
-    """The grids that a bundle's networks have seen.
+    """Limits of the grids that a bundle's networks were trained on.
 
     Attributes:
-        sides: Voxels along I, J and K that they have seen; others are warned of.
-        spacing_mm: Least and largest voxel side along I, J and K.
-        refuses_other_spacing: Whether another spacing is refused, and not only warned of.
-        needs_square_slices: Whether all that they have seen had as many voxels, of the same side, along I as along J;
-            other slices are refused.
-        extent_mm: Least and largest field of view along I and J; others are refused. None for any.
-        least_extent_mm: Field of view along I and J below which is warned; None for any.
-        recommended: Grids by the body regions that they are for; they need not meet ``least_extent_mm``.
+        sides: Numbers of voxels along I, J and K seen in training; other numbers cause a warning.
+        spacing_mm: Least and largest voxel side along I, J and K in mm.
+        refuses_other_spacing: Whether another spacing is refused; otherwise it causes a warning.
+        needs_square_slices: Whether slices must be square: the same number of voxels, of the same side, along I and J.
+        extent_mm: Least and largest field of view along I and J in mm; others are refused. None for any.
+        least_extent_mm: Field of view along I and J in mm below which there is a warning; None for any.
+        recommended: Body region -> recommended grid, which need not meet ``least_extent_mm``.
         source: Source of the figures.
     """
 
@@ -85,17 +84,17 @@ class GridLimits(StrictModel):
         )
 
     def admits(self, grid: Grid) -> bool:
-        """Whether the networks were trained on such grids; a field of view that is enough for the head is accepted."""
+        """Whether a grid is within the limits; a field of view that is only enough for the head is accepted."""
         return not find_shortfalls(grid, self, shows_head_alone=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Shortfall:
-    """A way in which a grid is outside of a bundle's limits.
+    """One way in which a grid lies outside of a bundle's limits.
 
     Attributes:
         expected: What the grid should have, worded to follow "expected".
-        is_refused: Whether the networks cannot work with it; else their images may be bad.
+        is_refused: Whether the networks cannot work with the grid; otherwise images may be of poor quality.
     """
 
     expected: str
@@ -103,7 +102,7 @@ class Shortfall:
 
 
 def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> list[Shortfall]:
-    """Return in which ways a grid differs from those that the networks were trained on.
+    """Return the ways in which a grid differs from those that the networks were trained on; empty if there are none.
 
     Args:
         grid: Grid whose shape and spacing are checked.
@@ -123,11 +122,17 @@ def find_shortfalls(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = 
 def spell_shortfalls(
     grid: Grid, limits: GridLimits, subject: str, *, shows_head_alone: bool = False
 ) -> tuple[str, bool] | None:
-    """Return the findings of :func:`find_shortfalls` as ``SUBJECT: expected ..., found ...``, the severest first.
+    """Describe how a grid differs from a bundle's limits: ``SUBJECT: expected ..., found ...``, the most severe first.
+
+    Args:
+        grid: Grid whose shape and spacing are checked.
+        limits: Limits of the bundle.
+        subject: Subject of the sentence.
+        shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
 
     Returns:
-        The sentence without its full stop, and whether the networks cannot work with the grid; None where nothing is
-        found.
+        The sentence without its full stop, and whether the networks cannot work with the grid; None if it is within the
+        limits.
     """
     shortfalls = find_shortfalls(grid, limits, shows_head_alone=shows_head_alone)
     if not shortfalls:
@@ -189,14 +194,17 @@ def _least_extent_mm(limits: GridLimits, shows_head_alone: bool) -> float:
 
 
 def spell_flags(grid: Grid) -> str:
-    """Return a grid as flags of the command line, and its field of view."""
+    """Describe a grid as ``--shape`` and ``--spacing`` with its field of view in mm."""
     shape, spacing = ("x".join(f"{part:g}" for part in parts) for parts in (grid.shape, grid.spacing_mm))
     extent = "x".join(f"{side:.0f}" for side in grid.extent_mm)
     return f"--shape {shape} --spacing {spacing} ({extent} mm)"
 
 
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
-    """Return the nearest grid within the limits.
+    """Return the grid within a bundle's limits that is nearest to a requested one.
+
+    Nearest means that the numbers of voxels, the spacing and the field of view change by the smallest factors, where
+    the factor of the field of view counts twice.
 
     Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
     twice.
@@ -242,7 +250,7 @@ def _clip(value: float, span: tuple[float, float]) -> float:
 
 
 def spell_limits(limits: GridLimits) -> str:
-    """Return the limits in a few words, for listings."""
+    """Describe the limits of a bundle's grids in a few words, for listings."""
     is_alike = limits.sides[0] == limits.sides[1] and limits.spacing_mm[0] == limits.spacing_mm[1]
     axes = (("I and J", 0), ("K", 2)) if is_alike else (("I", 0), ("J", 1), ("K", 2))
     parts = [
@@ -253,7 +261,7 @@ def spell_limits(limits: GridLimits) -> str:
 
 
 def join_words(words: Sequence[str]) -> str:
-    """Return ``a, b and c``."""
+    """Join words as ``a, b and c``."""
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
 

@@ -20,13 +20,13 @@ SIZE_CONDITIONS = "size_conditions"
 
 @dataclass(frozen=True)
 class KnownMasks:
-    """The networks that generate label maps for a bundle that others publish.
+    """Networks that generate label maps for a downloadable bundle.
 
     Attributes:
-        files: Checkpoint within the bundle's repository by role of the network, and the file of ``SIZE_CONDITIONS``.
-        download_size: Download size of all these files, to be read by people.
-        networks: Definitions by role.
-        settings: Entry on their use in ``bundle.yaml``, as far as known before the files exist.
+        files: Role of a network -> checkpoint in the bundle's repository; also the file of ``SIZE_CONDITIONS``.
+        download_size: Download size of all these files as text, such as "1.2 GB".
+        networks: Role -> definition of the network.
+        settings: Entry ``mask_generation`` of ``bundle.yaml``, as far as it is known before the download.
     """
 
     files: Mapping[str, str]
@@ -37,10 +37,10 @@ class KnownMasks:
 
 @dataclass(frozen=True)
 class KnownDatabase:
-    """Label maps that are published with a bundle.
+    """Label maps that are published with a downloadable bundle.
 
     Attributes:
-        files: Within the bundle's repository, by what they are: ``maps`` and ``list``.
+        files: Files in the bundle's repository: ``maps`` and ``list``.
         download_size: Size of all these files as text, such as "11.6 GB".
         num_maps: Number of label maps.
     """
@@ -52,18 +52,18 @@ class KnownDatabase:
 
 @dataclass(frozen=True)
 class KnownBundle:
-    """A bundle that others publish.
+    """A bundle published by others that ``maisi-aug bundles pull`` can download.
 
     Attributes:
-        header: Content of ``bundle.yaml``, as far as known before the files exist.
+        header: Content of ``bundle.yaml``, as far as it is known before the download.
         repository: Repository on the Hugging Face hub, ``owner/name``.
-        files: Checkpoint within the repository by role of the network.
-        download_size: Download size of all files, to be read by people.
+        files: Role of a network -> checkpoint in the repository.
+        download_size: Download size of all files as text, such as "1.2 GB".
         licence_url: Address of the text of the licence.
         notice: Notice that the licence requires next to the weights.
-        masks: The networks that generate label maps, fetched on request; None where none are published.
-        repositories: By role of the network, repositories with checkpoints that the bundle's own repository lacks.
-        mask_database: The label maps, fetched on request; None where none are published.
+        masks: Networks that generate label maps, downloaded on request; None if none are published.
+        repositories: Role of a network -> repository, for checkpoints that the bundle's own repository lacks.
+        mask_database: Published label maps, downloaded on request; None if there are none.
     """
 
     header: Mapping[str, Any]
@@ -83,7 +83,7 @@ class KnownBundle:
 
     @property
     def description(self) -> str:
-        """One line for listings."""
+        """Description of the bundle on one line, for listings."""
         return str(self.header["description"])
 
     @property
@@ -93,11 +93,11 @@ class KnownBundle:
 
     @property
     def all_repositories(self) -> tuple[str, ...]:
-        """The bundle's own repository, and those of single checkpoints."""
+        """All repositories to download from: the bundle's own, and those of single checkpoints."""
         return tuple(dict.fromkeys((self.repository, *self.repositories.values())))
 
     def files_in(self, repository: str) -> dict[str, str]:
-        """The checkpoints that lie in one of the repositories, by role of the network."""
+        """Return role -> checkpoint for the checkpoints in one of the repositories."""
         return {
             role: file
             for role, file in self.files.items()
@@ -105,10 +105,10 @@ class KnownBundle:
         }
 
     def require_masks(self) -> KnownMasks:
-        """The networks that generate label maps for it.
+        """Return the networks that generate label maps for the bundle.
 
         Raises:
-            BundleError: When none are published.
+            BundleError: None are published.
         """
         if self.masks is None:
             raise BundleError(
@@ -118,10 +118,10 @@ class KnownBundle:
         return self.masks
 
     def require_database(self) -> KnownDatabase:
-        """The label maps that are published with it.
+        """Return the label maps that are published with the bundle.
 
         Raises:
-            BundleError: When none are published.
+            BundleError: None are published.
         """
         if self.mask_database is None:
             raise BundleError(
@@ -132,18 +132,18 @@ class KnownBundle:
 
     @property
     def accepted_licence(self) -> dict[str, object]:
-        """Text of the licence entry in ``bundle.yaml`` after acceptance."""
+        """Licence entry of ``bundle.yaml`` after the user has accepted the licence."""
         return {"name": self.licence, "url": self.licence_url, "is_accepted": True}
 
     @property
     def pull_command(self) -> str:
-        """The command that fetches the bundle."""
+        """Command that downloads the bundle."""
         return f"maisi-aug bundles pull {self.name}"
 
 
 @cache
 def known_bundles() -> Mapping[str, KnownBundle]:
-    """Return all bundles that can be fetched, by name."""
+    """Return name -> bundle, for all bundles that can be downloaded."""
     rows = yaml.safe_load(KNOWN_BUNDLES_FILE.read_text(encoding="utf-8"))
     parts = {"masks": KnownMasks, "mask_database": KnownDatabase}
     return {
@@ -153,7 +153,7 @@ def known_bundles() -> Mapping[str, KnownBundle]:
 
 
 def find_known_bundle(name: str) -> KnownBundle:
-    """Return the bundle of a name.
+    """Return the downloadable bundle with the given name.
 
     Raises:
         BundleError: The name is unknown; the message offers the closest ones.

@@ -21,7 +21,7 @@ def require_masks(bundle: Bundle) -> MaskGenerationSpec:
     """Return the settings with which a bundle generates label maps.
 
     Raises:
-        BundleError: When it has no mask networks; naming the command that fetches some.
+        BundleError: The bundle has no mask networks; the message names the command that downloads some.
     """
     if bundle.spec.mask_generation is None:
         known = known_bundles()
@@ -34,11 +34,11 @@ def require_masks(bundle: Bundle) -> MaskGenerationSpec:
 
 
 def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
-    """Return the number of sampling steps for a label map; the bundle's default where none is given.
+    """Return the number of sampling steps for a label map: the requested one, or the bundle's default if None.
 
     Raises:
-        BundleError: When the bundle has no mask networks.
-        RecipeError: For more steps than their scheduler was trained with.
+        BundleError: The bundle has no mask networks.
+        RecipeError: More steps are requested than the scheduler was trained with.
     """
     spec = require_masks(bundle)
     limit = int(spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS))
@@ -55,19 +55,21 @@ def generated_grid(bundle: Bundle) -> Grid:
     """Return the grid of the label maps that a bundle generates.
 
     Raises:
-        BundleError: When it has no mask networks.
+        BundleError: The bundle has no mask networks.
     """
     spec = require_masks(bundle)
     return Grid.from_spacing(spec.grid.shape, spec.grid.spacing_mm)
 
 
 def require_inside(bundle: Bundle, grid: Grid) -> None:
-    """Raise unless generated label maps reach from one end of a grid to the other along the body.
+    """Raise if a grid is longer along the body (K) than the label maps that a bundle generates.
+
+    Across the body, a wider grid is allowed, because it only shows more air.
 
     Across the body, a wider grid only shows more air.
 
     Raises:
-        BundleError: When the bundle has no mask networks.
+        BundleError: The bundle has no mask networks.
         GridError: The message names both lengths.
     """
     field_mm, wanted_mm = generated_grid(bundle).extent_mm[2], grid.extent_mm[2]
@@ -80,10 +82,10 @@ def require_inside(bundle: Bundle, grid: Grid) -> None:
 
 
 def fingerprint_of_masks(bundle: Bundle) -> str:
-    """Return SHA-256 over what a bundle says of its mask networks, the hashes of their files among it.
+    """Return a SHA-256 over a bundle's entry about its mask networks, which includes the hashes of their files.
 
     Raises:
-        BundleError: When it has none.
+        BundleError: The bundle has no mask networks.
     """
     said = {
         "mask_generation": require_masks(bundle).model_dump(mode="json"),

@@ -28,16 +28,16 @@ LIST_COMMAND = "maisi-aug bundles presets"
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """A grid, and how to decode images of it.
+    """A named grid with decoding settings that fit a GPU memory or a body region.
 
     Attributes:
         name: Name to pass as ``--preset``.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole.
-        overlap: Share of a window that neighbours have in common.
-        memory_gb: Memory in GB of the GPU that is enough.
-        peak_gb: The most that was used of it, or a bound, for presets by region.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole image.
+        overlap: Fraction of a window that overlaps with the next one.
+        memory_gb: GPU memory in GB that suffices.
+        peak_gb: Peak memory used in GB; for presets by region, an upper bound.
         source: Source of the grid and the window.
     """
 
@@ -52,13 +52,13 @@ class Preset:
 
     @property
     def grid(self) -> Grid:
-        """Shape and spacing, centred on the world origin."""
+        """Grid with the preset's shape and spacing, centred on the world origin."""
         return Grid.from_spacing(self.shape, self.spacing_mm)
 
 
 @cache
 def memory_presets() -> tuple[Preset, ...]:
-    """Return the presets by memory, the least first."""
+    """Return the presets by GPU memory, the smallest memory first."""
     document = yaml.safe_load(PRESETS_FILE.read_text(encoding="utf-8"))
     return tuple(_read(name, row, document["source"]) for name, row in document["presets"].items())
 
@@ -79,7 +79,7 @@ def _read(name: str, row: Mapping[str, Any], source: str) -> Preset:
 
 
 def region_presets(limits: GridLimits) -> tuple[Preset, ...]:
-    """Return the recommended grids of a bundle, decoded as by the smallest preset by memory that covers their shape."""
+    """Return the recommended grids of a bundle as presets, decoded as in the smallest memory preset that covers them."""
     found = []
     for region, spec in limits.recommended.items():
         covering = (one for one in memory_presets() if all(a >= b for a, b in zip(one.shape, spec.shape, strict=True)))
@@ -90,7 +90,11 @@ def region_presets(limits: GridLimits) -> tuple[Preset, ...]:
 
 
 def list_presets(limits: GridLimits | None) -> tuple[Preset, ...]:
-    """Return what a bundle takes: the presets by memory whose grids it has seen, then those by region."""
+    """Return the presets that suit a bundle: those by GPU memory within its limits, then those by body region.
+
+    Args:
+        limits: Grid limits of the bundle; None if it has none.
+    """
     if limits is None:
         return ()
     usual = [Grid.from_spacing(spec.shape, spec.spacing_mm).extent_mm for spec in limits.recommended.values()]
@@ -105,7 +109,7 @@ def list_presets(limits: GridLimits | None) -> tuple[Preset, ...]:
 
 
 def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:
-    """Return every preset that a bundle takes that is at hand or can be fetched, and the names of these bundles."""
+    """Return every preset of any installed or downloadable bundle, each with the names of the bundles it suits."""
     limits = {bundle.name: bundle.spec.grid_limits for bundle in list_bundles()}
     for name, known in known_bundles().items():
         if name not in limits and "grid_limits" in known.header:
@@ -118,10 +122,10 @@ def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:
 
 
 def find_preset(name: str, bundle: Bundle) -> Preset:
-    """Return the preset of a name, for a bundle.
+    """Return the preset with a given name that suits a bundle.
 
     Raises:
-        RecipeError: When there is none of that name, or none for this bundle.
+        RecipeError: There is no such preset, or it does not suit the bundle.
     """
     own = {preset.name: preset for preset in list_presets(bundle.spec.grid_limits)}
     if name in own:

@@ -20,12 +20,12 @@ MASK_PROVENANCE = "masks"
 
 
 def dump_bundle(content: Mapping[str, Any]) -> str:
-    """Return the text of a ``bundle.yaml``."""
+    """Serialise the content of a ``bundle.yaml``."""
     return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=100)
 
 
 def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the text of a ``bundle.yaml`` without its mask networks."""
+    """Return the content of a ``bundle.yaml`` without the entries of its mask networks."""
 
     def drop(section: Mapping[str, Any], *keys: str) -> dict[str, Any]:
         return {key: value for key, value in section.items() if key not in keys}
@@ -53,7 +53,7 @@ _MAX_LEVELS = 16
 
 
 def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
-    """Raise for implausible hyper-parameters, which would take hours to build."""
+    """Return a network definition unchanged; raise for implausible hyper-parameters, which would take hours to build."""
     if not isinstance(definition.get("class"), str):
         raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
@@ -71,7 +71,7 @@ def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Raise unless the definitions state their number of levels, which decides the multiple for a grid's sides."""
+    """Return network definitions unchanged; raise if one lacks its number of levels, which decides the grid's factor."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
             raise ValueError(f"expected a list of integers as {role}.num_channels")
@@ -92,21 +92,21 @@ _Networks = Annotated[dict[str, _Definition], AfterValidator(require_levels)]
 
 
 class WeightFile(StrictModel):
-    """One weight file of a bundle, relative to the bundle's folder."""
+    """A weight file of a bundle: its path relative to the bundle's folder, and its SHA-256."""
 
     file: _Path
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
 
 
 class SlotSpec(StrictModel):
-    """A name bound to a placeholder slot or free id.
+    """Label name that is bound to one of MAISI's placeholder slots or a free id.
 
     Attributes:
-        id: Id of the slot.
-        hosts: Organs that it may lie in: those that a lesion grows in, and what takes an organ's place where it is
-            taken out of a label map.
-        kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps; None for a lesion where there are
-            hosts, else an organ.
+        id: Vocabulary id of the slot.
+        hosts: For a lesion, the organs that it grows in; for an organ, the labels that replace it when it is removed
+            from a label map.
+        kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps; None means ``lesion`` if there
+            are hosts, otherwise ``organ``.
     """
 
     id: int = Field(ge=1, le=255)
@@ -115,11 +115,11 @@ class SlotSpec(StrictModel):
 
 
 class BaseSpec(StrictModel):
-    """The bundle that another one was fine-tuned from, and whose weights it shares.
+    """Entry of ``bundle.yaml`` about the base bundle that a bundle was fine-tuned from and shares weights with.
 
     Attributes:
         name: Name of the base.
-        fingerprint: Fingerprint of the base; one that has changed since cannot be used.
+        fingerprint: Fingerprint of the base; a base that has changed since cannot be used.
         paths: Paths to try if the base is not found by name: relative to this bundle's folder, or absolute.
     """
 
@@ -129,7 +129,7 @@ class BaseSpec(StrictModel):
 
 
 class SizeSpec(StrictModel):
-    """Volumes of a label, one per patient, so that size percentiles mean something.
+    """Distribution of a label's volume over patients, to which size percentiles refer.
 
     Attributes:
         quantiles_ml: Quantiles of the volume in mL at 0, 5, ..., 100 percent.
@@ -163,12 +163,12 @@ class HuSpec(StrictModel):
 
 
 class MaskBankSpec(StrictModel):
-    """The label maps that a bundle draws from when the user names none.
+    """Label maps that a bundle uses as its mask bank if the user names none.
 
     Attributes:
         list: File with the list of maps, relative to the bundle's folder.
-        labels: Meaning of their ids: ``maisi``, or a file that maps them, relative to the bundle's folder.
-        source: Which maps they are, for people.
+        labels: Meaning of the maps' ids: ``maisi``, or a mapping file relative to the bundle's folder.
+        source: Description of the maps, for people.
     """
 
     list: _InnerPath
@@ -177,14 +177,14 @@ class MaskBankSpec(StrictModel):
 
 
 class MaskGenerationSpec(StrictModel):
-    """Settings of a bundle's mask networks.
+    """Settings with which a bundle's mask networks generate label maps.
 
     Attributes:
-        grid: Grid of the label maps that they generate.
+        grid: Grid of the generated label maps.
         num_inference_steps: Default number of sampling steps.
-        scale_factor: Mask latents are multiplied by it for diffusion and divided by it before decoding.
-        scheduler: Definition of the DDPM scheduler that they were trained with.
-        size_conditions: The file with the organ and tumour sizes that conditions are drawn from.
+        scale_factor: Factor by which mask latents are multiplied for diffusion, and divided before decoding.
+        scheduler: Definition of the DDPM scheduler that the networks were trained with.
+        size_conditions: File with the organ and tumour sizes that conditions are drawn from.
     """
 
     grid: GridSpec
@@ -200,30 +200,30 @@ class BundleSpec(StrictModel):
     Attributes:
         format: Version of this layout.
         name: Name of the bundle.
-        description: One line for listings.
+        description: Description on one line, for listings.
         advice: A sentence shown when the bundle is used, or empty.
-        advice_without_map: A sentence shown when images are drawn without a label map, where they are known to be poor;
-            else empty.
-        licence: Licence of the weights, inherited by what they generate.
+        advice_without_map: A sentence shown when images are drawn without a label map, if these are known to be poor;
+            otherwise empty.
+        licence: Licence of the weights, inherited by the images that they generate.
         grid: Default grid.
-        grid_limits: The grids that the networks have seen; None where that is not known, and any is taken.
+        grid_limits: Limits of the grids seen in training; None if unknown, so that any grid is accepted.
         num_inference_steps: Default number of sampling steps.
-        modalities: What the networks were taught to draw, the default first: kinds of CT or kinds of MR. Images are in
-            HU of CT, and in MR from 0 with 1000 for what the networks know as 1.
-        guidance_scale: Default guidance towards the modality, of images without a label map.
-        scale_factor: Latents are multiplied by it for diffusion and divided by it before decoding.
-        mixed_precision: Whether the networks bear float16, which CUDA devices then compute in; False computes in
+        modalities: Kinds of CT or of MR that the networks were trained on, the default first. CT images are in HU; MR
+            intensities begin at 0, and 1000 stands for the networks' 1.
+        guidance_scale: Default scale of classifier-free guidance towards the modality, for images without a label map.
+        scale_factor: Factor by which latents are multiplied for diffusion, and divided before decoding.
+        mixed_precision: Whether the networks tolerate float16, which CUDA devices then use by default; False means
             float32 everywhere, unless another precision is requested.
-        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once where windows are requested
-            (``--decode windows``); they overlap by 0.4 and are blended. None decodes the whole.
+        decode_window: Latent voxels along I, J, K that the autoencoder decodes at once with ``--decode windows``;
+            windows overlap by 0.4 and are blended. None decodes the whole image.
         scheduler: Scheduler definition (``class`` and arguments).
         networks: Network definitions by role.
         weights: Weight files by role.
         slots: Label names bound to placeholder slots.
         mask_generation: How label maps are generated; None for a bundle without mask networks.
-        base: The bundle whose networks this one shares; None for a bundle with all its weights.
-        sizes: Volumes of labels by name, measured on training data.
-        hu_ranges: HU of labels by name, measured on training data.
+        base: Bundle whose weights this one shares; None for a bundle that contains all of its weights.
+        sizes: Label name -> distribution of volumes in the training data.
+        hu_ranges: Label name -> range of HU in the training data.
         mask_bank: Label maps to draw from by default; None for the phantoms.
         provenance: Origin of the weights: recipe, steps, seed, versions.
     """

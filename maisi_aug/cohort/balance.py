@@ -31,10 +31,10 @@ lesions of that size would seldom find room in one organ."""
 
 @dataclass(frozen=True, slots=True)
 class SizeBins:
-    """Ranges of the equivalent diameter of lesions.
+    """Bins of lesion sizes by equivalent diameter, with an open bin at either end.
 
     Attributes:
-        edges_mm: Ascending, at least two; what lies outside is counted in a bin of its own at either end.
+        edges_mm: Ascending edges in mm, at least two; smaller and larger lesions are counted in the open bins.
     """
 
     edges_mm: tuple[float, ...] = DEFAULT_EDGES_MM
@@ -49,25 +49,25 @@ class SizeBins:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all bins, the open ones at both ends included."""
+        """Names of all bins for tables, including the open bins at both ends."""
         low, high = self.edges_mm[0], self.edges_mm[-1]
         inner = (f"{a:g}-{b:g} mm" for a, b in pairwise(self.edges_mm))
         return (f"under {low:g} mm", *inner, f"{high:g} mm and more")
 
     def place_of(self, volume: float) -> int:
-        """Return the bin of a volume in mL, counted from the open one below the first edge."""
+        """Return the index of the bin that a volume in mL falls into; 0 is the open bin below the first edge."""
         wide = diameter_mm(volume) + _SAME_MM  # a sphere of an edge belongs above it, whatever its volume rounds to
         return sum(edge <= wide for edge in self.edges_mm)
 
 
 @dataclass(frozen=True, slots=True)
 class LesionCensus:
-    """The lesions of one label in a real dataset.
+    """Volumes of all lesions of one label in a real dataset, case by case.
 
     Attributes:
-        label: Name in the vocabulary.
-        source: Its name in the dataset, for the user to check.
-        volumes_ml: For each case, the volumes of its lesions; empty for a case without any.
+        label: Name of the lesion in the vocabulary.
+        source: Name of the lesion in the dataset, shown for the user to check.
+        volumes_ml: For each case, the volumes of its lesions in mL; empty for a case without lesions.
     """
 
     label: str
@@ -77,16 +77,16 @@ class LesionCensus:
 
 @dataclass(frozen=True, slots=True)
 class BalanceTarget:
-    """A lesion that is to be balanced.
+    """A lesion whose sizes and counts are to be balanced, with the sizes that may be planned.
 
     Attributes:
-        label_id: Vocabulary id.
-        label: Name in the vocabulary.
-        low_mm: Smallest diameter that may be planned.
-        high_mm: Largest diameter that may be planned.
-        organs: Names of organs that every case of it must have.
-        request: The user's request, with its share.
-        has_size: Whether the user set the limits; otherwise nothing larger than the dataset's largest is planned.
+        label_id: Vocabulary id of the lesion.
+        label: Name of the lesion in the vocabulary.
+        low_mm: Smallest equivalent diameter in mm that may be planned.
+        high_mm: Largest equivalent diameter in mm that may be planned.
+        organs: Names of organs that every case must contain.
+        request: The label request, with its share.
+        has_size: Whether the user set the limits; otherwise no lesion larger than the dataset's largest is planned.
     """
 
     label_id: int
@@ -101,16 +101,16 @@ class BalanceTarget:
 def read_targets(
     texts: Sequence[str], *, vocabulary: Vocabulary, bins: SizeBins, least_ml: float = 0.0
 ) -> tuple[BalanceTarget, ...]:
-    """Read label requests as balancing targets; a size limits the sizes that the balance chooses from.
+    """Parse label requests as targets of a balance, where a size limits the sizes that may be planned.
 
     Args:
         texts: Requests, one lesion each, with organs and a share if wanted.
         vocabulary: The labels that may be requested.
-        bins: Their outer edges are the limits where a request has no size.
-        least_ml: Smallest volume that the grid can show.
+        bins: Size bins, whose outer edges are the limits for requests without a size.
+        least_ml: Smallest lesion volume in mL that the output grid can show.
 
     Raises:
-        VocabularyError: For an unknown label.
+        VocabularyError: A label is unknown.
         RequestError: A request has no lesion, several lesions or a count, or its sizes lie outside all bins.
     """
     requests = parse_requests([_with_size(text, vocabulary, bins) for text in texts], vocabulary=vocabulary)
@@ -157,19 +157,23 @@ def _to_target(text: str, request: CaseRequest, bins: SizeBins, least_ml: float)
 
 @dataclass(frozen=True)
 class LabelBalance:
-    """Existing and planned cases of one label.
+    """Existing and planned cases of one label, counted by lesions per case and by lesion size.
+
+    Cases are counted by their number of lesions 0, 1, ..., where the last count means "and more". Lesions are counted
+    by lesions per case (from 1) and size bin. Lesions below the first bin do not count for lesions per case, because
+    many are specks.
 
     Counts of cases are by lesions per case, 0, 1, ..., the last meaning "and more"; counts of lesions by lesions per
     case (from 1) and size bin. Lesions below the first bin do not count for lesions per case: many are specks.
 
     Attributes:
         target: The lesion and its limits.
-        source: Its name in the dataset.
+        source: Name of the lesion in the dataset.
         bins: Bins of the sizes.
-        real_cases: Cases of the dataset.
-        real_lesions: Lesions of the dataset.
-        planned_cases: Cases that the plan adds.
-        planned_lesions: Lesions that the plan adds.
+        real_cases: Number of cases of the dataset, by lesions per case.
+        real_lesions: Number of lesions of the dataset, by lesions per case and size bin.
+        planned_cases: Number of cases that the plan adds, by lesions per case.
+        planned_lesions: Number of lesions that the plan adds, by lesions per case and size bin.
         combinations: Number of planned cases of every kind, by the size bins of their lesions.
     """
 
@@ -184,12 +188,12 @@ class LabelBalance:
 
     @cached_property
     def open_bins(self) -> tuple[int, ...]:
-        """Bins that the plan may fill: those that the limits of the target reach into."""
+        """Indices of the size bins that the plan may fill: those within the limits of the target."""
         return tuple(place for place in range(1, len(self.bins.edges_mm)) if self._part_mm(place) is not None)
 
     @property
     def num_planned(self) -> int:
-        """Cases that the plan adds."""
+        """Number of cases that the plan adds."""
         return sum(self.planned_cases)
 
     def _part_mm(self, place: int) -> tuple[float, float] | None:
@@ -199,13 +203,19 @@ class LabelBalance:
         return (low, high) if high > low + _SAME_MM else None
 
     def range_mm(self, place: int) -> tuple[float, float]:
-        """Return diameters that are planned in an open bin."""
+        """Return the least and largest diameter in mm that are planned in a size bin, within the limits of the target."""
         part = self._part_mm(place)
         assert part is not None
         return part
 
     def lacking(self, *, planned: bool) -> list[list[int]]:
-        """Return how many lesions each open bin is short of the fullest bin in its row; 0 for other bins."""
+        """Return, by lesions per case and bin, how many lesions are missing to reach the fullest bin of the row.
+
+        Bins that may not be filled have 0.
+
+        Args:
+            planned: Whether to count planned lesions, too.
+        """
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         result = []
         for row in rows:
@@ -214,7 +224,14 @@ class LabelBalance:
         return result
 
     def evenness(self, *, planned: bool) -> float:
-        """Return the evenness of the open cells, from 0 (one holds all) to 1 (all equal): Pielou's J (1966)."""
+        """Return how evenly lesions are spread over the cells that may be filled: 0 if one has all, 1 if all are equal.
+
+        The measure is Pielou's J (Pielou, "The measurement of diversity in different types of biological collections",
+        1966).
+
+        Args:
+            planned: Whether to count planned lesions, too.
+        """
         rows = _add(self.real_lesions, self.planned_lesions) if planned else self.real_lesions
         counts = [row[place] for row in rows for place in self.open_bins]
         total = sum(counts)
@@ -224,7 +241,7 @@ class LabelBalance:
         return -sum(share * math.log(share) for share in shares) / math.log(len(counts)) + 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the balance as JSON types."""
+        """Return target, bins and counts as a JSON-able dict."""
         after = _add(self.real_lesions, self.planned_lesions)
         return {
             "label": self.target.label,
@@ -248,17 +265,17 @@ class LabelBalance:
 def count_lesions(
     census: LesionCensus, target: BalanceTarget, *, bins: SizeBins, max_lesions: int = DEFAULT_MAX_LESIONS
 ) -> LabelBalance:
-    """Sort the cases and lesions of a census into their cells; nothing is planned yet.
+    """Count the cases and lesions of a dataset by lesions per case and size bin; nothing is planned yet.
 
     Args:
-        census: The measured census.
+        census: Volumes of the lesions of the dataset.
         target: The lesion and its limits.
         bins: Bins of the sizes.
         max_lesions: Cases with more lesions count as having this many.
 
     Raises:
-        RequestError: For a number of lesions that cannot be requested for a case, or all lesions of the dataset
-            are smaller than anything that can be planned, and no size says that larger ones are wanted.
+        RequestError: ``max_lesions`` cannot be requested for a case, or all lesions of the dataset are smaller than the
+            smallest that can be planned and the request has no size.
     """
     if not 1 <= max_lesions <= MAX_COUNT:
         raise RequestError(
@@ -290,16 +307,18 @@ def count_lesions(
 
 
 def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[LabelBalance, ...]:
-    """Plan cases for what the labels lack, by the rule of this module.
+    """Plan cases that fill the gaps in the sizes and counts of lesions, by the rule that this module describes.
+
+    Labels with a share get it; without shares, every case goes to the label that occurs in the fewest cases.
 
     Labels with a share get it; without shares every case goes to the label that the fewest cases show.
 
     Args:
         balances: Existing cases of each label.
-        num_cases: Cases of the cohort.
+        num_cases: Number of cases to plan.
 
     Raises:
-        RequestError: When there are fewer cases than labels with shares.
+        RequestError: There are fewer cases than labels with shares.
     """
     if any(balance.target.request.share is not None for balance in balances):
         counts = allot_cases([balance.target.request for balance in balances], num_cases)
@@ -354,7 +373,7 @@ def _choose_bins(balance: LabelBalance, row: int, planned: Sequence[int]) -> lis
 
 
 def to_requests(balances: Sequence[LabelBalance]) -> tuple[str, ...]:
-    """Return the planned cases as label requests: the same cohort can be made from them without the dataset."""
+    """Return the planned cases as label requests, from which the same cohort can be made without the dataset."""
     total = sum(balance.num_planned for balance in balances)
     return tuple(
         f"{_spell_case(balance, places)}@{count}/{total}"

@@ -39,10 +39,10 @@ class _Panel:
 
 
 def draw_balance(balances: Sequence[LabelBalance], *, dataset: str) -> Image.Image:
-    """Return a row of histograms for every label: cases by their number of lesions, then sizes for each such number.
+    """Draw one row of histograms per label: cases by number of lesions, then lesion sizes for each such number.
 
     Args:
-        balances: The labels, planned.
+        balances: Existing and planned cases of each label.
         dataset: Name of the real dataset.
     """
     rows = [_panels_of(balance) for balance in balances]

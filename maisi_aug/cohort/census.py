@@ -36,17 +36,17 @@ def take_census(
     mapping: LesionMap | None = None,
     report: Report = report_nothing,
 ) -> tuple[LesionCensus, ...]:
-    """Measure every lesion of a dataset by its connected parts.
+    """Measure the volume of every lesion in a labelled dataset; a lesion is a connected component of its label.
 
     Args:
         path: nnU-Net raw dataset, Medical Decathlon task, cohort, or folder or data list of label maps.
         targets: The lesions to look for.
-        vocabulary: Which a cohort's ids are of.
-        mapping: Names of the lesions in the dataset (default: found by name).
-        report: Called with (label maps read, label maps in all).
+        vocabulary: Vocabulary of the ids in cohorts.
+        mapping: Names of the lesions in the dataset (default: matched by name).
+        report: Progress callback, called with (label maps read, label maps in all).
 
     Raises:
-        BankError: There is no label map, or nothing tells what a lesion is called there.
+        BankError: There is no label map, or the name of a lesion in the dataset is unknown.
         RequestError: The mapping names a label that is not balanced.
         VolumeError: A label map cannot be read.
     """

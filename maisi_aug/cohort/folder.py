@@ -48,7 +48,7 @@ _SECTIONS = ("bundle", "mask_bank")
 
 @dataclass(frozen=True, slots=True)
 class CohortFolder:
-    """The folder of a cohort.
+    """Paths of the files in a cohort's folder.
 
     Attributes:
         path: Path of the folder.
@@ -57,33 +57,33 @@ class CohortFolder:
     path: Path
 
     def file_of(self, role: str, case_id: str) -> Path:
-        """Return the path of a case's file.
+        """Return the path of a file of a case.
 
         Args:
-            role: "image", "label", "anatomy" or "preview".
-            case_id: The case.
+            role: Kind of the file: ``image``, ``label``, ``anatomy`` or ``preview``.
+            case_id: Name of the case.
         """
         folder = {"image": "images", "label": "labels", "anatomy": "anatomy", "preview": "previews"}[role]
         return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
 
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
-        """Return the path for the picture of a failed attempt."""
+        """Return the path of the preview of a failed attempt."""
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
     def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
-        """Return the path for a kept volume of a rejected case, separate from the training data."""
+        """Return the path of a volume of a rejected case that is kept, separate from the training data."""
         return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:
-        """Return a path relative to the folder, as in the manifest."""
+        """Return a path relative to the cohort's folder, as it is written in the manifest."""
         return path.relative_to(self.path).as_posix()
 
 
 def read_cohort_document(folder: Path) -> dict[str, Any] | None:
-    """Return the content of ``cohort.yaml``, or ``None`` where the folder is empty or absent.
+    """Read ``cohort.yaml`` in a folder; None if the folder is empty or does not exist.
 
     Raises:
-        CohortError: When the folder holds something that is not a cohort, or ``cohort.yaml`` is damaged.
+        CohortError: The folder holds something that is not a cohort, or ``cohort.yaml`` is damaged.
     """
     path = folder / COHORT_NAME
     if folder.exists() and not folder.is_dir():
@@ -103,13 +103,13 @@ def read_cohort_document(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class BegunCohort:
-    """Contents of a cohort's folder before a run opens it.
+    """State of a cohort's folder before a run opens it.
 
     Attributes:
-        path: The folder.
-        document: Content of its ``cohort.yaml``; empty where no cohort was begun.
-        has_cases: Whether any attempt at a case is noted; without one the cohort is planned anew.
-        stamp: Size, time and place of ``cohort.yaml``; while it is unchanged, the file has not been written.
+        path: Path of the folder.
+        document: Content of ``cohort.yaml``; empty if no cohort was begun.
+        has_cases: Whether an attempt is recorded; otherwise the cohort is planned anew.
+        stamp: Size, modification time and inode of ``cohort.yaml``, which reveal whether it was written since.
     """
 
     path: Path | None
@@ -119,14 +119,14 @@ class BegunCohort:
 
     @classmethod
     def read(cls, path: Path, *, may_resume: bool = True) -> BegunCohort:
-        """Read the state of a folder, without changing it.
+        """Read the state of a cohort's folder, without changing it.
 
         Args:
             path: Path of the cohort.
-            may_resume: Whether it may hold one.
+            may_resume: Whether the folder may hold a cohort already.
 
         Raises:
-            CohortError: It holds something that is not a cohort or, where a run must not continue, one.
+            CohortError: The folder holds something that is not a cohort, or a cohort although ``may_resume`` is False.
         """
         stamp, document = _stamp_of(path), read_cohort_document(path)
         if document is None:
@@ -138,17 +138,17 @@ class BegunCohort:
         return cls(path, document, any(manifest.stat().st_size > 0 for manifest in list_manifests(path)), stamp)
 
     def read_again(self, path: Path) -> dict[str, Any] | None:
-        """Return the content of ``cohort.yaml``, read again only if the file has changed."""
+        """Return the content of ``cohort.yaml``, which is read again only if the file has changed."""
         if self.path == path and self.document and self.stamp == _stamp_of(path):
             return dict(self.document)
         return read_cohort_document(path)
 
     def steps_to(self, num_cases: int | None, asked: Sequence[int]) -> tuple[int, ...]:
-        """Return the earlier sizes of the cohort, including the current one if more cases are requested.
+        """Return the earlier numbers of cases of a growing cohort, with the current one if more are requested.
 
         Args:
-            num_cases: Number of requested cases; fewer than there are is left for the comparison to refuse.
-            asked: The steps that the request names.
+            num_cases: Requested number of cases; if it is smaller than the current one, a later comparison raises.
+            asked: Earlier numbers of cases that the request itself names.
         """
         written = self.document.get("configuration", {})
         before, steps = written.get(CASES_FIELD), tuple(written.get(GROWTH_FIELD) or ())
@@ -214,17 +214,18 @@ def find_cohort(
     *,
     is_shared: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
-    """Return the content of ``cohort.yaml`` where a run can continue a cohort; ``None`` where it begins one.
+    """Return the ``cohort.yaml`` of a cohort that a run can continue; None if the run begins a new cohort.
 
     Args:
-        path: Folder of the cohort; nothing in it is changed.
-        document: What ``cohort.yaml`` would be; once a case was made it must be the same as the one that is there, but
-            may allow more attempts, or continue from its number of cases.
+        path: Folder of the cohort, which is not changed.
+        document: Content of the run's ``cohort.yaml``. Once a case has been made, it must equal the existing one,
+            except that it may allow more attempts or add cases.
         begun: State of an existing folder.
-        is_shared: Tells whether others are at work in it, so that it is theirs as well, before anything was made.
+        is_shared: Function that returns whether other processes work in the folder, whose configuration then counts
+            even before a case was made.
 
     Raises:
-        CohortError: When the folder is not a cohort's, or the configuration differs.
+        CohortError: The folder is not a cohort's, or the configuration differs.
     """
     existing = begun.read_again(path)
     if existing is None:
@@ -254,12 +255,12 @@ def _holds_files(folder: Path) -> bool:
 
 
 class LostCase(NamedTuple):
-    """An accepted case whose files are not what the manifest says.
+    """An accepted case with files that are missing or altered.
 
     Attributes:
-        record: Its line in the manifest.
-        missing: Paths of files that are gone.
-        altered: Paths of files that hold other bytes, or cannot be read.
+        record: Line of the manifest about the case.
+        missing: Paths of files that do not exist.
+        altered: Paths of files whose bytes differ from the manifest's SHA-256, or that cannot be read.
     """
 
     record: AttemptRecord
@@ -268,12 +269,12 @@ class LostCase(NamedTuple):
 
 
 def find_lost(folder: Path, manifest: Manifest, *, verify: bool = False) -> list[LostCase]:
-    """Return accepted cases with files that are gone, or altered; in the order of the plan.
+    """Return the accepted cases with missing or altered files, in the order of the plan.
 
     Args:
         folder: Folder of the cohort.
         manifest: Manifest to compare the files with.
-        verify: Compare the bytes of every file as well; otherwise files are listed and not opened.
+        verify: Also compare the bytes of every file; otherwise only the existence of files is checked.
     """
     listed: dict[str, frozenset[str]] = {}
     lost = []
@@ -340,21 +341,21 @@ def open_cohort(
     begun: BegunCohort = NOT_BEGUN,
     manifest: str = MANIFEST_NAME,
 ) -> Iterator[tuple[CohortFolder, ManifestWriter, Manifest]]:
-    """Begin or continue a cohort, locked against other processes except those of its other shards.
+    """Context in which a cohort's folder is begun or continued, locked against other processes except its other shards.
 
     Args:
-        path: Folder, made where there is none.
-        document: Content of ``cohort.yaml``; once a case was made it must be the same as the one that is there, but may
-            allow more attempts or hold more cases, which are then noted.
-        header: Comment lines that open ``cohort.yaml``.
+        path: Folder of the cohort, which is created if it does not exist.
+        document: Content of the run's ``cohort.yaml``. Once a case has been made, it must equal the existing one,
+            except that it may allow more attempts or add cases, which the file then records.
+        header: Comment lines at the top of ``cohort.yaml``.
         begun: State of an existing folder.
-        manifest: Name of the one that is written: of the whole, or of a shard.
+        manifest: File name of the manifest to write: that of the cohort, or of a shard.
 
     Yields:
-        The folder, the writer of its manifest and what its manifests hold so far, without the gates' figures.
+        The folder, the writer of the manifest, and the attempts recorded so far, without the gates' figures.
 
     Raises:
-        CohortError: When the folder is not a cohort's, another process writes to it, or the configuration differs.
+        CohortError: The folder is not a cohort's, another process writes to it, or the configuration differs.
     """
     begun.read_again(path)  # before anything is made, so that a foreign folder stays untouched
     path.mkdir(parents=True, exist_ok=True)
@@ -377,11 +378,11 @@ def open_cohort(
 
 @contextmanager
 def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
-    """Open a hidden folder inside a cohort's, on the same disk, for files that have no line in the manifest yet.
+    """Context with a hidden scratch folder inside a cohort's folder, for files that are not in the manifest yet.
 
     Args:
         path: Path of the cohort, whose manifest is locked.
-        manifest: Its name; what killed processes left that were writing for it is removed.
+        manifest: File name of the manifest; scratch files that killed processes left for it are removed.
     """
     place = scratch_of(path / manifest)
     shutil.rmtree(place, ignore_errors=True)

@@ -35,15 +35,15 @@ _SIZE_EXAMPLES = "a size such as 0.3, 0.1-0.6, 8mm, 1-2cm, 4mL, 5cc or 10-30mmx3
 
 @dataclass(frozen=True, slots=True)
 class SizeRange:
-    """The lesion sizes one request allows.
+    """Range of lesion volumes that a label request allows.
 
     Attributes:
         low_ml: Smallest volume in mL.
         high_ml: Largest volume in mL; equal to ``low_ml`` for a single size.
-        low_percentile: Percentile in [0, 1] of the smallest volume, or None when mm or mL were requested.
-        high_percentile: Percentile in [0, 1] of the largest volume, or None when mm or mL were requested.
+        low_percentile: Percentile in [0, 1] of the smallest volume; None if mm or mL were requested.
+        high_percentile: Percentile in [0, 1] of the largest volume; None if mm or mL were requested.
         text: The size as it was written.
-        distribution: Sizes that the percentiles refer to, or None if mm or mL were requested.
+        distribution: Size distribution that the percentiles refer to; None if mm or mL were requested.
     """
 
     low_ml: float
@@ -55,6 +55,10 @@ class SizeRange:
 
     def at(self, u: float) -> float:
         """Return the volume in mL at position ``u`` in [0, 1] of the range.
+
+        A range of percentiles is interpolated in percentiles, so that a uniform ``u`` draws sizes as they are
+        distributed over patients. A range of mm or mL is interpolated in the logarithm of the volume, so that small
+        sizes are not rare.
 
         A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
         distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
@@ -69,14 +73,14 @@ class SizeRange:
 
 @dataclass(frozen=True, slots=True)
 class LesionRequest:
-    """One label of a case: an organ that must be present (``size`` is None), or lesions of a size.
+    """One label of a case: an organ that must be present, or lesions of a size.
 
     Attributes:
-        label_id: Id in the vocabulary.
-        label_name: Name in the vocabulary, whatever alias was typed.
+        label_id: Vocabulary id of the label.
+        label_name: Name in the vocabulary, whichever alias was requested.
         size: Sizes to draw from, or None for an organ of any size.
         count: Number of lesions; 1 for an organ.
-        hosts: Ids that the lesions may replace.
+        hosts: Vocabulary ids of the organs that the lesions may replace.
     """
 
     label_id: int
@@ -88,11 +92,11 @@ class LesionRequest:
 
 @dataclass(frozen=True, slots=True)
 class CaseRequest:
-    """Contents of one case, and the share of such cases in the cohort.
+    """Labels requested together in one case, and the share of such cases in the cohort.
 
     Attributes:
         lesions: The labels requested together, in the order written.
-        share: Fraction in (0, 1] of the cohort, or None for an equal part of what the others leave.
+        share: Fraction in (0, 1] of the cohort; None for an equal part of the rest.
         text: The request as it was written.
     """
 
@@ -103,12 +107,12 @@ class CaseRequest:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRequest:
-    """A request split into its parts, whose names and sizes are not yet resolved.
+    """A label request split into its parts, before names and sizes are looked up.
 
     Attributes:
         text: The request as the user wrote it.
-        parts: Name and size of everything joined by ``+``; the size is None without a colon.
-        share: Share after the ``@``; None without one.
+        parts: Name and size of each label joined by ``+``; the size is None if there is no colon.
+        share: Text of the share after ``@``; None if there is none.
     """
 
     text: str
@@ -117,10 +121,10 @@ class WrittenRequest:
 
     @classmethod
     def read(cls, text: str) -> WrittenRequest:
-        """Split a request into its parts.
+        """Split a label request such as ``liver+hepatic tumor:15mm@25%`` into its parts.
 
         Raises:
-            RequestError: It has two shares.
+            RequestError: The request has two shares.
         """
         body, at, share = text.rpartition("@") if "@" in text else (text, "", "")
         if "@" in body:
@@ -134,7 +138,7 @@ class WrittenRequest:
 
     @staticmethod
     def is_name(text: str) -> bool:
-        """Whether a text names one label and says nothing more."""
+        """Whether a label request is a single name, without size and share."""
         return not any(mark in text for mark in ":@+")
 
     def __str__(self) -> str:
@@ -148,12 +152,12 @@ def parse_requests(
     vocabulary: Vocabulary,
     distributions: Mapping[str, SizeDistribution] | None = None,
 ) -> tuple[CaseRequest, ...]:
-    """Read label requests.
+    """Parse label requests.
 
     Args:
         texts: One request per entry, in the grammar of this module.
         vocabulary: The labels that may be requested.
-        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
+        distributions: Label name -> size distribution that percentiles refer to, instead of the package's own.
 
     Raises:
         VocabularyError: If a label is unknown; the message offers the closest names.
@@ -168,12 +172,12 @@ def parse_requests(
 
 
 def label_names(texts: Sequence[str]) -> list[str]:
-    """Return the names in label requests, not yet looked up: the percentiles beside them may have no meaning so far."""
+    """Return the label names in label requests, without looking up names or sizes."""
     return [name for text in texts for name, _ in WrittenRequest.read(text).parts]
 
 
 def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Return the problems of each single request with its position; the sum of shares is not checked."""
+    """Return the problems of label requests, each with its position; the sum of shares is not checked."""
     problems = []
     for place, text in enumerate(texts):
         try:
@@ -184,10 +188,10 @@ def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
 
 
 def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
-    """Return how many cases each request gets: by share, rounded by largest remainder, and never none.
+    """Return the number of cases for each request: by share, rounded by largest remainder, and at least one.
 
     Raises:
-        RequestError: If there are fewer cases than requests.
+        RequestError: There are fewer cases than requests.
     """
     if num_cases < max(1, len(requests)):
         raise RequestError(
@@ -211,9 +215,9 @@ def allot_more(requests: Sequence[CaseRequest], counts: Sequence[int], num_cases
     """Distribute the additional cases of a growing cohort, each to the request that is furthest behind its share.
 
     Args:
-        requests: Requests, see :func:`allot_cases`.
+        requests: Label requests with their shares.
         counts: Current number of cases of each request; never reduced.
-        num_cases: Cases of the grown cohort.
+        num_cases: Number of cases of the grown cohort.
 
     Returns:
         The number of additional cases of each request; their sum is ``num_cases`` minus the existing ones.

@@ -26,14 +26,14 @@ MIN_SIGMA_HU = 5.0
 def load_hu_reference(
     path: Path, vocabulary: Vocabulary, *, grid: Grid, report: Report | None = None
 ) -> tuple[HuRange, ...]:
-    """Return ranges of the medians of labels.
+    """Return the ranges of the median HU of labels, measured on labelled CTs or read from a file.
 
     Args:
         path: A folder, data list or dataset of CTs with label maps, read as mask banks are, or a JSON file such as
             ``evaluate hu --reference`` writes.
-        vocabulary: Meaning of the names.
-        grid: Grid of the cohort.
-        report: Told (CTs measured, CTs in all).
+        vocabulary: Vocabulary of the labels.
+        grid: Grid of the cohort, to which CTs are resampled.
+        report: Progress callback, called with (CTs measured, CTs in all).
 
     Raises:
         RecipeError: The file cannot be read, or no label is in enough CTs.
@@ -46,7 +46,7 @@ def load_hu_reference(
 
 
 def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
-    """Return ranges as plain values, such as ``cohort.yaml`` keeps and :func:`ranges_from_json` reads."""
+    """Return HU ranges as JSON-able values, as in ``cohort.yaml``; :func:`ranges_from_json` reads them."""
     return [
         {
             "name": row.name,
@@ -60,7 +60,7 @@ def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
 
 
 def ranges_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[HuRange, ...]:
-    """Return what :func:`ranges_to_json` wrote."""
+    """Read HU ranges that :func:`ranges_to_json` wrote."""
     return tuple(HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in rows)
 
 

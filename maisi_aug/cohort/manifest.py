@@ -51,7 +51,7 @@ _Amount = Annotated[float, Field(ge=0, lt=1e9, allow_inf_nan=False)]
 
 @dataclass(frozen=True, slots=True)
 class VerdictRecord:
-    """Verdict of one quality gate on an attempt."""
+    """Verdict of one quality gate on an attempt, as a part of the manifest."""
 
     gate: str
     passed: bool
@@ -61,7 +61,7 @@ class VerdictRecord:
 
 @dataclass(frozen=True, slots=True)
 class FileRecord:
-    """A file of an accepted case: path relative to the cohort folder, with ``/``, and hash of its bytes."""
+    """A file of an accepted case: its path relative to the cohort's folder, with ``/``, and its SHA-256."""
 
     path: _InnerPath
     sha256: _Sha256
@@ -69,7 +69,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One line of the manifest.
+    """One line of the manifest: an attempt at a case.
 
     Attributes:
         case_id: Name of the case and stem of its files.
@@ -80,20 +80,20 @@ class AttemptRecord:
             and the budget of attempts is spent; a run with a larger one takes the case up again).
         request: The request that the case serves, as the user typed it.
         lesions: The case's lesions, requested against realised.
-        required_ids: Organs that the request or the cohort's ``anatomy`` names.
-        verdicts: One entry per gate that was run.
+        required_ids: Vocabulary ids of organs that the request or the cohort's ``anatomy`` names.
+        verdicts: One verdict per quality gate that was run.
         reason: Why the attempt failed, one sentence; empty when it was accepted.
         mask_origin: Origin of the label map.
         bundle: Name of the bundle.
-        bundle_fingerprint: Hash over its weights and definition.
+        bundle_fingerprint: SHA-256 over the bundle's weights and definition.
         licence: Licence of the weights.
-        settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
-            ``precision``, ``num_threads`` on a CPU, and ``body_region``, ``compile`` and ``gates`` where they were
-            requested), and how the image was decoded (``decoding``).
-        files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most, and under
-            ``rejected/`` the others of a rejected case whose user keeps them.
-        seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
-        max_attempts: The budget of attempts per case that the attempt was made under; 0 where it is not known.
+        settings: Settings of the sampler (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
+            ``precision``, ``num_threads`` on a CPU, and ``body_region``, ``compile`` and ``gates`` if requested) and of
+            decoding (``decoding``).
+        files: ``image``, ``label``, ``anatomy`` and ``preview`` of an accepted case; otherwise only ``preview``, and
+            with ``keep_rejected`` the others below ``rejected/``.
+        seconds: Wall-clock seconds of the stages ``mask``, ``image`` and ``files``.
+        max_attempts: Attempts per case that were allowed when the attempt was made; 0 if unknown.
     """
 
     case_id: _CaseId
@@ -117,11 +117,11 @@ class AttemptRecord:
 
     @property
     def requested_ids(self) -> frozenset[int]:
-        """Labels requested for the case, lesions and organs."""
+        """Vocabulary ids of the lesions and organs requested for the case."""
         return frozenset(lesion.label_id for lesion in self.lesions) | frozenset(self.required_ids)
 
     def keep_figures(self, gates: Collection[str]) -> AttemptRecord:
-        """Return the record without the figures of other gates, which are most of it."""
+        """Return the record with the figures of the named gates only, because figures take most of its memory."""
         verdicts = (
             verdict if verdict.gate in gates else VerdictRecord(verdict.gate, verdict.passed, {}, verdict.message)
             for verdict in self.verdicts
@@ -129,15 +129,15 @@ class AttemptRecord:
         return replace(self, verdicts=tuple(verdicts))
 
     def to_json(self) -> str:
-        """Return the record as one line, without the line break."""
+        """Return the record as one line of JSON, without the line break."""
         return _RECORD.dump_json(self).decode()
 
     @classmethod
     def from_json(cls, line: str | bytes) -> AttemptRecord:
-        """Read what :meth:`to_json` wrote.
+        """Parse a line that :meth:`to_json` wrote.
 
         Raises:
-            pydantic.ValidationError: When the line is not a record.
+            pydantic.ValidationError: The line is not a record.
         """
         return _RECORD.validate_json(line)
 
@@ -153,13 +153,13 @@ class Manifest:
 
     @classmethod
     def from_records(cls, records: Iterable[AttemptRecord]) -> Manifest:
-        """Sort by case and attempt; a line that was written twice counts once."""
+        """Build a manifest from attempts, sorted by case and attempt; duplicate lines count once."""
         by_key = {(record.case_index, record.attempt): record for record in records}
         return cls(tuple(by_key[key] for key in sorted(by_key)))
 
     @cached_property
     def accepted(self) -> tuple[AttemptRecord, ...]:
-        """The cases that have files."""
+        """The accepted attempts, one per accepted case."""
         return tuple(record for record in self.records if record.status == "accepted")
 
     @cached_property
@@ -169,7 +169,7 @@ class Manifest:
 
     @cached_property
     def settled_indices(self) -> frozenset[int]:
-        """Indices of the cases that are finished."""
+        """Indices of the cases that are accepted or finally rejected."""
         return frozenset(index for index, record in self._last.items() if record.status != "retried")
 
     @cached_property
@@ -178,7 +178,7 @@ class Manifest:
         return {record.case_index: record for record in self.records}
 
     def reopen(self, max_attempts: int) -> Manifest:
-        """Return the same attempts, but cases that were rejected under a smaller budget wait for another one."""
+        """Return the manifest with cases reopened that were rejected after fewer than ``max_attempts`` attempts."""
         return Manifest(
             tuple(
                 replace(record, status="retried")
@@ -189,32 +189,32 @@ class Manifest:
         )
 
     def without(self, records: Collection[AttemptRecord]) -> Manifest:
-        """Return the manifest without some attempts, so that their cases are open again."""
+        """Return the manifest without some attempts, so that their cases count as unfinished again."""
         keys = {(record.case_index, record.attempt) for record in records}
         return Manifest(tuple(record for record in self.records if (record.case_index, record.attempt) not in keys))
 
     def among(self, indices: Collection[int]) -> Manifest:
-        """Return the part of the manifest about some cases, as for a shard."""
+        """Return the part of the manifest that is about some cases, such as those of a shard."""
         return Manifest(tuple(record for record in self.records if record.case_index in indices))
 
     def next_attempt(self, case_index: int) -> int:
-        """Return the first attempt of a case that has not been recorded."""
+        """Return the number of the first attempt at a case that is not recorded yet."""
         last = self._last.get(case_index)
         return 0 if last is None else last.attempt + 1
 
     def first_attempt_rate(self) -> float | None:
-        """Share of the cases' first attempts that were accepted; ``None`` before the first."""
+        """Return the fraction of cases whose first attempt was accepted; None without any attempt."""
         first = [record.status == "accepted" for record in self.records if record.attempt == 0]
         return sum(first) / len(first) if first else None
 
 
 def lease_of(manifest: Path) -> Path:
-    """Return where the lease of a manifest lies."""
+    """Return the path of a manifest's lease, by which other processes see that it is being written."""
     return manifest.with_name(f".{manifest.name}.lease")
 
 
 def scratch_of(manifest: Path) -> Path:
-    """Return the hidden folder of what has no line in a manifest yet."""
+    """Return the path of the hidden scratch folder for files that are not in a manifest yet."""
     return manifest.with_name(f".{manifest.name}.work")
 
 
@@ -230,7 +230,7 @@ def find_holder(manifest: Path) -> Holder | None:
 
 
 def list_manifests(folder: Path) -> list[Path]:
-    """List the manifests of a cohort: that of the whole, then those of shards in order."""
+    """List the manifests in a cohort's folder: that of the cohort, then those of its shards in order."""
     shards = [(found, path) for path in folder.glob("manifest.*.jsonl") if (found := SHARD_NAME.match(path.name))]
     ordered = sorted(shards, key=lambda shard: (int(shard[0]["count"]), int(shard[0]["number"])))
     whole = folder / MANIFEST_NAME
@@ -238,22 +238,24 @@ def list_manifests(folder: Path) -> list[Path]:
 
 
 def is_cohort(folder: Path) -> bool:
-    """Whether a folder holds the manifest of a cohort, or of a shard of one."""
+    """Whether a folder contains the manifest of a cohort or of a shard."""
     return bool(list_manifests(folder))
 
 
 def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """Read the manifest of a cohort, those of its shards among it.
+    """Read the manifest of a cohort, together with those of its shards.
+
+    A last line without a line break was left by a killed process and is skipped.
 
     A last line without a line break was left by a killed process; it is skipped.
 
     Args:
         folder: The cohort's folder.
-        gates: Gates whose figures are kept, since figures are most of a manifest; all by default.
+        gates: Gates whose figures are kept, because figures take most of the memory; None for all.
 
     Raises:
-        CohortError: When the folder has no manifest, a line in it cannot be read or is impossible, or two shards
-            have made the same attempt to different bytes.
+        CohortError: The folder has no manifest, a line cannot be read or is impossible, or two shards have different
+            files for the same attempt.
     """
     paths = list_manifests(folder)
     if not paths:
@@ -265,7 +267,11 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
 
 
 def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """Read one manifest, that of a shard for instance; as :func:`load_manifest` does.
+    """Read a single manifest file, such as that of a shard.
+
+    Args:
+        path: Manifest file.
+        gates: Gates whose figures are kept; None for all.
 
     Raises:
         CohortError: A line in it cannot be read or is impossible.
@@ -274,7 +280,11 @@ def read_manifest(path: Path, *, gates: Collection[str] | None = None) -> Manife
 
 
 def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest:
-    """Merge several manifests.
+    """Merge the manifests of several shards into one.
+
+    Args:
+        paths: Files of the manifests, for messages.
+        parts: Their contents.
 
     Raises:
         CohortError: Two manifests have different files for the same attempt.
@@ -290,7 +300,12 @@ def join_manifests(paths: Sequence[Path], parts: Sequence[Manifest]) -> Manifest
 
 
 def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[Path, Path]) -> None:
-    """Raise unless two lines about the same attempt record the same files.
+    """Raise unless two records of the same attempt have the same files.
+
+    Args:
+        first: Record in one manifest.
+        second: Record in another manifest.
+        places: Files of both manifests, for the message.
 
     Raises:
         CohortError: The message names the case, the manifests and a file.
@@ -306,7 +321,7 @@ def require_same(first: AttemptRecord, second: AttemptRecord, *, places: tuple[P
 
 
 class ManifestReader:
-    """Reads a manifest that may still be written, each line once, and checks it against those before."""
+    """Reader of a manifest that is still being written: each line is read once and checked against earlier lines."""
 
     def __init__(self, path: Path, *, gates: Collection[str] | None = None) -> None:
         """Create the reader; nothing is read yet.
@@ -324,7 +339,9 @@ class ManifestReader:
         self._names = _NamesOfCases(self._path)
 
     def read_on(self) -> list[AttemptRecord]:
-        """Return the records of the lines that are whole by now and were not read yet.
+        """Return the records of complete lines that were added since the last call.
+
+        Reading starts over if the file was replaced or became shorter.
 
         Reading begins anew where the file is another one or has become shorter.
 
@@ -417,10 +434,10 @@ def _try_lock(descriptor: int) -> bool | None:
 
 
 class ManifestWriter:
-    """Appends whole lines to a manifest, under a lock that dies with the process, and a lease.
+    """Appends lines to a manifest, protected by a file lock that ends with the process, and by a lease.
 
     Attributes:
-        lease: Tells others who is at work, and how far.
+        lease: Shows other processes which process is at work, and its progress.
     """
 
     def __init__(self, path: Path) -> None:
@@ -445,21 +462,21 @@ class ManifestWriter:
             raise
 
     def append(self, record: AttemptRecord) -> None:
-        """Write one line and wait until it is on the disk; after an error nothing of it is left.
+        """Append one record and wait until it is on the disk; if this fails, nothing of it remains.
 
         Raises:
-            OSError: When the disk is full or gone.
-            CohortError: When another process has taken the cohort over, because this one stood still for long.
+            OSError: The disk is full or unavailable.
+            CohortError: Another process has taken the cohort over, because this one was suspended for long.
         """
         self.lease.require_held()
         append_line(self._descriptor, record.to_json())
 
     def clear(self) -> None:
-        """Delete every line; for a cohort without any case."""
+        """Delete every line of the manifest; for a cohort without any case."""
         os.ftruncate(self._descriptor, 0)
 
     def close(self) -> None:
-        """Release the lease and the lock."""
+        """Release the lease and the lock of the manifest."""
         self.lease.end()
         os.close(self._descriptor)
 

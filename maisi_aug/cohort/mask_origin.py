@@ -19,12 +19,12 @@ HASH_LENGTH = 16
 
 
 def origin_words(mask_origin: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return words of a manifest's ``mask_origin`` that may name the map that a case was made from."""
+    """Return the words of a manifest's ``mask_origin`` that may name the label map that a case was made from."""
     return tuple(str(value) for value in mask_origin.values() if isinstance(value, str))
 
 
 class RealMaps:
-    """The label maps of real cases, to be found again by the names of their files and by their bytes."""
+    """Index of the label maps of real cases, which are found by the names of their files and by SHA-256."""
 
     def __init__(self, cases: Iterable[tuple[str, Path]]) -> None:
         """Take the cases down; files are read when a hash is looked for.
@@ -35,7 +35,7 @@ class RealMaps:
         self._cases = tuple(cases)
 
     def named_by(self, words: Iterable[str]) -> frozenset[str]:
-        """Return cases that the words of an origin name, by the case's name, its file's or its bytes."""
+        """Return the real cases that the words of an origin name, by case name, file name or SHA-256."""
         found: set[str] = set()
         for word in words:
             for part in PurePosixPath(word).parts:
@@ -47,7 +47,7 @@ class RealMaps:
         return frozenset(found)
 
     def same_as(self, label_map: Path) -> frozenset[str]:
-        """Return cases whose label map is this very file."""
+        """Return the real cases whose label map is identical to a file, byte by byte."""
         return self._by_hash.get(sha256_of(label_map)[:HASH_LENGTH], frozenset())
 
     @cached_property

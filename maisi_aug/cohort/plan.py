@@ -28,15 +28,16 @@ FindRule = Callable[[str], GrowthRule]
 
 @dataclass(frozen=True, slots=True)
 class CasePlan:
-    """Contents of one planned case.
+    """One planned case: its lesions, organs and label map.
 
     Attributes:
         case_id: Name of the case and stem of its files, ``case_0001`` for the first.
         index: Position in the cohort, from 0.
-        request: The request it serves, as the user typed it.
-        lesions: Its lesions, as requested and, once a label map is drawn, as they lie in it.
-        required_ids: Organs that the request or the user's ``anatomy`` names, or that a given map holds.
-        map_index: Place of the given label map in its bank that the case is drawn from as it is; None otherwise.
+        request: The label request that the case serves, as the user typed it.
+        lesions: Lesions as requested and, once a label map is drawn, as realised in it.
+        required_ids: Vocabulary ids of organs that the request or the user's ``anatomy`` names, or that a given map
+            contains.
+        map_index: Index in its bank of the given label map that the case uses unchanged; None for other mask sources.
     """
 
     case_id: str
@@ -48,12 +49,15 @@ class CasePlan:
 
     @property
     def label_ids(self) -> tuple[int, ...]:
-        """Lesions and organs that the case must contain, ascending."""
+        """Vocabulary ids of the lesions and organs that the case must contain, ascending."""
         return tuple(sorted({*self.required_ids, *(lesion.label_id for lesion in self.lesions)}))
 
     @property
     def asked(self) -> str:
-        """Requested content of the case as used for the seed: lesions with their volumes, and organs.
+        """Text of the requested content from which the seed derives: lesions with their volumes, and organs.
+
+        The words of the request do not matter, unless it names neither lesions nor organs: a given map contributes its
+        name.
 
         The words of the request do not matter, unless the case requests neither: a given map has its name.
         """
@@ -62,12 +66,12 @@ class CasePlan:
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Return the organs that the case needs: those requested, and hosts that are the only ones of a lesion."""
+        """Return the ids of organs that the case needs: those requested, and hosts without which a lesion has no place."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
     def asks_for_all_of(self, other: CasePlan) -> bool:
-        """Whether it has all organs of another case, and for each of its lesions one of the label no smaller."""
+        """Whether the case has all organs of another, and for each of its lesions one of the same label, no smaller."""
         if not set(self.required_ids).issuperset(other.required_ids):
             return False
         left = [(lesion.label_id, lesion.requested_ml) for lesion in self.lesions]
@@ -79,7 +83,7 @@ class CasePlan:
         return True
 
     def to_json(self) -> dict[str, Any]:
-        """Return the case as JSON types."""
+        """Return the case as a JSON-able dict."""
         return {
             "case_id": self.case_id,
             "index": self.index,
@@ -92,12 +96,12 @@ class CasePlan:
 
 @dataclass(frozen=True, slots=True)
 class CohortPlan:
-    """All cases of a cohort.
+    """Plan of a cohort: all of its cases.
 
     Attributes:
         cases: Cases in the order in which they are made.
-        requested_ids: Labels that any request names, or those of the user's ``anatomy``, ascending; they make up the
-            files in ``labels/``. Given label maps without a request keep all but the body there.
+        requested_ids: Vocabulary ids, ascending, that the files in ``labels/`` contain: labels of any request, or those
+            of the user's ``anatomy``. If empty (given maps without a request), they contain everything but the body.
     """
 
     cases: tuple[CasePlan, ...]
@@ -105,12 +109,12 @@ class CohortPlan:
 
     @property
     def size_sources(self) -> dict[str, str]:
-        """Reference of the percentiles of every label; a label that is requested in mm or mL has none."""
+        """Label -> source of the sizes that its percentiles refer to; without labels that are requested in mm or mL."""
         lesions = (lesion for case in self.cases for lesion in case.lesions)
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
     def with_lesions_of(self, asked: CohortPlan) -> CohortPlan:
-        """Return given maps with the lesions of another plan of as many cases, to be planted in them."""
+        """Return the plan of given label maps, with the lesions of another plan of as many cases to be planted in them."""
         cases = (
             replace(case, request=other.request, lesions=other.lesions, required_ids=other.required_ids)
             for case, other in zip(self.cases, asked.cases, strict=True)
@@ -119,11 +123,13 @@ class CohortPlan:
         return CohortPlan(tuple(cases), kept)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON types."""
+        """Return the plan as a JSON-able dict."""
         return {"cases": tuple(case.to_json() for case in self.cases), "requested_ids": self.requested_ids}
 
     def keep_anatomy(self, names: Sequence[str], vocabulary: Vocabulary) -> CohortPlan:
-        """Return the plan with label files that keep exactly the named labels, each of them present.
+        """Return the plan with label files that contain exactly the named labels.
+
+        The named organs must then be present in every case, the named lesions in the cases whose requests name them.
 
         Organs of the list must be in every case, its lesions in the cases whose requests name them.
 
@@ -132,9 +138,9 @@ class CohortPlan:
             vocabulary: Vocabulary of the bundle.
 
         Raises:
-            VocabularyError: For an unknown name; the closest are offered.
-            RequestError: When the list lacks a label that is requested, or holds a lesion that is not, or what is
-                neither an organ nor a lesion.
+            VocabularyError: A name is unknown; the message offers the closest ones.
+            RequestError: A requested label is not named, a named lesion is not requested, or a name is neither an organ
+                nor a lesion.
         """
         labels = {label.id: label for label in (_find_kept(name, vocabulary) for name in names)}
         missing = [vocabulary.name_of(label_id) for label_id in self.requested_ids if label_id not in labels]
@@ -157,7 +163,7 @@ class CohortPlan:
         return CohortPlan(tuple(cases), tuple(sorted(labels)))
 
     def require_drawable(self, grid: Grid) -> None:
-        """Raise unless every lesion fills at least half a voxel, so that it is rounded to at least one.
+        """Raise unless every lesion of the plan fills at least half a voxel of a grid, so that a voxel can show it.
 
         Raises:
             RequestError: The message names the smallest lesion and its case.
@@ -185,7 +191,7 @@ def _find_kept(name: str, vocabulary: Vocabulary) -> Label:
 
 
 def spell_labels(label_ids: Sequence[int], vocabulary: Vocabulary) -> str:
-    """Return the names of labels; of many the lesions first, and the number of those left out."""
+    """Return the names of labels; of many, lesions first and then the number of labels left out."""
     if len(label_ids) > MAX_NAMES:
         label_ids = sorted(label_ids, key=lambda label_id: (label_id not in vocabulary.tumor_ids, label_id))
     names = [vocabulary.name_of(label_id) for label_id in label_ids[:MAX_NAMES]]
@@ -201,17 +207,17 @@ def plan_cohort(
     grown_from: Sequence[int] = (),
     rule_of: FindRule = growth_rule_of,
 ) -> CohortPlan:
-    """Distribute the cases over the requests, and draw the size of every lesion.
+    """Distribute the cases of a cohort over label requests, and draw the size of every lesion.
 
     Args:
-        requests: The user's requests.
-        num_cases: Cases of the cohort.
+        requests: Label requests with their shares.
+        num_cases: Number of cases of the cohort.
         seed: Cohort seed.
-        grown_from: Numbers of cases that the cohort had before it grew, ascending; their cases stay as they were.
+        grown_from: Earlier numbers of cases of a cohort that has grown, ascending; these cases stay unchanged.
         rule_of: Function that returns the growth rule of a label's lesions.
 
     Raises:
-        RequestError: When there are fewer cases than requests.
+        RequestError: There are fewer cases than requests.
     """
     first, *steps = (*grown_from, num_cases)
     counts = allot_cases(requests, first)
@@ -272,19 +278,19 @@ def plan_from_texts(
     distributions: Mapping[str, SizeDistribution] | None = None,
     grown_from: Sequence[int] = (),
 ) -> CohortPlan:
-    """Read label requests and plan a cohort.
+    """Parse label requests, and plan a cohort from them.
 
     Args:
         texts: One request per entry.
         vocabulary: The labels that may be requested.
-        num_cases: Cases of the cohort.
+        num_cases: Number of cases of the cohort.
         seed: Cohort seed.
-        distributions: Label name -> the sizes that percentiles refer to, instead of the package's own.
-        grown_from: Numbers of cases that the cohort had before it grew.
+        distributions: Label name -> size distribution that percentiles refer to, instead of the package's own.
+        grown_from: Earlier numbers of cases of a cohort that has grown, ascending.
 
     Raises:
-        VocabularyError: When a label is unknown.
-        RequestError: When a request cannot be read or the cases do not suffice.
+        VocabularyError: A label is unknown.
+        RequestError: A request cannot be read, or there are fewer cases than requests.
     """
     requests = parse_requests(texts, vocabulary=vocabulary, distributions=distributions)
     return plan_cohort(requests, num_cases=num_cases, seed=seed, grown_from=grown_from)
@@ -293,13 +299,13 @@ def plan_from_texts(
 def plan_given_maps(
     names: Sequence[str], *, num_cases: int, label_ids: Sequence[int] = (), first: int | None = None
 ) -> CohortPlan:
-    """Plan one case for each label map, going round again where more are wanted.
+    """Plan one case for each given label map; if there are more cases than maps, maps are used repeatedly.
 
     Args:
         names: Names of the label maps, in the order of their bank.
-        num_cases: Cases of the cohort.
-        label_ids: Labels to keep in the label files; every label but the body when there are none.
-        first: Cases that the cohort was begun with, where it has grown.
+        num_cases: Number of cases of the cohort.
+        label_ids: Vocabulary ids to keep in the label files; if empty, every label but the body.
+        first: Number of cases that the cohort was begun with, if it has grown since.
     """
     cases = (
         CasePlan(
@@ -311,13 +317,18 @@ def plan_given_maps(
 
 
 def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
-    """Plan images that are drawn without a label map; a cohort that has grown was begun with the first of them."""
+    """Plan images that are drawn without a label map.
+
+    Args:
+        num_cases: Number of cases of the cohort.
+        first: Number of cases that the cohort was begun with, if it has grown since.
+    """
     cases = (CasePlan(_case_id(index, first or num_cases), index, "image only", (), ()) for index in range(num_cases))
     return CohortPlan(tuple(cases), ())
 
 
 def number_case(case: CasePlan, index: int) -> CasePlan:
-    """Return the same case at another place."""
+    """Return a planned case with another index, and the name that belongs to it."""
     return replace(case, case_id=_case_id(index, 1), index=index)
 
 

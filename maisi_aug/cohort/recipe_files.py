@@ -25,7 +25,7 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     The ``cohort.yaml`` of a cohort is a recipe too: it makes the same cohort again.
 
     Raises:
-        RecipeError: When there is no such recipe, it is not a YAML mapping, or it is for training.
+        RecipeError: There is no such recipe, it is not a YAML mapping, or it is for training.
     """
     path = find_recipe(name_or_path)
     document = _read_document(path)
@@ -43,10 +43,10 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
 
 
 def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
-    """Return the fields of a recipe for ``insert``, not yet validated; a ``cohort.yaml`` that it wrote is one as well.
+    """Return the fields of a recipe for ``insert``, not yet validated: a packaged one, YAML file or ``cohort.yaml``.
 
     Raises:
-        RecipeError: When there is no such recipe, or it is for something else.
+        RecipeError: There is no such recipe, or it is for something else.
     """
     document = _read_document(find_recipe(name_or_path))
     fields = _configuration_of(document)
@@ -65,19 +65,19 @@ def _configuration_of(document: dict[Any, Any]) -> dict[str, Any]:
 
 
 def is_insertion_recipe(path: Path) -> bool:
-    """Whether a recipe is one for ``maisi-aug insert``.
+    """Whether a recipe file is for ``maisi-aug insert``.
 
     Raises:
-        RecipeError: When it cannot be read.
+        RecipeError: The file cannot be read.
     """
     return _read_document(path).get("kind") == INSERTION
 
 
 def training_kind(path: Path) -> str | None:
-    """Return a key of ``FIRST_STAGES`` for a recipe for ``maisi-aug train``, None for another.
+    """Return the kind of a training recipe, a key of ``FIRST_STAGES``; None for recipes of other commands.
 
     Raises:
-        RecipeError: When it cannot be read.
+        RecipeError: The file cannot be read.
     """
     kind = _read_document(path).get("kind")
     return kind if kind in FIRST_STAGES else None
@@ -106,8 +106,8 @@ class RecipeInfo:
     Attributes:
         name: Name to pass as ``--recipe``.
         path: The YAML file.
-        commands: The command lines of its opening comment, in the order in which they are run.
-        summary: The rest of that comment, on one line.
+        commands: Command lines of the file's first comment, in the order in which they are run.
+        summary: The rest of that comment, joined to one line.
     """
 
     name: str
@@ -117,17 +117,17 @@ class RecipeInfo:
 
 
 def list_recipes() -> list[RecipeInfo]:
-    """Return the cohort recipes of the package by name."""
+    """Return the cohort recipes of the package, ordered by name."""
     return _list_recipes_of("maisi-aug synthesize ")
 
 
 def list_insertion_recipes() -> list[RecipeInfo]:
-    """Return the recipes of the package for lesions in the user's own CTs, by name."""
+    """Return the recipes of the package for inserting lesions into the user's own CTs, ordered by name."""
     return _list_recipes_of("maisi-aug insert ")
 
 
 def list_training_recipes() -> list[RecipeInfo]:
-    """Return the training recipes of the package by name."""
+    """Return the training recipes of the package, ordered by name."""
     return _list_recipes_of("maisi-aug train ")
 
 
@@ -147,10 +147,10 @@ def _read_info(path: Path) -> RecipeInfo:
 
 
 def find_recipe(name_or_path: str) -> Path:
-    """Return the file of a recipe for cohorts, for insertion or for training, by name from the package or by path.
+    """Return the file of a recipe, given by the name of a packaged one or by path.
 
     Raises:
-        RecipeError: When there is neither.
+        RecipeError: There is no such recipe.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
@@ -163,17 +163,17 @@ def find_recipe(name_or_path: str) -> Path:
 
 
 def copy_recipe(name: str, target: Path) -> Path:
-    """Copy a recipe to edit it; its opening commands are changed to run the copy.
+    """Copy a packaged recipe to edit it; the commands in its first comment are changed to run the copy.
 
     Args:
-        name: Recipe of the package.
+        name: Name of the recipe.
         target: File to write, or a folder to write ``NAME.yaml`` into.
 
     Returns:
         The file written.
 
     Raises:
-        RecipeError: When the target exists.
+        RecipeError: The target exists.
     """
     source = find_recipe(name)
     path = target / source.name if target.is_dir() else target

@@ -49,7 +49,7 @@ _CaseCount = Annotated[int, Field(gt=0, le=MAX_CASES)]
 
 
 class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """Quality gates that a case must pass to be accepted."""
+    """Settings of the quality gates that a case must pass to be accepted."""
 
     presence: bool = True
     """Check that every requested label is present."""
@@ -104,11 +104,11 @@ class GateConfig(StrictModel, strict=True, use_attribute_docstrings=True):
             raise ValueError(f"expected a number for {name}, found '{text}'") from None
 
     def changes(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults, for the manifest."""
+        """Return the settings that differ from their defaults, for the manifest."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     def rule_of(self, label: str) -> GrowthRule:
-        """Return the growth rule of a label's lesions, with the configured thresholds."""
+        """Return the growth rule for the lesions of a label, with the configured thresholds."""
         rule = growth_rule_of(label)
         return replace(
             rule,
@@ -159,7 +159,9 @@ def _read_size_label(value: object) -> object:
 
 
 class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
-    """Everything that a user may ask of a cohort; together with what is left open it decides the cohort's bytes.
+    """Everything that a user can request of a cohort; a field that is None is filled in when it is resolved.
+
+    ``cohort.yaml`` contains the resolved request, so that it is a recipe for the same cohort.
 
     ``cohort.yaml`` holds it with what was left open filled in, so that it is a recipe for the same cohort.
     """
@@ -400,22 +402,22 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
 
     @property
     def takes_requests(self) -> bool:
-        """Whether lesions and organs are requested: not of given maps, nor of images without any map."""
+        """Whether label requests apply; they do not for given label maps and for images without label maps."""
         return self.mask_source not in (GIVEN, NO_MAP)
 
     @property
     def has_maps(self) -> bool:
-        """Whether cases have label maps; without one, an image is what the diffusion U-Net draws by itself."""
+        """Whether cases have label maps; without one, the diffusion U-Net draws the image unconditionally."""
         return self.mask_source != NO_MAP
 
     @property
     def has_own_bank(self) -> bool:
-        """Whether label maps of the user's own are named."""
+        """Whether the user names a mask bank."""
         return self.mask_bank != EMBEDDED_BANK
 
     @property
     def follows_maps(self) -> bool:
-        """Whether each image keeps the grid of its given map where it can."""
+        """Whether each image keeps the grid of its given label map, if the networks can."""
         return self.mask_source == GIVEN and self.preset is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -424,16 +426,16 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
 
 
 def without_unused(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a request but those that most have nothing in, so that ``cohort.yaml`` stays what it was."""
+    """Return the fields of a request without unused optional ones, so that older ``cohort.yaml`` files stay valid."""
     return {name: value for name, value in fields.items() if value or name not in ("grown_from", "plant", "twins")}
 
 
 def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> CohortRequest:
-    """Validate the fields of a recipe.
+    """Validate the fields of a recipe, and return the request.
 
     Args:
-        values: Field names to values, as YAML or flags give them.
-        source: Name for messages, a file name for instance.
+        values: Field -> value, as in YAML.
+        source: Name of the recipe in messages, such as a file name.
 
     Raises:
         RecipeError: The message lists every problem with its place.
@@ -445,7 +447,14 @@ def build_request(values: Mapping[str, Any], *, source: str = "recipe") -> Cohor
 
 
 def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the recipe's values, overridden by the flags that were given (are not ``None``).
+    """Return the values of a recipe, overridden by the options that were given (are not None).
+
+    The name of an option may be ``SECTION.FIELD``, or its value some fields of a section; other fields of the section
+    are kept. A preset that is given as an option overrides the recipe's shape, spacing, decode window and overlap.
+
+    Args:
+        values: Fields of the recipe.
+        flags: Field -> value of the option.
 
     A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
     A preset that is given as a flag overrides the recipe's shape, spacing, decode window and overlap.
@@ -472,7 +481,11 @@ def _with_fields(section: object, fields: Mapping[str, Any]) -> object:
 
 
 def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> CohortRequest:
-    """Read a recipe, override it with the flags, and validate the result.
+    """Read a recipe, override it with options, and validate the result.
+
+    Args:
+        name_or_path: Name of a packaged recipe, or a YAML file.
+        flags: Field -> value of the option; None for none.
 
     Raises:
         RecipeError: The message lists every problem with its place.
@@ -481,6 +494,6 @@ def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> Co
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Return the fields in which two configurations differ, as ``name: old -> new``."""
+    """Describe the fields in which two configurations differ, as ``name: old -> new``."""
     names: Iterable[str] = dict.fromkeys([*old, *new])
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

@@ -39,28 +39,28 @@ NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read 
 
 @dataclass(frozen=True)
 class CohortRun:
-    """A fully resolved cohort, ready to be made.
+    """A fully resolved cohort: nothing is optional any more, and the plan is made.
 
     Attributes:
         request: The request as given.
-        configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
+        configuration: The request with all fields filled in and absolute paths, as in ``cohort.yaml``.
         begun: State of the cohort's existing folder.
-        bundle: The weights and their vocabulary.
-        grid: Grid of every case; the bundle's where given label maps keep their own.
-        bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
-        mask_bank: Identity of those label maps or mask networks, as plain JSON values.
-        mask_labels: Meaning of their ids, as read from a file.
-        mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
-        organ_sizes: Percentile by id of organs in generated label maps.
-        num_inference_steps: Number of inference steps of the sampler of images.
-        guidance_scale: Guidance scale of the sampler of images.
+        bundle: Bundle that draws the images, with its vocabulary.
+        grid: Grid of every case; the bundle's default if given label maps keep their own.
+        bank: Mask bank of the user; None for phantoms, generated maps or images without maps.
+        mask_bank: Identity of the mask bank or mask networks, as JSON values.
+        mask_labels: Mapping of the bank's ids, as read from a file.
+        mask_steps: Number of sampling steps for label maps; 0 if none are generated.
+        organ_sizes: Organ id -> size percentile in generated label maps.
+        num_inference_steps: Number of sampling steps for images.
+        guidance_scale: Scale of classifier-free guidance for images.
         modality: Modality of the images.
         decoding: Settings for decoding images.
         seed: Cohort seed.
-        requests: Requests for the cases; none for given maps and for images without maps.
-        distributions: Label name -> sizes measured in the user's data; empty without a size reference.
+        requests: Parsed label requests; empty for given maps and for images without maps.
+        distributions: Label name -> size distribution measured on the size reference; empty without one.
         plan: Required content of every case.
-        hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
+        hu_ranges: HU ranges of organs measured on the HU reference; empty without one.
     """
 
     request: CohortRequest
@@ -85,16 +85,16 @@ class CohortRun:
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region that label maps have to show; None where none are requested."""
+        """Uppermost and lowest body region that label maps must show; None if no region is requested."""
         return spell_out(self.request.body_region)
 
     @property
     def twins(self) -> Twins | None:
-        """The factor that differs between the cases of a group; None if there are no groups."""
+        """The factor that differs between the cases of a group of twins; None if there are no twins."""
         return _find_twins(self.request)
 
     def with_seed(self, seed: int) -> CohortRun:
-        """Return the same requests under another seed: other sizes and another order."""
+        """Return the same cohort with another seed: other lesion sizes, and another order of cases."""
         if not self.requests:
             return replace(self, seed=seed)  # which decides on nothing in the plan
         grown_from, num_cases = self.configuration.get("grown_from", ()), self.configuration["num_cases"]
@@ -103,7 +103,7 @@ class CohortRun:
         return replace(self, seed=seed, plan=plan)
 
     def to_document(self) -> dict[str, Any]:
-        """Return the content of ``cohort.yaml``: no times, no machine, so that the same cohort has the same bytes."""
+        """Return the content of ``cohort.yaml``, without times and machine names: equal cohorts have equal bytes."""
         names = self.bundle.vocabulary.name_of
         return {
             "configuration": dict(self.configuration),
@@ -128,27 +128,24 @@ def resolve(
     report_file: Report | None = None,
     needs_weights: bool = True,
 ) -> CohortRun:
-    """Fill in what a request leaves open, and plan the cohort; warns about a grid that the networks have not seen.
+    """Fill in the optional fields of a request, and plan the cohort; warns about a grid unseen in training.
 
     Args:
         request: The user's request.
-        folder: Where the cohort goes; one that is there already lends its measured sizes, so that continuing does not
-            measure again.
+        folder: Folder of the cohort; measured sizes of an existing cohort are reused instead of being measured again.
         may_resume: Whether the folder may hold a cohort already.
-        report_file: Called with (files read, files in all) while a size or HU reference is measured.
-        needs_weights: Whether the bundle must be on this machine; a plan can do without.
+        report_file: Progress callback, called with (files read, files in all) while a size or HU reference is measured.
+        needs_weights: Whether the bundle's weights must be on this machine; not needed for a plan.
 
     Raises:
-        CohortError: When the folder is not a cohort's.
-        BundleError: When there is no such bundle, or it has no mask networks and label maps are to be generated.
-        GridError: When the bundle's networks cannot take the grid, or cannot work with it, or generated label maps do
-            not fill it.
-        RecipeError: When the bundle has no such preset, when there are more sampling steps than its scheduler knows, or
-            when its networks are not conditioned on the modality, the body region, or the size of an organ.
-        BankError: When there is no such mask bank or no label map in it, or when its list or the mapping of its labels
-            cannot be read.
-        RequestError, VocabularyError: When a label request cannot be met.
-        VolumeError: When the size reference cannot be read.
+        CohortError: The folder is not a cohort's.
+        BundleError: There is no such bundle, or it has no mask networks although label maps are to be generated.
+        GridError: The bundle's networks cannot use the grid, or generated label maps do not fill it.
+        RecipeError: The preset does not suit the bundle, there are more sampling steps than its scheduler knows, or its
+            networks are not conditioned on the requested modality, body region or organ size.
+        BankError: The mask bank does not exist or has no label map, or its list or label mapping cannot be read.
+        RequestError, VocabularyError: A label request cannot be met.
+        VolumeError: The size reference cannot be read.
     """
     begun = NOT_BEGUN if folder is None else BegunCohort.read(folder, may_resume=may_resume)
     bundle = (load_bundle if needs_weights else load_outline)(request.bundle)
@@ -262,11 +259,11 @@ def _choose_decoding(request: CohortRequest, bundle: Bundle) -> DecodingConfig:
 
 
 def find_grid(request: CohortRequest) -> Grid:
-    """Return the grid of every case, before anything is compared with what the networks have seen.
+    """Return the grid that a request leads to, without comparing it with the limits of the bundle.
 
     Raises:
-        BundleError: When there is no such bundle.
-        RecipeError: When it has no such preset.
+        BundleError: There is no such bundle.
+        RecipeError: The preset does not suit the bundle.
     """
     return _build_grid(request, load_outline(request.bundle))
 
@@ -292,7 +289,7 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort shows only the head, by its body region or else by its requested labels."""
+    """Whether a cohort shows only the head, judged by its body region or otherwise by its requested labels."""
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))

@@ -46,7 +46,7 @@ _Text = Annotated[str, Field(max_length=MAX_LETTERS)]
 
 
 class CaseKey(NamedTuple):
-    """An attempt at a case; cases that are not of a cohort have one attempt, 0."""
+    """Case id and attempt that a review is about; cases that are not of a cohort have only attempt 0."""
 
     case_id: str
     attempt: int = 0
@@ -54,13 +54,13 @@ class CaseKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """One line of ``review.jsonl``.
+    """A reviewer's decision on a case: one line of ``review.jsonl``.
 
     Attributes:
-        case_id: The case.
-        attempt: Which attempt at it was looked at.
-        choice: ``accept``, ``reject``, or ``undo``, which takes back the reviewer's last decision that stands.
-        reason: Why it is rejected; may be empty.
+        case_id: Name of the case.
+        attempt: Number of the attempt that was reviewed.
+        choice: ``accept``, ``reject``, or ``undo``, which revokes the reviewer's last valid decision.
+        reason: Reason for a rejection; may be empty.
         reviewer: Name of the reviewer; empty if none was given.
         time: Time of the decision in ISO 8601, UTC.
     """
@@ -74,7 +74,7 @@ class Decision:
 
     @property
     def key(self) -> CaseKey:
-        """Key of the attempt that the decision is about."""
+        """Case id and attempt that the decision is about."""
         return CaseKey(self.case_id, self.attempt)
 
 
@@ -83,20 +83,20 @@ _DECISION: TypeAdapter[Decision] = TypeAdapter(Decision)
 
 @dataclass
 class Review:
-    """The current decisions of all reviewers.
+    """Decisions of all reviewers, with revoked decisions removed.
 
     Attributes:
-        num_bytes: Number of bytes of the file that were read.
+        num_bytes: Number of bytes of ``review.jsonl`` that were read so far.
     """
 
     num_bytes: int = 0
     _stacks: dict[str, list[Decision]] = field(default_factory=dict)
 
     def add(self, decision: Decision) -> Decision | None:
-        """Take in the next line.
+        """Apply the next decision of ``review.jsonl``.
 
         Returns:
-            The decision that an undo takes back; ``None`` for another line, or where there is none to take back.
+            The decision that an ``undo`` revokes; None for other decisions, or if there is none to revoke.
         """
         stack = self._stacks.setdefault(decision.reviewer, [])
         if decision.choice == "undo":
@@ -106,20 +106,20 @@ class Review:
 
     @property
     def reviewers(self) -> list[str]:
-        """Names of the reviewers with a current decision, sorted."""
+        """Names of the reviewers who have a valid decision, sorted."""
         return sorted(name for name, stack in self._stacks.items() if stack)
 
     def last_of(self, reviewer: str) -> Decision | None:
-        """Return the decision that the reviewer's next undo takes back."""
+        """Return the decision that the next ``undo`` of a reviewer revokes; None if there is none."""
         stack = self._stacks.get(reviewer)
         return stack[-1] if stack else None
 
     def decisions_of(self, reviewer: str) -> dict[CaseKey, Decision]:
-        """Return the last decision of a reviewer on every attempt."""
+        """Return attempt -> last valid decision of one reviewer."""
         return {decision.key: decision for decision in self._stacks.get(reviewer, ())}
 
     def standing(self) -> dict[CaseKey, list[Decision]]:
-        """Return the last decision of every reviewer on every attempt."""
+        """Return attempt -> last valid decision of every reviewer."""
         found: dict[CaseKey, list[Decision]] = {}
         for reviewer in self.reviewers:
             for key, decision in self.decisions_of(reviewer).items():
@@ -127,7 +127,7 @@ class Review:
         return found
 
     def rejections(self) -> dict[CaseKey, str]:
-        """Return the attempts rejected by at least one reviewer, with a sentence that says by whom and why."""
+        """Return attempt -> sentence with reviewer and reason, for attempts that at least one reviewer rejected."""
         found = {}
         for key, decisions in self.standing().items():
             if spelled := [_spell(decision) for decision in decisions if decision.choice == "reject"]:
@@ -141,7 +141,9 @@ def _spell(decision: Decision) -> str:
 
 
 def load_review(folder: Path) -> Review:
-    """Read the decisions in a folder; empty if it has not been reviewed yet.
+    """Read the decisions in a folder's ``review.jsonl``; empty if the folder has not been reviewed.
+
+    A last line without a line break was left by a killed process and is skipped.
 
     A last line without a line break is what a killed process leaves; it is skipped.
 
@@ -154,14 +156,14 @@ def load_review(folder: Path) -> Review:
 
 
 def read_on(review: Review, path: Path) -> bool:
-    """Take in the lines that were added since the last time.
+    """Apply the decisions that were added to ``review.jsonl`` since it was last read.
 
     Args:
-        review: Decisions read so far.
-        path: Path of the file, which need not be there yet.
+        review: Decisions read so far; updated in place.
+        path: Path of ``review.jsonl``, which may not exist yet.
 
     Returns:
-        Whether there were any.
+        Whether there were new decisions.
 
     Raises:
         CohortError: A line is not a decision.
@@ -187,27 +189,32 @@ def _read_line(path: Path, line: bytes) -> Decision:
 
 
 def append_decision(folder: Path, decision: Decision) -> None:
-    """Add a decision to a folder's review; several processes may do so at the same time.
+    """Append a decision to a folder's ``review.jsonl``; several processes may do so at the same time.
 
     Raises:
-        CohortError: The disk is full or the folder cannot be written to; what was there stays as it was.
+        CohortError: The disk is full or the folder cannot be written to; the file is then unchanged.
     """
     append_to_shared(folder / REVIEW_NAME, _DECISION.dump_json(decision).decode())
 
 
 def now() -> str:
-    """Return the current time in the format of a decision."""
+    """Return the current time in ISO 8601, UTC, as decisions have it."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """Return the manifest in which accepted cases that a reviewer rejected count as rejected, with the reason."""
+    """Return a manifest in which accepted cases that a reviewer rejected count as rejected, with the reason."""
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
 
 def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> AttemptRecord:
-    """Return a record with rejections by reviewers applied, see :meth:`Review.rejections`."""
+    """Return a record with the rejections by reviewers applied.
+
+    Args:
+        record: Attempt at a case.
+        rejections: Attempt -> sentence, see :meth:`Review.rejections`.
+    """
     reason = rejections.get(CaseKey(record.case_id, record.attempt))
     if record.status != "accepted" or reason is None:
         return record
@@ -215,11 +222,11 @@ def judge_record(record: AttemptRecord, rejections: dict[CaseKey, str]) -> Attem
 
 
 def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Manifest:
-    """Return the manifest of a cohort with reviewers' rejections applied.
+    """Read the manifest of a cohort, with the rejections by reviewers applied.
 
     Args:
         folder: The cohort's folder.
-        gates: Whose figures are kept; all when not given.
+        gates: Gates whose figures are kept; None for all.
 
     Raises:
         CohortError: There is no manifest, or a line of it or of the review cannot be read.
@@ -228,7 +235,7 @@ def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None
 
 
 def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
-    """Return how many accepted cases of a manifest a reviewer rejected.
+    """Return the number of accepted cases in a manifest that a reviewer rejected.
 
     Raises:
         CohortError: A line of the review cannot be read.
@@ -239,7 +246,7 @@ def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
 def reopen_for_run(
     folder: Path, document: Mapping[str, Any], *, begun: BegunCohort = NOT_BEGUN, shard: Shard | None = None
 ) -> None:
-    """Reopen the cases that reviewers rejected, if the folder holds the cohort that the run continues.
+    """Reopen the cases that reviewers rejected, provided that the folder holds the cohort that a run continues.
 
     Args:
         folder: Folder of the cohort; may be new.
@@ -260,15 +267,15 @@ def reopen_for_run(
 def reopen_rejected(folder: Path) -> list[AttemptRecord]:
     """Reopen the cases that reviewers rejected, so that the next run makes further attempts at them.
 
-    Twins of a case, which show the same patient, are reopened with it. Pictures, and with ``keep_rejected`` volumes,
-    move to where those of failed attempts lie; a run that is stopped in between finds cases with lost files, and draws
-    these again.
+    Twins of a case, which show the same patient, are reopened with it. Previews, and with ``keep_rejected`` volumes,
+    are moved to those of failed attempts. If this is interrupted, the next run finds cases with lost files and draws
+    them again.
 
     Args:
         folder: Folder of a cohort that nothing is writing to.
 
     Returns:
-        What the manifest held of these cases.
+        The records of these cases, which are no longer in the manifest.
 
     Raises:
         CohortError: Shards are not merged, another process writes to the cohort, the disk is full, or a line cannot be

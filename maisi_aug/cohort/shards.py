@@ -37,7 +37,7 @@ Group = TypeVar("Group")
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of a cohort.
+    """One of several parts of a cohort that are made by different processes.
 
     Attributes:
         number: Number of the shard, starting at 1.
@@ -49,10 +49,10 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read ``I/N``.
+        """Parse ``I/N``, the I-th of N shards.
 
         Raises:
-            RequestError: It is something else, or out of range.
+            RequestError: The text has another form, or I is out of range.
         """
         found = re.fullmatch(r"\s*(\d{1,6})\s*/\s*(\d{1,6})\s*", text, re.ASCII)
         shard = None if found is None else cls(int(found[1]), int(found[2]))
@@ -67,20 +67,20 @@ class Shard:
 
     @property
     def manifest_name(self) -> str:
-        """Name of the manifest that the shard writes."""
+        """File name of the manifest that the shard writes."""
         return f"manifest.{self.number}-of-{self.count}.jsonl"
 
     def part_of(self, groups: Sequence[Group]) -> list[Group]:
-        """Return the shard's part of the groups of a plan; consecutive groups go to different shards."""
+        """Return the groups that the shard makes: every N-th, so that consecutive groups go to different shards."""
         return list(groups[self.number - 1 :: self.count])
 
 
 def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
-    """Yield manifests of a cohort that other processes are writing.
+    """Yield the manifests of a cohort that other processes are writing, with these processes.
 
     Args:
         folder: Folder of the cohort.
-        own: Name of the manifest that is to be written.
+        own: File name of the manifest of this process.
     """
     for path in list_manifests(folder):
         if path.name != own and (holder := find_holder(path)) is not None:
@@ -88,11 +88,11 @@ def find_others(folder: Path, own: str) -> Iterator[tuple[Path, Holder]]:
 
 
 def require_compatible(folder: Path, own: str) -> None:
-    """Raise if a running process divides the cohort into shards differently.
+    """Raise if a running process divides the cohort into a different number of shards.
 
     Args:
         folder: Folder of the cohort.
-        own: Name of the manifest that is to be written.
+        own: File name of the manifest of this process.
 
     Raises:
         CohortError: The message names the process.
@@ -107,7 +107,7 @@ def require_compatible(folder: Path, own: str) -> None:
 def merge_shards(folder: Path) -> int:
     """Merge the manifests of a cohort's shards into one, ordered by case, and delete them.
 
-    If it is killed, either the old or the new state remains; run it again to finish.
+    If this is interrupted, either the old or the new state remains; run it again to finish.
 
     Args:
         folder: Folder of the cohort, in which no process is running.
@@ -134,15 +134,15 @@ def merge_shards(folder: Path) -> int:
 
 
 def gather_shards(folders: Sequence[Path], out: Path) -> None:
-    """Collect shards with a folder each in one folder, as hard links if the disk supports them.
+    """Collect shards that have a folder each in one folder, as hard links if the disk supports them.
 
     Args:
-        folders: Folders of the shards, begun with the same configuration; they stay as they are.
+        folders: Folders of the shards, begun with the same configuration; they are not changed.
         out: A new folder, an empty one, or one that the same call began.
 
     Raises:
-        CohortError: Another configuration, other files in ``out``, a running shard, or the same attempt with
-            different bytes.
+        CohortError: The configurations differ, ``out`` contains other files, a shard is still running, or two shards
+            have different files for the same attempt.
         VolumeError: A file cannot be written.
     """
     document = _require_same_cohort([*folders, *([out] if (out / COHORT_NAME).exists() else [])])

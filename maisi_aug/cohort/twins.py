@@ -29,11 +29,11 @@ MOST_CONTRAST_HU: Final = 2000.0
 
 @dataclass(frozen=True, slots=True)
 class Twins:
-    """Difference between the cases of a group.
+    """Property of a lesion that differs between the cases of a group of twins, which otherwise show the same patient.
 
     Attributes:
-        factor: Which property of the lesion.
-        values: Values of the property, one for each case of a group: sizes as in a request, names, or contrasts in HU.
+        factor: Name of the property, such as ``size``.
+        values: One value for each case of a group: sizes as in a label request, names, or contrasts in HU.
     """
 
     factor: Factor
@@ -44,24 +44,24 @@ class Twins:
         return case_index // len(self.values)
 
     def value_of(self, case_index: int) -> str:
-        """Return the value of a case."""
+        """Return the value of the property in a case, given by its index."""
         return self.values[case_index % len(self.values)]
 
     def groups(self, plan: CohortPlan) -> list[tuple[CasePlan, ...]]:
-        """Return the cases of every group together."""
+        """Return the cases of a plan by groups of twins."""
         step = len(self.values)
         return [plan.cases[start : start + step] for start in range(0, len(plan.cases), step)]
 
     def to_origin(self, case_index: int) -> dict[str, Any]:
-        """Return the manifest entry of a case."""
+        """Return the entry about twins in the ``mask_origin`` of a case, given by its index."""
         return {"group": self.group_of(case_index), "factor": self.factor, "value": self.value_of(case_index)}
 
 
 def parse_twins(text: str) -> Twins:
-    """Read ``FACTOR=VALUE,VALUE,...``, such as ``size=6mm,10mm,20mm``.
+    """Parse ``FACTOR=VALUE,VALUE,...``, such as ``size=6mm,10mm,20mm``.
 
     Raises:
-        RequestError: For another factor, fewer than two values, or a value that is given twice.
+        RequestError: The factor is unknown, there are fewer than two values, or a value is given twice.
     """
     name, _, listed = (part.strip() for part in text.partition("="))
     factor = next((known for known in FACTORS if known == name), None)
@@ -96,21 +96,21 @@ def plan_twins(
     grown_from: Sequence[int] = (),
     rule_of: FindRule = growth_rule_of,
 ) -> CohortPlan:
-    """Plan a cohort of groups; the cases of a group follow each other.
+    """Plan a cohort of twins, in which the cases of a group follow each other.
 
     Args:
-        texts: Label requests; without sizes if the twins differ in size.
+        texts: Label requests, without sizes if the twins differ in size.
         twins: The factor that differs, and its values.
         vocabulary: The labels that may be requested.
         num_groups: Number of groups in the cohort.
         seed: Cohort seed.
-        distributions: Sizes that percentiles refer to, by label name, instead of the package's own.
-        grown_from: Earlier numbers of groups, if the cohort has grown.
-        rule_of: Returns the growth rule of a label's lesions.
+        distributions: Label name -> size distribution that percentiles refer to, instead of the package's own.
+        grown_from: Earlier numbers of groups of a cohort that has grown, ascending.
+        rule_of: Function that returns the growth rule of a label's lesions.
 
     Raises:
-        VocabularyError: When a label is unknown.
-        RequestError: When a request cannot be read, the groups do not suffice, or sizes are given twice.
+        VocabularyError: A label is unknown.
+        RequestError: A request cannot be read, there are fewer groups than requests, or sizes are given twice.
     """
     rows = [
         [with_size(text, value) for text in texts] if twins.factor == "size" else list(texts) for value in twins.values
@@ -138,17 +138,17 @@ def plan_twins(
 
 
 def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> CohortPlan:
-    """Return the plan of twins whose lesions are planted in label maps: their places are host organs.
+    """Return the plan of twins whose lesions are planted in label maps, where places are host organs.
 
     Args:
-        plan: Plan of :func:`plan_twins`.
+        plan: Plan made by :func:`plan_twins`.
         twins: The factor that differs, and its values.
         vocabulary: Vocabulary of the bundle.
 
     Raises:
-        RequestError: For a factor that label maps do not show, a case without one lesion, or a place that is not a
-            host.
-        VocabularyError: For a place that is not a label.
+        RequestError: Label maps cannot show the factor, a case does not have exactly one lesion, or a place is not a
+            host of the lesion.
+        VocabularyError: A place is not a label.
     """
     if twins.factor not in MAP_FACTORS:
         raise RequestError(
@@ -176,10 +176,14 @@ def plan_twin_maps(plan: CohortPlan, twins: Twins, vocabulary: Vocabulary) -> Co
 
 
 def with_size(text: str, value: str) -> str:
-    """Return the request of a lesion with a size.
+    """Return a label request with a size added to its lesion.
+
+    Args:
+        text: Label request without a size.
+        value: Size, such as ``10mm``.
 
     Raises:
-        RequestError: It has one already, or requests several lesions.
+        RequestError: The request has a size already, or several lesions.
     """
     body, at, share = text.partition("@")
     if ":" in body or "+" in body:
@@ -191,7 +195,9 @@ def with_size(text: str, value: str) -> str:
 
 
 def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
-    """Return group, factor and value of a recorded case; None for one without twins.
+    """Return group, factor and value of a recorded case of twins; None for other cases.
+
+    An entry of another form counts as none, because a manifest may come from an untrusted source.
 
     A manifest may come from an untrusted source: an entry of another form counts as none.
     """

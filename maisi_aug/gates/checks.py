@@ -58,11 +58,11 @@ MAX_STEP_HU = 80.0
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The outcome of one gate.
+    """Result of one quality gate on an attempt.
 
     Attributes:
-        gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias",
-            "lesion visibility", "patient" or "anatomy".
+        gate: Name of the gate: "geometry", "presence", "lesion size", "lesion place", "organ HU", "HU bias", "lesion
+            visibility", "patient" or "anatomy".
         passed: Whether the case may be kept as far as this gate is concerned.
         figures: Measured and expected figures.
         message: One sentence for people.
@@ -74,7 +74,7 @@ class Verdict:
     message: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the verdict as plain JSON values; figures that are not finite become null."""
+        """Return the verdict as a JSON-able dict; figures that are not finite become None."""
         plain: dict[str, Any] = _to_plain(
             {"gate": self.gate, "passed": self.passed, "figures": self.figures, "message": self.message}
         )
@@ -84,13 +84,13 @@ class Verdict:
 def check_geometry(
     image_hu: NDArray[Any], label_map: NDArray[Any] | None, grid: Grid, expected: Grid, *, is_mr: bool = False
 ) -> Verdict:
-    """Check that image and label map have the expected grid and the image has finite, varying, plausible intensities.
+    """Check that image and label map have the expected grid, and that intensities are finite, varying and plausible.
 
     Args:
         image_hu: ``(I, J, K)`` intensities.
         label_map: ``(I, J, K)`` label ids; None for an image without one.
-        grid: Grid of both.
-        expected: Grid that was requested.
+        grid: Grid of image and label map.
+        expected: Requested grid.
         is_mr: Whether intensities are those of MR and not HU.
     """
     finite = np.isfinite(image_hu)
@@ -125,7 +125,7 @@ def check_presence(label_map: NDArray[Any], required_ids: Sequence[int], *, voca
     Args:
         label_map: ``(I, J, K)`` label ids.
         required_ids: Ids that must be present.
-        vocabulary: Names for the message.
+        vocabulary: Vocabulary of the ids, for the message.
     """
     # Slice by slice, and all ids at once: a user's map may have a hundred of them.
     num_ids = 1 + max(int(label_map.max()), *required_ids, 0)
@@ -143,13 +143,13 @@ def check_lesion_size(
     voxel_ml: float,
     tolerance: float = 0.10,
 ) -> Verdict:
-    """Check that there are as many lesions as requested, each within the tolerance or two voxels.
+    """Check that there are as many lesions as requested, each within the tolerance or two voxels of its size.
 
     Args:
-        requested_ml: Volume of the lesion, or of all lesions of a label, in millilitres.
-        realised_ml: Volumes on the output grid, in any order: the largest is compared with the largest.
+        requested_ml: Requested volume in mL, or the volumes of all lesions of a label.
+        realised_ml: Volumes in mL on the output grid, in any order; the largest is compared with the largest requested.
         voxel_ml: Volume of a voxel in millilitres.
-        tolerance: Share of the requested volume that a lesion may be off by.
+        tolerance: Largest deviation, as a fraction of the requested volume.
     """
     requested = sorted(np.atleast_1d(requested_ml).tolist(), reverse=True)
     realised = sorted(np.atleast_1d(realised_ml).tolist(), reverse=True)
@@ -174,12 +174,12 @@ def check_lesion_size(
 
 
 def check_lesion_place(lesions: Sequence[Lesion], rule: GrowthRule, *, is_judged: bool = True) -> Verdict:
-    """Check that every lesion of a label lies in its host as far as usual, and is about as compact as a ball.
+    """Check that lesions of a label lie in their host organ to the usual extent, and are compact enough.
 
     Args:
         lesions: Lesions that a mask source added to the map; earlier ones have no share outside.
         rule: Growth that is usual for the label.
-        is_judged: Whether the lesions have to pass; else the figures are noted all the same.
+        is_judged: Whether lesions must pass; otherwise the figures are only recorded.
     """
     rows, problems = [], []
     for lesion in lesions:
@@ -214,7 +214,7 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
     """Check that the median HU of every organ present lies inside its range.
 
     Args:
-        image_hu: ``(I, J, K)`` intensities.
+        image_hu: ``(I, J, K)`` image in HU.
         label_map: ``(I, J, K)`` label ids.
         ranges: Bounds per organ; the published ones by default. Append your own for tumors and bound slots.
     """
@@ -253,15 +253,15 @@ def check_organ_hu(image_hu: NDArray[Any], label_map: NDArray[Any], ranges: Sequ
 def check_hu_bias(organ_hu: Verdict, ranges: Sequence[HuRange], *, max_dark_hu: float, max_bright_hu: float) -> Verdict:
     """Check that the organs of a case, taken together, are about as bright as usual.
 
-    The bias is the median, over the organs, of the deviation of their median HU from the usual one. Bones count
-    as one organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes
-    organs brighter and nothing makes all of them darker, hence two limits.
+    The bias is the median, over the organs, of the deviation of their median HU from the usual one. Bones count as one
+    organ, and so do muscles and the lobes of the lungs, however many of them a map names. Contrast medium makes organs
+    brighter and nothing makes all of them darker, hence two limits.
 
     Args:
-        organ_hu: Result of :func:`check_organ_hu` for the case.
-        ranges: The reference that it was compared with.
-        max_dark_hu: Largest bias to the dark side.
-        max_bright_hu: Largest bias to the bright side.
+        organ_hu: Verdict of :func:`check_organ_hu` on the case.
+        ranges: The ranges of HU that it was compared with.
+        max_dark_hu: Largest accepted bias in HU if organs are too dark.
+        max_bright_hu: Largest accepted bias in HU if organs are too bright.
     """
     rows = organ_hu.figures.get("organs", ())
     ids_of = {bounds.name: bounds.label_ids for bounds in ranges}
@@ -315,7 +315,13 @@ def _verdict(gate: str, figures: Mapping[str, Any], problems: Sequence[str], goo
 
 
 def shape_verdict(gate: str, image_hu: NDArray[Any], label_map: NDArray[Any]) -> Verdict:
-    """Return what a gate says of an image and a label map that do not have the same shape."""
+    """Return the failed verdict of a gate for an image and a label map of different shapes.
+
+    Args:
+        gate: Name of the gate.
+        image_hu: Image.
+        label_map: Label map.
+    """
     figures = {"image_shape": list(image_hu.shape), "label_map_shape": list(label_map.shape)}
     return _verdict(gate, figures, ["an image and a label map of different shapes"], "")
 
@@ -354,7 +360,7 @@ def check_lesion_visibility(
     Lesions under 10 mm of equivalent diameter are judged on the sign alone.
 
     Args:
-        image_hu: ``(I, J, K)`` intensities.
+        image_hu: ``(I, J, K)`` image in HU.
         label_map: ``(I, J, K)`` label ids.
         lesion: ``(I, J, K)`` mask of one lesion.
         host_ids: Ids that the lesion may have grown in.
@@ -408,7 +414,18 @@ def check_label_visibility(
     spacing_mm: Sequence[float],
     minimum_cnr: float = 1.0,
 ) -> tuple[Verdict, ...]:
-    """Run ``check_lesion_visibility`` on each connected lesion of a label, in scan order."""
+    """Run :func:`check_lesion_visibility` on each connected lesion of a label, in scan order.
+
+    Args:
+        image_hu: ``(I, J, K)`` image in HU.
+        label_map: ``(I, J, K)`` label ids.
+        label_id: Id of the lesions.
+        host_ids: Ids that the lesions may have grown in.
+        tumor_ids: Ids of all tumours, which are not surroundings to compare with.
+        expected_sign: 1 for brighter than the host, -1 for darker, 0 for either.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        minimum_cnr: Smallest contrast, as a multiple of the noise.
+    """
     verdicts = []
     for part, lesion in connected_parts(label_map == label_id):
         margins = [(min(SHELL_VOXELS + 1, side.start), SHELL_VOXELS + 1) for side in part]
@@ -487,14 +504,17 @@ def _robust_deviation(values: NDArray[np.float64]) -> float:
 
 
 def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: bool = True) -> Verdict:
-    """Check that there is a body with air around it, with enough soft tissue that is not noise.
+    """Check that an image shows a body surrounded by air, with enough soft tissue that is not noise.
+
+    This gate is for images that are drawn without a label map: without knowing where organs lie, nothing finer can be
+    judged.
 
     It is for images that are drawn without a label map: none says which organ lies where, so nothing finer is judged.
 
     Args:
-        image_hu: ``(I, J, K)`` intensities.
+        image_hu: ``(I, J, K)`` image in HU.
         spacing_mm: Voxel sides along I, J, K.
-        is_judged: Whether the image has to pass; else the figures are noted all the same.
+        is_judged: Whether the image must pass; otherwise the figures are only recorded.
     """
     figures: dict[str, Any] = {"is_judged": is_judged, **measure_patient(image_hu, spacing_mm)}
     low, high = BODY_SHARE
@@ -517,10 +537,10 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
 
 
 def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, float]:
-    """Measure the shares of body and soft tissue, and the difference between neighbouring voxels of soft tissue.
+    """Measure the fractions of body and soft tissue, and the difference between neighbouring voxels of soft tissue.
 
     Args:
-        image_hu: ``(I, J, K)`` intensities.
+        image_hu: ``(I, J, K)`` image in HU.
         spacing_mm: Voxel sides along I, J, K.
 
     Returns:
@@ -541,14 +561,17 @@ def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, fl
 
 
 def check_anatomy(image: NDArray[Any], *, is_judged: bool = True) -> Verdict:
-    """An MR image shows something before a dark background, and that is no noise.
+    """Check that an MR image shows an object in front of a dark background, and not only noise.
+
+    MR intensities have no unit, and what is bright differs from sequence to sequence, so that nothing finer can be
+    judged. Bright means above Otsu's threshold (Otsu, "A threshold selection method from gray-level histograms", 1979).
 
     MR intensities have no unit, and what is bright differs from sequence to sequence, so that nothing finer is judged.
     Bright is what lies above Otsu's threshold (Otsu, "A threshold selection method from gray-level histograms", 1979).
 
     Args:
         image: ``(I, J, K)`` intensities.
-        is_judged: Whether the image has to pass; else the figures are noted all the same.
+        is_judged: Whether the image must pass; otherwise the figures are only recorded.
     """
     from skimage.filters import threshold_otsu
 

@@ -33,11 +33,11 @@ from maisi_aug.volumes.grid import Grid
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Verdicts of the gates on an attempt.
+    """Verdicts of the quality gates on an attempt, and its lesions as measured.
 
     Attributes:
         verdicts: Verdicts in the order in which the gates ran.
-        lesions: The case's lesions, requested against realised.
+        lesions: Lesions of the case with requested and realised sizes.
     """
 
     verdicts: tuple[VerdictRecord, ...]
@@ -45,21 +45,21 @@ class Judgement:
 
     @property
     def reason(self) -> str:
-        """The message of the first gate that failed; empty when all passed."""
+        """Message of the first gate that failed; empty if all passed."""
         return next((verdict.message for verdict in self.verdicts if not verdict.passed), "")
 
 
 def judge_label_map(
     case: CasePlan, label_map: NDArray[np.uint8], grid: Grid, *, vocabulary: Vocabulary, gates: GateConfig
 ) -> Judgement:
-    """Run the gates that need no image: presence of every label, size and place of every lesion.
+    """Run the quality gates that need no image: presence of every label, size and place of every lesion.
 
     Args:
         case: Requested case, with its lesions as the mask source reports them.
-        label_map: ``(I, J, K)`` on the output grid.
+        label_map: ``(I, J, K)`` vocabulary ids on the output grid.
         grid: Grid of the label map.
-        vocabulary: Names for messages.
-        gates: Tolerances.
+        vocabulary: Vocabulary of the ids.
+        gates: Gates to run, and their tolerances.
 
     Returns:
         The verdicts, and the lesions as they are measured in the label map: by label, the largest requested first.
@@ -132,18 +132,18 @@ def judge_image(
     bundle: Bundle | None = None,
     own_ranges: Sequence[HuRange] = (),
 ) -> tuple[VerdictRecord, ...]:
-    """Run the gates that need the image: geometry, HU of the organs or of MR the anatomy, visibility of every lesion.
+    """Run the gates that need the image: geometry, HU of organs (for MR, anatomy), visibility of every lesion.
 
     Args:
         case: Requested case.
         image_hu: ``(I, J, K)`` in HU.
-        label_map: ``(I, J, K)`` of the same grid.
-        grid: Grid of both.
-        expected: The grid that was requested; shape and spacing count, not the place, which a map from a bank keeps.
-        vocabulary: Names and host organs.
+        label_map: ``(I, J, K)`` vocabulary ids on the same grid.
+        grid: Grid of image and label map.
+        expected: Requested grid; its position is ignored, because maps from a bank keep theirs.
+        vocabulary: Vocabulary of the ids, with host organs.
         gates: Which gates count, and their tolerances.
-        bundle: Knows what the labels that it was taught look like; None for the published figures alone.
-        own_ranges: HU of labels in the user's own CTs; they override all others.
+        bundle: Bundle that states the HU of labels that it was taught; None for published ranges only.
+        own_ranges: HU ranges measured on the user's own CTs, which override all others.
     """
     is_mr = bundle is not None and bundle.is_mr
     verdicts = [check_geometry(image_hu, label_map, grid, _placed_like(expected, grid), is_mr=is_mr)]
@@ -176,14 +176,14 @@ def judge_organ_hu(
     gates: GateConfig,
     own_ranges: Sequence[HuRange] = (),
 ) -> list[Verdict]:
-    """Return HU of every organ by itself, and of all of them together.
+    """Return the verdicts on the HU of each organ, and on those of all organs together.
 
     Args:
         image_hu: ``(I, J, K)`` in HU.
-        label_map: ``(I, J, K)`` of the same grid.
-        bundle: Knows what is usual for its images; None for the published figures alone.
+        label_map: ``(I, J, K)`` vocabulary ids on the same grid.
+        bundle: Bundle that states the usual HU of its images; None for published ranges only.
         gates: Whether the bias counts, and its limits.
-        own_ranges: HU of labels in the user's own CTs.
+        own_ranges: HU ranges measured on the user's own CTs, which override all others.
     """
     ranges = overlay_ranges(reference_hu_ranges() if bundle is None else bundle.hu_ranges, own_ranges)
     organs = check_organ_hu(image_hu, label_map, ranges)
@@ -193,7 +193,7 @@ def judge_organ_hu(
 
 
 def overlay_ranges(ranges: Sequence[HuRange], own: Sequence[HuRange]) -> tuple[HuRange, ...]:
-    """Return ranges of which those of labels that a user has measured give way to the user's."""
+    """Return HU ranges in which those of labels that a user has measured are replaced by the user's."""
     taken = {label_id for row in own for label_id in row.label_ids}
     kept = (replace(row, label_ids=tuple(i for i in row.label_ids if i not in taken)) for row in ranges)
     return (*(row for row in kept if row.label_ids), *own)
@@ -213,9 +213,9 @@ def judge_bare_image(
     Args:
         image_hu: ``(I, J, K)`` in HU, or MR intensities.
         grid: Grid of the image.
-        expected: The grid that was requested.
-        gates: Which gates count; ``organ_hu`` stands for all that judges tissue.
-        is_known_poor: Whether the bundle says of itself that it draws poorly without a label map.
+        expected: Requested grid.
+        gates: Which gates count; ``organ_hu`` stands for all gates that judge tissue.
+        is_known_poor: Whether the bundle states that its images without a label map are poor.
         is_mr: Whether intensities are those of MR and no HU.
     """
     verdicts = [check_geometry(image_hu, None, grid, expected, is_mr=is_mr)]
@@ -234,11 +234,11 @@ def _placed_like(expected: Grid, grid: Grid) -> Grid:
 
 
 def name_verdict(verdict: Verdict, label: str) -> Verdict:
-    """Return a verdict that says which label it is of."""
+    """Return a verdict whose message and figures name the label that it is about."""
     return Verdict(verdict.gate, verdict.passed, {"label": label, **verdict.figures}, f"{label}: {verdict.message}")
 
 
 def to_record(verdict: Verdict) -> VerdictRecord:
-    """Return a verdict as the manifest has it."""
+    """Convert a verdict to the form in which the manifest stores it."""
     plain = verdict.to_dict()
     return VerdictRecord(plain["gate"], plain["passed"], plain["figures"], plain["message"])

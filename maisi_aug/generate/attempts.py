@@ -28,22 +28,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One attempt at a case, as far as it has come.
+    """State of one attempt at a case.
 
     Attributes:
-        case: Its required content, with the lesions drawn so far; for a given map its content.
+        case: Required content, with the lesions drawn so far; for a given label map, the content of the map.
         number: Number of the attempt, starting at 0.
-        seed: Everything random derives from it.
-        drawn: The label map, or what stands for it where the cohort has none; ``None`` where none could be drawn.
-        verdicts: Verdicts of the gates that have run.
-        reason: Why the attempt has failed already; empty while it has not.
-        image_hu: ``(I, J, K)``; ``None`` before sampling, and where the label map failed.
-        decoding: How the image was decoded; empty without an image.
-        seconds: Per stage.
+        seed: Seed of everything random in the attempt.
+        drawn: Label map, or a placeholder in cohorts without label maps; None if none could be drawn.
+        verdicts: Verdicts of the gates run so far.
+        reason: Why the attempt has failed; empty if it has not.
+        image_hu: ``(I, J, K)`` image in HU; None before sampling, and if the label map failed.
+        decoding: Settings with which the image was decoded; empty without an image.
+        seconds: Stage -> wall-clock seconds.
         origin: Origin of the label map, for the manifest.
-        error: Why no label map could be drawn.
-        is_final: Whether another attempt would do no better: a source has tried many anatomies before it gives up, and
-            a given map that fails will fail again.
+        error: Error because of which no label map could be drawn; None otherwise.
+        is_final: Whether another attempt would be no better: the source has tried many anatomies already, or a given
+            label map has failed, which would fail again.
     """
 
     case: CasePlan
@@ -62,13 +62,13 @@ class Attempt:
 
 @dataclass(frozen=True)
 class AttemptMaker:
-    """Makes attempts; what one becomes depends on its seed alone.
+    """Makes attempts at cases: draws the label map and the image; the result depends on the attempt's seed alone.
 
     Attributes:
         run: The cohort to be made.
         source: Source of the label maps.
-        pipeline: Pipeline of the images; None where label maps alone are wanted.
-        report_step: Told of every step of the sampler: case id, steps done, steps in all.
+        pipeline: Pipeline that draws images; None if only label maps are wanted.
+        report_step: Progress callback, called with (case id, sampling steps done, sampling steps in all).
     """
 
     run: CohortRun
@@ -77,11 +77,11 @@ class AttemptMaker:
     report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
-        """Return a new attempt at a case, for which nothing has been drawn yet."""
+        """Return a new attempt at a case, with its seed, before anything is drawn."""
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:
-        """Return an attempt at every case of a group, with images where all of their label maps are good.
+        """Make an attempt at every case of a group of twins; images are drawn only if all label maps pass.
 
         Raises:
             EmptyBankError: The bank has no usable map left, for any case.
@@ -107,7 +107,7 @@ class AttemptMaker:
         return judged if any(one.reason for one in judged) else [self.draw_image(one) for one in judged]
 
     def draw_map(self, attempt: Attempt) -> Attempt:
-        """Draw the label map of an attempt and judge it.
+        """Draw the label map of an attempt, and run the gates on it.
 
         Raises:
             EmptyBankError: The bank has no usable map left, for any case.
@@ -135,7 +135,7 @@ class AttemptMaker:
         return replace(judged, case=case, verdicts=found.verdicts, reason=found.reason, is_final=is_final)
 
     def draw_image(self, attempt: Attempt) -> Attempt:
-        """Sample the image of an attempt whose label map is good, or given and wanted whatever the gates say."""
+        """Sample the image of an attempt if its label map passed the gates, or is given and used whatever they say."""
         request, case_id = self.run.request, attempt.case.case_id
         is_kept = request.keep_rejected and attempt.case.map_index is not None
         if attempt.drawn is None or (attempt.reason and not is_kept):
@@ -160,7 +160,7 @@ class AttemptMaker:
 
 
 def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:
-    """Run the gates that need the image, or those of an image without a label map; nothing without an image."""
+    """Run the gates that need the image of an attempt, or return the attempt unchanged if it has no image."""
     drawn, image_hu, gates = attempt.drawn, attempt.image_hu, run.request.gates
     if drawn is None or image_hu is None:
         return attempt

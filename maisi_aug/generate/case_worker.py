@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CohortSpec:
-    """Specification from which a worker of a cohort is opened.
+    """Picklable specification from which a worker of a cohort is opened.
 
     Attributes:
         run: The cohort to be made.
@@ -42,11 +42,11 @@ class CohortSpec:
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """Files that the worker reads: the bundle, and the user's label maps."""
+        """Paths that the worker reads: the bundle, and the user's label maps."""
         return self.run.bundle.path, *([self.run.bank.path] if self.run.bank.entries else [])
 
     def open(self, place: WorkerPlace) -> CaseWorker:
-        """Open the source of the label maps and load the networks."""
+        """Open the source of label maps, load the networks, and return the worker."""
         place.tell("enters", "opening the mask source")
         source = open_source(
             self.run, place.device, lambda number, done, total: place.tell("generates", number, done, total)
@@ -73,7 +73,7 @@ class CohortSpec:
 
 @dataclass
 class CaseWorker:
-    """Worker with three stages: drawing the label map, sampling the image, writing."""
+    """Worker that makes attempts at cases in three overlapping stages: drawing label maps, sampling images, writing."""
 
     maker: AttemptMaker
     writer: CaseWriter
@@ -82,7 +82,7 @@ class CaseWorker:
     _write_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "write"))
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Start drawing the label map; those of twins are drawn together later."""
+        """Start drawing the label map of an item that is worked on next; not for twins, which are drawn together later."""
         if self.maker.run.twins is not None:
             return
         (case,) = item.cases
@@ -90,7 +90,7 @@ class CaseWorker:
         self._drawing[case.index, item.number] = self._draw_pool.submit(self.maker.draw_map, attempt)
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
-        """Sample the image, and hand the attempt to the writing thread."""
+        """Sample the image of an item, and hand it to the writing thread; the future holds the result."""
         if self.maker.run.twins is not None:
             attempts = self.maker.draw_twins(item.cases, item.number)
             return self._write_pool.submit(lambda: CaseResult(write_group(attempts, item, self.writer)))
@@ -103,19 +103,18 @@ class CaseWorker:
         return CaseResult((record,), attempt.error, tuple(self.maker.source.skipped))
 
     def close(self) -> None:
-        """Finish writing, also after Ctrl-C, without beginning anything new."""
+        """Finish writing, also after Ctrl-C, without beginning new work."""
         self._draw_pool.shutdown(wait=True, cancel_futures=True)
         self._write_pool.shutdown(wait=True, cancel_futures=True)
 
 
 def write_group(attempts: Sequence[Attempt], item: CaseItem, writer: CaseWriter) -> tuple[AttemptRecord, ...]:
-    """Judge and write attempts at cases that are accepted together or not at all.
+    """Judge and write attempts at a group of cases, which are accepted together or not at all.
 
     Args:
-        attempts: One at every case of the group.
-        item: What was requested. Cases that are not wanted were written by a stopped run; they have been drawn again to
-            the same bytes, and are not written twice.
-        writer: Judges and writes.
+        attempts: One attempt at every case of the group.
+        item: The requested attempt. Cases that are not wanted were written by a stopped run, and are not written again.
+        writer: Object that judges and writes attempts.
     """
     judged = [writer.judge(attempt) for attempt in attempts]
     failed = next((attempt for attempt in judged if attempt.reason), None)

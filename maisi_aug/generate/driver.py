@@ -25,53 +25,64 @@ ROLES = ("image", "label", "anatomy", "preview")
 
 
 class Listener:
-    """Receives reports before and during a run; does nothing unless a method is overridden."""
+    """Receiver of progress reports before and during a run; each method does nothing unless it is overridden."""
 
     def measures(self, done: int, total: int) -> None:
-        """Show that another file of the size or HU reference has been measured."""
+        """Report that ``done`` of ``total`` files of the size or HU reference have been measured."""
 
     def tries(self, done: int, total: int) -> None:
-        """Show that another label map of a plan has been tried."""
+        """Report that ``done`` of ``total`` label maps of a plan have been tried."""
 
     def advises(self, sentence: str) -> None:
-        """Report a sentence on the bundle or the images that the user should know."""
+        """Report a sentence about the bundle or the images that the user should know."""
 
     def starts(self, num_cases: int, manifest: Manifest) -> None:
-        """Report that the cohort is open and the manifest holds the results of earlier runs."""
+        """Report that the cohort is open, its number of cases, and the results of earlier runs."""
 
     def finds_lost(self, lost: Sequence[LostCase]) -> None:
-        """Report accepted cases that have lost files and are drawn again; not called if there are none."""
+        """Report accepted cases with lost files, which are drawn again; not called if there are none."""
 
     def enters(self, stage: str) -> None:
-        """Report that a stage that may take a while begins, such as loading the weights."""
+        """Report that a stage begins that may take a while, such as loading the weights."""
 
     def steps(self, case_id: str, done: int, total: int) -> None:
-        """Report another step of the sampler."""
+        """Report that ``done`` of ``total`` sampling steps of a case's image are done."""
 
     def generates(self, number: int, done: int, total: int) -> None:
-        """Report another step of the mask networks for the first, second, ... label map of a case."""
+        """Report that ``done`` of ``total`` sampling steps of a case's first, second, ... label map are done."""
 
     def records(self, record: AttemptRecord) -> None:
-        """Report that an attempt has ended and is in the manifest."""
+        """Report that an attempt has ended and is recorded in the manifest."""
 
     def opens(self, worker: str) -> None:
-        """Report that a worker begins to load what it needs, for the first time or again."""
+        """Report that a worker starts loading the networks, for the first time or again."""
 
     def works(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """Report that a worker called ``enters``, ``steps`` or ``generates``; those methods are called as well."""
+        """Report that a worker called ``enters``, ``steps`` or ``generates``; those methods are called, too.
+
+        Args:
+            worker: Name of the worker.
+            event: Name of the method.
+            details: Arguments of the method.
+        """
 
     def loses(self, worker: str, how: str) -> None:
-        """Report that a worker was ended from outside; its cases are drawn by others, or by it after a restart."""
+        """Report that a worker was killed; its cases are drawn by other workers, or by itself after a restart.
+
+        Args:
+            worker: Name of the worker.
+            how: How it ended, as a clause.
+        """
 
 
 @dataclass(frozen=True)
 class CaseItem:
-    """An attempt to be made.
+    """An attempt to be made at one case, or at a group of cases that are accepted together or not at all.
 
     Attributes:
-        cases: One, or those that are accepted together or not at all.
+        cases: The case, or the cases of the group.
         number: Number of the attempt, from 0.
-        wanted: Indices of the cases to be written; others are there already.
+        wanted: Indices of the cases to write; others are finished already.
     """
 
     cases: tuple[CasePlan, ...]
@@ -80,7 +91,7 @@ class CaseItem:
 
 
 def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo: Collection[int]) -> list[CaseItem]:
-    """Return the next attempts at groups of cases that are accepted together or not at all.
+    """Return the next attempt at each group of cases that is not finished.
 
     Args:
         groups: Groups in the order in which they are begun; settled ones are skipped.
@@ -93,11 +104,11 @@ def list_items(groups: Iterable[tuple[CasePlan, ...]], manifest: Manifest, todo:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """An attempt that was made.
+    """Result of an attempt at one case or a group of cases.
 
     Attributes:
         records: Records of the cases that were wanted; their files are in the worker's folder.
-        error: Why no label map could be drawn.
+        error: Error because of which no label map could be drawn; None otherwise.
         skipped: ``(name, reason)`` of files of the mask bank that the worker could not use so far.
     """
 
@@ -107,18 +118,18 @@ class CaseResult:
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of its files, in the worker's folder."""
+        """Paths of the written files, relative to the worker's folder."""
         return tuple(file.path for record in self.records for file in record.files.values())
 
 
 @dataclass
 class Recorder:
-    """Records attempts.
+    """Records attempts: moves their files into the cohort's folder and appends to the manifest.
 
     Attributes:
         folder: Folder of the cohort.
-        manifest: Open and locked.
-        made: The attempts of this run, without the gates' figures.
+        manifest: Writer of the manifest, open and locked.
+        made: Attempts recorded by this run, without the gates' figures.
     """
 
     folder: CohortFolder
@@ -127,18 +138,18 @@ class Recorder:
     _files: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
 
     def record(self, attempt: AttemptRecord, scratch: Path) -> bool:
-        """Move the files of an attempt to their place and append its line; does nothing for a recorded attempt.
+        """Move the files of an attempt into the cohort's folder and append its record; does nothing if it is recorded.
 
         Args:
-            attempt: Result of a worker.
-            scratch: Folder that its files are in.
+            attempt: Record of the attempt, made by a worker.
+            scratch: Folder that contains the files.
 
         Returns:
             Whether the attempt is new.
 
         Raises:
-            CohortError: The disk is full, the folder cannot be written (nothing is left behind), or the same
-                attempt was made before with other bytes.
+            CohortError: The disk is full, the folder cannot be written (nothing is left behind), or the same attempt
+                was made before with other bytes.
         """
         key, hashes = (attempt.case_index, attempt.attempt), {f.path: f.sha256 for f in attempt.files.values()}
         if key in self._files:
@@ -184,14 +195,14 @@ LeavesHope = Callable[[LesionError | BankError, CasePlan, Sequence[CasePlan]], b
 
 @dataclass
 class CaseDriver:
-    """Makes attempts at cases until all are settled.
+    """Makes attempts at cases, through workers, until every case is accepted or rejected.
 
     Attributes:
-        recorder: Records them.
-        listener: Is notified of progress.
-        has_map: Whether a label map could be drawn for any case. Until one could, the fault may be the bank's and not
-            the cases', and nothing is recorded.
-        leaves_hope: Whether one of the other cases may still succeed after a case has failed with an error.
+        recorder: Records the attempts.
+        listener: Object whose methods are called as the run proceeds.
+        has_map: Whether a label map could be drawn for any case. Until then nothing is recorded, because the fault may
+            be the bank's.
+        leaves_hope: Function that returns whether another case may still succeed after a case has failed with an error.
         skipped: Files of the mask bank that could not be used, with the reason.
     """
 
@@ -210,17 +221,17 @@ class CaseDriver:
     def make(
         self, spec: WorkerSpec[CaseItem, CaseResult], items: Iterable[CaseItem], engine: Engine, *, scratch: Path
     ) -> None:
-        """Make attempts until every case is settled.
+        """Make attempts until every case is accepted or rejected.
 
         Args:
-            spec: Opens workers.
+            spec: Specification from which workers are opened.
             items: The first attempts to make.
-            engine: Runs the workers.
-            scratch: Folder that they may write in.
+            engine: Engine that runs the workers.
+            scratch: Folder that the workers write to.
 
         Raises:
-            LesionError, BankError: When no label map can be drawn for any case, or for one while all that are left
-                 request no less; nothing is recorded then.
+            LesionError, BankError: No label map can be drawn for any case, or for one that asks for no more than all
+                remaining ones; nothing is recorded then.
         """
         items, self._began_at = list(items), monotonic()
         self._open_cases = {case.index: case for item in items for case in item.cases}

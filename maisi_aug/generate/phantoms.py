@@ -29,13 +29,13 @@ RegionName = Literal["chest", "abdomen", "pelvis", "any"]
 
 @dataclass(frozen=True, slots=True)
 class PhantomSettings:
-    """Settings that determine the bytes of phantoms; their number does not.
+    """Settings that determine the bytes of procedural phantoms, whatever their number.
 
     Attributes:
-        seed: Every phantom's own seed derives from it and from its number.
-        region: Region that the window shows; ``any`` draws a place along the trunk.
+        seed: Seed from which, with its number, every phantom's own seed derives.
+        region: Body region that is shown; ``any`` draws a position along the trunk.
         shape: Voxels along I, J, K.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         has_lesions: Whether lesions are planted.
     """
 
@@ -58,20 +58,22 @@ def write_phantoms(
     *,
     report: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Write phantoms, or continue where an earlier call stopped; asking for more later keeps those that are there.
+    """Write procedural phantoms with label maps, or continue where an earlier call stopped.
+
+    Requesting more phantoms later keeps the existing ones.
 
     Args:
-        folder: New, empty, or phantoms' with the same settings.
+        folder: New or empty folder, or one with phantoms of the same settings.
         settings: Settings of the phantoms.
-        num_phantoms: Number of phantoms in the end.
-        report: Called with (phantoms there, phantoms in all).
+        num_phantoms: Total number of phantoms, including existing ones.
+        report: Progress callback, called with (phantoms written, phantoms in all).
 
     Returns:
-        The index, as in ``phantoms.json``.
+        The index of all phantoms, as in ``phantoms.json``.
 
     Raises:
-        CohortError: When the folder holds something else, or phantoms with other settings.
-        VolumeError: When a file cannot be written.
+        CohortError: The folder contains something else, or phantoms with other settings.
+        VolumeError: A file cannot be written.
     """
     rows = _read_rows(folder, settings)
     for subfolder in (".", *FOLDERS):

@@ -32,17 +32,17 @@ COHORT_HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class CohortSummary:
-    """Summary of a cohort, including earlier runs.
+    """Summary of a cohort after a run, including the results of earlier runs.
 
     Attributes:
         folder: Folder of the cohort.
-        num_cases: Cases of the plan.
+        num_cases: Number of planned cases.
         manifest: Every attempt, without the gates' figures.
-        seconds: Wall-clock time of this run.
-        num_new: Cases that this run has settled.
+        seconds: Wall-clock seconds of this run.
+        num_new: Number of cases that this run has accepted or rejected.
         num_lost: Number of accepted cases that had lost files and were drawn again.
-        shard: Shard of the run; the other figures are then of its cases.
-        skipped: ``(name, reason)`` of the mask bank's files that could not be used.
+        shard: Shard of the run, to whose cases all figures refer; None for the whole cohort.
+        skipped: ``(name, reason)`` of files of the mask bank that could not be used.
     """
 
     folder: Path
@@ -60,7 +60,7 @@ class CohortSummary:
         return len(self.manifest.accepted) == self.num_cases
 
     def to_json(self) -> dict[str, Any]:
-        """Return the summary as JSON types."""
+        """Return the summary as a JSON-able dict; ``--json`` prints it."""
         labels: dict[str, int] = {}
         for record in self.manifest.accepted:
             for name in dict.fromkeys(lesion.label for lesion in record.lesions):
@@ -96,33 +96,34 @@ def synthesize_cohort(
 ) -> CohortSummary:
     """Make a cohort, or continue one that was begun with the same configuration.
 
-    Going on with a larger ``max_attempts`` takes up again what was rejected, and draws again, to the same bytes, the
-    cases that were accepted and whose files are gone. As long as no label map could be drawn for
-    any case nothing is recorded, so that a bank that has been repaired finds every case open.
+    Accepted cases whose files are missing are drawn again, to the same bytes; with a larger ``max_attempts``, rejected
+    cases get further attempts. Until a label map could be drawn for any case, nothing is recorded, so that all cases
+    are still open once a faulty bank has been repaired.
 
     Args:
         run: The cohort to make.
         folder: Folder to write to: new, empty, or this cohort's.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-        engine: Draws the cases; without one this process does, on the device.
+        engine: Engine whose workers draw the cases; None to draw in this process, on ``device``.
         compiler: Compiler for the networks: ``none``, ``inductor`` or ``trt``.
-        listener: Is notified of progress.
-        case_indices: Cases to make, in this order; all, in the order of the plan, when not given.
-        shard: Makes every N-th case only, while others make the rest; the picture of all comes with the merge.
+        listener: Object whose methods are called as the run proceeds.
+        case_indices: Indices of cases to make, in this order; None for all, in the order of the plan.
+        shard: Make only every N-th case, while other processes make the rest; the contact sheet is drawn when they are
+            merged.
         verify: Compare the bytes of finished cases with the manifest as well, and draw altered ones again.
 
     Returns:
-        What the manifest holds at the end; cases may have been rejected.
+        Summary of the manifest at the end; cases may have been rejected.
 
     Raises:
-        CohortError: When the folder is not this cohort's, in use, or full.
-        BundleError: When the weights, the device or the compiler cannot be used.
-        RecipeError: When the device does not compute in the precision requested.
-        MissingExtraError: When the compiler is not installed.
-        MemoryShortageError: When not even the smallest part of an image can be decoded.
-        BankError: When the mask bank has no usable map, or none that any case needs.
-        LesionError: When no case can be met, because its lesion fits into no host organ.
-        WorkerError: When processes of the engine are killed repeatedly.
+        CohortError: The folder is not this cohort's or is in use, or the disk is full.
+        BundleError: The weights, the device or the compiler cannot be used.
+        RecipeError: The device does not support the requested precision.
+        MissingExtraError: The compiler is not installed.
+        MemoryShortageError: Memory does not suffice for the smallest part of an image.
+        BankError: The mask bank has no usable map, or none with the organs that any case needs.
+        LesionError: The lesion of no case fits into a host organ.
+        WorkerError: Processes of the engine are killed repeatedly.
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)
@@ -194,7 +195,7 @@ def _longest_first(run: CohortRun, items: Sequence[CaseItem]) -> list[CaseItem]:
 
 
 def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
-    """Draw the pictures of all accepted cases as one."""
+    """Draw the contact sheet of a cohort: the previews of all accepted cases in one picture."""
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""

@@ -30,16 +30,16 @@ MAX_LESION_LINES = 4
 
 @dataclass(frozen=True)
 class CohortFacts:
-    """Facts that all attempts of a run have in common.
+    """Values that all attempts of a run have in common in the manifest, and which files are kept.
 
     Attributes:
-        bundle: Name of what draws.
-        bundle_fingerprint: Hash over its weights and definition; empty where no weights draw.
+        bundle: Name of the bundle that draws the images.
+        bundle_fingerprint: SHA-256 over its weights and definition; empty if no weights are used.
         licence: Licence of the images.
         settings: Sampling settings.
-        max_attempts: Per case before it is rejected.
-        kept_ids: Labels of the label files; those of each case where there are none.
-        keep_rejected: Whether the volumes of a rejected case are kept, in a folder apart.
+        max_attempts: Attempts per case before it is rejected.
+        kept_ids: Vocabulary ids in the label files; if empty, those of each case.
+        keep_rejected: Whether the volumes of rejected cases are kept, in a separate folder.
     """
 
     bundle: str
@@ -53,13 +53,13 @@ class CohortFacts:
 
 @dataclass(frozen=True)
 class CaseWriter:
-    """Judges images and writes attempts; meant to run in a thread of its own, one attempt at a time.
+    """Judges images and writes attempts; intended for a thread of its own, one attempt at a time.
 
     Attributes:
         facts: Facts of the run.
         folder: Folder to write to, laid out like a cohort.
-        judge: Runs the gates that are left.
-        draw_preview: Draws the picture of an attempt that has an image.
+        judge: Function that runs the remaining gates.
+        draw_preview: Function that draws the preview of an attempt with an image.
         home: Folder of the cohort, for messages.
     """
 
@@ -70,18 +70,18 @@ class CaseWriter:
     home: Path
 
     def finish(self, attempt: Attempt) -> AttemptRecord:
-        """Judge an attempt and write its files when it passes.
+        """Judge an attempt, write its files if it passes, and return its record.
 
         Raises:
-            CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
+            CohortError: The disk is full or the folder cannot be written to; nothing of the attempt remains.
         """
         return self.write(self.judge(attempt))
 
     def write(self, attempt: Attempt) -> AttemptRecord:
-        """Write the files of a judged attempt when it has passed, and record it.
+        """Write the files of a judged attempt if it has passed, and return its record.
 
         Raises:
-            CohortError: When the disk is full or the folder cannot be written; the attempt leaves nothing behind.
+            CohortError: The disk is full or the folder cannot be written to; nothing of the attempt remains.
         """
         started = perf_counter()
         is_last = attempt.is_final or attempt.number + 1 >= self.facts.max_attempts
@@ -155,7 +155,7 @@ class CaseWriter:
 
 
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
-    """Return a sentence that explains why files cannot be written into a folder."""
+    """Return an error that explains why files cannot be written to a folder, such as a full disk."""
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
@@ -175,16 +175,16 @@ def open_writer(
     precision: str = "float32",
     num_threads: int | None = None,
 ) -> CaseWriter:
-    """Return the writer of a cohort that is drawn whole.
+    """Return the writer for a cohort whose images are drawn as a whole, in contrast to insertion.
 
     Args:
         run: The cohort that is being made.
         folder: Folder to write to.
         home: Folder of the cohort, for messages.
-        device: Type of the device that samples, ``cpu`` for instance.
+        device: Type of the sampling device, such as ``cpu``.
         compiler: Compiler for the networks, or ``none``.
         precision: Precision of the networks.
-        num_threads: Number of threads on a CPU, which affects the order of sums; None on other devices.
+        num_threads: Number of threads on a CPU, which affects the order of summation; None on other devices.
     """
     request, bundle = run.request, run.bundle
     settings: dict[str, JsonValue] = {
@@ -234,7 +234,7 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
 
 
 def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Caption:
-    """Return the caption of an attempt's picture: its lesions against the request, then its origin."""
+    """Return the caption of an attempt's preview: requested and realised lesions, and the origin of the label map."""
     contrasts = {
         (verdict.figures.get("label"), verdict.figures.get("num_voxels")): verdict.figures.get("contrast_hu")
         for verdict in attempt.verdicts

@@ -29,12 +29,12 @@ from maisi_aug.volumes.grid import Grid
 
 @dataclass(frozen=True, eq=False)
 class Background:
-    """A CT that was read.
+    """A CT that lesions can be inserted into, with its label map.
 
     Attributes:
         image: ``(I, J, K)`` HU in RAS+, as stored: int16, or float32.
-        grid: Its geometry.
-        label_map: ``(I, J, K)`` vocabulary ids; None where nothing is known.
+        grid: Shape and affine of the CT.
+        label_map: ``(I, J, K)`` vocabulary ids; None if the CT has no labels.
     """
 
     image: NDArray[Any]
@@ -44,12 +44,12 @@ class Background:
 
 @dataclass(frozen=True)
 class Backgrounds:
-    """The CTs of a cohort; images are read one at a time.
+    """The CTs that a cohort of insertions draws into; images are read one at a time.
 
     Attributes:
-        cases: Their files.
-        tables: For each case and each of its label files, a mapping from source id to vocabulary id.
-        organ_translations: For each case and each of its organ files, the meaning of the ids.
+        cases: Files of each CT.
+        tables: For each case and each of its label files, source id -> vocabulary id.
+        organ_translations: For each case and each of its organ files, the translation of the ids.
         vocabulary: Vocabulary of the bundle, with the labels that the files add.
         notes: Notes to the user, a sentence each.
     """
@@ -61,7 +61,7 @@ class Backgrounds:
     notes: tuple[str, ...] = ()
 
     def load(self, index: int) -> Background:
-        """Read a CT and its labels.
+        """Read one CT and its labels, given by its index.
 
         Raises:
             VolumeError: A file cannot be read, or holds no CT in HU.
@@ -83,7 +83,7 @@ class Backgrounds:
         return label_map
 
     def describe(self) -> dict[str, Any]:
-        """Return plain JSON values that identify these CTs, their names and sizes; no image is read."""
+        """Return JSON values that identify the CTs, from names and sizes; no image is read."""
         rows = [[case.id, *(_size_of(path) for path in case.paths)] for case in self.cases]
         meanings = [[sorted(table.items()) for table in tables] for tables in self.tables]
         digest = hashlib.sha256(json.dumps([rows, meanings]).encode()).hexdigest()
@@ -99,18 +99,18 @@ def find_backgrounds(
     rules: Sequence[MapRule] = (),
     organ_labels: str = "auto",
 ) -> Backgrounds:
-    """List the CTs and resolve the meaning of their labels; label files are read, images are not.
+    """Find the CTs to draw into and the meaning of their labels; label files are read, images are not.
 
     Args:
-        into: A CT, a folder of CTs, a folder with a folder per case, or a raw dataset of nnU-Net.
+        into: A CT, a folder of CTs, a folder with one sub-folder per case, or an nnU-Net raw dataset.
         vocabulary: Vocabulary of the bundle.
         labels: Folder of label files, named after the images.
-        organs: Folders of organ labels, TotalSegmentator's for instance.
-        rules: Meanings of labels that their names do not tell.
+        organs: Folders of organ labels, such as TotalSegmentator's.
+        rules: Meanings of labels whose names are not in the vocabulary.
         organ_labels: Meaning of the ids in organ label maps: ``auto`` or a scheme's name.
 
     Raises:
-        PreparationError: No CT, labels without a meaning, or label files that do not lie on their CT.
+        PreparationError: There is no CT, the meaning of labels is unknown, or label files do not lie on their CT.
     """
     cases, notes = _collect(into, labels, tuple(organs))
     surveys = [survey_case(case) if case.labels else CaseSurvey(case.id) for case in cases]

@@ -38,15 +38,15 @@ MOST_SEAM = 1.35
 
 @dataclass(frozen=True, slots=True)
 class LesionLook:
-    """Appearance of a lesion in its surroundings.
+    """Measurements of a lesion's appearance in a CT, relative to its surroundings.
 
     Attributes:
-        contrast_hu: Median of the lesion without its rim minus that of the lung around it.
+        contrast_hu: Median HU of the lesion without its rim, minus that of the lung around it.
         edge: Difference between inner and outer rim as a share of the contrast; 1 for a step.
-        noise_hu: Deviation of what is fine in the lung around.
+        noise_hu: Standard deviation in HU of the fine structure in the surrounding lung.
         noise_ratio: Noise of the lung in the zone relative to that outside; nan if the zone has no lung.
         inner_noise_ratio: Noise of the lesion relative to that of the surrounding lung.
-        seam: Steps across the border of the zone to those next to it.
+        seam: HU steps across the border of the zone, relative to steps beside it.
     """
 
     contrast_hu: float
@@ -66,15 +66,15 @@ def measure_look(
     *,
     before_hu: NDArray[Any] | None = None,
 ) -> LesionLook:
-    """Measure a lesion.
+    """Measure a lesion's contrast, edge, noise and seam in a crop of a CT.
 
     Args:
-        image_hu: ``(I, J, K)`` the crop.
-        lesion: Its voxels.
-        lung: Voxels of its host, the lung for nodules, without lesions, vessels included.
-        zone: Voxels that were drawn.
-        spacing_mm: Along I, J, K.
-        before_hu: ``(I, J, K)`` the crop without the lesion, whose own steps are not a seam; None for a real lesion.
+        image_hu: ``(I, J, K)`` crop in HU.
+        lesion: ``(I, J, K)`` mask of the lesion.
+        lung: ``(I, J, K)`` mask of the host organ (the lung for nodules) without lesions, vessels included.
+        zone: ``(I, J, K)`` mask of voxels that were drawn.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        before_hu: ``(I, J, K)`` crop before the insertion, whose own steps are not a seam; None for a real lesion.
     """
     image = image_hu.astype(np.float32)
     outside_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
@@ -104,13 +104,13 @@ def measure_look(
 def judge_look(
     look: LesionLook, texture: Texture, *, sign: int = 1, wanted_hu: float | None = None
 ) -> tuple[Verdict, ...]:
-    """Return the gates on contrast, edge, noise and seam.
+    """Return the verdicts of the gates on contrast, edge, noise and seam of an inserted lesion.
 
     Args:
         look: Measurements of the lesion.
         texture: Requested texture.
         sign: Whether the lesion is to be brighter (1) or darker (-1) than its host, or either (0).
-        wanted_hu: The contrast, where one was requested.
+        wanted_hu: Requested contrast in HU; None if none was requested.
     """
     return (
         _judge_contrast(look, texture, sign) if wanted_hu is None else _judge_wanted_contrast(look, wanted_hu),
@@ -174,7 +174,13 @@ def _host(texture: Texture) -> str:
 
 
 def check_untouched(before: NDArray[Any], after: NDArray[Any], zone: Mask) -> Verdict:
-    """Check that no voxel outside the zone has changed."""
+    """Check that no voxel outside the drawn zone has changed.
+
+    Args:
+        before: ``(I, J, K)`` CT before the insertion.
+        after: ``(I, J, K)`` CT after the insertion.
+        zone: ``(I, J, K)`` mask of voxels that may change.
+    """
     num_changed = int(np.count_nonzero((before != after) & ~zone))
     message = f"Untouched: expected no change outside the zone, found {num_changed} changed voxels."
     return Verdict("untouched", num_changed == 0, {"num_changed": num_changed}, message)

@@ -55,24 +55,26 @@ def insert_cohort(
     listener: Listener | None = None,
     verify: bool = False,
 ) -> CohortSummary:
-    """Make a cohort, or continue one that was begun with the same configuration.
+    """Make a cohort of CTs with inserted lesions, or continue one that was begun with the same configuration.
+
+    Accepted cases whose files are missing are drawn again, to the same bytes.
 
     Cases that were accepted and whose files are gone are drawn again, to the same bytes.
 
     Args:
         cohort: The cohort to make.
-        folder: Folder to write to: new, empty, or this cohort's.
-        device: Device of the networks, where they draw.
-        engine: Draws the cases; without one this process does, on the device.
-        shard: Makes every N-th case, or group of twins, only.
-        listener: Is notified of progress.
+        folder: Folder of the cohort: new, empty, or one that holds this cohort.
+        device: Device of the networks, if networks draw the lesions.
+        engine: Engine whose workers draw the cases; None to draw in this process, on ``device``.
+        shard: Make only every N-th case, or group of twins.
+        listener: Object whose methods are called as the run proceeds.
         verify: Check the bytes of finished cases against the manifest and draw altered ones again.
 
     Raises:
-        CohortError: When the folder is not this cohort's, in use, or full.
-        BundleError: When the weights or the device cannot be used.
-        PreparationError: When a file is not a CT in HU.
-        LesionError: When no lesion fits into any CT.
+        CohortError: The folder is not this cohort's or is in use, or the disk is full.
+        BundleError: The weights or the device cannot be used.
+        PreparationError: A file is not a CT in HU.
+        LesionError: No lesion fits into any CT.
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, config = perf_counter(), cohort.config
@@ -105,7 +107,7 @@ def insert_cohort(
 
 @dataclass(frozen=True)
 class InsertionSpec:
-    """Specification from which a worker is opened.
+    """Picklable specification from which a worker that inserts lesions is opened.
 
     Attributes:
         cohort: The cohort to be made.
@@ -117,11 +119,11 @@ class InsertionSpec:
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """Files that the worker reads: the bundle, and the CTs."""
+        """Paths that the worker reads: the bundle, and the CTs."""
         return self.cohort.bundle.path, *(case.image for case in self.cohort.backgrounds.cases)
 
     def open(self, place: WorkerPlace) -> InsertionWorker:
-        """Load the networks, if they draw the lesions."""
+        """Load the networks, if they draw the lesions, and return the worker."""
         place.tell("enters", "loading the networks" if self.cohort.painter == "network" else "drawing")
         inserter = Inserter(self.cohort, build_painter(self.cohort, place.device))
         folder, facts = CohortFolder(place.scratch), _facts_of(self.cohort)
@@ -132,25 +134,25 @@ class InsertionSpec:
 
 @dataclass(frozen=True)
 class InsertionWorker:
-    """Makes attempts at groups of cases."""
+    """Worker that inserts lesions into CTs, one group of cases at a time."""
 
     inserter: Inserter
     writer: CaseWriter
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Do nothing: nothing is prepared ahead."""
+        """Do nothing, because an insertion prepares nothing ahead."""
 
     def work(self, item: CaseItem) -> Future[CaseResult]:
-        """Draw into CTs, judge and write."""
+        """Draw the lesions of an item into a CT, judge and write it; the future holds the result."""
         attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
         return finished(CaseResult(write_group(attempts, item, self.writer)))
 
     def close(self) -> None:
-        """Do nothing: nothing is open."""
+        """Do nothing, because no resource stays open between items."""
 
 
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
-    """Return what draws the lesions of a cohort.
+    """Return the painter that draws the lesions of a cohort, with its networks loaded onto a device if it has any.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -182,13 +184,13 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
 
 @dataclass(frozen=True)
 class Inserter:
-    """Makes attempts: draws the lesions of a case into one of the CTs.
+    """Makes attempts at cases by drawing their lesions into one of the CTs.
 
     Attributes:
         cohort: The cohort to be made.
-        painter: Draws lesions.
-        lungs: Lungs found from HU, by index of the CT; all cases drawn into a CT share them.
-        unfit: By index of the CT and labels, why the CT cannot take lesions with these labels.
+        painter: Painter that draws lesions.
+        lungs: Index of a CT -> lungs found from its HU, shared by all cases drawn into it.
+        unfit: (Index of a CT, labels) -> reason why the CT cannot take lesions with these labels.
     """
 
     cohort: ResolvedInsertion
@@ -197,7 +199,9 @@ class Inserter:
     unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
-        """Return an attempt at a case; after a failed one, the next attempt uses the next CT.
+        """Make an attempt at a case; after a failed one, the next attempt uses the next CT.
+
+        CTs that can never take the lesions are skipped; if no CT can, the attempt is marked as the last.
 
         CTs that can never take the lesions are skipped; if no CT can, the attempt is the last.
         """
@@ -225,10 +229,14 @@ class Inserter:
         return replace(attempt, verdicts=tuple(source.verdicts), origin=origin, seconds=seconds)
 
     def open(self, index: int, case: CasePlan) -> tuple[Background, dict[int, Host]]:
-        """Return a CT with the hosts of a case's lesions by index; unsuitable CTs are not read again.
+        """Read a CT, and return it with label id -> host of a case's lesions; unsuitable CTs are not read again.
+
+        Args:
+            index: Index of the CT.
+            case: Planned case.
 
         Raises:
-            UnfitCtError: It cannot be read, or lacks a host.
+            UnfitCtError: The CT cannot be read, or lacks a host organ.
         """
         if (reason := self.unfit.get((index, case.label_ids))) is not None:
             raise UnfitCtError(reason)
@@ -249,7 +257,7 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """Return a picture of the surroundings of the largest lesion, too small for a picture of the whole."""
+        """Draw the surroundings of the case's largest lesion, which is too small to show in a picture of the whole CT."""
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
@@ -276,10 +284,10 @@ class Inserter:
 
 
 class InsertionSource(MapSource):
-    """Draws lesions into one CT, and reports drawn ones even if a later lesion of the case finds no room.
+    """Map source that draws the lesions of a case into one CT; lesions drawn before a failure are reported, too.
 
     Attributes:
-        origin: Origin of what is drawn so far, for the manifest.
+        origin: Origin of the lesions drawn so far, for the manifest.
         verdicts: Verdicts on the lesions drawn so far.
     """
 
@@ -302,7 +310,7 @@ class InsertionSource(MapSource):
         }
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Draw the lesions of a case, the largest first, each apart from real lesions and earlier ones.
+        """Draw the lesions of a case, the largest first, each separate from real lesions and from earlier ones.
 
         Raises:
             UnfitCtError: The CT cannot be used, or has no host or no room for a lesion.
@@ -377,7 +385,12 @@ def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:
 
 
 def find_host(background: Background, host_ids: Sequence[int], label: str) -> Host:
-    """Return the host of a label's lesions in a CT, from its label map, or for the lungs from HU.
+    """Return the host organ of a label's lesions in a CT: from its label map, or for the lungs from HU.
+
+    Args:
+        background: CT with its label map.
+        host_ids: Vocabulary ids of the host organs.
+        label: Name of the lesion, for messages.
 
     Raises:
         LesionError: The CT has no such host, or no labels for it.
@@ -411,7 +424,7 @@ def _cut_for_preview(
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
-    """Draw the pictures of all accepted cases as one."""
+    """Draw the contact sheet of a cohort: the previews of all accepted cases in one picture."""
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)

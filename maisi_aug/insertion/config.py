@@ -33,14 +33,14 @@ TEXTURE_SHARES: dict[Texture, float] = {"solid": 0.85, "part-solid": 0.04, "grou
 
 @dataclass(frozen=True)
 class ResolvedInsertion:
-    """A cohort of inserted lesions ready to be made.
+    """A fully resolved cohort of inserted lesions, ready to be made.
 
     Attributes:
-        config: The request.
-        configuration: The same with paths made absolute, as ``cohort.yaml`` has it.
-        bundle: Whose vocabulary and networks are used.
-        backgrounds: The CTs.
-        plan: Which lesions each case gets.
+        config: Request as given.
+        configuration: The request with absolute paths, as in ``cohort.yaml``.
+        bundle: Bundle whose vocabulary and networks are used.
+        backgrounds: CTs to draw into.
+        plan: Lesions of each case.
         painter: Painter of the lesions.
         twins: Factor that differs between the cases of a group; None if there are no groups.
     """
@@ -55,11 +55,11 @@ class ResolvedInsertion:
 
     @property
     def painter_name(self) -> str:
-        """Name for the manifest: the bundle that draws, or the procedural painter."""
+        """Name of the painter in the manifest: the bundle that draws, or the procedural painter."""
         return self.bundle.name if self.painter == "network" else "procedural painter"
 
     def to_document(self) -> dict[str, Any]:
-        """Return the content of ``cohort.yaml``: no times, no machine."""
+        """Return the content of ``cohort.yaml``, without times and machine names."""
         names = self.backgrounds.vocabulary.name_of
         drawn_by = {"name": self.bundle.name, "fingerprint": self.bundle.fingerprint, "licence": self.bundle.licence}
         return {
@@ -73,17 +73,20 @@ class ResolvedInsertion:
 
     @property
     def groups(self) -> list[tuple[CasePlan, ...]]:
-        """Cases that are accepted together or not at all."""
+        """Groups of cases that are accepted together or not at all, such as twins."""
         return [(case,) for case in self.plan.cases] if self.twins is None else self.twins.groups(self.plan)
 
     def seed_of(self, case: CasePlan, attempt: int) -> int:
-        """Return the seed of everything random in an attempt; a twin has that of its group."""
+        """Return the seed of everything random in an attempt; twins share that of their group."""
         if self.twins is None:
             return case_seed(self.config.seed, case.asked, case.index, attempt)
         return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
 
     def order_backgrounds(self, case_index: int, attempt: int) -> list[int]:
-        """Return the CTs for an attempt in order: they are used in turn, and a failed attempt takes the next."""
+        """Return the indices of the CTs in the order in which an attempt tries them.
+
+        Cases use the CTs in turn, and each attempt after a failed one begins with the next CT.
+        """
         case_index = case_index if self.twins is None else self.twins.group_of(case_index)
         count = len(self.backgrounds.cases)
         order = numpy_generator(self.config.seed, f"backgrounds/{case_index // count}").permutation(count)
@@ -94,8 +97,8 @@ class ResolvedInsertion:
 
         Args:
             case: Case of the plan.
-            lesion: One of its lesions.
-            is_lung: Whether it grows in the lung; textures are those of nodules.
+            lesion: One of the case's lesions.
+            is_lung: Whether the lesion grows in the lung, where it gets the texture of a nodule.
             seed: Seed of the lesion.
 
         Raises:
@@ -123,18 +126,18 @@ class ResolvedInsertion:
 
 
 def draw_texture(seed: int) -> Texture:
-    """Return the texture of a nodule, by LIDC-IDRI's shares."""
+    """Draw the texture of a lung nodule, with the frequencies of LIDC-IDRI."""
     shares = [TEXTURE_SHARES[texture] for texture in TEXTURES]
     return TEXTURES[int(numpy_generator(seed, "texture").choice(len(TEXTURES), p=shares))]
 
 
 def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
-    """List the CTs and plan the cohort.
+    """Find the CTs of an insertion request and plan its cohort.
 
     Raises:
         PreparationError: The CTs or their labels cannot be used.
         BundleError: There is no such bundle.
-        RequestError, VocabularyError: A request cannot be met, or requests an organ.
+        RequestError, VocabularyError: A label request cannot be met, or names an organ.
     """
     bundle, painter = choose_painter(config)
     backgrounds = find_backgrounds(
@@ -171,8 +174,8 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
 def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
     """Return the bundle that names the lesions, and whether its networks draw them.
 
-    By default, the embedded bundle for lung nodules draws lesions that only grow in the lung; a bundle that is
-    named draws if its ControlNet is conditioned on the image around a lesion.
+    By default, the embedded bundle for lung nodules draws lesions that grow in the lung only. A bundle that the user
+    names draws if its ControlNet is conditioned on the image around a lesion.
 
     Raises:
         BundleError: There is no such bundle, it has no ControlNet to draw with, or it draws MR.

@@ -22,12 +22,12 @@ FEATHER_MM = 1.5
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A box of an image that may reach beyond it.
+    """A box cut out of a CT, which may reach beyond the CT's border.
 
     Attributes:
         image_hu: ``(I, J, K)`` float32; beyond the image its edge is repeated.
-        is_inside: ``(I, J, K)`` whether a voxel is one of the image.
-        start: First voxel along I, J, K, negative where the box begins before the image.
+        is_inside: ``(I, J, K)`` mask of the voxels inside the image.
+        start: First voxel along I, J, K; negative if the box begins before the image.
         spacing_mm: Along I, J, K.
     """
 
@@ -38,7 +38,7 @@ class Crop:
 
     @property
     def shape(self) -> Shape:
-        """Voxels along I, J, K."""
+        """Number of voxels of the box along I, J, K."""
         i, j, k = self.image_hu.shape
         return i, j, k
 
@@ -58,7 +58,7 @@ class Crop:
 
 
 def cut_crop(image_hu: NDArray[Any], start: Sequence[int], shape: Sequence[int], spacing_mm: Spacing) -> Crop:
-    """Cut a box; the image is not modified.
+    """Cut a box out of an image; beyond the image, its edge is repeated.
 
     Args:
         image_hu: ``(I, J, K)`` HU.
@@ -77,13 +77,13 @@ def cut_crop(image_hu: NDArray[Any], start: Sequence[int], shape: Sequence[int],
 def choose_box(
     centre: Shape, reach_mm: float, spacing_mm: Spacing, *, factor: int, least_shape: Shape
 ) -> tuple[Shape, Shape]:
-    """Return first voxel and shape of a box around a voxel.
+    """Return first voxel and shape, along I, J, K, of a box around a voxel.
 
     Args:
         centre: A voxel of the image.
         reach_mm: Smallest distance in mm from the voxel to each side of the box.
         spacing_mm: Along I, J, K.
-        factor: Every side is a multiple of it.
+        factor: Number of which every side is a multiple.
         least_shape: Smallest length of each side.
     """
     sides = []
@@ -95,11 +95,14 @@ def choose_box(
 
 
 def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
-    """Return the weight of the drawn image at each voxel: 1 in and near the lesion, 0 at the end of the zone.
+    """Return the weight with which a drawn image is blended in: 1 in and near the lesion, 0 at the end of the zone.
 
     Args:
-        lesion: ``(I, J, K)``.
+        lesion: ``(I, J, K)`` mask of the lesion.
         spacing_mm: Along I, J, K.
+
+    Returns:
+        ``(I, J, K)`` float32 weights in [0, 1].
     """
     zone_mm = max(ZONE_MM, ZONE_VOXELS * max(spacing_mm[:2]))
     distance_mm = ndimage.distance_transform_edt(~lesion, sampling=spacing_mm)
@@ -108,12 +111,12 @@ def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
 
 
 def blend(image: NDArray[Any], drawn_hu: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[Any]:
-    """Return the image with the drawn one blended in; voxels with weight 0 are unchanged.
+    """Blend a drawn image into an image; voxels with weight 0 are unchanged.
 
     Args:
-        image: ``(I, J, K)`` of any type, not modified; a type of integers is rounded to and kept in its range.
-        drawn_hu: ``(I, J, K)``.
-        weight: ``(I, J, K)`` in [0, 1].
+        image: ``(I, J, K)`` image, not modified; the result has its type, rounded and clipped for integers.
+        drawn_hu: ``(I, J, K)`` drawn image in HU.
+        weight: ``(I, J, K)`` weight of the drawn image in [0, 1].
     """
     mixed = image * (1.0 - weight) + drawn_hu * weight
     if image.dtype.kind in "iu":

@@ -56,15 +56,15 @@ SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 
 @dataclass(frozen=True)
 class BundlePainter:
-    """Draws with the networks of a bundle.
+    """Painter that draws lesions with the networks of a bundle.
 
     Attributes:
         pipeline: The bundle on a device.
-        texture_ids: Ids that the networks know textures by; for others the lesion keeps its id in the label map.
-        method: How the known part of the image is used.
-        num_inference_steps: None for the bundle's default.
-        num_resamplings: Number of times that a step is taken, see ``KnownLatent``.
-        least_shape: Voxels that the networks are shown at least.
+        texture_ids: Texture -> label id that the networks know it by; lesions of other textures keep their id.
+        method: How the networks are conditioned on the known part of the image.
+        num_inference_steps: Number of sampling steps; None for the bundle's default.
+        num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
+        least_shape: Least number of voxels along I, J, K that the networks are given.
     """
 
     pipeline: Pipeline
@@ -77,11 +77,11 @@ class BundlePainter:
 
     @property
     def factor(self) -> int:
-        """Number that every side of a crop must be a multiple of."""
+        """Number of which every side of a crop must be a multiple."""
         return self.pipeline.bundle.grid_factor
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """Return the crop with its hidden part drawn, ``(I, J, K)`` HU; the networks are shown the part around it."""
+        """Draw the hidden part of a crop from what the networks see around it; returns ``(I, J, K)`` HU."""
         factors = finer_factors(task)
         box = self._choose_part(task, factors)
         spacing_mm = tuple(step / factor for step, factor in zip(task.spacing_mm, factors, strict=True))
@@ -128,12 +128,12 @@ class BundlePainter:
 
 
 def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int | None = None) -> BundlePainter:
-    """Load the networks of a bundle to draw lesions with.
+    """Load the networks of a bundle as a painter of lesions.
 
     Args:
-        bundle: Whose.
+        bundle: Bundle to load.
         device: Device on which they run.
-        num_inference_steps: None for the bundle's default.
+        num_inference_steps: Number of sampling steps; None for the bundle's default.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -152,7 +152,7 @@ def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int
 
 
 def finer_factors(task: PaintTask) -> Shape:
-    """Return how many times finer along I, J, K the networks draw than the CT is."""
+    """Return the factors along I, J, K by which the networks' voxels are finer than those of the CT."""
     i, j, k = (
         max(1, int(np.ceil(step / limit))) for step, limit in zip(task.spacing_mm, SPACING_LIMITS_MM, strict=True)
     )
@@ -160,14 +160,30 @@ def finer_factors(task: PaintTask) -> Shape:
 
 
 def refine_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Return the crop interpolated (cubic) to voxels finer by the given factors, on the same box."""
+    """Interpolate a crop to voxels that are finer by the given factors, with cubic splines.
+
+    Args:
+        image_hu: ``(I, J, K)`` crop.
+        factors: Factors along I, J, K.
+
+    Returns:
+        ``(I * f, J * g, K * h)`` image of the same box.
+    """
     if factors == (1, 1, 1):
         return image_hu
     return np.asarray(ndimage.zoom(image_hu, factors, order=3, mode="nearest", grid_mode=True), dtype=np.float32)
 
 
 def coarsen_image(image_hu: NDArray[np.float32], factors: Shape) -> NDArray[np.float32]:
-    """Return means over a given number of voxels, as a scanner with larger voxels would measure."""
+    """Average an image over blocks of voxels, as a scanner with larger voxels would measure.
+
+    Args:
+        image_hu: ``(I * f, J * g, K * h)`` image.
+        factors: Voxels per block along I, J, K.
+
+    Returns:
+        ``(I, J, K)`` means.
+    """
     if factors == (1, 1, 1):
         return image_hu
     split = [part for side, factor in zip(image_hu.shape, factors, strict=True) for part in (side // factor, factor)]
@@ -230,13 +246,18 @@ def _draw_mottling(
 
 
 def find_usual_hu(texture: Texture, size_mm: float) -> tuple[float, float]:
-    """Return lower and upper HU of the inner half of nodules of a texture and a diameter, see ``USUAL_HU``."""
+    """Return the usual lower and upper HU of the inner half of a nodule, see ``USUAL_HU``.
+
+    Args:
+        texture: Texture of the nodule.
+        size_mm: Equivalent diameter in mm.
+    """
     sizes_mm, low_hu, high_hu = zip(*USUAL_HU[texture], strict=True)
     return float(np.interp(size_mm, sizes_mm, low_hu)), float(np.interp(size_mm, sizes_mm, high_hu))
 
 
 def find_wall_hu(image_hu: NDArray[np.float32]) -> float:
-    """Return the median HU of the soft tissue in a crop; a usual value if it shows hardly any."""
+    """Return the median HU of the soft tissue in a crop of a chest CT; a usual value if it shows hardly any."""
     soft = image_hu[(image_hu >= WALL_RANGE_HU[0]) & (image_hu <= WALL_RANGE_HU[1])]
     return float(np.median(soft)) if soft.size >= LEAST_WALL_VOXELS else USUAL_WALL_HU
 
@@ -248,22 +269,22 @@ def limit_brightness(
     wall_hu: float,
     spacing_mm: Spacing,
 ) -> NDArray[np.float32]:
-    """Return the addition to an image, reduced where the sum would be brighter than soft tissue.
+    """Reduce what is added to an image where the sum would be brighter than soft tissue.
 
-    A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes
-    ``knee + width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what
-    is smoothed, keeps its strength. This makes no voxel darker than it is in the image, but where a solid nodule takes
-    the place of a vessel full of contrast medium.
+    A nodule without calcification is as dense as the chest wall. Above a knee the sum ``s``, smoothed, becomes ``knee +
+    width * (1 - exp(-(s - knee) / width))``: it stays monotone and smooth, and noise, which is finer than what is
+    smoothed, keeps its strength. No voxel becomes darker than it is in the image, except where a solid nodule replaces
+    a vessel filled with contrast medium.
 
     Args:
-        image_hu: ``(I, J, K)``.
-        added_hu: ``(I, J, K)``.
-        opaque: ``(I, J, K)`` voxels that vessels do not show through.
+        image_hu: ``(I, J, K)`` image in HU.
+        added_hu: ``(I, J, K)`` HU to be added.
+        opaque: ``(I, J, K)`` mask of voxels through which vessels do not show.
         wall_hu: HU of the chest wall.
         spacing_mm: Along I, J, K.
 
     Returns:
-        ``(I, J, K)`` HU to add.
+        ``(I, J, K)`` HU to add, after the reduction.
     """
     sigma = [BLUR_MM / step for step in spacing_mm]
     slow_added, cover = (ndimage.gaussian_filter(array, sigma) for array in (added_hu, opaque.astype(np.float32)))

@@ -36,16 +36,17 @@ REACH_RADII = 1.7
 
 @dataclass(frozen=True)
 class LesionRequest:
-    """A lesion to insert.
+    """A lesion to be inserted: its label, volume and appearance.
 
     Attributes:
-        label_id: Its id in label maps.
-        volume_ml: Its volume.
-        texture: Density of the lesion.
-        attachment: None leaves it to chance whether it touches the surface of its host.
+        label_id: Vocabulary id of the lesion.
+        volume_ml: Volume in mL.
+        texture: Density of a nodule: solid, part-solid or ground-glass.
+        attachment: Whether it touches the surface of its host organ; None leaves it to chance.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
-        contrast_hu: Contrast to the host in HU, if fixed.
-        place_sizes_ml: Smallest and largest volume of the lesions that share its place and its crop, where others do.
+        contrast_hu: Contrast to the host in HU; None if it is not fixed.
+        place_sizes_ml: Smallest and largest volume in mL of the twins that share its place and crop; None without
+            twins.
     """
 
     label_id: int
@@ -58,25 +59,29 @@ class LesionRequest:
 
 
 class Host(Protocol):
-    """Places in an image where lesions may grow."""
+    """Region of a CT in which lesions may grow."""
 
     @property
     def coarse(self) -> CoarseMask:
-        """Blocks of the host."""
+        """Coarse mask of the region, by blocks of voxels."""
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Return the label map of a crop, 0 beyond the image, and the host's voxels in it."""
+        """Return the label map of a crop, 0 beyond the CT, and the mask of the region in it, both ``(I, J, K)``."""
 
 
 @dataclass(frozen=True, eq=False)
 class LungHost:
-    """The lungs, found from HU."""
+    """The lungs as a host organ, found from the HU of a CT without labels."""
 
     coarse: CoarseMask
 
     @classmethod
     def of(cls, image_hu: NDArray[Any], spacing_mm: Spacing) -> LungHost:
-        """Return the lungs of a CT.
+        """Find the lungs of a CT.
+
+        Args:
+            image_hu: ``(I, J, K)`` HU in RAS+.
+            spacing_mm: Voxel sides along I, J, K in mm.
 
         Raises:
             UnfitCtError: The CT shows no lungs.
@@ -84,7 +89,7 @@ class LungHost:
         return cls(find_lungs(image_hu, spacing_mm))
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Return lung and body in a crop."""
+        """Return the label map of a crop (lung and body) and the mask of the lung in it, both ``(I, J, K)``."""
         label_map = label_surroundings(crop.image_hu, crop.spacing_mm)
         label_map[~crop.is_inside] = 0
         near = ndimage.binary_dilation(self.coarse.cut(crop.start, crop.stop), iterations=max(self.coarse.factors))
@@ -93,7 +98,7 @@ class LungHost:
 
 @dataclass(frozen=True, eq=False)
 class LabelledHost:
-    """Organs of a label map of the image."""
+    """Organs of a label map as host of lesions."""
 
     coarse: CoarseMask
     label_map: NDArray[np.uint8]
@@ -101,10 +106,15 @@ class LabelledHost:
 
     @classmethod
     def of(cls, label_map: NDArray[np.uint8], host_ids: Collection[int], spacing_mm: Spacing) -> LabelledHost:
-        """Return organs of a label map.
+        """Take organs of a label map as host.
+
+        Args:
+            label_map: ``(I, J, K)`` vocabulary ids of the whole CT.
+            host_ids: Ids of the organs.
+            spacing_mm: Voxel sides along I, J, K in mm.
 
         Raises:
-            UnfitCtError: The label map has none of them.
+            UnfitCtError: The label map has none of the organs.
         """
         factors = coarse_factors(spacing_mm)
         organs = is_any_of(label_map, host_ids)
@@ -116,7 +126,7 @@ class LabelledHost:
         )
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Return the label map in a crop."""
+        """Return the label map of a crop, 0 beyond the CT, and the mask of the host organs in it, both ``(I, J, K)``."""
         in_image, in_crop = crop.box_in(self.label_map.shape)
         found = np.zeros(crop.shape, dtype=np.uint8)
         found[in_crop] = self.label_map[in_image]
@@ -129,11 +139,11 @@ class Insertion:
 
     Attributes:
         box: Position of the crop in the image, slices along I, J, K.
-        image: The crop with the lesion, of the image's type.
-        lesion: Its voxels in the box.
-        zone: Voxels of the box that were drawn.
-        place: Place of the lesion.
-        volume_ml: Its volume.
+        image: ``(I, J, K)`` crop with the lesion, of the image's type.
+        lesion: ``(I, J, K)`` mask of the lesion in the box.
+        zone: ``(I, J, K)`` mask of the voxels that were drawn.
+        place: Centre of the lesion, and its position relative to the host's surface.
+        volume_ml: Realised volume in mL.
         look: Measured appearance of the lesion.
         verdicts: Verdicts of the gates.
     """
@@ -149,7 +159,7 @@ class Insertion:
 
     @property
     def reason(self) -> str:
-        """The message of the first gate that failed; empty when all passed."""
+        """Message of the first gate that failed; empty if all passed."""
         return next((verdict.message for verdict in self.verdicts if not verdict.passed), "")
 
 
@@ -164,21 +174,24 @@ def insert_lesion(
     seed: int,
     size_tolerance: float = 0.10,
 ) -> Insertion:
-    """Draw a lesion into a real image.
+    """Draw a lesion into a real CT, and judge the result.
 
     Args:
         image: ``(I, J, K)`` HU in RAS+, not modified.
         spacing_mm: Along I, J, K.
         host: Region in which lesions may grow.
-        request: Request for the image.
-        painter: Draws it.
-        occupied: ``(I, J, K)`` voxels of lesions that are there, to keep clear of.
-        seed: The same seed, the same lesion.
-        size_tolerance: Share of the volume that the gate on size allows.
+        request: Label, volume and appearance of the lesion.
+        painter: Painter that draws the lesion.
+        occupied: ``(I, J, K)`` mask of existing lesions, from which the new one stays apart.
+        seed: Seed; the same seed gives the same lesion.
+        size_tolerance: Deviation that the gate on size allows, as a fraction of the volume.
 
     Raises:
         UnfitCtError: The lesion is smaller than a few voxels, or its host has no room.
         LesionError: There is no room for the shape that was drawn.
+
+    Returns:
+        The crop with the lesion and the verdicts of the gates, which may have failed.
     """
     voxel_ml = voxel_volume_ml(spacing_mm)
     sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)

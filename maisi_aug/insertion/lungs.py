@@ -36,12 +36,12 @@ SLAB_VOXELS = 8_000_000
 
 @dataclass(frozen=True, eq=False)
 class CoarseMask:
-    """A mask on blocks of voxels.
+    """A mask of an image at the coarser resolution of blocks of voxels.
 
     Attributes:
-        mask: ``(I', J', K')`` blocks, the last of them filled up where the sides do not divide.
+        mask: ``(I', J', K')`` mask of the blocks; the last ones are padded if the sides are not divisible.
         factors: Voxels of the image per block along I, J, K.
-        spacing_mm: Sides of a block.
+        spacing_mm: Sides of a block along I, J, K in mm.
     """
 
     mask: Mask
@@ -50,7 +50,7 @@ class CoarseMask:
 
     @cached_property
     def depth_mm(self) -> NDArray[np.float32]:
-        """Distance of every block of the mask to its surface; the border of the image is not a surface."""
+        """``(I', J', K')`` depth in mm of every block below the surface of the mask; the image's border is no surface."""
         box = bounding_box(self.mask, margin=1)
         padded = np.pad(self.mask[box], 1, mode="edge")
         inner = ndimage.distance_transform_edt(padded, sampling=self.spacing_mm)[1:-1, 1:-1, 1:-1]
@@ -59,7 +59,12 @@ class CoarseMask:
         return depth
 
     def cut(self, start: Shape, stop: Shape) -> Mask:
-        """Return the mask on the voxels of a box of the image, which may reach beyond it: nothing is set there."""
+        """Return the mask at voxel resolution in a box of the image; False beyond the image.
+
+        Args:
+            start: First voxel of the box along I, J, K.
+            stop: First voxel after the box along I, J, K.
+        """
         places = [np.arange(low, high) // factor for low, high, factor in zip(start, stop, self.factors, strict=True)]
         inside = [(place >= 0) & (place < side) for place, side in zip(places, self.mask.shape, strict=True)]
         held = [np.clip(place, 0, side - 1) for place, side in zip(places, self.mask.shape, strict=True)]
@@ -70,18 +75,18 @@ class CoarseMask:
 
 
 def coarse_factors(spacing_mm: Spacing) -> Shape:
-    """Return voxels per block of about 2 mm."""
+    """Return the numbers of voxels along I, J, K that make blocks of about 2 mm."""
     i, j, k = (max(1, round(COARSE_MM / step)) for step in spacing_mm)
     return i, j, k
 
 
 def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np.float32]:
-    """Return means of blocks, computed in slabs along I to limit memory.
+    """Average an array over blocks of voxels, in slabs along I to limit memory.
 
     Args:
-        array: ``(I, J, K)``.
+        array: ``(I, J, K)`` array of any numeric type.
         factors: Voxels per block along I, J, K.
-        fill: Padding value of the last blocks.
+        fill: Value with which the last blocks are padded.
     """
     step = factors[0] * max(1, SLAB_VOXELS // (factors[0] * array[0].size))
     slabs = [
@@ -92,7 +97,7 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
 
 
 def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
-    """Return the lungs with their vessels, without wide airways.
+    """Find the lungs of a CT with their vessels, but without wide airways.
 
     Args:
         image_hu: ``(I, J, K)`` HU in RAS+.

@@ -49,7 +49,7 @@ LEAST_LUNG_SHARE = 0.3
 
 @dataclass(frozen=True, eq=False)
 class Crop:
-    """A window of a CT: ``(I, J, K)`` HU and ids, 0 beyond the CT."""
+    """A window of a CT with its label map: ``(I, J, K)`` HU and ids, 0 beyond the CT."""
 
     image_hu: NDArray[np.int16]
     label_map: NDArray[np.uint8]
@@ -59,7 +59,7 @@ class Crop:
 
 
 def texture_id(score: int) -> int:
-    """Return the label of a nodule by the readers' texture score."""
+    """Return the label id of a nodule for the texture score (1 to 5) of LIDC-IDRI's readers."""
     if score <= 2:
         return GROUND_GLASS_ID
     return PART_SOLID_ID if score == 3 else SOLID_ID
@@ -68,13 +68,13 @@ def texture_id(score: int) -> int:
 def cut_window(
     image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], corner: Sequence[int], shape: Shape
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Return a window that may reach beyond the arrays: there the edge is repeated, and the label is 0.
+    """Cut a window that may reach beyond the arrays, where the image's edge is repeated and the label is 0.
 
     Args:
-        image_hu: ``(I, J, K)``.
-        label_map: ``(I, J, K)``.
-        corner: First voxel of the window, negative where it begins before the array.
-        shape: Voxels of the window.
+        image_hu: ``(I, J, K)`` image in HU.
+        label_map: ``(I, J, K)`` label ids.
+        corner: First voxel of the window along I, J, K; may be negative.
+        shape: Voxels of the window along I, J, K.
     """
     places = [np.arange(start, start + side) for start, side in zip(corner, shape, strict=True)]
     held = [np.clip(place, 0, side - 1) for place, side in zip(places, image_hu.shape, strict=True)]
@@ -89,7 +89,7 @@ def cut_window(
 def draw_turn(
     image_hu: NDArray[Any], label_map: NDArray[Any], rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return both arrays rotated and mirrored alike: one of the eight symmetries of a slice, flipped along K or not."""
+    """Rotate and mirror image and label map together: one of the eight symmetries of a slice, flipped along K or not."""
     turns, flips = int(rng.integers(4)), rng.random(2) < 0.5
     turned = []
     for array in (image_hu, label_map):
@@ -101,7 +101,13 @@ def draw_turn(
 
 
 def crop_nodules(folder: Path, *, copies: int, seed: int) -> Iterator[Crop]:
-    """Yield windows around the nodules of the train patients, each in several turns."""
+    """Yield windows around the nodules of training patients, each several times with other rotations.
+
+    Args:
+        folder: Folder of the data set.
+        copies: Windows per nodule.
+        seed: Seed of positions and rotations.
+    """
     index = folder / "index.csv"
     if not index.is_file():
         raise PreparationError(f"{folder}: has no index.csv of nodules. Check the path.")
@@ -134,7 +140,13 @@ def _draw_corner(nodule: NDArray[np.bool_], rng: np.random.Generator) -> list[in
 
 
 def crop_lungs(folder: Path, *, num_crops: int, seed: int) -> Iterator[Crop]:
-    """Yield windows of lung from every chest CT of a folder, apart from labelled voxels."""
+    """Yield windows of lung without labelled voxels from every chest CT of a folder.
+
+    Args:
+        folder: Folder of chest CTs.
+        num_crops: Windows per CT.
+        seed: Seed of the positions.
+    """
     for path in sorted(folder.glob("*_ct.nii.gz")):
         image = load_image(path)
         image_hu, spacing_mm = image.array.astype(np.int16), image.grid.spacing_mm
@@ -157,7 +169,14 @@ def crop_lungs(folder: Path, *, num_crops: int, seed: int) -> Iterator[Crop]:
 
 
 def write_prepared(crops: Iterator[Crop], out: Path, *, num_folds: int, options: dict[str, Any]) -> int:
-    """Write crops as a new prepared folder, whole or not at all; returns their number."""
+    """Write windows as a new prepared folder, whole or not at all, and return their number.
+
+    Args:
+        crops: Windows with label maps.
+        out: New folder.
+        num_folds: Number of folds.
+        options: Settings to record.
+    """
 
     def require_new() -> None:
         if out.exists():
@@ -202,7 +221,7 @@ def _write_crop(crop: Crop, folder: Path, num_folds: int) -> PreparedCase:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Make the crops that the command line requests."""
+    """Run this module's command line, which prepares windows of nodules and lungs for training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("nodules", type=Path)
     parser.add_argument("lungs", type=Path)

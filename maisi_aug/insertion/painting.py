@@ -40,17 +40,17 @@ NOISE_MM = 1.5
 
 @dataclass(frozen=True, eq=False)
 class PaintTask:
-    """A lesion to draw.
+    """A crop of a CT in which a painter is to draw a lesion.
 
     Attributes:
-        image_hu: ``(I, J, K)`` float32, the real crop; not to be modified.
-        label_map: ``(I, J, K)`` ids with the lesion in it; 0 where there is no image.
-        lesion: ``(I, J, K)`` its voxels.
-        hidden: ``(I, J, K)`` voxels that are drawn anew.
-        host: ``(I, J, K)`` voxels that it lies among, without lesions.
+        image_hu: ``(I, J, K)`` float32 crop of the CT in HU; not to be modified.
+        label_map: ``(I, J, K)`` vocabulary ids including the lesion; 0 beyond the CT.
+        lesion: ``(I, J, K)`` mask of the lesion.
+        hidden: ``(I, J, K)`` mask of the voxels to draw.
+        host: ``(I, J, K)`` mask of the host organ, without lesions.
         spacing_mm: Along I, J, K.
         texture: Density of the lesion.
-        seed: Same seed, same drawing.
+        seed: Seed; the same seed gives the same drawing.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
     """
 
@@ -66,34 +66,34 @@ class PaintTask:
 
 
 class Painter(Protocol):
-    """Draws lesions into crops."""
+    """Protocol of objects that draw lesions into crops of CTs."""
 
     @property
     def name(self) -> str:
-        """For the manifest."""
+        """Name of the painter in the manifest."""
 
     @property
     def factor(self) -> int:
-        """Number that every side of a crop must be a multiple of."""
+        """Number of which every side of a crop must be a multiple."""
 
     @property
     def least_shape(self) -> Shape:
-        """Smallest shape of a crop, in voxels."""
+        """Smallest shape of a crop along I, J, K, in voxels."""
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """Return ``(I, J, K)`` HU; only the hidden part is used."""
+        """Draw the lesion of a task; returns ``(I, J, K)`` HU, of which only the hidden part is used."""
 
 
 @dataclass(frozen=True)
 class ProceduralPainter:
-    """Draws without weights, at any resolution."""
+    """Painter that computes lesions from HU and noise of the CT, without weights and at any resolution."""
 
     name: str = "procedural"
     factor: int = 1
     least_shape: Shape = (16, 16, 6)
 
     def paint(self, task: PaintTask) -> NDArray[np.float32]:
-        """Return the lesion's HU over the real image, softened, with noise like that around it."""
+        """Draw the lesion of a task: its HU softened at the edge, with noise like that around it; ``(I, J, K)`` HU."""
         rng = numpy_generator(task.seed, "procedural painter")
         sigma = [rng.uniform(*POINT_SPREAD_MM) / step for step in task.spacing_mm]
         cover = np.clip(ndimage.gaussian_filter(_fill(task), sigma), 0.0, 1.0)
@@ -111,12 +111,15 @@ class ProceduralPainter:
 
 
 def set_contrast(task: PaintTask, drawn_hu: NDArray[np.float32], contrast_hu: float) -> NDArray[np.float32]:
-    """Return a drawn crop whose lesion is made brighter or darker as a whole; its texture and its noise stay.
+    """Make a drawn lesion brighter or darker as a whole; its texture and noise are preserved.
 
     Args:
         task: Task that was drawn.
-        drawn_hu: ``(I, J, K)`` as drawn.
-        contrast_hu: Wanted between the median of the lesion's inner half and that of the host.
+        drawn_hu: ``(I, J, K)`` HU as drawn.
+        contrast_hu: Wanted difference between the median HU of the lesion's inner half and of the host.
+
+    Returns:
+        ``(I, J, K)`` HU with that contrast.
     """
     depth_mm = ndimage.distance_transform_edt(task.lesion, sampling=task.spacing_mm)
     core = depth_mm >= np.median(depth_mm[task.lesion])
@@ -168,8 +171,8 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
     """Return the structure finer than ``NOISE_MM`` within a mask, ignoring voxels outside; 0 elsewhere.
 
     Args:
-        image_hu: ``(I, J, K)``.
-        where: The voxels that count, so that the edge of a lesion is not taken for noise next to it.
+        image_hu: ``(I, J, K)`` image in HU.
+        where: ``(I, J, K)`` mask; voxels outside do not count, so that the edge of a lesion is not mistaken for noise.
         spacing_mm: Along I, J, K.
     """
     sigma = [NOISE_MM / step for step in spacing_mm]
@@ -180,28 +183,37 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
 
 
 def measure_noise(image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing) -> float:
-    """Return the robust deviation in HU of structure finer than ``NOISE_MM`` within a mask; 0 for an empty mask."""
+    """Return the robust standard deviation in HU of the structure finer than ``NOISE_MM`` within a mask.
+
+    Args:
+        image_hu: ``(I, J, K)`` image in HU.
+        where: ``(I, J, K)`` mask; 0 is returned if it is empty.
+        spacing_mm: Voxel sides along I, J, K in mm.
+    """
     return robust_deviation(find_fine_structure(image_hu, where, spacing_mm)[where])
 
 
 def robust_deviation(values: NDArray[np.float32]) -> float:
-    """Return the standard deviation estimated from the median of absolute deviations; 0 for no values."""
+    """Estimate the standard deviation of values from the median of absolute deviations; 0 without values."""
     return 1.4826 * float(np.median(np.abs(values - np.median(values)))) if values.size else 0.0
 
 
 def draw_noise_like(
     image_hu: NDArray[np.float32], where: Mask, spacing_mm: Spacing, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Return noise with the spectrum and strength of the fine structure of an image.
+    """Draw noise with the spectrum and strength of the fine structure of an image.
 
-    The spectrum's phases are drawn anew (Galerne et al., "Random phase textures", IEEE TIP 2011); vessels and edges
-    are clipped beforehand.
+    The spectrum's phases are drawn anew (Galerne et al., "Random phase textures", IEEE TIP 2011); vessels and edges are
+    clipped beforehand.
 
     Args:
-        image_hu: ``(I, J, K)``.
-        where: Voxels to learn from.
+        image_hu: ``(I, J, K)`` image in HU.
+        where: ``(I, J, K)`` mask of the voxels whose structure is imitated.
         spacing_mm: Along I, J, K.
         rng: Draws.
+
+    Returns:
+        ``(I, J, K)`` noise in HU.
     """
     fine = find_fine_structure(image_hu, where, spacing_mm)
     strength = robust_deviation(fine[where])

@@ -24,7 +24,7 @@ SURFACE_DEPTHS = (0.3, 0.7)
 
 @dataclass(frozen=True)
 class Place:
-    """Centre voxel of a lesion, and its position relative to the surface of its host."""
+    """Place for a lesion: its centre voxel, and its position relative to the surface of its host organ."""
 
     centre: Shape
     attachment: Attachment
@@ -40,17 +40,16 @@ def draw_place(
     attachment: Attachment | None = None,
     least_radius_mm: float | None = None,
 ) -> Place:
-    """Return a random place for a ball of the lesion's volume.
+    """Draw a random place in a host organ for a ball with the lesion's volume.
 
     Args:
         host: Region in which lesions may grow.
-        image_shape: Voxels of the image; the lesion stays inside.
+        image_shape: Voxels of the image along I, J, K, inside which the lesion stays.
         radius_mm: Radius in mm of the ball.
-        occupied: Blocks that hold lesions, of the host's shape; None for none.
+        occupied: Mask of the blocks with lesions, of the shape of ``host.mask``; None for none.
         rng: Draws.
-        attachment: None leaves it to chance, and takes the other where the host has no room for one.
-        least_radius_mm: Radius in mm of the smallest lesion that is put at the same place, which must touch the surface
-            too.
+        attachment: Whether the lesion touches the host's surface; None leaves it to chance, as far as there is room.
+        least_radius_mm: Radius in mm of the smallest twin at the same place, which must touch the surface, too.
 
     Raises:
         UnfitCtError: The host has no room.

@@ -19,7 +19,7 @@ _WHAT, _INTO, _RUN = "What to insert", "Into what", "Run"
 
 
 class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
-    """Settings that determine the bytes of a cohort of inserted lesions."""
+    """Everything that a user can request of a cohort of inserted lesions; it determines the cohort's bytes."""
 
     into: Annotated[PathText, Field(min_length=1), Option(takes=Path, complete="datasets", panel=_INTO, everyday=True)]
     """A CT, a folder of CTs, or an nnU-Net dataset."""
@@ -68,11 +68,11 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
 
 
 def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> InsertConfig:
-    """Validate what is requested.
+    """Validate the fields of an insertion request.
 
     Args:
-        values: Field names to values, as YAML or flags give them.
-        source: Name for messages.
+        values: Field -> value, as in YAML.
+        source: Name of the recipe or function in messages.
 
     Raises:
         RecipeError: The message lists every problem with its place.
@@ -85,7 +85,11 @@ def build_insertion(values: Mapping[str, Any], *, source: str = "insert") -> Ins
 
 
 def load_insertion_recipe(name_or_path: str, flags: Mapping[str, Any]) -> InsertConfig:
-    """Read a recipe for ``insert``, put the flags on top and validate the whole.
+    """Read a recipe for ``insert``, override it with options, and validate the result.
+
+    Args:
+        name_or_path: Name of a packaged recipe, or a YAML file.
+        flags: Field -> value of the option.
 
     Raises:
         RecipeError: The message lists every problem with its place.

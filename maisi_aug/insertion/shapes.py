@@ -26,19 +26,25 @@ NUM_SPICULES = (3, 9)
 
 
 def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, rng: np.random.Generator) -> Mask:
-    """Return a connected shape of a given number of voxels.
+    """Draw a random connected lesion shape with a given number of voxels.
+
+    The shape is a level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones
+    (spicules).
 
     A level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones (spicules).
 
     Args:
-        room: ``(I, J, K)`` voxels that it may take.
+        room: ``(I, J, K)`` mask of voxels that the shape may occupy.
         centre: A voxel of the room, or near it.
-        num_voxels: Wanted; the shape has just as many where the room is connected.
+        num_voxels: Number of voxels, which is reached exactly if the room is connected.
         spacing_mm: Along I, J, K.
         rng: Draws.
 
     Raises:
         LesionError: The room around the centre is too small.
+
+    Returns:
+        ``(I, J, K)`` mask of the shape.
     """
     radius_mm = (3.0 * num_voxels * float(np.prod(spacing_mm)) / (4.0 * np.pi)) ** (1.0 / 3.0)
     level = _draw_level(room.shape, centre, radius_mm, spacing_mm, rng)

@@ -23,15 +23,15 @@ VESSEL_RADIUS_MM = 4.0
 
 
 def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: Mask | None = None) -> NDArray[np.uint8]:
-    """Return lung and body in a crop of a chest CT.
+    """Find lung and body in a crop of a chest CT.
 
     Args:
         image_hu: ``(I, J, K)`` HU.
         spacing_mm: Along I, J, K.
-        lesion: Voxels of lesions in the lung, which are dense but no body; they are given to the lung.
+        lesion: ``(I, J, K)`` mask of lesions in the lung, which are dense but count as lung; None for none.
 
     Returns:
-        ``(I, J, K)`` of ``LUNG_ID`` and the id of body.
+        ``(I, J, K)`` label map of ``LUNG_ID``, body (200) and 0.
     """
     dense = smooth_mm(image_hu, spacing_mm, SMOOTHING_MM) > LUNG_HU
     if lesion is not None:
@@ -41,7 +41,7 @@ def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: M
 
 
 def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> NDArray[np.float32]:
-    """Return the image smoothed by a Gaussian of equal width in mm along all axes."""
+    """Smooth an ``(I, J, K)`` image with a Gaussian of the same width in mm along all axes."""
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(
         image_hu.astype(np.float32), [sigma_mm / step for step in spacing_mm], mode="nearest"
     )
@@ -49,7 +49,7 @@ def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> N
 
 
 def keep_thick_parts(dense: Mask, spacing_mm: Spacing, radius_mm: float = VESSEL_RADIUS_MM) -> Mask:
-    """Return the opening of a mask with a ball, which removes parts thinner than two radii."""
+    """Return the morphological opening of a mask with a ball, which removes parts thinner than two radii."""
     deep = _distance(dense, spacing_mm) >= radius_mm
     if not deep.any():
         return np.zeros_like(dense)

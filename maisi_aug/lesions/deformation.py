@@ -52,8 +52,8 @@ def deform_label_map(
     """Vary an anatomy by a smooth elastic displacement and a zoom of at most 1%.
 
     The displacement is a cubic B-spline with knots every 40 mm whose standard deviation is about ``4 mm x strength``.
-    Its knots are cut at 0.4 of their spacing, where it cannot fold (Choi & Lee, "Injectivity conditions of 2D and 3D
-    uniform cubic B-spline functions", 2000). Voxels from beyond the border repeat the border, so that a body cut by
+    Its knots are limited to 0.4 of their spacing, so that it cannot fold (Choi & Lee, "Injectivity conditions of 2D and
+    3D uniform cubic B-spline functions", 2000). Voxels from beyond the border repeat the border, so that a body cut by
     the field of view stays cut. A draw that loses a label is repeated at half the strength, four draws at most; then
     the input is returned, as a copy.
 
@@ -61,7 +61,10 @@ def deform_label_map(
         label_map: ``(I, J, K)`` label ids; not modified.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
-        strength: 0 for none, 1 for the variation named above.
+        strength: Strength of the displacement: 0 for none, 1 for a standard deviation of 4 mm.
+
+    Returns:
+        ``(I, J, K)`` deformed label map.
     """
     present = np.bincount(label_map.ravel(), minlength=256) > 0  # (256,)
     for attempt in range(4):
@@ -119,18 +122,21 @@ def _deform(
 
 @cache
 def visceral_ids() -> tuple[int, ...]:
-    """Return organs of chest and belly: all but bones, muscles, cartilage, cord and brain."""
+    """Return the vocabulary ids of the organs of chest and abdomen: all but bones, muscles, cartilage, cord and brain."""
     stiff = {*STIFF_IDS, BRAIN_ID}
     return tuple(label.id for label in MAISI if label.kind == "organ" and label.id not in stiff)
 
 
 def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, margin_mm: float = 0.0) -> Mask:
-    """Return the inside of chest and belly: organs and the gaps of at most 50 mm between them, without stiff parts.
+    """Return the inside of chest and abdomen: organs and the gaps of at most 50 mm between them, without stiff parts.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
         spacing_mm: Voxel sides along I, J, K.
         margin_mm: Width in mm by which the result is extended on all sides.
+
+    Returns:
+        ``(I, J, K)`` mask.
     """
     table = _table_of((*visceral_ids(), *MAISI.tumor_ids))  # (256,)
     strides, coarse = _thin(table[label_map], spacing_mm)
@@ -151,7 +157,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
 
 def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """Return the depth of each voxel below the skin in mm; the array's border is not skin, since scans end inside."""
+    """Return ``(I, J, K)`` depths of voxels below the skin in mm; the array's border is not skin, as scans end inside."""
     strides, body = _thin(label_map > 0, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]  # mm of the thinned voxels
     depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
@@ -161,14 +167,17 @@ def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> 
 def find_outside_room(
     label_map: NDArray[np.uint8], host: Mask, *, rim_mm: float, in_cavity: bool, spacing_mm: Sequence[float]
 ) -> Mask:
-    """Return body without an organ into which a lesion may grow from its host: no bone, muscle or body wall.
+    """Return the body tissue outside of organs that a lesion may grow into: no bone, muscle or body wall.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
-        host: ``(I, J, K)`` the part of its hosts that it grows from.
+        host: ``(I, J, K)`` mask of the part of the host organs that the lesion grows from.
         rim_mm: Largest distance in mm from the host.
-        in_cavity: Whether also anywhere between the organs of chest and belly.
+        in_cavity: Whether it may also grow anywhere between the organs of chest and abdomen.
         spacing_mm: Voxel sides along I, J, K.
+
+    Returns:
+        ``(I, J, K)`` mask.
     """
     room = np.zeros(label_map.shape, dtype=bool)
     if rim_mm > 0:
@@ -183,7 +192,7 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """Return the tissue that a large lesion may push aside: the inside of chest and belly, and part of the wall."""
+    """Return the mask of tissue that a large lesion may push aside: inside of chest and abdomen, and part of the wall."""
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )
@@ -198,18 +207,18 @@ def make_room(
     loose: Mask,
     spacing_mm: Sequence[float],
 ) -> NDArray[np.uint8] | None:
-    """Push tissue away from a centre, so that a lesion there needs less of what is there already.
+    """Push tissue away from a centre, so that a lesion planted there replaces less of it.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
         centre_ijk: Voxel of the centre.
         radius_mm: Radius in mm of the lesion.
-        room_share: Share of its volume that is made by pushing.
-        loose: ``(I, J, K)`` what may move, by :func:`find_loose`, without lesions that are there already.
+        room_share: Fraction of the lesion's volume for which tissue is pushed aside.
+        loose: ``(I, J, K)`` mask of the tissue that may move (:func:`find_loose`), without existing lesions.
         spacing_mm: Voxel sides along I, J, K.
 
     Returns:
-        The map after the push; None where it would squeeze an organ to less than ``MIN_LEFT`` of its voxels.
+        The new label map; None if an organ would be left with less than ``MIN_LEFT`` of its voxels.
     """
     box = _box_around(centre_ijk, REACH * radius_mm, spacing_mm, label_map.shape)
     shift_mm = radius_mm * (1.0 - (1.0 - room_share) ** (1.0 / 3.0))

@@ -34,18 +34,17 @@ def remove_lesions(
     keep: Mask | None = None,
     with_cysts: bool = False,
 ) -> NDArray[np.uint8]:
-    """Turn every tumour voxel into the nearest voxel of an organ that hosts this tumour.
+    """Remove the tumours of a label map: every voxel becomes the nearest organ that hosts the tumour.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
-        vocabulary: Which ids are tumours, and their hosts.
+        vocabulary: Vocabulary that states which ids are tumours, and their hosts.
         spacing_mm: Voxel sides along I, J, K.
-        keep: ``(I, J, K)`` voxels to leave alone; a lesion is kept or removed as a whole.
-        with_cysts: Turn kidney cysts into their kidney as well, as MAISI does for the unconditional branch of guidance;
-            else they are anatomy like any other.
+        keep: ``(I, J, K)`` mask of tumours to keep; a lesion is kept or removed as a whole.
+        with_cysts: Also turn kidney cysts into kidney, as MAISI does for the unconditional branch of guidance.
 
     Returns:
-        A new label map; a tumour with no host nearby gets the vocabulary's background id for it.
+        A new label map; tumours without a host nearby become what the vocabulary names as their background.
     """
     healthy = label_map.copy()
     present = set(np.flatnonzero(np.bincount(label_map.ravel(), minlength=256)).tolist())
@@ -67,16 +66,16 @@ def remove_lesions(
 def settle_lesions(
     label_map: NDArray[np.uint8], lesions: Mask, *, tumor_of_host: Mapping[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """Give lesions of an unknown kind the id that follows from their place, so that none leaves a hole in its organ.
+    """Give lesions of an unknown kind the label that follows from their position, so that organs have no holes.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
-        lesions: ``(I, J, K)`` the lesions' voxels.
-        tumor_of_host: Lesion id by host id; in organs that are not listed a lesion becomes the organ.
+        lesions: ``(I, J, K)`` mask of the lesions.
+        tumor_of_host: Host id -> lesion id; in other organs, a lesion becomes the organ.
 
     Returns:
-        A new label map. Each connected lesion is what most of the labels around it are, if they make up at least
-        ``HOST_CONTACT`` of its surroundings; else it lies in no organ, and is body.
+        A new label map. The host of a connected lesion is the most frequent label around it, if that makes up at least
+        ``HOST_CONTACT`` of its surroundings; otherwise the lesion becomes body.
     """
     settled = label_map.copy()
     settled[lesions] = BODY_ID
@@ -101,17 +100,17 @@ def resize_lesion(
     hosts: Sequence[int],
     spacing_mm: Sequence[float],
 ) -> tuple[NDArray[np.uint8], Mask]:
-    """Give a lesion another number of voxels by moving its surface evenly, inside its hosts.
+    """Grow or shrink a lesion to a number of voxels by moving its surface evenly, inside its hosts.
 
     Args:
         label_map: ``(I, J, K)`` ids; not modified.
-        lesion: ``(I, J, K)`` one connected lesion of the map.
-        num_voxels: Wanted voxels; reached exactly unless the host has no room or the lesion falls apart.
-        hosts: Ids that the lesion may grow into; voxels that it leaves get the nearest one.
+        lesion: ``(I, J, K)`` mask of one connected lesion of the map.
+        num_voxels: Wanted number of voxels; reached exactly unless the host has no room or the lesion falls apart.
+        hosts: Vocabulary ids that the lesion may grow into; voxels that it gives up get the nearest of them.
         spacing_mm: Voxel sides along I, J, K.
 
     Returns:
-        A new label map, and the lesion in it.
+        A new label map, and the ``(I, J, K)`` mask of the lesion in it.
     """
     box = ndimage.find_objects(lesion.astype(np.uint8))[0]
     # Twice the volume is 1.26 times the diameter; half a diameter on either side is more than enough room.
@@ -136,7 +135,16 @@ def resize_lesion(
 
 
 def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *, spacing_mm: Sequence[float]) -> Lesion:
-    """Measure a lesion in a map; its host is the most frequent one around it."""
+    """Return a lesion with its size, centre and host as measured in a label map.
+
+    The host is the most frequent label around the lesion.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        mask: ``(I, J, K)`` mask of the lesion.
+        lesion: Lesion as requested.
+        spacing_mm: Voxel sides along I, J, K in mm.
+    """
     box = ndimage.find_objects(mask.astype(np.uint8))[0]
     inside = np.argwhere(mask[box])
     steps_mm = (inside - inside.mean(axis=0)) * np.asarray(spacing_mm)
@@ -154,7 +162,7 @@ def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *,
 
 
 def widen(box: Box, margin_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:
-    """Return a box with a margin on all sides, cut to the array."""
+    """Enlarge a box of voxels by a margin in mm on all sides, limited to an array of a given shape."""
     margins = [int(np.ceil(margin_mm / side)) for side in spacing_mm]
     return tuple(
         slice(max(0, part.start - margin), min(side, part.stop + margin))

@@ -27,18 +27,18 @@ _UNWRITTEN = Field(exclude=True)
 
 @dataclass(frozen=True, slots=True)
 class GrowthRule:
-    """Rule by which a tumour grows out of its host.
+    """Rule by which a tumour may grow beyond its host organ.
 
     Attributes:
-        max_share_outside: Share of the lesion that may lie in tissue that was no host.
-        max_host_share: Largest volume, relative to the largest connected part of its hosts.
+        max_share_outside: Largest fraction of the lesion that may lie outside its host organs.
+        max_host_share: Largest volume of the lesion, relative to the largest connected part of its hosts.
         rim_mm: Largest distance in mm from the host at which it may grow into body without an organ.
-        in_cavity: Whether it may also take the fat between the organs of chest and belly.
-        room_share: Share of a large lesion's volume for which host and neighbours are pushed aside.
-        max_spread: Largest spread about its centre, relative to a ball of its volume.
+        in_cavity: Whether it may also replace the fat between the organs of chest and abdomen.
+        room_share: Fraction of a large lesion's volume for which host and neighbours are pushed aside.
+        max_spread: Largest root mean square distance from the centre, relative to a ball of the same volume.
         source: Source of the figures.
-        crosses_hosts: Whether it crosses from one host into the next, as lung tumours cross fissures, instead of
-            keeping to one while there is room.
+        crosses_hosts: Whether it grows from one host into the next, as lung tumours cross fissures; otherwise it stays
+            in one while there is room.
     """
 
     max_share_outside: float
@@ -59,7 +59,7 @@ def _rules() -> tuple[GrowthRule, Mapping[str, GrowthRule]]:
 
 
 def growth_rule_of(label_name: str) -> GrowthRule:
-    """Return the rule of a label, found under any of its names; a label that the table lacks has the cautious default.
+    """Return the growth rule of a label, found under any of its names; unlisted labels get a cautious default.
 
     Args:
         label_name: Name in a vocabulary or a bundle, such as "renal mass".
@@ -75,26 +75,26 @@ def growth_rule_of(label_name: str) -> GrowthRule:
 
 @dataclass(frozen=True, slots=True)
 class Lesion:
-    """One lesion, as requested and, once it is drawn, as it lies in the label map.
+    """One lesion: as requested and, once it is drawn, as realised in the label map.
 
     The bounds apply to lesions read from a manifest, which may come from an untrusted source.
 
     Attributes:
-        label_id: Vocabulary id of its voxels.
-        label: Its name in the vocabulary.
-        requested_ml: Volume that is requested; of a given map that of the lesion on the map's own grid.
-        percentile: The same as a fraction of the size reference, where the request was one.
-        realised_ml: Volume on the output grid; ``None`` while the lesion is not drawn.
-        diameter_mm: Equivalent-sphere diameter of the realised volume.
+        label_id: Vocabulary id of the lesion.
+        label: Name in the vocabulary.
+        requested_ml: Requested volume in mL; for a given label map, the volume on the map's own grid.
+        percentile: Requested percentile in [0, 1] of the size reference; None if mm or mL were requested.
+        realised_ml: Volume in mL on the output grid; None before the lesion is drawn.
+        diameter_mm: Equivalent-sphere diameter in mm of the realised volume.
         centre_ijk: Voxel of the lesion nearest to its centre of mass, axes I J K.
-        host_id: Organ that the lesion lies in.
+        host_id: Vocabulary id of the organ that the lesion lies in.
         size_source: Reference of the percentile, which says if it is a stand-in.
-        index: Place among the lesions of its case, which tells it from others of its label.
-        hosts: Ids that it may replace.
-        rule: Rule by which it grows out of hosts that are too small or too thin for it; ``None`` keeps it inside.
-        num_voxels: Realised voxels.
-        share_outside: Share of its voxels that were no host; ``None`` for a lesion that was not planted.
-        spread: Spread about its centre of mass, relative to a ball of its volume.
+        index: Number among the lesions of its case, which distinguishes lesions of the same label.
+        hosts: Vocabulary ids of the organs that it may replace.
+        rule: Rule by which it may grow beyond hosts that are too small or thin; None keeps it inside.
+        num_voxels: Realised number of voxels.
+        share_outside: Fraction of its voxels outside the hosts; None for a lesion that was not planted.
+        spread: Root mean square distance from the centre of mass, relative to a ball of its volume.
     """
 
     label_id: _LabelId
@@ -115,12 +115,12 @@ class Lesion:
 
     @property
     def requested_mm(self) -> float:
-        """Diameter of the sphere of the volume that is requested."""
+        """Equivalent-sphere diameter in mm of the requested volume."""
         return diameter_mm(self.requested_ml)
 
     @property
     def inside_ml(self) -> float:
-        """Volume that must be inside the hosts."""
+        """Volume in mL that must lie inside the host organs."""
         return self.requested_ml * (1.0 if self.rule is None else 1.0 - self.rule.max_share_outside)
 
     def drawn(
@@ -133,7 +133,16 @@ class Lesion:
         spread: float,
         share_outside: float | None = None,
     ) -> Lesion:
-        """Return the lesion with its size and position in a label map with the given spacing."""
+        """Return the lesion with its realised size and position in a label map.
+
+        Args:
+            num_voxels: Realised number of voxels.
+            spacing_mm: Voxel sides along I, J, K in mm.
+            centre_ijk: Voxel nearest to the centre of mass.
+            host_id: Vocabulary id of the organ that it lies in.
+            spread: Root mean square distance from the centre, relative to a ball of its volume.
+            share_outside: Fraction of its voxels outside the hosts; None if it was not planted.
+        """
         from maisi_aug.volumes.grid import voxel_volume_ml  # not for the options of commands, which know the rules
 
         i, j, k = map(int, centre_ijk)
@@ -143,15 +152,15 @@ class Lesion:
         )
 
     def measured(self, realised_ml: float) -> Lesion:
-        """Return the lesion with its volume in a label map."""
+        """Return the lesion with a realised volume in mL, and the diameter that belongs to it."""
         return replace(self, realised_ml=realised_ml, diameter_mm=diameter_mm(realised_ml))
 
     def as_written(self) -> Lesion:
-        """Return the lesion as stored in a manifest, without data that only the run needs."""
+        """Return the lesion as stored in a manifest, without attributes that only the run needs."""
         return replace(self, index=0, hosts=(), rule=None, num_voxels=0, share_outside=None, spread=None)
 
     def to_plan(self) -> dict[str, Any]:
-        """Return the request as JSON types."""
+        """Return the requested values as a JSON-able dict."""
         return {
             "label_id": self.label_id,
             "label": self.label,

@@ -81,23 +81,23 @@ def plant_lesions(
 ) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]]:
     """Plant lesions of exact volumes in their hosts, at least one voxel apart from each other.
 
-    A lesion stays in one connected part of a single host where one has room, else in one connected part of the union
-    of its hosts. Where that leaves no room, or would stretch the lesion along a thin host, it bulges into what the wish
-    allows. The largest lesions are placed first; if one then finds no room, the whole arrangement is drawn anew, at
-    most ``MAX_ARRANGEMENTS`` times.
+    A lesion stays in one connected part of a single host where one has room, else in one connected part of the union of
+    its hosts. If there is too little room, or the lesion would be stretched along a thin host, it grows beyond the host
+    as its rule allows. The largest lesions are placed first; if one then finds no room, the whole arrangement is drawn
+    anew, at most ``MAX_ARRANGEMENTS`` times.
 
     Args:
         label_map: ``(I, J, K)`` label ids; not modified.
-        wanted: The lesions; ids already present under a wanted label count as lesions to keep apart from.
+        wanted: Lesions to plant; existing lesions with the same ids count as lesions to keep apart from.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
         other_lesion_ids: Further ids in the label map to keep apart from.
 
     Returns:
-        A new label map and the same lesions as they lie in it.
+        A new label map, and the lesions with their realised sizes and positions.
 
     Raises:
-        LesionError: The message names the label, the volume, the hosts and the room that they have.
+        LesionError: A lesion does not fit; the message names its label, volume, hosts and the room that they have.
     """
     lesion_ids = {wish.label_id for wish in wanted} | set(other_lesion_ids)
     order = sorted(range(len(wanted)), key=lambda index: -wanted[index].requested_ml)
@@ -120,7 +120,7 @@ def plant_lesions(
 
 
 def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> list[float]:
-    """Return volumes in millilitres of the connected lesions with a label, largest first.
+    """Measure the connected lesions with a label: their volumes in mL, largest first.
 
     Args:
         label_map: ``(I, J, K)`` label ids.
@@ -132,7 +132,7 @@ def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> 
 
 
 def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """Return the volume of a host in millilitres, and that of its largest connected part."""
+    """Return the volume in mL of an ``(I, J, K)`` host mask, and that of its largest connected part."""
     sizes = part_sizes(host)
     voxel_ml = voxel_volume_ml(spacing_mm)
     return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
@@ -164,7 +164,7 @@ def _plant(
 
 
 def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
-    """Return the largest volume of a lesion outside its hosts in a map; infinite without a rule."""
+    """Return the largest volume in mL that a lesion may have outside its hosts in a map; infinite without a rule."""
     if wish.rule is None:
         return float("inf")
     return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]
@@ -173,11 +173,13 @@ def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequen
 def largest_that_fits_ml(
     label_map: NDArray[np.uint8], wish: Lesion, *, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> float:
-    """Return the largest volume up to that of a wish that could be planted, to an eighth of it; 0 where none could be.
+    """Return the largest volume in mL, up to the requested one, that could be planted; 0 if none could.
+
+    Volumes are tried in steps of an eighth of the requested one.
 
     Args:
         label_map: ``(I, J, K)`` label ids without the lesion; not modified.
-        wish: The lesion.
+        wish: Requested lesion.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
     """
@@ -396,7 +398,18 @@ def _surroundings(mask: Mask) -> Mask:
 def draw_part(
     host: Mask, room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> tuple[Box, Mask, Mask] | None:
-    """Return a box, the part of the host in it to start from, and the connected room to grow in; None if too small."""
+    """Choose where in a host organ a lesion may grow.
+
+    Args:
+        host: ``(I, J, K)`` mask of the host organs.
+        room: ``(I, J, K)`` mask of the voxels that the lesion may occupy.
+        num_voxels: Number of voxels of the lesion.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+
+    Returns:
+        A box, the part of the host in it to start from, and the connected room to grow in; None if it is too small.
+    """
     if np.count_nonzero(room) < num_voxels or not host.any():
         return None
     radius_mm = radius_mm_of(num_voxels * voxel_volume_ml(spacing_mm))
@@ -430,19 +443,19 @@ def grow_roundest(
     reluctance: float = 1.0,
     centres: Iterable[NDArray[np.int64]] | None = None,
 ) -> tuple[Mask, float]:
-    """Grow from up to ``MAX_GROWTHS`` centres and keep the first round enough, else the roundest.
+    """Grow a lesion from several random centres, and return the first that is round enough, else the roundest.
 
     Args:
-        start_room: ``(I, J, K)`` where a centre may lie: the host.
-        room: ``(I, J, K)`` connected voxels that the lesion may take.
+        start_room: ``(I, J, K)`` mask of the host, in which centres lie.
+        room: ``(I, J, K)`` connected mask of the voxels that the lesion may occupy.
         num_voxels: Number of voxels of the lesion.
         spacing_mm: Voxel sides along I, J, K in millimetres.
         rng: Source of all randomness.
         reluctance: Factor by which distances to voxels outside ``start_room`` are increased.
-        centres: Voxels to grow from; drawn when not given, the deeper in the host the likelier.
+        centres: Voxels to grow from; None draws up to ``MAX_GROWTHS``, preferably deep in the host.
 
     Returns:
-        The lesion, and its spread about its centre relative to a ball.
+        ``(I, J, K)`` mask of the lesion, and its spread relative to a ball, see :func:`spread_of`.
     """
     if centres is None:
         centres = draw_centres(start_room, num_voxels, spacing_mm, rng)
@@ -462,7 +475,14 @@ def grow_roundest(
 def draw_centres(
     start_room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return centres ``(N, 3)``, likelier the deeper in the host, up to the depth that the lesion needs."""
+    """Draw ``(N, 3)`` centre voxels for a lesion, preferably deep in the host, up to the depth that it needs.
+
+    Args:
+        start_room: ``(I, J, K)`` mask of the host.
+        num_voxels: Number of voxels of the lesion.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
     stride = max(1, int(np.ceil((start_room.size / MAX_SEARCH_VOXELS) ** (1 / 3))))
     thinned = start_room[::stride, ::stride, ::stride]
     if not thinned.any():
@@ -533,7 +553,7 @@ def _draw_score(
 
 
 def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
-    """Return the root mean square distance from the centre of mass, relative to that of a ball of equal volume."""
+    """Return a lesion's root mean square distance from its centre of mass, relative to a ball of the same volume."""
     points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)  # (N, 3)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
     # a ball of radius r has variance 0.6 r^2
@@ -541,7 +561,7 @@ def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
 
 
 def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
-    """Return the number of voxels of a volume; raises LesionError below half a voxel."""
+    """Return the number of voxels nearest to a volume in mL; raises :class:`LesionError` below half a voxel."""
     num_voxels = round(volume_ml / voxel_volume_ml(spacing_mm)) if np.isfinite(volume_ml) and volume_ml > 0 else 0
     if num_voxels < 1:
         raise LesionError(
@@ -557,5 +577,5 @@ def radius_mm_of(volume_ml: float) -> float:
 
 
 def in_words(volume_ml: float) -> str:
-    """Return the volume and its equivalent diameter as text, for messages."""
+    """Describe a volume in mL with its equivalent diameter, for messages."""
     return f"{volume_ml:.2f} mL ({2 * radius_mm_of(volume_ml):.1f} mm)"

@@ -32,11 +32,15 @@ TRT_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def require_compiler(compiler: Compiler, device: str) -> None:
-    """Raise unless a compiler can be used, before anything is loaded.
+    """Raise unless a compiler is installed and supports a device; to be called before anything is loaded.
+
+    Args:
+        compiler: ``none``, ``inductor`` or ``trt``.
+        device: Device of the networks.
 
     Raises:
-        MissingExtraError: When TensorRT or what MONAI needs with it is not installed.
-        BundleError: When the device is none that TensorRT runs on.
+        MissingExtraError: TensorRT, or a package that MONAI needs for it, is not installed.
+        BundleError: TensorRT does not support the device.
     """
     if compiler != "trt":
         return
@@ -54,15 +58,15 @@ def require_compiler(compiler: Compiler, device: str) -> None:
 
 
 def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str) -> None:
-    """Compile the networks at their first call, and again for every new shape, in place.
+    """Set networks up, in place, to be compiled at their first call, and again for every new input shape.
 
     Args:
         networks: Networks, already on their device.
-        compiler: ``none`` leaves them alone.
+        compiler: ``none`` (nothing is done), ``inductor`` or ``trt``.
         fingerprint: Fingerprint of the bundle; TensorRT's engines are kept in the user's cache under it.
 
     Raises:
-        MissingExtraError, BundleError: When the compiler cannot be used.
+        MissingExtraError, BundleError: The compiler cannot be used.
     """
     require_compiler(compiler, networks.device)
     if compiler == "none":
@@ -84,7 +88,7 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
 
 @contextmanager
 def explain_compilation(compiler: Compiler) -> Iterator[None]:
-    """Turn errors of a compiler into a message.
+    """Context that turns errors of a compiler into a :class:`BundleError`.
 
     Raises:
         BundleError: When the networks cannot be compiled.
@@ -119,7 +123,10 @@ def _engine_folder(fingerprint: str, device: str) -> Path:
 
 
 class EnginePerShape:
-    """A network's forward pass by TensorRT: an engine for every set of input shapes, built once and kept on the disk.
+    """Forward pass of a network by TensorRT, with one engine per set of input shapes, built once and kept on disk.
+
+    MONAI's ``trt_compile`` keeps one engine per network, which refuses the next grid or window. An engine also returns
+    the same memory at every call, so that guidance would compare an output with itself; therefore outputs are copied.
 
     MONAI's ``trt_compile`` keeps one engine per network, which refuses the next grid or window. An engine also hands
     out the same memory at every call, so that guidance would compare an output with itself: outputs are copied.

@@ -55,12 +55,12 @@ class TrainableUNet(DiffusionModelUNetMaisi):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class FastPaths:
-    """Optimisations of MAISI's computations; each can be switched off to measure its effect on the result.
+    """Switches for optimisations of MAISI's computations, by which their effect on the result can be measured.
 
     Attributes:
         embed_once: Compute the condition embedding once per image instead of at every step.
         plain_layers: Plain norms and convolutions in place of MAISI's memory-saving ones.
-        cpu_layers: Whether convolutions with fewer products and fused attention are used on a CPU, see ``cpu_layers``.
+        cpu_layers: Use convolutions with fewer products and fused attention on a CPU, see module ``cpu_layers``.
     """
 
     embed_once: bool = True
@@ -69,7 +69,7 @@ class FastPaths:
 
     @classmethod
     def none(cls) -> FastPaths:
-        """Return the setting that computes everything as MAISI's own code does."""
+        """Return the switches with which everything is computed as by MAISI's own code."""
         return cls(embed_once=False, plain_layers=False, cpu_layers=False)
 
 
@@ -104,8 +104,8 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     """Build one network with freshly initialised weights.
 
     Args:
-        definition: ``{"class": name, **hyper-parameters}``; flash attention is switched off where there is no CUDA
-            device, which changes no weight and no value.
+        definition: ``{"class": name, **hyper-parameters}``; flash attention is switched off without a CUDA device,
+            which changes no weight and no value.
         device: Device on which the parameters live.
 
     Raises:
@@ -124,7 +124,7 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
 
 
 def describe_tensors(definition: Definition) -> dict[str, Tensor]:
-    """Names and shapes of a network's tensors; they are on the meta device, which takes no memory for values.
+    """Return the names and shapes of a network's tensors, on the meta device, which needs no memory for values.
 
     Raises:
         BundleError: For a definition that cannot be built.
@@ -135,7 +135,7 @@ def describe_tensors(definition: Definition) -> dict[str, Tensor]:
 
 
 def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
-    """Build the noise scheduler that a bundle names.
+    """Build the noise scheduler that a bundle defines.
 
     Raises:
         BundleError: For an unknown class or arguments that the class refuses.
@@ -150,12 +150,12 @@ def build_scheduler(definition: Definition) -> RFlowScheduler | DDPMScheduler:
 
 
 def takes_regions(unet: nn.Module) -> bool:
-    """Whether a U-Net is conditioned on the body regions that the image shows, as those of ``ddpm-ct`` are."""
+    """Whether a U-Net is conditioned on body regions, as those of ``ddpm-ct`` are."""
     return bool(getattr(unet, "include_top_region_index_input", False))
 
 
 def count_control_channels(controlnet: nn.Module) -> int:
-    """Return channels of the condition that a ControlNet takes: 8 bits of a label map, or 10 with surroundings."""
+    """Return the number of condition channels of a ControlNet: 8 for a label map, or 10 with surroundings."""
     embedding = cast(nn.Module, controlnet.controlnet_cond_embedding)
     first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Conv3d))
     return first.in_channels
@@ -164,17 +164,18 @@ def count_control_channels(controlnet: nn.Module) -> int:
 def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) -> ComputeType:
     """Return the floating-point type in which networks compute on a device.
 
-    Half precision moves images, and not at random: bfloat16 keeps eight bits of a number's digits, and its errors
-    add up over the steps of the sampler. Measured with the embedded bundle's trained weights on six held-out
-    phantoms against float32 (``tests/benchmarks/precision.py``), bfloat16 moves a voxel of the body by 4.8 HU on
-    average, and the medians of liver, spleen and kidney by +6, +8 and +3 HU, most of it in the sampler, so that a
-    precise decoder does not help; float16 moves them by 0.6 HU and by 1 HU at most. NVIDIA's own scripts sample in
-    float16. So CUDA devices compute in that, and processors, few of which have it, in float32.
+    Half precision shifts intensities systematically: bfloat16 keeps eight significant bits, and its errors add up over
+    the steps of the sampler. Measured with the embedded bundle's trained weights on six held-out phantoms against
+    float32 (``tests/benchmarks/precision.py``), bfloat16 moves a voxel of the body by 4.8 HU on average, and the
+    medians of liver, spleen and kidney by +6, +8 and +3 HU, most of it in the sampler, so that a precise decoder does
+    not help; float16 moves them by 0.6 HU and by 1 HU at most. NVIDIA's own scripts sample in float16. So CUDA devices
+    compute in that, and processors, few of which have it, in float32.
 
     Args:
-        wanted: ``auto`` is float16 on CUDA devices, for networks that bear it, and float32 everywhere else.
+        wanted: Requested precision; ``auto`` is float16 on CUDA devices, for networks that tolerate it, otherwise
+            float32.
         device: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-        bears_half: Whether the networks are known to draw the same in half precision.
+        bears_half: Whether the networks are known to give the same images in half precision.
 
     Raises:
         RecipeError: For a half precision that the device does not compute in: emulated, it takes 80 times as long; for
@@ -195,7 +196,7 @@ def choose_precision(wanted: PrecisionName, device: str, *, bears_half: bool) ->
 def require_sound_cudnn(version: int | None) -> None:
     """Raise for a cuDNN whose 3D convolutions in bfloat16 are silently wrong on large inputs.
 
-    Torch's own wheels of the versions that are requested come with a later one; one of the system may be found first.
+    The wheels of the required versions of torch contain a later cuDNN, but one of the system may be found first.
     Source: https://github.com/pytorch/pytorch/issues/163539 and 166643.
 
     Args:
@@ -214,7 +215,7 @@ def require_sound_cudnn(version: int | None) -> None:
 
 
 def computes_in(precision: ComputeType, device: str) -> bool:
-    """Whether a device computes in a type natively, without emulation."""
+    """Whether a device computes in a floating-point type natively, without emulation."""
     device_type = device.partition(":")[0]
     if precision == "float32" or device_type == "cuda":
         return True
@@ -231,7 +232,7 @@ HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bflo
 
 
 def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[object]:
-    """Return a context in which networks compute in a type; it has no effect for float32."""
+    """Return a context in which networks compute in a floating-point type; it has no effect for float32."""
     device_type = device.partition(":")[0]
     if precision == "float32":
         return nullcontext()
@@ -239,12 +240,14 @@ def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[ob
 
 
 def mixed_precision(device: str) -> AbstractContextManager[object]:
-    """Return bfloat16 autocast where the device computes in it, else float32: for networks that are trained."""
+    """Return a context for training: bfloat16 autocast if the device supports it, otherwise float32."""
     return compute_in("bfloat16" if computes_in("bfloat16", device) else "float32", device)
 
 
 def store_in(precision: ComputeType, network: nn.Module) -> None:
-    """Store the weights that autocast would cast at every call in its type, in place: same values, half the memory.
+    """Convert the weights that autocast would cast at every call to its type, in place: same values, half the memory.
+
+    From then on the network runs only under autocast of that type; results outside of autocast stay float32.
 
     The network runs under autocast of that type only from then on; what leaves autocast keeps its float32.
     """
@@ -257,14 +260,14 @@ def store_in(precision: ComputeType, network: nn.Module) -> None:
 
 
 def use_plain_layers(network: nn.Module) -> int:
-    """Swap MAISI's memory-saving layers for the plain ones with the same weights, in place.
+    """Replace MAISI's memory-saving layers by plain ones with the same weights, in place.
 
     ``MaisiGroupNorm3D`` loops over groups and ``MaisiConvolution`` splits and pads; where memory allows,
     ``torch.nn.GroupNorm`` and the inner convolution give the same result several times faster. The parameters are
-    shared, but their names lose the inner ``.conv``: save weights before, or from an untouched twin.
+    shared, but their names lose the inner ``.conv``: save weights before, or from an untouched copy.
 
     Returns:
-        The number of layers swapped.
+        Number of layers replaced.
     """
     num_swapped = 0
     for parent in list(network.modules()):
@@ -290,7 +293,7 @@ class _InFloat32(nn.Module):
 
 
 def keep_norms_in_float32(network: nn.Module) -> None:
-    """Make MAISI's norms return float32 where a definition says float16, which needs autocast, in place."""
+    """Make MAISI's norms return float32 where their definition says float16, which needs autocast; in place."""
     for layer in network.modules():
         if isinstance(layer, MaisiGroupNorm3D):
             layer.norm_float16 = False
@@ -299,14 +302,15 @@ def keep_norms_in_float32(network: nn.Module) -> None:
 def keep_decoder_output_precise(autoencoder: nn.Module) -> None:
     """Run the decoder's last convolution in float32 under autocast, in place.
 
-    Between 0.5 and 1, where soft tissue lies, neighbouring bfloat16 values are 8 HU apart: the image would show bands.
+    Between 0.5 and 1, the range of soft tissue, neighbouring bfloat16 values are 8 HU apart, so that the image would
+    show bands.
     """
     blocks = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
     blocks[-1] = _InFloat32(blocks[-1])
 
 
 def release_decoder_output(autoencoder: nn.Module) -> None:
-    """Undo ``keep_decoder_output_precise``, in place."""
+    """Undo :func:`keep_decoder_output_precise`, in place."""
     blocks = cast(nn.ModuleList, cast(nn.Module, autoencoder.decoder).blocks)
     if isinstance(blocks[-1], _InFloat32):
         blocks[-1] = blocks[-1].inner
@@ -330,7 +334,7 @@ class NoControlNet(nn.Module):
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a bundle on one device, ready for inference, and its scheduler."""
+    """Networks of a bundle on one device, ready for inference, with their scheduler."""
 
     autoencoder: nn.Module
     diffusion_unet: nn.Module
@@ -342,7 +346,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class MaskNetworks:
-    """The networks that generate label maps, on one device, ready for inference, and their scheduler."""
+    """Networks of a bundle that generate label maps, on one device, ready for inference, with their scheduler."""
 
     autoencoder: nn.Module
     diffusion_unet: nn.Module

@@ -44,14 +44,14 @@ def to_label_bits(label_map: Tensor) -> Tensor:
 
 
 def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
-    """Encode the part of an image that is known, for ControlNets that draw into it.
+    """Encode the known part of an image as condition channels, for ControlNets that draw into it.
 
     Args:
-        image: ``(B, I, J, K)`` in [0, 1], as ``hu_to_unit`` gives it; what it holds where nothing is known is left out.
-        is_known: ``(B, I, J, K)`` bool.
+        image: ``(B, I, J, K)`` image in [0, 1], see :func:`hu_to_unit`; unknown voxels are ignored.
+        is_known: ``(B, I, J, K)`` bool mask of known voxels.
 
     Returns:
-        ``(B, 2, I, J, K)`` float32: the image around -600 HU in units of 300 HU, and where it is known.
+        ``(B, 2, I, J, K)`` float32: the image relative to -600 HU in units of 300 HU, and the mask.
     """
     centre_hu, scale_hu = SURROUNDINGS_HU
     known = is_known.float()
@@ -60,11 +60,11 @@ def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
 
 
 def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels: int) -> Tensor:
-    """Return a ControlNet's condition: the label map and, if it takes them, the surroundings of the lesion.
+    """Concatenate a ControlNet's condition: the label map and, if the network takes them, the surroundings.
 
     Args:
-        label_bits: ``(B, 8, I, J, K)`` of ``to_label_bits``.
-        surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``; None where nothing is known.
+        label_bits: ``(B, 8, I, J, K)`` result of :func:`to_label_bits`.
+        surroundings: ``(B, 2, I, J, K)`` result of :func:`to_surroundings`; None if nothing is known.
         num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
     Raises:
@@ -83,17 +83,17 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
 
 
 def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:
-    """Return spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
+    """Encode spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
     return torch.tensor([list(step) for step in spacing_mm], dtype=torch.float32, device=device) * SPACING_SCALE
 
 
 def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Tensor:
-    """Return modality codes as ``(B,)`` int64."""
+    """Encode names of modalities as ``(B,)`` int64 codes."""
     return torch.tensor([MODALITY_CODES[name] for name in modalities], dtype=torch.int64, device=device)
 
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Return uppermost and lowest regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    """Encode uppermost and lowest body regions, each as a ``(B, 4)`` float32 one-hot times 100."""
     # (B, 2)
     places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
     top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)  # (B, 4) each
@@ -101,7 +101,7 @@ def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tup
 
 
 def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    """Return the encoded conditions of the U-Net by argument name; regions only where there are any."""
+    """Return argument name -> encoded condition of the U-Net; regions are included only if given."""
     told = {"class_labels": modality, "spacing_tensor": spacing}
     if regions is not None:
         told["top_region_index_tensor"], told["bottom_region_index_tensor"] = regions
@@ -139,7 +139,7 @@ def unit_to_mr(image: NDArray[np.float32]) -> NDArray[np.int16]:
         image: ``(I, J, K)`` decoder output.
 
     Returns:
-        ``(I, J, K)`` int16; what int16 cannot hold becomes its largest value.
+        ``(I, J, K)`` int16; larger values become the largest int16.
     """
     scaled = np.clip(image * np.float32(MR_MAXIMUM), 0.0, np.iinfo(np.int16).max)
     cut: NDArray[np.int16] = scaled.astype(np.int16)

@@ -35,11 +35,11 @@ CHUNK_NUMBERS = 1 << 20
 
 
 class CpuConv3d(nn.Conv3d):
-    """``torch.nn.Conv3d`` that computes in a faster way on a CPU in float32, where no gradient is requested."""
+    """``torch.nn.Conv3d`` with a faster algorithm for float32 on a CPU without gradients; otherwise the same."""
 
     @classmethod
     def sharing(cls, plain: nn.Conv3d) -> CpuConv3d:
-        """Return a convolution with the parameters of a plain one."""
+        """Return a convolution that shares the parameters of a plain one."""
         with torch.device("meta"):
             twin = cls(
                 plain.in_channels,
@@ -56,7 +56,7 @@ class CpuConv3d(nn.Conv3d):
         return twin.train(plain.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the convolution of ``(B, C, I, J, K)``, in the memory format channels last."""
+        """Return the convolution of ``(B, C, I, J, K)`` features, in channels-last memory format."""
         if not _is_for_cpu(features, self.weight) or isinstance(self.padding, str) or self.padding_mode != "zeros":
             return super().forward(features)
         if features[0, 0].numel() < FEW_VOXELS:
@@ -84,22 +84,22 @@ class CpuConv3d(nn.Conv3d):
 
 
 class CpuUpsampling(nn.ConvTranspose3d):
-    """MAISI's transposed convolution, which doubles every side, in a faster way where ``CpuConv3d`` is one.
+    """MAISI's transposed convolution, which doubles every side, with a faster algorithm under the same conditions.
 
-    Output voxels whose place is even along a side take the middle of the kernel, others its two ends: eight
-    convolutions of the input, which together take every product once.
+    Output voxels at even positions along a side depend on the middle of the kernel, others on its two ends. This makes
+    eight convolutions of the input, which together compute every product once.
     """
 
     @classmethod
     def sharing(cls, plain: nn.ConvTranspose3d) -> CpuUpsampling:
-        """Return a transposed convolution with the parameters of a plain one, see ``doubles_sides``."""
+        """Return a transposed convolution that shares the parameters of a plain one, see :func:`doubles_sides`."""
         with torch.device("meta"):
             twin = cls(plain.in_channels, plain.out_channels, 3, stride=2, padding=1, output_padding=1)
         twin.weight, twin.bias = plain.weight, plain.bias
         return twin.train(plain.training)
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Return ``(B, C, I, J, K)`` upsampled to ``(B, D, 2 I, 2 J, 2 K)``, in the memory format channels last."""
+        """Upsample ``(B, C, I, J, K)`` features to ``(B, D, 2 I, 2 J, 2 K)``, in channels-last memory format."""
         if output_size is not None or not _is_for_cpu(features, self.weight):
             return super().forward(features, output_size)
         # A convolution of an upsampling looks one voxel ahead, and beyond the end are zeros.
@@ -118,7 +118,10 @@ class CpuUpsampling(nn.ConvTranspose3d):
 
 
 class CpuGroupNorm(nn.GroupNorm):
-    """``torch.nn.GroupNorm`` of features in channels last.
+    """``torch.nn.GroupNorm`` that is accurate for channels-last features on a CPU.
+
+    torch's own kernel for this case sums sequentially in float32: with 10^6 numbers per group, the deviation is wrong
+    in the fourth digit. Its kernel for contiguous features is accurate to the seventh.
 
     torch's own kernel for these on a CPU sums in float32 one after the other: of 10^6 numbers a group, the deviation is
     wrong in the fourth digit. Its kernel for contiguous features is right in the seventh.
@@ -126,19 +129,19 @@ class CpuGroupNorm(nn.GroupNorm):
 
     @classmethod
     def sharing(cls, plain: nn.GroupNorm) -> CpuGroupNorm:
-        """Return a norm with the parameters of a plain one."""
+        """Return a norm that shares the parameters of a plain one."""
         with torch.device("meta"):
             twin = cls(plain.num_groups, plain.num_channels, plain.eps, plain.affine)
         twin.weight, twin.bias = plain.weight, plain.bias
         return twin.train(plain.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return ``(B, C, I, J, K)`` normed, in contiguous memory."""
+        """Return normalised ``(B, C, I, J, K)`` features, in contiguous memory."""
         return super().forward(features.contiguous())
 
 
 def doubles_sides(layer: nn.Module) -> bool:
-    """Whether a layer is a transposed convolution as MAISI's, whose kernel has 3x3x3 voxels."""
+    """Whether a layer is a transposed convolution like MAISI's, with a 3x3x3 kernel that doubles every side."""
     return (
         isinstance(layer, nn.ConvTranspose3d)
         and layer.kernel_size == (3, 3, 3)
@@ -260,12 +263,14 @@ def _convolve_groups(part: Tensor, kernels: list[Tensor], bias: Tensor | None, o
 
 
 def use_cpu_layers(network: nn.Module) -> int:
-    """Swap convolutions for ``CpuConv3d`` with the same weights and names, and fuse attention, in place.
+    """Replace convolutions by :class:`CpuConv3d` with the same weights and names, and fuse attention, in place.
+
+    MONAI enables fused attention only for networks that are built on a CUDA device, although its blocks work on a CPU.
 
     MONAI's switch of fused attention requires a CUDA device where a network is built; its blocks do not.
 
     Returns:
-        The number of layers that have changed.
+        Number of layers replaced.
     """
     num_changed = 0
     for parent in list(network.modules()):

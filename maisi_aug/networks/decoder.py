@@ -54,16 +54,16 @@ SCRATCH_BYTES = 65_000_000
 
 @dataclass(frozen=True)
 class Decoder:
-    """The decoder of a bundle on its device; it remembers which settings exceeded the memory.
+    """Decoder of latents to images on a device; it remembers which settings exceeded the memory.
 
     Attributes:
         autoencoder: MAISI's VAE.
         definition: Definition of the autoencoder.
-        scale_factor: The bundle's.
-        default_window: Latent voxels decoded at once by default; None for the whole.
-        default_splits: The same for parts in which it is computed.
-        may_split: Whether the whole can be decoded in ever more parts, to the same image; it is decoded in windows by
-            default where it cannot.
+        scale_factor: Factor by which latents are divided before decoding.
+        default_window: Latent voxels along i, j, k that are decoded at once by default; None for the whole image.
+        default_splits: Number of parts in which an image is computed by default.
+        may_split: Whether an image can be computed in more and more parts with the same result; otherwise short memory
+            leads to windows.
         clips: Whether intensities are clipped to [0, 1].
     """
 
@@ -77,14 +77,14 @@ class Decoder:
     _too_much: dict[LatentShape, set[DecodeSettings]] = field(default_factory=dict, repr=False)
 
     def decode(self, latent: Tensor, config: DecodingConfig | None = None) -> tuple[Tensor, DecodeSettings]:
-        """Decode a latent, in smaller windows or with more splits than requested where memory is short.
+        """Decode a latent; if memory is short, in smaller windows or more parts than requested.
 
         Args:
             latent: ``(B, C, i, j, k)``, still multiplied by the scale factor.
-            config: The request.
+            config: Requested settings; None for the defaults.
 
         Returns:
-            ``(B, 1, I, J, K)`` float32, and how it was decoded.
+            ``(B, 1, I, J, K)`` float32 image, and the settings that were used.
 
         Raises:
             MemoryShortageError: When even the smallest windows take more memory than there is.
@@ -166,7 +166,7 @@ def estimate_decode_bytes(
     *,
     kind: ComputeKind = ("cpu", "float32"),
 ) -> int:
-    """Return the peak memory of decoding in bytes, in addition to weights and latent.
+    """Estimate the peak memory of decoding in bytes, in addition to weights and latent.
 
     ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
     image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
@@ -175,8 +175,8 @@ def estimate_decode_bytes(
     Args:
         definition: Definition of the autoencoder; ``num_channels`` from the finest level to the coarsest.
         settings: Settings for decoding.
-        sides: Sides of the latent.
-        kind: Type of the device, and what it computes in.
+        sides: Latent voxels along i, j, k.
+        kind: Type of the device, and floating-point type of the computation.
     """
     channels = [int(number) for number in definition["num_channels"]]
     factor = latent_factor(definition)
@@ -204,7 +204,7 @@ def _count_copies(settings: DecodeSettings, side: int, kind: ComputeKind) -> flo
 
 
 def find_free_bytes(device: str) -> int | None:
-    """Return the memory that a device has left, in bytes; None if unknown."""
+    """Return the free memory of a device in bytes; None if unknown."""
     place = torch.device(device)
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
@@ -235,16 +235,19 @@ def _container_bytes(folder: Path = Path("/sys/fs/cgroup")) -> int | None:
 def settings_by_memory(
     wanted: DecodeSettings, sides: LatentShape, *, device_type: str, may_split: bool
 ) -> Iterator[DecodeSettings]:
-    """Yield the requested settings, then settings with less and less memory, those that change the image least first.
+    """Yield decoding settings that need less and less memory, beginning with those that change the image least.
 
-    Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each
-    with half the longest side of the one before, change what the decoder's norms see.
+    The device on which features are kept changes nothing; the number of parts changes the last digits; smaller windows,
+    each with half the longest side of the one before, change what the decoder's norms see.
+
+    Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each with half
+    the longest side of the one before, change what the decoder's norms see.
 
     Args:
-        wanted: Comes first.
-        sides: Sides of the latent.
-        device_type: Gathering elsewhere than on a ``cpu`` makes a difference.
-        may_split: Whether the number of splits is open.
+        wanted: Requested settings, which come first.
+        sides: Latent voxels along i, j, k.
+        device_type: Type of the device, such as ``cuda``; on a ``cpu``, keeping features on the host saves nothing.
+        may_split: Whether the number of parts may be changed.
     """
     current = replace(wanted, window=cut_window(wanted.window, sides))
     yield current

@@ -27,18 +27,18 @@ def decode_latent(
     settings: DecodeSettings | None = None,
     clips: bool = True,
 ) -> Tensor:
-    """Decode a latent to intensities, those that the networks know in [0, 1].
+    """Decode a latent to an image, in the networks' intensities.
 
     Args:
-        autoencoder: MAISI's VAE; ``settings`` says in how many parts it computes.
+        autoencoder: MAISI's VAE.
         latent: ``(B, C, i, j, k)``, still multiplied by ``scale_factor``.
-        scale_factor: The bundle's.
-        settings: Windows and splits; the whole with the splits that the autoencoder has, when not given. A window is
-            cut along sides that are shorter, and a latent that fits it is decoded whole.
+        scale_factor: Factor by which the latent is divided.
+        settings: Windows and parts; None decodes the whole image in the parts that the autoencoder is set to. A window
+            is limited to the sides of the latent; a latent that fits into it is decoded as a whole.
         clips: Whether intensities are clipped to [0, 1], as those of CT.
 
     Returns:
-        ``(B, 1, I, J, K)`` float32; in the host's memory where windows were gathered there.
+        ``(B, 1, I, J, K)`` float32; in the host's memory if windows were assembled there.
     """
     # Windows are blended in the latent's type, and neighbouring bfloat16 values are up to 8 HU apart.
     unscaled = latent.float() / scale_factor
@@ -57,13 +57,13 @@ def decode_latent(
 
 
 def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | None, *, on_host: bool = False) -> Tensor:
-    """Decode the whole of a latent, slab after slab with plain layers; MAISI's own split every convolution instead.
+    """Decode a whole latent: with plain layers slab after slab, with MAISI's layers by splitting every convolution.
 
     Args:
         autoencoder: MAISI's VAE.
         latent: ``(B, C, i, j, k)``, not scaled.
-        num_splits: Parts; None for those that MAISI's layers have.
-        on_host: Keep what waits for the next pass over the slabs in the host's memory.
+        num_splits: Number of parts; None for the number that MAISI's layers are set to.
+        on_host: Keep features between passes over the slabs in the host's memory.
 
     Returns:
         ``(B, 1, I, J, K)`` float32.
@@ -81,7 +81,9 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
-    """Return a window cut to the sides of the latent; None if it covers the whole latent.
+    """Limit a window to the sides of a latent; None if it covers the whole latent.
+
+    Shorter sides are not padded with zeros, which would change what the decoder's norms see.
 
     A shorter side is not filled up with zeros: they would change what the decoder's norms see.
     """
@@ -90,7 +92,7 @@ def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> L
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
-    """Return the window starts along a side, as in MONAI's ``sliding_window_inference``: the last ends at the side."""
+    """Return the starts of windows along a side, as in MONAI's ``sliding_window_inference``: the last ends at the side."""
     step = max(int(window * (1 - overlap)), 1)
     num_windows = 1 if window >= side else 1 + math.ceil((side - window) / step)
     return [min(number * step, side - window) for number in range(num_windows)]
@@ -111,8 +113,8 @@ def decode_windows(
         window: Latent voxels along i, j, k, no longer than the latent.
         decode: Function from ``(B, C, *window)`` to ``(B, 1, *(f * window))`` with an integer f; may overwrite its
             output.
-        overlap: Share of a window that neighbours have in common.
-        on_host: Gather the image in the host's memory.
+        overlap: Fraction of a window that overlaps with the next one.
+        on_host: Assemble the image in the host's memory.
 
     Returns:
         ``(B, 1, I, J, K)`` on the latent's device, or in the host's memory.

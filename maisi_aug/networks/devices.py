@@ -34,7 +34,7 @@ def in_float64(values: Tensor) -> Tensor:
 
 
 def release_memory(device: torch.device) -> None:
-    """Release cached memory of torch to the device."""
+    """Return cached memory of torch to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -32,17 +32,20 @@ def integrate_fast(
     num_steps: int,
     report: Report | None = None,
 ) -> Tensor:
-    """Take fewer steps, each with one prediction, and add no noise on the way.
+    """Sample with fewer steps than DDPM was trained with, one prediction per step, without added noise.
 
     Args:
-        predict: Predicts the noise.
-        scheduler: Tells how much noise there is at every time step.
-        noise: ``(B, C, i, j, k)``.
+        predict: Function that predicts the noise in a latent at a time step.
+        scheduler: Scheduler that defines the noise level of every time step.
+        noise: ``(B, C, i, j, k)`` standard normal noise.
         num_steps: Number of steps.
         report: Called with (steps done, steps in all).
 
     Raises:
-        ValueError: For more steps than the scheduler knows.
+        ValueError: There are more steps than the scheduler knows.
+
+    Returns:
+        ``(B, C, i, j, k)`` latent.
     """
     # (T,)
     kept = scheduler.alphas_cumprod.cpu().double()  # a_t^2
@@ -72,14 +75,14 @@ def integrate_fast(
 
 
 def choose_timesteps(levels: Sequence[float], num_steps: int) -> list[int]:
-    """Return distinct time steps from the noisiest to the last, evenly spread in l_t as far as integers allow.
+    """Choose distinct time steps from the noisiest to the last, evenly spread in noise level as far as integers allow.
 
     Args:
-        levels: l_t of every time step, falling.
+        levels: Noise level l_t of every time step, descending.
         num_steps: Number of time steps to choose.
 
     Raises:
-        ValueError: For more than there are.
+        ValueError: There are fewer time steps than requested.
     """
     last = len(levels) - 1
     if not 1 <= num_steps <= len(levels):

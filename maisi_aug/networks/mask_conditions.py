@@ -35,10 +35,10 @@ MISMATCH = 2.0
 
 
 def load_size_conditions(path: Path) -> NDArray[np.float32]:
-    """Read NVIDIA's ``all_anatomy_size_conditions.json``.
+    """Read the sizes of organs and tumours from NVIDIA's ``all_anatomy_size_conditions.json``.
 
     Args:
-        path: A list of ``{"organ_size": [10 numbers]}``.
+        path: JSON file with a list of ``{"organ_size": [10 numbers]}``.
 
     Returns:
         ``(N, 10)`` sizes in the order of ``CONDITION_IDS``.
@@ -70,15 +70,15 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
 
 
 def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI) -> dict[int, float]:
-    """Return the sizes of organs that a user requests, by id.
+    """Return organ id -> requested size percentile.
 
     Args:
-        sizes: Percentile by name; -1 for an organ that is to be absent.
+        sizes: Name -> percentile in [0, 1], or -1 for an organ that must be absent.
         vocabulary: Vocabulary of the names.
 
     Raises:
-        RecipeError: For a name whose size cannot be requested or that is given twice, and for a size that is neither -1
-            nor in [0, 1].
+        RecipeError: The size of a name cannot be requested, a name is given twice, or a size is neither -1 nor in [0,
+            1].
     """
     known = [MAISI.name_of(label_id) for label_id in SIZED_ORGANS]
     found: dict[int, float] = {}
@@ -125,7 +125,9 @@ def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[
 
 
 def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
-    """Return the kind of a case's only lesion if the generator is conditioned on it, else None.
+    """Return the label id of a case's only lesion if the mask networks can be conditioned on it; otherwise None.
+
+    The networks do not control the number of lesions, and clean-up keeps one, so several lesions are planted.
 
     The generator does not control the number of lesions, and the clean-up keeps one, so several are planted.
     """
@@ -133,14 +135,18 @@ def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
 
 
 def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> dict[int, float]:
-    """Return the numbers of the condition that a request determines, by id; every tumour's presence is determined.
+    """Return label id -> the numbers of the size condition that a request determines.
+
+    A tumour's number is the percentile of its requested volume in the package's size reference, even if the request was
+    a percentile of the user's own lesions, which the networks do not know. The absence of other tumours is determined,
+    too.
 
     A tumour's number is the percentile of the volume requested among the lesions of the package's reference, also where
     a percentile of the user's own lesions was requested: that means a volume, and the networks do not know the user's.
 
     Args:
-        lesions: The lesions of a case; the one of ``find_told_tumor`` is a condition, all others are planted later.
-        organ_sizes: Percentile by id of an organ.
+        lesions: Lesions of a case; only that of :func:`find_told_tumor` is a condition, the others are planted later.
+        organ_sizes: Organ id -> size percentile.
     """
     given = {**dict.fromkeys(SIZED_TUMORS, ABSENT), **organ_sizes}
     told = find_told_tumor(lesions)
@@ -152,16 +158,19 @@ def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> d
 def draw_condition(
     rows: NDArray[np.float32], given: Mapping[int, float], *, present_ids: Collection[int], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Complete the given numbers with one of the rows that agree best with them.
+    """Complete the requested numbers of a size condition with one of the real rows that agree best with them.
+
+    Rows are compared by the sum of absolute differences of the requested numbers. One is drawn among the
+    ``NUM_NEAREST`` nearest (and all that are equally near), so that cases differ in the other numbers.
 
     Rows are compared by the sum of absolute differences over the numbers that are given. One is drawn among the
     ``NUM_NEAREST`` nearest and all that are as near as the last of them, so that cases differ in what is not given.
 
     Args:
-        rows: ``(N, 10)`` from ``load_size_conditions``.
-        given: Some of the numbers, by id.
-        present_ids: Organs that must be there, at whatever size.
-        rng: Draws the row.
+        rows: ``(N, 10)`` result of :func:`load_size_conditions`.
+        given: Label id -> requested number.
+        present_ids: Ids of organs that must be present, at any size.
+        rng: Generator that draws the row.
 
     Returns:
         ``(10,)`` float32 in the order of ``CONDITION_IDS``.

@@ -35,7 +35,7 @@ MAX_FEATURES = 1 << 28
 
 @cache
 def class_ids() -> NDArray[np.uint8]:
-    """Label id of every class of MAISI's mask decoder, ``(125,)``."""
+    """Return the ``(125,)`` label ids of the classes of MAISI's mask decoder."""
     path = Path(__file__).parents[1].joinpath("data") / "mask_channels.json"
     return np.array(read_json(path)["ids"], dtype=np.uint8)
 
@@ -48,16 +48,16 @@ def decode_label_map(
     scale_factor: float,
     precision: ComputeType = "float32",
 ) -> NDArray[np.uint8]:
-    """Decode one latent to label ids.
+    """Decode one latent to a label map.
 
     Args:
-        autoencoder: MAISI's VAE of label maps; one with plain layers goes through large maps in slabs.
+        autoencoder: MAISI's VAE of label maps; with plain layers, large maps are decoded in slabs.
         latent: ``(1, C, i, j, k)``, still multiplied by ``scale_factor``.
         scale_factor: Scale factor of the mask networks.
         precision: Precision of the network.
 
     Returns:
-        ``(I, J, K)`` MAISI's label ids.
+        ``(I, J, K)`` uint8 MAISI label ids.
     """
     with compute_in(precision, latent.device.type):
         classes = decode_classes(autoencoder, latent.float() / scale_factor)
@@ -68,13 +68,13 @@ def decode_label_map(
 def decode_classes(
     autoencoder: nn.Module, latent: Tensor, *, max_features: int = MAX_FEATURES, max_logits: int = MAX_LOGITS
 ) -> Tensor:
-    """Return the most likely class of every voxel.
+    """Decode latents to the most likely class of every voxel.
 
     Args:
         autoencoder: MAISI's VAE of label maps.
         latent: ``(B, C, i, j, k)``, not scaled.
-        max_features: Features of the map above which the decoder goes through it in slabs.
-        max_logits: Logits held at once; a slab is ``MIN_SLAB`` voxels thick at least.
+        max_features: Number of features of a map above which it is decoded in slabs.
+        max_logits: Number of logits held at once; a slab is at least ``MIN_SLAB`` voxels thick.
 
     Returns:
         ``(B, I, J, K)`` uint8 classes, on the device of the latent.

@@ -28,13 +28,13 @@ def sample_mask_latent(
     report: Report | None = None,
     precision: ComputeType = "float32",
 ) -> Tensor:
-    """Draw the latents of label maps.
+    """Sample the latents of label maps.
 
     Args:
-        networks: The mask U-Net and its scheduler.
-        condition: ``(B, 10)`` float32 sizes, of ``mask_conditions``.
-        latent_shape: ``(C, i, j, k)``.
-        num_inference_steps: All time steps of the scheduler for DDPM, fewer for the faster sampler.
+        networks: Mask U-Net and its scheduler.
+        condition: ``(B, 10)`` float32 sizes in the order of ``mask_conditions.CONDITION_IDS``.
+        latent_shape: Shape ``(C, i, j, k)`` of a latent.
+        num_inference_steps: Number of steps; all time steps of the scheduler mean DDPM, fewer the faster sampler.
         seed: Seed of all noise, which is drawn on the CPU: the same on every device.
         report: Called with (steps done, steps in all).
         precision: Precision of the network.
@@ -43,7 +43,7 @@ def sample_mask_latent(
         ``(B, C, i, j, k)`` float32, still multiplied by the networks' scale factor.
 
     Raises:
-        ValueError: For more steps than the scheduler knows.
+        ValueError: There are more steps than the scheduler knows.
     """
     context = condition.unsqueeze(1).to(networks.device)  # (B, 1, 10): one token for cross-attention
     generator = torch.Generator().manual_seed(seed)
@@ -69,14 +69,17 @@ def integrate_ddpm(
     generator: torch.Generator,
     report: Report | None = None,
 ) -> Tensor:
-    """Take every time step of DDPM.
+    """Sample with every time step of DDPM.
 
     Args:
-        predict: Predicts the noise.
-        scheduler: MONAI's, with its steps.
-        noise: ``(B, C, i, j, k)`` on the generator's device, where the steps are taken as well.
+        predict: Function that predicts the noise in a latent at a time step.
+        scheduler: MONAI's scheduler, with its time steps set.
+        noise: ``(B, C, i, j, k)`` standard normal noise on the generator's device, where the steps are computed.
         generator: Generator of the noise that every step but the last adds.
         report: Called with (steps done, steps in all).
+
+    Returns:
+        ``(B, C, i, j, k)`` latent.
     """
     scheduler.set_timesteps(scheduler.num_train_timesteps)
     latent = noise

@@ -25,14 +25,14 @@ from maisi_aug.volumes.grid import Grid
 
 @dataclass(frozen=True, eq=False)
 class MaskGenerator:
-    """Mask networks, loaded once and used for many label maps.
+    """Generator of label maps: mask networks of a bundle, loaded once and used for many maps.
 
     Attributes:
         networks: Networks, already on their device.
         grid: Grid of the label maps.
-        num_inference_steps: Number of inference steps of the sampler.
-        latent_shape: ``(C, i, j, k)``.
-        size_conditions: ``(N, 10)``, what conditions are drawn from.
+        num_inference_steps: Number of sampling steps.
+        latent_shape: Shape ``(C, i, j, k)`` of a latent.
+        size_conditions: ``(N, 10)`` real sizes that conditions are drawn from.
         precision: Precision of the networks.
     """
 
@@ -55,16 +55,17 @@ class MaskGenerator:
         """Load a bundle's mask networks onto a device.
 
         Args:
-            bundle: A bundle that has them.
+            bundle: Bundle with mask networks.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-            num_inference_steps: None for the bundle's default.
+            num_inference_steps: Number of sampling steps; None for the bundle's default.
             precision: Precision of the networks; ``auto`` is float16 on CUDA devices and float32 elsewhere.
 
         Raises:
-            BundleError: For an unusable device, or mask networks that are missing, altered or do not match.
+            BundleError: The device cannot be used, or mask networks are missing, altered or do not match their
+                definition.
             GridError: When the networks cannot make maps of the grid that the bundle names.
-            RecipeError: For more steps than the scheduler was trained with, or a precision that the device does not
-                compute in.
+            RecipeError: There are more steps than the scheduler was trained with, or the device does not support the
+                precision.
         """
         device = resolve_device(device)
         chosen = choose_precision(precision, device, bears_half=bundle.spec.mixed_precision)
@@ -87,15 +88,15 @@ class MaskGenerator:
     def generate(
         self, condition: Sequence[float] | NDArray[np.float32], *, seed: int, report: Report | None = None
     ) -> NDArray[np.uint8]:
-        """Draw a label map, without clean-up.
+        """Generate a label map, before clean-up.
 
         Args:
             condition: Ten sizes in the order of ``mask_conditions.CONDITION_IDS``.
-            seed: The same seed gives the same map on the same type of device.
+            seed: Seed; the same seed gives the same map on the same type of device.
             report: Called with (steps done, steps in all).
 
         Returns:
-            ``(I, J, K)`` MAISI's label ids.
+            ``(I, J, K)`` uint8 MAISI label ids.
         """
         latent = sample_mask_latent(
             self.networks,

@@ -53,10 +53,10 @@ CPU_SPLITS = 4
 
 
 def resolve_device(text: str) -> str:
-    """Turn "auto" into the best device at hand and check an explicit one.
+    """Return the device to use: the best one available for ``auto``, otherwise the given one after a check.
 
     Raises:
-        BundleError: For a device that torch does not know or cannot reach.
+        BundleError: torch does not know the device or cannot use it.
     """
     if text == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
@@ -73,6 +73,12 @@ def choose_image_precision(
 ) -> ComputeType:
     """Return the floating-point type in which a bundle's image networks compute on a device.
 
+    Args:
+        wanted: Requested precision, or ``auto``.
+        bundle: Bundle of the networks.
+        device: ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
+        compiler: Compiler of the networks.
+
     Raises:
         RecipeError: The device does not support the type, or TensorRT, which needs float16, is combined with another.
     """
@@ -88,12 +94,12 @@ def choose_image_precision(
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Networks of a bundle, loaded once and used for many cases.
+    """Image networks of a bundle on a device, loaded once and used for many cases.
 
     Attributes:
         bundle: Bundle of the networks.
         networks: Networks, already on their device.
-        fast_paths: Which are taken.
+        fast_paths: Optimisations that are used.
         compiler: Compiler for the networks.
         precision: Precision of the networks.
     """
@@ -114,21 +120,21 @@ class Pipeline:
         compiler: Compiler = "none",
         precision: PrecisionName = "auto",
     ) -> Pipeline:
-        """Load a bundle's weights onto a device.
+        """Load the image networks of a bundle onto a device.
 
         Args:
             bundle: The bundle.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-            fast_paths: Which to take.
+            fast_paths: Optimisations to use.
             compiler: Compiler for the networks; they are compiled when the first image is drawn.
-            precision: Precision of the networks; ``auto`` is float16 on CUDA devices, where the bundle bears it, and
-                float32 elsewhere.
+            precision: Precision of the networks; ``auto`` is float16 on CUDA devices if the bundle tolerates it,
+                otherwise float32.
 
         Raises:
-            RecipeError: For a precision that the device does not compute in.
-            BundleError: For an unusable device, a bundle that is missing, altered or does not match, or a compiler that
-                does not run on the device.
-            MissingExtraError: For a compiler that is not installed.
+            RecipeError: The device does not support the precision.
+            BundleError: The device cannot be used, weights are missing, altered or do not match, or the compiler does
+                not support the device.
+            MissingExtraError: The compiler is not installed.
         """
         device = resolve_device(device)
         require_compiler(compiler, device)
@@ -144,7 +150,7 @@ class Pipeline:
 
     @cached_property
     def decoder(self) -> Decoder:
-        """Decoder of latents to images; remembers which settings exceeded the memory."""
+        """Decoder of latents to images, which remembers the settings that exceeded the memory."""
         definition, is_plain = self.bundle.definition("autoencoder"), self.fast_paths.plain_layers
         return Decoder(
             self.networks.autoencoder,
@@ -170,34 +176,35 @@ class Pipeline:
         report: Report | None = None,
         report_decoding: Callable[[DecodeSettings], None] | None = None,
     ) -> NDArray[np.int16]:
-        """Draw the image of a label map, or one of whatever the diffusion U-Net draws by itself.
+        """Draw a CT image from a label map, or without one, whatever the diffusion U-Net draws by itself.
 
         Args:
-            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
-                the ControlNet stays out.
-            grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
-            seed: The same seed gives the same image on the same type of device.
-            num_inference_steps: None for the bundle's default.
-            guidance_scale: 0 for none; 1-5 enforces the label map's tumours, or without one the modality, at twice the
-                cost. None is 0 with a label map, and the bundle's default without.
+            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without the
+                ControlNet.
+            grid: Grid of the label map and the image; every side must be a multiple of the bundle's factor.
+            seed: Seed; the same seed gives the same image on the same type of device.
+            num_inference_steps: Number of sampling steps; None for the bundle's default.
+            guidance_scale: Scale of classifier-free guidance: 0 for none; 1 to 5 enforces the label map's tumours, or
+                without one the modality, at twice the cost. None means 0 with a label map, otherwise the bundle's
+                default.
             modality: A name of ``MODALITY_CODES``; None for the bundle's first.
             regions: Uppermost and lowest body region, for networks that are conditioned on it; None reads them off the
                 label map, and without one says thorax to abdomen.
-            decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
+            decoding: Settings for decoding; None for the bundle's. If memory is short, less is decoded at once.
             report: Called with (steps done, steps in all).
-            report_decoding: Called with how the image was decoded.
+            report_decoding: Called with the settings with which the image was decoded.
 
         Returns:
-            ``(I, J, K)`` int16: of CT HU, -1000 where the label map is 0 and as decoded without one; of MR intensities
-            from 0, with 1000 for what the networks know as 1.
+            ``(I, J, K)`` int16. CT in HU, with -1000 where the label map is 0; MR intensities from 0, where 1000 stands
+            for the networks' 1.
 
         Raises:
-            GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, for a modality or regions that the networks
-                are not conditioned on, and for guidance without a label map if they are not conditioned on modality.
+            GridError: The networks cannot use a side of the grid.
+            RecipeError: There are more steps than the scheduler was trained with, or the networks are not conditioned
+                on the modality, the regions, or on modality for guidance without a label map.
             BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
                 they leave the range of the type that they compute in.
-            MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
+            MemoryShortageError: Memory does not suffice even for the smallest windows.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
         modality = self.bundle.choose_modality(modality)
@@ -243,27 +250,29 @@ class Pipeline:
         num_resamplings: int = 1,
         puts_back: bool = True,
     ) -> NDArray[np.float32]:
-        """Redraw a part of a real image from its surroundings, once for each of several label maps.
+        """Redraw a part of a real CT from its surroundings, once for each of several label maps.
+
+        All results start from the same noise and differ only by their label maps.
 
         All start from the same noise and differ only by their label maps.
 
         Args:
-            image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
-            label_maps: ``(I, J, K)`` ids each; 0 where there is no image.
-            hidden: ``(I, J, K)`` voxels to draw.
-            grid: Grid of all of them; every side a multiple of the bundle's factor.
-            seed: The same seed gives the same images on the same type of device.
-            num_inference_steps: None for the bundle's default.
+            image_hu: ``(I, J, K)`` image in HU; its hidden part is ignored.
+            label_maps: ``(I, J, K)`` vocabulary ids each; 0 beyond the CT.
+            hidden: ``(I, J, K)`` mask of the voxels to draw.
+            grid: Grid of all arrays; every side must be a multiple of the bundle's factor.
+            seed: Seed; the same seed gives the same images on the same type of device.
+            num_inference_steps: Number of sampling steps; None for the bundle's default.
             num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
-            puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
-                that takes surroundings knows of them.
+            puts_back: Whether the known part of the latent is restored at every step; otherwise only a ControlNet that
+                takes surroundings is conditioned on it.
 
         Returns:
-            ``(B, I, J, K)`` HU as decoded, known parts included: the autoencoder's rendering of them.
+            ``(B, I, J, K)`` decoded HU, where known parts are the autoencoder's reconstruction of them.
 
         Raises:
-            GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, or fewer with DDPM.
+            GridError: The networks cannot use a side of the grid.
+            RecipeError: There are more steps than the scheduler was trained with, or fewer with DDPM.
         """
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Crop for bundle '{self.bundle.name}'")
         device = self.networks.device
@@ -314,7 +323,7 @@ class Pipeline:
 
     @property
     def num_threads(self) -> int | None:
-        """Number of CPU threads, which decides the order of sums; None on other devices."""
+        """Number of CPU threads, which affects the order of summation; None on other devices."""
         return torch.get_num_threads() if self.networks.device.startswith("cpu") else None
 
     @property

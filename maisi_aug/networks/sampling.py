@@ -25,15 +25,15 @@ from maisi_aug.system.progress import Report
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of one sampling run.
+    """Encoded conditions of one sampling run.
 
     Attributes:
-        label_bits: ``(B, 8, I, J, K)`` float; None leaves the ControlNet out, and the U-Net draws alone.
-        modality: ``(B,)`` int64 codes.
-        spacing: ``(B, 3)`` float, hundredths of a millimetre.
+        label_bits: ``(B, 8, I, J, K)`` float bits of the label map; None to draw without the ControlNet.
+        modality: ``(B,)`` int64 codes of modalities.
+        spacing: ``(B, 3)`` float spacing in hundredths of a millimetre along I, J, K.
         regions: Uppermost and lowest body region, ``(B, 4)`` each; None for networks that are not conditioned on it.
-        surroundings: ``(B, 2, I, J, K)`` of ``to_surroundings``, for ControlNets that listen; None where nothing of the
-            image is known.
+        surroundings: ``(B, 2, I, J, K)`` result of ``to_surroundings``, for ControlNets that take it; None if nothing
+            of the image is known.
     """
 
     label_bits: Tensor | None
@@ -44,21 +44,21 @@ class Conditions:
 
     @property
     def for_unet(self) -> dict[str, Tensor]:
-        """Return the conditions of the U-Net by argument name."""
+        """Conditions of the U-Net by argument name."""
         return name_for_unet(self.modality, self.spacing, self.regions)
 
 
 @dataclass(frozen=True)
 class KnownLatent:
-    """Known part of a latent, which is restored at every step so that the rest fits to it.
+    """Known part of a latent, which is restored at every sampling step so that the rest fits to it.
 
     Source: Lugmayr et al., "RePaint: Inpainting using Denoising Diffusion Probabilistic Models", CVPR 2022.
 
     Attributes:
         latent: ``(B, C, i, j, k)`` of the known image, multiplied by the bundle's scale factor.
         is_known: ``(B, 1, i, j, k)`` bool.
-        num_resamplings: Number of times that each step but the last is taken: after all but the last time noise is
-            added again, so that the drawn part sees what the known part has become.
+        num_resamplings: Number of times that each step but the last is taken. In between, noise is added again, so that
+            the drawn part adapts to the known part.
     """
 
     latent: Tensor
@@ -84,19 +84,19 @@ def sample_latent(
     known: KnownLatent | None = None,
     report: Report | None = None,
 ) -> Tensor:
-    """Integrate from noise to a latent.
+    """Sample latents of images, from noise to the last step of the scheduler.
 
     Args:
         networks: ControlNet, U-Net and scheduler.
-        conditions: Conditions of the images wanted.
+        conditions: Conditions of the wanted images.
         noise: ``(B, C, i, j, k)`` standard normal.
-        num_inference_steps: Steps of the scheduler; fewer than all of DDPM are those of ``integrate_fast``.
-        guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
+        num_inference_steps: Number of steps; for DDPM, fewer than all are taken by ``integrate_fast``.
+        guidance_scale: Scale of classifier-free guidance: 0 for none; 1 to 5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
         generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
             ``noise``; rectified flow alone adds none.
-        known: Known part, which is put back at every step; None for none.
+        known: Known part of the latent, which is restored at every step; None for none.
         report: Called with (steps done, steps in all).
 
     Returns:

@@ -44,7 +44,9 @@ ANY = sys.maxsize
 
 
 class Slabs:
-    """A tensor ``(B, C, I, J, K)`` in pieces along I, from which the first ones can be dropped.
+    """A ``(B, C, I, J, K)`` tensor in pieces along I, of which the first can be freed while later ones are added.
+
+    With ``on_host`` the pieces are kept in the host's memory, and what is read goes to the device that they came from.
 
     With ``on_host`` the pieces lie in the host's memory, and what is read goes to the device that they came from.
     """
@@ -58,16 +60,16 @@ class Slabs:
 
     @property
     def side(self) -> int:
-        """Voxels along I up to the end of the last piece."""
+        """Number of voxels along I up to the end of the last piece."""
         return self.first + sum(piece.shape[2] for piece in self.pieces)
 
     def append(self, piece: Tensor) -> None:
-        """Add what follows."""
+        """Append the next piece along I."""
         self.device = piece.device
         self.pieces.append(piece.cpu() if self.on_host else piece)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return ``(B, C, stop - start, J, K)``, a view where it lies in one piece."""
+        """Return ``(B, C, stop - start, J, K)``; a view if the range lies in one piece."""
         found, offset = [], self.first
         for piece in self.pieces:
             first, last = max(start - offset, 0), min(stop - offset, piece.shape[2])
@@ -78,14 +80,16 @@ class Slabs:
         return part.to(self.device)
 
     def drop_before(self, stop: int) -> None:
-        """Free the pieces that end before a voxel along I."""
+        """Free the pieces that end before a position along I."""
         while self.pieces and self.first + self.pieces[0].shape[2] <= stop:
             self.first += self.pieces.pop(0).shape[2]
 
 
 @dataclass
 class Moments:
-    """Mean and deviation of the groups of a norm, collected slab by slab.
+    """Mean and variance of the groups of a group norm, accumulated slab by slab.
+
+    Because a group's mean may be far from 0, slabs are merged by their means and squared deviations, in float64.
 
     A group's mean may be far from 0: slabs are merged by their means and squared deviations, in float64.
     """
@@ -96,7 +100,7 @@ class Moments:
     squares: Tensor | None = None
 
     def add(self, slab: Tensor) -> None:
-        """Take in a further slab ``(B, C, I, J, K)``."""
+        """Accumulate a slab ``(B, C, I, J, K)``."""
         # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU. Of
         # channels last its sums are too coarse, see CpuGroupNorm.
         batch, channels, *sides = slab.shape
@@ -115,7 +119,7 @@ class Moments:
         self.count = total
 
     def as_scale_and_shift(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
-        """Return scale and shift of the norm, ``(B, C, 1, 1, 1)`` float32 each."""
+        """Return scale and shift that a group norm amounts to, ``(B, C, 1, 1, 1)`` float32 each."""
         assert self.mean is not None
         assert self.squares is not None
         deviation = (self.squares / self.count + norm.eps).sqrt()
@@ -130,20 +134,27 @@ class Moments:
 
 
 class Step(Protocol):
-    """Layers that are computed for a range of their output, from a range of their input a little longer."""
+    """Layers whose output can be computed range by range along I, each from a slightly longer range of the input."""
 
     @property
     def num_channels(self) -> int:
-        """Input channels of the narrowest convolution, which decides how thin a slab may be on a CPU."""
+        """Number of input channels of the narrowest convolution, which decides how thin a slab may be on a CPU."""
 
     def side(self, side: int) -> int:
         """Return the number of voxels along I of the output for an input of ``side`` voxels."""
 
     def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
-        """Return the range of an input with ``side`` voxels along I from which a range of the output is computed."""
+        """Return the range along I of an input with ``side`` voxels that is needed to compute a range of the output."""
 
     def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
-        """Return the output's range, from a part of the input that begins at ``first``."""
+        """Return a range of the output along I.
+
+        Args:
+            part: ``(B, C, I, J, K)`` part of the input.
+            first: Position of the part's first voxel in the input.
+            start: First voxel of the output's range.
+            stop: First voxel after it.
+        """
 
 
 @dataclass(frozen=True)
@@ -263,15 +274,15 @@ class _ResidualWithHidden:
 
 @dataclass
 class Stream:
-    """Features on their way through the blocks of an encoder or decoder.
+    """Features on their way through the blocks of an encoder or decoder, computed slab by slab.
 
     Attributes:
-        kept: The features that are kept.
-        num_parts: Slabs into which every output is divided.
-        keep: Features to keep between passes.
-        on_host: Whether it is kept in the host's memory.
-        pending: Steps from what is kept to the features at hand, not yet computed.
-        moments: Moments of the features at hand by number of groups, where a pass has collected them.
+        kept: Features that are kept in memory.
+        num_parts: Number of slabs into which every output is divided.
+        keep: Which features to keep between passes.
+        on_host: Whether features are kept in the host's memory.
+        pending: Steps from the kept features to the current ones, not yet computed.
+        moments: Number of groups -> moments of the current features, as far as a pass has collected them.
     """
 
     kept: Slabs
@@ -282,14 +293,19 @@ class Stream:
     moments: dict[int, Moments] = field(default_factory=dict)
 
     def advance(self, block: nn.Module, following: nn.Module | None) -> None:
-        """Send the features through a block; ``following`` is the next one, whose norm this one's output meets."""
+        """Send the features through a block.
+
+        Args:
+            block: Block of the network.
+            following: Next block, whose norm applies to this block's output; None for the last block.
+        """
         if not self.pend(block):
             self.kept, self.moments = Slabs(block(self.finish()), on_host=self.on_host), {}
         elif not isinstance(block, nn.GroupNorm) and (self.keep == "all" or not isinstance(block, MaisiUpsample)):
             self.settle(_first_norm(following))
 
     def pend(self, block: nn.Module) -> bool:
-        """Note a block behind those to be computed, unless it needs the whole at once."""
+        """Add a block to the pending steps; False if it needs the whole input at once."""
         if isinstance(block, MaisiResBlock):
             self.add(self._as_residual(block))
         elif isinstance(block, MaisiUpsample):
@@ -305,7 +321,7 @@ class Stream:
         return True
 
     def add(self, step: Step) -> None:
-        """Note a step behind those to be computed."""
+        """Add a step to the pending steps."""
         self.pending, self.moments = (*self.pending, step), {}
 
     def _as_residual(self, block: MaisiResBlock) -> Step:
@@ -332,7 +348,7 @@ class Stream:
         return self.moments[norm.num_groups].as_scale_and_shift(norm)
 
     def settle(self, norm: nn.GroupNorm | None = None) -> None:
-        """Compute the features at hand and keep them instead of what they come from."""
+        """Compute the current features and keep them instead of their sources; collect the moments for ``norm``, too."""
         if not self.pending:
             return
         output, moments = Slabs(on_host=self.on_host), None if norm is None else Moments(norm.num_groups)
@@ -344,12 +360,12 @@ class Stream:
         self.moments = {} if moments is None else {moments.num_groups: moments}
 
     def take(self) -> Iterator[Tensor]:
-        """Yield the features slab by slab, and free their sources meanwhile."""
+        """Yield the current features slab by slab, and free their sources meanwhile."""
         pending, self.pending = self.pending, ()
         yield from self._pull_all(pending, is_last=True)
 
     def finish(self) -> Tensor:
-        """Return the features as one tensor."""
+        """Return the current features as one ``(B, C, I, J, K)`` tensor."""
         self.settle()
         whole = self.kept.read(0, self.kept.side)
         self.kept = Slabs()
@@ -424,25 +440,26 @@ def _first_norm(block: nn.Module | None) -> nn.GroupNorm | None:
 
 
 def is_streamable(coder: nn.Module) -> bool:
-    """Whether an encoder or decoder has plain layers; MAISI's own split themselves."""
+    """Whether an encoder or decoder has plain layers, which can be computed in slabs; MAISI's own split themselves."""
     return not any(isinstance(layer, MaisiConvolution | MaisiGroupNorm3D) for layer in coder.modules())
 
 
 def stream(
     blocks: Sequence[nn.Module], features: Tensor, *, num_parts: int, keep: Keep = "all", on_host: bool = False
 ) -> Tensor:
-    """Send features through the blocks of MAISI's encoder or decoder slab by slab.
+    """Compute the blocks of MAISI's encoder or decoder slab by slab.
 
     Args:
-        blocks: With plain norms and convolutions; what is neither convolution, norm, resampling nor MAISI's residual
-            block, such as attention, is computed as a whole.
-        features: ``(B, C, I, J, K)``.
-        num_parts: Slabs into which every output is divided along I; fewer where they would be too thin for a CPU.
-        keep: Features to keep between passes.
-        on_host: Whether it is kept in the host's memory.
+        blocks: Blocks with plain norms and convolutions. Anything but a convolution, norm, resampling or MAISI's
+            residual block, such as attention, is computed as a whole.
+        features: ``(B, C, I, J, K)`` input.
+        num_parts: Number of slabs along I into which every output is divided; fewer if they would be too thin for a
+            CPU.
+        keep: Which features to keep between passes.
+        on_host: Whether features are kept in the host's memory.
 
     Returns:
-        The output of the blocks for the whole input, up to rounding.
+        ``(B, D, I', J', K')`` output of the blocks for the whole input, equal up to rounding.
     """
     run = Stream(Slabs(features, on_host=on_host), num_parts, keep, on_host)
     del features
@@ -457,7 +474,14 @@ def stream_slabs(
     *,
     num_parts: int,
 ) -> Iterator[Tensor]:
-    """Yield slabs of the output of a last function that needs one neighbouring voxel."""
+    """Yield slabs of the output of blocks followed by a last function that needs one neighbouring voxel.
+
+    Args:
+        blocks: Blocks with plain norms and convolutions.
+        features: ``(B, C, I, J, K)`` input.
+        last: Function of the blocks' output, such as the last convolution.
+        num_parts: Number of slabs along I.
+    """
     run = Stream(Slabs(features), num_parts)
     del features
     _send(run, blocks)

@@ -48,17 +48,16 @@ _LENGTH_BYTES: Final = 8
 def load_networks(
     bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True, cpu_layers: bool = True
 ) -> Networks:
-    """Build a bundle's networks and load their weights strictly.
+    """Build the image networks of a bundle, and load their weights strictly.
 
     Args:
-        bundle: The bundle; its weight files are compared with their hashes first.
+        bundle: Bundle, whose weight files are first compared with their SHA-256.
         device: Device on which the networks run.
-        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones; what they compute can still be
-            divided into parts.
+        plain_layers: Replace MAISI's memory-saving layers by plain, faster ones, which can also be computed in parts.
         cpu_layers: Whether convolutions and attention are replaced by faster ones on a CPU.
 
     Raises:
-        BundleError: For altered or missing files, or tensors that do not match the definition, key by key.
+        BundleError: Files are altered or missing, or tensors do not match the definition; the message lists the keys.
     """
     bundle.require_intact(bundle.image_roles)
     networks = {role: _load_network(bundle, role, device=device) for role in bundle.image_roles}
@@ -74,10 +73,10 @@ def load_networks(
 
 
 def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
-    """Return the autoencoder of a bundle alone, as :func:`load_networks` loads it.
+    """Load only the autoencoder of a bundle, as :func:`load_networks` does.
 
     Raises:
-        BundleError: For an altered or missing file, or tensors that do not match the definition.
+        BundleError: The file is altered or missing, or tensors do not match the definition.
     """
     bundle.require_intact(("autoencoder",))
     autoencoder = _load_network(bundle, "autoencoder", device=device)
@@ -87,16 +86,16 @@ def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
 
 
 def load_mask_networks(bundle: Bundle, *, device: str = "cpu", plain_layers: bool = True) -> MaskNetworks:
-    """Build the networks that generate label maps and load their weights strictly.
+    """Build the mask networks of a bundle, and load their weights strictly.
 
     Args:
-        bundle: A bundle that has them; their weight files are compared with their hashes first.
-        device: Device on which the networks run; on a CPU, convolutions and attention are swapped for faster ones.
-        plain_layers: Swap MAISI's memory-saving layers for the plain, faster ones.
+        bundle: Bundle with mask networks, whose weight files are first compared with their SHA-256.
+        device: Device on which the networks run; on a CPU, convolutions and attention are replaced by faster ones.
+        plain_layers: Replace MAISI's memory-saving layers by plain, faster ones.
 
     Raises:
-        BundleError: When the bundle has none, for altered or missing files, tensors that do not match the definition,
-            key by key, and a scheduler other than the DDPM that they were trained with.
+        BundleError: The bundle has no mask networks, files are altered or missing, tensors do not match the definition,
+            or the scheduler is not DDPM.
     """
     spec = require_masks(bundle)
     bundle.require_intact(MASK_ROLES)
@@ -139,7 +138,12 @@ def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
 
 
 def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Return the tensors of a role's weight file, in their own types.
+    """Return the tensors of a network's weight file by name, in their own types.
+
+    Args:
+        bundle: Bundle of the network.
+        role: Role of the network, such as ``controlnet``.
+        device: Device to load the tensors to.
 
     Raises:
         BundleError: When the file is missing or cannot be read.
@@ -148,7 +152,11 @@ def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[
 
 
 def describe_weight_file(bundle: Bundle, role: str) -> dict[str, Tensor]:
-    """Names and shapes of the tensors of a role's weight file, without their values.
+    """Return the names and shapes of the tensors in a network's weight file, without their values.
+
+    Args:
+        bundle: Bundle of the network.
+        role: Role of the network, such as ``controlnet``.
 
     Raises:
         BundleError: When the file is missing or cannot be read.
@@ -173,7 +181,7 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
         A row per file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
 
     Raises:
-        BundleError: The message names the first faulty file.
+        BundleError: A file is missing or faulty; the message names the first.
     """
     bundle.require_intact()
     build_scheduler(bundle.spec.scheduler)
@@ -199,10 +207,10 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
 
 
 def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:
-    """Compare names and shapes of two state dicts.
+    """Raise unless two state dicts have the same names and shapes of tensors.
 
     Raises:
-        BundleError: The message lists missing, surplus and misshapen tensors, five of each at most.
+        BundleError: They differ; the message lists missing, surplus and misshapen tensors, at most five of each.
     """
     missing = sorted(set(expected) - set(found))
     surplus = sorted(set(found) - set(expected))
@@ -230,9 +238,9 @@ def write_bundle(
     """Write a bundle: safetensors, then ``bundle.yaml`` with their hashes.
 
     Args:
-        folder: Created when missing; existing files of the same names are replaced.
-        header: Everything of ``BundleSpec`` but ``weights``.
-        weights: State dicts by role.
+        folder: Folder of the bundle, created if missing; existing files of the same names are replaced.
+        header: Fields of ``BundleSpec`` except ``weights``.
+        weights: Role -> state dict.
         dtype: Floating-point type of the written weights; None keeps every tensor's own. Integers always keep theirs.
 
     Raises:
@@ -244,7 +252,11 @@ def write_bundle(
 
 
 def write_safetensors(path: Path, content: bytes) -> None:
-    """Write the content of a safetensors file, whole, with its metadata in the order of their names.
+    """Write the content of a safetensors file, whole, with its metadata sorted by name.
+
+    The library writes several entries in a random order, which would change the file's hash. The file consists of the
+    length of its header in 8 bytes, the header as JSON, padded with spaces to a multiple of 8 bytes, and the tensors,
+    whose offsets count from the end of the header.
 
     The library puts several entries into a random order, and the file's hash would change with it. The file is the
     length of its header in 8 bytes, the header as JSON, filled up with spaces to a multiple of 8 bytes, and the
@@ -252,7 +264,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
 
     Args:
         path: Path of the new file.
-        content: Bytes that ``safetensors`` made of tensors and metadata.
+        content: Bytes that ``safetensors`` serialised from tensors and metadata.
 
     Raises:
         VolumeError: When the file cannot be written.
@@ -274,12 +286,12 @@ def write_weights(
     """Write state dicts as safetensors files named after their roles.
 
     Args:
-        folder: Created when missing; existing files of the same names are replaced.
-        weights: State dicts by role.
-        dtype: Floating-point type, see ``write_bundle``.
+        folder: Folder, created if missing; existing files of the same names are replaced.
+        weights: Role -> state dict.
+        dtype: Floating-point type of the written weights; None keeps every tensor's own.
 
     Returns:
-        What ``bundle.yaml`` says of the files, by role.
+        Role -> entry of ``bundle.yaml`` about the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, dict[str, str]] = {}
@@ -295,11 +307,11 @@ def write_weights(
 
 
 def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file.
+    """Return name -> tensor of a safetensors file.
 
     Raises:
-        ContentError: It is no such file, or damaged.
-        OSError: It is missing or cannot be read.
+        ContentError: The file is not a safetensors file, or damaged.
+        OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
         require_header(path)
@@ -308,11 +320,11 @@ def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
 
 
 def describe_safetensors(path: Path) -> dict[str, Tensor]:
-    """Names and shapes of a file's tensors, without their values.
+    """Return the names and shapes of a safetensors file's tensors, without their values.
 
     Raises:
-        ContentError: It is no such file, or damaged.
-        OSError: It is missing or cannot be read.
+        ContentError: The file is not a safetensors file, or damaged.
+        OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
         require_header(path)
@@ -338,7 +350,7 @@ def require_header(path: Path) -> None:
 
 
 def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: bool = True) -> Any:
-    """Load what ``torch.save`` wrote: tensors and plain containers, no code; tensors stay on the disk until used.
+    """Load a file that ``torch.save`` wrote: only tensors and plain containers, no code.
 
     Args:
         path: The file.
@@ -346,8 +358,8 @@ def load_torch_file(path: Path, *, device: str | torch.device = "cpu", mmap: boo
         mmap: Leave tensors for the CPU on the disk, which must then stay as it is.
 
     Raises:
-        ContentError: It cannot be read as such, contains more than data, or states more than it holds.
-        OSError: It is missing or cannot be read.
+        ContentError: The file cannot be read as such, contains more than data, or states more data than it holds.
+        OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
         # Files of torch before 1.6 are not zip archives and cannot be mapped.

@@ -92,7 +92,7 @@ def _match(field: Field, box: Slices) -> F32:
 
 
 def paint_adrenals(canvas: Canvas, seed: int) -> None:
-    """Paint an inverted Y above each kidney."""
+    """Paint the adrenal glands: an inverted Y above each kidney."""
     for label, limbs in _ADRENALS.items():
         for knots in limbs:
             canvas.paint(tube(canvas.frame, shifted(seed, f"adrenal {label}", knots), smooth=False), label)
@@ -132,7 +132,7 @@ def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: i
 
 
 def paint_gallbladder(canvas: Canvas, seed: int) -> None:
-    """Paint a pear under the right liver; a few patients have a contracted one."""
+    """Paint the gallbladder, a pear under the right liver; in a few patients it is contracted."""
     shift, _ = jitter(seed, "gallbladder", shift_mm=5.0)
     rng = numpy_generator(seed, "gallbladder fill")
     radii = np.asarray((13.5, 17.0, 29.0)) * float(np.clip(rng.normal(1.0, 0.14), 0.65, 1.25))
@@ -141,7 +141,7 @@ def paint_gallbladder(canvas: Canvas, seed: int) -> None:
 
 
 def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Return a wedge under the right dome that thins out to the left, with a slanted lower edge."""
+    """Return the distances to the liver: a wedge under the right dome that thins out to the left, with a slanted edge."""
     frame = canvas.frame
     rng = numpy_generator(seed, "liver")
     box = frame.box((-95, -105, 205), (138, 112, 440))
@@ -196,7 +196,7 @@ def _points_inside(canvas: Canvas, label: int, rng: np.random.Generator, count: 
 
 
 def paint_pancreas(canvas: Canvas, seed: int) -> None:
-    """Paint the head in the duodenal loop, the neck over the portal vein, and body and tail towards the spleen."""
+    """Paint the pancreas: head in the duodenal loop, neck over the portal vein, body and tail towards the spleen."""
     rng = numpy_generator(seed, "pancreas surface")
     size = float(np.clip(rng.normal(1.0, 0.08), 0.84, 1.18))
     knots = [(x, y, z, r * size) for x, y, z, r in shifted(seed, "pancreas", _PANCREAS, shift_mm=4.0, spread=0.0)]
@@ -208,7 +208,7 @@ def paint_pancreas(canvas: Canvas, seed: int) -> None:
 
 
 def paint_duodenum(canvas: Canvas, seed: int) -> None:
-    """Paint the C from the pylorus around the pancreatic head to the left of the aorta."""
+    """Paint the duodenum: a C from the pylorus around the pancreatic head to the left of the aorta."""
     canvas.paint(
         tube(canvas.frame, shifted(seed, "pancreas", _DUODENUM, shift_mm=4.0, spread=0.0), step_mm=7.0),
         DUODENUM,

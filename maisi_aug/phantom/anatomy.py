@@ -34,9 +34,9 @@ class AnatomyMap:
     Attributes:
         label_map: ``(I, J, K)`` uint8 vocabulary ids; 200 = body without organ, 0 = outside.
         tissue: ``(I, J, K)`` uint8 tissue under label 200, a finer ground truth that only the renderer uses.
-        region: The window that the map mostly shows.
-        grid: Its geometry.
-        seed: The seed it was built from.
+        region: Body region that the map mostly shows.
+        grid: Shape and affine of the label map.
+        seed: Seed from which it was built.
     """
 
     label_map: NDArray[np.uint8]
@@ -47,12 +47,12 @@ class AnatomyMap:
 
 
 def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = "any") -> AnatomyMap:
-    """Return a tumour-free anatomy on a grid.
+    """Build a tumour-free procedural anatomy on a grid.
 
     Args:
-        seed: Decides everything: patient, pose, window.
-        grid: Any shape and spacing; the window's middle lies in its centre and its axes are taken as R, A, S.
-        region: Position of the window; "any" draws a place anywhere along the trunk.
+        seed: Seed of everything random: patient, pose and position of the window.
+        grid: Grid of any shape and spacing, whose axes are taken as R, A, S.
+        region: Body region in the centre of the grid; ``any`` draws a position along the trunk.
 
     Returns:
         The map, without any tumour id in it.

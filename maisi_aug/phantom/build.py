@@ -50,8 +50,8 @@ class Phantom:
     Attributes:
         image_hu: ``(I, J, K)`` int16 HU, -1000 outside the body.
         label_map: ``(I, J, K)`` uint8 vocabulary ids.
-        grid: Their geometry.
-        region: The window that is mostly shown.
+        grid: Shape and affine of image and label map.
+        region: Body region that is mostly shown.
         phase: Contrast phase.
         seed: Seed of the phantom.
         lesions: The planted lesions with their realised volumes.
@@ -67,7 +67,7 @@ class Phantom:
 
     @property
     def modality(self) -> str:
-        """Contrast phase for the networks."""
+        """Name of the modality that the networks are conditioned on, from the contrast phase."""
         return "ct_wo_contrast" if self.phase == "non-contrast" else "ct_contrast"
 
 
@@ -78,14 +78,14 @@ def build_phantom(
     region: Region | Literal["any"] = "any",
     lesions: bool | Sequence[Lesion] = True,
 ) -> Phantom:
-    """Return a phantom, deterministic in its seed.
+    """Build a procedural CT phantom with its exact label map; the same seed gives the same phantom.
 
     Args:
-        seed: Decides everything.
-        grid: Any shape and spacing; the patient fits a field of view of about 400 x 300 mm.
-        region: Position of the window; "any" draws a place along the trunk.
-        lesions: True plants 1 to 4 lesions of 1 to 3 kinds whose hosts are in view, as far as they fit; False none;
-            a sequence of wishes exactly these.
+        seed: Seed of everything random.
+        grid: Grid of any shape and spacing; the patient fits into a field of view of about 400 x 300 mm.
+        region: Body region in the centre of the grid; ``any`` draws a position along the trunk.
+        lesions: True plants 1 to 4 lesions of 1 to 3 kinds in organs that are in view; False plants none; a sequence
+            plants exactly these.
 
     Raises:
         LesionError: A requested lesion does not fit into its host.
@@ -106,10 +106,10 @@ def build_phantom(
 def plant_drawn_lesions(
     label_map: NDArray[np.uint8], *, grid: Grid, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]]:
-    """Plant 1 to 4 lesions of 1 to 3 kinds with log-uniform volumes; what does not fit is skipped, at most 6 times.
+    """Plant 1 to 4 lesions of 1 to 3 kinds with log-uniform volumes; lesions that do not fit are skipped.
 
     Returns:
-        A new map (or the given one when nothing could be planted) and the lesions.
+        A new label map (or the given one if nothing could be planted), and the lesions.
     """
     limits_ml = lesion_limits_ml(label_map, grid)
     if not limits_ml:
@@ -135,7 +135,7 @@ def plant_drawn_lesions(
 
 
 def lesion_limits_ml(label_map: NDArray[np.uint8], grid: Grid) -> dict[int, tuple[float, float]]:
-    """Return smallest and largest drawn volume of every tumour kind whose host is in view."""
+    """Return tumour id -> smallest and largest volume in mL to draw, for tumours whose host organ is in view."""
     volumes_ml = np.bincount(label_map.ravel(), minlength=256) * grid.voxel_ml
     smallest = max(_sphere_ml(DIAMETER_RANGE_MM[0]), MIN_LESION_VOXELS * grid.voxel_ml)
     limits = {}
@@ -174,7 +174,7 @@ _PELVIS_IDS: Final = (
 
 
 def region_for(label_id: int) -> Region:
-    """Return the window in which a label, or a tumour's host, is shown best."""
+    """Return the body region in which a label, or a tumour's host organ, is shown best."""
     if label_id in _CHEST_IDS:
         return "chest"
     if label_id in _PELVIS_IDS:

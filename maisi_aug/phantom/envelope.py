@@ -87,7 +87,7 @@ BELLY_Z_MM: Final = (130.0, 255.0, 400.0)  # where the belly's bulge begins, pea
 
 @dataclass(frozen=True)
 class Envelope:
-    """Signed distances in canonical mm over the whole grid, negative inside.
+    """Layers of the trunk as signed distances in canonical mm over the whole grid, negative inside.
 
     Attributes:
         skin: Outline of the body.
@@ -165,7 +165,7 @@ def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
 
 
 def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
-    """Return the height of the diaphragm in mm: two domes, the right one higher, with deep recesses."""
+    """Return the height of the diaphragm in mm at canonical x and y: two domes, the right one higher."""
     rim = np.float32(338) + np.float32(48) * np.clip((y + 10) / np.float32(90), 0, 1)
     dome = np.float32(409 + raised_mm) + np.float32(9) * np.tanh(x / np.float32(35))
     dome -= np.float32(8) * np.exp(-((x / np.float32(28)) ** 2))
@@ -175,7 +175,7 @@ def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
 
 
 def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
-    """Fill the skin with label 200 and lay out the tissues under it: fat, muscle wall, visceral fat."""
+    """Fill the body with label 200, and paint the tissues below the skin: fat, muscle wall and visceral fat."""
     frame = canvas.frame
     canvas.labels[envelope.skin < 0] = BODY
     canvas.tissue[...] = TISSUE_SUBCUTANEOUS

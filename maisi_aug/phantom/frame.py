@@ -31,7 +31,7 @@ KNOT_COUNTS: Final = (13, 11, 19)  # covers x, y to about 425 and z to 930 mm, f
 
 @dataclass(frozen=True)
 class Pose:
-    """Difference of one patient's body from the canonical one.
+    """Pose of one patient relative to the canonical body.
 
     Attributes:
         scale: Stretch along R, A, S.
@@ -47,7 +47,7 @@ class Pose:
 
 
 def draw_pose(seed: int, *, scale: tuple[float, float, float]) -> Pose:
-    """Return a slightly turned, tilted and bent pose: scoliosis, kyphosis and a local warp of a few millimetres."""
+    """Draw a pose that is slightly turned, tilted and bent: scoliosis, kyphosis and a local warp of a few millimetres."""
     rng = numpy_generator(seed, "pose")
     knots_z = KNOT_ORIGIN_MM[2] + KNOT_SPACING_MM * np.arange(KNOT_COUNTS[2])
     local = rng.normal(0.0, 1.0, (3, *KNOT_COUNTS)) * np.array([6.0, 5.0, 7.0])[:, None, None, None]
@@ -59,11 +59,11 @@ def draw_pose(seed: int, *, scale: tuple[float, float, float]) -> Pose:
 
 
 class Frame:
-    """The grid of a case placed in its patient.
+    """Grid of a case, placed in its patient, with canonical coordinates of every voxel.
 
     Attributes:
         shape: Voxels along I, J, K.
-        spacing_mm: Voxel sides.
+        spacing_mm: Voxel sides along I, J, K in mm.
         axes: Patient millimetres of the voxel centres, one 1D float32 array per axis.
         x: ``(I, J, K)`` canonical R coordinate of every voxel in mm; ``y`` (A) and ``z`` (S) likewise.
     """
@@ -95,7 +95,7 @@ class Frame:
         return canonical[0], canonical[1], canonical[2]
 
     def bases(self, origin_mm: ArrayLike, spacing_mm: float, counts: tuple[int, int, int]) -> tuple[F32, F32, F32]:
-        """Return the B-spline bases of the grid's three axes for knots anchored in patient space."""
+        """Return the B-spline bases of the grid's three axes for knots that are fixed in patient space."""
         origin = np.asarray(origin_mm, dtype=np.float64)
         i, j, k = (
             spline_basis(self._axes64[a], origin_mm=float(origin[a]), spacing_mm=spacing_mm, count=counts[a])
@@ -104,7 +104,7 @@ class Frame:
         return i, j, k
 
     def to_patient(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Return ``(N, 3)`` canonical points in patient millimetres; a fixed-point iteration inverts the warp."""
+        """Transform ``(N, 3)`` canonical points to patient millimetres; the warp is inverted by fixed-point iteration."""
         bent = np.atleast_2d(np.asarray(points, dtype=np.float64)) * np.array(self.pose.scale)
         cos, sin = np.cos(self.pose.turn_rad), np.sin(self.pose.turn_rad)
         patient: NDArray[np.float64] = bent.copy()
@@ -120,7 +120,7 @@ class Frame:
         return patient
 
     def slices_of(self, low_mm: ArrayLike, high_mm: ArrayLike) -> Slices:
-        """Return the index box of a box in patient space, cut at the grid (sides may be empty)."""
+        """Return the slices of voxels along I, J, K inside a box in patient space, limited to the grid (may be empty)."""
         low, high = np.asarray(low_mm, dtype=np.float64), np.asarray(high_mm, dtype=np.float64)
         bounds = []
         for a in range(3):
@@ -131,7 +131,7 @@ class Frame:
         return bounds[0], bounds[1], bounds[2]
 
     def box(self, low: ArrayLike, high: ArrayLike, *, pad_mm: float = 6.0) -> Slices:
-        """Return the index box that holds a canonical box; the pad covers the warp between the probed points."""
+        """Return the slices of voxels along I, J, K that contain a canonical box, with a margin for the warp."""
         low_mm, high_mm = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
         steps = np.stack(np.meshgrid(*[(0.0, 0.5, 1.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
         corners = self.to_patient(low_mm + steps * (high_mm - low_mm))

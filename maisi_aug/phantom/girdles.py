@@ -57,12 +57,12 @@ _TROCHANTER: Final = ((141.0, -18.0, 52.0), (14.0, 18.0, 22.0))
 
 
 def one_side(knots: Knots, side: int) -> Knots:
-    """Return the right-hand knots, or their mirror image for the left side."""
+    """Return the knots of a structure on the right side, or their mirror image for the left side (-1)."""
     return knots if side > 0 else mirrored(knots)
 
 
 def paint_shoulders(canvas: Canvas) -> None:
-    """Paint scapulae turned outwards and raised claviculae, as with the arms up."""
+    """Paint the shoulders as with arms up: scapulae turned outwards, and raised clavicles."""
     frame = canvas.frame
     for side in SIDES:
         scapula = RIGHT_SCAPULA if side > 0 else LEFT_SCAPULA
@@ -101,7 +101,7 @@ def wing_sheet(
 
 
 def paint_pelvis(canvas: Canvas) -> None:
-    """Paint the hip bones with acetabulum, pubis and ischium, and the femurs in their sockets."""
+    """Paint the hip bones with acetabulum, pubis and ischium, and the femora in their sockets."""
     frame = canvas.frame
     for side in SIDES:
         hip, femur = (RIGHT_HIP, RIGHT_FEMUR) if side > 0 else (LEFT_HIP, LEFT_FEMUR)

@@ -17,7 +17,7 @@ FASCIA_DEPTH_MM: Final = 216.0
 
 @dataclass(frozen=True)
 class Habitus:
-    """Build of one patient.
+    """Body build of one patient: size, fat, muscles, sex and breathing position.
 
     Attributes:
         scale: Stretch of the canonical body along R, A, S.
@@ -39,7 +39,7 @@ class Habitus:
 
 
 def draw_habitus(seed: int) -> Habitus:
-    """Draw a build whose outline stays inside a torso window of 410 x 307 mm."""
+    """Draw a body build whose outline fits into 410 x 307 mm."""
     rng = numpy_generator(seed, "habitus")
     is_female = bool(rng.random() < 0.5)
     size = rng.normal(0.955 if is_female else 0.99, 0.03)

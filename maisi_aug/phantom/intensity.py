@@ -88,15 +88,15 @@ _TEXTURE_HU: Final[dict[int, float]] = {
 
 @dataclass(frozen=True)
 class Appearance:
-    """The look of one scan.
+    """Appearance of one scan: HU of organs and tissues, kernel and noise.
 
     Attributes:
         phase: Contrast phase.
         organ_hu: ``(256,)`` float32 mean HU by label id; label 200 is looked up in ``tissue_hu``.
         tissue_hu: ``(8,)`` float32 mean HU by tissue id.
         texture_hu: ``(256,)`` float32 standard deviation of the slow texture by label id.
-        blood_hu: Left and right blood pool.
-        cortex_hu: Compact bone as far as a voxel of about 3 mm shows it.
+        blood_hu: HU of the left and the right blood pool.
+        cortex_hu: HU of compact bone, as averaged by a voxel of about 3 mm.
         kernel_voxels: Standard deviation of the reconstruction kernel in voxels.
         noise_hu: Standard deviation of the noise after the kernel.
         noise_grain_voxels: Correlation length of the noise.
@@ -114,12 +114,15 @@ class Appearance:
 
 
 def draw_phase(seed: int) -> Phase:
-    """Return the contrast phase of a seed."""
+    """Draw the contrast phase of a phantom from its seed."""
     return PHASES[int(numpy_generator(seed, "phase").choice(len(PHASES), p=_PHASE_WEIGHTS))]
 
 
 def draw_appearance(seed: int, phase: Phase) -> Appearance:
-    """Draw HU, kernel and noise; left and right partners share their draw, so that a patient stays consistent."""
+    """Draw the HU of organs, the reconstruction kernel and the noise of one scan.
+
+    Left and right partners share their draw, so that a patient is consistent.
+    """
     rng = numpy_generator(seed, "appearance")
     column = PHASES.index(phase)
     draws: dict[Row, float] = {}

@@ -18,12 +18,12 @@ _LEVEL_SCALE_MM: Final = 13.0  # neighbourhood over which the local height insid
 
 @dataclass(frozen=True)
 class Filling:
-    """Content of one gut organ.
+    """Content of one organ of the bowel: gas, fluid or stool.
 
     Attributes:
         gas_level: Local height, in standard deviations, above which there is gas; larger means less gas.
         gas_spread: Variation of the level from place to place.
-        content_hu: Mean of the fluid or stool.
+        content_hu: Mean HU of the fluid or stool.
         mottle_hu: Standard deviation of the solid content's texture.
         bubbles: Share of the content's voxels that are small gas bubbles.
     """
@@ -36,7 +36,7 @@ class Filling:
 
 
 def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | None:
-    """Return the index box around the true voxels with a margin, or None when there are none."""
+    """Return the smallest box around the true voxels of a mask, with a margin in voxels; None if there are none."""
     box = []
     for axis in range(3):
         along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -47,7 +47,7 @@ def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | No
 
 
 def eroded(mask: Mask) -> Mask:
-    """Return voxels whose six neighbours all belong to the mask; the grid's border does not count as outside."""
+    """Return the voxels whose six neighbours all belong to a mask; the grid's border does not count as outside."""
     inner = mask.copy()
     inner[1:] &= mask[:-1]
     inner[:-1] &= mask[1:]
@@ -59,7 +59,7 @@ def eroded(mask: Mask) -> Mask:
 
 
 def local_height(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
-    """Return how far in front a voxel lies inside its loop, in standard deviations of the loop's depth around it."""
+    """Return how far to the front (A) a voxel lies in its loop, in standard deviations of the loop's depth."""
     sigma = [_LEVEL_SCALE_MM / step for step in spacing_mm]
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=2.0)
     depth = (np.arange(mask.shape[1], dtype=np.float32) * np.float32(spacing_mm[1])).reshape(1, -1, 1)

@@ -44,7 +44,7 @@ _AUTOCHTHON: Final = np.array(
 
 
 def paint_muscles(canvas: Canvas, envelope: Envelope, habitus: Habitus) -> None:
-    """Paint all labelled muscles over the free body."""
+    """Paint all labelled muscles over body tissue that has no organ label."""
     for side in SIDES:
         _paint_autochthon(canvas, envelope, habitus, side)
         _paint_iliopsoas(canvas, habitus, side)

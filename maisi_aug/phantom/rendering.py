@@ -30,12 +30,12 @@ def render_hu(
     phase: Phase | None = None,
     tissue: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.int16]:
-    """Return a CT image that obeys a label map, deterministic in the seed.
+    """Render a CT image that matches a label map; the same seed gives the same image.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids, with or without tumours; not modified.
-        seed: Decides phase, HU, textures, kernel and noise.
-        grid: Geometry of the map.
+        seed: Seed of phase, HU, textures, kernel and noise.
+        grid: Shape and affine of the label map.
         phase: Contrast phase; drawn from the seed when None.
         tissue: ``(I, J, K)`` tissue under label 200 (see ``ids``); guessed from the geometry when None.
 

@@ -23,18 +23,18 @@ Knots = Sequence[tuple[float, float, float, float]]  # x, y, z, radius in canoni
 
 @dataclass(frozen=True)
 class Field:
-    """Distances in mm over ``slices`` of the grid; negative inside."""
+    """Signed distances in mm to a solid, over a box of the grid (``slices``); negative inside."""
 
     slices: Slices
     mm: F32
 
     def grown(self, by_mm: float) -> Field:
-        """Return the same solid with its surface moved outwards."""
+        """Return the solid with its surface moved outwards by a distance in mm."""
         return Field(self.slices, self.mm - np.float32(by_mm))
 
 
 class Canvas:
-    """The label map being painted and, under label 200, the tissue map.
+    """Label map that is being painted and, below label 200, the tissue map.
 
     Attributes:
         frame: The placed grid.
@@ -50,7 +50,7 @@ class Canvas:
     def paint(
         self, field: Field, label: int, *, over: Iterable[int] = (BODY,), also: NDArray[np.bool_] | None = None
     ) -> None:
-        """Write ``label`` inside the field, but only over the labels ``over`` and where ``also`` holds."""
+        """Write a label inside a solid, where one of the labels ``over`` is and the mask ``also`` is true."""
         view = self.labels[field.slices]
         inside = (field.mm < 0) & lookup(over)[view]
         if also is not None:
@@ -58,7 +58,7 @@ class Canvas:
         view[inside] = label
 
     def paint_tissue(self, field: Field, tissue: int, *, also: NDArray[np.bool_] | None = None) -> None:
-        """Write a tissue inside the field (labels stay as they are)."""
+        """Write a tissue inside a solid; labels are not changed."""
         inside = field.mm < 0
         if also is not None:
             inside &= also
@@ -66,7 +66,7 @@ class Canvas:
 
 
 def lookup(ids: Iterable[int]) -> NDArray[np.bool_]:
-    """Return ``(256,)`` table that is true at ``ids``: membership tests by indexing."""
+    """Return a ``(256,)`` table that is True at the given ids, for membership tests by indexing."""
     table = np.zeros(256, dtype=bool)
     table[list(ids)] = True
     return table
@@ -80,7 +80,10 @@ def ellipsoid(
     turn_deg: tuple[float, float, float] = (0.0, 0.0, 0.0),
     margin_mm: float = 3.0,
 ) -> Field:
-    """Return ellipsoid in canonical space, turned about x, then y, then z.
+    """Return the distances to an ellipsoid in canonical space, turned about x, then y, then z.
+
+    The distance is the usual first-order approximation, ``k0 (k0 - 1) / k1`` with ``k0 = |p / r|`` and ``k1 = |p /
+    r^2|``.
 
     The distance is the usual first-order one, ``k0 (k0 - 1) / k1`` with ``k0 = |p / r|`` and ``k1 = |p / r^2|``.
     """
@@ -96,7 +99,7 @@ def ellipsoid(
 
 
 def rotation(turn_deg: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Return ``(3, 3)`` rotation about x, then y, then z; its columns are the solid's own axes."""
+    """Return the ``(3, 3)`` matrix of a rotation about x, then y, then z; its columns are the solid's own axes."""
     (a, b, c) = np.deg2rad(turn_deg)
     about_x = np.array([[1, 0, 0], [0, np.cos(a), -np.sin(a)], [0, np.sin(a), np.cos(a)]])
     about_y = np.array([[np.cos(b), 0, np.sin(b)], [0, 1, 0], [-np.sin(b), 0, np.cos(b)]])
@@ -106,7 +109,7 @@ def rotation(turn_deg: tuple[float, float, float]) -> NDArray[np.float64]:
 
 
 def turned(frame: Frame, box: Slices, centre: NDArray[np.float64], turn: NDArray[np.float64]) -> list[F32]:
-    """Return canonical coordinates of a box, centred and expressed along the columns of ``turn``."""
+    """Return the canonical coordinates of a box of voxels relative to a centre, along the columns of a rotation."""
     x, y, z = (axis[box] - np.float32(c) for axis, c in zip((frame.x, frame.y, frame.z), centre, strict=True))
     return [x * np.float32(turn[0, a]) + y * np.float32(turn[1, a]) + z * np.float32(turn[2, a]) for a in range(3)]
 
@@ -124,13 +127,13 @@ def smooth_path(knots: Knots, *, step_mm: float = 6.0) -> NDArray[np.float64]:
 
 
 def tube(frame: Frame, knots: Knots, *, step_mm: float = 6.0, margin_mm: float = 3.0, smooth: bool = True) -> Field:
-    """Return tube of varying radius around a spline through ``knots`` (canonical), drawn in patient space."""
+    """Return the distances to a tube of varying radius along a spline through canonical knots."""
     path = smooth_path(knots, step_mm=step_mm) if smooth else np.asarray(knots, dtype=np.float64)
     return capsules(frame, path[:-1], path[1:], margin_mm=margin_mm)
 
 
 def capsules(frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64], *, margin_mm: float = 3.0) -> Field:
-    """Return union of tapered capsules between ``(N, 4)`` canonical points with radii."""
+    """Return the distances to a union of tapered capsules between ``(N, 4)`` canonical points with radii."""
     first = np.column_stack([frame.to_patient(starts[:, :3]), starts[:, 3] * frame.radius_scale])
     last = np.column_stack([frame.to_patient(ends[:, :3]), ends[:, 3] * frame.radius_scale])
     return patient_capsules(frame, first, last, margin_mm=margin_mm)
@@ -139,7 +142,10 @@ def capsules(frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64
 def patient_capsules(
     frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64], *, margin_mm: float = 3.0
 ) -> Field:
-    """Return the union of tapered capsules between ``(N, 4)`` points, each evaluated in its own box only."""
+    """Return the distances to a union of tapered capsules between ``(N, 4)`` points in patient mm with radii.
+
+    Each capsule is evaluated in its own box only.
+    """
     first, last, radius_first, radius_last = starts[:, :3], ends[:, :3], starts[:, 3], ends[:, 3]
     reach = np.maximum(radius_first, radius_last)[:, None] + margin_mm
     low, high = np.minimum(first, last) - reach, np.maximum(first, last) + reach
@@ -179,7 +185,10 @@ def _capsule(
 def sheet(
     frame: Frame, edge: Knots, opposite: Knots, *, bulge: ArrayLike = (0.0, 0.0, 0.0), step_mm: float = 5.0
 ) -> Field:
-    """Return curved plate: capsules ruled between two edge curves; ``bulge`` bends the middle of the plate."""
+    """Return the distances to a curved plate, made of capsules between two edge curves.
+
+    ``bulge`` displaces the middle of the plate, in mm.
+    """
     first, last = smooth_path(edge, step_mm=1.0), smooth_path(opposite, step_mm=1.0)
     longest = max(_length(first), _length(last))
     num_rules = max(2, int(np.ceil(longest / step_mm)) + 1)
@@ -199,12 +208,12 @@ def _length(path: NDArray[np.float64]) -> float:
 
 
 def mirrored(knots: Knots) -> list[tuple[float, float, float, float]]:
-    """Return the knots of the other side of the body."""
+    """Return the knots mirrored to the other side of the body."""
     return [(-x, y, z, radius) for x, y, z, radius in knots]
 
 
 def smooth_max(first: F32, second: F32, blend_mm: float) -> F32:
-    """Return intersection of two solids with an edge rounded over ``blend_mm``."""
+    """Return the distances to the intersection of two solids, with the edge rounded over ``blend_mm``."""
     h = np.maximum(np.float32(blend_mm) - np.abs(first - second), 0) / np.float32(blend_mm)
     result: F32 = np.maximum(first, second) + h * h * np.float32(blend_mm * 0.25)
     return result

@@ -52,7 +52,7 @@ _STERNAL_Z_MM: Final = (561.0, 530.0, 507.0, 485.0, 464.0, 447.0, 434.0)
 
 
 def spine_y(z_mm: float) -> float:
-    """Return y of the middle of the vertebral bodies at a height."""
+    """Return the canonical y, in mm, of the middle of the vertebral bodies at a height z."""
     return float(np.interp(z_mm, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1]))
 
 
@@ -168,7 +168,14 @@ def rib_path(number: int, side: int, habitus: Habitus) -> Knots:
 
 
 def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: float) -> tuple[float, float]:
-    """Return x and y on the cavity's outline at an angle from the back (0) over the side to the front (pi)."""
+    """Return canonical x and y of a point on the outline of the trunk's cavity.
+
+    Args:
+        angle_rad: Angle from the back (0) over the side to the front (pi).
+        z: Canonical height in mm.
+        habitus: Build of the patient.
+        outwards_mm: Distance of the point outside the outline.
+    """
     belly = habitus.belly_mm * float(bump(np.array([z]), *BELLY_Z_MM)[0])
     half_width, front, back = (float(np.interp(z, CAVITY_TABLE[:, 0], CAVITY_TABLE[:, c])) for c in (1, 2, 3))
     widest = float(np.interp(z, *WIDEST_Y_TABLE.T))
@@ -210,7 +217,7 @@ def _cartilage(number: int, side: int, ends: list[np.ndarray], habitus: Habitus)
 
 
 def sternum_y(z: float, habitus: Habitus) -> float:
-    """Return y of the sternum's middle plane at a height."""
+    """Return the canonical y, in mm, of the middle of the sternum at a height z."""
     return cavity_point(np.pi, z, habitus, outwards_mm=8.0)[1]
 
 
@@ -237,5 +244,5 @@ def _paint_sternum(canvas: Canvas, habitus: Habitus) -> None:
 
 
 def is_in_view(frame: Frame, z_low: float, z_high: float) -> bool:
-    """Whether any voxel lies between two canonical heights."""
+    """Whether any voxel of the grid lies between two canonical heights in mm."""
     return bool(frame.z.min() < z_high and frame.z.max() > z_low)

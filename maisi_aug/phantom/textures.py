@@ -25,7 +25,7 @@ _MIN_TWIG_MM: Final = 0.55
 def paint_lungs(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Paint the dependent gradient, branching vessels and bronchial walls."""
+    """Paint the inside of the lungs: the gradient by gravity, branching vessels and bronchial walls."""
     for lobes in (_LEFT_LUNG, _RIGHT_LUNG):
         lung = np.isin(labels, lobes)
         box = bounding_box(lung)
@@ -67,7 +67,7 @@ def _innermost(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.random.Generator) -> None:
-    """Paint a compact shell around the trabecular inside, thicker where surrounded by air-free soft tissue."""
+    """Paint a compact shell around the trabecular bone, thicker where no air is near."""
     bone = lookup(ids.BONES)[labels]
     shell = bone & ~eroded(bone)
     strength = np.float32(appearance.cortex_hu)
@@ -82,7 +82,7 @@ def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.rand
 def paint_kidneys(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Paint a cortex brighter than the pyramids in the arterial phase and weaker later, and the pelvis."""
+    """Paint renal cortex, pyramids and pelvis, with the contrast of the phase."""
     contrast = {"non-contrast": 0.0, "arterial": 62.0, "portal": 22.0, "delayed": 5.0}[appearance.phase]
     kidney = lookup(ids.KIDNEYS)[labels]
     box = bounding_box(kidney)
@@ -101,7 +101,7 @@ def paint_kidneys(
 def paint_heart(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Paint the blood pools of the four chambers inside the myocardium, placed by the heart's own extent."""
+    """Paint the blood pools of the four heart chambers inside the myocardium."""
     heart = labels == ids.HEART
     box = bounding_box(heart, pad=0)
     if box is None:

@@ -13,7 +13,7 @@ PATH_WEIGHT: Final = 0.45  # how much a detour over the tree counts: 0 a minimal
 
 @dataclass(frozen=True)
 class Tree:
-    """A rooted tree in patient space.
+    """A tree of vessels in patient space, as nodes with parents and radii.
 
     Attributes:
         points: ``(N, 3)`` nodes in mm; node 0 is the root.
@@ -29,7 +29,7 @@ class Tree:
 def grow_tree(
     root: NDArray[np.float64], tips: NDArray[np.float64], *, root_radius_mm: float, min_radius_mm: float
 ) -> Tree:
-    """Join ``(N, 3)`` tips to a root, the nearest ones first, so that trunks form and twigs branch off."""
+    """Connect ``(N, 3)`` tips to a root, the nearest first, so that trunks form and twigs branch off."""
     order = np.argsort(np.linalg.norm(tips - root, axis=1))
     points = np.concatenate([root[None], tips[order]])
     count = len(points)
@@ -66,7 +66,7 @@ def _bent(points: NDArray[np.float64], parents: NDArray[np.int64]) -> tuple[NDAr
 
 
 def tree_capsules(tree: Tree, *, min_radius_mm: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return branches of at least a radius as ``(N, 4)`` starts and ends (patient millimetres, radius)."""
+    """Return the branches of at least a radius as ``(N, 4)`` start and end points (patient mm, radius)."""
     nodes = np.flatnonzero((tree.parents >= 0) & (tree.radii >= min_radius_mm))
     parents = tree.parents[nodes]
     start_radius = np.minimum(tree.radii[parents], 1.15 * tree.radii[nodes])
@@ -83,7 +83,7 @@ def tree_fraction(
     *,
     step_mm: float,
 ) -> NDArray[np.float32]:
-    """Share of every voxel that the tree's branches fill, 0 to 1: thin vessels become faint, as in a real scan.
+    """Return the fraction of every voxel that a tree's branches fill, so that thin vessels are faint as in real scans.
 
     Branches are sampled every ``step_mm``; each piece deposits its volume on the eight voxels around it.
     """

@@ -28,7 +28,7 @@ _HYPODENSE: Final = (ids.HEPATIC_TUMOR, ids.PANCREATIC_TUMOR, ids.KIDNEY_TUMOR)
 
 
 def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
-    """Return every connected tumour: its id, a box with a margin around it, and its mask inside that box."""
+    """Return every connected tumour of a label map: its id, a box with a margin, and its mask inside that box."""
     found = []
     counts = np.bincount(label_map.ravel(), minlength=256)
     for tumor in ids.TUMORS:
@@ -43,7 +43,7 @@ def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
 
 
 def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bool_]]]) -> Labels:
-    """Return the map without tumours: each is replaced by the host that surrounds it most."""
+    """Return a label map without tumours: each is replaced by the host organ that surrounds it most."""
     healthy = label_map.copy()
     for tumor, box, mask in tumors:
         hosts = ids.TUMOR_HOSTS[tumor]
@@ -93,13 +93,13 @@ def _tumor_texture(
 
 
 def draw_tumor_hu(tumor: int, appearance: Appearance, rng: np.random.Generator, *, seen: float = 1.0) -> float:
-    """Mean HU of one tumour: the host's HU minus a drawn contrast, or a drawn absolute value.
+    """Draw the mean HU of one tumour: the host's HU minus a random contrast, or a random absolute value.
 
     Args:
         tumor: Tumour id.
-        appearance: The scan's look.
+        appearance: HU of organs, kernel and noise of the scan.
         rng: Source of the draw.
-        seen: Share of the tumour's own HU that partial volume leaves in its mask; contrasts are divided by it.
+        seen: Fraction of the tumour's contrast that is left after partial volume; contrasts are divided by it.
     """
     enhanced = appearance.phase != "non-contrast"
     if tumor in _HYPODENSE:

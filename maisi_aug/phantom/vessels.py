@@ -136,13 +136,13 @@ _UNLABELLED: Final[tuple[Knots, ...]] = (  # celiac trunk, superior mesenteric a
 
 
 def shifted(seed: int, group: str, knots: Knots, *, shift_mm: float = 3.0, spread: float = 0.08) -> Knots:
-    """Return knots moved and their radii scaled by the random draw of ``group``."""
+    """Return knots moved and scaled by a random draw that all vessels of a group share."""
     shift, factor = jitter(seed, group, shift_mm=shift_mm, spread=spread)
     return [(x + shift[0], y + shift[1], z + shift[2], radius * factor) for x, y, z, radius in knots]
 
 
 def paint_great_vessels(canvas: Canvas, seed: int) -> None:
-    """Paint arteries and systemic veins over the free body; a group moves together, so branches keep their roots."""
+    """Paint arteries and systemic veins over body tissue; a group moves together, so that branches keep their roots."""
     for vessel in (*_ARTERIES, *_VEINS):
         knots = shifted(seed, vessel.group, vessel.knots)
         canvas.paint(tube(canvas.frame, knots, step_mm=7.0), vessel.label)
@@ -185,7 +185,7 @@ def paint_unlabelled_vessels(canvas: Canvas, seed: int) -> None:
 
 
 def mediastinal_tubes(canvas: Canvas, seed: int) -> list[Field]:
-    """Return distances to the tubes around which the mediastinal pleura wraps, for the lungs to keep clear of."""
+    """Return the distances to the tubes in the mediastinum, from which the lungs keep clear."""
     frame = canvas.frame
     fields = []
     for vessel in (*_ARTERIES[:3], _ARTERIES[4], _ARTERIES[5], *_VEINS[3:]):

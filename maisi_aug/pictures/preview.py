@@ -55,7 +55,7 @@ HEADER_PX = 48
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """The words on a preview.
+    """Text on a preview.
 
     Attributes:
         title: Case id.
@@ -95,15 +95,15 @@ def build_preview(
     names: Mapping[int, str],
     window: Window | None = None,
 ) -> Image.Image:
-    """Draw a case.
+    """Draw the preview of a case: three planes through its largest lesion, plain and with outlined labels.
 
     Args:
-        image_hu: ``(I, J, K)`` in HU.
-        label_map: ``(I, J, K)`` full label map.
-        grid: Their geometry.
+        image_hu: ``(I, J, K)`` image in HU.
+        label_map: ``(I, J, K)`` vocabulary ids of the full label map.
+        grid: Shape and affine of image and label map.
         caption: Words to put on top.
         lesion_ids: Labels drawn as lesions; the planes go through the largest of them.
-        organ_ids: Labels that the planes go through where there is no lesion.
+        organ_ids: Labels that the planes go through if there is no lesion.
         outlined_ids: Labels to outline besides the lesions; None for all.
         names: Names for the legend; ids without one are left out of it.
         window: HU range shown from black to white; None for the window of the tissue around the lesion.
@@ -137,11 +137,11 @@ def build_preview(
 def build_plain_preview(
     image_hu: NDArray[Any], grid: Grid, caption: Caption, window: Window = SOFT_TISSUE
 ) -> Image.Image:
-    """Draw an image that has no label map: three planes through its middle.
+    """Draw the preview of an image that has no label map: three planes through its middle.
 
     Args:
-        image_hu: ``(I, J, K)`` in HU, or in the unit of the window.
-        grid: Its geometry.
+        image_hu: ``(I, J, K)`` image in HU, or in the unit of the window.
+        grid: Shape and affine of the image.
         caption: Words to put on top.
         window: HU range shown from black to white.
     """
@@ -156,7 +156,7 @@ def build_plain_preview(
 
 
 def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """Return the mask that a preview shows: the largest lesion, else the named organs, else the whole body."""
+    """Return the mask that the planes of a preview go through: largest lesion, else named organs, else the body."""
     lesions = np.isin(label_map, list(lesion_ids))
     if lesions.any():
         parts, num_parts = label_parts(lesions)
@@ -319,12 +319,12 @@ def choose_evenly(count: int, limit: int) -> list[int]:
 
 
 def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
-    """Return the axial panels of the previews, plain and outlined side by side, in a grid.
+    """Draw a contact sheet: the axial panels of many previews, plain and outlined, in a grid.
 
     Args:
-        previews: Pictures that ``preview.save_picture`` wrote; of more than 48, evenly chosen ones are shown, and one
-            that is gone or damaged is left out.
-        title: Words on top.
+        previews: Files that :func:`save_picture` wrote; of more than 48, evenly spread ones are shown. Missing or
+            damaged ones are left out.
+        title: Title of the sheet.
     """
     chosen = choose_evenly(len(previews), MAX_CASES)
     tiles = [tile for index in chosen if (tile := _build_tile(previews[index])) is not None]
@@ -343,7 +343,7 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
 
 
 def load_axial_panels(path: Path) -> tuple[list[Image.Image], str, str] | None:
-    """Load the axial panels of a preview, plain and outlined if there is a label map, its title and first line.
+    """Load the axial panels of a preview (plain, and outlined if there is a label map), its title and first line.
 
     Returns:
         None if the picture cannot be read or was written by another program.
@@ -401,7 +401,12 @@ def _fit(text: str, width_px: int, size_px: int) -> str:
 
 
 def save_contact_sheet(path: Path, previews: Sequence[Path], title: str) -> None:
-    """Build and write the contact sheet of a cohort.
+    """Draw the contact sheet of a cohort and write it as PNG.
+
+    Args:
+        path: File to write.
+        previews: Previews of the cases.
+        title: Title of the sheet.
 
     Raises:
         VolumeError: When the file cannot be written.

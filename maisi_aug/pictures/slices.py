@@ -60,7 +60,7 @@ MR_SHARE = 99.5
 
 
 def choose_mr_window(image: NDArray[Any]) -> Window:
-    """The window of an MR image, whose intensities have no unit: from 0 to nearly its brightest voxel."""
+    """Return the window of an MR image, whose intensities have no unit: from 0 to nearly its brightest voxel."""
     white = max(1.0, float(np.percentile(image, MR_SHARE)))
     return Window("MR", round(white / 2), round(white), "")
 
@@ -70,7 +70,7 @@ class Plane:
     """A slice orthogonal to an axis of the volume.
 
     Attributes:
-        name: Which of the three.
+        name: ``axial``, ``coronal`` or ``sagittal``.
         index: Voxel index along the axis that the plane is orthogonal to.
     """
 
@@ -79,25 +79,25 @@ class Plane:
 
     @property
     def axis(self) -> int:
-        """The axis that the plane is orthogonal to: 0 is I, 1 is J, 2 is K."""
+        """Array axis that the plane is orthogonal to: 0 for I, 1 for J, 2 for K."""
         return {"sagittal": 0, "coronal": 1, "axial": 2}[self.name]
 
     @property
     def side_marks(self) -> tuple[str, str]:
-        """Letters at the left and the right edge of the picture."""
+        """Letters of the body directions (such as R and L) at the left and right edge of the picture."""
         return ("A", "P") if self.name == "sagittal" else ("R", "L")
 
     def cut(self, volume: NDArray[Any]) -> NDArray[Any]:
-        """Return the slice of an ``(I, J, K)`` array as ``(rows, columns)`` of a picture, first row on top."""
+        """Return a slice of an ``(I, J, K)`` array as the ``(rows, columns)`` of a picture, first row on top."""
         return np.ascontiguousarray(np.take(volume, self.index, axis=self.axis)[::-1, ::-1].T)
 
     def size_px(self, grid: Grid, pixels_per_mm: float) -> tuple[int, int]:
-        """Return width and height of the picture in true proportions."""
+        """Return width and height in pixels of the slice's picture, in true proportions."""
         across, up = [step for axis, step in enumerate(grid.extent_mm) if axis != self.axis]
         return max(1, round(across * pixels_per_mm)), max(1, round(up * pixels_per_mm))
 
     def locate(self, voxel: tuple[int, int, int], grid: Grid) -> tuple[float, float]:
-        """Return where a voxel lies in the picture, as fractions of its width and height."""
+        """Return the position of a voxel in the picture, as fractions of its width and height."""
         column, row = [axis for axis in range(3) if axis != self.axis]
         return (
             1 - (voxel[column] + 0.5) / grid.shape[column],
@@ -106,7 +106,7 @@ class Plane:
 
 
 def draw_slice(image_hu: NDArray[Any], plane: Plane, size_px: tuple[int, int], window: Window) -> Image.Image:
-    """Return a slice in grey, enlarged smoothly before the window cuts it off, as RGB."""
+    """Draw a slice in grey as an RGB picture; it is enlarged smoothly before the window is applied."""
     slice_hu = Image.fromarray(plane.cut(image_hu).astype(np.float32))
     enlarged = np.asarray(slice_hu.resize(size_px, Image.Resampling.BICUBIC))
     low = window.centre_hu - window.width_hu / 2
@@ -176,7 +176,7 @@ def _enlarge_labels(labels: NDArray[np.uint8], size_px: tuple[int, int]) -> NDAr
 
 
 def label_colours(label_ids: NDArray[Any], lesion_ids: tuple[int, ...]) -> dict[int, Rgb]:
-    """Return a colour for every id: vivid for lesions, muted and well apart for organs, the same in every picture."""
+    """Return id -> colour: vivid for lesions, muted and well separated for organs, the same in every picture."""
     colours: dict[int, Rgb] = {}
     for label_id in map(int, label_ids):
         if label_id == BODY_ID:
@@ -191,7 +191,7 @@ def label_colours(label_ids: NDArray[Any], lesion_ids: tuple[int, ...]) -> dict[
 
 
 def font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Return the typeface of all pictures."""
+    """Return the typeface of all pictures in a size in pixels."""
     return ImageFont.load_default(size_px)
 
 
@@ -205,7 +205,17 @@ def write_text(
     anchor: str = "la",
     outlined: bool = False,
 ) -> None:
-    """Write on a picture, in place; ``anchor`` as Pillow defines it; ``outlined`` keeps it readable on an image."""
+    """Write text on a picture, in place.
+
+    Args:
+        picture: Picture to write on.
+        place: Position in pixels.
+        text: Text to write.
+        size_px: Size of the typeface.
+        colour: Colour of the text.
+        anchor: Anchor as Pillow defines it.
+        outlined: Add an outline, which keeps the text readable on an image.
+    """
     stroke = 2 if outlined else 0
     ImageDraw.Draw(picture).text(
         place,
@@ -226,10 +236,10 @@ def annotate(
     centre: tuple[float, float] | None = None,
     title: str = "",
 ) -> None:
-    """Add side letters, the plane's name, a scale bar and ticks that point at a place, in place.
+    """Add side letters, the plane's name, a scale bar and ticks that point at a position to a picture, in place.
 
     Args:
-        picture: A slice.
+        picture: Picture of a slice.
         plane: Which slice it is.
         pixels_per_mm: Scale of the picture.
         centre: Point that the ticks mark, as fractions of width and height; None for no ticks.

@@ -44,17 +44,17 @@ MIN_COVERED = 0.75
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """Settings for the preparation of every case.
+    """Settings that apply to the preparation of every case.
 
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
         vocabulary: Vocabulary with the new labels.
-        new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
-        tissues: Labels found by their HU where no other is.
+        new_labels: Name -> label, for labels in use that MAISI's vocabulary lacks.
+        tissues: Labels found by their HU in voxels without an organ.
         organ_labels: Meaning of the ids in organ label maps: ``auto``, ``totalsegmentator-v1`` or ``-v2``, ``maisi``.
-        keeps_surroundings: Whether table and air around the patient stay as they are; else they become -1000 HU.
-        modality: Modality of every image, for the U-Net.
+        keeps_surroundings: Whether table and air around the patient are kept; otherwise they become -1000 HU.
+        modality: Modality of every image, on which the U-Net is conditioned.
     """
 
     shape: Shape
@@ -68,16 +68,16 @@ class PrepareSettings:
 
     @property
     def grid(self) -> Grid:
-        """The networks' grid, centred on the world origin."""
+        """Grid of the prepared cases, centred on the world origin."""
         return Grid.from_spacing(self.shape, self.spacing_mm)
 
     @property
     def focus_ids(self) -> tuple[int, ...]:
-        """Labels to be trained: the new labels and the tumours."""
+        """Vocabulary ids to be trained: the new labels and the tumours."""
         return tuple(sorted({*self.vocabulary.tumor_ids, *(label.id for label in self.new_labels.values())}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON types, for ``dataset.yaml``."""
+        """Return the settings as a JSON-able dict, for ``dataset.yaml``."""
         name_of = self.vocabulary.name_of
         return {
             "version": VERSION,
@@ -97,16 +97,16 @@ class PrepareSettings:
 
 @dataclass(frozen=True)
 class CaseTask:
-    """All that is needed to prepare one case in a process of its own.
+    """Everything needed to prepare one case in a process of its own.
 
     Attributes:
-        case: Its files.
-        tables: For each of its label files, a mapping from source id to vocabulary id.
-        organ_translations: For each folder of organ labels, the meaning of the ids in its label maps.
+        case: Files of the case.
+        tables: For each of its label files, source id -> vocabulary id.
+        organ_translations: For each folder of organ labels, the translation of its ids.
         settings: Settings for every case.
-        has_envelope: Whether the lab drew a label that is called the whole body.
-        dropped_lesions: For each of its label files, source ids of lesions that are dropped: they become what they
-            lie in.
+        has_envelope: Whether the lab's files have a label that means the whole body.
+        dropped_lesions: For each of its label files, source ids of lesions that are dropped, i.e. replaced by their
+            host.
     """
 
     case: SourceCase
@@ -117,7 +117,7 @@ class CaseTask:
     dropped_lesions: tuple[frozenset[int], ...] = ()
 
     def hash_inputs(self) -> str:
-        """Return SHA-256 over the content of the sources and the settings of their preparation.
+        """Return a SHA-256 over the content of the case's files and the settings of its preparation.
 
         Raises:
             VolumeError: A file cannot be read.
@@ -138,12 +138,12 @@ class CaseTask:
 
 @dataclass(frozen=True, eq=False)
 class BuiltCase:
-    """A case on the networks' grid.
+    """A case after resampling to the grid of the networks, before it is written.
 
     Attributes:
-        image_hu: ``(I, J, K)`` int16.
+        image_hu: ``(I, J, K)`` int16 image in HU.
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
-        grid: Their geometry, in the scanner's place and axis directions.
+        grid: Shape and affine, with the scanner's position and axis directions.
         notes: Notes to the user, a sentence each.
     """
 
@@ -154,10 +154,10 @@ class BuiltCase:
 
 
 def build_case(task: CaseTask) -> BuiltCase:
-    """Prepare a case.
+    """Prepare a case: read its files, translate and merge labels, find the body, and resample.
 
-    Where labels overlap, later ones in this order win: body (200), tissues found by their HU, organs in the
-    order of their folders, the lab's own label files in their order, lesions last.
+    If labels overlap, the later one in this order wins: body (200), tissues found by their HU, organs in the order of
+    their folders, the lab's own label files in their order, lesions.
 
     Raises:
         VolumeError: A file cannot be read, the image is not a CT in HU, or shows no patient.
@@ -186,10 +186,13 @@ def build_case(task: CaseTask) -> BuiltCase:
 
 
 def load_ct(path: Path) -> tuple[NDArray[Any], Grid]:
-    """Read a CT and cut its values to what a CT can hold.
+    """Read a CT, and clip its values to the range of CT.
+
+    Returns:
+        ``(I, J, K)`` HU, and the grid.
 
     Raises:
-        VolumeError: It cannot be read, or its values are not HU.
+        VolumeError: The CT cannot be read, or its values are not HU.
     """
     volume = read_ct(path)
     return np.clip(volume.array, *CT_RANGE_HU), volume.grid
@@ -201,7 +204,14 @@ def _clip(image: NDArray[Any]) -> NDArray[np.int16]:
 
 
 def load_organs(files: Sequence[LabelFile], translation: Translation, grid: Grid, image: Path) -> NDArray[np.uint8]:
-    """Return organ labels in vocabulary ids on the image's grid, without the body."""
+    """Read the organ labels of a case as ``(I, J, K)`` vocabulary ids on the image's grid, without the body.
+
+    Args:
+        files: Label map, or masks of organs.
+        translation: Translation of their ids.
+        grid: Grid of the image.
+        image: Path of the image, for messages.
+    """
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions: list[tuple[NDArray[np.bool_], Mapping[int, int]]] = []
     order = sorted(range(len(files)), key=lambda place: lesion_word(files[place].mask_name or "") is not None)
@@ -235,7 +245,15 @@ def merge_labels(
     grid: Grid,
     image: Path,
 ) -> NDArray[np.uint8]:
-    """Return the lab's own labels in vocabulary ids: body first, then the files in their order, lesions last."""
+    """Merge the lab's own label files to ``(I, J, K)`` vocabulary ids: body first, then file by file, lesions last.
+
+    Args:
+        files: Label files in their order.
+        tables: For each file, source id -> vocabulary id.
+        lesion_ids: Vocabulary ids that are lesions.
+        grid: Grid of the image.
+        image: Path of the image, for messages.
+    """
     merged = np.zeros(grid.shape, dtype=np.uint8)
     lesions = np.zeros(grid.shape, dtype=np.uint8)
     is_lesion = np.zeros(256, dtype=bool)

@@ -27,10 +27,10 @@ MAX_SHOWN = 5
 
 
 def find_dataset(name: str) -> Path:
-    """Return the folder of a raw dataset.
+    """Return the folder of an nnU-Net raw dataset.
 
     Args:
-        name: A folder, or with the environment variable ``nnUNet_raw`` a dataset's name or number.
+        name: Path of the folder, or the dataset's name or number in the folder that ``nnUNet_raw`` names.
 
     Raises:
         PreparationError: The dataset was not found.
@@ -44,7 +44,7 @@ def find_dataset(name: str) -> Path:
 
 
 def read_dataset(folder: Path) -> list[SourceCase]:
-    """Return the training cases of a raw dataset, from ``imagesTr`` and ``labelsTr`` or from its entry ``dataset``.
+    """List the training cases of an nnU-Net raw dataset, from ``imagesTr`` and ``labelsTr`` or its entry ``dataset``.
 
     Raises:
         PreparationError: ``dataset.json`` cannot be read, no channel is a CT, or a case's files are missing.
@@ -82,7 +82,7 @@ def read_dataset(folder: Path) -> list[SourceCase]:
 
 
 def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, ...]]:
-    """List the cases without opening an image.
+    """List the cases of the user's sources, without opening an image.
 
     Returns:
         The cases in the order of their names, and notes for the user, a sentence each.
@@ -113,7 +113,7 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
 
 
 def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCase], list[str]]:
-    """Return the cases with organ labels from a folder, overriding those they have, and the cases it lacks."""
+    """Return the cases with organ labels from a folder, which replace earlier ones, and the names of cases without any."""
     found = find_organs(folder, [case.id for case in cases])
     with_organs = [replace(case, organs=(*case.organs, found[case.id])) if case.id in found else case for case in cases]
     return with_organs, [case.id for case in cases if case.id not in found]

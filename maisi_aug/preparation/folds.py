@@ -18,13 +18,13 @@ HELD_OUT_HINT = (
 
 
 def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
-    """Return the patient of every case.
+    """Return case -> patient.
 
     Args:
-        case_ids: The cases.
-        rule: None makes every case its own patient. A path to a CSV file with the columns ``id``, the name of a case
-            or of its files, and ``patient``, or a
-            regular expression that finds the patient in the case's name: its first group, else all that it matches.
+        case_ids: Names of the cases.
+        rule: Path of a CSV file with the columns ``id`` (name of a case or of its files) and ``patient``; or a regular
+            expression whose first group, or whole match, in the case's name is the patient. None makes every case its
+            own patient.
 
     Raises:
         PreparationError: The rule cannot be read, or does not match a case.
@@ -53,10 +53,10 @@ def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
 
 
 def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None:
-    """Raise unless every fold can hold a patient.
+    """Raise unless there are at least as many patients as folds.
 
     Raises:
-        PreparationError: There are too few patients; the message has their number.
+        PreparationError: There are too few patients; the message states their number.
     """
     num_patients = len(set(patients.values()))
     if num_patients >= num_folds:
@@ -73,14 +73,14 @@ def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None
 
 
 def assign_folds(patients: Mapping[str, str], labels: Mapping[str, Collection[int]], num_folds: int) -> dict[str, int]:
-    """Return the fold of every case.
+    """Return case -> fold, such that all cases of a patient share a fold.
 
-    Patients with the same labels are distributed in turn, in an order that depends only on their names, so that a label
-    that few patients have is in as many folds as can be.
+    Patients with the same labels are distributed in turn, in an order that depends only on their names, so that rare
+    labels occur in as many folds as possible.
 
     Args:
         patients: Case -> patient.
-        labels: Case -> the ids that training is about.
+        labels: Case -> ids of the labels to be trained.
         num_folds: Number of folds.
     """
     held: dict[str, set[int]] = {}

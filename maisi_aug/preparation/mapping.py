@@ -37,12 +37,12 @@ _DROPPED_NAMES = ("background", "ignore")
 
 @dataclass(frozen=True, slots=True)
 class SourceLabel:
-    """A label of the lab's files.
+    """A label in the user's files.
 
     Attributes:
-        role: Which of a case's label files it is in, for instance ``oar``; empty where there is one kind.
-        id: Its id; None for a mask of one label.
-        name: Its name; None where no file tells it.
+        role: Kind of the label file that contains it, such as ``oar``; empty if there is one kind.
+        id: Id in the file; None for a mask of one label.
+        name: Name of the label; None if no file states it.
     """
 
     role: str
@@ -58,14 +58,14 @@ class SourceLabel:
 
 @dataclass(frozen=True, slots=True)
 class MapRule:
-    """One ``--map``.
+    """One rule of ``--map``, from a label in the user's files to a name in the vocabulary.
 
     Attributes:
-        role: The kind of label file that it is for; None for all.
-        source: An id, a name, or a name with ``*`` and ``?``.
+        role: Kind of the label file that it applies to; None for all.
+        source: Id or name of the source label; a name may contain ``*`` and ``?``.
         target: Name or id in the vocabulary, a new name, or ``-`` to drop the label.
-        hosts: Names or ids of the organs that a new label grows in.
-        is_new: Whether the user says that the name is a new one.
+        hosts: Names or ids of the organs in which a new label grows.
+        is_new: Whether the user marks the name as new.
     """
 
     role: str | None
@@ -76,11 +76,11 @@ class MapRule:
 
     @property
     def is_pattern(self) -> bool:
-        """Whether it may match several labels."""
+        """Whether the rule has wildcards and may match several labels."""
         return any(mark in self.source for mark in "*?[")
 
     def matches(self, label: SourceLabel) -> bool:
-        """Whether the rule is for a label."""
+        """Whether the rule applies to a label."""
         if self.role is not None and self.role != label.role.lower():
             return False
         if spells_number(self.source):
@@ -92,13 +92,13 @@ class MapRule:
 
 @dataclass(frozen=True)
 class LabelMeanings:
-    """Target of every source label.
+    """Meaning of every label in the user's files.
 
     Attributes:
-        ids: Source label -> vocabulary id; 0 for a label that is dropped.
+        ids: Source label -> vocabulary id; 0 for a dropped label.
         vocabulary: The vocabulary with the new labels.
-        new_labels: Name -> the labels in use that MAISI's own vocabulary lacks.
-        envelopes: Source labels that are called the whole body, and not a part of it that the vocabulary lacks.
+        new_labels: Name -> label, for labels in use that MAISI's vocabulary lacks.
+        envelopes: Source labels that mean the whole body.
     """
 
     ids: Mapping[SourceLabel, int]
@@ -108,10 +108,10 @@ class LabelMeanings:
 
 
 def parse_rule(text: str) -> MapRule:
-    """Read ``1=kidney tumor``, ``oar/LeftParotid=left parotid@skull,body``, ``PTV*=-`` or ``2=new:node``.
+    """Parse a rule of ``--map``, such as ``1=kidney tumor``, ``oar/LeftParotid=left parotid@skull,body`` or ``PTV*=-``.
 
     Raises:
-        PreparationError: It is anything else.
+        PreparationError: The text is not a rule.
     """
     source, equals, meaning = (part.strip() for part in text.partition("="))
     role, slash, rest = source.rpartition("/")
@@ -127,7 +127,12 @@ def parse_rule(text: str) -> MapRule:
 
 
 def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
-    """Return the labels of a file: those that occur in it and those that are listed for it, background left out."""
+    """Return the labels of a file: those that occur in it and those that it names, without the background.
+
+    Args:
+        file: Label file.
+        counts: Id -> number of voxels in it.
+    """
     if file.mask_name is not None:
         return [SourceLabel(file.role, None, file.mask_name)]
     ids = sorted({*counts, *file.names} - {0})
@@ -137,12 +142,12 @@ def labels_of(file: LabelFile, counts: Mapping[int, int]) -> list[SourceLabel]:
 def name_new_labels(
     names: Iterable[str], cases: Iterable[SourceCase], rules: Sequence[MapRule], vocabulary: Vocabulary
 ) -> tuple[MapRule, ...]:
-    """Return rules for labels that keep their names and that no other rule mentions.
+    """Return rules for new labels that keep their names from the files, unless another rule mentions them.
 
     Args:
-        names: Names for the labels; names of the vocabulary need no rule.
-        cases: Whose files name labels.
-        rules: The user's; patterns among them do not count, for a rule with a name wins over them anyway.
+        names: Names of the labels; names that are in the vocabulary need no rule.
+        cases: Cases whose files name labels.
+        rules: Rules of the user; patterns do not count, because a rule with a name overrides them.
         vocabulary: Vocabulary of the base bundle.
     """
     listed = dict.fromkeys(label for case in cases for file in case.labels for label in labels_of(file, {}))
@@ -169,18 +174,18 @@ def resolve_meanings(
     rules: Sequence[MapRule],
     vocabulary: Vocabulary,
 ) -> LabelMeanings:
-    """Find the meaning of every source label.
+    """Find the meaning of every label in the user's files.
 
-    A rule that names a label wins over a rule with a pattern, the first of those that match, and any rule over the
-    label's own name.
+    A rule that names a label overrides rules with patterns, the first matching pattern overrides later ones, and any
+    rule overrides the label's own name.
 
     Args:
-        labels: All labels of the lab's files, those that occur and those that are only listed.
-        rules: The user's.
+        labels: All labels of the files, whether they occur or are only named.
+        rules: Rules of the user.
         vocabulary: Vocabulary of the base bundle.
 
     Raises:
-        PreparationError: Labels without a meaning, all of them named; a rule that matches no label or is misspelt.
+        PreparationError: Labels have no meaning (the message lists them), or a rule matches no label or is misspelt.
         VocabularyError: A new name cannot be bound.
     """
     ordered = sorted(rules, key=lambda rule: rule.is_pattern)
@@ -226,7 +231,7 @@ def _find_beyond_maisi(vocabulary: Vocabulary, used: set[int]) -> dict[str, NewL
 
 
 def allocate_new_labels(rules: Iterable[MapRule], vocabulary: Vocabulary) -> dict[str, NewLabel]:
-    """Return an id for every new name, in the order of the rules: placeholder slots first, then free ids.
+    """Return new name -> label with its id, in the order of the rules: placeholder slots first, then free ids.
 
     Raises:
         PreparationError: A name looks misspelt, or is marked as new although the vocabulary has it; an id or a host is

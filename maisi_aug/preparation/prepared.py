@@ -34,11 +34,11 @@ Sha256 = Field(pattern="^[0-9a-f]{64}$")
 
 
 class NewLabel(StrictModel):
-    """A label that MAISI's vocabulary lacks.
+    """A label that MAISI's vocabulary lacks, with its id in prepared label maps.
 
     Attributes:
-        id: Value in the prepared label maps: a placeholder slot or a free id. Fine-tuning may move it to another slot.
-        hosts: Ids of the organs that it grows in; empty for an organ.
+        id: Id in the prepared label maps, a placeholder slot or a free id; fine-tuning may use another slot.
+        hosts: Vocabulary ids of the organs that it grows in; empty for an organ.
     """
 
     id: int = Field(ge=1, le=255)
@@ -46,7 +46,7 @@ class NewLabel(StrictModel):
 
 
 class PreparedSpec(StrictModel):
-    """The content of ``dataset.yaml``.
+    """Content of ``dataset.yaml``, which describes a prepared folder.
 
     Attributes:
         format: Version of this layout.
@@ -68,22 +68,22 @@ class PreparedSpec(StrictModel):
 
 
 class PreparedCase(StrictModel):
-    """A line of ``cases.jsonl``.
+    """A prepared case: one line of ``cases.jsonl``.
 
     Attributes:
         id: Name of the case's files.
-        patient: Cases of one patient share their fold.
+        patient: Name of the patient, whose cases share a fold.
         fold: The fold in which the case is held out.
         modality: Modality of the image, for the diffusion U-Net.
         shape: Voxels along I, J, K.
         spacing_mm: Voxel sides along I, J, K.
-        voxels: Voxels per label id, ids that do not occur left out; background included.
-        regions: Uppermost and lowest body region that the image shows; None where the label map says it.
-        image_sha256: Hash of the prepared image file.
-        label_sha256: Hash of the prepared label file.
-        image_source: The CT that it was made of.
-        label_sources: The label maps and masks that it was made of.
-        key: Hash of the sources' content and of the options; a case with the same key need not be made again.
+        voxels: Label id -> number of voxels, including the background.
+        regions: Uppermost and lowest body region that the image shows; None to derive them from the label map.
+        image_sha256: SHA-256 of the prepared image file.
+        label_sha256: SHA-256 of the prepared label file.
+        image_source: Path of the source CT.
+        label_sources: Paths of the source label maps and masks.
+        key: SHA-256 of the sources' content and the options; a case with the same key is not prepared again.
         notes: Sentences about what preparation changed in this case.
     """
 
@@ -103,7 +103,7 @@ class PreparedCase(StrictModel):
     notes: tuple[str, ...] = ()
 
     def volume_ml(self, label_id: int) -> float:
-        """Return the volume of a label in millilitres; 0 where the case lacks it."""
+        """Return the volume of a label in mL; 0 if the case lacks it."""
         i, j, k = self.spacing_mm
         return self.voxels.get(label_id, 0) * i * j * k / 1000.0
 
@@ -113,7 +113,7 @@ class PreparedDataset:
     """A prepared folder, or some of its cases.
 
     Attributes:
-        path: The folder.
+        path: Path of the folder.
         spec: Settings that all cases share.
         cases: The cases in the order of their ids.
     """
@@ -128,16 +128,16 @@ class PreparedDataset:
         return bind_new_labels(MAISI, self.spec.new_labels.items())
 
     def file_of(self, role: Literal["image", "label", "preview"], case_id: str) -> Path:
-        """Return where a file of a case lies."""
+        """Return the path of a file of a case."""
         suffix = ".png" if role == "preview" else ".nii.gz"
         return self.path / f"{role}s" / f"{case_id}{suffix}"
 
     def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedDataset:
-        """Return the cases of some folds.
+        """Return the dataset restricted to the cases of some folds.
 
         Args:
             folds: The folds to keep; None for all.
-            exclude_fold: A fold to leave out, for instance the one that is held out for validation.
+            exclude_fold: Fold to leave out, such as the one held out for validation.
 
         Raises:
             PreparationError: A fold does not exist, or no case is left.
@@ -176,7 +176,7 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
         folder: Folder with the images and label maps.
         spec: Settings that all cases share.
         cases: Cases in any order.
-        command: Command that made them.
+        command: Command line that prepared them.
 
     Raises:
         VolumeError: When a file cannot be written.
@@ -194,7 +194,7 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
 
 
 def load_prepared(folder: Path | str) -> PreparedDataset:
-    """Read ``dataset.yaml`` and ``cases.jsonl``; images are read later.
+    """Open a prepared folder by reading ``dataset.yaml`` and ``cases.jsonl``; images are read later.
 
     Raises:
         PreparationError: The folder is not a prepared one, unfinished, or damaged.

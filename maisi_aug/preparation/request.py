@@ -18,7 +18,7 @@ _FILES, _LABELS, _RESULT = "Files", "Labels", "Prepared cases"
 
 
 class Sources(StrictModel, use_attribute_docstrings=True):
-    """Places of a lab's files."""
+    """Where the user's images, label maps and organ labels are."""
 
     images: Annotated[Path | None, Option(panel=_FILES, everyday=True)] = None
     """Folder of CTs (NIfTI, NRRD, MHA, DICOM), or a folder per case with a DICOM series or ct.nii.gz."""
@@ -45,7 +45,7 @@ class Sources(StrictModel, use_attribute_docstrings=True):
 
 
 class PrepareConfig(Sources):
-    """Request of the user; :func:`~maisi_aug.preparation.run.resolve_preparation` reads and checks it."""
+    """Everything that a user can request of a preparation, before it is resolved."""
 
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_LABELS, everyday=True)] = ()
     """Meaning of a label; may repeat. LABEL: id, name, name with *, or FILE/LABEL for one kind of file. NAME: one of

@@ -52,7 +52,7 @@ SUMMARY_NAMES = ("summary.md", "summary.json")
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """The user's resolved request.
+    """Resolved request of a preparation.
 
     Attributes:
         cases: Files of every case.
@@ -61,14 +61,14 @@ class PrepareRequest:
         spacing_mm: Voxel sides along I, J, K.
         name: Name of the data set.
         rules: Meanings of the lab's labels.
-        tissues: Labels found by their HU.
+        tissues: Labels found by their HU in voxels without an organ.
         organ_labels: Meaning of the ids in organ label maps.
-        patients: Rule that assigns cases to patients; None if every case is a patient of its own.
+        patients: Rule that assigns cases to patients, see :func:`~maisi_aug.preparation.folds.find_patients`.
         num_folds: Number of folds.
-        modality: Modality of every image, for the U-Net.
-        keeps_surroundings: Whether table and air around the patient stay.
-        allow_empty: Whether a case without any label is taken.
-        runs_totalsegmentator: Whether organ labels are made between planning and running.
+        modality: Modality of every image, on which the U-Net is conditioned.
+        keeps_surroundings: Whether table and air around the patient are kept.
+        allow_empty: Whether cases without any label are accepted.
+        runs_totalsegmentator: Whether TotalSegmentator makes organ labels after planning.
     """
 
     cases: tuple[SourceCase, ...]
@@ -94,7 +94,7 @@ class PrepareResult:
     Attributes:
         dataset: The prepared folder.
         summary: Content of ``summary.json``.
-        problems: Cases that could not be prepared, with the reason.
+        problems: Case -> reason why it could not be prepared.
     """
 
     dataset: PreparedDataset
@@ -107,11 +107,11 @@ class PreparePlan:
     """Plan of a preparation, known before any image is read.
 
     Attributes:
-        request: The request.
+        request: Resolved request.
         settings: Settings for every case.
         meanings: Meanings of the lab's labels.
         patients: Case -> patient.
-        tasks: One per case.
+        tasks: One task per case.
         notes: Notes to the user, a sentence each.
     """
 
@@ -124,10 +124,10 @@ class PreparePlan:
 
 
 def resolve_preparation(config: PrepareConfig, out: Path) -> tuple[PrepareRequest, tuple[str, ...]]:
-    """List the cases and read the rules, without opening images.
+    """List the cases of a preparation and read its rules, without opening images.
 
     Args:
-        config: The request.
+        config: Request of the user.
         out: Folder of the prepared cases, whose name they get if ``config`` has none.
 
     Returns:
@@ -181,15 +181,15 @@ def _choose_grid(config: PrepareConfig, bundle: Bundle) -> tuple[Grid, tuple[str
 def plan_preparation(
     request: PrepareRequest, *, report: ReportStage = report_nothing, num_workers: int | None = None
 ) -> PreparePlan:
-    """Check everything that can be checked before the work; nothing is written.
+    """Plan a preparation, and check everything that can be checked before the work; nothing is written.
 
     Args:
-        request: The request.
+        request: Resolved request.
         report: Called with (stage, cases done, cases in all).
-        num_workers: Processes; None for one per core.
+        num_workers: Number of processes; None for one per core.
 
     Raises:
-        PreparationError: Unusable files, labels without a meaning or without voxels, too few patients.
+        PreparationError: Files are unusable, labels have no meaning or no voxels, or there are too few patients.
     """
     cases = request.cases
     patients = find_patients([case.id for case in cases], request.patients)
@@ -220,22 +220,27 @@ def plan_preparation(
 
 
 def claim_folder(plan: PreparePlan, out: Path, *, update: bool = False) -> None:
-    """Take a folder for a plan, as ``preparation.folder.take_folder`` says.
+    """Create the folder of a preparation, or check that an existing one belongs to it.
+
+    Args:
+        plan: Planned preparation.
+        out: Folder of the prepared cases.
+        update: Whether an existing folder may be changed to other options; cases that are then left out are removed.
 
     Raises:
-        PreparationError: It holds something else, was prepared with other options, or has cases that are not among
-            those of the plan.
+        PreparationError: The folder holds something else, was prepared with other options, or has cases that are not
+            planned.
     """
     take_folder(out, _describe_options(plan), {task.case.id for task in plan.tasks}, update=update)
 
 
 def with_organs(plan: PreparePlan, folder: Path, organ_labels: str) -> PreparePlan:
-    """Return the plan with a further folder of organ labels, over those that the cases have.
+    """Return a plan with a further folder of organ labels, which replace those that the cases have.
 
     Args:
         plan: Plan made by ``plan_preparation``.
-        folder: A label map per case.
-        organ_labels: Meaning of its ids.
+        folder: Folder with one organ label map per case.
+        organ_labels: Meaning of the ids: ``auto`` or the name of a scheme.
 
     Raises:
         PreparationError: The folder has nothing for the cases.
@@ -257,13 +262,13 @@ def run_preparation(
     report: ReportStage = report_nothing,
     num_workers: int | None = None,
 ) -> PrepareResult:
-    """Prepare every case that is not there yet, then write the description, the summary and the pictures.
+    """Prepare every planned case that is not there yet, then write description, summary and pictures.
 
     Args:
         plan: Plan made by ``plan_preparation``.
-        out: A folder that ``claim_folder`` made for this plan.
+        out: Folder that :func:`claim_folder` has prepared for this plan.
         report: Called with (stage, cases done, cases in all).
-        num_workers: Processes; None for one per core.
+        num_workers: Number of processes; None for one per core.
 
     Raises:
         PreparationError: No case could be prepared.
@@ -315,7 +320,12 @@ def _build_tasks(
 
 
 def translate_organs(files: Sequence[LabelFile], vocabulary: Vocabulary, organ_labels: str) -> Translation:
-    """Return the meaning of the ids in a case's organ label map, or of the ids assigned to its masks in order.
+    """Return the translation of a case's organ label map, or of the ids that its masks get in their order.
+
+    Args:
+        files: Label map, or masks of organs.
+        vocabulary: Target vocabulary.
+        organ_labels: Meaning of the ids: ``auto`` or the name of a scheme.
 
     Raises:
         PreparationError: The meaning is unknown.

@@ -36,13 +36,13 @@ _PARTS = ("oar", "ptv", "gtv")
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label map, or the mask of one label.
+    """A label file of a case: a label map, or the mask of one label.
 
     Attributes:
         path: Path of the file.
         role: Part of the name that distinguishes it from other files of its case, such as ``oar``; empty if there is
             one kind.
-        names: Names of its ids, if the file contains them.
+        names: Id -> name, if the file contains names.
         mask_name: Label of a mask; None for a label map.
     """
 
@@ -54,13 +54,13 @@ class LabelFile:
 
 @dataclass(frozen=True)
 class SourceCase:
-    """The files of one case.
+    """The source files of one case: CT, label files and organ labels.
 
     Attributes:
         id: Name of the case.
         image: CT: a file, or a folder with a DICOM series.
-        labels: The lab's own label files, in the order in which they are laid over each other; the last one wins.
-        organs: Per folder of organ labels the files of this case: one label map, or a mask per organ.
+        labels: Label files in the order in which they are merged; the last one wins.
+        organs: For each folder of organ labels, the files of this case: one label map, or one mask per organ.
     """
 
     id: str
@@ -76,16 +76,16 @@ class SourceCase:
 
 
 def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None = None) -> dict[str, Path]:
-    """Return the images of a folder by case.
+    """Find the images in a folder; returns case -> path.
 
     Args:
-        folder: Image files, or a folder per case that holds ``ct.nii.gz`` or a DICOM series.
+        folder: Folder with image files, or with one sub-folder per case that contains ``ct.nii.gz`` or a DICOM series.
         pattern: Path in the folder without the format's suffix, with ``{id}`` for the case, such as ``{id}_ct``.
             Without one the names decide, as :mod:`maisi_aug.banks.case_files` reads them.
-        labels: The folder of the label files, which tells whether ``_0000`` is part of a case's name.
+        labels: Folder of the label files, whose names show whether ``_0000`` is part of a case's name.
 
     Raises:
-        PreparationError: No image, or two for one case.
+        PreparationError: There is no image, or there are two for one case.
     """
     _require_folder(folder, "--images")
     if pattern is not None:
@@ -104,11 +104,11 @@ def find_images(folder: Path, pattern: str | None = None, *, labels: Path | None
 
 
 def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
-    """Sort the files of a folder of images by their kind.
+    """Sort the files of an image folder into images, label maps and others.
 
     Args:
-        folder: The folder.
-        labels: The folder of the label files; the same one where they lie beside the images.
+        folder: Folder of the images.
+        labels: Folder of the label files, which may be the same.
 
     Raises:
         PreparationError: ``dataset.json`` above it describes several channels, none of which is called CT.
@@ -125,14 +125,14 @@ def sort_images(folder: Path, labels: Path | None = None) -> SortedFiles:
 def find_labels(
     folder: Path, case_ids: Iterable[str], patterns: Sequence[str] = (), *, images: Iterable[Path] = ()
 ) -> dict[str, list[LabelFile]]:
-    """Return the label files of a folder by case.
+    """Find the label files in a folder; returns case -> files.
 
     Args:
-        folder: Label maps, or a folder per case with label maps or one mask per label.
-        case_ids: Cases that have an image; files of others are not listed.
+        folder: Folder with label maps, or with one sub-folder per case that contains label maps or one mask per label.
+        case_ids: Cases that have an image; files of other cases are ignored.
         patterns: Paths in the folder without the format's suffix, with ``{id}`` for the case and, for masks,
             ``{label}`` for the label: ``{id}_oar``, ``{id}/segmentations/{label}``. Without any, names decide.
-        images: Files that are images and no label maps.
+        images: Files that are known to be images.
 
     Raises:
         PreparationError: No label file belongs to a case, or a pattern cannot be read.
@@ -165,7 +165,7 @@ def find_labels(
 
 
 def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelFile, ...]]:
-    """Return organ labels by case, as TotalSegmentator writes them: a label map, or a folder of masks, per case.
+    """Find organ labels in a folder, as TotalSegmentator writes them; returns case -> label map or masks.
 
     Raises:
         PreparationError: No organ labels belong to a case.
@@ -181,7 +181,7 @@ def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelF
 
 
 def to_case_id(text: str) -> str:
-    """Return a file name in which all but letters, digits, dots and hyphens become underscores."""
+    """Return a text with all but letters, digits, dots and hyphens replaced by underscores, as a case name."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip("._-") or "case"
 
 

@@ -18,12 +18,12 @@ NUM_DIGITS = 4
 def build_summary(
     dataset: PreparedDataset, hu: Mapping[str, Mapping[str, Sequence[float]]], problems: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return the summary as JSON types.
+    """Return the summary of a preparation as a JSON-able dict.
 
     Args:
-        dataset: The prepared cases.
+        dataset: Prepared cases.
         hu: Case -> label id -> 5th, 50th and 95th percentile of its HU.
-        problems: Cases that could not be prepared, with the reason.
+        problems: Case -> reason why it could not be prepared.
     """
     grid = dataset.spec.grid
     return {
@@ -70,7 +70,7 @@ def _describe_label(
 
 
 def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
-    """Return the summary as Markdown."""
+    """Format the summary of a preparation as Markdown."""
     grid = dataset.spec.grid
     lines = [
         f"# {clean_markdown(summary['name'])}",
@@ -122,7 +122,7 @@ def _spell_cases(dataset: PreparedDataset) -> list[str]:
 
 
 def labels_in(cases: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return ids that occur in any record, ascending, background left out."""
+    """Return the label ids that occur in any case record, ascending, without the background."""
     return sorted({int(label_id) for case in cases for label_id in case["voxels"]} - {BACKGROUND_ID})
 
 

@@ -22,12 +22,12 @@ MAX_SHOWN = 5
 
 @dataclass(frozen=True)
 class CaseSurvey:
-    """Findings in a case.
+    """What was found in a case's label files before its preparation.
 
     Attributes:
-        case_id: The case.
-        counts: For each of its label files, number of voxels per id.
-        problem: Why it cannot be used; empty where it can.
+        case_id: Name of the case.
+        counts: For each of its label files, id -> number of voxels.
+        problem: Why the case cannot be used; empty if it can.
     """
 
     case_id: str
@@ -36,7 +36,7 @@ class CaseSurvey:
 
 
 def survey_case(case: SourceCase) -> CaseSurvey:
-    """Read a case's label files and the geometry of its image."""
+    """Read the label files of a case and the geometry of its image, and report ids and problems."""
     try:
         grid = load_grid(case.image)
         counts = []
@@ -55,7 +55,7 @@ def survey_case(case: SourceCase) -> CaseSurvey:
 
 
 def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:
-    """Return for each label file of a case, source id -> vocabulary id; dropped ids become 0."""
+    """Return, for each label file of a case, source id -> vocabulary id; dropped ids become 0."""
     tables = []
     for file, counts in zip(case.labels, survey.counts, strict=True):
         labels = labels_of(file, counts)
@@ -86,10 +86,10 @@ def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings
 
 
 def require_readable(surveys: Sequence[CaseSurvey]) -> None:
-    """Raise when any case cannot be used, naming the first of them.
+    """Raise if any case cannot be used.
 
     Raises:
-        PreparationError: With the number of cases and their problems.
+        PreparationError: The message states the number of unusable cases, and the problems of the first.
     """
     bad = [survey for survey in surveys if survey.problem]
     if bad:
@@ -104,7 +104,7 @@ def require_readable(surveys: Sequence[CaseSurvey]) -> None:
 def require_labels(
     cases: Sequence[SourceCase], surveys: Sequence[CaseSurvey], meanings: LabelMeanings, *, allow_empty: bool
 ) -> None:
-    """Raise when a mapped label occurs nowhere, or a case holds none of them.
+    """Raise if a mapped label occurs in no case, or a case contains none of them.
 
     Raises:
         PreparationError: The message names the labels or the cases.

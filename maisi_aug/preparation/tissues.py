@@ -22,10 +22,10 @@ ISLAND_ML = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """A range of HU that means a label.
+    """A label that is assigned to voxels by a range of HU.
 
     Attributes:
-        label_id: The vocabulary's id.
+        label_id: Vocabulary id of the label.
         low_hu: Lowest HU, included.
         high_hu: Highest HU, included.
     """
@@ -36,10 +36,10 @@ class Tissue:
 
 
 def parse_tissue(text: str, vocabulary: Vocabulary) -> Tissue:
-    """Read ``skull=150:3000``.
+    """Parse ``NAME=LOW:HIGH``, such as ``skull=150:3000``.
 
     Raises:
-        PreparationError: It is anything else, or the vocabulary has no such label.
+        PreparationError: The text has another form, or the vocabulary has no such label.
     """
     name, _, bounds = (part.strip() for part in text.rpartition("="))
     low, _, high = bounds.partition(":")
@@ -58,15 +58,15 @@ def parse_tissue(text: str, vocabulary: Vocabulary) -> Tissue:
 def add_tissues(
     label_map: NDArray[np.uint8], image_hu: NDArray[Any], tissues: Sequence[Tissue], spacing_mm: Spacing
 ) -> NDArray[np.uint8]:
-    """Give body voxels without an organ the label of the first tissue whose range holds their HU.
+    """Label body voxels without an organ by the first tissue whose range contains their HU.
 
     Tissue as dark as air is only searched one voxel below the skin, because skin voxels are half air. A body that the
     image's border cuts has no skin there.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200); not modified.
-        image_hu: ``(I, J, K)`` the CT.
-        tissues: Later ones take what is left.
+        image_hu: ``(I, J, K)`` CT in HU.
+        tissues: Tissues, of which earlier ones take precedence.
         spacing_mm: Voxel sides along I, J, K.
 
     Returns:

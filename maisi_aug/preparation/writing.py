@@ -31,10 +31,13 @@ OPTIONS_NAME = "options.json"
 
 
 def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
-    """Prepare a case and write its files into a folder, unless they are there already.
+    """Prepare a case and write its files to a folder, unless they are there already.
+
+    Args:
+        work: Task of the case, and the folder.
 
     Returns:
-        The case's record; one with ``problem`` for a case that cannot be used.
+        Record of the case; it has the key ``problem`` if the case cannot be used.
     """
     task, folder = work
     try:
@@ -48,7 +51,7 @@ def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
 
 
 def read_record(folder: Path, case_id: str) -> dict[str, Any] | None:
-    """Return the record of a case from an earlier run, or None."""
+    """Return the record of a case from an earlier run in a folder; None if there is none."""
     try:
         record = read_json(folder / STATE_FOLDER / f"{case_id}.json")
     except (OSError, ValueError):
@@ -117,16 +120,18 @@ def _write_preview(folder: Path, task: CaseTask, built: BuiltCase) -> None:
 
 
 def take_folder(out: Path, options: Mapping[str, Any], case_ids: Collection[str], *, update: bool) -> None:
-    """Create the folder, or check that it belongs to this preparation; it has no ``dataset.yaml`` until it is complete.
+    """Create a folder for prepared cases, or check that it belongs to this preparation.
+
+    The folder has no ``dataset.yaml`` until it is complete.
 
     Args:
-        out: New, empty, or a folder that was prepared with the same options.
-        options: Settings for every case, as plain values.
-        case_ids: The cases that are to be in it.
-        update: Whether a folder with other options or further cases is brought to these.
+        out: New or empty folder, or one that was prepared with the same options.
+        options: Settings for every case, as JSON values.
+        case_ids: Names of the cases of the preparation.
+        update: Whether an existing folder may be changed to other options; further cases are then removed.
 
     Raises:
-        PreparationError: It holds something else, was prepared with other options, or has further cases.
+        PreparationError: The folder holds something else, was prepared with other options, or has further cases.
     """
     path = out / STATE_FOLDER / OPTIONS_NAME
     if out.exists() and not out.is_dir():

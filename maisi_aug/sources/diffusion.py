@@ -50,16 +50,16 @@ class _Generated:
 
 @dataclass(frozen=True, eq=False)
 class DiffusionSource(MapSource):
-    """Generates label maps and finishes them.
+    """Source that generates label maps with a bundle's mask networks, cleans them up and plants missing lesions.
 
     Attributes:
-        generator: The mask networks.
-        vocabulary: Meaning of the ids.
-        grid: The image networks' grid.
-        organ_sizes: Percentile by id of an organ, or -1 for absent, where requested.
-        size_tolerance: Share of its volume by which a generated lesion may be off.
-        max_maps: Maps to generate for a draw at most.
-        report: Told (map, steps done, steps in all) while a map is sampled; maps count from 1.
+        generator: Mask networks.
+        vocabulary: Vocabulary of the ids.
+        grid: Grid of the images.
+        organ_sizes: Organ id -> requested size percentile, or -1 for an organ that must be absent.
+        size_tolerance: Largest deviation of a generated lesion's volume, as a fraction.
+        max_maps: Largest number of maps that are generated for one case.
+        report: Progress callback, called with (map from 1, sampling steps done, sampling steps in all).
     """
 
     generator: MaskGenerator
@@ -71,7 +71,7 @@ class DiffusionSource(MapSource):
     report: ReportMap | None = None
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return a generated map with the lesions of a case and no other, in which all required organs are present.
+        """Generate a label map with the lesions of a case and no others, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in any of ``max_maps`` maps.
@@ -193,12 +193,12 @@ class DiffusionSource(MapSource):
 
 
 def open_diffusion_source(run: CohortRun, device: str, *, report: ReportMap | None = None) -> DiffusionSource:
-    """Load the mask networks of a cohort's bundle.
+    """Load the mask networks of a cohort's bundle as a source of label maps.
 
     Args:
         run: Cohort with the mask source ``diffusion``.
         device: Device on which the networks run.
-        report: Told (map, steps done, steps in all) while a map is sampled.
+        report: Progress callback, called with (map from 1, sampling steps done, sampling steps in all).
 
     Raises:
         BundleError: When the mask networks or the device cannot be used.

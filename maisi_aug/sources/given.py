@@ -43,12 +43,12 @@ Change = Literal["none", "cropped or padded", "resampled"]
 
 @dataclass(frozen=True)
 class GridChoice:
-    """Choice of the grid on which a given map is drawn.
+    """Rule that chooses the grid of the image for a given label map.
 
     Attributes:
-        factor: Every side must be a multiple of it.
-        shape: Voxels along I, J, K that the user requests; None for as many as keep the field of view.
-        spacing_mm: Voxel sides that the user requests; None for the map's own.
+        factor: Number of which every side must be a multiple.
+        shape: Requested voxels along I, J, K; None for as many as keep the field of view.
+        spacing_mm: Requested voxel sides along I, J, K in mm; None for those of the map.
     """
 
     factor: int
@@ -57,7 +57,7 @@ class GridChoice:
 
     @property
     def wish(self) -> str:
-        """Requirement on a map's own grid, for messages."""
+        """Description of the grids that maps may have, for messages."""
         sides = "x".join(map(str, self.shape or ()))
         steps = "x".join(f"{side:g}" for side in self.spacing_mm or ())
         if sides or steps:
@@ -65,7 +65,10 @@ class GridChoice:
         return f"sides that are multiples of {self.factor}"
 
     def choose(self, own: Grid) -> tuple[Shape, Spacing]:
-        """Return shape and spacing of the image of a map.
+        """Return shape and spacing in mm of the image that is drawn from a map with a given grid.
+
+        What the user leaves open follows the map: its own grid if the networks accept it, otherwise its field of view
+        with the nearest numbers of voxels that they accept.
 
         Values that the user leaves open follow the map: its own grid if the networks take it, else its field of view in
         the nearest number of voxels that they take.
@@ -85,7 +88,7 @@ class GridChoice:
         return (i, j, k), spacing_mm
 
     def name_change(self, own: Grid) -> Change:
-        """Return how a map is changed to fit its image's grid, as text."""
+        """Describe how a map with a given grid is changed to fit the grid of its image."""
         shape, spacing_mm = self.choose(own)
         if spacing_mm != own.spacing_mm:
             return "resampled"
@@ -103,7 +106,7 @@ class NoMapSource(MapSource):
     grid: Grid
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return the map of a case, and the case with the lesions and organs of that map."""
+        """Return an empty map for a case: grid and seed of an image that is drawn without a label map."""
         return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
@@ -113,14 +116,14 @@ def _nothing_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
 
 @dataclass(frozen=True, eq=False)
 class GivenSource(BankedSource):
-    """Source that returns the maps of a bank unchanged.
+    """Source that returns the label maps of a user's bank unchanged, one per case.
 
     Attributes:
-        bank: The user's maps.
-        grids: Which grid each is drawn on.
-        label_ids: Labels that the user wants in the label files; empty for all but the body.
-        find_unseen: What to warn of in the grid of an image with these ids; raises GridError for one that the networks
-            cannot work with.
+        bank: Bank of the user's maps.
+        grids: Rule for the grid of each image.
+        label_ids: Vocabulary ids to keep in the label files; empty for all but the body.
+        find_unseen: Function from a grid and ids to warnings; it raises GridError for a grid that the networks cannot
+            use.
     """
 
     bank: FolderBank
@@ -130,11 +133,13 @@ class GivenSource(BankedSource):
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Return whether other cases are left, each of which has a map of its own."""
+        """Return whether other cases are left, each of which has a label map of its own."""
         return bool(others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return the map of a case, and the case with that map's lesions at their volumes and its organs.
+        """Return the label map of a case, and the case with that map's lesions, their volumes, and its organs.
+
+        If the case requests lesions, they are planted in the map in place of its own.
 
         Lesions that the case requests are planted in it, in place of its own.
 
@@ -185,7 +190,12 @@ class GivenSource(BankedSource):
         return replace(drawn, case=replace(drawn.case, required_ids=tuple(sorted({*case.required_ids, *shown}))))
 
     def look_at(self, own: Grid, label_ids: Iterable[int]) -> tuple[str, str]:
-        """Return a fault and a warning about the grid of a map's image, each empty if there is none."""
+        """Return a fault and a warning about the grid of a map's image, each empty if there is none.
+
+        Args:
+            own: Grid of the map.
+            label_ids: Vocabulary ids in the map.
+        """
         shape, spacing_mm = self.grids.choose(own)
         try:
             return "", " ".join(self.find_unseen(Grid.from_spacing(shape, spacing_mm), frozenset(label_ids)))
@@ -244,7 +254,7 @@ class _OneMap(MaskBank):
 
 
 def open_given_source(run: CohortRun) -> GivenSource:
-    """Return the user's own label maps, listed and not yet read.
+    """Open the user's label maps as a source; they are listed, but not read yet.
 
     Raises:
         BankError: None of them can be used.
@@ -276,17 +286,17 @@ def _compare_with(run: CohortRun) -> FindUnseen:
 
 
 def fit_map(bank_map: BankMap, grids: GridChoice, *, lesion_ids: Sequence[int]) -> tuple[NDArray[np.uint8], Grid]:
-    """Bring a map to the grid of its image.
+    """Resample, crop or pad a label map to the grid of its image.
 
-    Where the image shows less than the map, it is centred on the body; where it shows more, on the map.
+    Along axes where the image shows less than the map, it is centred on the body; where it shows more, on the map.
 
     Args:
-        bank_map: The map; not modified, but handed back where it stays as it is.
-        grids: Which grid it goes to.
-        lesion_ids: Ids whose lesions keep their volume when the map is resampled.
+        bank_map: Label map; not modified, but returned itself if nothing changes.
+        grids: Rule for the grid of the image.
+        lesion_ids: Vocabulary ids of lesions whose volume must survive resampling.
 
     Returns:
-        ``(I, J, K)`` vocabulary ids and their grid, which keeps the map's axis directions and place in the scanner.
+        ``(I, J, K)`` vocabulary ids and their grid, which keeps the map's position and axis directions.
     """
     own, change = bank_map.grid, grids.name_change(bank_map.grid)
     if change == "none":
@@ -311,7 +321,7 @@ def _choose_centre(bank_map: BankMap, extent_mm: NDArray[np.float64]) -> NDArray
 
 
 def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
-    """Return the voxels of a grid whose centres lie within another one that has the same axis directions."""
+    """Return the slices of the voxels of a grid whose centres lie within another grid with the same axis directions."""
     corners = np.array([[-0.5, -0.5, -0.5, 1.0], [*(side - 0.5 for side in grid.shape), 1.0]])
     first, stop = (np.linalg.solve(own.affine, grid.affine) @ corners.T).T[:, :3]
     low, high = (np.maximum(np.ceil(np.round(corner, DECIMALS)), 0).astype(int) for corner in (first, stop))
@@ -322,7 +332,14 @@ def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
 def plan_lesions(
     label_map: NDArray[np.uint8], voxel_ml: float, lesion_ids: Sequence[int], vocabulary: Vocabulary
 ) -> tuple[Lesion, ...]:
-    """Return the lesions of a map as a plan would request them, of each label the largest first."""
+    """Return the lesions of a label map as a plan would request them, ordered by label, the largest first.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        voxel_ml: Volume of a voxel in mL.
+        lesion_ids: Vocabulary ids of the lesions.
+        vocabulary: Vocabulary of the ids.
+    """
     present = _find_ids(label_map) if lesion_ids else frozenset()
     wanted = [
         (label_id, volume_ml)
@@ -343,7 +360,14 @@ def plan_lesions(
 
 
 def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesion]) -> tuple[Lesion, ...]:
-    """Return the lesions of a map on its image's grid, the largest of each label first.
+    """Return the requested lesions as measured on the grid of an image, ordered by label, the largest first.
+
+    Each is searched in its own neighbourhood, for speed; one that was lost by resampling is reported as not drawn.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        grid: Grid of the image.
+        asked: Lesions of the original map.
 
     Each is searched in its own neighbourhood, for speed; one that was lost in resampling is reported as not drawn.
     """
@@ -379,16 +403,16 @@ def _spell(grid: Grid) -> str:
 
 @dataclass(frozen=True, eq=False)
 class MapOutlook:
-    """Outlook on one given map.
+    """What will be done with one given label map, known before any image is drawn.
 
     Attributes:
         name: Path relative to the bank.
-        own: Its own grid; None where the map cannot be used.
-        shape: Shape of its image.
-        spacing_mm: Spacing in mm of its image.
-        change: Change of the map on that grid.
-        label_ids: Labels that it holds, body left out.
-        fault: Why it cannot be used; empty where it can.
+        own: Grid of the map; None if the map cannot be used.
+        shape: Voxels of its image along I, J, K.
+        spacing_mm: Voxel sides of its image along I, J, K in mm.
+        change: How the map is changed to fit that grid.
+        label_ids: Vocabulary ids in the map, without the body.
+        fault: Why the map cannot be used; empty if it can.
         warning: Warning about the grid of its image; may be empty.
     """
 
@@ -402,7 +426,7 @@ class MapOutlook:
     warning: str = ""
 
     def to_json(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """Return the outlook as JSON types."""
+        """Return the outlook as a JSON-able dict, with names of labels."""
         return {
             "name": self.name,
             "map_shape": None if self.own is None else list(self.own.shape),
@@ -417,10 +441,10 @@ class MapOutlook:
 
 
 def look_at_maps(source: GivenSource, cases: Sequence[CasePlan], report: Report) -> list[MapOutlook]:
-    """Read the maps that the cases are drawn from, without looking for bodies in their CTs.
+    """Read the given label maps of a plan and report what will be done with each; bodies are not searched for in CTs.
 
     Args:
-        source: The maps.
+        source: Source of the given maps.
         cases: Cases of the plan.
         report: Called with (maps read, maps in all).
 

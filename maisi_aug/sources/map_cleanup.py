@@ -80,9 +80,9 @@ class _Limits(NamedTuple):
 def clean_label_map(
     label_map: NDArray[np.uint8], *, spacing_mm: Spacing, keep_tumor_ids: Sequence[int] = ()
 ) -> NDArray[np.uint8]:
-    """Clean up a label map drawn by a mask generator.
+    """Clean up a label map drawn by mask networks.
 
-    - The envelope (all that has a label) becomes one piece without holes; what floats outside of it is removed.
+    - The envelope (everything with a label) becomes one piece without holes; what floats outside of it is removed.
     - Hepatic vessels become liver.
     - A tumour of another kind than ``keep_tumor_ids`` becomes the host that it touches, each voxel the nearest one;
       without a host it becomes what surrounds it.

@@ -25,14 +25,14 @@ Drawn = TypeVar("Drawn")
 
 @dataclass(frozen=True, eq=False)
 class DrawnMap:
-    """A label map ready for the networks.
+    """A label map ready for the image networks, with the lesions that it contains.
 
     Attributes:
-        case: Its content: lesions measured on this grid, in the requested order.
-        label_map: ``(I, J, K)`` uint8 vocabulary ids; None where an image is drawn without one.
-        grid: Geometry of the map and its image.
-        origin: Origin of the map: plain JSON values, the same for the same seed and bank.
-        image_hu: ``(I, J, K)`` where the lesions were drawn into a real image; None where the networks draw the image.
+        case: Content of the map: lesions as measured on this grid, in the requested order.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids; None for an image that is drawn without a label map.
+        grid: Shape and affine of the map and its image.
+        origin: Origin of the map as JSON values, the same for the same seed and bank.
+        image_hu: ``(I, J, K)`` HU of a real CT into which the lesions were drawn; None if networks draw the image.
     """
 
     case: CasePlan
@@ -43,15 +43,15 @@ class DrawnMap:
 
     @property
     def lesions(self) -> tuple[Lesion, ...]:
-        """The lesions, as they lie in the map."""
+        """Lesions with their realised sizes and positions in the map."""
         return self.case.lesions
 
 
 class MapSource(Protocol):
-    """Draws label maps that depend only on the case and the seed."""
+    """Protocol of sources that draw label maps, which depend only on the case and the seed."""
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return a map with the lesions of a case and no other, in which all its required organs are present.
+        """Draw a label map with the lesions of a case and no others, in which all required organs are present.
 
         Raises:
             LesionError: A lesion finds no room, or none of that size is available.
@@ -61,7 +61,7 @@ class MapSource(Protocol):
 
     @property
     def skipped(self) -> Sequence[tuple[str, str]]:
-        """``(name, reason)`` of files that could not be used, so far."""
+        """``(name, reason)`` of files that have been found unusable so far."""
         return ()
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
@@ -73,7 +73,14 @@ class MapSource(Protocol):
         return  # there are no files
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Whether one of the other cases may still succeed after a case has failed with an error.
+        """Whether another case may still succeed after a case has failed with an error.
+
+        Another case may request a size that exists, but a label that no map has fails for every case.
+
+        Args:
+            error: Error of the failed case.
+            case: The failed case.
+            others: Cases that are left.
 
         Another case may request a size that exists, but a label that no map has fails for every case.
         """
@@ -82,13 +89,13 @@ class MapSource(Protocol):
 
 
 class MaskBank(Protocol):
-    """Source of anatomies on the networks' grid.
+    """Protocol of banks that provide anatomies on the grid of the images.
 
     Attributes:
         name: Name of the bank, for messages and the manifest.
         varies: Whether every draw is a new anatomy, so that deforming it adds nothing.
-        vocabulary: Meaning of the ids.
-        grid: Shape and spacing of the maps.
+        vocabulary: Vocabulary of the ids.
+        grid: Grid whose shape and spacing the maps have.
     """
 
     name: str
@@ -98,25 +105,31 @@ class MaskBank(Protocol):
 
     @property
     def skipped(self) -> Sequence[tuple[str, str]]:
-        """``(path, reason)`` of files that could not be used, so far."""
+        """``(path, reason)`` of files that have been found unusable so far."""
         return ()
 
     @property
     def num_looks(self) -> int:
-        """Number of maps that represent the bank, since patients resemble each other."""
+        """Number of maps to examine to represent the bank; few suffice if patients resemble each other."""
         return NUM_LOOKS
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise if the files that cases were made from have changed."""
+        """Raise :class:`CohortError` if files of the bank have changed since cases were made from them."""
         return  # there are no files
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """Maps that may host the lesions, in the random order of the seed; more are drawn as more are taken."""
+        """Yield label maps that may host the lesions, in seeded random order, without end or until none is suitable.
+
+        Args:
+            lesions: Lesions to be planted.
+            required_ids: Vocabulary ids that must be present.
+            seed: Seed of order and position.
+        """
         ...
 
 
 class BankedSource(MapSource, Protocol):
-    """A source that draws from a bank.
+    """Protocol of sources that draw label maps from a bank.
 
     Attributes:
         bank: Bank of the anatomies.
@@ -126,15 +139,22 @@ class BankedSource(MapSource, Protocol):
 
     @property
     def skipped(self) -> Sequence[tuple[str, str]]:
-        """``(name, reason)`` of the bank's files that could not be used, so far."""
+        """``(name, reason)`` of files of the bank that have been found unusable so far."""
         return self.bank.skipped
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise if the bank's files that cases were made from have changed."""
+        """Raise :class:`CohortError` if files of the bank have changed since cases were made from them."""
         self.bank.require_unchanged(origins)
 
     def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:
-        """Return the origin of a map that is made from one of the bank's."""
+        """Return the origin of a label map that was made from one of the bank's, for the manifest.
+
+        Args:
+            source: Name of the mask source.
+            base: Map of the bank.
+            number: Number of the map among those tried, from 0.
+            seed: Seed of the draw.
+        """
         return {"source": source, "bank": self.bank.name, **base.origin, "seed": seed, "base": number}
 
 
@@ -144,12 +164,13 @@ def draw_from_any(
     *,
     gives_up: Callable[[Base], bool] = lambda base: False,
 ) -> Drawn | None:
-    """Draw from one base after another until a draw succeeds; return its result, or None.
+    """Try one base map after another until a draw succeeds; return its result, or None.
 
     Args:
-        bases: Bases to draw from.
-        draw: Told the number of the base, from 0, and the base; None or LesionError for one that will not do.
-        gives_up: Asked after every LesionError, with the base.
+        bases: Base maps to draw from.
+        draw: Function of the base's number, from 0, and the base; it returns None or raises LesionError for an
+            unsuitable base.
+        gives_up: Function of the base, called after every LesionError; returns whether to stop.
 
     Raises:
         LesionError: The last error, if no draw succeeded.
@@ -173,17 +194,32 @@ def draw_from_any(
 def deform_at_random(
     label_map: NDArray[np.uint8], spacing_mm: Spacing, rng: np.random.Generator, *, most: float
 ) -> tuple[NDArray[np.uint8], dict[str, float]]:
-    """Return the map deformed with a strength between half of ``most`` and ``most``, and the strength."""
+    """Deform a label map with a random strength between half of ``most`` and ``most``.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Generator of all random draws.
+        most: Largest strength, see :func:`~maisi_aug.lesions.deformation.deform_label_map`.
+
+    Returns:
+        The deformed label map, and the strength for the manifest.
+    """
     strength = round(float(rng.uniform(0.5, 1.0)) * most, 3)
     deformed = deform_label_map(label_map, spacing_mm=spacing_mm, rng=rng, strength=strength)
     return deformed, {"deform_strength": strength}
 
 
 def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> DrawnMap | None:
-    """Return a map without lesions with those of a case planted in it; None if it lacks a required organ.
+    """Plant the lesions of a case in a label map without lesions; None if the map lacks a required organ.
+
+    Args:
+        case: Planned case.
+        base: Label map without lesions.
+        rng: Generator of all random draws.
 
     Raises:
-        LesionError: A lesion finds no room.
+        LesionError: A lesion does not fit.
     """
     label_map, planted = plant_lesions(base.label_map, case.lesions, spacing_mm=base.grid.spacing_mm, rng=rng)
     if not has_all(label_map, case.required_ids):
@@ -192,6 +228,6 @@ def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> Drawn
 
 
 def has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
-    """Whether a map holds every one of the ids."""
+    """Whether an ``(I, J, K)`` label map contains every one of the given ids."""
     counts = np.bincount(label_map.ravel(), minlength=256)
     return all(counts[label_id] > 0 for label_id in label_ids)

@@ -15,12 +15,13 @@ from maisi_aug.system.progress import report_nothing
 
 
 def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing) -> MapSource:
-    """Return the source of a cohort's label maps.
+    """Open the source of a cohort's label maps.
 
     Args:
         run: The cohort to be made.
-        device: Device for mask networks.
-        report: Told how a generated label map comes along: its number for its case, steps done, steps in all.
+        device: Device on which mask networks run.
+        report: Progress callback for generated maps, called with (map from 1, sampling steps done, sampling steps in
+            all).
 
     Raises:
         BankError: When the bank has no usable label map.
@@ -43,5 +44,5 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
 
 
 def may_fail_as_a_whole(run: CohortRun) -> bool:
-    """Whether a first failure may be the fault of the source, so that no case is rejected before one map was drawn."""
+    """Whether a first failure may be due to the source, so that no case is rejected until one map could be drawn."""
     return run.request.mask_source != "diffusion"  # which draws another map at every attempt

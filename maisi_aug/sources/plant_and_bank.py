@@ -48,8 +48,8 @@ class PhantomBank(MaskBank):
     """Bank of procedural anatomies, built on request and not stored.
 
     Attributes:
-        name: "phantom".
-        varies: True: every draw is another patient.
+        name: ``phantom``.
+        varies: Always True, because every draw is another patient.
     """
 
     varies = True
@@ -60,7 +60,13 @@ class PhantomBank(MaskBank):
         self.grid = grid
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
-        """Yield anatomies whose window shows the lesions' hosts and the required organs."""
+        """Yield anatomies that show the hosts of the lesions and the required organs, without end.
+
+        Args:
+            lesions: Lesions to be planted.
+            required_ids: Vocabulary ids that must be present.
+            seed: Seed of the anatomies.
+        """
         from maisi_aug.phantom import build_label_map, region_for
 
         wanted = [*(wish.label_id for wish in lesions), *required_ids]
@@ -77,12 +83,13 @@ class PhantomBank(MaskBank):
 
 @dataclass(frozen=True)
 class PlantSource(BankedSource):
-    """Plants lesions of exact volume in the maps of a bank.
+    """Source that plants lesions of exact volume in the label maps of a bank.
 
     Attributes:
         bank: Bank of the anatomies.
-        deform_strength: Upper end of the elastic variety given to maps of a bank that repeats itself.
-        max_bases: Maps to try before giving up; a lesion far larger than its hosts is given up after ``NUM_LOOKS``.
+        deform_strength: Largest strength of the elastic deformation of maps from a bank that repeats anatomies.
+        max_bases: Number of maps to try before giving up; a lesion far larger than its hosts is given up after
+            ``NUM_LOOKS``.
     """
 
     bank: MaskBank
@@ -94,7 +101,7 @@ class PlantSource(BankedSource):
         return not all(other.asks_for_all_of(case) for other in others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return a map with the lesions of a case and no other, in which all required organs are present.
+        """Draw a label map with the lesions of a case and no others, in which all required organs are present.
 
         Raises:
             LesionError: A lesion found no room in ``max_bases`` maps, or cannot find any.
@@ -103,7 +110,9 @@ class PlantSource(BankedSource):
         return self.draw_twins([case], seed)[0]
 
     def draw_twins(self, cases: Sequence[CasePlan], seed: int) -> list[DrawnMap]:
-        """Return maps of one patient, one per case: the same lesion in several sizes, or in several hosts.
+        """Draw one label map per twin, all of one patient: the same lesion in several sizes, or in several hosts.
+
+        The case with the largest lesion decides on the patient; smaller lesions are inner parts of the largest.
 
         The case with the largest lesion decides on the patient; smaller lesions are inner parts of it.
 
@@ -190,15 +199,18 @@ def _shrink(planted: DrawnMap, case: CasePlan) -> DrawnMap | None:
 
 @dataclass(frozen=True)
 class BankSource(BankedSource):
-    """Takes maps of a bank that already hold the lesions.
+    """Source that uses label maps of a bank which already contain the lesions.
+
+    A lesion of the nearest volume is chosen, all other tumours are replaced by their hosts, the map is deformed, and
+    the lesion is resized to the requested volume, by at most a factor of two.
 
     A lesion of the nearest volume is chosen, all other tumours are turned back into their host, the map is deformed,
     and the lesion is then brought to the volume requested, if that is at most twice or half its own.
 
     Attributes:
-        bank: A bank of stored maps.
-        deform_strength: Upper end of the elastic variety.
-        max_bases: Maps to try before giving up.
+        bank: Bank of stored label maps.
+        deform_strength: Largest strength of the elastic deformation.
+        max_bases: Number of maps to try before giving up.
     """
 
     bank: FolderBank
@@ -206,11 +218,11 @@ class BankSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return a map that holds the lesions of a case, in which all required organs are present.
+        """Draw a label map of the bank that contains the lesions of a case, and all required organs.
 
         Raises:
-            LesionError: The bank's lesions are all far from the volume requested.
-            BankError: No map holds such lesions.
+            LesionError: The volumes of all lesions in the bank are far from the requested one.
+            BankError: No map contains such lesions.
         """
         found = islice(self._find(case, seed), self.max_bases)
         drawn = draw_from_any(found, lambda number, chosen: self._take(case, *chosen, number, seed))
@@ -318,7 +330,7 @@ def _choose_lesions(bank: FolderBank, index: int, lesions: Sequence[Lesion]) -> 
 def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[Lesion], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]] | None:
-    """Bring the lesions of a cut to the wanted volumes; None if the cut lost, tore or joined one."""
+    """Resize the lesions of a cut label map to the requested volumes; None if the cut lost, split or joined one."""
     voxel_ml = voxel_volume_ml(spacing_mm)
     realised: dict[int, Lesion] = {}
     for label_id in sorted({wish.label_id for wish in lesions}):

@@ -38,22 +38,26 @@ DEFORM_STRENGTH = 0.6
 
 
 def is_sized_organ(label_id: int, vocabulary: Vocabulary) -> bool:
-    """Whether a label that is requested with a size is an organ, which cannot be planted."""
+    """Whether a label that is requested with a size is an organ, which is resized instead of planted."""
     return vocabulary.label(label_id).kind == "organ"
 
 
 @dataclass(frozen=True)
 class SizedOrganSource(BankedSource):
-    """Takes maps of a bank whose organs have about the wanted volume.
+    """Source that uses label maps of a bank whose organs have about the requested volume.
+
+    Maps within a factor of the square root of ``MAX_RESIZE`` are used in random order, then others up to
+    ``MAX_RESIZE``, the nearest first. The map is deformed, the organ resized to the exact volume by moving its surface
+    evenly into or out of its hosts, and requested lesions are planted.
 
     Maps within a factor of the square root of ``MAX_RESIZE`` serve in random order, then others up to ``MAX_RESIZE``,
     the nearest first. The map is deformed, the organ brought to the exact volume by moving its surface evenly into or
     out of its hosts, and lesions that are requested next to it are planted.
 
     Attributes:
-        bank: A bank of stored maps.
-        others: Draws what is requested without any organ of a size.
-        max_bases: Maps to try before giving up.
+        bank: Bank of stored label maps.
+        others: Source for cases that request no organ of a size.
+        max_bases: Number of maps to try before giving up.
     """
 
     bank: FolderBank
@@ -61,11 +65,12 @@ class SizedOrganSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return a map with the organs and lesions of a case, and no other lesion.
+        """Draw a label map with the organs and lesions of a case, and no other lesions.
 
         Raises:
-            LesionError: Every organ of the bank is far from the volume requested, or a lesion finds no room.
-            BankError: No map holds what is needed.
+            LesionError: The volumes of all such organs in the bank are far from the requested one, or a lesion does not
+                fit.
+            BankError: No map contains the required labels.
         """
         organs = [lesion for lesion in case.lesions if is_sized_organ(lesion.label_id, self.bank.vocabulary)]
         if not organs:
@@ -163,14 +168,20 @@ class SizedOrganSource(BankedSource):
 def resize_organ(
     label_map: NDArray[np.uint8], label_id: int, *, num_voxels: int, hosts: Sequence[int], spacing_mm: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """Give an organ another number of voxels by moving its surface evenly, inside its hosts; it may be in parts.
+    """Grow or shrink an organ to a number of voxels by moving its surface evenly, inside its hosts.
+
+    The organ may consist of several parts.
 
     Args:
-        label_map: ``(I, J, K)`` ids that hold the organ; not modified.
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
         label_id: Id of the organ.
-        num_voxels: Wanted voxels; fewer where the hosts have no room.
-        hosts: Ids that the organ may grow into; voxels that it leaves get the most frequent of them around it.
+        num_voxels: Wanted number of voxels; fewer are reached if the hosts have no room.
+        hosts: Vocabulary ids that the organ may grow into; voxels that it gives up get the most frequent of them around
+            it.
         spacing_mm: Voxel sides along I, J, K.
+
+    Returns:
+        A new label map.
     """
     organ = label_map == label_id
     wide = widen(bounding_box(organ, margin=0), HOST_REACH_MM, spacing_mm, label_map.shape)

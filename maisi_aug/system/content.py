@@ -36,14 +36,17 @@ _ITK_PLACE: Final = re.compile(
 def spells_number(value: object) -> bool:
     """Whether a text is a non-negative integer of plausible length.
 
-    ``int`` takes digits of every script as well, but refuses thousands of them.
+    Unlike ``int``, it accepts ASCII digits only, and not thousands of them.
     """
     text = str(value)
     return text.isdecimal() and len(text) <= _MAX_DIGITS
 
 
 class ContentError(MaisiAugError, ValueError):
-    """Content that cannot be read.
+    """The content of a file or text cannot be read.
+
+    The message is only the reason, on one line, for callers to put into a sentence; :attr:`path` is for code that
+    handles the error elsewhere.
 
     Its text is the reason alone, on one line, for the caller to put into a sentence; :attr:`path` is for code that
     meets it outside of one.
@@ -53,7 +56,7 @@ class ContentError(MaisiAugError, ValueError):
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error's message on one line, shortened; its type if it has no message."""
+    """Return the message of an error on one line, shortened; its type if it has no message."""
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
@@ -65,16 +68,19 @@ def reason_of(error: BaseException) -> str:
 
 @contextmanager
 def content_errors(path: Path | None = None) -> Iterator[None]:
-    """Turn all errors that a library raises for unreadable content into a :class:`ContentError`.
+    """Context that turns all errors that a library raises for unreadable content into :class:`ContentError`.
 
-    Only calls into libraries belong inside: a bug of this package would look like a damaged file. Errors of
-    the operating system, such as a missing file, and errors that say already what is wrong pass.
+    Only calls into libraries belong inside, because a bug of this package would look like a damaged file. Errors of the
+    operating system, such as a missing file, and errors that already state what is wrong, pass.
+
+    Only calls into libraries belong inside: a bug of this package would look like a damaged file. Errors of the
+    operating system, such as a missing file, and errors that say already what is wrong pass.
 
     Args:
-        path: The file, for code that handles the error elsewhere.
+        path: File that is read, for code that handles the error elsewhere.
 
     Raises:
-        ContentError: With the reason.
+        ContentError: The content cannot be read; the message is the reason.
     """
     try:
         yield
@@ -92,11 +98,15 @@ def content_errors(path: Path | None = None) -> Iterator[None]:
 
 
 def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
-    """Return the bytes of a file; of any size by default.
+    """Read the bytes of a file, refusing files larger than a limit.
+
+    Args:
+        path: File to read.
+        max_bytes: Largest size; None for no limit.
 
     Raises:
-        ContentError: It is larger, or is not a file but a device or a pipe.
-        OSError: It is missing, a folder, or cannot be read.
+        ContentError: The file is larger, or is a device or a pipe.
+        OSError: The file is missing, a folder, or cannot be read.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode) and not stat.S_ISDIR(about.st_mode):
@@ -107,11 +117,15 @@ def read_bounded(path: Path, max_bytes: int | None = None) -> bytes:
 
 
 def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
-    """Return the text of a file in UTF-8, with the line breaks of Unix.
+    r"""Read a UTF-8 text file, with line breaks converted to ``\n``.
+
+    Args:
+        path: File to read.
+        max_bytes: Largest size in bytes.
 
     Raises:
-        ContentError: It is larger, or no UTF-8.
-        OSError: It is missing or cannot be read.
+        ContentError: The file is larger, or not UTF-8.
+        OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
         content = read_bounded(path, max_bytes)
@@ -119,7 +133,11 @@ def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES) -> str:
 
 
 def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """Yield the lines of a file with their breaks, one after the other, so that the file may be of any length.
+    """Yield the lines of a file with their line breaks, one at a time, so that the file may be of any size.
+
+    Args:
+        path: File to read.
+        max_bytes: Largest length of a line.
 
     Raises:
         ContentError: A line is longer.
@@ -133,10 +151,10 @@ def read_lines(path: Path, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
 
 
 def read_json(path: Path) -> Any:
-    """Return a JSON document.
+    """Read a JSON file, within the limits of this module.
 
     Raises:
-        ContentError: It is not JSON, or beyond the bounds of this module.
+        ContentError: The content is not JSON, or exceeds the limits of this module.
         OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
@@ -144,10 +162,10 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """Return a JSON document that is held in memory.
+    """Parse JSON, within the limits of this module.
 
     Raises:
-        ContentError: It is not JSON in UTF-8, is nested too deeply, has integers beyond 64 bits, or text that is no
+        ContentError: The content is not JSON in UTF-8, is nested too deeply, has integers beyond 64 bits, or invalid
             Unicode.
     """
     with content_errors():
@@ -157,10 +175,12 @@ def parse_json(content: bytes) -> Any:
 
 
 def require_plain(document: Any) -> None:
-    """Raise for values that later code cannot compute with, compare or write; checks level by level, without recursion.
+    """Raise for values in a document that later code cannot compute with, compare or write.
+
+    The document is checked level by level, without recursion.
 
     Raises:
-        ContentError: It is nested too deeply, has integers beyond 64 bits, or text that is not Unicode.
+        ContentError: The document is nested too deeply, has integers beyond 64 bits, or invalid Unicode.
     """
     level = [document]
     for _ in range(MAX_DEPTH):

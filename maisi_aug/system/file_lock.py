@@ -26,17 +26,20 @@ NO_LOCKS_NOTE = (
 
 
 def lock(descriptor: int, *, wait: bool = False) -> bool:
-    """Lock an open file for this process alone until it is closed.
+    """Lock an open file exclusively for this process, until it is closed.
+
+    If the platform or the file system has no locks, as some network disks, nothing is locked and the result is True,
+    with a warning, because refusing to work there would not help.
 
     Where the platform or the disk has no locks, as some network disks, nothing is locked and the result is True, with a
     warning, because refusing to work there would not help.
 
     Args:
         descriptor: Descriptor of the file.
-        wait: Whether to wait for the others.
+        wait: Whether to wait for other processes.
 
     Returns:
-        False where another process holds the lock.
+        Whether this process may continue; False if another process holds the lock.
 
     Raises:
         OSError: The file cannot be locked for another reason.
@@ -48,10 +51,10 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Whether a process holds the lock of a file; takes the lock and releases it at once.
+    """Whether a process holds the lock of a file, found by taking the lock and releasing it at once.
 
     Returns:
-        None where the platform or the disk has no locks.
+        True or False; None if the platform or the file system has no locks.
 
     Raises:
         OSError: The file cannot be opened or locked.
@@ -63,11 +66,11 @@ def is_locked(path: Path) -> bool | None:
 
 @contextmanager
 def folder_lock(folder: Path) -> Iterator[bool | None]:
-    """Lock a folder itself for this process alone while the block lasts; does not wait for others.
+    """Context that locks a folder exclusively for this process, without waiting for others.
 
     Yields:
-        Whether it is locked now; False where another process has it, None where the platform or the disk has no locks
-        on folders.
+        Whether the folder is locked now: False if another process holds the lock, None if the platform or the file
+            system has no locks on folders.
 
     Raises:
         OSError: The folder cannot be opened or locked.
@@ -89,7 +92,14 @@ def folder_lock(folder: Path) -> Iterator[bool | None]:
 def try_lock(
     descriptor: int, *, shared: bool = False, wait: bool = False, no_locks: tuple[int, ...] = _NO_LOCKS
 ) -> bool | None:
-    """Whether the lock of an open file was given; None where the platform or the disk has no locks."""
+    """Try to lock an open file; return whether it is locked now, or None without support for locks.
+
+    Args:
+        descriptor: Descriptor of the file.
+        shared: Whether the lock may be shared with other readers.
+        wait: Whether to wait for other processes.
+        no_locks: Error numbers that mean that locks are not supported.
+    """
     if sys.platform == "win32":
         return None
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX

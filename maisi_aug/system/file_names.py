@@ -25,8 +25,8 @@ MAX_BYTES: Final = 200
 def is_file_name(text: str) -> bool:
     """Whether a name from an untrusted source is a valid file name: one part of a path, in any script.
 
-    It is not empty, leads nowhere else, and holds no separator, no control character and none that turns the writing
-    direction. On Windows it is none of the names and letters that are reserved there either.
+    It must not be empty, lead to another folder, or contain separators, control characters or characters that change
+    the writing direction. Names and characters that are reserved on Windows are refused there.
     """
     if text in ("", ".", "..") or len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         return False
@@ -39,7 +39,7 @@ def is_file_name(text: str) -> bool:
 
 
 def is_reserved_on_windows(text: str) -> bool:
-    """Whether no file can have a name on Windows: a device, or with letters that it does not take.
+    """Whether Windows reserves a file name for a device, or does not allow one of its characters.
 
     Source: Microsoft, "Naming Files, Paths, and Namespaces".
     """
@@ -48,7 +48,7 @@ def is_reserved_on_windows(text: str) -> bool:
 
 
 def is_path(text: str) -> bool:
-    """Whether a text from an untrusted source can be a path at all; the system raises for others."""
+    """Whether a text from an untrusted source can be a path at all; the operating system raises for others."""
     try:
         content = text.encode()
     except UnicodeEncodeError:

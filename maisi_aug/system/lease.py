@@ -31,16 +31,16 @@ _NUM_BYTES: Final = 2048
 
 @dataclass(frozen=True)
 class Holder:
-    """Holder of a lease.
+    """Process that holds a lease, as written in the lease's file.
 
     Attributes:
-        token: Random and unique. Empty while the file is being made.
+        token: Random, unique text; empty while the file is being written.
         host: Name of the machine.
-        pid: Process id of the process, among those of its machine or container.
+        pid: Process id on its machine or in its container.
         boot: Identity of the machine's current boot; may be empty.
-        namespace: Namespace of process ids, in which the number is one.
-        beat: Number of times that the file was written.
-        state: State of the holder's work, in JSON.
+        namespace: Namespace of process ids to which ``pid`` belongs.
+        beat: Number of times that the file has been written.
+        state: State of the holder's work, as JSON text.
     """
 
     token: str = ""
@@ -52,7 +52,7 @@ class Holder:
     state: str = "{}"
 
     def read_state(self) -> dict[str, float]:
-        """Return the figures that the holder reports."""
+        """Return the figures about its work that the holder reports, by name."""
         with suppress(ContentError):
             told = parse_json(self.state.encode())
             if isinstance(told, dict):
@@ -61,15 +61,15 @@ class Holder:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether it runs on this machine, but in another container, where its process cannot be seen."""
+        """Whether the holder runs on this machine, but in another container, so that its process is not visible."""
         own = describe_process()
         return bool(self.boot) and self.boot == own.boot and self.namespace != own.namespace
 
     def is_dead(self, *, has_lock: bool | None) -> bool:
-        """Whether it has certainly ended: it ran on this machine, and its lock is free or its process is gone.
+        """Whether the holder has certainly ended: it ran on this machine, and its lock is free or its process is gone.
 
         Args:
-            has_lock: Whether this process has the kernel's lock now that the holder had; None where there are none.
+            has_lock: Whether this process now has the file lock that the holder had; None without support for locks.
         """
         own = describe_process()
         if not self.boot or self.boot != own.boot:
@@ -80,10 +80,10 @@ class Holder:
 
 
 class Lease:
-    """A lease that this process holds.
+    """Lease that this process holds and renews regularly, by which others see that it is alive.
 
     Attributes:
-        state: State of the work for others to read; written with the next beat.
+        state: State of the work for others to read, written with the next renewal.
     """
 
     def __init__(self, path: Path, holder: Holder) -> None:
@@ -97,10 +97,10 @@ class Lease:
         self._thread.start()
 
     def require_held(self) -> None:
-        """Raise if another process has taken the lease because this one was suspended for long.
+        """Raise if another process has taken the lease, because this one was suspended for long.
 
         Raises:
-            CohortError: The message names it.
+            CohortError: The message names the other process.
         """
         if monotonic() - self._beaten_at > STALE_SECONDS / 2:
             self._beat()
@@ -133,14 +133,14 @@ class Lease:
 
 
 def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
-    """Take a lease, to be released by the caller; an abandoned lease is waited for until it is stale.
+    """Take a lease, which the caller must release; an abandoned lease is waited for until it has expired.
 
     Args:
-        path: Path of its file.
-        has_lock: Whether this process has the kernel's lock that goes with it; None where there are none.
+        path: File of the lease.
+        has_lock: Whether this process has the file lock that belongs to the lease; None without support for locks.
 
     Raises:
-        CohortError: Another process holds it.
+        CohortError: Another process holds the lease.
         OSError: The file cannot be written.
     """
     own = describe_process()
@@ -167,7 +167,7 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
 
 
 def busy_folder(folder: Path, holder: Holder) -> CohortError:
-    """Return the error for the second of two processes on one cohort."""
+    """Return the error for a process that opens a cohort while another one writes to it."""
     who = f" ({spell_holder(holder)})" if holder.pid else ""
     return CohortError(
         f"{folder}: another process is working in this folder{who}. Wait for it to end, or choose another --out."
@@ -175,12 +175,12 @@ def busy_folder(folder: Path, holder: Holder) -> CohortError:
 
 
 def spell_holder(holder: Holder) -> str:
-    """Return a holder for messages."""
+    """Describe the holder of a lease for messages: process, machine and time."""
     return f"process {holder.pid} on {holder.host}" if holder.pid else "another process"
 
 
 def read_holder(path: Path) -> Holder:
-    """Return the holder of a lease; an unknown holder if the file is missing or incomplete."""
+    """Read the holder of a lease from its file; an unknown holder if the file is missing or incomplete."""
     try:
         # Opened, not looked at from outside: a network disk then asks its server.
         content = parse_json(read_bounded(path, _NUM_BYTES))
@@ -192,12 +192,12 @@ def read_holder(path: Path) -> Holder:
 
 
 def is_fresh(path: Path) -> bool:
-    """Whether a lease is held: it is there, and was written to a short while ago."""
+    """Whether a lease is held: its file exists, and was renewed a short while ago."""
     return path.exists() and age_of(path) < STALE_SECONDS
 
 
 def age_of(path: Path) -> float:
-    """Return seconds since a file was written, by the clock of its disk; infinite for one that is gone."""
+    """Return the seconds since a file was written, by the clock of its file system; infinite if it does not exist."""
     now = _ask_disk_for_time(path)
     try:
         return max(0.0, now - _time_of(path))
@@ -225,7 +225,7 @@ def _time_of(path: Path) -> float:
 
 
 def describe_process() -> Holder:
-    """Return this process, under a new token."""
+    """Return this process as the holder of a new lease."""
     boot, namespace = "", ""
     with suppress(OSError):  # Linux alone tells
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

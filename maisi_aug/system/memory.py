@@ -31,7 +31,7 @@ def find_memory_error(error: BaseException) -> BaseException | None:
 
 
 def spell_asked(error: BaseException) -> str:
-    """Return how much was requested at once, such as ``137.4 GB``; empty where the error does not say."""
+    """Return the amount of memory that an error says was requested, such as ``137.4 GB``; empty if it does not say."""
     if found := _ASKED_BYTES.search(str(error)):
         return f"{int(found[1]) / 1e9:.1f} GB"
     found = _ASKED.search(str(error))

@@ -36,7 +36,9 @@ SHORTER = {
 
 
 class StrictModel(BaseModel):
-    """A frozen model that refuses keys it does not know.
+    """Frozen pydantic model that refuses unknown keys.
+
+    ``class Settings(StrictModel, strict=True)`` also refuses values of another type, such as ``"3"`` for an integer.
 
     ``class Settings(StrictModel, strict=True)`` also refuses values of another type, as ``"3"`` for an integer.
     """
@@ -46,20 +48,21 @@ class StrictModel(BaseModel):
 
 @dataclass(frozen=True)
 class Option:
-    """Makes a field an option of the commands that are configured by its model.
+    """Marks a field of a model as an option of the commands that the model configures.
 
-    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is given as ``--count`` or ``-n``. Its
-    help is the docstring below it, which pydantic keeps for classes with ``use_attribute_docstrings=True``.
+    A field ``count: Annotated[PositiveInt, Option("-n", panel="Run")] = 4`` is given as ``--count`` or ``-n``. Its help
+    is the docstring below it, which pydantic keeps for classes with ``use_attribute_docstrings=True``.
 
     Attributes:
-        flags: Spellings; without a long one among them ``--name-of-the-field`` comes first. ``--x/--no-x`` is a switch
+        flags: Spellings of the option; ``--name-of-the-field`` is added if none is long. ``--x/--no-x`` is a switch
             with a negative.
         panel: Heading in the help.
         metavar: Placeholder of the value in the help.
-        takes: What is typed, where that is not what the field holds: ``str``, ``list[str]``, ``Path``; validators of
-            the model read it.
-        complete: Completion in a shell, by a name of ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
-        is_everyday: Whether ``--help`` shows it; else only ``--help-all`` does, for commands that have both.
+        takes: Type of the typed value if it differs from the field's: ``str``, ``list[str]`` or ``Path``; validators of
+            the model convert it.
+        complete: Name of the shell completion in ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
+        is_everyday: Whether ``--help`` shows the option; otherwise only ``--help-all`` does, for commands that have
+            both.
     """
 
     flags: tuple[str, ...]
@@ -97,16 +100,16 @@ PathText = Annotated[str, BeforeValidator(_to_text)]
 
 
 def warn_of_spelling(old: str, new: str) -> None:
-    """Warn about an earlier spelling, and give the current one."""
+    """Warn that an option or key is spelt as in an earlier release, and state the current spelling."""
     sentence = f"{old} is an earlier spelling that the next release removes. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
 
 
 def texts_of(values: Sequence[object], example: str) -> list[str]:
-    """Check that values are texts, and return them unchanged.
+    """Check that all values are texts, and return them unchanged.
 
     Raises:
-        ValueError: One is not text; ``example`` says what was expected.
+        ValueError: A value is not text; the message contains ``example``.
     """
     for value in values:
         if not isinstance(value, str):
@@ -118,7 +121,7 @@ def split_rule(text: str, example: str) -> tuple[str, str]:
     """Split ``LABEL=NAME`` of ``--map`` into the label in the user's files and its name in the vocabulary.
 
     Raises:
-        ValueError: A side is missing.
+        ValueError: One side is missing; the message contains ``example``.
     """
     label, _, name = (part.strip() for part in text.partition("="))
     if not label or not name:
@@ -137,16 +140,16 @@ def explain_problems(
     if_missing: str = "Add it.",
     advice: str = "",
 ) -> Iterator[None]:
-    """Turn pydantic's errors into one sentence, or a list if there are several problems.
+    """Context that turns a pydantic error into one sentence, or a list if there are several problems.
 
     Args:
         model: Model that is validated inside the block.
-        subject: Name for the message, a file's path for instance.
+        subject: Subject of the message, such as the path of a file.
         error: Class of the error to raise.
         kind: Name of the kind of input, used if there are several problems.
-        one_line: Put several problems behind one another, for messages that are part of others.
-        if_missing: Action if a value is missing.
-        advice: A last sentence.
+        one_line: Join several problems on one line, for messages that are part of others.
+        if_missing: Advice if a value is missing.
+        advice: Last sentence of the message.
 
     Raises:
         MaisiAugError: Of the class ``error``; the message lists every problem with its place.
@@ -165,15 +168,15 @@ def explain_problems(
 
 
 def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
-    """Return the content of a YAML file.
+    """Read a YAML file, and turn faults into an error with a subject.
 
     Args:
         path: Path of the file.
-        subject: Name for the message.
+        subject: Subject of the message.
         error: Class of the error to raise.
 
     Raises:
-        MaisiAugError: Of the class ``error``, for a file that cannot be read or is not YAML.
+        MaisiAugError: Of the class ``error``; the file cannot be read or is not YAML.
     """
     from maisi_aug.system import yaml_content  # not for the options of commands, which are fields of models
 
@@ -185,15 +188,15 @@ def read_yaml(path: Path, subject: str, error: type[MaisiAugError]) -> Any:
 
 
 def list_problems(error: ValidationError, model: type[BaseModel], *, if_missing: str = "Add it.") -> list[str]:
-    """Return everything that is wrong, each as ``path: expected ..., found ....``, one sentence for each place.
+    """List the problems of a pydantic error, one sentence each, as ``path: expected ..., found ...``.
 
-    Messages of the model's validators are kept, after the path unless they name a field themselves or are errors of
-    the package, which are complete.
+    Messages of the model's validators are kept, after the path unless they name a field themselves or are errors of the
+    package, which are complete.
 
     Args:
         error: Error that ``model`` raised.
         model: Model whose field names are suggested for misspelt keys.
-        if_missing: Action if a value is missing.
+        if_missing: Advice if a value is missing.
     """
     problems: dict[object, str] = {}
     for details in error.errors(include_url=False):

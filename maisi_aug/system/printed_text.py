@@ -28,17 +28,17 @@ _CONTINUATION: Final = re.compile("\n(?=  )")
 
 
 def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
-    """Return a value on one line, with control characters and line breaks escaped and a long middle shortened."""
+    """Clean a value for a message: one line, escaped control characters, and the middle of a long text left out."""
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
 def clean_lines(text: str) -> str:
-    """Return text with control characters escaped, except line breaks and tabs."""
+    """Escape the control characters of a text, except line breaks and tabs."""
     return _IN_LINES.sub(_spell, text)
 
 
 def clean_message(text: str) -> str:
-    """Return a message with each line shortened; only indented lines, such as lists of faults, are kept apart.
+    """Clean a message: each line is shortened, and only indented lines, such as lists of faults, stay separate.
 
     Other line breaks come from values and are escaped, so that no value can imitate a message.
     """
@@ -46,12 +46,12 @@ def clean_message(text: str) -> str:
 
 
 def clean_markdown(text: str) -> str:
-    """Return a value for Markdown: on one line, with column separators and tags escaped."""
+    """Clean a value for Markdown: one line, with column separators and tags escaped."""
     return _MARKUP.sub(r"\\\g<0>", clean_value(text))
 
 
 def clean_html(text: str) -> str:
-    """Return a value for HTML or SVG: on one line, with tags escaped."""
+    """Clean a value for HTML or SVG: one line, with tags escaped."""
     return escape(clean_value(text))
 
 
@@ -67,7 +67,7 @@ def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) 
 
 
 def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
-    """Return a function that writes a document as Markdown with all of its texts cleaned."""
+    """Wrap a function that formats a document as Markdown, so that it gets the document with all texts cleaned."""
 
     @wraps(to_markdown)
     def build(document: Mapping[str, Any]) -> str:
@@ -77,7 +77,7 @@ def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Call
 
 
 def shorten(text: str, max_length: int) -> str:
-    """Return text of at most about this many characters: the middle of a longer one is replaced by its length."""
+    """Shorten a text to about a length: the middle of a longer text is replaced by its number of characters."""
     if len(text) <= max_length:
         return text
     half = max_length // 2

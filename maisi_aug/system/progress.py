@@ -22,4 +22,4 @@ Say = Callable[[str], None]
 
 
 def report_nothing(*_: object) -> None:
-    """Ignore progress: a :data:`Report` and a :data:`ReportStage` that do nothing."""
+    """Ignore progress: a :data:`Report` and :data:`ReportStage` that does nothing."""

@@ -14,12 +14,11 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> int:
-    """Return the seed of one attempt at one case; the same in any order, shard, batch or engine.
+    """Return the seed of one attempt at one case; it is the same in any order, shard, batch or engine.
 
     Args:
-        cohort_seed: Cohort seed of the cohort.
-        asked: What the case must contain, in words that are the same for the same wish: two cohorts of different
-            requests show different patients.
+        cohort_seed: Seed of the cohort.
+        asked: Text that describes the required content; cohorts with different requests show different patients.
         case_index: Position in the cohort, from 0.
         attempt: Number of the attempt, starting at 0.
     """
@@ -27,5 +26,5 @@ def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> in
 
 
 def numpy_generator(seed: int, stream: str) -> np.random.Generator:
-    """Return an independent NumPy generator for the named stream ("mask", "augment", ...) of a seed."""
+    """Return an independent NumPy generator for a named stream of a seed, such as ``mask`` or ``augment``."""
     return np.random.default_rng(derive_seed(seed, stream))

@@ -36,27 +36,25 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def write_whole(path: Path | str, content: bytes, *, is_new: bool = False) -> None:
-    """Write bytes so that the file appears whole or not at all.
+    """Write bytes to a file that appears whole or not at all.
 
     Args:
         path: Path of the file.
         content: Bytes to write.
-        is_new: It belongs to a folder that appears whole; refuse to replace a file.
+        is_new: Whether the file belongs to a folder that appears whole; an existing file is then not replaced.
 
     Raises:
-        VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left
-            behind.
+        VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left behind.
     """
     with open_whole(Path(path), is_new=is_new) as file:
         file.write(content)
 
 
 def write_text_whole(path: Path | str, text: str, *, is_new: bool = False) -> None:
-    """Write UTF-8 text, newlines as given, as :func:`write_whole` does.
+    """Write UTF-8 text with its line breaks unchanged, as :func:`write_whole` does.
 
     Raises:
-        VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left
-            behind.
+        VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left behind.
     """
     write_whole(path, text.encode("utf-8"), is_new=is_new)
 
@@ -67,9 +65,8 @@ def write_json_whole(
     """Write JSON in UTF-8 without escapes and with a final newline, as :func:`write_whole` does.
 
     Raises:
-        ValueError: The content has NaN or infinity, which JSON lacks and the caller did not allow.
-        VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left
-            behind.
+        ValueError: The content has NaN or infinity, which JSON lacks, and ``allow_nan`` is False.
+        VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left behind.
     """
     chunks = json.JSONEncoder(indent=indent, ensure_ascii=False, allow_nan=allow_nan).iterencode(content)
     with open_whole(Path(path), is_new=is_new) as file:
@@ -79,7 +76,7 @@ def write_json_whole(
 
 
 def sha256_of(path: Path | str) -> str:
-    """Return the file's SHA-256 in hexadecimal.
+    """Return the SHA-256 of a file in hexadecimal.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -92,12 +89,12 @@ def sha256_of(path: Path | str) -> str:
 
 
 def is_leftover_of(path: Path, name: str) -> bool:
-    """Whether a file was left by a process that was killed while writing the given file."""
+    """Whether a file was left by a process that was killed while writing the file of the given name."""
     return path.name.startswith(f".{name}.") and path.name.endswith(TEMPORARY_SUFFIX)
 
 
 def remove_leftovers(folder: Path | str) -> list[Path]:
-    """Remove the hidden files that a killed process left; call it only when no other process writes into the folder.
+    """Remove hidden files that killed processes left in a folder; no other process may be writing to it.
 
     Returns:
         The removed paths.
@@ -110,15 +107,15 @@ def remove_leftovers(folder: Path | str) -> list[Path]:
 
 @contextmanager
 def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
-    """Open a file under a hidden name that takes its own name once it is complete and on the disk.
+    """Context that opens a file under a hidden name; it gets its final name once it is complete and on the disk.
 
     Args:
-        path: Its own name.
-        is_new: It belongs to a folder that appears whole, so that it has its name at once and is not flushed alone;
-            refuse a name that is in use, since an export's files are all its own.
+        path: Final path of the file.
+        is_new: Whether the file belongs to a folder that appears whole. It then has its name at once, is not flushed by
+            itself, and must not exist yet.
 
     Raises:
-        VolumeError: It cannot be written; nothing is left behind.
+        VolumeError: The file cannot be written; nothing is left behind.
     """
     place = path if is_new else path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
@@ -144,7 +141,7 @@ def open_whole(path: Path, *, is_new: bool = False) -> Iterator[BinaryIO]:
 
 
 def flush_folder(folder: Path) -> None:
-    """Make a rename durable; without effect where folders cannot be opened (Windows, some network disks)."""
+    """Make renames in a folder durable; without effect if folders cannot be opened (Windows, some network disks)."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -184,7 +181,7 @@ def flush_all(folder: Path) -> None:
 
 
 def cut_torn_line(descriptor: int) -> None:
-    """Cut off a last line without a line break, which a killed process left.
+    """Cut off a last line without a line break, which a killed process left in a file.
 
     Args:
         descriptor: Descriptor of a file that is open for reading and writing.
@@ -203,11 +200,11 @@ def cut_torn_line(descriptor: int) -> None:
 
 
 def append_line(descriptor: int, text: str) -> None:
-    """Write one line and wait until it is on the disk; after an error nothing of it is left.
+    """Append one line to a file, and wait until it is on the disk; if this fails, nothing of it remains.
 
     Args:
         descriptor: Descriptor of a file that is open for appending.
-        text: Without the line break.
+        text: Line without its line break.
 
     Raises:
         OSError: When the disk is full or gone.
@@ -225,14 +222,14 @@ def append_line(descriptor: int, text: str) -> None:
 
 
 def append_to_shared(path: Path, text: str) -> None:
-    """Add a line to a file that several processes may add to at the same time.
+    """Append a line to a file that several processes may append to at the same time.
 
     Args:
-        path: Path of the file, made where there is none; a link is not followed.
-        text: Without the line break.
+        path: Path of the file, created if missing; a symbolic link is not followed.
+        text: Line without its line break.
 
     Raises:
-        CohortError: The disk is full or the file cannot be written; what was there stays as it was.
+        CohortError: The disk is full or the file cannot be written; it is then unchanged.
     """
     try:
         descriptor = os.open(path, APPENDING | getattr(os, "O_NOFOLLOW", 0), 0o644)

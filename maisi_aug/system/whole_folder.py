@@ -27,7 +27,7 @@ def require_new_folder(folder: Path) -> None:
     """Raise unless a path does not exist or is an empty folder.
 
     Raises:
-        ExportError: The message names what is there.
+        ExportError: The path exists; the message says as what.
     """
     clear_dead_folders(folder)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -39,21 +39,24 @@ def require_new_folder(folder: Path) -> None:
 
 @contextmanager
 def folders_that_appear_whole(*targets: Path, require_free: Callable[[], object] | None = None) -> Iterator[list[Path]]:
-    """Provide hidden folders that become the targets together when the block ends without an error.
+    """Context with hidden folders that become the targets together, if the block ends without an error.
+
+    A target that already exists, and may be the current folder or a mounted disk, is kept: the new files are moved into
+    it.
 
     A folder that is there already, and may be the current one or a mounted disk, stays itself: what was written moves
     into it.
 
     Args:
         targets: New, or empty folders.
-        require_free: Called again right before the folders get their names, while no other process gives names beside
-            the first target; raises where one has taken meanwhile what was free.
+        require_free: Function that raises if a target is in use; called again right before the folders get their names,
+            while other processes are kept from doing the same.
 
     Yields:
         The folders to write into.
 
     Raises:
-        ExportError: Another process has made a target meanwhile, or put a file of the same name into it.
+        ExportError: Another process has created a target meanwhile, or a file of the same name in it.
     """
     places = [Path(os.path.abspath(target)) for target in targets]  # noqa: PTH100  links are kept
     is_there = [place.is_dir() for place in places]
@@ -95,11 +98,11 @@ def _place(building: Path, place: Path, placed: list[Path], *, is_there: bool) -
 
 @contextmanager
 def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) -> Iterator[Path]:
-    """Open a folder under a hidden name that takes its own name, replacing an earlier one, once it is complete.
+    """Context with a hidden folder that, once complete, gets its final name and replaces an earlier folder.
 
     Args:
         folder: Final folder.
-        require_replaceable: Raises where what has this name by then must stay.
+        require_replaceable: Function that raises if an existing folder must not be replaced.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     clear_dead_folders(folder)
@@ -122,7 +125,9 @@ def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) 
 
 
 def clear_dead_folders(target: Path) -> None:
-    """Remove the remains of processes that died while building a folder; folders still being built stay.
+    """Remove the remains of processes that were killed while building a folder; folders still being built are kept.
+
+    A folder that such a process was about to replace gets its name back.
 
     A folder that such a process was about to replace gets its name back.
 
@@ -190,7 +195,7 @@ def _naming_lock(folder: Path) -> Iterator[None]:
 
 
 def link_or_copy(source: Path, target: Path) -> bool:
-    """Link or copy a file to a new place; an existing file is never overwritten.
+    """Hard-link or copy a file to a new path; an existing file is never overwritten.
 
     Returns:
         Whether it is a hard link.
@@ -212,7 +217,7 @@ def copy_new(source: Path, target: Path) -> None:
     """Copy a file to a path that does not exist yet.
 
     Raises:
-        ExportError: The place is taken: it could be a link to another file, which would be overwritten.
+        ExportError: The path exists; it could be a link to another file, which would be overwritten.
     """
     with source.open("rb") as content:
         try:

@@ -22,10 +22,10 @@ else:  # libyaml's, which is ten times as fast, where PyYAML was built with it
 
 
 def read_yaml(path: Path) -> Any:
-    """Return a YAML document of plain types.
+    """Read a YAML file of plain types, within the limits of this module.
 
     Raises:
-        ContentError: It is not YAML, or beyond the bounds of this module.
+        ContentError: The content is not YAML, or exceeds the limits of this module.
         OSError: The file is missing or cannot be read.
     """
     with content_errors(path):
@@ -33,11 +33,11 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """Return a YAML document that is held in memory.
+    """Parse YAML of plain types, within the limits of this module.
 
     Raises:
-        ContentError: It is not YAML, gives a key twice, is nested too deeply, has aliases that stand for more than the
-            document's own length or for themselves, integers beyond 64 bits, or text that is not Unicode.
+        ContentError: The text is not YAML, has a key twice, is nested too deeply, has aliases that expand beyond the
+            document's length or contain themselves, integers beyond 64 bits, or invalid Unicode.
     """
     try:
         with content_errors():

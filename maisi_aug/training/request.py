@@ -14,7 +14,7 @@ DEFAULT_RECIPE = "train-phantom-ct"
 
 
 class TrainRequest(StrictModel, use_attribute_docstrings=True):
-    """A stage of the image networks."""
+    """Request for training one stage of the image networks."""
 
     recipe: Annotated[PathText | None, Option(metavar="NAME|FILE", complete="training_recipes")] = None
     """Training recipe: a name or a YAML file (default without --data: train-phantom-ct)."""
@@ -26,10 +26,10 @@ class TrainRequest(StrictModel, use_attribute_docstrings=True):
 
     @property
     def recipe_name(self) -> str:
-        """The recipe that is meant.
+        """Name of the training recipe to use.
 
         Raises:
-            RecipeError: None is given for prepared data, and the usual one is for phantoms.
+            RecipeError: No recipe is given for prepared data, while the default recipe is for phantoms.
         """
         if self.recipe is None and self.data is not None:
             raise RecipeError(
@@ -40,13 +40,13 @@ class TrainRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class MaskTrainRequest(StrictModel, use_attribute_docstrings=True):
-    """A stage of the mask networks."""
+    """Request for training one stage of the mask networks."""
 
     recipe: Annotated[PathText, Option(complete="training_recipes", metavar="NAME|FILE")] = "train-phantom-ct-masks"
     """Training recipe: a name or a YAML file."""
     data: Annotated[Path | None, Option()] = None
     """Folder written by 'maisi-aug prepare' to train on, instead of the recipe's data."""
-    mask_bank: Annotated[PathText | None, Option(metavar="DIR")] = None
+    mask_bank: Annotated[PathText | None, Option(metavar="FOLDER")] = None
     """Label maps to train on, as in synthesize (default: phantoms)."""
     mask_labels: Annotated[PathText | None, Option(metavar="NAME|FILE")] = None
     """Meaning of the ids in the mask bank, as in synthesize."""
@@ -61,7 +61,7 @@ class MaskTrainRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class MaskDiffusionRequest(MaskTrainRequest):
-    """The last stage of the mask networks, which writes them into a bundle."""
+    """Request for training the last stage of the mask networks, which adds them to a bundle."""
 
     base: Annotated[PathText | None, Option(complete="bundles")] = None
     """Bundle of image networks to add the mask networks to."""

@@ -16,14 +16,14 @@ MIN_ORGAN_VOXELS = 30
 
 @dataclass(frozen=True, slots=True)
 class HuRange:
-    """Bounds for the median of an organ, or of several organs taken together.
+    """Range for the median HU of an organ, or of several organs taken together.
 
     Attributes:
         name: Name of the organ or group.
         label_ids: Ids whose voxels are taken together.
-        low_hu: Lowest plausible median.
-        high_hu: Highest plausible median.
-        median_hu: The usual median, from which the bias is measured; None where it is not known.
+        low_hu: Lowest plausible median HU.
+        high_hu: Highest plausible median HU.
+        median_hu: Usual median HU, from which a bias is measured; None if unknown.
     """
 
     name: str
@@ -33,7 +33,7 @@ class HuRange:
     median_hu: float | None = None
 
     def split(self) -> tuple[HuRange, ...]:
-        """Return the same bounds for each organ of the group by itself, named as in the vocabulary."""
+        """Return the same range for each organ of the group separately, named as in the vocabulary."""
         return tuple(
             HuRange(MAISI.name_of(label_id), (label_id,), self.low_hu, self.high_hu, self.median_hu)
             for label_id in self.label_ids
@@ -42,7 +42,7 @@ class HuRange:
 
 @cache
 def reference_hu_ranges() -> tuple[HuRange, ...]:
-    """Return the published bounds for liver, spleen, pancreas, kidneys, lungs, bones and brain."""
+    """Return the published HU ranges of liver, spleen, pancreas, kidneys, lungs, bones and brain."""
     return tuple(
         HuRange(
             row["name"],
@@ -56,7 +56,7 @@ def reference_hu_ranges() -> tuple[HuRange, ...]:
 
 
 def expected_contrast_sign(label_name: str) -> int:
-    """Whether a tumor is brighter (1) or darker (-1) than its host, or either (0, for a label not in the table)."""
+    """Return the usual sign of a tumour's contrast to its host: 1 if brighter, -1 if darker, 0 if either or unknown."""
     sign: int = _reference()["lesion_contrast"].get(label_name, 0)
     return sign
 
@@ -70,7 +70,7 @@ def _reference() -> dict[str, Any]:
 
 @cache
 def bundle_hu_ranges(name: str) -> tuple[HuRange, ...]:
-    """Return the published HU bounds adapted to a bundle's usual images, with its further organs.
+    """Return the published HU ranges, adapted to the usual images of a bundle, and those of further organs.
 
     Args:
         name: Name of the bundle, or of the base that it shares its networks with.

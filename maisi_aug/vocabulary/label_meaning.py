@@ -31,14 +31,15 @@ MANY_HOSTS = 8
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """Meaning of one name.
+    """Meaning of a label name from a user's dataset.
 
     Attributes:
-        label_id: The vocabulary's id; None where it has no such label.
-        is_lesion: Whether the name says that it is a lesion, and not a union of an organ and its lesion.
-        is_union: Whether the name is of an organ together with its lesion, or without it; ``label_id`` is the organ's.
+        label_id: Id in the vocabulary; None if it has no such label.
+        is_lesion: Whether the name means a lesion, and not the union of an organ and its lesion.
+        is_union: Whether the name means an organ together with its lesion, or without it; ``label_id`` is then the
+            organ's.
         beside: Name of the organ that decided which lesion a bare name means; otherwise empty.
-        choices: Tumours that a bare name may mean, where organs of several are named; host id -> tumour id.
+        choices: Host id -> tumour id, for tumours that a bare name may mean if several organs are named.
     """
 
     label_id: int | None
@@ -49,7 +50,7 @@ class Meaning:
 
     @property
     def is_unknown_lesion(self) -> bool:
-        """Whether it is a lesion that has no id."""
+        """Whether the name means a lesion that has no id in the vocabulary."""
         return self.is_lesion and self.label_id is None
 
 
@@ -57,15 +58,15 @@ UNKNOWN = Meaning(None)
 
 
 def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
-    """Return the vocabulary's id of a name that stands alone, or None."""
+    """Return the vocabulary's id for a label name that stands alone; None if it has none."""
     return _read_alone(name, vocabulary)[0].label_id
 
 
 def resolve_names(names: Iterable[str], vocabulary: Vocabulary, *, context: Collection[str] = ()) -> dict[str, Meaning]:
-    """Return the meaning of the names of one set of labels.
+    """Find the meanings of all label names of one dataset.
 
     Args:
-        names: All the names of the set, since the others decide what a bare one such as "tumor" means.
+        names: All names of the dataset, because a bare name such as "tumor" is interpreted by the others.
         vocabulary: Vocabulary of the meanings.
         context: Names of organs that belong to the set without being requested, such as nnU-Net's regions.
 

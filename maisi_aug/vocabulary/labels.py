@@ -36,17 +36,17 @@ def _tables() -> dict[str, Any]:
 
 
 def split_camel_case(name: str) -> str:
-    """Return ``SpinalCord`` as two words."""
+    """Split a name in camel case into words: ``SpinalCord`` becomes ``Spinal Cord``."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
 
 
 def name_words(name: str) -> list[str]:
-    """Return the words of a name in lower case; a plus sign, an ampersand and a slash are the word "and"."""
+    """Split a name into words in lower case; a plus sign, an ampersand and a slash become "and"."""
     return re.findall(r"[a-z0-9]+", re.sub(r"[+&/]", " and ", name.lower()))
 
 
 def lookup_words(name: str) -> list[str]:
-    """Return the words of a name as they are compared: lower case, American spelling, without fillers."""
+    """Split a name into words for comparison: lower case, American spelling, without filler words."""
     words = name_words(name)
     ignored, spelling = _tables()["ignored_words"], _tables()["spelling"]
     return [spelling.get(word, word) for word in words if word not in ignored]
@@ -58,18 +58,19 @@ def _lookup_key(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """One label of a vocabulary.
+    """One label of a vocabulary, with its kind and its host organs.
 
     Attributes:
         id: Value in a label map, 0-255.
-        name: The name used in files and tables.
-        kind: ``tumor`` is anything planted in a host organ; ``slot`` is a placeholder without a meaning yet.
-        hosts: Ids of the organs a tumour may grow in; of an organ bound to a slot, what it may lie in and what takes
-            its place; empty for every other label.
+        name: Name used in files and tables.
+        kind: ``organ``, ``tumor`` (anything that is planted in a host organ) or ``slot`` (a placeholder without a
+            meaning).
+        hosts: Ids of the organs in which a tumour may grow; for an organ bound to a slot, the labels in which it lies
+            and which replace it; empty for other labels.
         aliases: Further names under which the label is found.
-        removal_id: Id for the voxels of a removed lesion: of a tumour, or a kidney cyst, which MAISI counts as a
-            lesion in guidance and as anatomy elsewhere; None for every other label.
-        is_slot: Whether the id is one that fine-tuning may give a meaning to, bound or not.
+        removal_id: Id that replaces a removed tumour, or a kidney cyst, which MAISI treats as a lesion only in
+            guidance; None for other labels.
+        is_slot: Whether fine-tuning may give the id a meaning, whether it has one or not.
     """
 
     id: int
@@ -83,12 +84,12 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class SlotBinding:
-    """The meaning a bundle gives to a placeholder slot or a free id.
+    """The meaning that a bundle gives to a placeholder slot or a free id.
 
     Attributes:
         id: One of ``SLOT_IDS`` or ``FREE_IDS``.
-        hosts: Ids of the organs the new label lies in; without hosts it is an organ.
-        is_organ: Whether it is an organ in spite of its hosts; else hosts make it a tumour that grows in them.
+        hosts: Ids of the organs in which the new label lies; without hosts it is an organ.
+        is_organ: Whether it is an organ although it has hosts; otherwise it is a tumour that grows in them.
         aliases: Further names, besides those that the package knows for a common label such as "kidney tumor".
     """
 
@@ -100,7 +101,7 @@ class SlotBinding:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The labels a bundle knows, found by name or id. Background (0) is one of them."""
+    """All labels that a bundle knows, found by name or id, including background (0)."""
 
     labels: tuple[Label, ...]
 
@@ -136,23 +137,23 @@ class Vocabulary:
 
     @cached_property
     def tumor_ids(self) -> tuple[int, ...]:
-        """Ids of all labels that grow in a host organ, bound slots included, ascending."""
+        """Ids of all labels that grow in a host organ, including bound slots, ascending."""
         return tuple(sorted(label.id for label in self.labels if label.kind == "tumor"))
 
     @cached_property
     def lesion_ids(self) -> tuple[int, ...]:
-        """Ids of all tumours and of the kidney cysts, which MAISI's guidance turns back into their hosts, ascending."""
+        """Ids of all tumours and of the kidney cysts, which MAISI's guidance replaces by their hosts, ascending."""
         return tuple(sorted(label.id for label in self.labels if label.removal_id is not None))
 
     def contains(self, label_id: int) -> bool:
-        """Whether the id has a label, placeholder slots included."""
+        """Whether the vocabulary has a label with an id, including placeholder slots."""
         return int(label_id) in self._by_id
 
     def label(self, name_or_id: str | int) -> Label:
-        """Return the label of a name, an alias or an id.
+        """Return the label with a given name, alias or id.
 
         Raises:
-            VocabularyError: If there is none; the message offers the closest names.
+            VocabularyError: There is no such label; the message offers the closest names.
         """
         return self._by_id[self.id_of(name_or_id)]
 
@@ -160,7 +161,7 @@ class Vocabulary:
         """Return the id of a name, an alias, a TotalSegmentator class name, or an id given as a number or as text.
 
         Raises:
-            VocabularyError: If there is none; the message offers the closest names.
+            VocabularyError: There is no such label; the message offers the closest names.
         """
         text = str(name_or_id).strip()
         if spells_number(text):
@@ -176,25 +177,28 @@ class Vocabulary:
         return found
 
     def name_of(self, label_id: int) -> str:
-        """Return the name of an id.
+        """Return the name of the label with an id.
 
         Raises:
-            VocabularyError: If the vocabulary has no such id.
+            VocabularyError: There is no such id.
         """
         return self.label(int(label_id)).name
 
     def hosts_of(self, label_id: int) -> tuple[int, ...]:
-        """Return ids of the organs a tumour may grow in, or a new organ lies in; empty for every other label."""
+        """Return the ids of the organs in which a tumour may grow, or a new organ lies; empty for other labels."""
         return self.label(int(label_id)).hosts
 
     def background_id_for(self, label_id: int) -> int:
-        """Return the id that replaces a tumour or a cyst when it is taken out of a label map.
+        """Return the id that replaces a tumour or a cyst when it is removed from a label map.
+
+        For a tumour with several hosts this is a fixed choice; code that has the label map uses the nearest host
+        instead.
 
         For a tumour with several hosts this is one fixed choice; code that has the label map uses the nearest host
         instead.
 
         Raises:
-            VocabularyError: If the label is not a lesion.
+            VocabularyError: The label is not a lesion.
         """
         label = self.label(int(label_id))
         if label.removal_id is None:
@@ -205,13 +209,13 @@ class Vocabulary:
         return label.removal_id
 
     def with_slots(self, bindings: Mapping[str, SlotBinding]) -> Vocabulary:
-        """Return a vocabulary in which slots or free ids carry names. The same binding twice is the same vocabulary.
+        """Return a vocabulary in which slots or free ids carry names.
 
         Args:
             bindings: New name -> the id it is bound to and its host organs.
 
         Raises:
-            VocabularyError: If a name is taken or unreadable, an id is not free, or a host organ is unknown.
+            VocabularyError: A name is taken or unreadable, an id is not free, or a host organ is unknown.
         """
         by_id = dict(self._by_id)
         taken = {*self._id_by_key, *map(_lookup_key, bindings)}
@@ -379,14 +383,14 @@ _ADJECTIVES = {
 
 @dataclass(frozen=True, slots=True)
 class NameReading:
-    """Reading of a name.
+    """What a label's name says about lesions and organs.
 
     Attributes:
         kind: ``tumor`` may be a tumour of the vocabulary; ``finding`` is another lesion, such as a cyst; ``union`` is
-            an organ together with its lesion, or without it; ``plain`` says nothing of lesions.
-        organ_words: The words that tell the organ, in one spelling, without sides and numbers.
+            an organ together with its lesion, or without it; ``plain`` mentions no lesion.
+        organ_words: Words that name the organ, in one spelling, without sides and numbers.
         organ_text: Part of the name that stands for the organ, if the label is a union of organ and lesion.
-        word: The word that says lesion; empty for unions and plain names.
+        word: Word that marks a lesion; empty for unions and plain names.
     """
 
     kind: Literal["tumor", "finding", "union", "plain"]
@@ -396,7 +400,7 @@ class NameReading:
 
 
 def read_label_name(name: str) -> NameReading:
-    """Return whether a label's name means a lesion, an organ, or both together."""
+    """Decide whether a label's name means a lesion, an organ, or both together."""
     words = _split(name)
     kept, is_healthy = _drop_denied(words)
     parts, denied = _split_at_joiners(kept)
@@ -414,7 +418,9 @@ def read_label_name(name: str) -> NameReading:
 
 
 def lesion_word(name: str) -> str | None:
-    """Return the word that marks a label's name as a lesion, such as "tumor" in "KidneyTumor", or None.
+    """Return the word that marks a label's name as a lesion, such as "tumor" in "KidneyTumor"; None without one.
+
+    A union of an organ and its lesion, such as nnU-Net's region ``kidney_and_mass``, is not a lesion.
 
     An organ together with its lesion, such as nnU-Net's region ``kidney_and_mass``, is none.
     """
@@ -422,7 +428,7 @@ def lesion_word(name: str) -> str | None:
 
 
 def organ_key(name: str) -> frozenset[str]:
-    """Return the words of an organ's name in one spelling, without sides, levels and numbers, to compare hosts by."""
+    """Return the words of an organ's name in one spelling, without sides, levels and numbers, for comparing hosts."""
     return _organ_words(_split(name))
 
 

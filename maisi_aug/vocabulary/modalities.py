@@ -59,10 +59,10 @@ MODALITY_CODES: Mapping[str, int] = {
 
 
 def is_mr(modality: str) -> bool:
-    """Whether a modality is one of MR, whose intensities are no HU."""
+    """Whether a modality is one of MR, whose intensities are not HU."""
     return modality in MR_MODALITIES
 
 
 def generic_modality(modality: str) -> str:
-    """Return the modality without the kind of image: ``mri`` for an MR sequence, else ``ct``."""
+    """Return the modality without details: ``mri`` for any MR sequence, otherwise ``ct``."""
     return "mri" if is_mr(modality) else "ct"

@@ -30,7 +30,7 @@ USUAL_REGIONS: Regions = ("thorax", "abdomen")
 
 
 def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
-    """Return the uppermost and lowest body region of a label map; thorax to abdomen if no organ shows any.
+    """Return the uppermost and lowest body region of a label map; thorax and abdomen if no organ shows any.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
@@ -42,18 +42,18 @@ def find_body_regions(label_map: NDArray[np.uint8]) -> Regions:
 
 
 def regions_of(label_ids: Iterable[int]) -> Regions | None:
-    """Return the uppermost and the lowest body region that labels stand for; None where they stand for none."""
+    """Return the uppermost and lowest body region that labels belong to; None if they belong to none."""
     present = set(label_ids)
     shown = [region for region, of_region in REGION_LABELS.items() if present.intersection(of_region)]
     return (shown[0], shown[-1]) if shown else None
 
 
 def covers(regions: Regions, wanted: Regions) -> bool:
-    """Whether a range of body regions includes another one."""
+    """Whether a range of body regions includes another range."""
     (top, bottom), (first, last) = ([BODY_REGIONS.index(region) for region in pair] for pair in (regions, wanted))
     return top <= first and last <= bottom
 
 
 def spell_out(regions: tuple[BodyRegion, ...] | None) -> Regions | None:
-    """Return one or two regions as a pair of the uppermost and the lowest; None stays None."""
+    """Complete one or two body regions to a pair of the uppermost and the lowest; None stays None."""
     return None if regions is None else (regions[0], regions[-1])

@@ -43,13 +43,13 @@ SIZE_UNITS: Mapping[str, tuple[Literal["mm", "ml"], float]] = {
 
 @dataclass(frozen=True, slots=True)
 class SizeDistribution:
-    """Volumes of the largest lesion per patient.
+    """Distribution over patients of the volume of the largest lesion with a label.
 
     Attributes:
         label: Name of the label whose lesions were measured.
-        quantiles_ml: Volumes in mL at 0, 5, ..., 100 percent, positive and never falling.
+        quantiles_ml: Quantiles of the volume in mL at 0, 5, ..., 100 percent; positive and not decreasing.
         source: Source of the figures.
-        stand_in_for: Name of the label this distribution is used for although it was not measured on it, else None.
+        stand_in_for: Name of the label for which this distribution is a stand-in; None for the label that was measured.
     """
 
     label: str
@@ -67,10 +67,10 @@ class SizeDistribution:
             )
 
     def volume_ml(self, percentile: float) -> float:
-        """Return the volume in mL at a percentile in [0, 1]; between two quantiles its logarithm is interpolated.
+        """Return the volume in mL at a percentile in [0, 1], with log-linear interpolation between quantiles.
 
         Raises:
-            RequestError: If the percentile lies outside [0, 1].
+            RequestError: The percentile lies outside [0, 1].
         """
         if not 0.0 <= percentile <= 1.0:
             raise RequestError(
@@ -87,7 +87,7 @@ class SizeDistribution:
         return float(low ** (1.0 - share) * high**share)
 
     def percentile(self, volume_ml: float) -> float:
-        """Return the fraction in [0, 1] of patients whose largest lesion is smaller; clipped at both ends."""
+        """Return the fraction in [0, 1] of patients whose largest lesion is smaller than a volume in mL."""
         if volume_ml <= self.quantiles_ml[0]:
             return 0.0
         if volume_ml >= self.quantiles_ml[-1]:
@@ -98,7 +98,7 @@ class SizeDistribution:
         return (above - 1 + share) / (NUM_QUANTILES - 1)
 
     def cut(self, low_ml: float, high_ml: float) -> tuple[float, ...]:
-        """Return the quantiles in mL of the distribution restricted to lesions in ``[low_ml, high_ml]``."""
+        """Return the 21 quantiles in mL of the distribution restricted to lesions in ``[low_ml, high_ml]``."""
         first, last = self.percentile(low_ml), self.percentile(high_ml)
         steps = (step / (NUM_QUANTILES - 1) for step in range(NUM_QUANTILES))
         return tuple(self.volume_ml(min(1.0, first + step * (last - first))) for step in steps)
@@ -112,16 +112,16 @@ def _tables() -> dict[str, Any]:
 
 
 def reference_labels() -> tuple[str, ...]:
-    """Names of the labels that have a reference distribution, measured ones first."""
+    """Return the names of the labels with a reference size distribution, measured ones first."""
     return (*_tables()["measured"], *_tables()["stand_ins"])
 
 
 @cache
 def reference_distribution(label_name: str) -> SizeDistribution:
-    """Return the package's own distribution for a label; for some labels an estimate, which is marked as such.
+    """Return the package's size distribution for a label, which for some labels is a stand-in, marked as such.
 
     Raises:
-        RequestError: If the package has none for this label.
+        RequestError: The package has none for this label.
     """
     measured, stand_ins = _tables()["measured"], _tables()["stand_ins"]
     if label_name in measured:
@@ -143,7 +143,7 @@ def reference_distribution(label_name: str) -> SizeDistribution:
 def measure_distribution(
     volumes_per_patient_ml: Sequence[Sequence[float]], label: str, source: str
 ) -> SizeDistribution:
-    """Return the distribution of the user's own lesions.
+    """Return the size distribution of lesions in the user's own data.
 
     Args:
         volumes_per_patient_ml: For each patient, the volumes of all lesions in mL; patients without any are ignored.
@@ -151,7 +151,7 @@ def measure_distribution(
         source: Origin of the lesions, for the plan and the manifest.
 
     Raises:
-        RequestError: If no patient has a lesion.
+        RequestError: No patient has a lesion.
     """
     largest = sorted(max(volumes) for volumes in volumes_per_patient_ml if volumes)
     if not largest:

@@ -171,10 +171,13 @@ _TASK_IDS: dict[str, int] = {
 
 
 def totalsegmentator_names(version: TotalSegmentatorVersion) -> dict[int, str]:
-    """Return TotalSegmentator's own class names by its ids, background left out.
+    """Return id -> class name of TotalSegmentator's main task, without the background.
+
+    Args:
+        version: ``v1``, ``v2`` or ``v3``.
 
     Raises:
-        VocabularyError: If the version is not one of "v1", "v2" and "v3".
+        VocabularyError: The version is unknown.
     """
     if version not in get_args(TotalSegmentatorVersion):
         raise VocabularyError(
@@ -184,19 +187,22 @@ def totalsegmentator_names(version: TotalSegmentatorVersion) -> dict[int, str]:
 
 
 def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]:
-    """Return MAISI's id for every id of a TotalSegmentator label map, background (0 -> 0) included.
+    """Return TotalSegmentator's id -> MAISI's id, for every class of its main task and the background.
+
+    Args:
+        version: ``v1``, ``v2`` or ``v3``.
 
     Raises:
-        VocabularyError: If the version is not one of "v1", "v2" and "v3".
+        VocabularyError: The version is unknown.
     """
     return {0: 0, **{class_id: _MAISI_IDS[name] for class_id, name in totalsegmentator_names(version).items()}}
 
 
 def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
-    """Return the class names of a task beside ``total`` by its ids, background left out.
+    """Return id -> class name of one of TotalSegmentator's further tasks, without the background.
 
     Raises:
-        VocabularyError: If the task is unknown.
+        VocabularyError: The task is unknown.
     """
     if task not in _TASKS:
         raise VocabularyError(
@@ -206,22 +212,23 @@ def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
 
 
 def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
-    """Return MAISI's id for every id of a task's label map, with 0 -> 0 and body where MAISI has no label.
+    """Return a further task's id -> MAISI's id, with 0 -> 0, and body for classes that MAISI lacks.
 
     Raises:
-        VocabularyError: If the task is unknown.
+        VocabularyError: The task is unknown.
     """
     names = totalsegmentator_task_names(task)
     return {0: 0, **{class_id: (_TASK_IDS | _MAISI_IDS)[name] for class_id, name in names.items()}}
 
 
 def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
-    """Return TotalSegmentator's id for every MAISI id that is exactly one of its classes, background (0 -> 0) included.
+    """Return MAISI's id -> TotalSegmentator's id, for labels that are exactly one of its classes, and the background.
 
-    In v1 the heart is five classes, which MAISI's label map cannot tell apart, so that it has no id there.
+    In v1 the heart is divided into five classes, which MAISI's label map does not distinguish, so that it has no id
+    there.  Args:     version: ``v1``, ``v2`` or ``v3``.
 
     Raises:
-        VocabularyError: If the version is not one of "v1", "v2" and "v3".
+        VocabularyError: The version is unknown.
     """
     mapping = totalsegmentator_mapping(version)
     counts = Counter(mapping.values())
@@ -231,7 +238,7 @@ def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
 
 
 def totalsegmentator_class(label_id: int) -> tuple[str, str] | None:
-    """Return the task of TotalSegmentator v2 that finds a label of MAISI, and its class there; None where no task does.
+    """Return the TotalSegmentator v2 task and class that find a label of MAISI; None if no task does.
 
     Args:
         label_id: Id of the label; a placeholder slot has no class.

@@ -51,14 +51,14 @@ class _Coarse:
 
 
 def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
-    """Return the patient's envelope.
+    """Find the body of the patient in a CT.
 
     Args:
-        image_hu: ``(I, J, K)`` CT in HU, RAS+; a body cut by the image's border is fine.
+        image_hu: ``(I, J, K)`` CT in HU, RAS+, whose border may cut the body.
         spacing_mm: Voxel sides along I, J, K.
 
     Returns:
-        ``(I, J, K)`` mask: skin and all it encloses, lungs, airways and bowel gas included.
+        ``(I, J, K)`` mask of the skin and everything inside, including lungs, airways and bowel gas.
 
     Raises:
         VolumeError: No part of the image looks like a patient.
@@ -77,15 +77,15 @@ def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
 
 
 def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacing) -> NDArray[np.uint8]:
-    """Give every body voxel without an organ the label 200.
+    """Give every body voxel without an organ label the id 200, with the body found in the CT.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids below 256; not modified.
-        image_hu: ``(I, J, K)`` the CT the map belongs to, in HU.
+        image_hu: ``(I, J, K)`` CT to which the map belongs, in HU.
         spacing_mm: Voxel sides along I, J, K.
 
     Returns:
-        ``(I, J, K)`` uint8: the map with 200 where the CT shows the patient and the map shows nothing.
+        ``(I, J, K)`` uint8 label map with 200 where the CT shows the patient and the given map is 0.
 
     Raises:
         VolumeError: Shapes differ, or the CT shows no patient.
@@ -100,10 +100,10 @@ def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacin
 
 
 def is_hollow(body: Mask) -> bool:
-    """Whether an envelope is a shell, such as the skin alone, that has the patient's inside missing.
+    """Whether a body mask is a shell, such as the skin alone, without the inside of the patient.
 
     Args:
-        body: ``(I, J, K)`` all that is labelled, organs included; some of its axial slices are looked at.
+        body: ``(I, J, K)`` mask of everything labelled, including organs; some axial slices are examined.
     """
     slices = np.ascontiguousarray(body[:, :, :: max(1, body.shape[2] // NUM_PROBED_SLICES)])
     gaps = _label_slices(~slices)

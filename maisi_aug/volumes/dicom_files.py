@@ -53,7 +53,7 @@ _SLICES = ("slices", "damaged")
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file is DICOM: by its first 132 bytes, or, for the few without them, by its name."""
+    """Whether a file is DICOM, judged by its first 132 bytes or, for the few without preamble, by its name."""
     lower = path.name.lower()
     if lower.startswith(".") or lower.endswith(_OTHER_SUFFIXES) or not path.is_file():
         return False
@@ -66,12 +66,12 @@ def is_dicom(path: Path) -> bool:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """Return the DICOM files that lie directly in a folder, in the order of their names."""
+    """List the DICOM files directly in a folder, ordered by name."""
     return [path for path in sorted(folder.iterdir()) if is_dicom(path)]
 
 
 def walk_dicom(folder: Path) -> Iterator[list[Path]]:
-    """Yield the DICOM files of a folder and of every folder below it, hidden ones left out; no empty lists."""
+    """Yield the non-empty lists of DICOM files of a folder and of each folder below it, except hidden ones."""
     for place, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found = dicom_files(Path(place))
@@ -80,16 +80,16 @@ def walk_dicom(folder: Path) -> Iterator[list[Path]]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files of an image: a single file, or all files in and below a DICOM folder."""
+    """List the files of an image: a single file, or all files in and below a DICOM folder."""
     return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
 
 
 def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: bool = False) -> Dataset:
-    """Return a file's header.
+    """Read the header of a DICOM file.
 
     Args:
-        path: The file.
-        tags: Keywords of what is needed, which is quicker; all by default.
+        path: Path of the file.
+        tags: Keywords of the required elements, which is faster; None for all.
         has_pixels: Read the stored pixels as well, where they are requested.
 
     Raises:

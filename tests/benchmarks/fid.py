@@ -1,4 +1,4 @@
-"""How long 2.5D FID takes: ``python -m tests.benchmarks.fid --folder DIR [--num-volumes 100] [--side 128]``.
+"""How long 2.5D FID takes: ``python -m tests.benchmarks.fid --folder FOLDER [--num-volumes 100] [--side 128]``.
 
 Two sets of made CT volumes, smooth bodies with noise, are measured by the command that a user types, in as many
 processes as asked for, with an empty cache and again with the full one. Minutes, processor minutes and

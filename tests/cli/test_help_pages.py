@@ -134,9 +134,29 @@ def test_command_with_few_options_stays_as_it_is() -> None:
     assert "--help-all" not in options_of(command)
 
 
-@pytest.mark.parametrize("verb", ["synthesize", "insert"])
-def test_help_is_shown_without_numpy(verb: str) -> None:
-    program = f"import sys; from maisi_aug.cli.app import run; run(['{verb}', '--help']); print('numpy' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "Usage: maisi-aug" in done.stdout
-    assert done.stdout.split()[-1] == "False"
+def test_help_names_values_in_capitals_and_shows_no_python_type(show: Callable[..., str]) -> None:
+    assert len(LEAVES) >= 40
+    for path in LEAVES:
+        flag = "--help-all" if path in EVERYDAY_OPTIONS else "--help"
+        assert re.findall(r"<[a-z]+\b[^>]*>|\.\.\.\}\.\.\.|\[\[", show(*path.split(), flag)) == [], path
+    shown = " ".join(show("export", "nnunet", "--help").replace("\u2502", " ").split())
+    assert "Usage: maisi-aug export nnunet [OPTIONS] {COHORT}..." in shown
+    assert "* COHORT Folder of a cohort, or several. [required]" in shown
+    assert "* --dataset-id INT [1<=x<=999] Unused dataset number. [required]" in shown
+    assert "--name TEXT Dataset name" in shown
+    assert "--out -o PATH Folder for raw datasets" in shown
+    assert "--json Print the report as JSON." in shown
+    assert "--painter auto|procedural|network" in " ".join(show("insert", "--help-all").replace("\u2502", " ").split())
+
+
+def test_help_of_every_command_is_shown_without_numpy() -> None:
+    program = (
+        "import sys\n"
+        "from maisi_aug.cli.app import run\n"
+        f"for path in {list(COMMANDS)!r}:\n"
+        "    run([*path.split(), '--help'])\n"
+        "    assert 'numpy' not in sys.modules, path\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("Usage: maisi-aug") == len(COMMANDS)

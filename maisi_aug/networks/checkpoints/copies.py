@@ -34,14 +34,14 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """Result of a conversion.
+    """Result of converting a bundle or a checkpoint.
 
     Attributes:
-        path: The bundle's folder, or the safetensors file.
-        dtype: Floating-point type of the weights; None where every tensor kept its own.
-        num_bytes_before: Bytes before the conversion of the weight files that were read.
-        num_bytes: Number of bytes of those written.
-        scale_factor: Scale factor of the latents; None for a checkpoint that has none.
+        path: Folder of the new bundle, or the new safetensors file.
+        dtype: Floating-point type of the weights; None if every tensor kept its own.
+        num_bytes_before: Size in bytes of the weight files that were read.
+        num_bytes: Size in bytes of the weight files that were written.
+        scale_factor: Factor by which latents are multiplied for diffusion; None for a checkpoint without one.
         left_out: Entries of a checkpoint that are not weights, such as the state of its optimiser.
     """
 
@@ -53,7 +53,7 @@ class Conversion:
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the conversion as JSON types."""
+        """Return the result as a JSON-able dict."""
         return {
             "path": str(self.path),
             "dtype": self.dtype,
@@ -65,7 +65,9 @@ class Conversion:
 
 
 def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> Conversion:
-    """Copy a bundle with its weights in another floating type.
+    """Copy a bundle with its weights in another floating-point type.
+
+    Definitions, scale factor, licence files and provenance are carried over, and the conversion is recorded.
 
     Everything else is carried over: definitions, scale factor, licence files, and the provenance, with what was done.
 
@@ -104,7 +106,7 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
 
 
 def convert_checkpoint(source: Path, target: Path, *, dtype: str | None = None) -> Conversion:
-    """Turn a checkpoint of one network into safetensors; its scale factor and hash go into the file's metadata.
+    """Convert the checkpoint of one network to safetensors, with its scale factor and SHA-256 as metadata.
 
     Args:
         source: A file that ``torch.save`` wrote; its state dict is found alone or under its usual keys.

@@ -26,14 +26,17 @@ def database_folder(name: str) -> Path:
 def pull_database(
     known: KnownBundle, *, accept_licence: AcceptLicence, hub: Hub | None = None, report: Say | None = None
 ) -> Path:
-    """Download the label maps published with a bundle, and their list; returns at once if both are intact.
+    """Download the label maps published with a bundle, with their list; returns at once if both are intact.
+
+    If the disk supports it, the files are hard links to those in the cache of ``huggingface_hub``, so that they take
+    space once. An archive is not unpacked, because maps are read from it.
 
     If the disk supports them, the files are hard links to those in the cache of ``huggingface_hub``, so that they exist
     once. An archive stays one: maps are read from it.
 
     Args:
         known: The bundle.
-        accept_licence: Asked before anything is fetched whether the user accepts the licence.
+        accept_licence: Function that asks the user, before any download, whether the licence is accepted.
         hub: Hub to download from.
         report: Called with a sentence that describes the current step.
 

@@ -56,7 +56,24 @@ def import_bundle(
     folder: Path | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Make a bundle of a folder of checkpoints, as NV-Generate-CTMR and MONAI's ``maisi_ct_generative`` lay them out.
+    """Make a bundle from a folder of NVIDIA's checkpoints, laid out as by NV-Generate-CTMR or ``maisi_ct_generative``.
+
+    Without the checkpoint of a ControlNet, the bundle draws images without label maps only.
+
+    Args:
+        source: Folder with the checkpoints, or with a sub-folder ``models`` of them; it is not changed.
+        accept_licence: Function that asks the user, before anything is written, whether the licence is accepted.
+        name: Name of the known bundle; None if it is clear from the folder.
+        folder: Folder of the new bundle; None for the user's data folder.
+        report: Called with a sentence that describes the current step.
+
+    Returns:
+        The bundle; at once if the same checkpoints were imported before and the bundle is intact.
+
+    Raises:
+        BundleError: Checkpoints are missing, several bundles could be meant, the licence is not accepted, the target is
+            used for something else, or a file contains more than data or another network. Nothing is then left under
+            the bundle's name.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
@@ -108,12 +125,12 @@ def import_networks(
     folder: Path | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Make a bundle of the user's own networks, of any width, trained with NVIDIA's scripts.
+    """Make a bundle from the user's own networks, of any width, trained with NVIDIA's scripts.
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed. Without the
             checkpoint of a ControlNet the bundle is one of images alone.
-        network_file: ``config_network_*.json`` that defines them.
+        network_file: File ``config_network_*.json`` that defines the networks.
         name: Name of the bundle; None for the name of the source folder.
         modalities: Modalities that the networks were trained on, the default first; empty for CT.
         folder: Folder of the bundle; None for the user's data folder.
@@ -150,11 +167,11 @@ def _describe(files: Mapping[str, Path]) -> dict[str, dict[str, str]]:
 
 
 def find_mask_files(source: Path, say: Say) -> dict[str, Path]:
-    """Return the checkpoints of mask networks and the size-conditions file of a folder; nothing unless all are there.
+    """Return role -> file of the mask networks and size conditions in a folder; empty unless all of them are there.
 
     Args:
         source: Folder with the checkpoints, or with folders ``models`` and ``datasets``.
-        say: Told when some of the files are there and others are not.
+        say: Called with a sentence if some of the files are there and others are not.
     """
     root = source.parent if source.name == "models" else source
     places = (root / "models", root / "datasets", source)
@@ -175,7 +192,7 @@ def find_checkpoints(source: Path, name: str | None = None) -> tuple[KnownBundle
 
     Args:
         source: Folder with the checkpoints, or with a folder ``models`` of them.
-        name: Name of the bundle; None where the folder tells.
+        name: Name of the bundle; None if it is clear from the folder.
 
     Raises:
         BundleError: For an unknown name, when a checkpoint is missing, or when several bundles could be meant.

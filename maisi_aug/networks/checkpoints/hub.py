@@ -41,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hub:
-    """Source of the files; None leaves it to the settings of ``huggingface_hub``."""
+    """Address, token and cache of the Hugging Face hub; None leaves a value to the settings of ``huggingface_hub``."""
 
     endpoint: str | None = None
     cache_folder: Path | None = None
@@ -49,7 +49,7 @@ class Hub:
 
 @dataclass(frozen=True)
 class FetchedFile:
-    """A downloaded file of a repository, whose hash agrees with the hub's."""
+    """A downloaded file of a repository, whose hash agrees with the one that the hub states."""
 
     path: Path
     name: str
@@ -82,14 +82,17 @@ def pull_bundle(
     hub: Hub | None = None,
     report: Say | None = None,
 ) -> Bundle:
-    """Download and convert a bundle, to be found by name; returns at once if it is there and intact.
+    """Download and convert a bundle, so that it is found by name; returns at once if it is there and intact.
+
+    Mask networks that are already there are downloaded again with the other networks; if they are missing and
+    requested, they are added.
 
     Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
 
     Args:
         known: Bundle to download.
-        accept_licence: Asked before anything is fetched whether the user accepts the licence.
-        with_masks: Fetch the mask networks as well.
+        accept_licence: Function that asks the user, before any download, whether the licence is accepted.
+        with_masks: Also download the mask networks.
         folder: Folder of the bundle; None for the user's data folder.
         hub: Hub to download from.
         report: Called with a sentence that describes the current step.
@@ -159,12 +162,15 @@ def fetch_files(
 
     Args:
         repository: ``owner/name``.
-        names: Path in the repository by role.
+        names: Role -> path in the repository.
         hub: Hub to download from.
-        revision: Branch or commit that they are taken from.
+        revision: Branch or commit to download from.
 
     Raises:
-        BundleError: The message names the file and the reason.
+        BundleError: A file cannot be downloaded or differs; the message names it and the reason.
+
+    Returns:
+        Role -> downloaded file.
     """
     fetched: dict[str, FetchedFile] = {}
     for role, name in names.items():
@@ -327,24 +333,24 @@ def upload_folder(
     known_by: str,
     hub: Hub | None = None,
 ) -> str:
-    """Put the files of a folder into a repository, in one commit; the repository is made if it is not there.
+    """Upload the files of a folder to a repository in one commit; the repository is created if it does not exist.
 
     Args:
         repository: ``owner/name``.
         folder: Folder to upload.
         is_private: Whether only its owner may read the repository.
         message: Commit message.
-        removes: Patterns of files that go from the repository unless the folder has them.
-        known_by: A file that an earlier upload has left; a repository that lacks it, but has files to be removed,
-            belongs to other work.
+        removes: Patterns of files to delete from the repository unless the folder contains them.
+        known_by: File that every upload contains; a repository without it, but with files to delete, is not
+            overwritten.
         hub: Hub to upload to.
 
     Returns:
         The address of the repository.
 
     Raises:
-        BundleError: When the hub refuses, cannot be reached, has the repository in public where a private one is
-            wanted, or has other work in it; nothing is uploaded then.
+        BundleError: The hub refuses or cannot be reached, the repository is public although a private one is wanted, or
+            contains other work; nothing is uploaded then.
     """
     from huggingface_hub import HfApi
 

@@ -31,16 +31,16 @@ def write_known_bundle(
     command: str,
     complete: Callable[[Path], None] | None = None,
 ) -> Bundle:
-    """Turn the checkpoints of a known bundle into its folder, whole or not at all, with the licence's notice.
+    """Write the folder of a known bundle from its checkpoints, whole or not at all, with the licence's notice.
 
     Args:
-        known: Definitions and licence, which has been accepted.
-        files: Checkpoint by role; without that of a ControlNet the bundle draws images without label maps only.
+        known: The bundle, with its definitions and the licence, which has been accepted.
+        files: Role -> checkpoint; without a ControlNet, the bundle draws images without label maps only.
         folder: Folder of the bundle; an earlier copy from the same origin is replaced.
-        provenance: Origin of the checkpoints: ``origin``, ``files`` and further facts. No time and no machine,
-            so that the same files give the same bundle anywhere.
-        command: Command of the user, for the record of the licence.
-        complete: Adds to the bundle before its folder takes its name.
+        provenance: Origin of the checkpoints: ``origin``, ``files`` and further facts. No time and no machine, so that
+            the same files give the same bundle anywhere.
+        command: Command line of the user, for the record of the licence.
+        complete: Function that adds files to the folder before it gets its final name.
 
     Raises:
         BundleError: When the folder is used for something else, or a checkpoint cannot be used.
@@ -61,7 +61,7 @@ def write_known_bundle(
 
 
 def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
-    """Return the bundle of an earlier conversion of the same origin in a folder, if it is unchanged."""
+    """Return the intact bundle that an earlier conversion of the same origin wrote to a folder; None if there is none."""
     try:
         bundle = read_converted(folder, name, origin)
         if bundle is not None:
@@ -74,13 +74,15 @@ def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
 def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], folder: Path, *, subject: str) -> Bundle:
     """Read the checkpoints of all networks, compare their tensors with the definitions, and write a bundle.
 
+    The tensors keep their values and type; the scale factor is taken from the U-Net's checkpoint.
+
     The tensors keep their values and their type; the scale factor comes from the U-Net's checkpoint.
 
     Args:
-        header: Everything of ``bundle.yaml`` but scale factor and weight files.
-        files: Checkpoint by role of every network that the header defines.
+        header: Content of ``bundle.yaml`` without scale factor and weight files.
+        files: Role -> checkpoint, for every network that the header defines.
         folder: Folder of the bundle; created when missing.
-        subject: Name of the converted item for messages.
+        subject: Name of the converted item in messages.
 
     Raises:
         BundleError: When a checkpoint cannot be read, contains more than data, or holds another network.
@@ -101,7 +103,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
 
 def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say, *, command: str) -> None:
-    """Report the licence of the weights, and raise unless the user accepts it.
+    """Show the licence of a bundle's weights, and raise unless the user accepts it.
 
     Raises:
         BundleError: It is not accepted; the message names the licence and the command to accept it.
@@ -122,7 +124,7 @@ def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
 
 
 def read_notice(bundle: Bundle) -> str | None:
-    """Return the notice of a bundle's licence or its base's, without when and how it was accepted; None if missing."""
+    """Return the licence notice of a bundle or of its base, without the record of acceptance; None if missing."""
     owner: Bundle | None = bundle
     while owner is not None and not (owner.path / LICENCE_FILE).is_file():
         owner = owner.base
@@ -138,7 +140,7 @@ def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
     Args:
         folder: Folder of the bundle.
         name: Name of the bundle.
-        origin: ``provenance.origin``: where its checkpoints came from.
+        origin: Origin of its checkpoints, as in ``provenance.origin``.
 
     Raises:
         BundleError: When the folder holds a ``bundle.yaml`` that cannot be read.
@@ -150,7 +152,7 @@ def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
 
 
 def require_free(folder: Path, name: str, origin: str) -> None:
-    """Raise unless a folder is new, empty, or holds nothing but an earlier copy of the same bundle, altered or not.
+    """Raise unless a folder is new or empty, or contains only an earlier copy of the same bundle, altered or not.
 
     Raises:
         BundleError: When it holds anything else.

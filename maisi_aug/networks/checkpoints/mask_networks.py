@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 def write_mask_networks(
     known: KnownBundle, files: Mapping[str, Path], folder: Path, *, provenance: Mapping[str, Any]
 ) -> None:
-    """Convert the checkpoints of mask networks into the folder of a bundle without any, and note them there.
+    """Convert the checkpoints of mask networks into a bundle's folder, and add them to its ``bundle.yaml``.
+
+    Whether this happens together with the other networks or later, the folder ends up with the same bytes.
 
     Whether they come with the other networks or later, the folder ends up with the same bytes.
 
     Args:
-        known: Definitions.
-        files: Checkpoint by role, and the size-conditions file.
+        known: The bundle, with the definitions of its mask networks.
+        files: Role -> checkpoint, and the size-conditions file.
         folder: Folder of the bundle; no other process may be using it.
         provenance: Origin of the files.
 
@@ -73,14 +75,14 @@ def note_masks(
     provenance: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write mask networks into the folder of a bundle without any, and note them in its ``bundle.yaml``.
+    """Write mask networks into a bundle's folder that has none, and add them to its ``bundle.yaml``.
 
     Args:
         folder: Folder of the bundle; no other process may be using it.
-        networks: Definitions by role.
-        states: Weights by role.
-        settings: All of ``MaskGenerationSpec`` but the size conditions.
-        size_conditions: Content of their file.
+        networks: Role -> definition.
+        states: Role -> state dict.
+        settings: Fields of ``MaskGenerationSpec`` except the size conditions.
+        size_conditions: Content of the size-conditions file.
         provenance: Origin of the networks.
         dtype: Floating-point type of the written weights; None keeps every tensor's own.
     """
@@ -98,7 +100,7 @@ def note_masks(
 
 
 def copy_without_masks(bundle: Bundle, folder: Path) -> None:
-    """Put a bundle into an empty folder, without its mask networks if it has any; files are linked where that works."""
+    """Copy a bundle to an empty folder without its mask networks; files are hard-linked if the disk supports it."""
     masks = bundle.spec.mask_generation
     own = {named.file for role, named in bundle.spec.weights.items() if role in MASK_ROLES}
     own |= {masks.size_conditions.file} if masks else set()
@@ -112,16 +114,19 @@ def copy_without_masks(bundle: Bundle, folder: Path) -> None:
 def add_mask_networks(
     known: KnownBundle, present: Bundle, files: Mapping[str, Path], *, provenance: Mapping[str, Any]
 ) -> Bundle:
-    """Give a bundle that is on this machine without mask networks its mask networks, whole or not at all.
+    """Add mask networks to an installed bundle that has none, whole or not at all.
 
     Args:
-        known: Definitions and licence, which has been accepted.
-        present: The bundle; its own files stay as they are.
-        files: Checkpoint by role, and the size-conditions file.
+        known: The bundle, with its definitions and the licence, which has been accepted.
+        present: The installed bundle, whose files are not changed.
+        files: Role -> checkpoint, and the size-conditions file.
         provenance: Origin of the files.
 
     Raises:
         BundleError: When a checkpoint cannot be used, or other files lie in the bundle's folder.
+
+    Returns:
+        The bundle with mask networks.
     """
     origin = str(present.spec.provenance["origin"])
     replaceable = partial(require_free, present.path, known.name, origin)

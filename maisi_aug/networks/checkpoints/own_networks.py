@@ -38,11 +38,11 @@ _NAME_PARTS: Mapping[str, str] = {"autoencoder": "autoencoder", "diffusion_unet"
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """What a network file defines.
+    """Networks and scheduler that one of NVIDIA's ``config_network_*.json`` defines.
 
     Attributes:
         path: Path of the file.
-        networks: Definitions by role, as in ``bundle.yaml``.
+        networks: Role -> definition, as in ``bundle.yaml``.
         scheduler: Scheduler of the image networks.
     """
 
@@ -52,13 +52,13 @@ class NetworkFile:
 
     @property
     def default_steps(self) -> int:
-        """Number of sampling steps when the user asks for no other."""
+        """Number of sampling steps if the user requests none."""
         is_flow = self.scheduler["class"] == "RFlowScheduler"
         return FLOW_STEPS if is_flow else int(self.scheduler.get("num_train_timesteps", SCHEDULER_STEPS))
 
 
 def read_network_file(path: Path) -> NetworkFile:
-    """Read the definitions of a ``config_network_*.json``.
+    """Read the network definitions of a ``config_network_*.json``.
 
     Raises:
         BundleError: For a file that cannot be read, lacks a definition, refers to a value that it lacks, or holds an
@@ -116,7 +116,7 @@ def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Pat
         network: Definitions of the networks that the checkpoints hold.
 
     Returns:
-        Checkpoints by role, without a ControlNet where the folder has none; and sentences on what was chosen.
+        Role -> checkpoint, without a ControlNet if the folder has none; and sentences about the choice.
 
     Raises:
         BundleError: When a network has no checkpoint (the message says how the likeliest one differs), or several.
@@ -215,7 +215,14 @@ def _choose(paths: Sequence[Path], role: str, notes: list[str]) -> Path:
 def build_own_header(
     name: str, network: NetworkFile, roles: Sequence[str], modalities: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the content of ``bundle.yaml`` for the user's own networks, without weights and scale factor."""
+    """Return the content of ``bundle.yaml`` for the user's own networks, without weights and scale factor.
+
+    Args:
+        name: Name of the bundle.
+        network: Definitions of the networks.
+        roles: Roles of the networks that the bundle contains.
+        modalities: Modalities that they were trained on, the default first.
+    """
     return {
         "format": 1,
         "name": name,

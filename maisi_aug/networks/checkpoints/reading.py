@@ -63,11 +63,11 @@ _DATA_TYPES: list[Any] = [
 
 
 def read_checkpoint(path: Path, *, subject: str) -> Mapping[str, Any]:
-    """Read a checkpoint's dictionary; its tensors stay on the disk until they are used.
+    """Read the dictionary of a checkpoint; its tensors stay on disk until they are used.
 
     Args:
         path: A file that ``torch.save`` wrote.
-        subject: Description of the file for messages.
+        subject: Description of the file in messages.
 
     Raises:
         BundleError: The file is not a checkpoint, or contains code, which is named and not run.
@@ -98,7 +98,12 @@ def _name_surplus(path: Path, error: Exception) -> str:
 
 
 def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -> dict[str, Tensor]:
-    """Return the weights of a role's network, unwrapped where the checkpoint wraps them.
+    """Return the state dict of a network from a checkpoint, unwrapped if the checkpoint nests it.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+        role: Role of the network.
+        subject: Description of the file in messages.
 
     Raises:
         BundleError: When there is no state dict; the keys that were found are named.
@@ -113,7 +118,7 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str | None, dict[str, Tensor]]:
-    """Return the weights of a checkpoint of an unknown network and the key that wraps them, if any.
+    """Return the state dict in the checkpoint of an unknown network, and the key that nests it, if any.
 
     Raises:
         BundleError: When there is no state dict; the keys that were found are named.
@@ -130,10 +135,10 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str
 
 
 def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
-    """Return the factor that latents are multiplied by for diffusion.
+    """Return the factor by which latents are multiplied for diffusion, from a checkpoint.
 
     Raises:
-        BundleError: When it is missing or no positive number.
+        BundleError: The factor is missing or not a positive number.
     """
     found = checkpoint.get(SCALE_FACTOR_KEY)
     if isinstance(found, Tensor) and found.numel() == 1:

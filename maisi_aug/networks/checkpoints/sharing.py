@@ -52,12 +52,12 @@ LICENCE_IDS: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SharedFile:
-    """A file of a shared bundle.
+    """A file of a shared bundle, as listed before or after an upload.
 
     Attributes:
         name: Path in the repository.
-        num_bytes: Size.
-        sha256: Hash.
+        num_bytes: Size in bytes.
+        sha256: SHA-256 of its bytes.
     """
 
     name: str
@@ -65,17 +65,17 @@ class SharedFile:
     sha256: str
 
     def to_json(self) -> dict[str, Any]:
-        """The file as JSON types."""
+        """Return the file as a JSON-able dict."""
         return {"file": self.name, "num_bytes": self.num_bytes, "sha256": self.sha256}
 
 
 def is_repository(text: str) -> bool:
-    """Whether a text is the name of a repository, ``owner/name``."""
+    """Whether a text has the form of a repository name, ``owner/name``."""
     return REPOSITORY.fullmatch(text) is not None
 
 
 def require_repository(text: str) -> None:
-    """Raise unless a text is the name of a repository.
+    """Raise unless a text has the form of a repository name, ``owner/name``.
 
     Raises:
         BundleError: The message names it.
@@ -105,16 +105,15 @@ def push_bundle(
         self_contained: Include the weights of a base, instead of naming it by its fingerprint.
         with_label_maps: Include the label maps that the bundle draws from, which are those of training patients.
         folder: New or empty folder in which to keep a copy of the upload; None keeps nothing.
-        uploads: Whether to upload; else the folder is written and nothing else happens.
+        uploads: Whether to upload; otherwise only the folder is written.
         hub: Hub to upload to.
-        report: Receives a sentence on what is going on.
+        report: Called with a sentence that describes the current step.
 
     Returns:
         The files, and the address of the repository; None where nothing was uploaded.
 
     Raises:
-        BundleError: For a name that is none of a repository, an altered bundle, a folder that is not empty, or when the
-            hub refuses.
+        BundleError: The repository name is invalid, the bundle is altered, the folder is not empty, or the hub refuses.
     """
     require_repository(repository)
     bundle, say = load_bundle(name_or_folder), report or (lambda _: None)
@@ -144,7 +143,7 @@ def push_bundle(
 
 
 def list_files(folder: Path) -> list[SharedFile]:
-    """The files of a folder by name, with their hashes."""
+    """List the files of a folder, ordered by name, with their SHA-256."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return [SharedFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of(path)) for path in paths]
 
@@ -158,17 +157,19 @@ def write_shared_folder(
     with_label_maps: bool = False,
     report: Say | None = None,
 ) -> None:
-    """Write the files of a bundle to share, without paths of this machine; patients' maps only on request.
+    """Write the files of a bundle to be shared, without paths of this machine; patients' maps only on request.
+
+    ``bundle.yaml``, and with it the fingerprint, stays unchanged if it contains nothing that must not be shared.
 
     ``bundle.yaml`` stays as it is, and with it the fingerprint, where it says nothing that must not be shared.
 
     Args:
         bundle: Bundle to share.
-        folder: Empty.
+        folder: Empty folder.
         repository: Repository that it will be uploaded to, for the model card.
         self_contained: Include the weights of a base.
         with_label_maps: Include the label maps that the bundle draws from.
-        report: Receives a sentence on what is left out.
+        report: Called with a sentence about what is left out.
 
     Raises:
         BundleError: When a file is missing, or a base's base lies where others cannot fetch it.
@@ -234,12 +235,12 @@ def _without_places(value: Any) -> Any:
 
 
 def build_card(bundle: Bundle, repository: str, *, is_whole: bool) -> str:
-    """Return the model card: the hub's metadata, how to use the bundle, and the bundle's own README.
+    """Return the model card of a shared bundle: the hub's metadata, how to use it, and the bundle's own README.
 
     Args:
         bundle: Bundle that is shared.
         repository: ``owner/name``.
-        is_whole: Whether it holds all its weights.
+        is_whole: Whether it contains all of its weights, and needs no base.
     """
     own = bundle.path / CARD_FILE
     body = own.read_text(encoding="utf-8") if own.is_file() else f"# {bundle.name}\n\n{bundle.spec.description}\n"
@@ -297,20 +298,20 @@ def pull_shared(
 ) -> Bundle:
     """Download a shared bundle; returns at once if an intact copy exists and the hub has no newer one.
 
-    Only what ``bundle.yaml`` names is fetched: safetensors, JSON and label maps, never code. Every weight file is
-    compared with the SHA-256 in ``bundle.yaml``, and that file with what the hub states.
+    Only files that ``bundle.yaml`` names are downloaded: safetensors, JSON and label maps, never code. Every weight
+    file is compared with the SHA-256 in ``bundle.yaml``, and that file with what the hub states.
 
     Args:
         repository: ``owner/name``, under which the bundle is found afterwards.
-        accept_licence: Asked before the weights are fetched whether the user accepts the licence.
+        accept_licence: Function that asks the user, before weights are downloaded, whether the licence is accepted.
         revision: Branch, tag or commit of the repository; None for the newest.
         folder: Folder of the bundle; None for the user's data folder.
         hub: Hub to download from.
-        report: Receives a sentence on what is going on.
+        report: Called with a sentence that describes the current step.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be
-            reached, or a file is not what it should be. Nothing is left under the bundle's name then.
+        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be reached,
+            or a file is not what it should be. Nothing is left under the bundle's name then.
     """
     require_repository(repository)
     target = (folder or pulled_bundles_folder() / repository).expanduser().resolve()
@@ -346,7 +347,7 @@ def pull_shared(
 
 
 def read_spec(path: Path, repository: str) -> BundleSpec:
-    """Read the ``bundle.yaml`` of a shared bundle, and check that no name in it leads out of its folder.
+    """Read the ``bundle.yaml`` of a shared bundle, and check that all paths in it stay inside its folder.
 
     Raises:
         BundleError: When it does not validate, or names a file elsewhere.

@@ -15,7 +15,10 @@ _GROUPS: Final = Path("/sys/fs/cgroup")
 
 
 def count_cores() -> int:
-    """Return the number of cores that this process may use: the least that system, container and scheduler allow.
+    """Return the number of cores that this process may use, the smallest limit of system, container and scheduler.
+
+    The limits are the cores that the process is bound to, the CPU time of its control groups (``cpu.max`` of version 2,
+    ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.
 
     That is what the process is bound to, the CPU time that its control groups allow (``cpu.max`` of version 2,
     ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.
@@ -29,12 +32,12 @@ def count_cores() -> int:
 
 
 def count_threads(num_workers: int) -> int:
-    """Return the threads for each of several workers on this process's cores, fewer if ``OMP_NUM_THREADS`` says."""
+    """Return the number of threads per worker if several share this process's cores, limited by ``OMP_NUM_THREADS``."""
     return limit_threads(count_cores() // num_workers)
 
 
 def limit_threads(num_cores: int) -> int:
-    """Return the threads for a worker: one per core, fewer if ``OMP_NUM_THREADS`` says, at least one."""
+    """Return the number of threads of a worker: one per core, limited by ``OMP_NUM_THREADS``, at least one."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     wished = int(text) if text.isdecimal() else 0
     share = max(1, num_cores)
@@ -43,7 +46,7 @@ def limit_threads(num_cores: int) -> int:
 
 @contextmanager
 def environment_of(num_threads: int) -> Iterator[None]:
-    """Set environment variables for processes started in the block, so that thread counts apply to all libraries."""
+    """Context that sets environment variables by which all libraries of started processes use a number of threads."""
     changes = {name: str(num_threads) for name in THREAD_VARIABLES}
     before = {name: os.environ.get(name) for name in changes}
     os.environ.update(changes)

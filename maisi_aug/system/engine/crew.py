@@ -43,11 +43,11 @@ Send = Callable[[str, Any], None]
 
 
 class Ending(NamedTuple):
-    """End of a worker.
+    """How a worker ended.
 
     Attributes:
-        how: The rest of a sentence about the worker.
-        may_be_items: Whether what it worked on may have been too much for it; not where a whole machine went away.
+        how: Description of the end, as the rest of a sentence about the worker.
+        may_be_items: Whether its item may be the cause; False if a whole machine was lost.
     """
 
     how: str
@@ -55,13 +55,13 @@ class Ending(NamedTuple):
 
 
 class Hand(Protocol[Item]):
-    """A worker as the driver sees it.
+    """Protocol of a worker as the driver sees it, wherever it runs.
 
     Attributes:
-        scratch: Folder that its files are in.
-        watch: Told how it goes.
-        items: Handed out and not settled, by number, in that order.
-        num_at_hand: Number of items that wait or are being worked on.
+        scratch: Folder that contains its files.
+        watch: Callback for its events.
+        items: Number -> item that was handed out and is not settled, in that order.
+        num_at_hand: Number of items that it has, waiting or in work.
     """
 
     scratch: Path
@@ -71,38 +71,38 @@ class Hand(Protocol[Item]):
 
     @property
     def name(self) -> str:
-        """Name of the worker, kept when it is restarted."""
+        """Name of the worker, which it keeps when it is restarted."""
         ...
 
     @property
     def place(self) -> str:
-        """Its place, for messages."""
+        """Place where the worker runs, for messages."""
         ...
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still send messages."""
+        """Whether the worker may still send messages."""
         ...
 
     @property
     def is_ready(self) -> bool:
-        """Whether items can be handed out to it."""
+        """Whether items can be handed out to the worker."""
         ...
 
     def hand_out(self, key: int, item: Item) -> None:
-        """Send it an item to work on."""
+        """Send the worker an item with its number."""
         ...
 
     def bury(self) -> Ending:
-        """Forget a worker that was killed, so that it can be restarted."""
+        """Remove a worker that was killed, so that it can be restarted, and return how it ended."""
         ...
 
     def ask_to_stop(self) -> None:
-        """Ask it to finish writing, and to end."""
+        """Ask the worker to finish writing, and to end."""
         ...
 
     def kill(self) -> None:
-        """End it now."""
+        """End the worker immediately."""
         ...
 
 
@@ -114,14 +114,14 @@ Listen = Callable[[Sequence[AnyHand], float], Iterable[tuple[AnyHand, Message | 
 
 @dataclass
 class Crew(Generic[Item, Result]):
-    """The driver: hands out items and processes the results.
+    """Driver of several workers: hands out items and processes results.
 
     Attributes:
-        waiting: Items that were never handed out.
-        workers: Each a :class:`Hand`.
+        waiting: Items that have not been handed out yet.
+        workers: The workers.
         settle: Called with every result.
-        listen: Waits for messages.
-        num_ahead: Items that a worker has at hand.
+        listen: Function that waits for messages of workers.
+        num_ahead: Number of items that a worker has at a time.
     """
 
     waiting: deque[Item]
@@ -135,7 +135,7 @@ class Crew(Generic[Item, Result]):
     _is_stopping: bool = False
 
     def work_off(self) -> None:
-        """Work until no item is left, and end all workers.
+        """Hand out items until none is left, then end all workers.
 
         Raises:
             MaisiAugError: An error of a worker or of ``settle``, or an item whose workers were killed too often.
@@ -217,7 +217,7 @@ class Crew(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class Post:
-    """Place of a worker that works outside of its driver's process.
+    """Name, device and scratch folder of a worker that runs outside of its driver's process.
 
     Attributes:
         name: Name of the worker.
@@ -233,13 +233,13 @@ class Post:
 def serve(
     spec: WorkerSpec[Item, Result], post: Post, take: Callable[[bool], tuple[int, Item] | None], send: Send
 ) -> None:
-    """Open a worker and work on incoming items; events, warnings and errors are sent to the driver.
+    """Run a worker outside of its driver's process: work on incoming items, and send events, warnings and errors.
 
     Args:
-        spec: Opens the worker.
+        spec: Specification from which the worker is opened.
         post: Name, device and scratch folder of the worker.
-        take: The next item with its number; see :func:`~maisi_aug.system.engine.work.work_off`.
-        send: Takes the kind of a message and its content, from any thread.
+        take: Function that returns the next item with its number, see :func:`~maisi_aug.system.engine.work.work_off`.
+        send: Function that sends a message, given its kind and content; may be called from any thread.
     """
 
     def show_warning(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:

@@ -34,14 +34,14 @@ OpenFunction = Callable[[WorkerPlace], Callable[[Item], Result]]
 def run_parallel(
     function: Callable[[Item], Result], items: Sequence[Item], stage: str, report: ReportStage, num_workers: int | None
 ) -> list[Result]:
-    """Return the results in the order of the items, from up to one process per core; see :func:`map_items`.
+    """Apply a function to items in up to one process per core; return the results in the order of the items.
 
     Args:
-        function: Applied to each item; defined in a module, because it is sent to other processes.
+        function: Function of one item, defined in a module, because it is sent to other processes.
         items: Items to process.
         stage: Name of the work in reports.
         report: Called with the stage, the items done and the items in all.
-        num_workers: Processes; None for one per core.
+        num_workers: Number of processes; None for one per core.
 
     Raises:
         WorkerError: When processes were killed repeatedly.
@@ -62,20 +62,20 @@ def map_items(
     on_result: Callable[[Item, Result], None] = lambda item, result: None,
     watch: Watch = ignore_events,
 ) -> list[Result]:
-    """Results in the order of the items, from the workers of an engine.
+    """Apply a function to items in the workers of an engine; return the results in the order of the items.
 
-    Warnings of the function are raised again in this process, in the order of the items. SIGTERM is
-    treated like Ctrl-C. If a worker is killed, its item is given to another one.
+    Warnings of the function are raised again in this process, in the order of the items. SIGTERM is treated like
+    Ctrl-C. If a worker is killed, its item is given to another one.
 
     Args:
-        open_function: Called once in each worker.
+        open_function: Called once in each worker; returns the function.
         items: Items to work on.
         engine: Runs the workers.
         report: Called with the items done and the items in all.
-        reads: Paths that must be there where a worker is.
-        num_ahead: Items that a worker has at hand; 1 where they take long, so that none waits for a busy worker.
+        reads: Paths that must exist where a worker runs.
+        num_ahead: Number of items that a worker has at a time; 1 for long ones, so that none waits for a busy worker.
         on_result: Called with every item and its result, as they come.
-        watch: Told how it goes.
+        watch: Callback for events of workers.
 
     Raises:
         WorkerError: When workers were killed repeatedly.

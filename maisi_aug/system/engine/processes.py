@@ -25,12 +25,12 @@ from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec
 
 @dataclass(frozen=True)
 class Processes:
-    """A worker for each device, in a process of its own.
+    """Engine with one worker process per device.
 
     Workers on CPUs share the available cores; results on a CPU may depend on the number of threads.
 
     Attributes:
-        devices: One may occur several times.
+        devices: Devices; one may occur several times.
     """
 
     devices: Sequence[str]
@@ -44,7 +44,7 @@ class Processes:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines."""
+        """Run the items in the worker processes; see :meth:`Engine.run <maisi_aug.system.engine.work.Engine.run>`."""
         waiting = deque(items)
         names = enumerate(self.devices[: len(waiting)], start=1)
         threads = count_threads(len(self.devices))

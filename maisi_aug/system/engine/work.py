@@ -37,13 +37,13 @@ Tell = Callable[..., None]
 
 @dataclass(frozen=True)
 class WorkerPlace:
-    """Place of a worker.
+    """Name, device and scratch folder of a worker, and how it reports.
 
     Attributes:
         name: Name of the worker, the same after it was restarted.
         device: Device to compute on: ``auto``, ``cpu``, ``cuda:1``, ...
-        scratch: Folder of its own, for files that the driver puts in their place when their result is settled.
-        tell: Tells the driver how it goes.
+        scratch: Folder of its own, for files that the driver moves to their final place when a result is settled.
+        tell: Function that sends an event to the driver.
     """
 
     name: str
@@ -53,30 +53,33 @@ class WorkerPlace:
 
 
 class Worker(Protocol[ItemIn, Result]):
-    """Works on one item after another; slow resources, such as networks, are opened once."""
+    """Protocol of workers, which process one item after another with resources, such as networks, opened once."""
 
     def look_ahead(self, item: ItemIn) -> None:
-        """Begin in the background what can be done before the item's turn comes; called once for each."""
+        """Begin work on an item in the background before its turn; called once for each item."""
         ...
 
     def work(self, item: ItemIn) -> Future[Result]:
-        """Do the work on the device, and return a future of the remaining work, such as writing."""
+        """Do the main work on an item, and return a future of the remaining work, such as writing."""
         ...
 
     def close(self) -> None:
-        """Finish writing, without beginning anything new."""
+        """Finish writing, without beginning new work."""
         ...
 
 
 class WorkerSpec(Protocol[ItemIn, Result]):
-    """Specification of a worker, sent to the place where it is opened; can be pickled.
+    """Protocol of picklable specifications from which a worker is opened, in this process or elsewhere.
+
+    Optional attributes: ``reads``, paths that must exist where the worker runs; ``num_ahead``, the number of items that
+    a worker has at a time. Results with files in the worker's folder have ``paths``, relative to it.
 
     One that works with files has ``reads``, the paths that must be there. One whose items take long has ``num_ahead``,
     how many a worker has at hand. Results that come with files in the worker's folder have ``paths``, theirs in it.
     """
 
     def open(self, place: WorkerPlace) -> Worker[ItemIn, Result]:
-        """Load what the worker needs."""
+        """Load what the worker needs, and return the worker."""
         ...
 
 
@@ -92,7 +95,10 @@ with an item that was handed out twice, which it compares and drops."""
 
 
 class Watch(Protocol):
-    """Callback for events.
+    """Callback for the events of workers.
+
+    Engines report ``opens`` (no details; a worker begins to load) and ``loses`` (a sentence; a worker was killed, and
+    its items wait again). All other events are reported by workers.
 
     Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
     and its items wait again). All other events are what workers tell.
@@ -104,11 +110,11 @@ class Watch(Protocol):
 
 
 class Engine(Protocol):
-    """Runs a list of work items."""
+    """Protocol of engines, which run a list of work items on workers."""
 
     @property
     def devices(self) -> Sequence[str]:
-        """Devices of the workers, as far as this process knows them."""
+        """Devices of the workers, as far as they are known in this process."""
         ...
 
     def run(
@@ -125,11 +131,11 @@ class Engine(Protocol):
         Ctrl-C and SIGTERM stop all workers; what they have finished by then is settled.
 
         Args:
-            spec: Opens workers.
+            spec: Specification from which workers are opened.
             items: Items to begin with.
             settle: Called in this thread with every result.
-            scratch: Folder that workers have theirs in; it is there.
-            watch: Told how it goes, in this thread.
+            scratch: Existing folder, in which workers have theirs.
+            watch: Callback for events, called in this thread.
 
         Raises:
             MaisiAugError: An error of a worker or of ``settle``, or an item whose workers were killed too often.
@@ -148,12 +154,13 @@ def work_off(
     *,
     after_work: Callable[[Item], None] = lambda item: None,
 ) -> None:
-    """Run the loop of a worker: prepare the next item while one is processed and earlier results are written.
+    """Run a worker's loop: prepare the next item while one is processed and earlier results are written.
 
     Args:
-        worker: Open; it is closed.
-        take: The next item; None where there is none now or, if it may wait (True), none any more.
-        give: Called with every item and its result; after an error or Ctrl-C still with those that are finished.
+        worker: Open worker, which is closed at the end.
+        take: Function that returns the next item. Called with True it may wait, and None means that no item is left;
+            otherwise None means that there is none at the moment.
+        give: Called with every item and its result, after an error or Ctrl-C with those that are finished.
         after_work: Called when the next item can be worked on.
     """
     at_hand: deque[Item] = deque()
@@ -183,7 +190,7 @@ def work_off(
 
 @dataclass(frozen=True)
 class InProcess:
-    """One worker, in this process.
+    """Engine with a single worker, in this process.
 
     Attributes:
         device: Device to compute on.
@@ -193,7 +200,7 @@ class InProcess:
 
     @property
     def devices(self) -> Sequence[str]:
-        """The one device."""
+        """The one device of the worker, as a sequence."""
         return (self.device,)
 
     def run(
@@ -205,7 +212,7 @@ class InProcess:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """Run the items as :class:`Engine` defines."""
+        """Run the items in this process, as :meth:`Engine.run` defines."""
         name, waiting = "worker 1", deque(items)
         folder = scratch / "1"
         folder.mkdir(exist_ok=True)
@@ -221,27 +228,27 @@ class InProcess:
 
 @dataclass(frozen=True)
 class Calls(Generic[Item, Result]):
-    """Worker that calls a function with each item.
+    """Worker that applies a function to each item.
 
     Attributes:
-        function: Called with each item; holds what it needs.
+        function: Function of one item, with the resources that it needs.
     """
 
     function: Callable[[Item], Result]
 
     def look_ahead(self, item: Item) -> None:
-        """Do nothing: nothing is prepared ahead."""
+        """Do nothing, because nothing is prepared ahead."""
 
     def work(self, item: Item) -> Future[Result]:
-        """Call the function."""
+        """Apply the function to an item, and return a finished future with the result."""
         return finished(self.function(item))
 
     def close(self) -> None:
-        """Do nothing: nothing is left to finish."""
+        """Do nothing, because no resource needs to be closed."""
 
 
 def finished(result: Result) -> Future[Result]:
-    """Return a future with a finished result."""
+    """Return a future that already has its result."""
     future: Future[Result] = Future()
     future.set_result(result)
     return future
@@ -249,7 +256,7 @@ def finished(result: Result) -> Future[Result]:
 
 @contextmanager
 def ended_like_interrupted() -> Iterator[None]:
-    """Turn SIGTERM into KeyboardInterrupt; only in the main thread, which receives signals."""
+    """Context that turns SIGTERM into KeyboardInterrupt, if in the main thread, which receives signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -38,10 +38,10 @@ Draw = Callable[[int, Share], Batch]
 
 
 class Ahead(Generic[Batch]):
-    """Draws this process's share of the next step in a thread; the result is the same as without it.
+    """Draws this process's share of the next training step in a thread, with the same result as without it.
 
     Args:
-        is_on: False draws when asked, as on a CPU, whose cores are busy with the networks.
+        is_on: Whether to draw ahead; False draws on request, as on a CPU, whose cores are busy with the networks.
     """
 
     def __init__(self, *, is_on: bool) -> None:
@@ -71,9 +71,9 @@ class CaseFacts:
 
     Attributes:
         shape: Voxels along I, J, K.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         modality: A key of ``modalities.MODALITY_CODES``.
-        regions: Uppermost and lowest body region; None where the label map says it.
+        regions: Uppermost and lowest body region; None to derive them from the label map.
     """
 
     shape: Shape
@@ -83,12 +83,12 @@ class CaseFacts:
 
 
 class CaseStore(Protocol):
-    """Training cases by index, read only on request."""
+    """Protocol of training cases, accessed by index and read only on request."""
 
     def __len__(self) -> int: ...
 
     def facts(self, index: int) -> CaseFacts:
-        """Return shape, spacing and modality."""
+        """Return shape, spacing, modality and regions of a case, without reading its voxels."""
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
         """Return ``(I, J, K)`` vocabulary ids of a case or of a box of it; read-only."""
@@ -101,7 +101,7 @@ class Memory:
     """Cache of the most recently used arrays up to a size limit; stores that share files share one cache.
 
     Args:
-        num_bytes: The bound; the array read last is kept in any case.
+        num_bytes: Size limit in bytes; the array read last is kept in any case.
     """
 
     def __init__(self, num_bytes: int = CACHE_BYTES) -> None:
@@ -111,7 +111,7 @@ class Memory:
         self._lock = Lock()  # batches are drawn ahead in a thread of their own
 
     def get(self, key: Hashable, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return the array of a key, read when it is not held."""
+        """Return the array of a key from the cache, or read it with ``read`` and keep it."""
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
@@ -128,7 +128,9 @@ class Memory:
 
 
 class PhantomStore:
-    """Phantoms of one seed in a folder, built in parallel when they are missing.
+    """Training phantoms of one seed in a folder, built in parallel if they are missing.
+
+    Phantom ``i`` depends only on the seed, the grid and ``i``, so that a store may grow between two runs.
 
     Phantom ``i`` depends on the seed, the grid and ``i`` alone: a store may grow between two runs.
     """
@@ -161,22 +163,22 @@ class PhantomStore:
         self._num_cases = num_cases
 
     def path_of(self, index: int) -> Path:
-        """Return the path of phantom ``index``."""
+        """Return the path of the file of phantom ``index``."""
         return self.folder / f"{index:05d}.npz"
 
     def __len__(self) -> int:
         return self._num_cases
 
     def facts(self, index: int) -> CaseFacts:
-        """Return the grid that all share, and the modality of one."""
+        """Return the grid, which all phantoms share, and the modality of a phantom."""
         return CaseFacts(self.shape, self.spacing_mm, str(self._read(index, "modality")))
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` ids of a phantom or of a box of it."""
+        """Return ``(I, J, K)`` uint8 vocabulary ids of a phantom, or of a box of it."""
         return self._read(index, "label_map")[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` HU of a phantom or of a box of it."""
+        """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it."""
         return self._read(index, "image_hu")[box]
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
@@ -185,7 +187,7 @@ class PhantomStore:
 
 
 def read_array(path: Path, name: str) -> NDArray[Any]:
-    """Return one array of an ``.npz`` archive."""
+    """Return one array of an ``.npz`` archive, by its name."""
     with np.load(path, allow_pickle=False) as stored:
         array: NDArray[Any] = stored[name]
     return array
@@ -208,11 +210,11 @@ def _build_and_save(task: tuple[Path, int, int, Shape, Spacing]) -> None:
 
 @dataclass(frozen=True, eq=False)
 class LatentSet:
-    """The posterior means of all cases of a store.
+    """Latents (posterior means) of all cases of a store, with the factor that scales them.
 
     Attributes:
-        latents: One ``(C, I/f, J/f, K/f)`` float16 tensor a case, not yet scaled.
-        scale_factor: Diffusion works on ``latent * scale_factor``.
+        latents: One ``(C, I/f, J/f, K/f)`` float16 tensor per case, not yet scaled.
+        scale_factor: Factor by which latents are multiplied for diffusion.
     """
 
     latents: Sequence[Tensor]
@@ -229,13 +231,16 @@ def encode_store(
     device: str,
     report: Report = report_nothing,
 ) -> LatentSet:
-    """Encode every case once and keep the result on disk by the hash of the encoder's weights.
+    """Encode every case of a store once; latents are kept on disk under the hash of the encoder's weights.
 
-    The posterior mean is kept instead of a sample, because sampling adds noise that diffusion would have to learn.
-    The scale factor brings the standard deviation over all latents to ``deviation``.
+    The posterior mean is kept instead of a sample, because sampling adds noise that diffusion would have to learn. The
+    scale factor brings the standard deviation over all latents to ``deviation``.  Args:     store: Training cases.
+    autoencoder: Autoencoder in evaluation mode, on ``device``.     folder: Folder of the kept latents.
+    weights_hash: SHA-256 of the autoencoder's weights.     deviation: Standard deviation of scaled latents.     device:
+    Device on which images are encoded.     report: Progress callback, called with (cases done, cases in all).
 
     Raises:
-        TrainingError: For an empty store.
+        TrainingError: The store is empty.
     """
     if len(store) == 0:
         raise TrainingError("Latents: there is no training case. Build the phantoms first.")
@@ -251,11 +256,11 @@ def encode_store(
 def load_or_encode(
     paths: Sequence[Path], encode: Callable[[int], Tensor], *, report: Report = report_nothing
 ) -> list[Tensor]:
-    """Return the latent of every case, from its file where that exists, else encoded and written there.
+    """Return the latent of every case, read from its file, or encoded and written if the file is missing.
 
     Args:
-        paths: One ``.npy`` file a case.
-        encode: Gives the ``(C, i, j, k)`` latent of a case.
+        paths: One ``.npy`` file per case.
+        encode: Function from the index of a case to its ``(C, i, j, k)`` latent.
         report: Called with (cases done, cases in all), after those that were encoded now and after the last.
 
     Returns:
@@ -277,14 +282,14 @@ def load_or_encode(
 
 
 def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
-    """Return the factor that brings the standard deviation over all latents to ``deviation``."""
+    """Return the factor that brings the standard deviation over all latents to a value."""
     power = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
     centre = torch.stack([latent.float().mean() for latent in latents]).mean()
     return deviation / float((power - centre**2).sqrt())
 
 
 def encode_image(image_hu: NDArray[np.int16], autoencoder: nn.Module, device: str) -> Tensor:
-    """Return the posterior mean ``(C, i, j, k)`` of an ``(I, J, K)`` image; large images are encoded by windows."""
+    """Encode an ``(I, J, K)`` CT in HU to its posterior mean ``(C, i, j, k)``; large images are encoded in windows."""
 
     def encode(image: Tensor) -> Tensor:
         mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]

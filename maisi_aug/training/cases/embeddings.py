@@ -59,17 +59,17 @@ _OneHot = tuple[int, int, int, int]
 
 
 class EmbeddedRow(StrictModel, extra="ignore"):
-    """A row of the list; fields of NVIDIA's other steps are accepted and ignored.
+    """One row of NVIDIA's JSON list of embeddings; fields of NVIDIA's other steps are accepted and ignored.
 
     Attributes:
-        image: The embedding, relative to the folder of the list or of the data.
-        label: The label map with organs, body and what is to be taught.
+        image: Path of the embedding, relative to the folder of the list or of the data.
+        label: Path of the label map with organs, body and the labels to be taught.
         spacing: Voxel sides of the image along I, J, K in mm.
-        dim: Voxels of the image along I, J, K; None where the label map says it.
+        dim: Voxels of the image along I, J, K; None to take those of the label map.
         modality: Modality of the image.
-        top_region_index: The uppermost body region as a one-hot of four; None reads it off the label map.
-        bottom_region_index: The lowest one.
-        fold: The fold in which the case is held out; None deals the cases out.
+        top_region_index: Uppermost body region as a one-hot of four; None to derive it from the label map.
+        bottom_region_index: Lowest body region, likewise.
+        fold: Fold in which the case is held out; None to assign folds automatically.
     """
 
     image: str
@@ -83,13 +83,13 @@ class EmbeddedRow(StrictModel, extra="ignore"):
 
     @property
     def id(self) -> str:
-        """A name for the case's files, of the path of its embedding."""
+        """Name for the files of the case, derived from the path of its embedding."""
         stem = str(PurePosixPath(self.image)).removesuffix(".gz").removesuffix(".nii").removesuffix("_emb")
         return re.sub(r"[^A-Za-z0-9.-]+", "_", stem).strip("_.-") or "case"
 
     @property
     def regions(self) -> Regions | None:
-        """Uppermost and lowest body region; None unless the row has both."""
+        """Uppermost and lowest body region; None unless the row states both."""
         if not (self.top_region_index and self.bottom_region_index):
             return None
         top, bottom = (BODY_REGIONS[row.index(max(row))] for row in (self.top_region_index, self.bottom_region_index))
@@ -98,12 +98,12 @@ class EmbeddedRow(StrictModel, extra="ignore"):
 
 @dataclass(frozen=True)
 class EmbeddedList:
-    """A list of embeddings whose files all exist.
+    """NVIDIA's JSON list of embeddings, whose files are known to exist.
 
     Attributes:
         path: Path of the list.
         root: Folder that the paths in the rows are relative to.
-        rows: One for each case.
+        rows: One row per case.
     """
 
     path: Path
@@ -112,15 +112,15 @@ class EmbeddedList:
 
 
 def is_embedded_list(path: Path) -> bool:
-    """Whether a path means a JSON list of embeddings."""
+    """Whether a path is a JSON list of embeddings."""
     return path.suffix.lower() == ".json" and path.is_file()
 
 
 def read_list(path: Path) -> EmbeddedList:
-    """Read a list; its files are looked for beside it and in the folder of its name.
+    """Read a list of embeddings, and find its files next to it or in the folder that has its name.
 
     Raises:
-        PreparationError: It is no such list, a file is missing, or two cases would have one name.
+        PreparationError: The file is not such a list, a file is missing, or two cases would have the same name.
     """
     try:
         content = read_json(path)
@@ -159,18 +159,18 @@ def prepare_embeddings(
     report: Report = report_nothing,
     say: Say = lambda _: None,
 ) -> PreparedDataset:
-    """Make a prepared folder of a list of embeddings, whole or not at all; at once where it is there already.
+    """Convert a list of embeddings to a prepared folder, whole or not at all; returns at once if it is there already.
 
     Args:
-        source: The list.
-        folder: New, or made before of the same list in the same way.
-        base: The bundle whose autoencoder made the embeddings.
-        labels: What is to be taught; the only id without a name is taken for the only label that is new. None calls
-            ids without a name by themselves, such as "label 150".
-        rules: ``ID=NAME[@HOSTS]`` each, for ids that the base's vocabulary has no name for.
-        device: Device that the images are on decoded.
+        source: The JSON list.
+        folder: New folder, or one that was made before from the same list in the same way.
+        base: Bundle whose autoencoder made the embeddings.
+        labels: Labels to be taught; if one of them is new and one id has no name, they belong together. None names such
+            ids by their number, such as "label 150".
+        rules: Rules ``ID=NAME[@HOSTS]`` for ids that have no name in the base's vocabulary.
+        device: Device on which embeddings are decoded.
         report: Called with (cases done, cases in all).
-        say: Told in a sentence what was decided.
+        say: Called with a sentence about each decision.
 
     Raises:
         PreparationError: A file is missing, an embedding is not of this autoencoder, an id has no name, or the folder

@@ -39,20 +39,20 @@ _BONE_GROUPS: Final = (
 
 
 def draw_label_set(rng: np.random.Generator) -> LabelSet:
-    """One of the sets, those of TotalSegmentator most often."""
+    """Draw a set of labels to which a training map is reduced, most often those of TotalSegmentator."""
     return LABEL_SETS[int(rng.choice(len(LABEL_SETS), p=_SHARES))]
 
 
 def reduce_labels(label_map: NDArray[np.uint8], label_set: LabelSet, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A label map with the labels of a set only.
+    """Reduce a label map to the labels of a set, as label maps of users have them.
 
     Args:
-        label_map: ``(I, J, K)`` ids; not modified.
-        label_set: Which labels stay. Lesions stay in every set, and so does the outline of the body.
-        rng: Chooses the organ, the bones' label or the labels that are left out.
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        label_set: Labels to keep. Lesions and the outline of the body are kept in every set.
+        rng: Generator that chooses the organ, the label of bones or the labels that are left out.
 
     Returns:
-        A new map.
+        A new label map.
     """
     present = np.flatnonzero(np.bincount(label_map.ravel(), minlength=256))
     kept = _draw_kept(label_set, [int(label) for label in present], rng)

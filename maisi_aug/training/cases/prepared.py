@@ -27,7 +27,7 @@ from maisi_aug.volumes.image_files import load_image, load_label_map
 
 
 class PreparedStore:
-    """The cases of a prepared folder by index; a ``CaseStore``.
+    """Training cases of a prepared folder, accessed by index (a :class:`~maisi_aug.training.cases.data.CaseStore`).
 
     Attributes:
         dataset: The folder, its description and the cases of this store.
@@ -39,7 +39,7 @@ class PreparedStore:
 
     @classmethod
     def from_folder(cls, folder: Path | str) -> PreparedStore:
-        """Return the store of all cases that ``maisi-aug prepare`` wrote into a folder.
+        """Open the cases that ``maisi-aug prepare`` wrote to a folder.
 
         Raises:
             PreparationError: The folder is not a prepared one, unfinished, or damaged.
@@ -53,20 +53,20 @@ class PreparedStore:
 
     @property
     def cases(self) -> tuple[PreparedCase, ...]:
-        """Records of the cases, in the order of the indices."""
+        """Records of the cases, in the order of their indices."""
         return self.dataset.cases
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Meaning of the ids in the label maps, new labels included."""
+        """Vocabulary of the label maps, with the new labels."""
         return self.dataset.vocabulary
 
     def select(self, *, folds: Collection[int] | None = None, exclude_fold: int | None = None) -> PreparedStore:
-        """Return a store of the cases of some folds; what was read is shared.
+        """Return a store of the cases of some folds, which shares the cache.
 
         Args:
             folds: The folds to keep; None for all.
-            exclude_fold: A fold to leave out.
+            exclude_fold: Fold to leave out; None for none.
 
         Raises:
             PreparationError: A fold does not exist, or no case is left.
@@ -74,28 +74,28 @@ class PreparedStore:
         return self.part(self.dataset.select(folds=folds, exclude_fold=exclude_fold))
 
     def part(self, dataset: PreparedDataset) -> PreparedStore:
-        """Return a store of some of the cases of the same folder; what was read is shared."""
+        """Return a store of some of the cases of the same folder, which shares the cache."""
         return PreparedStore(dataset, memory=self._memory)
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def facts(self, index: int) -> CaseFacts:
-        """Return shape, spacing and modality, as they were prepared."""
+        """Return shape, spacing, modality and regions of a case, as they were prepared."""
         record = self.cases[index]
         return CaseFacts(record.shape, record.spacing_mm, record.modality, record.regions)
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` ids of a case or of a box of it.
+        """Return ``(I, J, K)`` uint8 vocabulary ids of a case, or of a box of it.
 
         Raises:
             PreparationError: The file has another shape than it was prepared with.
-            VolumeError: It cannot be read.
+            VolumeError: The file cannot be read.
         """
         return self._read(index, "label", np.uint8)[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` HU of a case or of a box of it; raises as ``label_map`` does."""
+        """Return ``(I, J, K)`` int16 HU of a case, or of a box of it; raises as :meth:`label_map` does."""
         return self._read(index, "image", np.int16)[box]
 
     def encode(
@@ -108,15 +108,14 @@ class PreparedStore:
         deviation: float | None = None,
         report: Report = report_nothing,
     ) -> LatentSet:
-        """Return the posterior means of all cases, each encoded once and kept in the folder by the hash of its content.
+        """Encode every case of the folder once; latents are kept in the folder under the hash of what they depend on.
 
         Args:
             autoencoder: Autoencoder in evaluation mode, on ``device``.
-            weights_hash: SHA-256 of its weights.
+            weights_hash: SHA-256 of the autoencoder's weights.
             device: Device for encoding.
-            scale_factor: Scale factor of the bundle whose diffusion model will read the latents. Either this or
-                ``deviation``.
-            deviation: The standard deviation over all latents that the scale factor should bring about.
+            scale_factor: Scale factor of the bundle whose diffusion model will read the latents; or ``deviation``.
+            deviation: Standard deviation of scaled latents, from which the scale factor is computed.
             report: Called with (cases done, cases in all).
 
         Raises:

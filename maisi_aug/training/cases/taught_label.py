@@ -12,15 +12,15 @@ Kind = Literal["lesion", "organ"]
 
 @dataclass(frozen=True, slots=True)
 class TaughtLabel:
-    """A label that is taught.
+    """A label that a ControlNet is taught, with its slot and its host organs.
 
     Attributes:
-        name: Its final name.
-        source_id: Its id in the prepared label maps.
-        id: Its id in the bundle.
-        hosts: Labels that it is inside of, the most frequent first.
+        name: Name of the label in the new bundle.
+        source_id: Id in the prepared label maps.
+        id: Id in the new bundle.
+        hosts: Ids of the labels that surround it, the most frequent first.
         kind: ``lesion`` is planted in its hosts, ``organ`` comes with the label maps.
-        why: How hosts and kind were decided, as text for the user.
+        why: Reason for hosts and kind, as text for the user.
     """
 
     name: str
@@ -32,5 +32,5 @@ class TaughtLabel:
 
     @property
     def slot(self) -> SlotSpec:
-        """The binding for ``bundle.yaml``."""
+        """Binding of the label to its slot, for ``bundle.yaml``."""
         return SlotSpec(id=self.id, hosts=self.hosts, kind=self.kind)

@@ -27,12 +27,12 @@ IN_OWN_IDS = "maisi"
 
 @dataclass(frozen=True)
 class BankRow:
-    """A label map.
+    """A label map in the mask bank of a fine-tuned bundle.
 
     Attributes:
-        path: The file.
-        listed: Its labels, as ids of the bundle.
-        ids: Ids in the bundle by id in the file.
+        path: Path of the file.
+        listed: Ids of its labels in the bundle.
+        ids: Id in the file -> id in the bundle.
     """
 
     path: Path
@@ -42,11 +42,11 @@ class BankRow:
 
 @dataclass(frozen=True)
 class FinetunedBank:
-    """All label maps of a fine-tuned bundle.
+    """Mask bank of a fine-tuned bundle: the label maps of its training cases and of its base.
 
     Attributes:
         rows: Rows of the training cases, then those of the base.
-        source: Which they are, for people.
+        source: Description of the maps, for people.
     """
 
     rows: tuple[BankRow, ...]
@@ -54,7 +54,7 @@ class FinetunedBank:
 
     @property
     def ids(self) -> dict[int, int] | None:
-        """Ids in the bundle by id in the files; None if files differ in the meaning of an id."""
+        """Id in the files -> id in the bundle; None if files differ in the meaning of an id."""
         merged: dict[int, int] = {}
         for row in self.rows:
             if any(merged.setdefault(own, label_id) != label_id for own, label_id in row.ids.items()):
@@ -62,13 +62,19 @@ class FinetunedBank:
         return merged
 
     def describe(self, *, copies: bool) -> MaskBankSpec:
-        """Return the entry in ``bundle.yaml``."""
+        """Return the entry about the mask bank in ``bundle.yaml``.
+
+        Args:
+            copies: Whether the maps are copied into the bundle.
+        """
         ids = self.ids
         is_same = copies or ids is None or all(own == label_id for own, label_id in ids.items())
         return MaskBankSpec(list=BANK_LIST, labels=IN_OWN_IDS if is_same else BANK_LABELS, source=self.source)
 
     def write(self, unfinished: Path, folder: Path, *, copies: bool) -> None:
-        """List the maps, or copy them with the bundle's ids, which is necessary if their ids differ in meaning.
+        """Write the list of the maps, or copies of them with the bundle's ids, into a bundle that is being written.
+
+        Copies are necessary if the ids of the files differ in meaning.
 
         Args:
             unfinished: Folder in which the bundle is written.
@@ -97,15 +103,17 @@ class FinetunedBank:
 def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint8]) -> FinetunedBank:
     """Collect the label maps of the training cases and of the base, so that earlier labels can still be drawn.
 
+    Warns of maps of the base that do not exist any more.
+
     Warns of maps of the base that are no longer where they were.
 
     Args:
         base: The bundle that was fine-tuned.
-        training: The training cases.
-        table: ``(256,)`` from the ids of their maps to the bundle's.
+        training: Training cases.
+        table: ``(256,)`` table from the ids of the training maps to the bundle's.
 
     Raises:
-        BundleError: When the base names a list that is not there.
+        BundleError: The base names a list that does not exist.
     """
     own = []
     for case in training.cases:

@@ -47,12 +47,15 @@ FAINT_HU = 5.0
 def measure_labels(
     taught: Sequence[TaughtLabel], store: CaseStore, dataset: PreparedDataset
 ) -> dict[str, LabelMeasures]:
-    """Measure the taught labels on the training cases.
+    """Measure sizes and HU of the taught labels on the training cases.
 
     Args:
-        taught: The labels.
-        store: The training cases with the bundle's ids.
-        dataset: The same cases as they were prepared; tells patients apart.
+        taught: Labels to measure.
+        store: Training cases with the bundle's ids.
+        dataset: Records of the same cases, which state the patients.
+
+    Returns:
+        Name of the label -> measurements.
     """
     volumes: dict[str, dict[str, list[float]]] = {label.name: {} for label in taught}
     medians: dict[str, list[float]] = {label.name: [] for label in taught}
@@ -114,21 +117,21 @@ def write_finetuned(
     training_facts: Mapping[str, Any],
     self_contained: bool,
 ) -> Bundle:
-    """Write the bundle, whole or not at all; one that this run wrote before is replaced.
+    """Write a fine-tuned bundle, whole or not at all; one that the same run wrote before is replaced.
 
     Args:
         folder: Folder of the bundle.
         base: The bundle that was fine-tuned.
-        controlnet: Its new weights, in MAISI's layout.
-        taught: Labels that it was fine-tuned on.
+        controlnet: State dict of the fine-tuned ControlNet, in MAISI's layout.
+        taught: Labels that it was taught.
         measures: Measurements of the labels on the training cases.
-        training: The training cases, whose label maps are drawn from by default, beside those of the base.
-        table: ``(256,)`` from the ids of the prepared maps to the bundle's.
+        training: Training cases, whose label maps are part of the bundle's mask bank.
+        table: ``(256,)`` table from the ids of the prepared maps to the bundle's.
         training_facts: Facts about the training, for the provenance and the model card.
-        self_contained: Copy the base's weights and the label maps, in place of referring to them.
+        self_contained: Copy the base's weights and the label maps instead of referring to them.
 
     Raises:
-        BundleError: When the folder holds something else than an earlier bundle of the same name.
+        BundleError: The folder holds something other than an earlier bundle of the same name.
     """
     bank = collect_bank(base, training, table)
     header = _build_header(folder, base, taught, measures, bank, training_facts, self_contained=self_contained)

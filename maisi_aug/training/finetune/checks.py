@@ -27,10 +27,10 @@ UNTOLD: dict[str, Any] = {"loss": {"contrastive_weight", "contrastive_bound"}, "
 
 
 def require_trainable(base: Bundle) -> None:
-    """Raise unless a bundle has what fine-tuning starts from.
+    """Raise unless a bundle has the networks that fine-tuning needs.
 
     Raises:
-        TrainingError: When a network is missing.
+        TrainingError: A network is missing.
     """
     for role in NETWORK_ROLES:
         if role not in base.spec.networks:
@@ -43,15 +43,18 @@ def require_trainable(base: Bundle) -> None:
 
 
 def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> FinetuneConfig:
-    """Return the resolved settings of a request, with a base on a device.
+    """Return the resolved settings of a fine-tuning request for a base and a device.
+
+    Mixed precision is used on CUDA devices only, if the base tolerates it: on processors that compute in bfloat16,
+    gradients of convolutions were not always finite.
 
     Mixed precision is for CUDA alone, where the base bears it: on processors that compute in bfloat16 the gradients of
     convolutions were not always numbers.
 
     Raises:
-        GridError: When a side of the crop is not a multiple of what the base's networks need.
-        TrainingError: When a base that predicts noise is to have the region contrastive loss, which in MAISI rectified
-            flow alone has.
+        GridError: A side of the crop is not a multiple of the base's grid factor.
+        TrainingError: The region contrastive loss is requested for a base that predicts noise; in MAISI only rectified
+            flow has it.
     """
     if base.is_ddpm and request.contrastive_weight:
         raise TrainingError(
@@ -86,11 +89,11 @@ def _to_latent(crop_shape: Shape, base: Bundle) -> Shape:
 
 
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
-    """Return the cases to train on and those to validate on.
+    """Split prepared cases into those to train on, and those of one fold to validate on.
 
     Raises:
-        TrainingError: When there is only one patient, or all or none of them are in the fold.
-        PreparationError: When the fold does not exist.
+        TrainingError: There is only one patient, or all or none of them are in the fold.
+        PreparationError: The fold does not exist.
     """
     patients = {case.patient for case in dataset.cases}
     if len(patients) < 2:
@@ -103,7 +106,7 @@ def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, P
 
 
 def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, held_out: PreparedDataset) -> None:
-    """Raise unless every label has voxels in a training case; warn where none of the held-out cases has any.
+    """Raise unless every label occurs in a training case; warn if it occurs in no held-out case.
 
     Raises:
         TrainingError: The message names the label.
@@ -129,6 +132,8 @@ def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, h
 def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
     """Raise unless the base's networks can work with the grid of the prepared cases.
 
+    For a base without grid limits, that is its default grid.
+
     A base that does not say which grids its networks have seen has seen its own, and its bundles are used on that.
 
     Raises:
@@ -152,7 +157,7 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
 
 
 def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
-    """Raise where several cases would be put into one batch that have not the same voxels.
+    """Raise if cases of different shapes would be put into one batch.
 
     Raises:
         TrainingError: The message names the shapes.
@@ -167,7 +172,10 @@ def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
 
 
 def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset) -> dict[str, Any]:
-    """Return plain values that identify a run: settings, base and data.
+    """Return JSON values that identify a fine-tuning run: settings, base and data.
+
+    The held-out cases are included, because data that are prepared again with other folds might hold out cases that the
+    run was trained on.
 
     The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
     the run was trained on.
@@ -184,10 +192,10 @@ def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset)
 
 
 def require_free_folder(folder: Path) -> None:
-    """Raise unless a folder is new, empty, one of a run, or holds prepared cases alone.
+    """Raise unless a folder is new or empty, holds a run, or only prepared cases.
 
     Raises:
-        TrainingError: The message names what it holds.
+        TrainingError: The folder holds something else; the message names it.
     """
     if (folder / SETTINGS_NAME).is_file():
         return
@@ -205,7 +213,7 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     A run without a checkpoint may be restarted with other settings.
 
     Raises:
-        TrainingError: When the folder holds something else, or a run with other settings.
+        TrainingError: The folder holds something else, or a run with other settings.
     """
     path = folder / SETTINGS_NAME
     if path.is_file():

@@ -19,13 +19,13 @@ CARD_NAME = "README.md"
 
 @dataclass(frozen=True, slots=True)
 class LabelMeasures:
-    """Measurements of a taught label in the training cases.
+    """Measurements of a taught label on the training cases.
 
     Attributes:
-        sizes: Volumes, one per patient.
-        hu: Range of its median.
-        median_hu: Median over cases of its median.
-        num_patients: Number of patients who have it.
+        sizes: Distribution of its volume over patients; None if unknown.
+        hu: Range of its median HU over cases.
+        median_hu: Median over cases of its median HU.
+        num_patients: Number of patients with the label.
     """
 
     sizes: SizeSpec
@@ -41,12 +41,12 @@ def write_model_card(
     measures: Mapping[str, LabelMeasures],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write the card of a fine-tuned bundle.
+    """Write the model card (README.md) of a fine-tuned bundle.
 
     Args:
         folder: Folder of the bundle.
         header: Content of ``bundle.yaml``.
-        taught: The labels.
+        taught: Labels that it was taught.
         measures: Measurements of the labels on the training cases.
         facts: Facts about the training.
     """
@@ -59,7 +59,7 @@ def build_model_card(
     measures: Mapping[str, LabelMeasures],
     facts: Mapping[str, Any],
 ) -> str:
-    """Return the card as Markdown."""
+    """Return the model card of a fine-tuned bundle as Markdown; arguments as for :func:`write_model_card`."""
     base = header["provenance"]["fine_tuned_from"]
     is_whole = "base" not in header
     request = f"{taught[0].name}:0.5"

@@ -32,12 +32,12 @@ SCALE = 2.0
 
 @dataclass(frozen=True)
 class FinetuneNetworks:
-    """Networks on one device, with the ControlNet set up to learn.
+    """Networks of a fine-tuning on one device, with the trainable parameters of the ControlNet chosen.
 
     Attributes:
-        all: The base's networks with plain layers; the ControlNet among them is the one that learns.
-        num_trained: Parameters that learn.
-        num_parameters: Parameters of the ControlNet.
+        all: Networks of the base with plain layers, including the ControlNet that is trained.
+        num_trained: Number of trainable parameters.
+        num_parameters: Number of parameters of the ControlNet.
     """
 
     all: Networks
@@ -45,7 +45,9 @@ class FinetuneNetworks:
     num_parameters: int
 
     def merge(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return a ControlNet's weights as they are saved, with the matrices of low-rank training merged.
+        """Return a ControlNet's weights in the layout in which they are saved, with low-rank matrices merged.
+
+        The ControlNet then has these weights, and no low-rank matrices any more.
 
         The ControlNet holds these weights afterwards, and has no added parts any more.
         """
@@ -55,10 +57,10 @@ class FinetuneNetworks:
 
 
 def load_trainable(base: Bundle, device: str) -> Networks:
-    """Return the base's networks, none of which learns yet.
+    """Load the networks of a base for fine-tuning, with all parameters frozen.
 
     Raises:
-        BundleError: For altered or missing files.
+        BundleError: Files are altered or missing.
     """
     networks = load_networks(base, device=device)
     if device == "cpu":
@@ -68,15 +70,15 @@ def load_trainable(base: Bundle, device: str) -> Networks:
 
 
 def set_up(networks: Networks, config: FinetuneConfig, *, is_looked_up: bool) -> FinetuneNetworks:
-    """Decide which parameters of the ControlNet learn, in place.
+    """Choose the trainable parameters of the ControlNet, in place.
 
     Args:
-        networks: Result of ``load_trainable``.
-        config: Says which.
-        is_looked_up: Whether the intensities of labels are looked up in frozen layers.
+        networks: Result of :func:`load_trainable`.
+        config: Settings, which say what to train: all, a part, or low-rank matrices.
+        is_looked_up: Whether frozen layers of the ControlNet look up the intensities of labels.
 
     Raises:
-        TrainingError: When nothing would learn.
+        TrainingError: No parameter would be trained.
     """
     controlnet: Any = networks.controlnet
     num_parameters = sum(parameter.numel() for parameter in controlnet.parameters())
@@ -94,7 +96,7 @@ def set_up(networks: Networks, config: FinetuneConfig, *, is_looked_up: bool) ->
 
 
 class LowRank(nn.Module):
-    """A weight plus a matrix of low rank, which is zero at the start."""
+    """Parametrisation of a weight as itself plus a matrix of low rank, which is zero at the start (LoRA)."""
 
     def __init__(self, weight: Tensor, rank: int) -> None:
         super().__init__()
@@ -104,25 +106,27 @@ class LowRank(nn.Module):
         nn.init.kaiming_uniform_(self.right, a=math.sqrt(5))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the sum, in the shape of the weight."""
+        """Return the weight plus the low-rank matrix, in the shape of the weight."""
         return weight + SCALE * (self.left @ self.right).view_as(weight)
 
 
 def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
-    """Freeze a network and give every convolution and linear layer a trainable part of low rank, in place.
+    """Freeze a network, and add a trainable matrix of low rank to every convolution and linear layer, in place.
+
+    Layers narrower than the rank get a matrix of their own width; layers that were frozen before get none.
 
     Layers that are narrower than the rank get a part of their own width; layers that were frozen before get none.
 
     Args:
         network: Network; modified in place.
         rank: Rank of the added matrices.
-        seed: Seed of their start.
+        seed: Seed of their initial values.
 
     Returns:
-        The number of layers that learn.
+        Number of layers with a trainable matrix.
 
     Raises:
-        TrainingError: For a rank below 1, or a network in which nothing could learn.
+        TrainingError: The rank is below 1, or no layer could be trained.
     """
     if rank < 1:
         raise TrainingError(f"Rank: expected an integer of at least 1, found {rank}. Choose 8, for instance.")
@@ -142,7 +146,7 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
 
 @torch.no_grad()
 def merge_low_rank(network: nn.Module) -> None:
-    """Merge the added matrices into the weights and remove them, in place; the function stays the same."""
+    """Merge low-rank matrices into the weights and remove them, in place; the network's function is unchanged."""
     for layer in network.modules():
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

@@ -39,13 +39,13 @@ AROUND_MM = 45.0
 
 @dataclass(frozen=True)
 class Subject:
-    """Contents of a row of pictures.
+    """One row of a picture sheet: a case with several images.
 
     Attributes:
         name: Name of the case.
-        label_map: ``(I, J, K)`` ids.
-        grid: Its geometry.
-        images_hu: Heading -> ``(I, J, K)`` HU.
+        label_map: ``(I, J, K)`` vocabulary ids.
+        grid: Shape and affine of the label map and the images.
+        images_hu: Heading -> ``(I, J, K)`` image in HU.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Subject:
 
 
 class SampleDrawer:
-    """Draws images of fixed held-out label maps from fixed noise with networks that are being trained."""
+    """Draws images of fixed held-out label maps, from fixed noise, with networks that are being trained."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class SampleDrawer:
         self.indices = [largest[place] for place in places.tolist()]
 
     def draw(self) -> list[Subject]:
-        """Return the chosen cases with the real image and the one drawn now."""
+        """Return the held-out cases, each with its real image and the one drawn by the current networks."""
         return [self._draw_case(index) for index in self.indices]
 
     def _draw_case(self, index: int) -> Subject:
@@ -100,12 +100,12 @@ class SampleDrawer:
 
 
 def build_sheet(subjects: Sequence[Subject], labels: Mapping[int, str], title: str) -> Image.Image:
-    """Return a row for each case: its images beside each other, axial through the labels, outlined and plain.
+    """Draw a sheet with one row per case: axial slices through the labels, plain and outlined.
 
     Args:
-        subjects: All with the same headings.
-        labels: Id -> name of what is outlined.
-        title: Title of the chart.
+        subjects: Cases, all with the same headings of images.
+        labels: Id -> name of the labels to outline.
+        title: Title of the sheet.
     """
     rows = [_draw_row(subject, labels) for subject in subjects]
     width = max([picture.width for picture in rows], default=PANEL_PX) + 2 * MARGIN_PX
@@ -148,7 +148,7 @@ def _draw_row(subject: Subject, labels: Mapping[int, str]) -> Image.Image:
 
 
 def label_colours_of(labels: Mapping[int, str]) -> dict[int, Rgb]:
-    """Return a vivid colour for each label, in their order."""
+    """Return label id -> vivid colour, in the order of the labels."""
     return {label_id: LESION_COLOURS[place % len(LESION_COLOURS)] for place, label_id in enumerate(labels)}
 
 

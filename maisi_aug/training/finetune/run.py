@@ -58,13 +58,13 @@ BUNDLE_FOLDER, TRAINING_FOLDER, PICTURES_FOLDER = "bundle", "training", "picture
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """State of a run.
+    """State of a fine-tuning run, and the bundle that it has written.
 
     Attributes:
-        bundle: Bundle that the run has written.
-        taught: Labels that the bundle was fine-tuned on.
-        loop: Steps and the best validation.
-        num_steps: Steps of the whole run.
+        bundle: Bundle with the best weights so far.
+        taught: Labels that it was taught.
+        loop: Steps done, and the best validation.
+        num_steps: Number of steps of the whole run.
     """
 
     bundle: Bundle
@@ -73,7 +73,7 @@ class FinetuneResult:
     num_steps: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the result as JSON types."""
+        """Return the result as a JSON-able dict."""
         return {
             "bundle": str(self.bundle.path),
             "name": self.bundle.name,
@@ -88,7 +88,7 @@ class FinetuneResult:
 
 @dataclass
 class Finetuning:
-    """One run.
+    """One run that fine-tunes a ControlNet in a folder.
 
     Attributes:
         base: The bundle to start from.
@@ -96,9 +96,9 @@ class Finetuning:
         config: Settings of the training.
         folder: Folder of the run.
         device: Device on which the networks run.
-        processes: All that train this run together.
-        report_phase: Gives a listener for each phase that takes a while.
-        say: Told in a sentence what was decided.
+        processes: Processes that train together.
+        report_phase: Function that starts the progress report of a phase, given its name.
+        say: Called with a sentence about each decision.
     """
 
     base: Bundle
@@ -138,17 +138,17 @@ class Finetuning:
         with_tensorboard: bool = False,
         self_contained: bool = False,
     ) -> FinetuneResult:
-        """Train from the checkpoint where there is one, and write the bundle of the best validation so far.
+        """Train from the last checkpoint, if there is one, and write a bundle with the weights of the best validation.
 
         Args:
             max_minutes: Wall-clock limit, encoding included; the same run continues later.
-            report_step: Called after each step with its number and figures.
+            report_step: Progress callback, called after each step with (step, figures such as ``loss``).
             with_tensorboard: Also log for TensorBoard.
             self_contained: Copy the base's weights and the label maps into the bundle.
 
         Raises:
-            TrainingError: When the loss is no longer finite.
-            VolumeError: When the disk is full; the last checkpoint is whole.
+            TrainingError: The loss is not finite any more.
+            VolumeError: The disk is full; the last checkpoint is intact.
         """
         limit = TimeLimit(max_minutes)
         networks = load_trainable(self.base, self.device)
@@ -203,7 +203,7 @@ class Finetuning:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The base's vocabulary with the taught labels in their slots."""
+        """Vocabulary of the base with the taught labels bound to their slots."""
         own = {label.name: label.slot for label in self.taught if not self._is_known(label)}
         return bind_slots({**self.base.spec.slots, **own})
 
@@ -377,7 +377,13 @@ class _Validation:
 
 
 def show_in_tensorboard(folder: Path, picture: NDArray[np.uint8], step: int) -> None:
-    """Add a picture to the event files of a run; it appears under a run of its own beside the scalars."""
+    """Add a picture to the TensorBoard event files of a run, as a run of its own next to the scalars.
+
+    Args:
+        folder: Folder of the run.
+        picture: ``(height, width, 3)`` RGB.
+        step: Number of the training step.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(folder / "tensorboard" / "pictures"), purge_step=step)

@@ -32,9 +32,9 @@ _WHAT, _HOW, _RUN = "What to teach", "How to train", "Run"
 
 
 class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
-    """The user's request; with a base bundle and a device it becomes a :class:`FinetuneConfig`."""
+    """Everything that a user can request of a fine-tuning; resolved with a base and a device to a FinetuneConfig."""
 
-    data: Annotated[PathText, Option(metavar="DIR|DATASET|LIST", panel=_WHAT, everyday=True)]
+    data: Annotated[PathText, Option(metavar="FOLDER|DATASET|LIST", panel=_WHAT, everyday=True)]
     """Folder of 'maisi-aug prepare'; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list of
     embeddings, to prepare first.
     """
@@ -131,7 +131,7 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
         return self
 
     def describe_loop(self) -> LoopConfig:
-        """Return MAISI's schedule, and a validation at every tenth of the run where the user says nothing else."""
+        """Return the settings of the training loop: MAISI's schedule, and by default ten validations during the run."""
         return LoopConfig(
             num_steps=self.num_steps,
             learning_rate=DEFAULT_RATES[self.tune] if self.learning_rate is None else self.learning_rate,
@@ -151,15 +151,15 @@ def _split_pairs(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
 
 
 class FinetuneConfig(StrictModel):
-    """Configuration that, with the base and the data, determines a fine-tuned ControlNet; kept with the run.
+    """Resolved settings of a fine-tuning, which determine the result together with base and data.
 
     Attributes:
         labels, slots, hosts, kinds, fold, tune, start, seed, num_pictures: As in :class:`FinetuneRequest`.
-        rank: Rank of the matrices of ``low-rank``.
+        rank: Rank of the matrices for ``tune`` ``low-rank``.
         contrastive_weight: Weight of the region contrastive loss; 0 leaves it out. A ddpm base has none, as in MAISI.
-        contrastive_bound: Mean difference between the outputs with and without the labels that is rewarded at most.
-        loss: Loss of the velocity or the noise; its ``lesion_weight`` is that of the taught labels.
-        loop: Number of steps, learning rate and validation.
+        contrastive_bound: Largest rewarded mean difference between the outputs with and without the labels.
+        loss: Loss of the velocity or the noise; its ``lesion_weight`` applies to the taught labels.
+        loop: Settings of the training loop: number of steps, learning rate and validation.
     """
 
     labels: tuple[str, ...] = Field(min_length=1)

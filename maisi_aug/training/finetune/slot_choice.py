@@ -28,10 +28,10 @@ HOST_SHARE = 0.15
 
 
 def find_source(name: str, dataset: PreparedDataset) -> Label:
-    """Return the label of a prepared dataset with a name.
+    """Return the label of a prepared dataset that has a name.
 
     Raises:
-        TrainingError: When the data have no voxel of it.
+        TrainingError: The data have no voxel of it.
     """
     vocabulary = dataset.vocabulary
     present = {label_id for case in dataset.cases for label_id, count in case.voxels.items() if count}
@@ -52,19 +52,22 @@ def find_source(name: str, dataset: PreparedDataset) -> Label:
 def choose_slots(
     sources: Sequence[Label], wanted: Mapping[str, str], *, dataset: PreparedDataset, base: Bundle
 ) -> dict[str, int]:
-    """Return the id in the bundle of every label that is taught.
+    """Choose the id in the new bundle for every label that is taught.
+
+    A label that the base knows keeps the base's id. A new label keeps the id of the prepared data if that is free in
+    the base; otherwise it gets the first free placeholder slot, or the first free id.
 
     A label that the base knows keeps the base's id. A new one keeps the id of the prepared data where that is free in
     the base; else it gets the first free placeholder slot, then the first free id.
 
     Args:
-        sources: The labels as the data call them.
-        wanted: Name -> slot by name (``dummy3``) or id; ``auto`` or no entry for a free choice.
-        dataset: Ids that occur in its maps under another meaning are not free.
-        base: Ids that it has bound are not free.
+        sources: Labels as the data name them.
+        wanted: Name -> requested slot, by name (``dummy3``) or id; ``auto`` or no entry for a free choice.
+        dataset: Prepared data; ids that occur in it with another meaning are not free.
+        base: Base bundle; ids that it has bound are not free.
 
     Returns:
-        Name -> id.
+        Name of the label -> id.
 
     Raises:
         TrainingError: A slot is taken or invalid, or none is left.
@@ -141,16 +144,16 @@ def _take(slot: int, taken: Collection[int], source: Label, base: Bundle, datase
 def remap_table(
     taught: Sequence[TaughtLabel], *, dataset: PreparedDataset, base: Bundle
 ) -> tuple[NDArray[np.uint8], dict[str, int], dict[str, str]]:
-    """Return a table from the ids of prepared label maps to those of the bundle that is trained.
+    """Return the table from the ids of prepared label maps to those of the bundle that is trained.
 
     Args:
-        taught: The labels to teach.
-        dataset: The prepared data.
-        base: The bundle to start from.
+        taught: Labels to teach.
+        dataset: Prepared data.
+        base: Bundle to start from.
 
     Returns:
-        ``(256,)`` new ids; the labels that the base learnt in slots and that the data show again, name -> id; and the
-        new labels that are neither taught nor known, name -> name of their replacement.
+        ``(256,)`` table of new ids; name -> id of labels that the base learnt in slots and that occur in the data; and
+        name -> replacement of new labels that are neither taught nor known.
     """
     table = np.arange(256, dtype=np.uint8)
     replayed: dict[str, int] = {}
@@ -185,12 +188,12 @@ def _find_stand_in(label_id: int, dropped: Mapping[int, NewLabel]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LabelTraits:
-    """Traits of a label in the training cases.
+    """Sizes and surroundings of a label in the training cases, by which its kind is decided.
 
     Attributes:
-        volumes_ml: Its volume in every patient who has it.
-        num_patients: All patients.
-        surroundings: Voxels that touch it, by id.
+        volumes_ml: Volume in mL in every patient with the label.
+        num_patients: Number of all patients.
+        surroundings: Id -> number of voxels that touch the label.
     """
 
     volumes_ml: tuple[float, ...]
@@ -199,12 +202,15 @@ class LabelTraits:
 
 
 def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Collection[int]) -> dict[int, int]:
-    """Return voxels that touch a label, by id; background, the label itself and ``ignored`` ids do not count.
+    """Count the voxels that touch a label; background, the label itself and ignored ids do not count.
 
     Args:
-        label_map: ``(I, J, K)`` ids.
-        label_id: The label.
+        label_map: ``(I, J, K)`` vocabulary ids.
+        label_id: Id of the label.
         ignored: Other ids that are not surroundings, such as those of other new labels.
+
+    Returns:
+        Id -> number of voxels.
     """
     wide = bounding_box(label_map == label_id, margin=1)
     mask = label_map[wide] == label_id
@@ -214,17 +220,20 @@ def count_surroundings(label_map: NDArray[np.uint8], label_id: int, ignored: Col
 
 
 def choose_hosts(traits: LabelTraits) -> tuple[int, ...]:
-    """Return the tissues that make up much of a label's surroundings, largest part first; body if there are none."""
+    """Return the ids of the labels that make up much of a label's surroundings, the largest part first.
+
+    If there are none, it is the body.
+    """
     total = sum(traits.surroundings.values())
     ordered = sorted(traits.surroundings, key=lambda label_id: -traits.surroundings[label_id])
     return tuple(i for i in ordered if traits.surroundings[i] >= HOST_SHARE * total) or tuple(ordered[:1]) or (BODY_ID,)
 
 
 def choose_kind(name: str, traits: LabelTraits) -> tuple[Kind, str]:
-    """Whether a label is a lesion or an organ, by its name or by how often and how large patients have it.
+    """Decide whether a label is a lesion or an organ, by its name, or by how many patients have it and how large it is.
 
     Returns:
-        The kind, and why.
+        The kind, and the reason as text.
     """
     word = lesion_word(name)
     if word is not None:

@@ -28,11 +28,11 @@ from maisi_aug.volumes.components import Box
 
 
 class SlotStore:
-    """A ``CaseStore`` that translates the ids in the label maps of another store when they are read.
+    """A case store that translates the ids in the label maps of another store when they are read.
 
     Args:
-        store: The cases.
-        table: ``(256,)`` from their ids to others.
+        store: Cases to translate.
+        table: ``(256,)`` table from their ids to others.
     """
 
     def __init__(self, store: CaseStore, table: NDArray[np.uint8]) -> None:
@@ -45,7 +45,7 @@ class SlotStore:
         return len(self._store)
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` ids of a case or of a box of it."""
+        """Return ``(I, J, K)`` translated ids of a case, or of a box of it."""
         ids = self._store.label_map(index, box)
         # Three times as fast as indexing the table with the ids.
         translated = bytearray(ids.tobytes()).translate(self._table)
@@ -68,15 +68,15 @@ def plan_labels(
 
     Args:
         names: Labels as the user names them.
-        store: The training cases.
-        base: The bundle to start from.
-        slots: Name -> slot.
-        hosts: Name -> ids of the hosts.
-        kinds: Name -> kind.
+        store: Training cases.
+        base: Bundle to start from.
+        slots: Name -> requested slot.
+        hosts: Name -> requested ids of the hosts.
+        kinds: Name -> requested kind.
         report: Called with (cases looked at, cases in all).
 
     Raises:
-        TrainingError: For a label that the data lack, or a slot that is taken.
+        TrainingError: The data lack a label, or a slot is taken.
     """
     dataset = store.dataset
     sources = [find_source(name, dataset) for name in names]
@@ -118,7 +118,16 @@ def plan_labels(
 def measure_traits(
     store: PreparedStore, label_ids: Collection[int], *, report: Report = report_nothing
 ) -> dict[int, LabelTraits]:
-    """Return how large labels are in the patients of a store, and what surrounds them."""
+    """Measure how large labels are in the patients of a store, and which labels surround them.
+
+    Args:
+        store: Prepared cases.
+        label_ids: Ids of the labels.
+        report: Progress callback, called with (cases done, cases in all).
+
+    Returns:
+        Id -> traits.
+    """
     new_ids = {label.id for label in store.spec.new_labels.values()}
     tumors = set(store.vocabulary.tumor_ids)
     around: dict[int, dict[int, int]] = {label_id: {} for label_id in label_ids}

@@ -22,7 +22,7 @@ from maisi_aug.training.images.recipe import PhantomData, PreparedData, Training
 
 
 class PhantomSource:
-    """Phantoms in the run's own folder."""
+    """Training data of a recipe: phantoms, built in the run's own folder."""
 
     def __init__(self, recipe: TrainingRecipe, data: PhantomData, folder: Path) -> None:
         self.data = data
@@ -33,28 +33,28 @@ class PhantomSource:
 
     @property
     def description(self) -> str:
-        """Number and seed of the phantoms."""
+        """Number and seed of the phantoms, as text."""
         return f"{self.data.num_phantoms} procedural phantoms, seed {self.data.seed}"
 
     @property
     def slots(self) -> dict[str, SlotSpec]:
-        """None: phantoms know the recipe's labels."""
+        """Always empty, because the recipe's bundle names all labels of phantoms."""
         return {}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The seed; a phantom does not depend on how many there are."""
+        """JSON values that identify the data: the seed, because a phantom does not depend on their number."""
         return {"data.seed": self.data.seed}
 
     def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """Return the phantoms, built where they are missing."""
+        """Build missing phantoms, and return training cases and no held-out cases."""
         self.store.ensure(self.data.num_phantoms, report=report)
         return self.store, None
 
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Return latents of the phantoms."""
+        """Encode the phantoms, and return their latents and no held-out latents; see :func:`encode_store`."""
         latents = encode_store(
             self.store,
             autoencoder,
@@ -68,11 +68,11 @@ class PhantomSource:
 
 
 class PreparedSource:
-    """A prepared folder, one fold of which may be held out.
+    """Training data of a recipe: a prepared folder, of which one fold may be held out.
 
     Raises:
         PreparationError: The folder is not a prepared one, or lacks the fold.
-        TrainingError: One patient only, who cannot be both trained on and held out.
+        TrainingError: There is only one patient, who cannot be both trained on and held out.
     """
 
     def __init__(self, data: PreparedData) -> None:
@@ -91,32 +91,32 @@ class PreparedSource:
 
     @property
     def description(self) -> str:
-        """Number of cases, and the fold that is held out."""
+        """Number of cases and held-out fold, as text."""
         held_out = "" if self.held_out is None else f", fold {self.data.validation_fold} held out"
         return f"{len(self.training)} cases of {self.training.spec.name}{held_out}"
 
     @property
     def slots(self) -> dict[str, SlotSpec]:
-        """Labels that preparation bound to free ids."""
+        """Label names that the preparation bound to free ids."""
         labels = self.training.spec.new_labels
         return {name: SlotSpec(id=label.id, hosts=label.hosts) for name, label in labels.items()}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """A hash of the files' hashes: the folder may move, its cases may not change."""
+        """JSON values that identify the data: a hash over the files' hashes, so that the folder may be moved."""
         digest = hashlib.sha256()
         for case in self.training.cases:
             digest.update(f"{case.image_sha256} {case.label_sha256}\n".encode())
         return {"data.cases": digest.hexdigest(), "data.validation_fold": self.data.validation_fold}
 
     def open(self, report: Report) -> tuple[CaseStore, CaseStore | None]:
-        """Return the cases of the folds; they are read when they are needed."""
+        """Return training cases and held-out cases (None without a held-out fold); arrays are read when needed."""
         return self.training, self.held_out
 
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Return latents of the cases; the held-out ones take the scale of the others."""
+        """Encode the cases, and return latents of training and held-out cases, with the scale factor of the former."""
         latents = self.training.encode(
             autoencoder, weights_hash=weights_hash, deviation=deviation, device=device, report=report
         )
@@ -129,15 +129,15 @@ class PreparedSource:
 
 
 def open_source(recipe: TrainingRecipe, folder: Path) -> PhantomSource | PreparedSource:
-    """Return the cases that a recipe names.
+    """Open the training data that a recipe names.
 
     Args:
         recipe: Recipe of the training.
         folder: Folder of the run, where phantoms are built.
 
     Raises:
-        PreparationError: A prepared folder that cannot be read.
-        TrainingError: One patient only, and a fold to hold out; or cases on a grid that the recipe is not for.
+        PreparationError: The prepared folder cannot be read.
+        TrainingError: A fold is to be held out of a single patient, or the cases' grid does not suit the recipe.
     """
     if isinstance(recipe.data, PhantomData):
         return PhantomSource(recipe, recipe.data, folder)

@@ -32,14 +32,14 @@ STARTS = {"vae": "random", "controlnet": "encoder"}
 
 
 def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -> None:
-    """Check the grid, the patches of the autoencoder and the crops of the U-Net.
+    """Raise unless the grid, the patches of the autoencoder and the crops of the U-Net have divisible sides.
 
     Args:
         recipe: Recipe of the training.
-        data_shape: Voxels of the training cases; None where the recipe's grid is theirs.
+        data_shape: Voxels of the training cases along I, J, K; None for the recipe's grid.
 
     Raises:
-        GridError: The message names the field and the nearest shape that would do.
+        GridError: The message names the field and the nearest suitable shape.
     """
     autoencoder, unet = recipe.bundle.networks["autoencoder"], recipe.bundle.networks["diffusion_unet"]
     in_image, in_latent = latent_factor(autoencoder), grid_factor(autoencoder, unet) // latent_factor(autoencoder)
@@ -55,12 +55,12 @@ def require_divisible(recipe: TrainingRecipe, data_shape: Shape | None = None) -
 
 
 def require_fitting_data(recipe: TrainingRecipe, data: GridSpec, subject: str) -> None:
-    """Raise unless prepared cases are on a grid that the recipe's bundle supports; warn outside of its limits.
+    """Raise unless the recipe's bundle supports the grid of prepared cases; warn outside of its limits.
 
     Args:
-        recipe: Recipe of the training. Without ``grid_limits`` its bundle is for one grid.
-        data: The grid of the cases.
-        subject: The cases, for messages.
+        recipe: Recipe of the training; without ``grid_limits`` its bundle supports one grid.
+        data: Grid of the cases.
+        subject: Name of the cases in messages.
 
     Raises:
         TrainingError: The message names both grids.
@@ -93,7 +93,10 @@ def _require_multiple(shape: Shape, factor: int, field: str) -> None:
 def require_same_settings(
     recipe: TrainingRecipe, folder: Path, stage: str, *, identity: Mapping[str, Any] | None = None
 ) -> None:
-    """Check that the recipe agrees with the settings that a folder was started with, up to a stage; record the stage's.
+    """Raise unless a recipe agrees with the settings that a run's folder was started with; record those of a stage.
+
+    The number of phantoms may change, because phantom ``i`` does not depend on it, and the loop compares its own
+    settings. The weights of earlier stages must be unchanged, because latents depend on them.
 
     The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings. The
     weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.

@@ -31,18 +31,18 @@ _EPSILON = 1e-5
 
 
 class ChangedRegions(NamedTuple):
-    """Region of a removed label, and the region unaffected by it; ``(B, 1, i, j, k)`` float32 each."""
+    """Masks of a removed label and of the region that its removal does not affect, ``(B, 1, i, j, k)`` float32 each."""
 
     changed: Tensor
     outside: Tensor
 
 
 class LabelRemover:
-    """Replaces tumours by the nearest host organ; the change to each map is computed once.
+    """Replaces tumours in label maps by the nearest host organ; the change to each map is computed once.
 
     Args:
-        vocabulary: Whose tumours are removed.
-        with_cysts: Remove kidney cysts as well, as MAISI does.
+        vocabulary: Vocabulary whose tumours are removed.
+        with_cysts: Also remove kidney cysts, as MAISI does.
     """
 
     def __init__(self, vocabulary: Vocabulary, *, with_cysts: bool = True) -> None:
@@ -52,14 +52,14 @@ class LabelRemover:
 
     @classmethod
     def of_taught(cls, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Self:
-        """Return a cleaner that removes the taught labels, organs included, and nothing else."""
+        """Return a remover of the taught labels, including organs, and of no others."""
         return cls(_only_these_are_tumors(taught, vocabulary), with_cysts=False)
 
     def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
-        """Return a label map without the labels.
+        """Return a label map with the labels replaced by their hosts.
 
         Args:
-            label_map: ``(I, J, K)`` ids; not modified.
+            label_map: ``(I, J, K)`` vocabulary ids; not modified.
             spacing_mm: Along I, J, K.
         """
         mask = is_any_of(label_map, self._ids)
@@ -93,12 +93,12 @@ def _only_these_are_tumors(taught: Sequence[TaughtLabel], vocabulary: Vocabulary
 def find_regions(
     with_label: NDArray[np.uint8], without_label: NDArray[np.uint8], latent_shape: torch.Size
 ) -> ChangedRegions:
-    """Return the latent voxels where two label maps differ, and those well outside.
+    """Find the latent voxels where two label maps differ, and those well outside of the differences.
 
     Args:
-        with_label: ``(B, I, J, K)`` ids.
-        without_label: ``(B, I, J, K)`` ids.
-        latent_shape: ``(B, C, i, j, k)``.
+        with_label: ``(B, I, J, K)`` vocabulary ids.
+        without_label: ``(B, I, J, K)`` vocabulary ids of the maps without the label.
+        latent_shape: Shape ``(B, C, i, j, k)`` of the latents.
     """
     changed = with_label != without_label
     near = np.stack([ndimage.binary_dilation(part, TOUCHING, iterations=MARGIN_VOXELS) for part in changed])
@@ -108,14 +108,15 @@ def find_regions(
 def region_contrastive_loss(
     with_label: Tensor, without_label: Tensor, target: Tensor, regions: ChangedRegions, *, bound: float
 ) -> tuple[Tensor, Tensor]:
-    """Return the reward for a difference inside the region and the penalty for an error outside it.
+    """Return both parts of the region contrastive loss: reward for a difference inside, penalty for errors outside.
 
     Args:
-        with_label: ``(B, C, i, j, k)`` output for the label map.
-        without_label: The same for the map without the labels, from the same noise at the same time.
-        target: Output that the network should give for the real image.
-        regions: Regions, on the same device as the other tensors.
-        bound: Mean difference beyond which nothing more is gained.
+        with_label: ``(B, C, i, j, k)`` output of the network for the label map.
+        without_label: ``(B, C, i, j, k)`` output for the map without the labels, from the same noise at the same time
+            step.
+        target: ``(B, C, i, j, k)`` output that is correct for the real image.
+        regions: Result of :func:`find_regions`, on the same device.
+        bound: Mean difference beyond which the reward does not grow.
 
     Returns:
         Minus the mean absolute difference inside, no lower than ``-bound``, and the mean absolute error of

@@ -40,7 +40,10 @@ from maisi_aug.volumes.grid import Shape, Spacing
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Cases of one step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and further conditions.
+    """Cases of one training step: ``(B, C, i, j, k)`` scaled latents, ``(B, I, J, K)`` label maps, and conditions.
+
+    The regions are those of the whole case, as in generation, because a crop may not show the organs that decide them.
+    ``surroundings`` is the part of the images that the ControlNet is conditioned on, ``(B, 2, I, J, K)``, or None.
 
     The regions are those of the whole case, as in generation, because a crop may not show the organs that decide them.
     ``surroundings`` is the part of the images that the ControlNet is conditioned on, ``(B, 2, I, J, K)``; None without.
@@ -57,7 +60,7 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """Input and output of a network: ``(B, C, i, j, k)`` noisy latents, output and target, ``(B,)`` steps."""
+    """Noisy latents, output and target of a network, ``(B, C, i, j, k)`` each, and ``(B,)`` time steps."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -67,7 +70,9 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class DrawnStep:
-    """The batches of all shares of a step that this process makes, and the mean weights of all shares of the step.
+    """Batches of this process for one training step, and the mean loss weights over all shares of the step.
+
+    With these weights, the mean of the shares' losses equals the loss of one batch with all cases; None for one share.
 
     With the weights the mean of the shares' losses is the loss of one batch that holds all; None for one share.
     """
@@ -80,27 +85,27 @@ class DrawnStep:
 
 @dataclass(eq=False)
 class FlowObjective(Stateless):
-    """Predict velocity or noise from noisy latents, with a ControlNet when one is given.
+    """Training objective: predict velocity or noise from noisy latents, with or without a ControlNet.
 
-    Rectified flow: x_t = (1 - t) x_0 + t e, target x_0 - e (Liu et al., "Flow Straight and Fast", ICLR 2023).
-    DDPM: target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
+    Rectified flow: x_t = (1 - t) x_0 + t e, target x_0 - e (Liu et al., "Flow Straight and Fast", ICLR 2023). DDPM:
+    target e (Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020).
 
-    The L1 is weighted as MAISI's, and then divided by the sum of the weights where MAISI's is a plain mean: a case with
-    large lesions does not count more than one with small ones, and the other losses keep their weight next to it.
+    The L1 is weighted as in MAISI, and divided by the sum of the weights, where MAISI takes a plain mean. Thus a case
+    with large lesions does not count more than one with small lesions, and the balance with the other losses is kept.
 
     Attributes:
-        unet: Learns alone, or beside the ControlNet where the settings say so.
-        controlnet: None trains the U-Net alone.
-        scheduler: Adds the noise.
-        store: The cases.
-        latents: Theirs.
+        unet: U-Net, which is trained without a ControlNet, or with it if the settings say so.
+        controlnet: ControlNet; None to train only the U-Net.
+        scheduler: Scheduler that adds the noise.
+        store: Training cases.
+        latents: Latents of the training cases.
         config: Settings of the loss.
         lesion_ids: Labels that count as lesions.
         seed: Seed of batches, noise and timesteps.
         device: Device that the networks are on.
-        label_weights: Id -> factor on the loss of latent voxels that hold the label.
-        remover: Takes labels out of maps, for the region contrastive loss.
-        processes: All that train together.
+        label_weights: Id -> factor on the loss of latent voxels with the label.
+        remover: Removes labels from maps, for the region contrastive loss; None without it.
+        processes: Processes that train together.
     """
 
     unet: nn.Module
@@ -128,18 +133,18 @@ class FlowObjective(Stateless):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The ControlNet and, where it learns, the U-Net."""
+        """Networks that are trained: the ControlNet, the U-Net, or both."""
         trained: dict[str, nn.Module] = {"diffusion_unet": self.unet} if self._unet_trains else {}
         if self.controlnet is not None:
             trained["controlnet"] = self.controlnet
         return trained
 
     def on(self, store: CaseStore, latents: LatentSet) -> Self:
-        """Return the same networks and losses on other cases."""
+        """Return an objective with the same networks and losses, but other cases."""
         return replace(self, store=store, latents=latents)
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return weighted L1 of a share of a step's batch, with the plain L1 and that inside lesions."""
+        """Return the loss of a share of a step's batch, with the figures to log: plain L1, and L1 inside lesions."""
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
@@ -148,14 +153,14 @@ class FlowObjective(Stateless):
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return weighted L1 of a batch at given noise and timesteps.
+        """Return the loss of a batch at given noise and time steps, with the figures to log.
 
         Args:
-            batch: Cases.
-            noise: ``(B, C, i, j, k)``.
-            timesteps: ``(B,)``.
-            mean_weights: Sums of the weights of latent voxels and of labels, averaged over all shares of a step; None
-                for the batch's own.
+            batch: Cases of the batch.
+            noise: ``(B, C, i, j, k)`` standard normal noise.
+            timesteps: ``(B,)`` time steps.
+            mean_weights: Sums of the weights of latent voxels and of labels, averaged over all shares of the step; None
+                for those of the batch.
         """
         clean, noise, timesteps = (tensor.to(self.device) for tensor in (batch.clean, noise, timesteps))
         noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
@@ -274,11 +279,12 @@ class FlowObjective(Stateless):
         return replace(batch, surroundings=to_surroundings(torch.stack(images), torch.stack(known)))
 
     def cut_batch(self, places: Sequence[tuple[int, Shape, Shape]], *, told: Sequence[float] | None = None) -> Batch:
-        """Return cases as the networks see them.
+        """Cut crops of cases, with the conditions that the networks get.
 
         Args:
-            places: Index of each case, and first latent voxel and latent voxels of its crop.
-            told: Numbers in [0, 1) by which the modality of some cases is left out; None tells all.
+            places: For each crop, index of the case, first latent voxel, and number of latent voxels along i, j, k.
+            told: Random numbers in [0, 1), one per crop, that decide whether its modality is omitted; None to omit
+                none.
         """
         cleans, label_maps, modalities, spacings, regions = [], [], [], [], []
         for place, (index, corner, shape) in enumerate(places):
@@ -385,20 +391,24 @@ def label_mean_error(
     *,
     total_weight: Tensor | None = None,
 ) -> Tensor:
-    """Return absolute mean error of every label, averaged over labels by the square root of their voxels.
+    """Return the absolute mean error of every label, averaged over labels by the square root of their voxels.
+
+    The error of a voxel is mostly noise that no network can predict. Over a label it cancels, so that the rest shows
+    whether organs and lesions have the right intensity; this keeps faint lesions from being lost.
 
     The error of a voxel is mostly noise that no network can predict; over a label it cancels, and the rest shows
     whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.
 
     Args:
-        error: ``(B, C, i, j, k)`` signed.
-        label_maps: ``(B, I, J, K)`` ids, whole multiples as wide; background does not count.
-        lesion_ids: Which of them are lesions.
-        lesion_weight: Factor on these.
-        total_weight: Sum of the labels' weights to divide by; None for that of these cases.
+        error: ``(B, C, i, j, k)`` signed error.
+        label_maps: ``(B, I, J, K)`` vocabulary ids, with sides that are multiples of those of ``error``; background
+            does not count.
+        lesion_ids: Ids that are lesions.
+        lesion_weight: Factor on the weight of lesions.
+        total_weight: Sum of the labels' weights to divide by; None for the sum over these cases.
 
     Returns:
-        A scalar.
+        Scalar loss.
     """
     batch_count, num_channels = error.shape[:2]
     wide = functional.interpolate(error, size=label_maps.shape[1:], mode="nearest")
@@ -413,7 +423,7 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """Return ``(B, 256)`` label weights of each case: the square root of their voxels, with a factor for lesions."""
+    """Return ``(B, 256)`` weights of the labels of each case: square root of their voxels, with a factor for lesions."""
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

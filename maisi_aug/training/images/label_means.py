@@ -45,7 +45,7 @@ FAINT_HU = 100.0
 
 @dataclass(frozen=True, eq=False)
 class LabelMeans:
-    """Mean intensity in [0, 1] and number of voxels of each of 256 ids; ids that no case holds have no voxels."""
+    """Mean intensity in [0, 1] and number of voxels of each of 256 label ids; absent ids have no voxels."""
 
     intensity: Tensor
     num_voxels: Tensor
@@ -53,7 +53,7 @@ class LabelMeans:
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """A network of two hidden layers from the bits of a label to its intensity: the ControlNet's first layers."""
+    """A small network from the bits of a label id to an intensity, used as the first layers of a ControlNet."""
 
     first: nn.Linear
     second: nn.Linear
@@ -67,7 +67,7 @@ class Lookup:
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Its three layers."""
+        """The three layers of the network."""
         return nn.ModuleList([self.first, self.second, self.readout])
 
 
@@ -81,20 +81,20 @@ def start_from_label_means(
     seed: int,
     faint_gain: float = 1.0,
 ) -> None:
-    """Set the weights that make both networks draw every label at its mean intensity, in place.
+    """Set initial weights with which U-Net and ControlNet draw every label at its mean intensity, in place.
 
     Args:
         unet: U-Net with ``num_channels[0] / norm_num_groups`` equal to twice the latent channels.
         controlnet: ControlNet with a condition embedding of two widths; its encoder is copied from the U-Net, as in
             MAISI.
         store: Training cases, of which the first 60 are measured.
-        latents: Theirs, half as wide as the images along every axis.
-        vocabulary: Tumors with their hosts.
+        latents: Latents of these cases, half as wide as the images along every axis.
+        vocabulary: Vocabulary, which names tumours and their hosts.
         seed: Seed of the fit.
-        faint_gain: Factor on the contrast of faint tumors.
+        faint_gain: Factor on the contrast of faint tumours.
 
     Raises:
-        TrainingError: For other architectures.
+        TrainingError: The networks have another architecture.
     """
     cases = range(min(len(store), MAX_CASES))
     num_channels = len(latents.latents[0])
@@ -115,7 +115,9 @@ def start_from_label_means(
 
 
 def freeze_lookup(controlnet: nn.Module) -> None:
-    """Freeze the first layers of the condition embedding, which look up intensities.
+    """Freeze the first layers of a ControlNet's condition embedding, which look up intensities of labels.
+
+    Hundreds of weights add up in every intensity, so that a training step would shift organs by tens of HU.
 
     Hundreds of weights add up in every intensity, and a step of each would move organs by tens of HU.
     """
@@ -127,16 +129,20 @@ def freeze_lookup(controlnet: nn.Module) -> None:
 def measure_label_means(
     store: CaseStore, cases: Iterable[int], vocabulary: Vocabulary, *, faint_gain: float = 1.0
 ) -> LabelMeans:
-    """Mean intensity of every label over some cases.
+    """Measure the mean intensity of every label over some cases.
+
+    For a tumour it is the mean of its hosts plus the contrast of its core to them in the same patient: a mean over
+    patients would mix contrast phases, and one over whole tumours would include the rim that shares voxels with the
+    host.
 
     A tumor's is the mean of its hosts and, on top, by how much its core differs from them in the same patient: a mean
     over patients would mix contrast phases, and one over whole tumors the rim that shares voxels with the host.
 
     Args:
         store: Training cases.
-        cases: Which of them to measure.
-        vocabulary: Tumors with their hosts.
-        faint_gain: Factor on contrasts below ``FAINT_HU``, to make up for what training and sampling wash out.
+        cases: Indices of the cases to measure.
+        vocabulary: Vocabulary, which names tumours and their hosts.
+        faint_gain: Factor on contrasts below ``FAINT_HU``, which compensates for what training and sampling lose.
     """
     total, count = np.zeros(256), np.zeros(256)
     contrast, core_count = np.zeros(256), np.zeros(256)
@@ -188,7 +194,7 @@ def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed
 
 
 def bits_of_ids() -> Tensor:
-    """Return ``(256, 8)`` bits of all ids."""
+    """Return the ``(256, 8)`` bits of all label ids, as the ControlNet gets them."""
     return to_label_bits(torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1))[0, :, :, 0, 0].T
 
 
@@ -231,7 +237,7 @@ def _start_unet(unet: Any, num_channels: int, *, scale: float) -> None:
 
 
 def write_lookup(embedding: Any, lookup: Lookup) -> None:
-    """Put a lookup into the first layers of a condition embedding, in place."""
+    """Write a lookup into the first layers of a ControlNet's condition embedding, in place."""
     first, second, down = (only_convolution(layer) for layer in (embedding.conv_in, *embedding.blocks))
     for layer, fitted in ((first, lookup.first), (second, lookup.second)):
         layer.weight.zero_()

@@ -28,12 +28,12 @@ HU_PER_UNIT = HU_MAXIMUM - HU_MINIMUM
 
 @dataclass(frozen=True, slots=True)
 class LookupChange:
-    """Change in HU by fitting a lookup again.
+    """How the intensities of labels change when a ControlNet's lookup is fitted to new labels.
 
     Attributes:
-        largest_old_hu: Largest change in HU among the labels that the bundle already knew.
-        largest_old_id: Which one that is.
-        new_hu: New id -> (looked up before, wanted, looked up now).
+        largest_old_hu: Largest change in HU among labels that the bundle already knew.
+        largest_old_id: Id of the label with this change.
+        new_hu: New id -> HU (before, wanted, now).
     """
 
     largest_old_hu: float
@@ -42,7 +42,7 @@ class LookupChange:
 
 
 def find_lookup(controlnet: nn.Module) -> Lookup | None:
-    """Return the lookup in a ControlNet's first layers; None for one that did not start from label means."""
+    """Return the lookup in a ControlNet's first layers; None if it was not started from label means."""
     embedding: Any = controlnet.controlnet_cond_embedding
     if len(embedding.blocks) != 2:
         return None
@@ -71,14 +71,14 @@ def teach_lookup(
     known_ids: Sequence[int],
     num_steps: int = NUM_REFIT_STEPS,
 ) -> LookupChange:
-    """Make a ControlNet look up an intensity for new labels, and the previous one for the others, in place.
+    """Fit a ControlNet's lookup to new labels, in place, such that the other labels keep their intensity.
 
     Args:
-        controlnet: Whose first layers are the lookup.
-        lookup: Result of ``find_lookup``; not modified.
+        controlnet: ControlNet whose first layers are the lookup.
+        lookup: Result of :func:`find_lookup`; not modified.
         wanted: New id -> mean intensity in [0, 1].
-        known_ids: Ids that keep their intensity; new ones among them do not.
-        num_steps: Steps of the fit at most; it ends when all are within half a HU.
+        known_ids: Ids that keep their intensity, unless they are in ``wanted``.
+        num_steps: Largest number of steps of the fit, which ends when all labels are within half a HU.
     """
     kept = torch.tensor([label_id for label_id in known_ids if label_id not in wanted])
     new = torch.tensor(list(wanted))
@@ -116,15 +116,18 @@ def teach_lookup(
 def choose_intensities(
     means: LabelMeans, lookup: Lookup, new_ids: Sequence[int], vocabulary: Vocabulary
 ) -> dict[int, float]:
-    """Return the mean intensity of each new label before its first step.
+    """Choose the mean intensity in [0, 1] of each new label before the first training step.
+
+    An organ gets its measured mean. A lesion gets the intensity with which the bundle draws its hosts, plus the
+    measured contrast: a bundle that draws brighter livers than those of the data should draw brighter lesions, too.
 
     An organ gets its measured mean. A lesion gets the intensity with which the bundle draws its hosts, plus the
     measured contrast: a bundle whose livers are brighter than those of the data should draw brighter lesions as well.
 
     Args:
-        means: Measured on the training cases.
-        lookup: Labels that the bundle generates.
-        new_ids: The labels.
+        means: Mean intensities measured on the training cases.
+        lookup: Intensities with which the bundle draws labels.
+        new_ids: Ids of the new labels.
         vocabulary: Vocabulary with the new labels; defines which are lesions, and their hosts.
     """
     with torch.no_grad():

@@ -24,18 +24,18 @@ AIR_HU = int(HU_MINIMUM)
 
 @dataclass(frozen=True)
 class PatchPlan:
-    """One patch.
+    """How one training patch of the autoencoder is cut and augmented.
 
     Attributes:
         index: Index of the case.
         corner: First voxel along I, J, K.
-        box: Voxels that are cut out; what reaches beyond the image is air.
-        flipped_axes: Turned round after the cut.
+        box: Voxels that are cut out along I, J, K; air beyond the image.
+        flipped_axes: Axes that are flipped after the cut.
         quarter_turns: Number of rotations of the patch by 90 degrees.
-        plane: The two axes that it is turned in.
-        shape: Voxels that the box is resampled to, before the turns.
+        plane: The two axes of the rotation.
+        shape: Voxels to which the box is resampled, before rotations.
         scale: Factor on intensities in [0, 1].
-        shift: Added to them.
+        shift: Value that is added to intensities.
     """
 
     index: int
@@ -50,7 +50,7 @@ class PatchPlan:
 
 
 class LesionPlaces:
-    """Places of the lesions of each case, found once per case."""
+    """Positions of the lesions of each case, found once per case."""
 
     def __init__(self, store: CaseStore, lesion_ids: Sequence[int]) -> None:
         self.store = store
@@ -66,7 +66,7 @@ class LesionPlaces:
 
 
 class PatchSource:
-    """The patches of every step, from the seed and the step's number alone."""
+    """Source of the autoencoder's training patches, which depend only on the seed and the number of the step."""
 
     def __init__(self, store: CaseStore, config: VaeLossConfig, *, lesion_ids: Sequence[int], seed: int) -> None:
         self.store = store
@@ -80,7 +80,7 @@ class PatchSource:
         return torch.stack([self.cut(plan) for plan in plans])[:, None]
 
     def plan(self, step: int, *, num_shares: int = 1) -> list[PatchPlan]:
-        """Return all patches of a step."""
+        """Return the plans of all patches of a step."""
         rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
         transforms = numpy_generator(derive_seed("vae batch", self.seed, step), "transforms")
         start = self.config.large_patch_start_step
@@ -92,7 +92,14 @@ class PatchSource:
     def plan_patch(
         self, index: int, wanted: Shape, rng: np.random.Generator, transforms: np.random.Generator
     ) -> PatchPlan:
-        """Return one patch of a case; ``rng`` draws its place and flips, ``transforms`` all else."""
+        """Return the plan of one patch of a case.
+
+        Args:
+            index: Index of the case.
+            wanted: Voxels of the patch along I, J, K.
+            rng: Generator of position and flips.
+            transforms: Generator of everything else.
+        """
         image_shape = np.asarray(self.store.facts(index).shape)
         turns, plane = self._draw_turns(transforms)
         shape = _swap(wanted, plane) if turns % 2 else wanted
@@ -117,7 +124,7 @@ class PatchSource:
         )
 
     def cut(self, plan: PatchPlan) -> Tensor:
-        """Return ``(I, J, K)`` intensities of a patch."""
+        """Cut a planned patch: ``(I, J, K)`` intensities in [0, 1]."""
         places = tuple(slice(start, start + side) for start, side in zip(plan.corner, plan.box, strict=True))
         patch_hu = np.flip(self.store.image_hu(plan.index, places), plan.flipped_axes)
         missing = [(0, side - found) for side, found in zip(plan.box, patch_hu.shape, strict=True)]
@@ -176,17 +183,17 @@ def draw_hidden(
     config: SurroundingsConfig,
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """Draw the part of a crop that is hidden from a ControlNet for inserting lesions, and that it must generate.
+    """Draw the part of a crop that a ControlNet for insertion does not see and must generate.
 
     Args:
-        label_map: ``(I, J, K)`` ids; 0 is outside of the image and never at the centre of a hidden part.
-        spacing_mm: Voxel size along I, J, K.
+        label_map: ``(I, J, K)`` vocabulary ids; 0 is outside of the image and never the centre of a hidden part.
+        spacing_mm: Voxel sides along I, J, K in mm.
         lesion_ids: Ids of lesions.
-        config: Shares and ranges.
+        config: Frequencies and sizes of hidden parts.
         rng: Random generator; every crop takes four numbers.
 
     Returns:
-        Mask of the hidden part, of shape ``(I, J, K)``.
+        ``(I, J, K)`` mask of the hidden part.
     """
     what, where = rng.random(2)
     size = rng.random()

@@ -33,7 +33,7 @@ class SliceDistance(nn.Module):
     Args:
         features: torchvision's ``squeezenet1_1().features``.
         heads: One weight per channel of each of the seven layers; None for ones.
-        slice_share: Share of the slices along each axis that are looked at.
+        slice_share: Fraction of the slices along each axis that are compared.
     """
 
     shift: Tensor
@@ -50,15 +50,15 @@ class SliceDistance(nn.Module):
         self.eval()
 
     def forward(self, ours: Tensor, theirs: Tensor, *, seeds: Sequence[int]) -> Tensor:
-        """Mean distance of two batches of volumes.
+        """Return the mean LPIPS distance of two batches of volumes.
 
         Args:
             ours: ``(B, 1, I, J, K)`` intensities in [0, 1]; gradients flow to them.
-            theirs: The same shape.
-            seeds: One a volume, of the choice of slices.
+            theirs: ``(B, 1, I, J, K)`` intensities to compare with.
+            seeds: One seed per volume, for the choice of slices.
 
         Returns:
-            A scalar.
+            Scalar distance.
         """
         distances = []
         with torch.autocast(ours.device.type, enabled=False):
@@ -74,7 +74,7 @@ class SliceDistance(nn.Module):
         return torch.stack(distances).sum() / len(ours)
 
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Return ``(N,)`` distances of two stacks of slices, ``(N, 1, H, W)`` each."""
+        """Return the ``(N,)`` LPIPS distances of two stacks of slices, ``(N, 1, H, W)`` each."""
         distance = ours.new_zeros(len(ours))
         mine, other = ((image - self.shift) / self.scale for image in (ours, theirs))
         place = 0
@@ -97,7 +97,11 @@ def _normalise(features: Tensor) -> Tensor:
 
 
 def load_perceptual(config: VaeLossConfig, device: str) -> SliceDistance:
-    """Return the distance that the settings name, with the weights of their files.
+    """Load the perceptual distance that the settings request, with weights from the named files.
+
+    Args:
+        config: Settings of the autoencoder's losses.
+        device: Device of the distance.
 
     Raises:
         TrainingError: A file is missing or holds other weights.

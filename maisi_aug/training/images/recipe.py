@@ -25,11 +25,11 @@ OWN_LICENCE = "Own weights; the licence of the training data applies."
 
 
 class PhantomData(StrictModel):
-    """Phantoms to train on.
+    """Entry ``data`` of a training recipe: phantoms to train on.
 
     Attributes:
         num_phantoms: Number of phantoms.
-        seed: Seed that phantom ``i`` is derived from, whatever their number.
+        seed: Seed from which phantom ``i`` is derived, whatever their number.
     """
 
     num_phantoms: int = Field(gt=0)
@@ -37,11 +37,11 @@ class PhantomData(StrictModel):
 
 
 class PreparedData(StrictModel):
-    """A folder that ``maisi-aug prepare`` wrote.
+    """Entry ``data`` of a training recipe: a folder that ``maisi-aug prepare`` wrote.
 
     Attributes:
-        prepared: The folder.
-        validation_fold: The fold that is held out, to choose the best weights by; None trains on all cases.
+        prepared: Path of the folder.
+        validation_fold: Fold that is held out to choose the best weights; None trains on all cases.
     """
 
     prepared: str
@@ -60,10 +60,10 @@ DataConfig = Annotated[
 
 
 class VaeStage(StrictModel):
-    """The autoencoder's stage.
+    """Entry ``vae`` of a training recipe: the stage that trains the autoencoder.
 
     Attributes:
-        start: "random", or "wavelet" for an autoencoder that is a Haar transform before its first step.
+        start: ``random``, or ``wavelet`` for an autoencoder that begins as a Haar transform.
     """
 
     start: Literal["random", "wavelet"] = "random"
@@ -72,23 +72,23 @@ class VaeStage(StrictModel):
 
 
 class FlowStage(StrictModel):
-    """A stage of the U-Net alone, or of the ControlNet with or without it."""
+    """Entry ``diffusion`` of a training recipe: the stage that trains the diffusion U-Net."""
 
     loop: LoopConfig
     loss: FlowLossConfig = FlowLossConfig()
 
 
 class ControlNetStage(FlowStage):
-    """The stage of the ControlNet, with or without the U-Net.
+    """Entry ``controlnet`` of a training recipe: the stage that trains the ControlNet, with or without the U-Net.
 
     Attributes:
-        start: "encoder" takes the U-Net's encoder over, as MAISI does; "label-means" also sets both networks up to draw
-            every label at its mean intensity, and needs a U-Net that trains.
-        start_share: How far the ControlNet that is kept lies from the end of training towards its start, between 0 and
-            1. What a ControlNet learns of noise shows as mottled organs; the start is free of it. Source of such
-            interpolation: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
-        faint_gain: Factor at a start from label means on the contrast of kinds of tumor that differ from their host by
-            less than 100 HU, of which training and sampling wash out a part.
+        start: ``encoder`` copies the U-Net's encoder, as MAISI does; ``label-means`` also sets both networks up to draw
+            every label at its mean intensity, and requires that the U-Net is trained.
+        start_share: Weight in [0, 1] of the initial weights in the ControlNet that is kept, which is interpolated
+            between start and end of training (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+            What a ControlNet learns of noise shows as mottled organs; the start is free of it.
+        faint_gain: With ``label-means``, factor on the contrast of tumours that differ from their host by less than 100
+            HU, which compensates for what training and sampling lose.
     """
 
     start: Literal["encoder", "label-means"] = "encoder"
@@ -105,7 +105,12 @@ class ControlNetStage(FlowStage):
 
 
 class BundleHeader(StrictModel):
-    """Header of the finished bundle, with the fields of ``bundle.BundleSpec``.
+    """Entry ``bundle`` of a training recipe: the header of the finished bundle, with fields of ``bundle.yaml``.
+
+    Fields without a value get the defaults of :class:`~maisi_aug.bundle_spec.schema.BundleSpec`.
+
+    With ``like: NAME``, missing values of grid, grid limits, sampling, scheduler and networks are taken from a
+    downloadable bundle, whose definitions are known without its weights.
 
     Those without a value are left to its defaults.
 
@@ -130,7 +135,7 @@ class BundleHeader(StrictModel):
     slots: dict[str, SlotSpec] = Field(default={})
 
     def describe(self) -> dict[str, Any]:
-        """The fields of ``bundle.yaml``, in the order of the class."""
+        """Return the fields of ``bundle.yaml`` that the header sets, in the order of the class."""
         unsaid = {name for name in ("modalities", "guidance_scale") if getattr(self, name) is None}
         return self.model_dump(mode="json", exclude=unsaid)
 
@@ -155,15 +160,16 @@ class BundleHeader(StrictModel):
 
 
 class TrainingRecipe(StrictModel):
-    """Everything that a bundle's weights depend on.
+    """A training recipe: everything that determines the weights of a bundle's image networks.
 
     Attributes:
-        kind: Tells training recipes from cohort recipes.
+        kind: Marks the file as a training recipe.
         seed: Seed of initial weights, batches and noise.
         data: Training cases.
-        latent_deviation: Standard deviation that latents are scaled to, against noise of 1. MAISI's is 1; more moves
-            training and sampling towards little noise, where a map that tells almost everything leaves the work to be
-            done (Chen, "On the Importance of Noise Scheduling for Diffusion Models", arXiv:2301.10972).
+        latent_deviation: Standard deviation to which latents are scaled, relative to noise of 1. MAISI uses 1; larger
+            values move training and sampling towards low noise, where most of the work is left if the label map
+            determines almost everything (Chen, "On the Importance of Noise Scheduling for Diffusion Models",
+            arXiv:2301.10972).
         bundle: Networks and metadata.
         vae: First stage.
         diffusion: Second stage, on the first one's latents.
@@ -207,7 +213,10 @@ class TrainingRecipe(StrictModel):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """Return the recipe on other data: a prepared folder, with the fold that the recipe holds out.
+        """Return the recipe for a prepared folder instead of its own data; the recipe's fold is held out.
+
+        The bundle of a recipe for phantoms would be described wrongly, so its name, description and licence are
+        replaced.
 
         A recipe for phantoms describes its bundle wrongly for other data, so name, description and licence are
         replaced.
@@ -226,7 +235,7 @@ class TrainingRecipe(StrictModel):
 
 
 def training_recipe_path(name_or_path: str) -> Path:
-    """Return the file of a training recipe that comes with the package, or of the user's own.
+    """Return the file of a training recipe, given by the name of a packaged one or by path.
 
     Raises:
         RecipeError: The name is unknown; the message offers the closest ones.
@@ -246,7 +255,7 @@ def load_training_recipe(path: Path) -> TrainingRecipe:
     """Read and validate a training recipe; all problems are reported together.
 
     Raises:
-        RecipeError: For a missing file, invalid YAML or fields that do not validate.
+        RecipeError: The file is missing, not YAML, or has invalid fields.
     """
     content = read_yaml(path, f"Training recipe {path}", RecipeError)
     with explain_problems(TrainingRecipe, f"Training recipe {path}", RecipeError, kind="recipe"):

@@ -25,9 +25,9 @@ class StageOptions(TypedDict):
 
     Attributes:
         device: Device of this process.
-        report_phase: Starts the progress report of a phase, given its name.
-        processes: All that train together; only the main one writes.
-        with_tensorboard: Log for TensorBoard as well.
+        report_phase: Function that starts the progress report of a phase, given its name.
+        processes: Processes that train together; only the main one writes.
+        with_tensorboard: Whether to log for TensorBoard, too.
     """
 
     device: str
@@ -37,7 +37,7 @@ class StageOptions(TypedDict):
 
 
 class StageFolder:
-    """Shared part of trainings in stages.
+    """Base class of folders in which networks are trained in several stages.
 
     Args:
         folder: Folder of the training.

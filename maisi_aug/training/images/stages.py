@@ -64,7 +64,7 @@ class _Latents:
 
 
 class TrainingFolder(StageFolder):
-    """A run of a recipe in a folder: phantoms and latents, one folder a stage, and ``bundle``.
+    """Folder of a run that trains image networks by a recipe: data, latents, one sub-folder per stage, and the bundle.
 
     Args:
         recipe: Recipe of the training.
@@ -82,15 +82,22 @@ class TrainingFolder(StageFolder):
     def train(
         self, stage: StageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
     ) -> LoopResult:
-        """Train a stage, from its checkpoint where there is one, and keep its averaged weights.
+        """Train one stage, from its checkpoint if there is one, and save its averaged weights.
+
+        The time limit includes building phantoms and encoding latents before the first step.
+
+        Args:
+            stage: Name of the stage.
+            max_minutes: Wall-clock limit; None for no limit.
+            report_step: Progress callback, called with (step, figures such as ``loss``).
 
         The time limit covers everything: phantoms that are built and latents that are encoded before the first step
         count as well.
 
 
         Raises:
-            TrainingError: When an earlier stage is missing, or the folder holds another configuration.
-            GridError: For shapes that the networks cannot take.
+            TrainingError: An earlier stage is missing, or the folder holds another configuration.
+            GridError: The networks cannot use a shape.
         """
         limit = TimeLimit(max_minutes)
         require_divisible(self.recipe, self.source.shape)
@@ -112,10 +119,10 @@ class TrainingFolder(StageFolder):
         write_json_whole(self.folder / stage / "summary.json", summary)
 
     def write_bundle(self) -> Bundle:
-        """Put the averaged weights of all stages into ``bundle/``.
+        """Write the averaged weights of all stages as a bundle into the sub-folder ``bundle``.
 
         Raises:
-            TrainingError: When a stage has not been trained.
+            TrainingError: A stage has not been trained.
         """
         weights = {
             "autoencoder": self._load_weights("vae", "autoencoder"),

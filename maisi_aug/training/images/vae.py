@@ -23,7 +23,10 @@ from maisi_aug.training.loop.settings import VaeLossConfig
 
 @dataclass(eq=False)
 class VaeObjective:
-    """Reconstruct patches of training cases.
+    """Training objective of the autoencoder: reconstruct patches of the training cases.
+
+    The losses are those of MAISI (Guo et al., WACV 2025), L1, KL, a perceptual term and a least-squares patch
+    adversary; the windowed L1 is added here.
 
     Losses as in MAISI (Guo et al., WACV 2025): L1, KL, a perceptual term and a least-squares patch adversary; the
     windowed L1 is ours.
@@ -50,11 +53,11 @@ class VaeObjective:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The autoencoder."""
+        """Networks that are trained: the autoencoder."""
         return {"autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of some patches of a step, with the mean error in HU."""
+        """Return the loss of a share of a step's patches, with the figures to log, such as the mean error in HU."""
         image = self._batches(self.patches.draw, step, share).to(self.device)
         mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
@@ -77,17 +80,17 @@ class VaeObjective:
         return loss, {name: value.detach() for name, value in figures.items()}
 
     def after_step(self, step: int) -> None:
-        """Train the adversary on the images of the step."""
+        """Train the discriminator on the images of the step."""
         if self.adversary is not None and self._rebuilt:
             self.adversary.train_step(self._rebuilt)
         self._rebuilt = []
 
     def state(self) -> dict[str, Any]:
-        """Return the weights and the optimiser of the adversary."""
+        """Return weights and optimiser state of the discriminator, for the checkpoint."""
         return {} if self.adversary is None else self.adversary.state()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore the adversary."""
+        """Restore weights and optimiser state of the discriminator from a checkpoint."""
         if self.adversary is not None and state:
             self.adversary.load_state(state)
 

@@ -28,11 +28,11 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True, eq=False)
 class FlowValidation:
-    """Loss of whole held-out cases, each at the same noise and the same timesteps every time.
+    """Validation of U-Net or ControlNet: loss on whole held-out cases, always at the same noise and time steps.
 
     Attributes:
-        objective: Objective of the networks that train, with the held-out cases in place of the training cases.
-        processes: Share the cases among them.
+        objective: Training objective, with the held-out cases instead of the training cases.
+        processes: Processes that share the cases.
     """
 
     objective: FlowObjective
@@ -63,14 +63,14 @@ class FlowValidation:
 
 @dataclass(frozen=True, eq=False)
 class VaeValidation:
-    """Reconstruction of whole held-out images, window by window, from the mean of the posterior.
+    """Validation of the autoencoder: reconstruction of whole held-out images, in windows, from the posterior mean.
 
     Attributes:
         autoencoder: Autoencoder in training.
         store: Held-out cases.
         window: Voxels along I, J, K that are encoded and decoded at once.
         device: Device that the autoencoder is on.
-        processes: Share the cases among them.
+        processes: Processes that share the cases.
     """
 
     autoencoder: nn.Module

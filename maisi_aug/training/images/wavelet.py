@@ -41,7 +41,7 @@ def haar_kernels(count: int = NUM_WAVELETS) -> Tensor:
 
 
 def only_convolution(layer: Any) -> Any:
-    """Return the one convolution inside a layer, transposed or not."""
+    """Return the only convolution inside a layer, transposed or not."""
     found = [part for part in layer.modules() if isinstance(part, nn.Conv3d | nn.ConvTranspose3d)]
     assert len(found) == 1
     return found[0]
@@ -66,11 +66,11 @@ def start_as_wavelet(autoencoder: nn.Module) -> None:
     """Set the weights of an autoencoder with two levels to a Haar transform, in place.
 
     Args:
-        autoencoder: MAISI's, or with plain layers; with two levels, transposed convolutions, one normalisation group,
-            four latent channels and at least eight channels a level, or eight and at least twelve.
+        autoencoder: MAISI's VAE with two levels, transposed convolutions and one normalisation group; with four latent
+            channels and at least eight channels per level, or with eight and at least twelve.
 
     Raises:
-        TrainingError: For another architecture.
+        TrainingError: The autoencoder has another architecture.
     """
     count = _require_fitting(autoencoder)
     encoder, decoder = autoencoder.encoder.blocks, autoencoder.decoder.blocks  # type: ignore[union-attr]

@@ -17,12 +17,12 @@ LEAST_SCALE = 2.0**-14
 
 
 class Precision:
-    """Precision of forward passes and of the optimiser's steps.
+    """Numerical precision of a training: autocast of forward passes, and scaling of the loss.
 
     Args:
         device: Device that the networks are on.
-        is_mixed: False computes in float32.
-        dtype: Floating-point type of the passes; None for what suits the device.
+        is_mixed: Whether to use mixed precision; False computes in float32.
+        dtype: Floating-point type of forward passes; None for the one that suits the device.
     """
 
     def __init__(self, device: str, *, is_mixed: bool, dtype: torch.dtype | None = None) -> None:
@@ -31,24 +31,24 @@ class Precision:
         self.scaler = torch.amp.GradScaler(self.device_type) if self.dtype == torch.float16 else None
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Return the context of a forward pass."""
+        """Return the context in which a forward pass runs."""
         return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device_type, dtype=self.dtype)
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss."""
+        """Compute the gradients of a loss, scaled if necessary."""
         scaled = loss if self.scaler is None else self.scaler.scale(loss)
         scaled.backward()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients back to their own scale, before they are measured."""
+        """Divide the gradients by the loss scale, so that they can be measured and clipped."""
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the optimiser step; with a scaled loss, gradients beyond float16 leave the step out and lower the scale.
+        """Take an optimiser step; gradients that overflow a scaled loss skip the step and lower the scale.
 
         Raises:
-            TrainingError: When no scale makes the gradients finite.
+            TrainingError: No scale makes the gradients finite.
         """
         if self.scaler is None:
             optimizer.step()
@@ -62,17 +62,17 @@ class Precision:
             )
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the loss scale, where there is one."""
+        """Return the state for a checkpoint: the loss scale, if there is one."""
         return {} if self.scaler is None else self.scaler.state_dict()
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore the state that :meth:`state` returned."""
         if self.scaler is not None and state:
             self.scaler.load_state_dict(dict(state))
 
 
 def choose_dtype(device: str) -> torch.dtype:
-    """Return bfloat16 where the device computes in it, float16 on other CUDA devices, else float32."""
+    """Return the type for mixed precision: bfloat16 if the device supports it, float16 on other CUDA devices."""
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16 if computes_in("bfloat16", device) else torch.float32

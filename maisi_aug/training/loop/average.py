@@ -12,11 +12,11 @@ Weights = dict[str, dict[str, Tensor]]
 
 
 class WeightAverage:
-    """Exponential moving average of the weights of several networks; with a decay of 0 it is the weights themselves.
+    """Exponential moving average of the weights of several networks; with a decay of 0, the weights themselves.
 
     Args:
         networks: Networks by name; their tensors stay the same objects during training.
-        decay: Share of the old average that a step keeps, in the long run.
+        decay: Fraction of the old average that a step keeps, in the long run.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], decay: float) -> None:
@@ -33,7 +33,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Add the weights after the given step, counted from 0, to the average."""
+        """Add the current weights to the average, after a step counted from 0."""
         if not self._is_kept:
             return
         # A young average would remember the random start: its decay grows with the number of steps.
@@ -46,7 +46,7 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Use the average as the networks' weights within a context, for validation."""
+        """Context in which the networks have the averaged weights, for validation."""
         if not self._is_kept:
             yield
             return
@@ -63,19 +63,19 @@ class WeightAverage:
                     live.copy_(before)
 
     def copy(self, *, device: str | None = None) -> Weights:
-        """Return the average as tensors of its own, on another device where one is named."""
+        """Return a copy of the averaged weights, on another device if one is named."""
         return {
             name: {key: torch.clone(value).to(device or value.device) for key, value in state.items()}
             for name, state in self._weights.items()
         }
 
     def state(self) -> Weights:
-        """Return what a checkpoint keeps of it; nothing where it is the weights themselves."""
+        """Return the state for a checkpoint: the averaged weights, or nothing with a decay of 0."""
         return self._weights if self._is_kept else {}
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore the state that :meth:`state` returned."""
         if not self._is_kept:
             return
         for name, weights in self._weights.items():

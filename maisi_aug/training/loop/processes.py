@@ -34,15 +34,19 @@ class Share:
     one process with the whole batch.
 
     Attributes:
-        index: Which part, from 0.
-        count: Processes times accumulated batches.
+        index: Number of the part, from 0.
+        count: Number of parts: processes times accumulated batches.
     """
 
     index: int = 0
     count: int = 1
 
     def slice_of(self, batch_count: int) -> slice:
-        """Return the slice of the share's ``batch_count`` cases in the whole batch of ``batch_count * count`` cases."""
+        """Return the slice of this share in the whole batch of ``batch_count * count`` cases.
+
+        Args:
+            batch_count: Number of cases of a share.
+        """
         return slice(self.index * batch_count, (self.index + 1) * batch_count)
 
 
@@ -50,10 +54,10 @@ WHOLE = Share()
 
 
 class Processes:
-    """The processes of a training run, this one among them.
+    """The processes that train together, including this one, and their communication.
 
     Args:
-        state: Accelerate's ``PartialState``; None for one process alone.
+        state: Accelerate's ``PartialState``; None for a single process.
     """
 
     def __init__(self, state: Any | None = None) -> None:
@@ -63,13 +67,13 @@ class Processes:
 
     @classmethod
     def connect(cls, device: str) -> Processes:
-        """Join the processes started by ``torchrun`` or ``accelerate launch``; a single process without them.
+        """Join the processes started by ``torchrun`` or ``accelerate launch``; without them, return a single process.
 
         Args:
-            device: "cpu" or "cuda"; each process takes the GPU of its number on its machine.
+            device: ``cpu`` or ``cuda``; each process uses the GPU of its own number on its machine.
 
         Raises:
-            TrainingError: For a device that names one GPU for several processes.
+            TrainingError: The device names one GPU for several processes.
         """
         if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
             return cls()
@@ -88,7 +92,7 @@ class Processes:
         return self.rank == 0
 
     def device_of(self, device: str) -> str:
-        """Return the device of this process, where ``device`` is what the user requested."""
+        """Return the device of this process, given the device that the user requested."""
         if self._state is None or self._state.device.type == "cpu":  # which Accelerate numbers
             return device
         return str(self._state.device)
@@ -100,7 +104,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in the main process, then in the others, which find what it wrote.
+        """Context that runs a block in the main process first, then in the others, which find what it wrote.
 
         Raises:
             TimeIsUp: The time limit was reached in the main process; raised in all processes.
@@ -122,7 +126,7 @@ class Processes:
             raise TimeIsUp(*stop)
 
     def gather(self, value: Value) -> list[Value]:
-        """Return the value of every process, in their order; a small one that can be pickled."""
+        """Return the values of all processes, in their order; for small values that can be pickled."""
         if self._state is None:
             return [value]
         from accelerate.utils import gather_object
@@ -131,7 +135,7 @@ class Processes:
         return gathered
 
     def sum(self, value: Tensor) -> Tensor:
-        """Return the sum over all processes, as a new tensor."""
+        """Return the sum of a tensor over all processes, as a new tensor."""
         if self._state is None:
             return value
         from accelerate.utils import reduce
@@ -141,7 +145,7 @@ class Processes:
 
     @torch.no_grad()
     def copy_from_main(self, tensors: Iterable[Tensor]) -> None:
-        """Give every process the main one's values, in place."""
+        """Copy tensors of the main process to all other processes, in place."""
         if self._state is None:
             return
         from accelerate.utils import broadcast
@@ -151,7 +155,10 @@ class Processes:
 
     @torch.no_grad()
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace the gradients by their means over all processes, in place.
+        """Replace gradients by their means over all processes, in place.
+
+        The networks need no wrapper, so that several may be trained together, and methods other than ``forward`` may be
+        called.
 
         The networks need no wrapper: several may be trained together, and methods other than ``forward`` may be called.
         """
@@ -164,7 +171,7 @@ class Processes:
                 gradient.copy_(part.view(gradient.shape))
 
     def leave(self) -> None:
-        """Leave the other processes at the end."""
+        """Leave the group of processes at the end of the training."""
         if self._state is not None:
             self._state.destroy_process_group()
 

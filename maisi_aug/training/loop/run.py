@@ -39,11 +39,11 @@ _MOST_BYTES_BEFORE_2_35 = 2**25
 def keep_freed_memory() -> bool:
     """Make glibc's allocator keep freed large blocks for reuse; once per process.
 
-    By default it gives them back to the kernel, and every step pays for fresh pages again: a ControlNet of a tenth of
-    the width trains 8% faster without that, at the same peak memory.
+    By default it returns them to the kernel, and every step has to get new pages: a ControlNet of a tenth of the width
+    trains 8% faster without that, at the same peak memory.
 
     Returns:
-        Whether it was done; other C libraries are left as they are.
+        Whether it was done; False with other C libraries.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -60,49 +60,49 @@ Figures = Mapping[str, float | Tensor]
 
 
 class Objective(Protocol):
-    """Training objective: networks, the loss of a step, and whatever the loss needs in addition."""
+    """Protocol of training objectives: networks, the loss of a step, and the state that the loss needs."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The networks whose weights the loop trains, averages and keeps, by name."""
+        """Name -> network that the loop trains, averages and saves."""
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Figures]:
-        """Return the scalar loss of a share of a step's batch, and the figures to log, which may stay on the device."""
+        """Return the scalar loss of a share of a step's batch, and figures to log, which may stay on the device."""
 
     def after_step(self, step: int) -> None:
         """Run what follows the optimiser step, such as training a discriminator."""
 
     def state(self) -> dict[str, Any]:
-        """Return tensors and plain values to keep in a checkpoint beside the networks'."""
+        """Return further state for a checkpoint, as tensors and plain values."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state`` returned."""
+        """Restore the state that :meth:`state` returned."""
 
 
 class Stateless:
-    """The part of an objective that has nothing beside its networks and does nothing after a step."""
+    """Base class of objectives without further state, which do nothing after a step."""
 
     def after_step(self, step: int) -> None:
-        """Do nothing."""
+        """Do nothing, because nothing follows the optimiser step."""
 
     def state(self) -> dict[str, Any]:
-        """Return nothing beside the networks."""
+        """Return an empty state."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: there is no state."""
+        """Do nothing, because there is no further state."""
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """State of a run.
+    """State of a training loop, and the weights to keep.
 
     Attributes:
-        num_steps_done: Optimiser steps made.
-        is_complete: Whether no more are to be made: all are, or validation has stopped gaining.
-        averaged_weights: The weights to keep, by network: those of the best validation, where there was one.
-        best_step: The step of the best validation; None without validation.
-        best_loss: Its loss.
+        num_steps_done: Number of optimiser steps done.
+        is_complete: Whether training is finished: all steps are done, or validation has stopped improving.
+        averaged_weights: Network -> weights to keep: those of the best validation, if there was one.
+        best_step: Step of the best validation; None without validation.
+        best_loss: Loss of the best validation; None without validation.
     """
 
     num_steps_done: int
@@ -126,16 +126,16 @@ Validate = Callable[[], Mapping[str, float]]
 
 
 class TrainingRun:
-    """One run in one folder, resumed from its checkpoint where there is one.
+    """One training run in a folder, which continues from its checkpoint if there is one.
 
     Args:
         objective: Training objective.
         config: Settings of the training loop.
         folder: Folder of the checkpoint and the log; only the main process writes there.
         device: Device that the networks are on.
-        processes: All that train this run; each makes its share of every step.
-        validate: Gives the figures of the held-out cases, "loss" among them, the same in every process; called with
-            the averaged weights in the networks every ``config.validation_steps``.
+        processes: Processes that train together; each computes its share of every step.
+        validate: Function that returns figures of the held-out cases, including ``loss``, the same in every process;
+            called every ``config.validation_steps`` with the averaged weights in the networks.
         with_tensorboard: Also log for TensorBoard.
         precision: Precision of the computation; None to choose it by the settings and the device.
     """
@@ -177,15 +177,15 @@ class TrainingRun:
         self._resume()
 
     def train(self, *, max_minutes: float | None = None, report_step: ReportStep | None = None) -> LoopResult:
-        """Train until the configured number of steps or the time is up; a checkpoint is written at the end.
+        """Train until the configured number of steps is done or the time is up, and write a checkpoint.
 
         Args:
             max_minutes: Wall-clock limit of this call; None for none.
-            report_step: Called after each step with its number (from 1) and figures, in the main process.
+            report_step: Progress callback, called in the main process with (step from 1, figures such as ``loss``).
 
         Raises:
-            TrainingError: When the loss or its gradients are no longer finite, or the disk is full.
-            TrainingStopped: On SIGTERM or SIGINT, once the step is made and the checkpoint written.
+            TrainingError: The loss or its gradients are not finite any more, or the disk is full.
+            TrainingStopped: SIGTERM or SIGINT was received; the step is finished and the checkpoint written.
         """
         if self.device == "cpu":
             keep_freed_memory()
@@ -216,13 +216,13 @@ class TrainingRun:
 
     @property
     def is_complete(self) -> bool:
-        """Whether no step is left to make."""
+        """Whether no step is left to do."""
         patience = self.config.patience
         has_stopped_gaining = patience is not None and self.best.num_without_gain >= patience
         return self.step >= self.config.num_steps or has_stopped_gaining
 
     def result(self) -> LoopResult:
-        """Return the state of the run."""
+        """Return the current state of the run, with the weights to keep."""
         if self.best.step is None:
             return LoopResult(self.step, self.is_complete, self.average.copy())
         return LoopResult(self.step, self.is_complete, self.best.weights, self.best.step, self.best.loss)
@@ -296,7 +296,7 @@ class TrainingRun:
         return StepLog(self.folder, last_step=self.step, with_tensorboard=self.with_tensorboard)
 
     def save(self) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint of the run, whole or not at all."""
         content = {
             "step": self.step,
             "config": self.config.model_dump(),
@@ -332,7 +332,7 @@ class TrainingRun:
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
-    """Return Adam or AdamW with the settings of a loop."""
+    """Return Adam or AdamW with the settings of a training loop."""
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     betas = (0.9, config.second_beta)
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=betas)

@@ -27,11 +27,11 @@ FREE_FIELDS = {"checkpoint_minutes", "accumulation_count"}
 
 
 class StepLog:
-    """Writes ``log.jsonl`` and, optionally, TensorBoard's event files next to it.
+    """Log of a training: ``log.jsonl`` and, optionally, TensorBoard's event files.
 
     Args:
         folder: Folder of the run.
-        last_step: Log lines of later steps are dropped, since a killed run repeats these steps.
+        last_step: Last step of the checkpoint; log lines of later steps are dropped, because they are repeated.
         with_tensorboard: Also write event files.
 
     Raises:
@@ -101,10 +101,11 @@ def _open_writer(folder: Path, last_step: int) -> Any:
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint whole or not at all; the former one is replaced only then.
+    """Write a checkpoint whole or not at all; only then is the previous one replaced.
 
     Raises:
-        TrainingError: It cannot be written, for instance because the disk is full; the former one is left.
+        TrainingError: The checkpoint cannot be written, for instance because the disk is full; the previous one is
+            kept.
     """
     try:
         with open_whole(path) as file:
@@ -119,7 +120,7 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
-    """Read a checkpoint; only data, no code.
+    """Read a checkpoint, as data only, without code.
 
     Raises:
         TrainingError: torch cannot read it.
@@ -134,7 +135,7 @@ def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
 
 
 def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_shares: int, folder: Path) -> None:
-    """Check that a checkpoint is of a run with the same settings and the same number of batches a step.
+    """Raise unless a checkpoint belongs to a run with the same settings and number of batches per step.
 
     Raises:
         TrainingError: The message names what differs.

@@ -14,28 +14,30 @@ LEAST_SLICE_SIDE = 20
 
 
 class LoopConfig(StrictModel, strict=True):
-    """Length and learning rate of a training.
+    """Settings of a training loop: number of steps, optimiser, averaging, checkpoints and validation.
 
     Attributes:
-        num_steps: Optimiser steps of the whole run.
+        num_steps: Number of optimiser steps of the whole run.
         learning_rate: Peak of the learning rate.
         num_warmup_steps: Steps over which the learning rate rises linearly from zero.
-        decay_power: None lets the learning rate fall to zero along half a cosine; a number p along (1 - step /
-            num_steps)^p, so that 0 keeps it. MAISI trains diffusion and ControlNet with 2 and the autoencoder with 0.
-        optimizer: "adamw", or "adam", whose weight decay is part of the gradient.
+        decay_power: None decays the learning rate to zero along half a cosine; a number p along (1 - step /
+            num_steps)^p, so that 0 keeps it constant. MAISI trains diffusion and ControlNet with 2 and the autoencoder
+            with 0.
+        optimizer: ``adamw``, or ``adam``, whose weight decay is part of the gradient.
         second_beta: Decay of the optimiser's mean of squared gradients; the first mean's is 0.9.
         weight_decay: Weight decay of the optimiser.
-        max_gradient_norm: Gradients are scaled down to this global norm; None leaves them.
-        accumulation_count: Batches whose gradients are averaged for one step. The batch of a step is as many times
-            larger, and as many times again as there are processes.
-        average_decay: Decay of the exponential moving average of the weights, which is what is kept in the end; 0 for
-            none, which keeps the last weights and takes no memory.
+        max_gradient_norm: Global norm to which gradients are clipped; None for no clipping.
+        accumulation_count: Number of batches whose gradients are averaged for one step; the effective batch is larger
+            by this factor and by the number of processes.
+        average_decay: Decay of the exponential moving average of the weights, which is saved in the end; 0 saves the
+            last weights and needs no memory.
         mixed_precision: Run forward passes in bfloat16 where that is numerically safe, on devices that compute in it;
             on CUDA devices that do not, in float16 with a scaled loss.
         checkpoint_minutes: Wall-clock time between checkpoints.
         validation_steps: Steps between two validations on held-out cases, the last step included; the weights of the
             best one are kept. None for no validation.
-        patience: Validations in a row without a gain after which training ends; None trains all steps.
+        patience: Number of consecutive validations without improvement after which training ends; None trains all
+            steps.
     """
 
     num_steps: int = Field(gt=0)
@@ -60,7 +62,7 @@ class LoopConfig(StrictModel, strict=True):
         return self
 
     def learning_rate_at(self, step: int) -> float:
-        """Return the learning rate of the given step, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         warmup = min(1.0, (step + 1) / max(1, self.num_warmup_steps))
         progress = step / self.num_steps
         if self.decay_power is None:
@@ -69,37 +71,37 @@ class LoopConfig(StrictModel, strict=True):
 
 
 class VaeLossConfig(StrictModel):
-    """Weights of the autoencoder's losses.
+    """Settings of the autoencoder's patches and losses.
 
     Attributes:
         patch_shape: Voxels of a training patch along I, J, K.
-        large_patch_shape: Patch from ``large_patch_start_step`` on; MAISI too trains on small patches first. Group
-            normalisation then sees the shares of air and body that it will see in use.
-        large_patch_start_step: None for small patches to the end.
-        batch_count: Patches a step.
-        lesion_share: Share of patches centred on a lesion, where the case has one.
+        large_patch_shape: Voxels of a patch from ``large_patch_start_step`` on; MAISI, too, trains on small patches
+            first. Group normalisation then sees as much air and body as in use.
+        large_patch_start_step: Step from which patches are large; None for small patches to the end.
+        batch_count: Number of patches per step.
+        lesion_share: Fraction of patches centred on a lesion, if the case has one.
         kl_weight: Weight of the Kullback-Leibler divergence, summed over the latent as in MAISI.
         perceptual_weight: Weight of the perceptual term, a distance of SqueezeNet's features on slices along all three
             axes; 0 for none. MAISI's is 0.3.
-        perceptual_weights: File of SqueezeNet 1.1's weights as torchvision publishes them (squeezenet1_1-*.pth); needed
-            where the perceptual term counts.
+        perceptual_weights: File of SqueezeNet 1.1's weights as torchvision publishes them (squeezenet1_1-*.pth);
+            required for the perceptual term.
         perceptual_heads: File with LPIPS' weights of the features' channels (weights/v0.1/squeeze.pth of the package
-            lpips), which MAISI uses; None counts all channels alike.
-        perceptual_slice_share: Share of the slices along each axis that the term looks at.
+            lpips), which MAISI uses; None weights all channels equally.
+        perceptual_slice_share: Fraction of the slices along each axis that the term compares.
         initial_log_variance: Logarithm of the posterior's variance at the start. MAISI starts at 0, which drowns the
             latent in noise for the first thousand steps.
-        window_hu: Range of HU whose reconstruction counts extra: soft tissue is 2% of MAISI's intensity range, and
-            lesions live in it.
-        window_weight: Weight of that extra term, an L1 over the window mapped to [0, 1].
+        window_hu: Range of HU whose reconstruction counts in addition; soft tissue, with most lesions, is 2% of MAISI's
+            intensity range.
+        window_weight: Weight of this term, an L1 over the window mapped to [0, 1].
         adversarial_weight: Weight of the least-squares adversarial term; 0 for none.
-        adversarial_start_step: Step from which the adversary counts.
-        discriminator_learning_rate: Discriminator learning rate of Adam for the patch discriminator.
-        rotation_share: Share of patches that are turned by 90, 180 or 270 degrees in a random plane.
+        adversarial_start_step: Step from which the adversarial term counts.
+        discriminator_learning_rate: Learning rate of Adam for the patch discriminator.
+        rotation_share: Fraction of patches that are rotated by 90, 180 or 270 degrees in a random plane.
         intensity_scale: Largest deviation from 1 of the factor that intensities are multiplied by.
-        intensity_shift: So much of the intensity range is added or taken away at most.
-        spacing_mm: Patches are resampled to this spacing along I, J, K, MAISI's mode "fixed"; None leaves them at their
-            own, its mode "original".
-        zoom_range: Patches are enlarged by a factor between these two, MAISI's mode "rand_zoom" with 0.5 to 1.5.
+        intensity_shift: Largest absolute value that is added to intensities in [0, 1].
+        spacing_mm: Spacing along I, J, K to which patches are resampled (MAISI's mode "fixed"); None keeps their own
+            ("original").
+        zoom_range: Range of the factor by which patches are enlarged (MAISI's mode "rand_zoom" with 0.5 to 1.5).
     """
 
     patch_shape: tuple[int, int, int] = (64, 64, 64)
@@ -139,16 +141,20 @@ class VaeLossConfig(StrictModel):
 
 
 class SurroundingsConfig(StrictModel):
-    """Surroundings given to a ControlNet that learns to draw lesions into real images.
+    """Settings of the surroundings that a ControlNet sees when it learns to draw lesions into real images.
+
+    Of every crop a part is hidden, which the network must draw: a lesion with a margin, a ball anywhere, or everything.
 
     Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
 
     Attributes:
-        hidden_share: Share of crops that are hidden as a whole, so that the network can draw without surroundings.
-        elsewhere_share: Share of crops with a lesion in which a ball anywhere is hidden; always so in crops without.
-        margin_mm: Range of the margin around a lesion that is hidden with it.
-        radius_mm: Range of the radius of a ball.
-        known_weight: Factor on the loss of latent voxels that are shown as a whole.
+        hidden_share: Fraction of crops that are hidden as a whole, so that the network can also draw without
+            surroundings.
+        elsewhere_share: Fraction of crops with a lesion in which a ball anywhere is hidden instead; crops without
+            lesions always have a ball.
+        margin_mm: Range in mm of the margin around a lesion that is hidden with it.
+        radius_mm: Range in mm of the radius of a ball.
+        known_weight: Factor on the loss of latent voxels that are completely visible.
     """
 
     hidden_share: float = Field(default=0.1, ge=0, le=1)
@@ -159,28 +165,28 @@ class SurroundingsConfig(StrictModel):
 
 
 class FlowLossConfig(StrictModel):
-    """Weights of the losses on the velocity (rectified flow) or the noise (DDPM).
+    """Settings of crops and losses for the velocity (rectified flow) or the noise (DDPM).
 
     Attributes:
-        batch_count: Cases a step.
-        distance: "l1" as in MAISI, or "l2", whose best answer is the mean: the median of a texture with a few bright
-            vessels is one without them.
-        lesion_weight: Factor on the loss of latent voxels that hold a lesion.
-        outside_weight: Factor on the loss of latent voxels wholly outside the body, which generation overwrites.
+        batch_count: Number of cases per step.
+        distance: ``l1`` as in MAISI, or ``l2``, whose optimum is the mean; the median of a texture with a few bright
+            vessels has no vessels.
+        lesion_weight: Factor on the loss of latent voxels with a lesion.
+        outside_weight: Factor on the loss of latent voxels outside the body, which generation overwrites.
         label_mean_weight: Factor on the absolute mean error of each label; 0 leaves it out. See ``label_mean_error``.
-        label_weights: Factor on the loss of latent voxels that hold a label, by its name; where labels meet, the
-            largest counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
-        modality_dropout: Share of cases whose modality is given as plain "ct", or "mri" for MR.
-        modality_omission: Share of cases whose modality is omitted (code 0), which guidance needs.
+        label_weights: Label name -> factor on the loss of latent voxels with the label; if several apply, the largest
+            counts. MAISI gives 100 to the labels that a ControlNet is taught (``weighted_loss_label``).
+        modality_dropout: Fraction of cases whose modality is given as plain ``ct``, or ``mri`` for MR.
+        modality_omission: Fraction of cases whose modality is omitted (code 0), which guidance needs.
         crop_shape: Latent voxels of a training crop along I, J, K; None for whole latents.
-        lesion_share: Share of crops laid over a lesion, where the case has one.
-        whole_start_step: Step from which whole latents are taken in place of crops; None for crops to the end.
-        whole_batch_count: Cases a step from ``whole_start_step`` on; None for ``batch_count``.
-        train_unet: Whether the U-Net learns beside the ControlNet; False keeps it frozen, as MAISI does.
-        contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: where a tumour is
-            removed from the label map, the output should change, and elsewhere not. 0 leaves it out; MAISI's is 0.01.
-        contrastive_bound: Mean difference between the outputs with and without the tumours that is rewarded at most.
-        surroundings: Part of the image that a ControlNet with 10 channels sees; None for none.
+        lesion_share: Fraction of crops that contain a lesion, if the case has one.
+        whole_start_step: Step from which whole latents are used instead of crops; None for crops to the end.
+        whole_batch_count: Number of cases per step from ``whole_start_step`` on; None for ``batch_count``.
+        train_unet: Whether the U-Net is trained with the ControlNet; False keeps it frozen, as MAISI does.
+        contrastive_weight: Weight of the region contrastive loss of a ControlNet of rectified flow: if a tumour is
+            removed from the label map, the output should change there and nowhere else. 0 for none; MAISI uses 0.01.
+        contrastive_bound: Largest rewarded mean difference between the outputs with and without the tumours.
+        surroundings: Settings of the visible part of the image for a ControlNet with 10 channels; None without.
     """
 
     batch_count: int = Field(default=1, gt=0)

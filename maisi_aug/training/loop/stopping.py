@@ -14,11 +14,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TrainingStopped(KeyboardInterrupt):
-    """Raised when a run was asked to stop and has written its checkpoint."""
+    """A run was asked to stop, by SIGTERM or SIGINT, and has written its checkpoint."""
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has arrived since the context was entered; a second one has its normal effect."""
+    """Context that notes the first SIGTERM or SIGINT instead of stopping; a second one has its normal effect."""
 
     def __init__(self) -> None:
         self.has_come = False
@@ -45,12 +45,12 @@ class StopRequest:
 
 
 class TimeIsUp(Exception):  # noqa: N818  not an error: finished work is kept, and the next run continues
-    """The time limit of a run was reached while its cases were prepared.
+    """The time limit of a run was reached while its cases were being prepared.
 
     Args:
-        phase: What the run was doing.
+        phase: Name of the phase.
         done: Number of finished cases.
-        total: Total of how many.
+        total: Number of all cases.
     """
 
     def __init__(self, phase: str, done: int, total: int) -> None:
@@ -73,18 +73,18 @@ class TimeLimit:
 
     @property
     def minutes_left(self) -> float | None:
-        """At least 0; None without a limit."""
+        """Minutes that are left, at least 0; None without a limit."""
         return None if self._ends_at is None else max(0.0, (self._ends_at - time.monotonic()) / 60)
 
     def limit(self, report_phase: ReportPhase, *, uninterrupted: tuple[str, ...] = ()) -> ReportPhase:
-        """Return phases that end when the time is up, after the case that they are at.
+        """Return a function for progress reports that end a phase when the time is up, after the current case.
 
         Args:
-            report_phase: Starts the progress report of a phase, given its name; its cases are kept one by one.
-            uninterrupted: Prefixes of the names of phases whose work is only kept when it is complete.
+            report_phase: Function that starts the progress report of a phase, given its name.
+            uninterrupted: Prefixes of the names of phases whose work is only kept if it is completed.
 
         Returns:
-            The same, whose reports raise :class:`TimeIsUp`.
+            Function like ``report_phase``, whose reports raise :class:`TimeIsUp`.
         """
 
         def begin(name: str) -> Report:

@@ -34,12 +34,12 @@ HELD_OUT_SHARE = 5
 
 @dataclass(frozen=True, eq=False)
 class MaskSplit:
-    """Label maps as classes.
+    """Label maps as classes, split into training and held-out maps.
 
     Attributes:
         training: Maps to train on.
         held_out: Maps for validation only.
-        key: Hash of what they are; other maps have another one.
+        key: Hash that identifies the maps.
         origin: Origin of the maps, for the bundle's provenance.
     """
 
@@ -50,7 +50,14 @@ class MaskSplit:
 
 
 def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report = report_nothing) -> MaskSplit:
-    """Build what is missing of the recipe's phantoms.
+    """Build the missing phantoms of a recipe, and return their label maps.
+
+    Phantom ``i`` depends only on the seed and on ``i``; held-out phantoms derive from another seed.
+
+    Args:
+        recipe: Recipe of the training.
+        folder: Folder of the phantoms.
+        report: Progress callback, called with (phantoms done, phantoms in all).
 
     Phantom ``i`` depends on the seed and on ``i`` alone; those that are held out derive from another seed.
     """
@@ -71,7 +78,16 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report = 
 def open_bank(
     recipe: MaskTrainingRecipe, bank: FolderBank, folder: Path, *, report: Report = report_nothing
 ) -> MaskSplit:
-    """Cut every map of a bank once to the recipe's grid, with its lesions' volumes kept, and store the cuts.
+    """Cut every map of a bank once to the recipe's grid, with the volumes of its lesions kept, and store the cuts.
+
+    A bank whose files have other names or sizes, or whose ids mean something else, counts as another bank. Maps that
+    cannot be used are left out, see ``bank.skipped``. Every map counts as a patient of its own.
+
+    Args:
+        recipe: Recipe of the training.
+        bank: Label maps of the user.
+        folder: Folder of the cuts.
+        report: Progress callback, called with (maps done, maps in all).
 
     A bank whose files have other names or sizes, or whose ids mean something else, is another one. A map that cannot be
     used is left out; ``bank.skipped`` says why. Every map counts as a patient of its own.
@@ -99,10 +115,10 @@ def open_bank(
 
 
 def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:
-    """Return the label maps of a prepared folder; those of its first fold are held out.
+    """Return the label maps of a prepared folder, of which the first fold is held out.
 
     Raises:
-        TrainingError: Its grid is not the recipe's, or it has but one fold.
+        TrainingError: The grid is not the recipe's, or there is only one fold.
     """
     grid = recipe.grid
     for record in store.cases:
@@ -145,5 +161,5 @@ def _split(
 
 
 def hash_of(parts: list[object]) -> str:
-    """Return a short name for plain JSON values."""
+    """Return a short hash of JSON values."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]

@@ -29,15 +29,15 @@ QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle:
-    """Return the bundle with image networks that mask networks are added to.
+    """Return the bundle with image networks to which mask networks are added.
 
     Args:
-        name_or_path: Name or path of the bundle; None where the user named none.
-        recipe: Tells how long the label maps will be.
+        name_or_path: Name or path of the bundle; None if the user named none, which is an error.
+        recipe: Recipe of the mask networks, with the grid of their label maps.
 
     Raises:
-        TrainingError: None is named, or its images are longer than the label maps.
-        BundleError: It cannot be read.
+        TrainingError: No bundle is named, or its images are longer along the body than the label maps.
+        BundleError: The bundle cannot be read.
     """
     if name_or_path is None:
         raise TrainingError(
@@ -57,14 +57,14 @@ def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle
 
 
 def write_mask_bundle(run: MaskTrainingFolder, base: Bundle) -> Path:
-    """Put a copy of a bundle with the trained mask networks into ``bundle/`` of the run's folder, whole or not at all.
+    """Write a copy of a bundle with the trained mask networks into the run's ``bundle``, whole or not at all.
 
     Returns:
         The bundle's folder.
 
     Raises:
-        TrainingError: When a stage has not been trained.
-        BundleError: When ``bundle/`` holds something else.
+        TrainingError: A stage has not been trained.
+        BundleError: The sub-folder holds something else.
     """
     recipe, folder = run.recipe, run.folder / "bundle"
     states = {role: run.load_weights(stage) for stage, role in MASK_STAGES.items()}

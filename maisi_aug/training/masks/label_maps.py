@@ -26,7 +26,7 @@ Classes = NDArray[np.uint8]
 
 
 class LabelMaps(Protocol):
-    """Label maps of one shape by number."""
+    """Protocol of label maps of one shape, as classes of MAISI's mask decoder, accessed by number."""
 
     def __len__(self) -> int: ...
 
@@ -44,13 +44,18 @@ def _class_table(removals: tuple[tuple[int, int], ...]) -> NDArray[np.uint8]:
 
 
 def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> Classes:
-    """Return classes of MAISI's mask decoder.
+    """Convert vocabulary ids to the classes of MAISI's mask decoder.
+
+    Labels without a class become their host organ if they have one, as kidney cysts do, otherwise body.
 
     Labels without a class become their host organ if they have one, as kidney cysts do, otherwise body.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
-        vocabulary: Tells the hosts of bound slots.
+        vocabulary: Vocabulary, which names the hosts of bound slots.
+
+    Returns:
+        ``(I, J, K)`` uint8 classes.
     """
     known = set(class_ids().tolist())
     cysts = [(MAISI.id_of(f"{side} kidney cyst"), MAISI.id_of(f"{side} kidney")) for side in ("left", "right")]
@@ -61,9 +66,9 @@ def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> 
 
 @cache
 def mirrored_classes() -> NDArray[np.uint8]:
-    """Return ``(125,)``: the class that each becomes when a patient is mirrored left to right.
+    """Return the ``(125,)`` table of the class that each becomes when a patient is mirrored left to right.
 
-    Lobes of the lung have the side in their names as well; the right middle lobe has no partner and stays itself.
+    The right middle lobe of the lung has no partner and stays itself.
     """
     ids = class_ids().tolist()
     partners = list(range(len(ids)))
@@ -77,7 +82,7 @@ def mirrored_classes() -> NDArray[np.uint8]:
 
 
 class ClassMaps:
-    """Label maps turned into classes and kept in memory as far as there is room."""
+    """Label maps converted to classes, kept in memory as far as there is room."""
 
     def __init__(self, maps: LabelMaps, vocabulary: Vocabulary, *, cache_bytes: int = CACHE_BYTES) -> None:
         self._maps = maps
@@ -93,7 +98,7 @@ class ClassMaps:
 
 @dataclass(frozen=True)
 class ReadMaps:
-    """Label maps that are read when they are requested: ``read`` gives each of ``num_maps`` by its number."""
+    """Label maps that are read on request: ``read`` returns each of ``num_maps`` by its number."""
 
     num_maps: int
     read: Callable[[int], NDArray[np.uint8]]
@@ -112,16 +117,16 @@ def store_maps(
     *,
     report: Report = report_nothing,
 ) -> list[Path]:
-    """Write label maps into a folder, those that are not there yet.
+    """Write those of a set of label maps that are not yet in a folder.
 
     Args:
-        folder: This program's own.
+        folder: Folder that only this program writes to.
         names: Names of the maps.
-        build: Gives a map, or None for one that cannot be had.
+        build: Function from the number of a map to the map, or to None if it cannot be built.
         report: Called with (maps done, maps in all), after those that were built now and after the last.
 
     Returns:
-        The files that are there in the end, each with a ``label_map``.
+        Files of the maps that could be built, each with the array ``label_map``.
     """
     paths = [folder / f"{name}.npz" for name in names]
     for place, path in enumerate(paths):
@@ -137,7 +142,7 @@ def store_maps(
 
 @dataclass(frozen=True, eq=False)
 class VariedMaps:
-    """Every map several times: itself, then slightly rotated, stretched and shifted variants."""
+    """Several variants of every label map: itself, then slightly rotated, stretched and shifted ones."""
 
     maps: LabelMaps
     num_variants: int
@@ -162,10 +167,15 @@ class VariedMaps:
 def draw_warp(
     warp: WarpConfig, spacing_mm: Spacing, rng: np.random.Generator
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return a small rotation and stretch in millimetres, as a matrix on voxel offsets, and a shift in voxels.
+    """Draw a small rotation, stretch and shift for a label map.
+
+    Args:
+        warp: Largest rotation, stretch and shift.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Generator of all random draws.
 
     Returns:
-        ``(3, 3)`` from offsets in the varied map to offsets in the map, and ``(3,)``.
+        ``(3, 3)`` matrix from voxel offsets in the varied map to those in the map, and ``(3,)`` shift in voxels.
     """
     matrix = np.diag(1.0 + rng.uniform(-warp.stretch, warp.stretch, 3))
     for axis, angle in enumerate(np.radians(rng.uniform(-warp.degrees, warp.degrees, 3))):
@@ -180,13 +190,13 @@ def draw_warp(
 
 
 def take_patch(classes: Classes, shape: Shape, centre: NDArray[np.float64], matrix: NDArray[np.float64]) -> Classes:
-    """Return the nearest voxels of a turned and stretched box; background beyond the map.
+    """Cut a rotated and stretched patch by nearest neighbours; background beyond the map.
 
     Args:
-        classes: ``(I, J, K)``.
-        shape: Shape of the patch.
-        centre: Its middle in voxels of the map.
-        matrix: ``(3, 3)`` from offsets in the patch to offsets in the map.
+        classes: ``(I, J, K)`` classes of the map.
+        shape: Voxels of the patch along I, J, K.
+        centre: Centre of the patch in voxels of the map.
+        matrix: ``(3, 3)`` matrix from voxel offsets in the patch to those in the map.
     """
     offsets = [np.arange(side) - (side - 1) / 2 for side in shape]
     inside = np.ones(shape, dtype=bool)
@@ -201,5 +211,5 @@ def take_patch(classes: Classes, shape: Shape, centre: NDArray[np.float64], matr
 
 
 def mirror(classes: Classes) -> Classes:
-    """Return a patch mirrored left to right, the first axis, with left and right labels exchanged."""
+    """Mirror a patch left to right, along the first axis, with left and right labels exchanged."""
     return np.ascontiguousarray(mirrored_classes()[classes[::-1]])

@@ -25,25 +25,28 @@ NUM_LEVELS = 8
 
 @dataclass(frozen=True, eq=False)
 class SizedLatents:
-    """Latents of label maps with the conditions that generation would use.
+    """Latents of label maps, with the size conditions that generation would use.
 
     Attributes:
-        latents: One ``(C, i, j, k)`` tensor a map, not yet scaled.
-        sizes: ``(N, 10)`` float32 in the order of ``mask_conditions.CONDITION_IDS``.
+        latents: One ``(C, i, j, k)`` tensor per map, not yet scaled.
+        sizes: ``(N, 10)`` float32 sizes in the order of ``mask_conditions.CONDITION_IDS``.
     """
 
     latents: Sequence[Tensor]
     sizes: NDArray[np.float32]
 
     def gather(self, indices: Sequence[int], scale_factor: float) -> tuple[Tensor, Tensor]:
-        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32."""
+        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32, of some maps."""
         clean = torch.stack([self.latents[index].float() for index in indices]) * scale_factor
         return clean, torch.from_numpy(self.sizes[list(indices)])[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class MaskNoiseObjective(Stateless):
-    """Predict the noise e in x_t = a_t x_0 + s_t e given sizes (Ho et al., NeurIPS 2020)."""
+    """Training objective of the mask U-Net: predict the noise e in x_t = a_t x_0 + s_t e, given organ sizes.
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
+    """
 
     unet: nn.Module
     scheduler: DDPMScheduler
@@ -55,11 +58,11 @@ class MaskNoiseObjective(Stateless):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The U-Net."""
+        """Networks that are trained: the U-Net."""
         return {"mask_diffusion_unet": self.unet}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of the latents of a step; every latent has a seed of its own."""
+        """Return the loss of a share of a step's latents, and figures to log; every latent has a seed of its own."""
         own = share.slice_of(self.config.batch_count)
         indices, timesteps, noises = [], [], []
         for place in range(own.start, own.stop):
@@ -73,7 +76,14 @@ class MaskNoiseObjective(Stateless):
         return loss, {"timestep": times.float().mean()}
 
     def predict(self, clean: Tensor, condition: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Return the noise that the U-Net finds, ``(B, C, i, j, k)`` float32."""
+        """Return the ``(B, C, i, j, k)`` float32 noise that the U-Net predicts.
+
+        Args:
+            clean: ``(B, C, i, j, k)`` scaled latents.
+            condition: ``(B, 1, 10)`` sizes.
+            noise: ``(B, C, i, j, k)`` noise that is added.
+            timesteps: ``(B,)`` time steps.
+        """
         noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
         output: Tensor = self.unet(
             x=noisy.to(self.device), timesteps=timesteps.to(self.device), context=condition.to(self.device)
@@ -81,19 +91,19 @@ class MaskNoiseObjective(Stateless):
         return output.float()
 
     def compare(self, found: Tensor, noise: Tensor) -> Tensor:
-        """Return the distance of two noises."""
+        """Return the mean distance between predicted and added noise, L1 or L2 by the settings."""
         distance = functional.l1_loss if self.config.norm == "l1" else functional.mse_loss
         return distance(found, noise.to(self.device))
 
 
 @dataclass(frozen=True, eq=False)
 class MaskNoiseValidation:
-    """The loss on held-out maps, with the same noise at the same time steps every time.
+    """Validation of the mask U-Net: loss on held-out maps, always with the same noise and time steps.
 
     Attributes:
-        objective: Objective of the network that trains.
+        objective: Training objective.
         held_out: Latents and sizes of the held-out maps.
-        processes: Share the maps among them.
+        processes: Processes that share the maps.
     """
 
     objective: MaskNoiseObjective

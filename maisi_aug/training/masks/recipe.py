@@ -20,14 +20,14 @@ MASK_KIND = "mask-training"
 
 
 class MaskDataConfig(StrictModel):
-    """The label maps to train on.
+    """Entry ``data`` of a recipe for mask networks: the label maps to train on.
 
     Attributes:
         num_phantoms: Number of phantoms, used if the command line names no label maps.
-        seed: Seed that phantom ``i`` is derived from, and that chooses the held-out maps.
-        num_held_out: Maps that are for validation only; of the user's own maps at most a fifth.
-        num_variants: Maps made of each training map for the diffusion: itself, and others that are turned, stretched
-            and shifted a little. Each is encoded and measured once.
+        seed: Seed from which phantom ``i`` is derived, and which chooses the held-out maps.
+        num_held_out: Number of maps for validation only; at most a fifth of the user's own maps.
+        num_variants: Number of variants of each training map for the diffusion, including itself; the others are
+            slightly rotated, stretched and shifted. Each is encoded and measured once.
     """
 
     num_phantoms: int = Field(default=500, gt=0)
@@ -37,12 +37,12 @@ class MaskDataConfig(StrictModel):
 
 
 class WarpConfig(StrictModel):
-    """Variation of label maps: small changes of posture and build that leave the anatomy as it is.
+    """Largest rotation, stretch and shift of label maps: small changes of posture that keep the anatomy plausible.
 
     Attributes:
-        degrees: Largest angle of a rotation about each axis.
+        degrees: Largest rotation about each axis in degrees.
         stretch: Largest relative change of length along each axis.
-        shift_mm: Largest shift along each axis.
+        shift_mm: Largest shift along each axis in mm.
     """
 
     degrees: float = Field(default=5.0, ge=0, le=45)
@@ -51,22 +51,23 @@ class WarpConfig(StrictModel):
 
 
 class MaskVaeLossConfig(StrictModel):
-    """Losses of the autoencoder of label maps.
+    """Settings of patches and losses for the autoencoder of label maps.
 
     Attributes:
         patch_shape: Voxels of a training patch along I, J, K.
-        batch_count: Patches a step.
-        large_patch_shape: Patch from ``large_patch_start_step`` on; MAISI too trains on small patches first.
-            Group normalisation then sees the shares of air and body that it will see in use.
-        large_patch_start_step: None for small patches to the end.
-        large_batch_count: Large patches a step.
-        rare_share: Share of patches centred on a voxel of a class that is drawn evenly among those of the map.
-        mirror_share: Share of patches that are mirrored left to right, with left and right labels exchanged. An
-            autoencoder may see a mirrored patient; the diffusion never does, for most have their liver on the right.
+        batch_count: Number of patches per step.
+        large_patch_shape: Voxels of a patch from ``large_patch_start_step`` on; MAISI, too, trains on small patches
+            first. Group normalisation then sees as much air and body as in use.
+        large_patch_start_step: Step from which patches are large; None for small patches to the end.
+        large_batch_count: Number of large patches per step.
+        rare_share: Fraction of patches centred on a voxel of a class that is drawn evenly among the classes of the map.
+        mirror_share: Fraction of patches that are mirrored left to right, with left and right labels exchanged. Only
+            the autoencoder sees mirrored patients, because the liver is on the right.
         warp: Rotation and scaling of patches.
-        weight_power: A class counts by its share of all voxels to the power of minus this: 0 counts voxels, 1 classes.
-        max_weight: Largest weight of a class, as a multiple of that of the commonest one.
-        dice_weight: Weight of the Dice loss beside the cross-entropy.
+        weight_power: Exponent p of the class weights: a class with the fraction f of all voxels has the weight f^-p, so
+            that 0 weights voxels equally and 1 classes.
+        max_weight: Largest weight of a class, as a multiple of the smallest.
+        dice_weight: Weight of the Dice loss, relative to the cross-entropy.
         kl_weight: Weight of the Kullback-Leibler divergence, summed over the latent as in MAISI.
         initial_log_variance: Logarithm of the posterior's variance at the start.
     """
@@ -87,11 +88,11 @@ class MaskVaeLossConfig(StrictModel):
 
 
 class MaskNoiseLossConfig(StrictModel):
-    """The loss on the predicted noise.
+    """Settings of the loss on the predicted noise of label maps.
 
     Attributes:
-        batch_count: Latents a step.
-        norm: "l1" as in MAISI, or "l2" as in Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
+        batch_count: Number of latents per step.
+        norm: ``l1`` as in MAISI, or ``l2`` as in Ho et al., "Denoising Diffusion Probabilistic Models", NeurIPS 2020.
     """
 
     batch_count: PositiveInt = 1
@@ -99,7 +100,7 @@ class MaskNoiseLossConfig(StrictModel):
 
 
 class MaskVaeStage(StrictModel):
-    """The autoencoder's stage.
+    """Entry ``vae`` of a recipe for mask networks: the stage that trains the autoencoder.
 
     Attributes:
         loop: Number of steps, learning rate and validation.
@@ -111,12 +112,12 @@ class MaskVaeStage(StrictModel):
 
 
 class MaskNoiseStage(StrictModel):
-    """The diffusion U-Net's stage.
+    """Entry ``diffusion`` of a recipe for mask networks: the stage that trains the diffusion U-Net.
 
     Attributes:
         loop: Number of steps, learning rate and validation.
         loss: Loss of the predicted noise.
-        warp: Rotation and scaling of the variants of a map.
+        warp: Largest rotation, stretch and shift of the variants of a map.
     """
 
     loop: LoopConfig
@@ -125,16 +126,16 @@ class MaskNoiseStage(StrictModel):
 
 
 class MaskTrainingRecipe(StrictModel):
-    """Everything that the weights of mask networks depend on, except the user's own label maps.
+    """A recipe for mask networks: everything that determines their weights, except the user's own label maps.
 
     Attributes:
-        kind: Tells it from other recipes.
+        kind: Marks the file as a recipe for mask networks.
         seed: Seed of initial weights, batches and noise.
         data: Training cases.
         grid: Grid of the label maps that the networks will generate.
         num_inference_steps: Default number of sampling steps of the finished bundle.
         scheduler: Definition of the DDPM scheduler.
-        networks: Definitions by role.
+        networks: Role -> definition of the network.
         vae: First stage.
         diffusion: Second stage, on the first one's latents.
     """
@@ -178,10 +179,10 @@ class MaskTrainingRecipe(StrictModel):
         return self
 
     def require_divisible(self) -> None:
-        """Check the grid and the patches.
+        """Raise unless the grid and the patches of the recipe have divisible sides.
 
         Raises:
-            GridError: The message names the field and the nearest shape that would do.
+            GridError: The message names the field and the nearest suitable shape.
         """
         autoencoder, unet = (self.networks[role] for role in MASK_ROLES)
         in_image = latent_factor(autoencoder)
@@ -199,7 +200,7 @@ def load_mask_recipe(path: Path) -> MaskTrainingRecipe:
     """Read and validate a training recipe of mask networks; all problems are reported together.
 
     Raises:
-        RecipeError: For a missing file, invalid YAML, another kind of recipe, or fields that do not validate.
+        RecipeError: The file is missing, not YAML, another kind of recipe, or has invalid fields.
     """
     content = read_yaml(path, f"Training recipe {path}", RecipeError)
     kind = content.get("kind") if isinstance(content, dict) else None

@@ -23,19 +23,22 @@ NUM_DIGITS = 4
 
 @dataclass(frozen=True, eq=False)
 class MapFigures:
-    """Measurements of the maps of a set, taken once.
+    """Voxels per class and volumes of a set of label maps.
 
     Attributes:
-        counts: ``(N, 125)`` voxels per class.
-        volumes_ml: ``(N, 10)`` volumes in the order of ``CONDITION_IDS``: of organs all that the map shows, of tumours
-            the largest connected one. Generation requests one tumour, and its percentile is one of patients' largest.
+        counts: ``(N, 125)`` number of voxels per class.
+        volumes_ml: ``(N, 10)`` volumes in mL in the order of ``CONDITION_IDS``: of organs the whole, of tumours the
+            largest connected one, because percentiles refer to the largest tumour of a patient.
     """
 
     counts: NDArray[np.int64]
     volumes_ml: NDArray[np.float64]
 
     def to_sizes(self, organ_volumes_ml: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-        """Return the conditions of the maps.
+        """Return the size conditions of the maps.
+
+        An organ's size is its rank among the training maps that have it, in [0, 1]. A tumour's is its percentile in the
+        package's size reference, which generation uses to convert the requested volume. Absent labels are -1.
 
         An organ's size is its place among the training maps that have it. A tumour's is its percentile in the package's
         reference, by which generation converts the volume that is requested. What a map lacks is -1.
@@ -56,7 +59,7 @@ class MapFigures:
         return np.round(sizes, NUM_DIGITS)
 
     def organ_volumes_ml(self) -> list[NDArray[np.float64]]:
-        """Return volumes of each of ``SIZED_ORGANS`` in the maps that have it, ascending."""
+        """Return, for each of ``SIZED_ORGANS``, its volumes in mL in the maps that have it, ascending."""
         columns = self.volumes_ml.T[: len(SIZED_ORGANS)]
         return [np.sort(column[column > 0]) for column in columns]
 
@@ -69,12 +72,12 @@ def _rank(ascending: NDArray[np.float64], volume_ml: float) -> float:
 
 
 def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report = report_nothing) -> MapFigures:
-    """Measure every map once and keep the figures in a file.
+    """Measure voxels and volumes of every label map once, and keep them in a file.
 
     Args:
         maps: Label maps as classes.
-        path: Path of the file; its name says what was measured.
-        voxel_ml: Volume of a voxel.
+        path: Path of the file, whose name identifies the maps.
+        voxel_ml: Volume of a voxel in mL.
         report: Called with (maps done, maps in all).
     """
     if path.exists():
@@ -93,7 +96,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
 
 
 def measure_map(classes: Classes, *, voxel_ml: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return voxels per class and the ten volumes of one map; see ``MapFigures``."""
+    """Return the ``(125,)`` voxels per class and ``(10,)`` volumes in mL of one map, see :class:`MapFigures`."""
     ids = class_ids()
     counts = np.bincount(classes.ravel(), minlength=len(ids)).astype(np.int64)
     volumes = np.zeros(len(CONDITION_IDS))

@@ -35,7 +35,7 @@ Validate = MaskVaeValidation | MaskNoiseValidation
 
 
 class MaskTrainingFolder(StageFolder):
-    """A run of a recipe in a folder: label maps, latents, one folder a stage.
+    """Folder of a run that trains mask networks by a recipe: label maps, latents and one sub-folder per stage.
 
     Args:
         recipe: Recipe of the training.
@@ -52,14 +52,21 @@ class MaskTrainingFolder(StageFolder):
     def train(
         self, stage: MaskStageName, *, max_minutes: float | None = None, report_step: ReportStep | None = None
     ) -> LoopResult:
-        """Train a stage, from its checkpoint where there is one, keep its averaged weights, and judge them.
+        """Train one stage, from its checkpoint if there is one, save its averaged weights, and evaluate them.
+
+        The time limit includes the preparation before the first step.
+
+        Args:
+            stage: Name of the stage.
+            max_minutes: Wall-clock limit; None for no limit.
+            report_step: Progress callback, called with (step, figures such as ``loss``).
 
         The time limit covers everything, including the preparation before the first step.
 
         Raises:
-            TrainingError: When the first stage is missing, or the folder holds another configuration or other maps.
-            GridError: For shapes that the networks cannot take.
-            BundleError: For networks that are not like MAISI's mask generator's.
+            TrainingError: The first stage is missing, or the folder holds another configuration or other maps.
+            GridError: The networks cannot use a shape.
+            BundleError: The networks are not of the kind of MAISI's mask generator.
         """
         limit = TimeLimit(max_minutes)
         self.recipe.require_divisible()
@@ -123,10 +130,10 @@ class MaskTrainingFolder(StageFolder):
         return objective, MaskNoiseValidation(objective, held_out, processes=self.processes)
 
     def encode(self) -> tuple[SizedLatents, SizedLatents, float]:
-        """Return latents and sizes of training maps (with variants) and held-out maps, and the scale factor.
+        """Return latents and sizes of training maps (with variants) and of held-out maps, and the scale factor.
 
         Raises:
-            TrainingError: When the autoencoder has not been trained.
+            TrainingError: The autoencoder has not been trained.
         """
         autoencoder = build_network(self.recipe.networks["mask_autoencoder"], device=self.device)
         autoencoder.load_state_dict(self.load_weights("mask-vae"))
@@ -144,7 +151,7 @@ class MaskTrainingFolder(StageFolder):
         return found[0], found[1], 1.0 / float(deviation)
 
     def measure(self) -> MapFigures:
-        """Return figures of the training maps with their variants."""
+        """Return voxels and volumes of the training maps with their variants."""
         return self._measure(self._varied(), "training", self._varied_key())
 
     def _varied(self) -> LabelMaps:
@@ -213,9 +220,9 @@ class MaskTrainingFolder(StageFolder):
         }
 
     def load_weights(self, stage: MaskStageName) -> dict[str, Tensor]:
-        """Return the saved weights of a stage, under MAISI's names.
+        """Return the saved weights of a stage, with MAISI's tensor names.
 
         Raises:
-            TrainingError: When it has not been trained.
+            TrainingError: The stage has not been trained.
         """
         return self._load_weights(stage, MASK_STAGES[stage])

@@ -39,7 +39,9 @@ LEAST_SHARE = 1e-6
 
 @dataclass(eq=False)
 class MaskVaeObjective(Stateless):
-    """Reconstruct patches of label maps.
+    """Training objective of the autoencoder of label maps: reconstruct patches.
+
+    At the start, it sets the spread of the posterior, and the decoder's biases to the frequencies of the classes.
 
     It sets the posterior's spread at the start, and the decoder to take every class for as likely as it is.
 
@@ -47,8 +49,8 @@ class MaskVaeObjective(Stateless):
         autoencoder: Autoencoder with plain layers.
         maps: Label maps as classes.
         config: Losses and patches.
-        counts: ``(N, 125)`` voxels per class of the maps.
-        spacing_mm: Spacing in mm of the maps.
+        counts: ``(N, 125)`` number of voxels per class in the maps.
+        spacing_mm: Voxel sides of the maps along I, J, K in mm.
         seed: Seed of patches and noise.
         device: Device that the autoencoder is on.
     """
@@ -72,11 +74,11 @@ class MaskVaeObjective(Stateless):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The autoencoder."""
+        """Networks that are trained: the autoencoder."""
         return {"mask_autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of the patches of a step, with its parts."""
+        """Return the loss of a share of a step's patches, with its parts as figures to log."""
         patches, noises = self._draw_batch(step, share)
         classes = torch.from_numpy(patches).to(self.device)
         mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
@@ -119,11 +121,11 @@ class MaskVaeObjective(Stateless):
 
 
 def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: float) -> Tensor:
-    """Return class weights for the loss, which are higher for small organs.
+    """Return class weights for the loss of label maps, which are higher for small organs.
 
     Args:
-        counts: ``(N, 125)`` voxels per class of the training maps.
-        power: A class weighs its share of all voxels to minus this.
+        counts: ``(N, 125)`` number of voxels per class in the training maps.
+        power: Exponent p: a class with the fraction f of all voxels has the weight f^-p.
         max_weight: Largest weight, as a multiple of the smallest.
 
     Returns:
@@ -137,7 +139,7 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
 
 
 def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.Module]:
-    """Return the decoder's output before its last convolution, and that convolution."""
+    """Return the features before the decoder's last convolution, and that convolution."""
     blocks = _blocks(autoencoder)
     features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
     for block in blocks[:-1]:
@@ -151,16 +153,16 @@ def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.
 def compare_classes(
     head: nn.Module, features: Tensor, classes: Tensor, weights: Tensor, *, max_logits: int = MAX_LOGITS
 ) -> tuple[Tensor, Tensor]:
-    """Return weighted cross-entropy and mean Dice of probabilities, without holding all logits at once.
+    """Return weighted cross-entropy and mean Dice loss of decoded classes, without holding all logits at once.
 
     Dice is that of Milletari et al., "V-Net", 3DV 2016, without squares, over the classes that a patch has.
 
     Args:
-        head: Convolution of width 3 from features to logits.
-        features: ``(B, C, I, J, K)``.
-        classes: ``(B, I, J, K)`` uint8, the truth.
-        weights: ``(125,)`` of the cross-entropy.
-        max_logits: Logits held at once; a slab along I is one voxel thick at least.
+        head: 3x3x3 convolution from features to logits.
+        features: ``(B, C, I, J, K)`` input of the convolution.
+        classes: ``(B, I, J, K)`` uint8 true classes.
+        weights: ``(125,)`` class weights of the cross-entropy.
+        max_logits: Number of logits held at once; a slab along I is at least one voxel thick.
 
     Returns:
         Two scalars, each a mean over the patches.
@@ -199,7 +201,7 @@ def _sum_by_class(head: nn.Module, features: Tensor, classes: Tensor, within: sl
 
 @torch.no_grad()
 def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> Tensor:
-    """Return the posterior mean of a map, never a draw around it.
+    """Encode a label map, given as ``(I, J, K)`` classes, to its posterior mean.
 
     Returns:
         ``(1, C, i, j, k)`` float32 on the device.
@@ -212,14 +214,14 @@ def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> 
 
 @dataclass(eq=False)
 class MaskVaeValidation:
-    """Dice of held-out maps that are encoded and decoded, whole.
+    """Validation of the autoencoder of label maps: Dice of held-out maps after encoding and decoding.
 
     Attributes:
         autoencoder: Autoencoder in training.
-        maps: Held-out classes.
+        maps: Held-out maps as classes.
         device: Device that the autoencoder is on.
-        processes: Share the maps among them.
-        dice_per_label: Dice per label of the last call, by the name of the label, averaged over the maps that have it.
+        processes: Processes that share the maps.
+        dice_per_label: Label name -> Dice at the last call, averaged over the maps with the label.
     """
 
     autoencoder: nn.Module
@@ -251,7 +253,10 @@ class MaskVaeValidation:
 
 
 def choose_input(autoencoder: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return classes ``(B, I, J, K)`` as an autoencoder's input: 8 bits as in MAISI's, or one channel per class.
+    """Return the function that encodes ``(B, I, J, K)`` classes as an autoencoder's input channels.
+
+    With 8 bits, as in MAISI, or one channel per class, which is learnt several times faster but takes 16 times the
+    memory.
 
     One channel a class is learnt several times faster; bits take a sixteenth of the memory.
     """
@@ -266,7 +271,7 @@ def _to_one_hot(classes: Tensor) -> Tensor:
 
 
 def require_mask_autoencoder(definition: Mapping[str, Any]) -> None:
-    """Check that an autoencoder takes classes in a known encoding, and distinguishes all of MAISI's.
+    """Raise unless an autoencoder takes label maps in a known encoding, and distinguishes all of MAISI's classes.
 
     Raises:
         BundleError: The message names the key.

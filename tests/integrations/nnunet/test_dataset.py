@@ -233,7 +233,7 @@ class TestRefusals:
             ({"dataset_id": 1000}, "must be 1 to 999, found 1000"),
             ({"name": "Syn Liver"}, "found 'Syn Liver'"),
             ({"name": "../Liver"}, "found '../Liver'"),
-            ({"out": None}, "Use --out DIR, or export nnUNet_raw"),
+            ({"out": None}, "Use --out FOLDER, or export nnUNet_raw"),
             ({"labels": ["lung tumor"]}, "has lung tumor"),
         ],
     )

@@ -542,8 +542,8 @@ class TestRefusals:
             ({}, {"ratio": 0.0}, "--ratio: must be above 0, found 0"),
             ({}, {"max_per_label": 0}, "--max-per-label: must be at least 1, found 0"),
             ({}, {"plans": "nnUNetPlans"}, "--plans nnUNetPlans: there is no nnUNetPlans.json in"),
-            ({}, {"out": None}, "Use --out DIR, or export nnUNet_raw=DIR"),
-            ({}, {"preprocessed": None}, "Use --preprocessed DIR, or export nnUNet_preprocessed=DIR"),
+            ({}, {"out": None}, "Use --out FOLDER, or export nnUNet_raw=FOLDER"),
+            ({}, {"preprocessed": None}, "Use --preprocessed FOLDER, or export nnUNet_preprocessed=FOLDER"),
         ],
     )
     def test_what_does_not_fit(

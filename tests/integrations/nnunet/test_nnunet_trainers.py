@@ -84,7 +84,7 @@ class TestPath:
         outcome = run_cli("nnunet-trainer-path", "--env")
         assert outcome.stdout == f"export nnUNet_extTrainer='/other one:{trainer_folder()}'\n"
         assert "nnUNet_raw" not in outcome.stderr
-        assert "nnUNet_results is not set, but nnU-Net needs it: export nnUNet_results=DIR" in outcome.stderr
+        assert "nnUNet_results is not set, but nnU-Net needs it: export nnUNet_results=FOLDER" in outcome.stderr
 
 
 def build_plans(patch: tuple[int, int, int]) -> dict[str, Any]:
