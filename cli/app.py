@@ -22,7 +22,7 @@ DRY_RUN_FLAG = "--dry-run"
 
 
 class Verb(NamedTuple):
-    """Module of a verb and its line in the list of commands."""
+    """Entry of a command in the table of commands: its module, and its line in the help."""
 
     module: str
     summary: str
@@ -68,7 +68,9 @@ RESUMABLE = (
 
 
 def load_verb(name: str) -> Any:
-    """Import a verb's module and build its command.
+    """Import the module of a command by name, and build the command.
+
+    The module has a function ``register(app: typer.Typer) -> None``, which adds one command or group named ``name``.
 
     A verb's module exposes ``register(app: typer.Typer) -> None``, which adds one command or one group named ``name``.
     """
@@ -78,7 +80,7 @@ def load_verb(name: str) -> Any:
 
 
 class LazyGroup(TyperGroup):
-    """A group that lists its verbs from the table and imports one only to run it or to show its help."""
+    """Group of all commands that imports a command only to run it or to show its help."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -86,12 +88,12 @@ class LazyGroup(TyperGroup):
             self.add_command(TyperCommand(name, help=verb.summary), name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
-        """Find the verb as usual, then put its real command in place of the listed one."""
+        """Find the command on the command line, and import the real one."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_verb(name) if name in VERBS else command, rest
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the verb; Ctrl-C becomes an abort, which the error boundary puts into words."""
+        """Run the command; Ctrl-C becomes ``typer.Abort``, for which the error boundary prints a message."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -130,7 +132,7 @@ def root(
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line in this process.
+    """Run one command line of ``maisi-aug`` in this process.
 
     Args:
         arguments: Arguments after the program's name; ``--debug`` may stand anywhere before ``--``.
@@ -170,7 +172,7 @@ def _memory_options(words: Sequence[str]) -> list[str]:
 
 
 def main() -> None:
-    """Entry point of the installed command."""
+    """Entry point of the installed command ``maisi-aug``."""
     open_closed_streams()
     if DEBUG_FLAG not in sys.argv:
         silence_third_parties()

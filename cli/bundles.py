@@ -92,7 +92,7 @@ def pull_command(
 
 
 def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path | None = None) -> None:
-    """Print where a bundle and its label maps are, and how to use them."""
+    """Print where a bundle and its downloaded label maps are, and how to use them."""
     if as_json:
         found = {"name": bundle.name, "path": str(bundle.path), "licence": bundle.licence}
         typer.echo(json.dumps(found | ({"mask_database": str(database)} if database else {}), indent=1))
@@ -112,7 +112,7 @@ def _accept(is_accepted: bool, _: object) -> bool:
 
 
 def ask_for_licence() -> bool:
-    """Ask on a terminal; without one, return False."""
+    """Ask the user on a terminal whether the licence is accepted; without a terminal, return False."""
     return sys.stdin.isatty() and typer.confirm("Have you read the licence, and do you accept it?", err=True)
 
 

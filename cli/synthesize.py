@@ -143,7 +143,7 @@ def _run(config: CohortRequest, out: Path, *, is_quiet: bool, as_lines: bool, **
 
 
 def describe_summary(summary: CohortSummary) -> str:
-    """Return the end of a run in a few lines: accepted cases, rejected ones with reasons, and the next command."""
+    """Describe the end of a run in a few lines: accepted cases, rejected ones with reasons, and the next command."""
     facts = summary.to_json()
     lines = [f"{summary.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted."]
     if facts["first_attempt_rate"] is not None:
@@ -167,7 +167,7 @@ def describe_summary(summary: CohortSummary) -> str:
 
 
 def merge_command(folder: Path) -> list[str]:
-    """Return the command that puts the shards of a cohort together."""
+    """Return the command that merges the shards of a cohort, as words."""
     return ["maisi-aug", "cohort", "merge", str(folder)]
 
 

@@ -20,10 +20,12 @@ _VoxelSide = Annotated[float, Field(ge=0.5, le=10.0), Option("--spacing", metava
 
 
 def read_folds(value: object) -> object:
-    """Read ``0,1,2`` or ``all`` as folds; values that are not text are returned unchanged.
+    """Parse a list of folds, such as ``0,1,2`` or ``all``.
+
+    Values that are not text are returned unchanged.
 
     Raises:
-        ValueError: The text is anything else.
+        ValueError: The text is not a list of folds.
     """
     words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(spells_number(word) or word == "all" for word in words):
@@ -32,7 +34,7 @@ def read_folds(value: object) -> object:
 
 
 class FidRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for the Fréchet distance of slices."""
+    """Options of ``evaluate fid``, which measures FID and KID of slices."""
 
     extractor: Annotated[str, Option()] = "efficientnet_lite0"
     """efficientnet_lite0 (needs no download), radimagenet_resnet50 or squeezenet1_1."""
@@ -62,7 +64,7 @@ class FidRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class DistributionRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for the distances between distributions of features."""
+    """Options of ``evaluate distribution``, which compares distributions of radiomic features."""
 
     spacing_mm: _VoxelSide = 3.0
     """Voxel size in mm on which texture and shape are measured."""
@@ -73,14 +75,14 @@ class DistributionRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class EquivalenceRequest(DistributionRequest):
-    """Request for tests of equivalence."""
+    """Options of ``evaluate equivalence``, which tests whether synthetic lesions and organs are like real ones."""
 
     margin: Annotated[float, Field(ge=0.05, le=5.0), Option()] = 0.5
     """Equivalence margin: largest irrelevant difference of means, in standard deviations of the real set."""
 
 
 class HuRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for a comparison of HU with ranges."""
+    """Options of ``evaluate hu``, which compares HU of labels with reference ranges."""
 
     reference: Annotated[Path | None, Option(metavar="FOLDER")] = None
     """Real labelled cases to take the HU ranges from."""
@@ -97,14 +99,14 @@ class HuRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class LesionsRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for a comparison of lesions with what was requested."""
+    """Options of ``evaluate lesions``, which compares realised with requested lesions."""
 
     num_workers: _Workers = None
     """Number of processes (default: one per core, each for at least a dozen cases)."""
 
 
 class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for a measurement of what an independent segmenter finds."""
+    """Options of ``evaluate agreement`` and ``detection-curve``, which apply an independent segmenter."""
 
     model: Annotated[Path | None, Option(metavar="FOLDER", panel=_SEGMENTER)] = None
     """Trained nnU-Net model. Its checkpoint is a pickle: use only models that you trust."""
@@ -133,7 +135,7 @@ class SegmenterRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class MemorizationRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for the distance of synthetic cases from training cases."""
+    """Options of ``evaluate memorization``, which compares synthetic with training cases."""
 
     train: Annotated[Path, Option(metavar="FOLDER")]
     """Cases that the generator was trained on."""
@@ -144,7 +146,7 @@ class MemorizationRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class ReconstructionRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for a measurement of what an autoencoder preserves of CTs."""
+    """Options of ``evaluate reconstruction``, which measures what an autoencoder preserves of CTs."""
 
     bundle: Annotated[PathText, Option(complete="bundles")]
     """Name or folder of the bundle whose autoencoder is measured."""
@@ -157,7 +159,7 @@ class ReconstructionRequest(StrictModel, use_attribute_docstrings=True):
 
 
 class BlindPackRequest(StrictModel, use_attribute_docstrings=True):
-    """Request for a reader test on pictures."""
+    """Options of ``evaluate blind-pack``, which writes pictures for a reader test."""
 
     num_each: Annotated[int, Field(ge=1, le=499), Option("--number", "-n")] = 20
     """Number of items of each kind."""

@@ -44,7 +44,7 @@ class WholeCt(NamedTuple):
 
 
 class DrawnLesion(NamedTuple):
-    """A lesion drawn into a CT: its box, and the voxels there before and after."""
+    """A lesion drawn into a CT: its box, and the voxels in the box before and after."""
 
     box: tuple[slice, ...]
     before: NDArray[Any]
@@ -61,7 +61,9 @@ class _HeldCt:
 
 
 class LesionPool:
-    """Draws lesions into CTs and shows each several times.
+    """Draws lesions into training CTs, and shows each lesion several times.
+
+    The lesions depend only on the generator: the same sequence of CTs and random numbers gives the same lesions.
 
     What is drawn depends on the generator alone: the same sequence of CTs and draws gives the same lesions.
     """
@@ -111,7 +113,7 @@ class LesionPool:
 
     @property
     def size(self) -> SizeRange:
-        """Volumes that are drawn from."""
+        """Range of volumes of the drawn lesions."""
         return self._size
 
     def insert(
@@ -123,17 +125,17 @@ class LesionPool:
         name: Hashable,
         rng: np.random.Generator,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Put one lesion into a CT.
+        """Insert one lesion into a CT and its label map.
 
         Args:
-            image_hu: ``(I, J, K)`` HU, along any axes; not modified.
-            label_map: ``(I, J, K)`` numbers of the training; not modified.
-            affine: Voxel index to RAS+ mm.
-            name: Tells the CT from others.
-            rng: Draws.
+            image_hu: ``(I, J, K)`` image in HU, with any axis directions; not modified.
+            label_map: ``(I, J, K)`` label numbers of the training; not modified.
+            affine: ``(4, 4)`` matrix from voxel indices to RAS+ mm.
+            name: Key that identifies the CT.
+            rng: Generator of all random draws.
 
         Returns:
-            Image and label map with the lesion; both as they were where the CT has no room for one.
+            Image and label map with the lesion; both unchanged if the CT has no room for one.
         """
         grid = Grid(image_hu.shape, np.asarray(affine, dtype=np.float64))
         image_hu, label_map = image_hu.copy(), label_map.copy()
@@ -158,16 +160,16 @@ class LesionPool:
         *,
         still_fits: Callable[[DrawnLesion], bool] = lambda drawn: True,
     ) -> DrawnLesion | None:
-        """Return a lesion of the pool for a CT, or a new one while there are too few.
+        """Return an existing lesion for a CT, or draw a new one while there are too few.
 
         Args:
-            name: Tells the CT from others.
-            load: Reads it; called where it is seen for the first time and for every new lesion.
-            rng: Draws.
-            still_fits: Whether a lesion that was drawn earlier still fits the CT.
+            name: Key that identifies the CT.
+            load: Function that reads the CT, called when it is new and for every new lesion.
+            rng: Generator of all random draws.
+            still_fits: Function that returns whether an earlier lesion still fits the CT.
 
         Returns:
-            The lesion; None where the CT has no room for one.
+            The lesion; None if the CT has no room for one.
         """
         held = self._held.get(name) or self._hold(name, load())
         self._held.move_to_end(name)

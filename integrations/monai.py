@@ -24,7 +24,10 @@ NAME_KEY: Final = "filename_or_obj"
 
 
 class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
-    """Items ``{"image", "label", "case_id", "request", "seed"}``; images are MetaTensors with their affine.
+    """MONAI dataset of a cohort, with items ``{"image", "label", "case_id", "request", "seed"}``.
+
+    Images and label maps are MetaTensors ``(1, I, J, K)`` with their affine, so that MONAI's ``LoadImaged`` and
+    ``EnsureChannelFirstd`` must be left out. ``dataset.numbering.to_dict()`` returns label name -> number.
 
     Label numbers are ``dataset.numbering.to_dict()``. Dictionary transforms of MONAI start from the loaded tensors:
     leave ``LoadImaged`` and ``EnsureChannelFirstd`` out.
@@ -65,6 +68,9 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
 
 class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI has no types here
     """MONAI dictionary transform that draws a lesion into a CT and its label map, with a probability.
+
+    The items contain MetaTensors ``(1, I, J, K)``, the image in HU. CTs are identified by their file name, or by
+    ``name_key`` for items without one.
 
     The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are distinguished by their file name; items
     without one take ``name_key``.

@@ -40,10 +40,10 @@ class MonaiReport:
     """Result of an export to a MONAI data list.
 
     Attributes:
-        path: The folder.
-        num_synthetic: Cases of the cohort.
-        num_real: Cases of the real dataset.
-        num_folds: Folds of the data list.
+        path: Folder of the export.
+        num_synthetic: Number of cases of the cohort.
+        num_real: Number of cases of the real dataset.
+        num_folds: Number of folds of the data list.
         folds_source: Origin of the folds.
         num_linked: Number of images that are hard links to the cohort's files rather than copies.
         labels: Label name -> number.
@@ -60,7 +60,7 @@ class MonaiReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """Return the report as a JSON-able dict."""
         return {**asdict(self), "path": str(self.path), "notes": list(self.notes)}
 
 
@@ -77,25 +77,26 @@ def export_monai(
 ) -> MonaiReport:
     """Write ``images/``, ``labels/``, ``datalist.json`` and ``task.yaml``, whole or not at all.
 
-    The folds are those of the real dataset, or of the cohort where there is none: nnU-Net's own (``splits_final.json``
-    under ``$nnUNet_preprocessed``), else those that it would draw. A data list trains on all cases of no fold in every
-    fold, so that synthetic cases made from the label map of a real case that validates are left out.
+    The folds are those of the real dataset, or of the cohort if there is none: nnU-Net's ``splits_final.json`` under
+    ``$nnUNet_preprocessed``, otherwise those that nnU-Net would draw. Because a data list cannot exclude a training
+    case from a single fold, synthetic cases made from the label map of a validation case are left out entirely.
 
     Args:
-        cohort_dir: Folder that ``synthesize`` wrote, or several.
+        cohort_dir: Folder of a cohort, or several.
         out: New or empty folder.
-        like: nnU-Net raw dataset of real cases, referred to where they are; its labels decide the numbers.
-        label: ``LABEL=NAME`` each: a label of the real dataset or ``background``, and what it is in the cohort.
-        absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        labels: Names or ids to export without ``like``; those requested for the cohort when empty.
-        include_anatomy: Export every label in the maps as well, except the body envelope; without ``like``.
-        notify: Called with a stage, the steps done and their number.
+        like: nnU-Net raw dataset of real cases, whose files are referred to and whose label numbers are used.
+        label: Rules ``LABEL=NAME``: a label of the real dataset or ``background``, and its name in the cohort.
+        absent: Labels of the real dataset that truly do not occur in the cohort's cases.
+        labels: Names or ids to export without ``like``; if empty, those requested for the cohort.
+        include_anatomy: Without ``like``, also export every other label in the maps, except the body.
+        notify: Progress callback, called with (a stage, the steps done, their number).
 
     Raises:
         CohortError: ``cohort_dir`` is not a cohort.
-        ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, one case alone
-            is to be dealt into folds, a data list cannot hold the folds, or no synthetic case may train.
-        VocabularyError: An unknown label name.
+        ExportError: ``out`` is in use, the cohort is unfinished or altered, labels have no counterpart, a single case
+            would have to be divided into folds, a data list cannot express the folds, or no synthetic case may be
+            trained on.
+        VocabularyError: A label name is unknown.
     """
     require_new_folder(out)
     _require_use(like, label=label, absent=absent, labels=labels, include_anatomy=include_anatomy)

@@ -15,7 +15,7 @@ _ALONE, _LIKE = "Without --like", "With --like"
 
 
 class DicomExport(StrictModel, use_attribute_docstrings=True):
-    """Labels that become DICOM segmentations."""
+    """Options of ``export dicom``: labels that become DICOM segmentations."""
 
     labels: Annotated[tuple[str, ...], Option(metavar="NAME")] = ()
     """Label to export, by name or id; may repeat (default: the labels requested for the cohort)."""
@@ -24,7 +24,7 @@ class DicomExport(StrictModel, use_attribute_docstrings=True):
 
 
 class MonaiExport(DicomExport):
-    """Labels and their numbers, and the real cases to export with the cohort's."""
+    """Options of ``export monai``: labels, their numbers, and real cases to export together with the cohort."""
 
     like: Annotated[Path | None, Option(complete="datasets")] = None
     """nnU-Net raw dataset of real cases, which supplies the folds and the label numbers."""
@@ -37,7 +37,7 @@ class MonaiExport(DicomExport):
 
 
 class NnunetExport(StrictModel, use_attribute_docstrings=True):
-    """A dataset of a cohort alone or, with ``like``, a real one that the cohort is added to."""
+    """Options of ``export nnunet``: a dataset of a cohort alone or, with ``like``, added to a real dataset."""
 
     dataset_id: Annotated[int, Field(ge=1, le=999), Option()]
     """Unused dataset number."""

@@ -32,18 +32,18 @@ NAME: Final = "maisi-aug"
 
 @dataclass(frozen=True)
 class JobLimits:
-    """Limits of every job.
+    """Resources and limits of every Slurm job.
 
     Attributes:
-        minutes: Wall-clock time; a job that has not finished by then is queued again.
-        num_gpus: GPUs.
-        num_cpus: Cores.
+        minutes: Wall-clock limit; a job that has not finished by then is queued again.
+        num_gpus: Number of GPUs.
+        num_cpus: Number of cores.
         memory: Memory in Slurm's notation, such as 32GB; empty for the cluster's default.
         partition: Partition of the cluster; empty for its default.
         account: Account to charge; empty for the user's default.
-        num_running: Most jobs that run at the same time; None for all.
+        num_running: Largest number of jobs that run at the same time; None for all.
         num_timeouts: Number of times that a job is queued again after a timeout; preemptions do not count.
-        others: Further options of sbatch.
+        others: Further options of sbatch, as (name, value).
     """
 
     minutes: int = 480
@@ -57,7 +57,7 @@ class JobLimits:
     others: tuple[tuple[str, str], ...] = ()
 
     def to_parameters(self) -> dict[str, Any]:
-        """Return the options under submitit's names."""
+        """Return the limits as parameters of submitit."""
         named = {"mem": self.memory, "partition": self.partition, "account": self.account}
         return {
             "job_name": NAME,
@@ -73,11 +73,11 @@ class JobLimits:
 
 @dataclass
 class ShardJob:
-    """A job that runs the command for its shard, and stops it when it must.
+    """Slurm job that runs a command for one shard, and stops it before a time limit or preemption.
 
     Attributes:
         words: Words of the command, after ``maisi-aug``.
-        shard: Which part it makes.
+        shard: Shard of the cohort.
     """
 
     words: tuple[str, ...]
@@ -102,14 +102,14 @@ class ShardJob:
             raise subprocess.CalledProcessError(code, self.spell())
 
     def spell(self) -> list[str]:
-        """Return the whole command line."""
+        """Return the command line of the job, as words."""
         return [sys.executable, "-m", "maisi_aug", *self.words, "--shard", str(self.shard)]
 
     def checkpoint(self) -> Any:
-        """Stop the command; called by submitit.
+        """Stop the command; submitit calls this before a time limit or preemption.
 
         Returns:
-            The job to queue again, which is the same.
+            The same job, to be queued again.
         """
         from submitit.helpers import DelayedSubmission
 
@@ -142,10 +142,10 @@ def _is_cancelled() -> bool:
 
 
 def require_submitit() -> Any:
-    """Return the package.
+    """Return the module ``submitit``.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: submitit is not installed.
     """
     try:
         import submitit
@@ -157,11 +157,11 @@ def require_submitit() -> Any:
 
 
 def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
-    """Return the file that :func:`submit_shards` hands to sbatch.
+    """Return the text of the file that :func:`submit_shards` would pass to sbatch.
 
     Args:
         folder: Folder for logs and job files.
-        num_jobs: Jobs of the array.
+        num_jobs: Number of jobs of the array.
         limits: Resources of every job.
 
     Raises:
@@ -179,17 +179,17 @@ def write_sbatch(folder: Path, num_jobs: int, limits: JobLimits) -> str:
 def submit_shards(
     words: Sequence[str], folder: Path, num_jobs: int, limits: JobLimits, *, is_local: bool = False
 ) -> list[str]:
-    """Queue an array of jobs, each of which makes a shard.
+    """Queue a Slurm array of jobs, each of which makes one shard of a cohort.
 
     Args:
         words: Words of the command, after ``maisi-aug``, without ``--shard``.
         folder: Folder for logs and job files.
-        num_jobs: Jobs, and shards.
+        num_jobs: Number of jobs, and of shards.
         limits: Resources of every job.
-        is_local: Start processes on this machine instead.
+        is_local: Start processes on this machine instead of Slurm jobs.
 
     Returns:
-        The number of each job.
+        Id of each job.
 
     Raises:
         MissingExtraError: submitit is not installed.
@@ -216,7 +216,7 @@ def submit_shards(
 
 
 def read_others(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Read options of sbatch, ``NAME=VALUE`` each.
+    """Parse options of sbatch, given as ``NAME=VALUE``.
 
     Raises:
         RequestError: An option has another form.

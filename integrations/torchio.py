@@ -25,21 +25,21 @@ def load_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> list[Any]:
-    """Load all cases of a cohort as subjects with ``image``, ``label``, ``case_id``, ``request`` and ``seed``.
+    """Load all cases of a cohort as TorchIO subjects with ``image``, ``label``, ``case_id``, ``request`` and ``seed``.
 
     Args:
-        folder: Folder that ``synthesize`` wrote.
-        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
-            empty.
-        include_anatomy: Every label in the maps as well, except the body envelope.
+        folder: Folder of the cohort.
+        labels: Names or ids of labels, numbered 1, 2, ... in the order of ids; if empty, those requested for the
+            cohort.
+        include_anatomy: Also include every other label in the maps, except the body.
         numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
-        CohortError: It is not a cohort.
-        ExportError: It is unfinished or altered, or a label occurs nowhere.
+        CohortError: The folder is not a cohort.
+        ExportError: The cohort is unfinished or altered, or a label occurs nowhere.
         MissingExtraError: TorchIO is not installed.
-        RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
-        VocabularyError: An unknown label name.
+        RequestError: ``numbers`` lack a label requested for the cohort, or are otherwise invalid.
+        VocabularyError: A label name is unknown.
     """
     return list(iterate_subjects(folder, labels, include_anatomy=include_anatomy, numbers=numbers))
 
@@ -51,14 +51,14 @@ def iterate_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> Iterator[Any]:
-    """Return the subjects of :func:`load_subjects` one after the other, for cohorts that do not fit into memory."""
+    """Yield the subjects of :func:`load_subjects` one at a time, for cohorts that do not fit into memory."""
     import_torchio()
     pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
     return (to_subject(pairs.load(index)) for index in range(len(pairs)))
 
 
 class InsertLesion:
-    """Draws a lesion into the CT and the label map of a subject, with a probability; ``torchio.Compose`` takes it."""
+    """TorchIO transform that draws a lesion into the CT and the label map of a subject, with a probability."""
 
     def __init__(
         self,

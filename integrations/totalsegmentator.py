@@ -28,10 +28,10 @@ VERSION = "totalsegmentator-v2"
 
 
 def require_totalsegmentator() -> Callable[..., Any]:
-    """Return TotalSegmentator's Python API.
+    """Return the function of TotalSegmentator's Python API.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: TotalSegmentator is not installed.
     """
     try:
         from totalsegmentator.python_api import totalsegmentator
@@ -52,21 +52,24 @@ def segment_organs(
     fast: bool = False,
     report: Report = report_nothing,
 ) -> None:
-    """Write a label map of TotalSegmentator's task ``total`` for every image that has none yet.
+    """Segment organs with TotalSegmentator's task ``total`` in every image that has no label map yet.
 
-    Label maps made from an older image or by the other model are made again: next to each is a hidden
-    file that records its source.
+    Label maps that were made from an older image or by the other model are made again; a hidden file next to each
+    records its source.
+
+    Label maps made from an older image or by the other model are made again: next to each is a hidden file that records
+    its source.
 
     Args:
-        images: Case -> CT; what is not NIfTI is converted for it.
-        folder: Gets ``CASE.nii.gz`` in the ids of ``VERSION``; a file appears whole or not at all.
+        images: Case -> path of the CT; files other than NIfTI are converted first.
+        folder: Folder for label maps ``CASE.nii.gz`` with the ids of ``VERSION``; a file appears whole or not at all.
         device: Device in TotalSegmentator's notation: ``gpu``, ``gpu:1``, ``cpu`` or ``mps``.
-        fast: Its model at 3 mm, for computers without a GPU.
-        report: Called with (images done, images in all).
+        fast: Whether to use its model at 3 mm, for computers without a GPU.
+        report: Progress callback, called with (images done, images in all).
 
     Raises:
-        MissingExtraError: It is not installed.
-        PreparationError: It failed on an image.
+        MissingExtraError: TotalSegmentator is not installed.
+        PreparationError: TotalSegmentator failed on an image.
         VolumeError: An image cannot be read.
     """
     run = require_totalsegmentator()

@@ -38,17 +38,17 @@ def balance_config(
     is_quiet: bool,
     needs_weights: bool = True,
 ) -> tuple[CohortRequest, Balance | None]:
-    """Return the configuration with the requests that balance the dataset, and the balance.
+    """Return a cohort request whose label requests fill the gaps of a real dataset, and the balance behind it.
 
     Args:
-        config: The cohort as it is requested.
-        options: The dataset, and how it is balanced.
-        rules: ``LABEL=NAME`` once per lesion.
+        config: The cohort; its label requests name the lesions to balance.
+        options: The real dataset and the size bins.
+        rules: Rules ``LABEL=NAME`` of ``--map``, one per lesion.
         is_quiet: Show no progress.
         needs_weights: Whether the bundle's weights must be on this machine.
 
     Raises:
-        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+        BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
     """
     if options.against is None:
         return config, None
@@ -65,12 +65,14 @@ def balance_config(
 
 
 def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], vocabulary: Vocabulary) -> dict[str, str]:
-    """Return ``LABEL=NAME`` once per lesion, as what the dataset calls each name.
+    """Parse rules ``LABEL=NAME`` of ``--map``, and return lesion name -> label in the dataset.
+
+    The earlier direction ``NAME=LABEL`` is accepted with a warning if it is unambiguous.
 
     ``NAME=LABEL``, the earlier direction, is accepted where it is unambiguous, with a warning.
 
     Raises:
-        typer.BadParameter: When it is anything else, or a lesion is named twice.
+        typer.BadParameter: A text is not a rule, or a lesion is named twice.
     """
     mapping: dict[str, str] = {}
     for text in texts:
@@ -89,7 +91,7 @@ def _is_target(name: str, targets: Sequence[BalanceTarget], vocabulary: Vocabula
 
 
 def print_balance(balance: Balance) -> None:
-    """Show what each label has, lacks and gets, by lesions per case and size."""
+    """Print tables of the lesions that each label has, lacks and gets, by lesions per case and size."""
     console = open_table_console()
     for label in balance.labels:
         console.print(_build_table(label, balance.dataset))

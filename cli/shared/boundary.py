@@ -50,7 +50,7 @@ _STOPPED_RESUMABLE = "finished work is kept, and the same command continues from
 
 
 def silence_third_parties() -> None:
-    """Keep warnings and log lines of imported libraries off the user's terminal."""
+    """Hide warnings and log lines of imported libraries from the user's terminal."""
     warnings.simplefilter("ignore")
     # Libraries are imported later, in the verbs, and may put their own filters in front: hide what those let through.
     warnings.showwarning = lambda *_, **__: None
@@ -61,7 +61,7 @@ def silence_third_parties() -> None:
 
 @contextmanager
 def note_spellings() -> Iterator[None]:
-    """Print warnings about earlier spellings on stderr, each sentence once."""
+    """Context in which warnings about earlier spellings are printed on stderr, each sentence once."""
     show, told = warnings.showwarning, set[str]()
 
     def note(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
@@ -84,13 +84,13 @@ def guard(
     is_resumable: bool = False,
     memory_options: Callable[[], Sequence[str]] = tuple,
 ) -> int:
-    """Run ``call`` and turn whatever it raises into a message and an exit code.
+    """Run a command, and turn whatever it raises into a message and an exit code.
 
     Args:
-        call: Runs one command; an integer that it returns is the exit code.
+        call: Function that runs the command; an integer that it returns is the exit code.
         debug: Print the traceback before the message.
-        is_resumable: Whether the command keeps what it has finished, so that it can be stopped and repeated.
-        memory_options: Names what of the command takes less memory; called where memory is used up.
+        is_resumable: Whether the command keeps finished work and can be repeated to continue.
+        memory_options: Function that returns advice on options that reduce memory; called if memory is exhausted.
 
     Returns:
         The exit code.
@@ -112,7 +112,13 @@ def guard(
 def explain(
     error: BaseException, *, is_resumable: bool = False, memory_options: Callable[[], Sequence[str]] = tuple
 ) -> tuple[str, int]:
-    """Return the sentence and the exit code for an error; the sentence is empty if the screen already shows it."""
+    """Return message and exit code for an error; the message is empty if the terminal already shows it.
+
+    Args:
+        error: Error that a command raised.
+        is_resumable: Whether the command keeps finished work and can be repeated to continue.
+        memory_options: Function that returns advice on options that reduce memory.
+    """
     if not isinstance(error, MemoryShortageError) and (shortage := find_memory_error(error)) is not None:
         return _explain_memory(shortage, memory_options), EXIT_FAILED
     if isinstance(error, ContentError):

@@ -30,7 +30,7 @@ def _offering(find: Callable[[typer.Context, str], Iterable[Offer]]) -> Complete
 
 @_offering
 def complete_labels(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Labels for a request; after ``+`` those of the next lesion. Names come without spaces, as a shell has them."""
+    """Yield completions of ``--labels``: names without spaces; after ``+`` those of the next lesion."""
     head, plus, last = incomplete.rpartition("+")
     for name, what in _spell_labels(_vocabulary_of(ctx), last, kinds=("tumor", "organ")):
         yield f"{head}{plus}{name}", what
@@ -38,7 +38,7 @@ def complete_labels(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_anatomy(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Labels joined by commas."""
+    """Yield completions of ``--anatomy``: label names joined by commas."""
     head, comma, last = incomplete.rpartition(",")
     for name, what in _spell_labels(_vocabulary_of(ctx), last, kinds=("organ", "tumor")):
         yield f"{head}{comma}{name}", what
@@ -46,7 +46,7 @@ def complete_anatomy(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Return bundles at hand."""
+    """Return completions of ``--bundle``: installed bundles."""
     from maisi_aug.bundle_spec.bundle import list_bundles
 
     return ((bundle.name, bundle.spec.description) for bundle in list_bundles())
@@ -54,7 +54,7 @@ def complete_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_known_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Return bundles that can be fetched."""
+    """Return completions of ``bundles pull``: bundles that can be downloaded."""
     from maisi_aug.bundle_spec.known_bundles import known_bundles
 
     return ((name, known.description) for name, known in known_bundles().items())
@@ -62,7 +62,7 @@ def complete_known_bundles(ctx: typer.Context, incomplete: str) -> Iterator[Offe
 
 @_offering
 def complete_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Return recipes of cohorts."""
+    """Return completions of ``synthesize --recipe``: cohort recipes of the package."""
     from maisi_aug.cohort.recipe_files import list_recipes
 
     return ((info.name, info.summary) for info in list_recipes())
@@ -70,7 +70,7 @@ def complete_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_training_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Return recipes of trainings."""
+    """Return completions of ``train --recipe``: training recipes of the package."""
     from maisi_aug.cohort.recipe_files import list_training_recipes
 
     return ((info.name, info.summary) for info in list_training_recipes())
@@ -78,7 +78,7 @@ def complete_training_recipes(ctx: typer.Context, incomplete: str) -> Iterator[O
 
 @_offering
 def complete_insertion_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Return recipes for lesions in one's own CTs."""
+    """Return completions of ``insert --recipe``: recipes for lesions in the user's own CTs."""
     from maisi_aug.cohort.recipe_files import list_insertion_recipes
 
     return ((info.name, info.summary) for info in list_insertion_recipes())
@@ -86,7 +86,7 @@ def complete_insertion_recipes(ctx: typer.Context, incomplete: str) -> Iterator[
 
 @_offering
 def complete_all_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Yield recipes of all kinds."""
+    """Yield completions of the command ``recipes``: recipes of all kinds."""
     yield from complete_recipes(ctx, incomplete)
     yield from complete_insertion_recipes(ctx, incomplete)
     yield from complete_training_recipes(ctx, incomplete)
@@ -94,7 +94,7 @@ def complete_all_recipes(ctx: typer.Context, incomplete: str) -> Iterator[Offer]
 
 @_offering
 def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Yield presets, of the bundle that the command line names or of all."""
+    """Yield completions of ``--preset``: presets of the bundle on the command line, or of all bundles."""
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.bundle_spec.presets import list_all_presets, list_presets
 
@@ -110,7 +110,7 @@ def complete_presets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_datasets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Raw datasets of nnU-Net by name; the shell completes paths where none begins so."""
+    """Yield completions of datasets: names of nnU-Net raw datasets; without a match, the shell completes paths."""
     from maisi_aug.banks.raw_datasets import RAW_VARIABLE, list_datasets
 
     return ((folder.name, f"raw dataset in ${RAW_VARIABLE}") for folder in list_datasets())
@@ -118,7 +118,7 @@ def complete_datasets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 @_offering
 def complete_modalities(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
-    """Modalities, of the bundle that the command line names or of all."""
+    """Yield completions of ``--modality``: modalities of the bundle on the command line, or of all bundles."""
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.vocabulary.modalities import CT_MODALITIES, MODALITY_CODES, MR_MODALITIES
 
@@ -128,7 +128,7 @@ def complete_modalities(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 
 def is_given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter was typed, and is not left to its default."""
+    """Whether a parameter was given on the command line, in contrast to its default."""
     source = ctx.get_parameter_source(name)
     return source is not None and source.name != "DEFAULT"
 

@@ -25,7 +25,7 @@ MAX_ROWS = 60
 
 
 def print_plan_table(cohort: CohortRun) -> None:
-    """Show each case with its request and its lesions, and what percentiles refer to."""
+    """Print a table of the planned cases with their requests and lesions, and the sources of percentiles."""
     from rich.table import Table
 
     from maisi_aug.cohort.plan import spell_labels
@@ -71,7 +71,7 @@ def _spell_bank(cohort: CohortRun) -> str:
 
 
 def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None:
-    """Show each map with its own grid, that of its image, and its labels; name those that cannot be used."""
+    """Print a table of given label maps with their grids, those of their images, and labels; list unusable maps."""
     from rich.table import Table
 
     num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
@@ -121,8 +121,8 @@ def show_plan(
     """Print the plan of a cohort, as a table or as JSON.
 
     Args:
-        config: The cohort.
-        balance: Balance against a real dataset, if there is one.
+        config: Request of the cohort.
+        balance: Balance against a real dataset; None without one.
         out: Folder that the cohort would be written to; checked as in a run.
         may_resume: Whether ``out`` may hold the cohort already.
         as_json: Print JSON.

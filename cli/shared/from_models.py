@@ -25,11 +25,11 @@ _PLAIN = (bool, int, float, str, Path)
 
 
 class ModelOption(NamedTuple):
-    """An option and the field that it sets.
+    """A command line option, and the field of a configuration that it sets.
 
     Attributes:
         path: Path of the field: ``name``, or ``section.name``.
-        field: The field, with its type, default, limits and description.
+        field: pydantic's description of the field: type, default, limits and help text.
         option: Description of the option on the command line.
     """
 
@@ -39,21 +39,21 @@ class ModelOption(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the parameter that typer fills."""
+        """Name of the function parameter that receives the option's value."""
         return self.path.replace(".", "_")
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Spellings, the long one first."""
+        """Spellings of the option, the long one first."""
         return self.option.spell_flags(self.path.rpartition(".")[2])
 
     @property
     def flag(self) -> str:
-        """Name in messages: the long spelling; for a switch, the spelling that turns it on."""
+        """Spelling of the option in messages: the long one; for a switch, the one that turns it on."""
         return self.flags[0].partition("/")[0]
 
     def to_parameter(self, *, is_required: bool) -> inspect.Parameter:
-        """Return the parameter as typer reads it."""
+        """Return the function parameter from which typer builds the option."""
         taken, limits = _what_is_typed(self.field, self.option)
         default = None if is_required or get_origin(taken) is list else self.field.get_default()
         default = default if isinstance(default, _PLAIN) else None
@@ -74,14 +74,14 @@ class ModelOption(NamedTuple):
         )
 
     def to_value(self, typed: Any) -> Any:
-        """Return the value for the configuration: lists become tuples, because strict models refuse lists."""
+        """Convert the typed value for the configuration: lists become tuples, because strict models refuse lists."""
         return tuple(typed) if isinstance(typed, list) and self.option.takes is None else typed
 
     def read(self, typed: Any) -> Any:
-        """Return the value of the field, read and checked alone.
+        """Validate the typed value by itself, and return the value of the field.
 
         Raises:
-            typer.BadParameter: With what is wrong.
+            typer.BadParameter: The value is invalid.
         """
         kind: Any = Annotated[self.field.annotation, *self.field.metadata]
         adapter: TypeAdapter[Any] = TypeAdapter(kind)
@@ -94,7 +94,7 @@ class ModelOption(NamedTuple):
 
 
 def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOption]:
-    """Yield the options of a model and of the models in its fields, in the order of the fields."""
+    """Yield the options that a configuration defines, including those of its sections, in the order of the fields."""
     for name, field in model.model_fields.items():
         option = next((one for one in field.metadata if isinstance(one, Option)), None)
         if option is not None:
@@ -106,7 +106,11 @@ def list_options(model: type[BaseModel], section: str = "") -> Iterator[ModelOpt
 def with_options(
     function: Callable[..., None], *, without: Collection[str] = (), **fixed: object
 ) -> Callable[..., None]:
-    """Return a function for typer, with an option for each field of the configurations among its parameters.
+    """Wrap a command's function for typer, with an option for every field of the configurations in its parameters.
+
+    A parameter whose type is a model receives the model, built from the given options. A parameter of the type
+    ``Annotated[Given, Model]`` receives the given values by field, for configurations that also come from a recipe,
+    which may contain required fields. Other parameters are unchanged.
 
     A parameter whose type is a model gets one that is built of what was typed; a parameter of the type
     ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options, in
@@ -115,7 +119,7 @@ def with_options(
     Args:
         function: Function of the command.
         without: Parameters that are not options of this command.
-        fixed: Arguments of the function that this command decides.
+        fixed: Arguments of the function that this command sets itself.
     """
     hints = get_type_hints(function, include_extras=True)
     models = {name: model for name in hints if (model := _model_of(hints[name])) is not None}
@@ -149,10 +153,10 @@ def with_options(
 
 
 def build_model(model: type[Model], given: Mapping[str, Any]) -> Model:
-    """Return a configuration of the options that were given.
+    """Build a configuration from the options that were given.
 
     Raises:
-        typer.BadParameter: With everything that is wrong, named by the options.
+        typer.BadParameter: Values are invalid; the message lists all problems by option.
     """
     values: Given = {}
     for path, value in given.items():

@@ -35,11 +35,11 @@ VALUE_NAMES = {"path": "PATH", "Path": "PATH", "file": "FILE", "str": "TEXT", "i
 
 
 def fit_help(command: Any, path: Sequence[str]) -> Any:
-    """Return a command, or a group with its commands, whose help fits on a screen.
+    """Prepare the help of a command, or of a group and its commands, so that it fits on one screen.
 
     Args:
         command: Command as typer built it; a group is modified in place.
-        path: The words that call it, without the program's name.
+        path: Words that call the command, without the program's name.
     """
     command.help = unbreak(command.help)
     name_values(command)
@@ -76,14 +76,14 @@ def _show_no_type(ctx: Any) -> None:
 
 
 def unbreak(text: str | None) -> str | None:
-    """Return a help text with one line per paragraph, because typer keeps all but the first paragraph's breaks."""
+    """Join the lines of each paragraph of a help text, because typer would keep the line breaks of later paragraphs."""
     if text is None:
         return None
     return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n") if part.strip())
 
 
 class PagedCommand(TyperCommand):
-    """A command that keeps its advanced options for ``--help-all``; it takes them like any other."""
+    """Command that shows advanced options only with ``--help-all``; all options are accepted as usual."""
 
     def __init__(self, command: TyperCommand, everyday: frozenset[str]) -> None:
         self.__dict__.update(vars(command))
@@ -98,7 +98,7 @@ class PagedCommand(TyperCommand):
         self.params = [*command.params, _build_flag(len(self.advanced))]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, with the advanced options only where they were requested."""
+        """Print the help, with the advanced options only if they were requested."""
         hidden = [] if ctx.meta.get(_SHOWS_ALL) else [option for option in self.advanced if not option.hidden]
         for option in hidden:
             option.hidden = True

@@ -20,12 +20,12 @@ DROPPED = "background"
 
 
 def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: str) -> list[str]:
-    """Return the rules of `--map` and those of an earlier NAME=LABEL flag, swapped and reported.
+    """Join the rules of ``--map`` with those of an earlier NAME=LABEL option, swapped and with a warning.
 
     Args:
-        rules: ``LABEL=NAME`` each.
-        old: ``NAME=LABEL`` each.
-        flag: The earlier flag.
+        rules: Rules ``LABEL=NAME``.
+        old: Rules ``NAME=LABEL`` of the earlier option.
+        flag: Name of the earlier option.
     """
     turned = []
     for text in old or ():
@@ -36,10 +36,10 @@ def add_old_rules(rules: Iterable[str] | None, old: Sequence[str] | None, flag: 
 
 
 def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
-    """Return the labels of a mask bank by name, as the rules define them; ``-`` drops one.
+    """Parse rules ``LABEL=NAME`` about a mask bank, and return label -> name or id; ``-`` drops a label.
 
     Raises:
-        typer.BadParameter: A rule cannot be read, or a label has two.
+        typer.BadParameter: A rule cannot be read, or a label has two rules.
     """
     meanings: dict[str | int, str | int] = {}
     for label, name in (split_rule(text, "2=hepatic tumor") for text in rules):
@@ -50,7 +50,9 @@ def to_bank_labels(rules: Sequence[str]) -> dict[str | int, str | int] | None:
 
 
 def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
-    """Return the ids of lesions in a size reference, by rules; a label is an id, or a name of its ``dataset.json``.
+    """Parse rules ``LABEL=NAME`` about a size reference, and return lesion name -> label id.
+
+    A label is an id, or a name from the ``dataset.json`` of the folder.
 
     Raises:
         typer.BadParameter: A rule cannot be read, or the dataset has no such name.
@@ -77,12 +79,12 @@ def to_size_labels(rules: Sequence[str], folder: Path) -> dict[str, int] | None:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """Rules of `--map`, by the dataset whose labels they explain.
+    """Rules of ``--map``, sorted by the dataset whose labels they explain.
 
     Attributes:
-        lesions: Rules of `--balance-against`, not yet parsed.
-        sizes: Sizes of `--size-reference`: lesion -> id.
-        bank: Rules of `--mask-bank`: label -> meaning.
+        lesions: Rules about the dataset of ``--balance-against``, not yet parsed.
+        sizes: Lesion name -> label id in ``--size-reference``.
+        bank: Label in ``--mask-bank`` -> name or id.
     """
 
     lesions: tuple[str, ...] = ()
@@ -93,16 +95,16 @@ class LabelRules:
     def read(
         cls, texts: Sequence[str], balance_against: Path | None, size_reference: str | None, mask_bank: str | None
     ) -> LabelRules:
-        """Read the rules.
+        """Assign the rules of ``--map`` to the dataset that the other options name.
 
         Args:
-            texts: ``LABEL=NAME`` each.
+            texts: Rules ``LABEL=NAME``.
             balance_against: Value of `--balance-against`.
             size_reference: Value of `--size-reference`.
             mask_bank: Value of `--mask-bank`, or of another option that may name a bank.
 
         Raises:
-            typer.BadParameter: There is nothing that they are about, or one cannot be read.
+            typer.BadParameter: No option names a dataset, or a rule cannot be read.
             BankError: The size reference's description cannot be read.
         """
         if balance_against is not None:
@@ -117,10 +119,10 @@ class LabelRules:
         return cls(bank=to_bank_labels(texts))
 
     def add_to(self, flags: Given) -> Given:
-        """Return the options that were given with the fields of a configuration that the rules set.
+        """Return the given options together with the configuration fields that the rules set.
 
         Raises:
-            typer.BadParameter: The bank's labels are given by ``--mask-labels`` as well.
+            typer.BadParameter: The bank's labels are also given by ``--mask-labels``.
         """
         if self.bank is not None and "mask_labels" in flags:
             raise typer.BadParameter("--map and --mask-labels cannot be used together. Leave one out.")

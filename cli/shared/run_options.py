@@ -77,19 +77,19 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress
 
 
 def parse_shape(text: str | None) -> Any:
-    """Return ``--shape`` as voxels along I, J, K.
+    """Parse the value of ``--shape`` as voxels along I, J, K.
 
     Raises:
-        typer.BadParameter: It is not a shape.
+        typer.BadParameter: The value is not a shape.
     """
     return _parse("--shape", read_shape, text)
 
 
 def parse_spacing(text: str | None) -> Any:
-    """Return ``--spacing`` as millimetres along I, J, K.
+    """Parse the value of ``--spacing`` as millimetres along I, J, K.
 
     Raises:
-        typer.BadParameter: It is not a spacing.
+        typer.BadParameter: The value is not a spacing.
     """
     return _parse("--spacing", read_spacing, text)
 

@@ -26,13 +26,13 @@ PIPED_WIDTH = 160
 
 
 class PatientStream:
-    """A text stream whose reader may be gone (``| head``): further output is dropped, and work continues."""
+    """Text stream whose reader may have ended (``| head``): further output is dropped, and work continues."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write text as it is."""
+        """Write text unchanged, or drop it if the reader has ended."""
         try:
             self._stream.write(text)
         except BrokenPipeError:
@@ -57,20 +57,20 @@ class PatientStream:
 
 
 class CleanStream(PatientStream):
-    """A text stream that escapes control characters."""
+    """Text stream that escapes control characters."""
 
     @property
     def rich_proxied_file(self) -> PatientStream:
-        """The stream that Rich writes to."""
+        """The underlying stream, under the name by which Rich finds it."""
         return PatientStream(self._stream)
 
     @property
     def buffer(self) -> io.RawIOBase:
-        """The stream that takes bytes."""
+        """The underlying stream for bytes."""
         return _CleanBytes(self)
 
     def write(self, text: str) -> int:
-        """Write text; a carriage return at its beginning stays, with which bars of downloads go back to theirs."""
+        """Write text with control characters escaped; only a leading carriage return, as in progress bars, is kept."""
         start = "\r" if text.startswith("\r") else ""
         super().write(start + clean_lines(text[len(start) :]))
         return len(text)
@@ -97,13 +97,13 @@ class _CleanBytes(io.RawIOBase):
 
 
 def tell(sentence: str) -> None:
-    """Write a sentence to standard error; a line break in a name that it holds does not begin another line."""
+    """Write a sentence to standard error as one line, even if a name in it contains a line break."""
     typer.echo(clean_message(sentence), err=True)
 
 
 @contextmanager
 def clean_streams() -> Iterator[None]:
-    """Clean what is written to standard output and error while the block lasts."""
+    """Context in which control characters are escaped in everything written to standard output and error."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (CleanStream(stream) for stream in before)
     try:
@@ -116,7 +116,9 @@ def clean_streams() -> Iterator[None]:
 
 
 def open_closed_streams() -> None:
-    """Give a process that was started with closed standard streams (``>&-``) some that lead nowhere.
+    """Replace standard streams that were closed when the process started (``>&-``) by ones that discard everything.
+
+    Otherwise the next opened file would get the number of a standard stream, and output would be written to it.
 
     Else the next file that is opened would have the number of a stream, and be written into.
     """
@@ -129,7 +131,7 @@ def open_closed_streams() -> None:
 
 
 def open_table_console() -> Console:
-    """Return a console on standard output, as wide as the terminal or, without one, wide enough for every table."""
+    """Return a console on standard output for tables, as wide as the terminal or, without one, as any table needs."""
     from maisi_aug.api.bars import PlainConsole
 
     return PlainConsole(width=None if sys.stdout.isatty() else PIPED_WIDTH)

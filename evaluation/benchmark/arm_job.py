@@ -18,7 +18,7 @@ from maisi_aug.volumes.image_files import save_image, save_label_map
 
 @dataclass(frozen=True)
 class ArmJob:
-    """One training of one arm, as an engine gets it.
+    """One training of one arm of a benchmark, as an engine receives it.
 
     Attributes:
         plan: Plan of the benchmark.
@@ -26,7 +26,7 @@ class ArmJob:
         seed: Number of the training, from 0.
         folder: Folder of this training.
         bench: Folder of the benchmark.
-        device: "cpu" or "cuda".
+        device: ``cpu`` or ``cuda``.
     """
 
     plan: BenchmarkPlan
@@ -38,36 +38,41 @@ class ArmJob:
 
     @property
     def training_seed(self) -> int:
-        """Seed of the training; equal across arms, so that they begin with the same weights."""
+        """Seed of the training, equal across arms, so that they begin with the same weights."""
         return derive_seed("benchmark arm", self.plan.config.seed, self.seed)
 
     @property
     def predictions(self) -> Path:
-        """Folder for the label maps of the test cases, ``CASE.nii.gz`` with classes as labels."""
+        """Folder for the predicted label maps of the test cases, ``CASE.nii.gz`` with classes as labels."""
         return self.folder / "predictions"
 
     @property
     def training_refs(self) -> tuple[CaseRef, ...]:
-        """The arm's training cases; one may occur more than once."""
+        """Training cases of the arm; a case may occur more than once."""
         return self.plan.training_sets[self.plan.draw_of(self.arm, self.seed)]
 
     @property
     def test_refs(self) -> tuple[CaseRef, ...]:
-        """The test cases, real ones."""
+        """Test cases of the benchmark, all of them real."""
         return tuple((REAL, case_id) for case_id in self.plan.split.test)
 
     def find_case(self, ref: CaseRef) -> tuple[CaseFiles, dict[str, tuple[int, ...]]]:
-        """Return the files of a case and the numbers of its labels; a missing copy-paste case is made."""
+        """Return a case's files, and label name -> ids in its label map; a missing copy-paste case is made first."""
         if ref[0] == COPY_PASTE:
             return make_paste_case(self.bench, self.plan, ref[1]), {n: (i,) for n, i in self.plan.classes.items()}
         return self.plan.find_case(ref), self.plan.sources[ref[0]].label_ids
 
 
 class Engine(Protocol):
-    """An engine that trains an arm and segments the test cases."""
+    """Protocol of engines, which train the segmenter of an arm and segment the test cases."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Train, or continue, and write the predictions.
+        """Train a segmenter on the cases of an arm, or continue, and write predictions for the test cases.
+
+        Args:
+            job: The training.
+            max_minutes: Time limit; None for no limit.
+            report_step: Progress callback, called with (step, figures such as ``loss``).
 
         Returns:
             Whether the arm is finished; False if the time limit was reached.
@@ -75,7 +80,9 @@ class Engine(Protocol):
 
 
 def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
-    """Return a real training case with a pasted lesion of another one, made on first use; always the same bytes.
+    """Return a copy-paste case: a real training case with a lesion of another one pasted in, made on first use.
+
+    The result has always the same bytes.
 
     Raises:
         BenchmarkError: There is no lesion to paste, or no room.

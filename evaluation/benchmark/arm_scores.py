@@ -17,47 +17,59 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LesionCounts:
-    """Numbers of found lesions, missed lesions and false positives.
+    """Numbers of found lesions, missed lesions and false positives of one label.
 
     Attributes:
-        rows: For each training and patient, the counts in total and by size.
+        rows: Counts for each training and patient, in total and by lesion size.
     """
 
     rows: Sequence[Sequence[tuple[DetectionFigures, ...]]]
 
     @property
     def names(self) -> list[str]:
-        """The sizes."""
+        """Names of the lesion sizes."""
         return [figures.name for figures in self.rows[0][0]]
 
     def count(self, place: int, field: str) -> Array:
-        """Return ``(S, N)`` of one size: ``num_found``, ``num_missed`` or ``num_made_up``."""
+        """Return the ``(S, N)`` counts of one lesion size, by training and patient.
+
+        Args:
+            place: Index of the size.
+            field: ``num_found``, ``num_missed`` or ``num_made_up``.
+        """
         return np.array([[getattr(figures[place], field) for figures in row] for row in self.rows], dtype=np.float64)
 
     def shares(self, place: int) -> dict[str, tuple[Array, Array]]:
-        """Return sensitivity and F1 of one size as numerators and denominators."""
+        """Return sensitivity and F1 for one lesion size, each as ``(S, N)`` numerators and denominators."""
         found, missed, made_up = (self.count(place, f"num_{kind}") for kind in ("found", "missed", "made_up"))
         return {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
 
 
 @dataclass(frozen=True)
 class ArmScores:
-    """The finished trainings of an arm.
+    """Scores of the finished trainings of an arm.
 
     Attributes:
-        arm: The arm.
-        runs: Content of ``scores.json`` by seed.
+        arm: Arm of the benchmark.
+        runs: Seed -> content of ``scores.json``.
     """
 
     arm: Arm
     runs: Mapping[int, Mapping[str, Any]]
 
     def choose(self, seeds: Sequence[int]) -> ArmScores:
-        """Return the arm with only some of its trainings."""
+        """Return the scores of some of the trainings, given by seed."""
         return ArmScores(self.arm, {seed: self.runs[seed] for seed in seeds})
 
     def collect(self, label: str, metric: str) -> tuple[tuple[str, ...], Array]:
-        """Return the patients with a label and their ``(S, N)`` scores by training; a patient's cases are averaged."""
+        """Return the patients who have a label, and their ``(S, N)`` scores by training and patient.
+
+        The cases of a patient are averaged.
+
+        Args:
+            label: Name of the label.
+            metric: Name of the metric.
+        """
         rows = []
         patients: tuple[str, ...] = ()
         for run in self.runs.values():
@@ -82,7 +94,7 @@ class ArmScores:
         return LesionCounts(rows)
 
     def count_false_alarms(self, label: str) -> tuple[int, int]:
-        """Return the number of cases without the label in which it was predicted, and of all cases without it."""
+        """Return the number of cases without a label in which it was predicted, and that of all cases without it."""
         clean = [c["labels"][label] for run in self.runs.values() for c in run["cases"]]
         clean = [score for score in clean if score["reference_ml"] == 0]
         return sum(score["found_ml"] > 0 for score in clean), len(clean)

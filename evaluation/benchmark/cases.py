@@ -25,14 +25,14 @@ LabelIds = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class CaseFiles:
-    """One image with its label map.
+    """Image and label map of one case of a benchmark.
 
     Attributes:
-        case_id: Its name.
-        image: The image's file.
-        label: The label map's file.
-        origin: Names and hashes of the maps that a synthetic case was made from.
-        patient: Whose it is, where the folder tells; empty where not.
+        case_id: Name of the case.
+        image: Path of the image.
+        label: Path of the label map.
+        origin: Names and hashes of the label maps from which a synthetic case was made.
+        patient: Name of the patient, if the folder states it; otherwise empty.
     """
 
     case_id: str
@@ -44,14 +44,14 @@ class CaseFiles:
 
 @dataclass(frozen=True)
 class CaseSource:
-    """Cases whose label maps number their labels alike.
+    """Cases of one source of a benchmark, whose label maps use the same ids.
 
     Attributes:
-        name: Name in arms; "real" for the real cases.
+        name: Name of the source in arms; ``real`` for the real cases.
         cases: Cases ordered by name, or as in the cohort's plan.
-        label_ids: Name of a label to its numbers in the maps.
+        label_ids: Label name -> ids in the label maps.
         notes: Notes to the user, a sentence each.
-        names: All names that the folder gives its labels, those that are left out included; not kept with a plan.
+        names: All label names in the folder, including unused ones; not stored with a plan.
     """
 
     name: str
@@ -62,11 +62,11 @@ class CaseSource:
 
 
 def find_real_cases(path: Path, labels: Mapping[str, tuple[int, ...]] | None) -> CaseSource:
-    """List the real cases of an nnU-Net raw dataset, a prepared folder or a folder of pairs.
+    """List the real cases of a benchmark: an nnU-Net raw dataset, a prepared folder or a folder of pairs.
 
     Args:
-        path: The folder.
-        labels: Name to numbers, or to none for those that the folder gives the name; None for all its names.
+        path: Path of the folder.
+        labels: Label name -> ids, or -> nothing to use the ids that the folder states; None for all of its labels.
 
     Raises:
         BenchmarkError: There are no cases or no label names, several channels, or synthetic cases among the real ones.
@@ -101,15 +101,15 @@ def find_synthetic_cases(
     *,
     context: Sequence[str] = (),
 ) -> CaseSource:
-    """List the cases of a cohort, of an nnU-Net raw dataset or of a folder of pairs.
+    """List the synthetic cases of a benchmark: a cohort, an nnU-Net raw dataset or a folder of pairs.
 
     Args:
         name: Name of the source in arms.
-        path: The folder.
+        path: Path of the folder.
         labels: Names of the real labels.
-        mapping: Name of a real label to names or ids here; labels that are not named are looked up by what their own
-            name means, such as "cancer" beside "liver".
-        context: Further names of the real dataset, which tell what a bare name means.
+        mapping: Name of a real label -> names or ids in these cases; other labels are matched by the meaning of their
+            name, such as "cancer" together with "liver".
+        context: Further label names of the real dataset, by which a bare name such as "cancer" is interpreted.
 
     Raises:
         BenchmarkError: There are no cases, or a label cannot be found.

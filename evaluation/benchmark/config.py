@@ -43,14 +43,14 @@ _DATA, _TRAINING = "Cases and labels", "Training"
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way to compose a training set.
+    """Arm of a benchmark: one way to compose a training set.
 
     Attributes:
         name: Name as the user wrote it.
         kind: Kind of its training set.
         source: Name of the synthetic source; empty without one.
-        ratio: Added cases per real case; 0 where nothing is added.
-        count: Real patients of every draw; 0 for an arm with all real training cases and no draws.
+        ratio: Added cases per real case; 0 if none are added.
+        count: Number of real patients that every training draws anew; 0 for an arm with all real training cases.
     """
 
     name: str
@@ -61,12 +61,12 @@ class Arm:
 
     @property
     def folder_name(self) -> str:
-        """The name in a form that is a valid folder name on any system."""
+        """Name of the arm as a folder name that is valid on any system."""
         return self.name.replace(":", "_")
 
 
 def parse_arm(text: str, sources: Sequence[str]) -> Arm:
-    """Read the name of an arm.
+    """Parse the name of an arm.
 
     Args:
         text: ``real``, ``real-duplicated``, ``copy-paste:RATIO``, ``real+SOURCE:RATIO`` or ``SOURCE-only``; ``real@N``
@@ -118,15 +118,15 @@ def _parse_ratio(text: str, arm: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Size and training of the light engine's network.
+    """Size and training settings of the light engine's network.
 
     Attributes:
-        widths: Channels of the U-Net's levels.
-        patch_side: Voxels of a training patch along each axis, at most.
-        batch_count: Patches a step.
-        num_steps: Optimiser steps of every arm.
-        learning_rate: Its peak.
-        max_voxels: Largest number of voxels of a case at the planned spacing; larger ones are planned coarser.
+        widths: Channels of each level of the U-Net.
+        patch_side: Largest number of voxels of a training patch along each axis.
+        batch_count: Number of patches per step.
+        num_steps: Number of optimiser steps of every arm.
+        learning_rate: Peak of the learning rate.
+        max_voxels: Largest number of voxels of a case at the planned spacing, which is coarser for larger cases.
     """
 
     widths: tuple[int, ...]
@@ -144,7 +144,7 @@ PRESETS: Final[dict[PresetName, Preset]] = {
 
 
 class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
-    """Everything that the figures of a benchmark depend on; fixed for a folder once it has begun."""
+    """Everything that determines the figures of a benchmark; fixed for a folder once the benchmark has begun."""
 
     real: Annotated[PathText, Option(takes=Path, complete="datasets", panel=_DATA, everyday=True)]
     """Real cases: raw dataset of nnU-Net, prepared folder, or pairs."""
@@ -280,12 +280,12 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
 
     @property
     def parsed_arms(self) -> tuple[Arm, ...]:
-        """The arms in the order given."""
+        """Arms of the benchmark in the requested order, parsed."""
         return tuple(parse_arm(text, tuple(self.synthetic)) for text in self.arms)
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of every arm."""
+        """Number of optimiser steps of every arm."""
         return self.num_steps or PRESETS[self.preset].num_steps
 
     def patient_of(self, case_id: str) -> str:
@@ -305,14 +305,14 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
         return match[1]
 
     def with_paths_found(self) -> BenchmarkConfig:
-        """Return the configuration with absolute folders in place of datasets given by number or name."""
+        """Return the configuration with absolute paths instead of dataset numbers or names."""
         from maisi_aug.banks.raw_datasets import find_dataset
 
         sources = {name: str(find_dataset(path).resolve()) for name, path in self.synthetic.items()}
         return self.model_copy(update={"real": str(find_dataset(self.real).resolve()), "synthetic": sources})
 
     def to_json(self) -> dict[str, Any]:
-        """Return the configuration as JSON types."""
+        """Return the configuration as a JSON-able dict."""
         return self.model_dump(mode="json")
 
 
@@ -371,18 +371,18 @@ def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingP
 def parse_labels(
     words: Sequence[str], rules: Sequence[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, tuple[str, ...]]]:
-    """Return the labels of `--label`, with their meaning by `--map`.
+    """Combine the labels of ``--label`` with their meanings by ``--map``.
 
     Args:
-        words: ``NAME`` each; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, and warned of.
-        rules: ``LABEL=NAME+NAME`` each, LABEL being a real label's name, or ids of it joined by a plus sign where the
-            real cases do not name it: then it is called NAME.
+        words: Label names; ``NAME=ID+ID`` is an earlier spelling of a rule with ids, which causes a warning.
+        rules: Rules ``LABEL=NAME+NAME``, where LABEL is the name of a real label, or its ids joined by a plus sign if
+            the real cases have no names; it is then called NAME.
 
     Returns:
-        Real label -> ids, none where the real cases name it; and real label -> names or ids in the synthetic maps.
+        Real label -> ids (empty if the real cases name it), and real label -> names or ids in synthetic label maps.
 
     Raises:
-        ValueError: A word without a name, or a side of it is missing.
+        ValueError: A text has no name, or one side of a rule is missing.
     """
     labels: dict[str, tuple[int, ...]] = {}
     mapping: dict[str, tuple[str, ...]] = {}
@@ -415,10 +415,10 @@ def _read_ids(text: str) -> tuple[int, ...] | None:
 
 
 def build_benchmark_config(**fields: Any) -> BenchmarkConfig:
-    """Return a configuration of its fields.
+    """Build a benchmark configuration from its fields.
 
     Raises:
-        BenchmarkError: The message names every field that does not validate.
+        BenchmarkError: The message names every invalid field.
     """
     with explain_problems(BenchmarkConfig, "Benchmark", BenchmarkError, kind="configuration", advice="Correct it."):
         return BenchmarkConfig(**fields)

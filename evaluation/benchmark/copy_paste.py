@@ -32,14 +32,14 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class CutLesion:
-    """A lesion at the spacing of the case it goes to.
+    """A lesion cut out of a case, resampled to the spacing of the case that it is pasted into.
 
     Attributes:
-        mask: ``(I, J, K)``.
-        image_hu: ``(I, J, K)`` its surroundings included.
-        number: Its class.
-        host: Class of most of its surroundings; 0 where nothing is labelled there.
-        around_hu: Mean of those surroundings.
+        mask: ``(I, J, K)`` mask of the lesion.
+        image_hu: ``(I, J, K)`` HU, including surroundings.
+        number: Class of the lesion.
+        host: Most frequent class around the lesion; 0 if nothing is labelled there.
+        around_hu: Mean HU of the surroundings.
     """
 
     mask: Mask
@@ -52,11 +52,11 @@ class CutLesion:
 def paste_lesion(
     target: LoadedCase, donors: Sequence[LoadedCase], lesion_classes: Sequence[int], *, rng: np.random.Generator
 ) -> LoadedCase:
-    """Put one lesion of a donor into a case.
+    """Paste a lesion of another case into a case.
 
     Args:
-        target: Gets the lesion; not modified.
-        donors: Cases to take it from.
+        target: Case that receives the lesion; not modified.
+        donors: Cases from which the lesion is taken.
         lesion_classes: Classes that are lesions.
         rng: Source of all randomness.
 
@@ -64,7 +64,7 @@ def paste_lesion(
         A new case on the target's grid.
 
     Raises:
-        BenchmarkError: No donor has a lesion, or no tried lesion finds room.
+        BenchmarkError: No donor has a lesion, or no lesion fits.
     """
     holders = [donor for donor in donors if np.isin(donor.classes, lesion_classes).any()]
     if not holders:

@@ -29,14 +29,14 @@ _MAX_VOXELS_COUNTED: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """Preprocessing of cases for the network, the same in all arms.
+    """Preprocessing of cases for the light engine's network, the same in all arms.
 
     Attributes:
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         patch_shape: Voxels of a training patch along I, J, K.
-        clip_hu: Least and largest value; percentiles 0.5 and 99.5 of labelled voxels.
-        mean_hu: Mean of labelled voxels.
-        deviation_hu: Their standard deviation.
+        clip_hu: Range to which HU are clipped: percentiles 0.5 and 99.5 of labelled voxels.
+        mean_hu: Mean HU of labelled voxels.
+        deviation_hu: Standard deviation of the HU of labelled voxels.
     """
 
     spacing_mm: Spacing
@@ -46,7 +46,7 @@ class TrainingPlan:
     deviation_hu: float
 
     def normalise(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Return HU as the network sees them: clipped, zero mean, unit deviation in labelled voxels."""
+        """Normalise HU for the network: clipped, with zero mean and unit deviation in labelled voxels."""
         clipped = np.clip(image_hu.astype(np.float32), *self.clip_hu)
         scaled: NDArray[np.float32] = (clipped - np.float32(self.mean_hu)) / np.float32(self.deviation_hu)
         return scaled
@@ -58,12 +58,12 @@ class TrainingPlan:
         return centre_grid_on(centre.tolist(), shape=(i, j, k), spacing_mm=self.spacing_mm, like=grid)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON types."""
+        """Return the plan as a JSON-able dict."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> TrainingPlan:
-        """Restore the object from the result of :meth:`to_json`."""
+        """Restore a plan from the result of :meth:`to_json`."""
         i, j, k = content["patch_shape"]
         x, y, z = content["spacing_mm"]
         low, high = content["clip_hu"]
@@ -72,12 +72,12 @@ class TrainingPlan:
 
 @dataclass(frozen=True, eq=False)
 class LoadedCase:
-    """A case on one grid.
+    """Image and classes of a case on one grid.
 
     Attributes:
-        image_hu: ``(I, J, K)`` int16.
-        classes: ``(I, J, K)`` uint8; class ``n`` is label ``n - 1`` of the benchmark, 0 none.
-        grid: Their grid.
+        image_hu: ``(I, J, K)`` int16 image in HU.
+        classes: ``(I, J, K)`` uint8; class ``n`` is label ``n - 1`` of the benchmark, 0 the background.
+        grid: Shape and affine of both.
     """
 
     image_hu: NDArray[np.int16]
@@ -86,15 +86,15 @@ class LoadedCase:
 
 
 def load_case(case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
-    """Read a case on its own grid.
+    """Read a case of a benchmark on its own grid.
 
     Args:
-        case: Its files.
-        label_ids: Name of a label to its numbers in the label map; the order of the names numbers the classes.
+        case: Files of the case.
+        label_ids: Label name -> ids in the label map; the order of the names numbers the classes.
 
     Raises:
-        VolumeError: A file cannot be read, or holds values that are not finite.
-        BenchmarkError: The image and the label map do not share a grid.
+        VolumeError: A file cannot be read, or has values that are not finite.
+        BenchmarkError: Image and label map have different grids.
     """
     try:
         image = load_ct(case.image)
@@ -106,7 +106,7 @@ def load_case(case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
 
 
 def to_classes(label_map: NDArray[Any], label_ids: LabelIds) -> NDArray[np.uint8]:
-    """Label numbers to classes 1, 2, ... in the order of the names; other numbers become 0."""
+    """Convert label ids to classes 1, 2, ... in the order of the label names; other ids become 0."""
     table = np.zeros(max(int(label_map.max()), *(n for ids in label_ids.values() for n in ids)) + 1, dtype=np.uint8)
     for number, ids in enumerate(label_ids.values(), start=1):
         table[list(ids)] = number
@@ -115,7 +115,7 @@ def to_classes(label_map: NDArray[Any], label_ids: LabelIds) -> NDArray[np.uint8
 
 
 def plan_training(cases: Sequence[LoadedCase], preset: Preset) -> TrainingPlan:
-    """Plan on real training cases: their median spacing and shape, and the HU of what is labelled in them.
+    """Plan the preprocessing on real training cases: median spacing and shape, and HU of labelled voxels.
 
     Raises:
         BenchmarkError: No voxel is labelled in any case.
@@ -149,7 +149,7 @@ def _draw_labelled_hu(case: LoadedCase) -> NDArray[np.float64]:
 
 
 class PreparedCases:
-    """Cases at the planned spacing, resampled once and kept in a folder."""
+    """Cases resampled to the planned spacing, once, and kept in a folder."""
 
     def __init__(self, folder: Path, plan: TrainingPlan, lesion_classes: Sequence[int]) -> None:
         self.folder = folder
@@ -159,9 +159,14 @@ class PreparedCases:
     def load(self, source: str, case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
         """Return a case of a source at the planned spacing.
 
+        Args:
+            source: Name of the source.
+            case: Files of the case.
+            label_ids: Label name -> ids in the label map.
+
         Raises:
-            VolumeError: Its files cannot be read.
-            BenchmarkError: Image and label map do not share a grid.
+            VolumeError: The files cannot be read.
+            BenchmarkError: Image and label map have different grids.
         """
         path = self._path_of(source, case, label_ids)
         if path.is_file():

@@ -15,10 +15,10 @@ MAX_CASES_HELD = 64
 
 
 class LightEngine:
-    """Trains MONAI's U-Net in this process."""
+    """Engine that trains MONAI's U-Net in this process."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Train or continue, then segment the test cases that have no prediction yet."""
+        """Train MONAI's U-Net or continue, then segment the test cases that have no prediction yet."""
         preset, plan = PRESETS[job.plan.config.preset], job.plan.training
         prepared = PreparedCases(job.bench / PREPARED_NAME, plan, job.plan.lesion_classes)
         network = train_unet(

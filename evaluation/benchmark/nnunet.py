@@ -30,10 +30,10 @@ READY_NAME: Final = "ready.json"
 
 
 class NnunetEngine:
-    """Trains nnU-Net's own trainer, with its augmentation and loss."""
+    """Engine that trains with nnU-Net's own trainer, augmentation and loss."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Prepare the dataset if needed, train or continue, then segment the test cases."""
+        """Prepare the nnU-Net dataset if needed, train or continue, then segment the test cases."""
         plans = _prepare(job)
         model = train_nnunet_fold(
             job.bench / "nnunet",

@@ -19,6 +19,15 @@ FORWARD_SHARE: Final = 0.35  # of a training step that a window of a prediction 
 def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: ReportStage) -> dict[str, Any]:
     """Plan a benchmark without opening synthetic cases, and time a training step on noise.
 
+    Args:
+        config: Request of the benchmark.
+        folder: Folder of the benchmark, whose existing trainings count as done.
+        device: Device on which the step is timed.
+        notify: Progress callback, called with (stage, done, total).
+
+    Returns:
+        Arms, cases, steps and minutes as a JSON-able dict.
+
     Raises:
         BenchmarkError: As :func:`maisi_aug.evaluation.benchmark.plan.plan_benchmark`.
     """
@@ -55,7 +64,7 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
 
 @from_clean_document
 def to_outlook_text(outlook: Mapping[str, Any]) -> str:
-    """Return the outlook as Markdown."""
+    """Format the outlook of a benchmark as Markdown."""
     arms = ([arm["name"], arm["num_cases"], arm["num_real"], outlook["num_steps"]] for arm in outlook["arms"])
     spacing = "x".join(f"{side:g}" for side in outlook["training"]["spacing_mm"])
     patch = "x".join(map(str, outlook["training"]["patch_shape"]))

@@ -22,14 +22,14 @@ WINDOW_OVERLAP: Final = 0.5
 
 @dataclass(frozen=True)
 class Variation:
-    """Limits of the augmentation; there is no mirroring, which would make left organs right ones.
+    """Limits of an augmentation of HU images without mirroring, which would exchange left and right organs.
 
     Attributes:
-        share: Share of the images that are blurred, and of those that get noise.
-        max_blur_voxels: Standard deviation of the blur.
-        max_noise_hu: Standard deviation of the noise.
-        max_shift_hu: Up or down.
-        max_gain: Change of the factor 1.
+        share: Fraction of images that are blurred, and likewise of images with added noise.
+        max_blur_voxels: Largest standard deviation of the blur in voxels.
+        max_noise_hu: Largest standard deviation of the noise in HU.
+        max_shift_hu: Largest shift up or down in HU.
+        max_gain: Largest deviation of the scaling factor from 1.
     """
 
     share: float
@@ -39,10 +39,10 @@ class Variation:
     max_gain: float
 
     def apply(self, image_hu: NDArray[Any], rng: np.random.Generator) -> NDArray[np.float32]:
-        """Blur, scale, shift and add noise, each by a drawn amount.
+        """Blur, scale, shift and add noise to an image, each by a random amount.
 
         Args:
-            image_hu: ``(I, J, K)`` HU; not modified.
+            image_hu: ``(I, J, K)`` image in HU; not modified.
             rng: Source of all randomness.
 
         Returns:
@@ -61,7 +61,12 @@ class Variation:
 
 
 class BalancedDiceCrossEntropy(nn.Module):
-    """Soft Dice plus cross-entropy in which small labels count: for trainings of a few hundred steps of two patches.
+    """Soft Dice plus cross-entropy that weights small labels, for trainings of a few hundred steps of two patches.
+
+    Plain Dice and cross-entropy (MONAI's ``DiceCELoss``) lost the kidneys in one of three trainings of 800 steps, and
+    tumours in all: in a softmax, a class that has begun to lose is hardly recovered by a thousandth of the voxels, and
+    a label that no patch shows has the worst Dice for any trace of it. Therefore Dice is computed for the labels that a
+    batch shows, and half of the cross-entropy is a mean over classes instead of voxels.
 
     Plain Dice and cross-entropy (MONAI's ``DiceCELoss``) left kidneys out in one of three trainings of 800 steps and
     tumours in all: in softmax a class that has begun to lose is hardly pulled back by a thousandth of the voxels, and a
@@ -75,11 +80,11 @@ class BalancedDiceCrossEntropy(nn.Module):
         self.cross_entropy = nn.CrossEntropyLoss(reduction="none")
 
     def forward(self, scores: Tensor, classes: Tensor) -> Tensor:
-        """Return the loss as a scalar.
+        """Return the scalar loss.
 
         Args:
-            scores: ``(B, N, I, J, K)``, before the softmax.
-            classes: ``(B, I, J, K)`` integers below N; 0 is the background.
+            scores: ``(B, N, I, J, K)`` scores before the softmax.
+            classes: ``(B, I, J, K)`` integer classes below N; 0 is the background.
         """
         counts = torch.bincount(classes.flatten().long(), minlength=scores.shape[1])
         is_shown = counts[1:] > 0
@@ -96,9 +101,9 @@ def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) ->
     Its first level works at full resolution: at half of it, lesions of a few voxels are lost.
 
     Args:
-        widths: Channels of the levels.
+        widths: Channels of each level.
         num_channels: Number of channels of the input.
-        num_classes: Number of classes of the output, the background among them.
+        num_classes: Number of classes of the output, including the background.
     """
     num_levels = len(widths)
     network: nn.Module = DynUNet(
@@ -118,12 +123,12 @@ def build_unet(widths: Sequence[int], *, num_channels: int, num_classes: int) ->
 def score_windows(
     network: nn.Module, channels: Tensor, window: tuple[int, int, int], *, fill: float, device: str
 ) -> Tensor:
-    """Scores ``(1, classes, I, J, K)`` of a case ``(1, C, I, J, K)``, from overlapping windows.
+    """Return the scores ``(1, classes, I, J, K)`` of a case, computed in overlapping windows.
 
     Args:
         network: Network in evaluation mode.
-        channels: Input channels, on the device.
-        window: Voxels of a window.
+        channels: ``(1, C, I, J, K)`` input, on the device.
+        window: Voxels of a window along I, J, K.
         fill: Padding value for a case that is smaller than a window.
         device: Device that the network is on.
     """

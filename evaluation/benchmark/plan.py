@@ -38,17 +38,17 @@ CaseRef = tuple[str, str]
 
 @dataclass(frozen=True)
 class BenchmarkPlan:
-    """Everything that an arm needs to run by itself, as stored in ``benchmark.json``.
+    """Plan of a benchmark, as stored in ``benchmark.json``: everything that an arm needs to run by itself.
 
     Attributes:
-        config: The request.
+        config: Request of the benchmark.
         labels: Names of the labels in the order of their classes, from 1.
-        lesion_labels: Labels whose connected parts are counted.
-        sources: Cases by source; the real ones are called "real".
+        lesion_labels: Labels whose connected components are counted as lesions.
+        sources: Name of a source -> cases; the real ones are named ``real``.
         split: Real cases to train and to test on.
-        arms: Training cases of every arm; a case may occur more than once. Of an arm that draws its cases anew for
-            every training, those of the first.
-        draws: Training cases of every training, of arms that draw them anew.
+        arms: Arm -> training cases; a case may occur more than once. For an arm that draws cases anew for every
+            training, those of the first training.
+        draws: Arm -> training cases of every training, for arms that draw them anew.
         training: Preprocessing of cases for the light engine's network.
         warnings: Warnings, a sentence each.
     """
@@ -65,7 +65,7 @@ class BenchmarkPlan:
 
     @property
     def training_sets(self) -> dict[tuple[str, int], tuple[CaseRef, ...]]:
-        """Training cases by arm and draw; arms without draws have draw 0 alone."""
+        """(Arm, draw) -> training cases; arms without draws have only draw 0."""
         return {
             (name, number): refs
             for name, own in self.arms.items()
@@ -73,26 +73,26 @@ class BenchmarkPlan:
         }
 
     def draw_of(self, arm: str, seed: int) -> tuple[str, int]:
-        """Return the key of a training's cases among the training sets."""
+        """Return the key of a training's cases in :attr:`training_sets`."""
         return arm, seed if arm in self.draws else 0
 
     @property
     def classes(self) -> dict[str, int]:
-        """Label name to class."""
+        """Label name -> class, from 1."""
         return {name: number for number, name in enumerate(self.labels, start=1)}
 
     @property
     def lesion_classes(self) -> tuple[int, ...]:
-        """Classes of the lesion labels."""
+        """Classes of the labels that are lesions."""
         return tuple(self.classes[name] for name in self.lesion_labels)
 
     def find_case(self, ref: CaseRef) -> CaseFiles:
-        """Return the files of a case."""
+        """Return the files of a case, given by source and id."""
         source, case_id = ref
         return next(case for case in self.sources[source].cases if case.case_id == case_id)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plan as JSON types."""
+        """Return the plan as a JSON-able dict."""
         return {
             "format": FORMAT,
             "config": self.config.to_json(),
@@ -108,10 +108,10 @@ class BenchmarkPlan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BenchmarkPlan:
-        """Restore the object from the result of :meth:`to_json`.
+        """Restore a plan from the result of :meth:`to_json`.
 
         Raises:
-            BenchmarkError: It was written by another version, whose arms are not comparable.
+            BenchmarkError: The plan was written by another version, whose arms are not comparable.
         """
         if content["format"] != FORMAT:
             raise BenchmarkError(
@@ -137,14 +137,16 @@ class BenchmarkPlan:
 def plan_benchmark(
     config: BenchmarkConfig, *, reads_synthetic: bool = True, notify: ReportStage = report_nothing
 ) -> BenchmarkPlan:
-    """Find the cases, split the patients and compose the arms.
+    """Plan a benchmark: find the cases, split the patients and compose the arms.
+
+    Cases that cannot be read are left out of every arm and reported.
 
     Cases that cannot be read are left out of every arm and named.
 
     Args:
-        config: The request.
+        config: Request of the benchmark.
         reads_synthetic: Whether to open every synthetic case; a dry run need not.
-        notify: Called with a stage, the steps done and their number.
+        notify: Progress callback, called with (stage, done, total).
 
     Raises:
         BenchmarkError: There are too few cases, or their labels cannot be matched.
@@ -191,16 +193,20 @@ def compose_arms(
     sources: Mapping[str, CaseSource],
     losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[CaseRef, ...]]:
-    """Return training cases of every arm.
+    """Return arm -> training cases.
+
+    The synthetic cases of a smaller ratio are a part of those of a larger ratio. The arm with duplicated real cases has
+    as many cases as the largest arm; a synthetic-only arm has the synthetic cases of the largest mixed arm of its
+    source.
 
     The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
     largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
 
     Args:
-        config: The request.
+        config: Request of the benchmark.
         train: Ids of the real cases to train on.
-        sources: Cases by source.
-        losses: Sentences on the cases that a source has lost; where too few are left, they say why.
+        sources: Name of a source -> cases.
+        losses: Name of a source -> sentences about cases that were left out, for the message if too few remain.
 
     Raises:
         BenchmarkError: A source has fewer cases than an arm needs.
@@ -233,17 +239,21 @@ def compose_draws(
     sources: Mapping[str, CaseSource],
     losses: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, tuple[tuple[CaseRef, ...], ...]]:
-    """Return training cases of every training of the arms with a number of real patients.
+    """Return arm -> training cases of every training, for arms with a number of real patients.
+
+    In each draw, the patients of a smaller number are among those of a larger number, and likewise the synthetic cases
+    of a smaller ratio. A synthetic case made from the label map of a training patient outside of the draw is left out,
+    because it would add the anatomy of a further real patient.
 
     The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
     smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient
     who is not in the draw is not in it either: it would add anatomy of further real patients to the arm.
 
     Args:
-        config: The request.
+        config: Request of the benchmark.
         train: Ids of the real cases to train on.
-        sources: Cases by source.
-        losses: Sentences on the cases that a source has lost.
+        sources: Name of a source -> cases.
+        losses: Name of a source -> sentences about cases that were left out, for the message if too few remain.
 
     Raises:
         BenchmarkError: There are fewer real patients or synthetic cases than an arm needs.

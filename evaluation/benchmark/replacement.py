@@ -31,7 +31,7 @@ def measure_replacement(benchmark: Benchmark, scores: Sequence[ArmScores]) -> li
 
     Args:
         benchmark: A benchmark with several numbers of real cases.
-        scores: Scores of its arms; draws that are not finished in every arm are left out.
+        scores: Scores of the arms; draws that are not finished in every arm are left out.
     """
     finished = set.intersection(*(set(arm.runs) for arm in scores)) if scores else set()
     arms = {arm.arm.name: arm.choose(sorted(finished)) for arm in scores}
@@ -84,7 +84,7 @@ def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
 
 
 def spell_worth(row: Mapping[str, Any]) -> str:
-    """Return the answer as a sentence."""
+    """Describe a row of :func:`measure_replacement` as a sentence."""
     what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
     if row["obstacle"]:
         return f"{what}: their worth cannot be estimated: {row['obstacle']}."
@@ -107,7 +107,7 @@ def spell_worth(row: Mapping[str, Any]) -> str:
 
 
 def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the section of a report as Markdown."""
+    """Format the results of :func:`measure_replacement` as a section of a report in Markdown."""
     cells = (
         [
             row["label"],
@@ -127,7 +127,7 @@ def to_replacement_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def draw_replacement_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Return one SVG per label: the curve of real cases alone and the finished arms with synthetic ones."""
+    """Return one SVG chart per label: the curve of real cases alone, and the finished arms with synthetic cases."""
     charts = {}
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label and row["score"] is not None]

@@ -21,7 +21,7 @@ METRICS: Final = ("dice", "nsd")
 
 
 def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
-    """Return all figures of a benchmark as JSON types, leaving out and naming unfinished arms."""
+    """Return all figures of a benchmark as a JSON-able dict; unfinished arms are listed and left out."""
     scores, failures = _load_finished(benchmark)
     plan = benchmark.plan
     document: dict[str, Any] = {
@@ -52,7 +52,9 @@ def summarise_benchmark(benchmark: Benchmark) -> dict[str, Any]:
 
 
 def list_pairs(scores: Sequence[ArmScores]) -> list[tuple[ArmScores, ArmScores]]:
-    """Return every arm against the first one, and arms with added cases against the duplicated real ones as well.
+    """Return the pairs of arms to compare: each with the first, and those with added cases with the duplicated ones.
+
+    Arms with a number of real patients are compared with the same number of real cases alone.
 
     Arms with a number of real patients are compared with the real cases of the same number alone.
     """

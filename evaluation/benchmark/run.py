@@ -39,13 +39,13 @@ LOCK_NAME: Final = ".lock"
 
 @dataclass(frozen=True, slots=True)
 class ArmState:
-    """State of a training of an arm.
+    """State of one training of an arm.
 
     Attributes:
         arm: Name of the arm.
         seed: Number of the training.
-        status: "done", "failed", "begun", "waiting", or "busy" where another process is at work on it.
-        reason: Why it failed.
+        status: ``done``, ``failed``, ``begun``, ``waiting``, or ``busy`` if another process is running it.
+        reason: Why the training failed; otherwise empty.
     """
 
     arm: str
@@ -56,7 +56,7 @@ class ArmState:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A benchmark with a fixed plan.
+    """A benchmark in a folder, with its plan and the states of its trainings.
 
     Attributes:
         folder: Folder of the benchmark.
@@ -67,7 +67,7 @@ class Benchmark:
     plan: BenchmarkPlan
 
     def folder_of(self, arm: str, seed: int) -> Path:
-        """Return the folder of a training.
+        """Return the folder of one training of an arm.
 
         Raises:
             BenchmarkError: There is no such arm, or no such seed.
@@ -83,7 +83,7 @@ class Benchmark:
         return self.folder / "arms" / found.folder_name / f"seed-{seed}"
 
     def state_of(self, arm: str, seed: int) -> ArmState:
-        """Return the state of a training."""
+        """Return the state of one training of an arm."""
         folder = self.folder_of(arm, seed)
         if (folder / SCORES_NAME).is_file():
             return ArmState(arm, seed, "done")
@@ -94,15 +94,15 @@ class Benchmark:
 
     @property
     def states(self) -> tuple[ArmState, ...]:
-        """All trainings, ordered by seed, so that a stopped benchmark has as many complete comparisons as possible."""
+        """States of all trainings, ordered by seed, so that a stopped benchmark has many complete comparisons."""
         config = self.plan.config
         return tuple(self.state_of(arm.name, s) for s in range(config.num_seeds) for arm in config.parsed_arms)
 
     def load_scores(self, arm: str, seed: int) -> dict[str, Any]:
-        """Return the scores of a training.
+        """Return the scores of a finished training.
 
         Raises:
-            BenchmarkError: It is not done, or its file is damaged.
+            BenchmarkError: The training is not done, or its file is damaged.
         """
         path = self.folder_of(arm, seed) / SCORES_NAME
         scores = _read_json(path) if path.is_file() else None
@@ -113,12 +113,12 @@ class Benchmark:
 
 
 def open_benchmark(folder: Path, config: BenchmarkConfig, *, notify: ReportStage = report_nothing) -> Benchmark:
-    """Begin a benchmark or continue one of the same configuration.
+    """Begin a benchmark in a folder, or continue one of the same configuration.
 
     Args:
-        folder: New, empty, or this benchmark's.
-        config: The request.
-        notify: Called with a stage, the steps done and their number.
+        folder: New or empty folder, or that of this benchmark.
+        config: Request of the benchmark.
+        notify: Progress callback, called with (stage, done, total).
 
     Raises:
         BenchmarkError: The folder holds something else, or a benchmark of another configuration.
@@ -140,7 +140,7 @@ def _is_own_start(path: Path) -> bool:
 
 
 def load_benchmark(folder: Path) -> Benchmark:
-    """Read the plan of a benchmark.
+    """Open a benchmark by reading its plan.
 
     Raises:
         BenchmarkError: The folder is not a benchmark, or its plan is damaged.
@@ -179,7 +179,10 @@ def run_arm(
 ) -> ArmState:
     """Run one training of an arm, or continue it; does nothing if it is done.
 
-    An error is saved in the arm's folder and returned, so that the other arms continue.
+    An error of the training is saved in its folder and returned as its state, so that the other arms continue.  Args:
+    benchmark: The benchmark.     arm: Name of the arm.     seed: Number of the training, from 0.     device: ``auto``,
+    ``cpu``, ``cuda`` or ``cuda:N``.     max_minutes: Time limit; None for no limit.     report_step: Progress callback,
+    called with (step, figures such as ``loss``).
 
     Raises:
         BenchmarkError: There is no such arm or seed.
@@ -212,7 +215,7 @@ def run_arm(
 
 
 def build_engine(config: BenchmarkConfig) -> Engine:
-    """Return the engine of a configuration."""
+    """Return the engine that a benchmark's configuration selects: MONAI's U-Net or nnU-Net."""
     if config.engine == "nnunet":
         from maisi_aug.evaluation.benchmark.nnunet import NnunetEngine
 
@@ -223,7 +226,7 @@ def build_engine(config: BenchmarkConfig) -> Engine:
 
 
 def score_predictions(job: ArmJob) -> dict[str, Any]:
-    """Compare the predictions of a training with the references, on the grids of the references."""
+    """Score the predictions of a training against the references, on the references' grids; a JSON-able dict."""
     plan, rows = job.plan, []
     for ref in job.test_refs:
         case, label_ids = job.find_case(ref)

@@ -59,20 +59,22 @@ _NAME_PATTERNS: Final[dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Split:
-    """Case ids of the training and the test set; no patient is in both."""
+    """Case ids of the training set and the test set; no patient is in both."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
 
 
 def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfig) -> Split:
-    """Draw the test patients, or take those that are listed; all cases of a patient are on the same side.
+    """Draw the test patients, or take those that are listed; all cases of a patient are in the same set.
+
+    Patients with the same lesions are distributed evenly, so that neither set is left without a rare lesion.
 
     Patients with the same lesions are dealt evenly to both sides, so that neither is left without a rare one.
 
     Args:
-        lesions: Case id -> the lesion labels that it shows.
-        config: The request.
+        lesions: Case id -> lesion labels in the case.
+        config: Request of the benchmark.
 
     Raises:
         BenchmarkError: There are too few patients to train on one and to test on two.
@@ -105,14 +107,14 @@ def _draw_order(lesions: Mapping[str, frozenset[str]], rng: np.random.Generator)
 
 
 def require_patients(cases: Sequence[CaseFiles], config: BenchmarkConfig) -> None:
-    """Raise unless patients can be distinguished and those to test on are among them.
+    """Raise unless the patients of the cases are known, and include those that are listed for the test set.
 
     Args:
-        cases: All real ones, before those that cannot be read are left out.
-        config: The request.
+        cases: All real cases, before unreadable ones are left out.
+        config: Request of the benchmark.
 
     Raises:
-        BenchmarkError: The folder knows of patients with several cases but no pattern is given, or a listed patient is
+        BenchmarkError: The folder has patients with several cases but no pattern is given, or a listed patient is
             unknown.
     """
     told = [case.patient for case in cases if case.patient]
@@ -149,10 +151,13 @@ def _split_as_listed(order: Sequence[str], config: BenchmarkConfig) -> tuple[Seq
 
 
 def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple[str, ...]:
-    """Return ids of synthetic cases that were made from the label map of a test case, or are a test case.
+    """Return the ids of synthetic cases that were made from the label map of a test case, or are a test case.
 
-    Such a case leaks a test patient's anatomy. Found by file name or by the hash of the map, and by the map
+    Such a case leaks the anatomy of a test patient. It is found by file name or hash of the label map, or by the map
     itself if the origin of a case is unknown.
+
+    Such a case leaks a test patient's anatomy. Found by file name or by the hash of the map, and by the map itself if
+    the origin of a case is unknown.
     """
     known = RealMaps((case.case_id, case.label) for case in tested)
     return tuple(
@@ -161,7 +166,9 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
 
 
 def find_published_training(path: Path) -> str:
-    """Return the dataset of the training list that a folder seems to hold, or an empty text.
+    """Return the public dataset, known to be MAISI training data, that a folder seems to hold; otherwise an empty text.
+
+    The folder's name and ``dataset.json`` are examined; a renamed copy without a description is not recognised.
 
     Looks at the folder's name and at ``dataset.json``; a renamed copy without a description is not recognised.
     """
@@ -183,13 +190,13 @@ Shown = Mapping[str, frozenset[str]]
 
 
 def find_cautions(config: BenchmarkConfig, split: Split, labels: tuple[str, ...], shown: Shown) -> list[str]:
-    """Return the cautions about a benchmark, one sentence each.
+    """Return warnings about the validity of a benchmark, one sentence each.
 
     Args:
-        config: The request.
+        config: Request of the benchmark.
         split: Cases to train and to test on.
-        labels: All that are compared.
-        shown: Labels of every real case.
+        labels: Labels that are compared.
+        shown: Labels that occur in every real case.
     """
     cautions = [*_find_untested(config, split, labels, shown), *_find_untaught(split, labels, shown)]
     if config.num_seeds < 2:

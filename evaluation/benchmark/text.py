@@ -27,17 +27,17 @@ METHOD: Final = (
 
 
 def arm_command(folder: Path, arm: str, seed: int) -> str:
-    """Return the command that runs one training by itself."""
+    """Return the command line that runs one training of a benchmark."""
     return shlex.join(["maisi-aug", "benchmark", "arm", str(folder), "--arm", arm, "--seed", str(seed)])
 
 
 def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
-    """Return the commands of all trainings."""
+    """Return the command lines that run all trainings of a benchmark, one each."""
     return [arm_command(folder, arm.name, seed) for seed in range(config.num_seeds) for arm in config.parsed_arms]
 
 
 def spell_state(state: ArmState) -> str:
-    """Return the state of a training."""
+    """Describe the state of a training in a sentence."""
     said = {
         "begun": "started; run again to continue",
         "failed": f"failed: {state.reason}",
@@ -47,7 +47,7 @@ def spell_state(state: ArmState) -> str:
 
 
 def spell_verdict(row: Mapping[str, Any]) -> str:
-    """Return the verdict of a comparison as text, with the reason if it is undecided; a loss counts as no gain."""
+    """Describe the verdict of a comparison, with the reason if it is undecided; a loss counts as no gain."""
     if row["is_loss"]:
         return "no gain (a loss)"
     if row["verdict"] != "undecided":
@@ -56,7 +56,7 @@ def spell_verdict(row: Mapping[str, Any]) -> str:
 
 
 def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """Return a mean with its interval, if any, as text."""
+    """Format a mean difference with its interval, if there is one."""
     if row is None:
         return "none"
     form = "+z.3f" if signed else "z.3f"  # z: no minus before zero
@@ -66,17 +66,17 @@ def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> st
 
 
 def spell_p(value: float | None) -> str:
-    """Return a p-value as text."""
+    """Format a p-value."""
     return "none" if value is None else "<0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def spell_smallest_gain(row: Mapping[str, Any]) -> str:
-    """Return the smallest detectable gain as text."""
+    """Format the smallest gain that a comparison could have detected."""
     return "none" if row["smallest_gain"] is None else f"{row['smallest_gain']:.3f}"
 
 
 def spell_trainings(row: Mapping[str, Any]) -> str:
-    """Return the number of finished trainings of both arms as text."""
+    """Format the number of finished trainings of both arms of a comparison."""
     arm, other = row["num_seeds"]
     return str(arm) if arm == other else f"{arm} and {other}"
 
@@ -101,7 +101,7 @@ def _join_labels(verdict: str, labels: Sequence[str]) -> str:
 
 @from_clean_document
 def to_report_text(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the results of a benchmark as Markdown."""
     parts = [
         "# Benchmark\n",
         (

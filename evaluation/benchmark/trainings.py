@@ -17,7 +17,7 @@ from maisi_aug.training.loop.stopping import TimeLimit
 
 
 class Training(NamedTuple):
-    """A training of an arm."""
+    """One training of an arm: name of the arm, and number of the training."""
 
     arm: str
     seed: int
@@ -31,20 +31,23 @@ def run_trainings(
     on_state: Callable[[ArmState], None] = lambda state: None,
     watch: Watch = ignore_events,
 ) -> None:
-    """Run unfinished trainings, ordered by seed; failed ones are retried, and do not stop the others.
+    """Run unfinished trainings of a benchmark in the workers of an engine, ordered by seed.
+
+    Failed trainings are tried again, and do not stop the others. Trainings that another process is running are skipped
+    with the state ``busy``.
 
     Trainings that another process is running are skipped with the state "busy".
 
     Args:
-        benchmark: Its folder is on a disk that all workers see.
-        engine: Runs the workers.
+        benchmark: The benchmark, whose folder is on a disk that all workers see.
+        engine: Engine that runs the workers.
         max_minutes: Minutes after which no worker begins another training, and running ones stop, to be continued
-            later.
+            later; None for no limit.
         on_state: Called with the state of every training that was begun.
-        watch: Told, beside what engines tell, ``begins`` (arm, seed) and ``steps`` (arm, seed, step, loss).
+        watch: Callback for events: those of engines, ``begins`` (arm, seed) and ``steps`` (arm, seed, step, loss).
 
     Raises:
-        WorkerError: Processes were killed repeatedly, or write to a disk that this one cannot see.
+        WorkerError: Processes were killed repeatedly, or write to a disk that this process cannot see.
     """
     waiting = [Training(state.arm, state.seed) for state in benchmark.states if state.status != "done"]
 

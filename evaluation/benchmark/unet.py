@@ -39,12 +39,12 @@ LoadCase = Callable[[int], LoadedCase]
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The cases of an arm.
+    """Training cases of an arm, from which patches are drawn.
 
     Attributes:
         num_cases: Number of cases.
-        load: Gives a case by its index; may be called often.
-        num_classes: Labels to tell apart, the background among them.
+        load: Function that returns a case by its index; may be called often.
+        num_classes: Number of classes, including the background.
     """
 
     num_cases: int
@@ -54,7 +54,7 @@ class TrainingSet:
 
 @dataclass(frozen=True, eq=False)
 class PatchObjective(Stateless):
-    """The loss on patches of an arm's cases, all equally likely."""
+    """Training objective of MONAI's U-Net: loss on patches of an arm's cases, all equally likely."""
 
     network: nn.Module
     cases: TrainingSet
@@ -67,18 +67,18 @@ class PatchObjective(Stateless):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The U-Net."""
+        """Networks that are trained: the U-Net."""
         return {"unet": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a share of the patches of a step."""
+        """Return the loss of a share of a step's patches, with figures to log."""
         images, classes = self.draw_batch(step, share)
         scores = self.network(images.to(self.device)).float()
         loss: Tensor = self.criterion(scores, classes.to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """Return the patches of a step: ``(B, 1, I, J, K)`` float32 and ``(B, I, J, K)`` uint8 classes."""
+        """Draw the patches of a step: ``(B, 1, I, J, K)`` float32 images and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("benchmark batch", self.seed, step), "patches")
         chosen = rng.integers(self.cases.num_cases, size=self.preset.batch_count * share.count)
         patches = [self._draw_patch(int(index), rng) for index in chosen][share.slice_of(self.preset.batch_count)]
@@ -120,24 +120,24 @@ def train_unet(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> nn.Module | None:
-    """Train an arm, or continue where it was stopped.
+    """Train the light engine's U-Net on an arm's cases, or continue where it was stopped.
 
     Args:
-        cases: Its training cases.
-        plan: The same in all arms.
+        cases: Training cases of the arm.
+        plan: Preprocessing, the same in all arms.
         preset: Size of the network.
-        folder: Gets the checkpoint.
-        num_steps: Optimiser steps, the same in all arms.
-        seed: Seed of the weights and the batches.
-        device: "cpu" or "cuda".
+        folder: Folder of the checkpoint.
+        num_steps: Number of optimiser steps, the same in all arms.
+        seed: Seed of initial weights and batches.
+        device: ``cpu`` or ``cuda``.
         max_minutes: Stop after this many minutes; a later call continues.
-        report_step: Called after each step.
+        report_step: Progress callback, called with (step, figures such as ``loss``).
 
     Returns:
         The network with averaged weights in evaluation mode; None if the time limit was reached before the last step.
 
     Raises:
-        TrainingError: The loss is no longer finite, or the folder holds another training's checkpoint.
+        TrainingError: The loss is not finite any more, or the folder holds another training's checkpoint.
     """
     loop = LoopConfig(
         num_steps=num_steps,
@@ -161,12 +161,12 @@ def train_unet(
 def predict_case(
     network: nn.Module, case: LoadedCase, plan: TrainingPlan, *, target: Grid, device: str
 ) -> NDArray[np.uint8]:
-    """Segment a case and resample the result to its own grid.
+    """Segment a case at the planned spacing, and resample the result to the grid of its own label map.
 
     Args:
         network: Network in evaluation mode.
         case: Case at the planned spacing; its classes are not used.
-        plan: The plan.
+        plan: Preprocessing that the network was trained with.
         target: Grid of the case's own label map.
         device: Device that the network is on.
 
@@ -195,7 +195,7 @@ def _take_likeliest(shares: NDArray[np.float32], grid: Grid, target: Grid) -> ND
 
 
 def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str) -> float:
-    """Measure the seconds of a training step on noise, for estimates."""
+    """Measure the seconds of one training step on noise, for estimates of a benchmark's duration."""
     rng = np.random.default_rng(0)
     noise = LoadedCase(
         rng.integers(-100, 100, plan.patch_shape).astype(np.int16),
@@ -217,6 +217,6 @@ def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *
 
 
 def count_windows(shape: Sequence[int], plan: TrainingPlan) -> int:
-    """Return the number of windows of a prediction, for estimates."""
+    """Return the number of windows in which a case is segmented, for estimates of a benchmark's duration."""
     steps = [max(1, int(np.ceil(s / p / (1 - WINDOW_OVERLAP)))) for s, p in zip(shape, plan.patch_shape, strict=True)]
     return int(np.prod(steps))

@@ -38,12 +38,12 @@ Segment = Callable[[EvaluatedCase, Volume], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class MatchedLabel:
-    """A label that the segmenter and the cases share.
+    """A label that a segmenter and the evaluated cases have in common.
 
     Attributes:
-        name: Name in the segmenter's labels.
-        values: Its values in a prediction; several for a region.
-        vocabulary_ids: Ids in the given maps that are taken together.
+        name: Name of the label in the segmenter's ``dataset.json``.
+        values: Ids in a prediction; several for a region.
+        vocabulary_ids: Vocabulary ids in the given label maps that together correspond to it.
     """
 
     name: str
@@ -54,19 +54,20 @@ class MatchedLabel:
 def match_labels(
     label_values: Mapping[str, tuple[int, ...]], vocabulary: Vocabulary, *, mapping: Sequence[str] = ()
 ) -> tuple[tuple[MatchedLabel, ...], tuple[str, ...]]:
-    """Pair the segmenter's labels with the vocabulary's, by name.
+    """Match a segmenter's labels with those of the vocabulary, by name.
 
     Args:
-        label_values: Label name -> values, as nnU-Net's ``dataset.json`` has them.
-        vocabulary: Vocabulary of the given maps.
-        mapping: ``LABEL=NAME`` or ``LABEL=NAME+NAME`` for names that the vocabulary lacks or means otherwise.
+        label_values: Label name -> ids in predictions, as in nnU-Net's ``dataset.json``.
+        vocabulary: Vocabulary of the given label maps.
+        mapping: Rules ``LABEL=NAME`` or ``LABEL=NAME+NAME`` for names that the vocabulary lacks or uses for something
+            else.
 
     Returns:
-        The pairs, and the segmenter's names without one.
+        The matched labels, and the segmenter's label names without a match.
 
     Raises:
-        RequestError: When a mapping cannot be read, or names a label that the segmenter lacks.
-        VocabularyError: When it names one that the vocabulary lacks.
+        RequestError: A mapping cannot be read, or names a label that the segmenter lacks.
+        VocabularyError: A mapping names a label that the vocabulary lacks.
         EvaluationError: No label matches.
     """
     stated = {}
@@ -105,7 +106,7 @@ def segment_from_folder(folder: Path) -> Segment:
     """Return a segmenter that reads existing label maps ``CASE.nii.gz``, such as those of ``nnUNetv2_predict``.
 
     Raises:
-        EvaluationError: When there is no such folder.
+        EvaluationError: There is no such folder.
     """
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: folder of predicted label maps not found. Check --predictions.")
@@ -132,19 +133,22 @@ def measure_agreement(
     seed: int = 0,
     notify: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Return Dice of every label and case.
+    """Measure the Dice of a segmenter against the given label maps, for every label and case.
 
     Args:
         case_set: Labelled cases.
-        segment: The segmenter.
+        segment: Function that returns the segmenter's label map of a case.
         labels: Labels to compare.
         segmenter: Description of the segmenter.
         unmatched: Labels of the segmenter that are not compared.
         seed: Seed of the bootstrap over cases.
-        notify: Told cases done and cases in all.
+        notify: Progress callback, called with (cases done, cases in all).
 
     Raises:
-        EvaluationError: When no case has a label map, or none can be read.
+        EvaluationError: No case has a label map, or none can be read.
+
+    Returns:
+        Figures as a JSON-able dict.
     """
 
     def measure(case: EvaluatedCase) -> tuple[str, dict[str, float | None]]:
@@ -189,7 +193,7 @@ def _describe_label(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of agreement with a segmenter as Markdown."""
     rows = [
         [
             row["label"],
@@ -214,7 +218,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return Dice by label as SVG."""
+    """Draw Dice by label as an SVG chart."""
     rows = [
         DotRow(
             row["label"],

@@ -51,15 +51,15 @@ INSTRUCTIONS: Final = (
 
 
 def name_key(pack: Path) -> Path:
-    """Return the path of a pack's key, next to the pack."""
+    """Return the path of the answer key of a blinded pack, next to the pack."""
     return pack.with_name(f"{pack.name}_key.json")
 
 
 def require_new_pack(pack: Path) -> None:
-    """Raise where a pack or its key would replace anything.
+    """Raise if a blinded pack or its key would replace an existing file or folder.
 
     Raises:
-        EvaluationError: When something is there.
+        EvaluationError: The path of the pack or of the key exists.
     """
     is_empty = pack.is_dir() and not any(pack.iterdir())
     taken = [path for path in (pack, name_key(pack)) if path.exists() and not (path == pack and is_empty)]
@@ -78,23 +78,23 @@ def write_blind_pack(
     seed: int = 0,
     notify: Report,
 ) -> list[dict[str, str]]:
-    """Write a pack and its key.
+    """Write a blinded pack of unlabelled pictures of real and synthetic cases, and its answer key.
 
     Args:
         real: Real cases.
         synthetic: Synthetic cases.
-        pack: Folder; new or empty.
-        num_each: Items of each kind.
-        spacing_mm: Side of the voxels that both are brought to.
-        with_volumes: Write each item as NIfTI as well.
+        pack: New or empty folder.
+        num_each: Number of items of each kind.
+        spacing_mm: Isotropic voxel side in mm to which all cases are resampled.
+        with_volumes: Also write each item as NIfTI.
         seed: Seed of the choice and the order.
-        notify: Called with items done and items in all.
+        notify: Progress callback, called with (items done, items in all).
 
     Returns:
         Cases that could not be read and were replaced by others.
 
     Raises:
-        EvaluationError: When there are too few cases of a kind, or something is in the way.
+        EvaluationError: There are too few cases of a kind, or a path is in use.
     """
     require_new_pack(pack)
     skipped: list[SkippedCase] = []
@@ -144,10 +144,14 @@ def _read_next(
 
 
 def blind(image: Volume, spacing_mm: float) -> Volume:
-    """Return a CT without traces of its origin: voxels, table, field of view, place in the scanner, HU beyond 1000.
+    """Remove the traces of its origin from a CT: voxel size, table, field of view, position, and HU above 1000.
+
+    Args:
+        image: CT in HU.
+        spacing_mm: Isotropic voxel side in mm of the result.
 
     Raises:
-        VolumeError: When there is no patient.
+        VolumeError: The CT shows no patient.
     """
     body = find_body(image.array, image.grid.spacing_mm)
     even = image.grid.with_voxels_of(spacing_mm)
@@ -160,7 +164,7 @@ def blind(image: Volume, spacing_mm: float) -> Volume:
 
 
 def draw_item(image: Volume) -> Image.Image:
-    """Return axial, coronal and sagittal slices through the middle, in three windows."""
+    """Draw axial, coronal and sagittal slices through the middle of a CT, in three windows."""
     i, j, k = image.grid.shape
     planes = (Plane("axial", k // 2), Plane("coronal", j // 2), Plane("sagittal", i // 2))
     sizes = [plane.size_px(image.grid, PIXELS_PER_MM) for plane in planes]
@@ -178,7 +182,7 @@ def draw_item(image: Volume) -> Image.Image:
 
 
 def read_key(path: Path) -> dict[str, str]:
-    """Read a key, and return item -> "real" or "synthetic".
+    """Read the answer key of a blinded pack, and return item -> ``real`` or ``synthetic``.
 
     Raises:
         EvaluationError: The file is not a key.
@@ -199,7 +203,9 @@ def read_key(path: Path) -> dict[str, str]:
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Return item -> answer, from a table with the columns item and answer; rows without an answer are left out.
+    """Read a reader's answers from a CSV file with the columns item and answer, and return item -> answer.
+
+    Rows without an answer are left out.
 
     Raises:
         EvaluationError: The file is not a table of answers, or lists an item twice.
@@ -220,10 +226,15 @@ def read_answers(path: Path) -> dict[str, str]:
 
 
 def measure_reader(key: Path, answers: Sequence[Path], *, margin: float) -> dict[str, Any]:
-    """Score the answers of one or several readers.
+    """Score the answers of one or several readers of a blinded pack.
+
+    Args:
+        key: Answer key of the pack.
+        answers: CSV files, one per reader.
+        margin: Largest irrelevant deviation of the share of right answers from one half.
 
     Raises:
-        EvaluationError: When a file cannot be used.
+        EvaluationError: A file cannot be used.
     """
     truth = read_key(key)
     readers = []
@@ -237,7 +248,7 @@ def measure_reader(key: Path, answers: Sequence[Path], *, margin: float) -> dict
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of a reader test as Markdown."""
     rows = [
         [
             reader["reader"],

@@ -49,7 +49,7 @@ Item = TypeVar("Item")
 
 
 class SkippedCase(NamedTuple):
-    """A case that could not be measured, with the reason as a sentence."""
+    """Name of a case that could not be measured, and the reason as a sentence."""
 
     case_id: str
     reason: str
@@ -57,14 +57,14 @@ class SkippedCase(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluatedCase:
-    """One case, not read yet.
+    """One case to be evaluated, which is read when it is needed.
 
     Attributes:
-        case_id: Its name.
-        image_path: The CT.
-        entry: Its label map as a bank has it; None for a bare volume, and in a cohort, whose files lie elsewhere.
-        anatomy_path: Its label map in vocabulary ids, in a cohort; None elsewhere.
-        patient: Whose it is; cases of one patient are drawn together. Empty where every case is a patient.
+        case_id: Name of the case.
+        image_path: Path of the CT.
+        entry: Label map as an entry of a mask bank; None for a CT without label map, and for cases of a cohort.
+        anatomy_path: Path of the full label map of a cohort's case; None for other cases.
+        patient: Name of the patient, whose cases are resampled together; empty if every case is a patient.
     """
 
     case_id: str
@@ -75,28 +75,28 @@ class EvaluatedCase:
 
     @property
     def has_label_map(self) -> bool:
-        """Whether there is a label map."""
+        """Whether the case has a label map."""
         return self.entry is not None or self.anatomy_path is not None
 
     def load_image(self) -> Volume:
-        """Return the CT, ``(I, J, K)`` HU in RAS+.
+        """Read the CT of the case, ``(I, J, K)`` HU in RAS+.
 
         Raises:
-            VolumeError: When it cannot be read, holds NaN, or its values are not HU.
+            VolumeError: The CT cannot be read, has NaN, or its values are not HU.
         """
         return load_ct(self.image_path)
 
 
 @dataclass(frozen=True)
 class CaseSet:
-    """Cases that are measured together.
+    """A set of cases to be evaluated together, from a cohort, dataset or folder.
 
     Attributes:
         path: Folder or file of the cases.
         kind: Kind of dataset, as text.
         cases: Cases ordered by name; at least one.
-        vocabulary: Meaning of the ids in the label maps that are returned.
-        cohort: The cohort, where it is one.
+        vocabulary: Vocabulary of the ids in returned label maps.
+        cohort: The cohort; None for other kinds.
         skipped: Files that are missing or empty.
     """
 
@@ -109,15 +109,15 @@ class CaseSet:
 
     @property
     def labelled(self) -> tuple[EvaluatedCase, ...]:
-        """The cases with a label map."""
+        """The cases that have a label map."""
         return tuple(case for case in self.cases if case.has_label_map)
 
     def load_label_map(self, case: EvaluatedCase) -> Volume:
-        """Return the label map of a case, ``(I, J, K)`` in ids of the vocabulary; labels that it lacks are body.
+        """Read the label map of a case as ``(I, J, K)`` vocabulary ids; labels that the vocabulary lacks become body.
 
         Raises:
-            VolumeError: When it cannot be read, or the meaning of its ids is unknown.
-            BankError: When none of its labels are in the vocabulary.
+            VolumeError: The label map cannot be read, or the meaning of its ids is unknown.
+            BankError: None of its labels are in the vocabulary.
         """
         if case.anatomy_path is not None:
             return load_label_map(case.anatomy_path)
@@ -132,11 +132,11 @@ class CaseSet:
         return Volume(translation.apply(source.array), source.grid)
 
     def load_pair(self, case: EvaluatedCase) -> tuple[Volume, NDArray[np.uint8]]:
-        """Return image and label map of a case.
+        """Read the CT and the label map of a case, on the same grid.
 
         Raises:
-            VolumeError: When one cannot be read, or their grids differ.
-            BankError: When none of the labels are in the vocabulary.
+            VolumeError: One of them cannot be read, or their grids differ.
+            BankError: None of the labels are in the vocabulary.
         """
         image, label_map = case.load_image(), self.load_label_map(case)
         return image, place_labels(label_map, image.grid, subject=case.case_id).array
@@ -149,17 +149,17 @@ class CaseSet:
 
 
 def find_case_set(path: Path, *, vocabulary: Vocabulary | None = None) -> CaseSet:
-    """List the cases of a folder or data list, without opening a volume.
+    """List the cases at a path without opening a volume.
 
     Args:
-        path: A cohort, a prepared folder, ``images/`` beside ``labels/``, an nnU-Net raw dataset, a data list of
-            MONAI's kind, or a folder of CT volumes or DICOM series.
-        vocabulary: Meaning of ids in label maps that name none; a cohort brings its own.
+        path: A cohort, a prepared folder, a folder with ``images/`` and ``labels/``, an nnU-Net raw dataset, a MONAI
+            data list, or a folder of CT volumes or DICOM series.
+        vocabulary: Vocabulary of label maps without label names; a cohort has its own.
 
     Raises:
-        EvaluationError: When the path does not exist, or has no CT.
-        PreparationError: When a prepared folder is damaged.
-        ExportError: When a cohort has no accepted case, or is being written.
+        EvaluationError: The path does not exist, or has no CT.
+        PreparationError: A prepared folder is damaged.
+        ExportError: A cohort has no accepted case, or is being written.
     """
     path = find_dataset(path)
     if not path.exists():
@@ -260,10 +260,10 @@ def _list_prepared(dataset: PreparedDataset, vocabulary: Vocabulary | None) -> C
 
 
 def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
-    """Return the cases with a label map.
+    """Return the cases of a set that have a label map.
 
     Raises:
-        EvaluationError: When there is none.
+        EvaluationError: No case has a label map.
     """
     if not case_set.labelled:
         raise EvaluationError(
@@ -274,7 +274,7 @@ def require_labelled(case_set: CaseSet) -> tuple[EvaluatedCase, ...]:
 
 
 def require_cohort(case_set: CaseSet) -> CohortSource:
-    """Return the cohort behind a set of cases.
+    """Return the cohort from which a set of cases was read.
 
     Raises:
         EvaluationError: The cases are not a cohort.
@@ -295,17 +295,20 @@ def measure_each(
     *,
     num_workers: int | None = 1,
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """Measure items one by one; unreadable ones are skipped with the reason.
+    """Measure items one by one; items that cannot be read are skipped with the reason.
 
     Args:
         items: Items to measure.
-        name_of: Returns the name of an item.
-        measure: A function of a module, or a partial one, where several processes measure.
-        notify: Told items done and items in all.
-        num_workers: Processes; None for one per core, but none for a few items.
+        name_of: Function that returns the name of an item.
+        measure: Function that measures an item; for several processes, it must be picklable.
+        notify: Progress callback, called with (items done, items in all).
+        num_workers: Number of processes; None for one per core, or for a few items none.
 
     Raises:
-        EvaluationError: When none is left.
+        EvaluationError: No item could be measured.
+
+    Returns:
+        The results, and the skipped items.
     """
     if num_workers is None:
         num_workers = max(1, min(count_cores(), len(items) // MIN_ITEMS_PER_WORKER))
@@ -324,18 +327,20 @@ def measure_each_on(
     *,
     reads: tuple[Path, ...] = (),
 ) -> tuple[list[Result], list[SkippedCase]]:
-    """Like :func:`measure_each`, by workers that first load something, such as networks.
+    """Measure items in the workers of an engine, each of which first loads something, such as networks.
+
+    Items that cannot be read are skipped with the reason.
 
     Args:
-        engine: Runs the workers.
+        engine: Engine that runs the workers.
         items: Items to measure.
         name_of: Function that returns the name of an item.
-        open_measure: Called once in each worker; can be sent to other processes.
-        notify: Told items done and items in all.
-        reads: Paths that must be there where a worker is.
+        open_measure: Picklable function, called once in each worker, that returns the function that measures an item.
+        notify: Progress callback, called with (items done, items in all).
+        reads: Paths that must exist where a worker runs.
 
     Raises:
-        EvaluationError: When none is left.
+        EvaluationError: No item could be measured.
     """
     found = map_items(partial(_open_or_skip, open_measure), items, engine, notify, reads=reads)
     return _part_unreadable(items, name_of, found)
@@ -374,7 +379,7 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
     """Raise if no item could be measured.
 
     Raises:
-        EvaluationError: The message names the first case that was set aside and how many more there are.
+        EvaluationError: The message names the first skipped item and the number of others.
     """
     if num_left == 0:
         first = skipped[0].reason if skipped else "there are no cases"
@@ -382,12 +387,12 @@ def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
 
 
 def describe_skipped(skipped: Iterable[SkippedCase]) -> list[dict[str, str]]:
-    """Return skipped cases as JSON types."""
+    """Return skipped cases as JSON-able rows of name and reason."""
     return [{"case": case_id, "reason": reason} for case_id, reason in skipped]
 
 
 def spell_skipped(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Return the paragraph of a report on skipped cases; empty if there are none."""
+    """Return the paragraph about skipped cases in a report; empty if there are none."""
     return ["## Left out\n", *(f"- {row['case']}: {row['reason']}\n" for row in rows)] if rows else []
 
 

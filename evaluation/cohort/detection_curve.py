@@ -49,17 +49,17 @@ found from missed lesions perfectly.
 
 @dataclass(frozen=True, slots=True)
 class JudgedLesion:
-    """A lesion of the cohort, with the segmenter's result.
+    """A lesion of a cohort, and whether a segmenter found it.
 
     Attributes:
         case_id: Id of its case.
-        patient: Whose CT or label map it lies in.
-        label: Its name.
-        group: Group of the twins; the case itself without twins.
+        patient: Patient whose CT or label map contains it.
+        label: Name of its label.
+        group: Group of twins; without twins, the case itself.
         value: Value of the varied factor; empty without twins.
-        diameter_mm: Realised.
+        diameter_mm: Realised equivalent diameter in mm.
         is_found: Whether a predicted lesion was matched to it.
-        iou: Intersection over union of the match.
+        iou: Intersection over union of the match; 0 without one.
     """
 
     case_id: str
@@ -81,18 +81,21 @@ def measure_detection_curve(
     seed: int = 0,
     notify: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Return which of a cohort's lesions a segmenter finds.
+    """Measure which lesions of a cohort a segmenter finds, by size or by the factor that twins vary.
 
     Args:
-        case_set: A cohort.
-        segment: The segmenter.
+        case_set: Cases of a cohort.
+        segment: Function that returns the segmenter's label map of a case.
         labels: Labels to compare.
         segmenter: Description of the segmenter.
         seed: Seed of the bootstrap over patients.
-        notify: Told cases done and cases in all.
+        notify: Progress callback, called with (cases done, cases in all).
 
     Raises:
-        EvaluationError: It is not a cohort, none of the labels is that of a lesion, or no case can be read.
+        EvaluationError: The cases are not a cohort, none of the labels is a lesion, or no case can be read.
+
+    Returns:
+        Figures as a JSON-able dict.
     """
     records = {record.case_id: record for record in require_cohort(case_set).cases}
     asked = {lesion.label_id: lesion.label for record in records.values() for lesion in record.lesions}
@@ -259,10 +262,14 @@ def _fit_sizes(lesions: Sequence[JudgedLesion], seed: int) -> dict[str, Any] | N
 
 
 def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tuple[float, float] | None:
-    """Return intercept and slope of the log odds over the natural logarithm of the diameter.
+    """Fit a logistic curve of detection over lesion size: log odds against the natural logarithm of the diameter.
+
+    Args:
+        diameters_mm: ``(N,)`` equivalent diameters in mm.
+        is_found: ``(N,)`` whether each lesion was found.
 
     Returns:
-        None if all or none are found, or larger ones are not found more often.
+        Intercept and slope; None if all or none are found, or larger lesions are not found more often.
     """
     if is_found.all() or not is_found.any():
         return None
@@ -279,12 +286,12 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
 
 
 def size_at(fitted: tuple[float, float], share: float) -> float:
-    """Return the diameter in mm at which a share of the lesions is found."""
+    """Return the diameter in mm at which a given fraction of lesions is found, by a fitted logistic curve."""
     return float(np.exp(np.clip((special.logit(share) - fitted[0]) / fitted[1], -10.0, 10.0)))
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of detection by a segmenter as Markdown."""
     rows = [
         [
             row["name"],
@@ -315,7 +322,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_sizes(document: Mapping[str, Any]) -> list[str]:
-    """Return one sentence per share of lesions with the size from which they are found; none without a fit."""
+    """Return sentences about the size from which given fractions of lesions are found; none without a fit."""
     found = []
     for row in (document["fit"] or {}).get("diameters", ()):
         ends = row["interval"]
@@ -328,7 +335,7 @@ def spell_sizes(document: Mapping[str, Any]) -> list[str]:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return sensitivity by value as SVG."""
+    """Draw sensitivity by the varied value as an SVG chart."""
     rows = [
         DotRow(
             row["name"],

@@ -46,7 +46,7 @@ CHART_LIMITS_HU: Final = (-1100.0, 1100.0)
 
 
 class Bounds(NamedTuple):
-    """Range of a label's median, and the number of its reference cases; 0 for published ranges."""
+    """Range of a label's median HU, and the number of its reference cases (0 for published ranges)."""
 
     low_hu: float
     high_hu: float
@@ -55,11 +55,11 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True)
 class Reference:
-    """Reference ranges that medians are compared with.
+    """Reference ranges with which median HU are compared.
 
     Attributes:
         name: Name of the reference, as text.
-        bounds: Ranges by vocabulary id.
+        bounds: Vocabulary id -> range.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Reference:
 
 
 class LabelHu(NamedTuple):
-    """One label of one case."""
+    """HU of one label in one case: number of voxels, and percentiles."""
 
     case_id: str
     label_id: int
@@ -78,7 +78,7 @@ class LabelHu(NamedTuple):
 
 
 def published_reference() -> Reference:
-    """Return MAISI's published ranges for liver, spleen, pancreas, kidneys, lungs, bones and brain, label by label."""
+    """Return MAISI's published HU ranges of liver, spleen, pancreas, kidneys, lungs, bones and brain, by label."""
     bounds = {
         single.label_ids[0]: Bounds(single.low_hu, single.high_hu)
         for group in reference_hu_ranges()
@@ -88,14 +88,17 @@ def published_reference() -> Reference:
 
 
 def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
-    """Read ranges from a file, written by ``evaluate hu --reference`` or by hand.
+    """Read HU ranges from a JSON file, written by ``evaluate hu --reference`` or by hand.
+
+    The file has rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may replace
+    the name.
 
     The file is JSON with rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may
     stand in for the name.
 
     Raises:
         EvaluationError: The file has another format.
-        VocabularyError: When a name is not in the vocabulary.
+        VocabularyError: A name is not in the vocabulary.
     """
     subject = f"Ranges {path}"
     try:
@@ -123,13 +126,21 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
 def measure_reference(
     case_set: CaseSet, notify: Report, *, num_workers: int | None = 1
 ) -> tuple[Reference, list[SkippedCase]]:
-    """Return ranges of a set of real cases, by the rule of the published ones.
+    """Measure reference ranges of HU on real cases, by the rule of MAISI's published ranges.
+
+    A label's range extends from the lower of mean - 6 standard deviations and the 0.5 percentile of its medians, to the
+    higher of mean + 6 standard deviations and the 99.5 percentile. Labels in fewer than three cases have no range.
+
+    Args:
+        case_set: Labelled real cases.
+        notify: Progress callback, called with (cases done, cases in all).
+        num_workers: Number of processes; None for one per core.
 
     A label's range reaches from the lower of mean - 6 standard deviations and the 0.5 percentile of its medians to the
     higher of mean + 6 standard deviations and the 99.5 percentile. Labels of fewer than three cases have none.
 
     Raises:
-        EvaluationError: When no case can be read, or no label is in three of them.
+        EvaluationError: No case can be read, or no label occurs in three cases.
     """
     rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     bounds = {}
@@ -152,15 +163,15 @@ def measure_reference(
 def measure_label_hu(
     case_set: CaseSet, notify: Report, *, num_workers: int | None = 1
 ) -> tuple[list[LabelHu], list[SkippedCase]]:
-    """Return HU of every label of every case, background and the body envelope left out.
+    """Measure the HU of every label in every case, except background and body.
 
     Args:
         case_set: Labelled cases.
-        notify: Told cases done and cases in all.
-        num_workers: Processes; None for one per core.
+        notify: Progress callback, called with (cases done, cases in all).
+        num_workers: Number of processes; None for one per core.
 
     Raises:
-        EvaluationError: When no case has a label map, or none can be read.
+        EvaluationError: No case has a label map, or none can be read.
     """
     cases, skipped = measure_each(
         require_labelled(case_set),
@@ -185,11 +196,11 @@ def _measure_case(case_set: CaseSet, case: EvaluatedCase) -> list[LabelHu]:
 
 
 def count_hu(image_hu: NDArray[Any], label_map: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return histograms of HU by label.
+    """Count the HU of every label in a histogram.
 
     Args:
-        image_hu: ``(I, J, K)``; rounded to whole HU, and values beyond -1200 and 4095 count as those.
-        label_map: ``(I, J, K)`` ids.
+        image_hu: ``(I, J, K)`` image in HU, which is rounded and clipped to -1200 to 4095.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids.
 
     Returns:
         ``(256, 5296)`` counts; column 0 is -1200 HU.
@@ -226,17 +237,20 @@ def measure_hu(
     skipped_reference: Sequence[SkippedCase] = (),
     num_workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Return medians of all labels against a reference, and every outlier by name.
+    """Compare the median HU of all labels with a reference, and list all outliers.
 
     Args:
         case_set: Labelled cases.
-        reference: Reference values.
-        notify: Told cases done and cases in all.
-        skipped_reference: Cases that the reference had to do without.
-        num_workers: Processes; None for one per core.
+        reference: Reference ranges.
+        notify: Progress callback, called with (cases done, cases in all).
+        skipped_reference: Cases that could not be read for the reference.
+        num_workers: Number of processes; None for one per core.
 
     Raises:
-        EvaluationError: When no case has a label map, or none can be read.
+        EvaluationError: No case has a label map, or none can be read.
+
+    Returns:
+        Figures as a JSON-able dict.
     """
     rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     vocabulary = case_set.vocabulary
@@ -301,7 +315,7 @@ def _name_of(label_id: int, vocabulary: Vocabulary) -> str:
 
 
 def to_ranges(reference: Reference, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return a reference as the content of a file that :func:`load_reference` reads."""
+    """Return the content of a file with reference ranges, which :func:`load_reference` reads."""
     return {
         "source": reference.name,
         "rule": "low = min(mean - 6 sigma, percentile 0.5), high = max(mean + 6 sigma, percentile 99.5) of medians",
@@ -320,7 +334,7 @@ def to_ranges(reference: Reference, vocabulary: Vocabulary) -> dict[str, Any]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of HU of labels as Markdown."""
     outliers = document["outliers"]
     names = ("label", "from", "to", "cases", "median", "5%", "95%", "inside")
     keys = ("label", "low_hu", "high_hu", "num_cases", "median_hu", "p5_hu", "p95_hu")
@@ -344,7 +358,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return medians of every label over its range as SVG, labels with outliers marked."""
+    """Draw the medians of every label over its range as an SVG chart, with outliers marked."""
     rows = []
     for row in document["labels"]:
         if row["medians_hu"]:

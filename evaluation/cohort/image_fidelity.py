@@ -46,14 +46,14 @@ Image = NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """HU error of a group of voxels.
+    """HU error of a group of voxels, such as a tissue or a label, after reconstruction.
 
     Attributes:
         num_voxels: Number of voxels.
-        bias_hu: Mean of the image minus the CT.
-        mean_error_hu: Mean of the absolute difference.
-        contrast_kept: Contrast to the shell around the group in the image, divided by that in the CT; None for tissues,
-            and for labels without contrast in the CT.
+        bias_hu: Mean of image minus CT in HU.
+        mean_error_hu: Mean absolute difference in HU.
+        contrast_kept: Contrast to the surrounding shell in the image, divided by that in the CT; None for tissues and
+            for labels without contrast.
     """
 
     num_voxels: int
@@ -63,18 +63,21 @@ class Error:
 
 
 def to_unit(image_hu: Image) -> NDArray[np.float32]:
-    """Return HU as MAISI's networks see them: -1000..1000 become 0..1, the rest is clipped."""
+    """Map HU to the networks' intensities: -1000 to 1000 become 0 to 1, other values are clipped."""
     return (np.clip(image_hu, LOW_HU, HIGH_HU).astype(np.float32) - np.float32(LOW_HU)) / np.float32(HIGH_HU - LOW_HU)
 
 
 def measure_psnr(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float:
-    """Return peak signal-to-noise ratio in dB of images in [0, 1]; infinite for equal ones."""
+    """Return the peak signal-to-noise ratio in dB of two images in [0, 1]; infinite for equal ones."""
     mean = np.mean([np.square(a - b, dtype=np.float64).mean() for a, b in zip(original, rebuilt, strict=True)])
     return float(-10 * np.log10(mean)) if mean > 0 else float("inf")
 
 
 def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float | None:
-    """Return the 3D structural similarity of ``(I, J, K)`` images in [0, 1]; None for a side below 11 voxels.
+    """Return the 3D structural similarity of two ``(I, J, K)`` images in [0, 1]; None for a side below 11 voxels.
+
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004; with a
+    Gaussian window of 1.5 voxels, in slabs of at most 64 slices.
 
     Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004: a Gaussian window of
     1.5 voxels, slabs of at most 64 slices by themselves.
@@ -99,14 +102,14 @@ def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
 
 def measure_tissues(original_hu: Image, rebuilt_hu: Image) -> dict[str, Error]:
-    """Return HU error of every tissue that the CT shows, by the HU of the CT."""
+    """Return tissue -> HU error of a reconstruction, where tissues are ranges of the CT's HU."""
     edges = np.array([high for _, _, high in TISSUES[:-1]])
     groups = np.searchsorted(edges, original_hu.ravel(), side="right")
     return _sum_up(groups, original_hu, rebuilt_hu, [name for name, _, _ in TISSUES])
 
 
 def measure_labels(original_hu: Image, rebuilt_hu: Image, label_map: NDArray[np.uint8]) -> dict[int, Error]:
-    """Return the HU error of every label of at least ten voxels, and the share of its contrast that is kept."""
+    """Return label id -> HU error of a reconstruction and preserved contrast, for labels of at least ten voxels."""
     sums = _sum_up(label_map.ravel(), original_hu, rebuilt_hu, [str(number) for number in range(256)])
     found = {}
     for number, box in enumerate(ndimage.find_objects(label_map), start=1):
@@ -144,19 +147,23 @@ def _sum_up(groups: NDArray[Any], original_hu: Image, rebuilt_hu: Image, names: 
 def measure_spectrum(
     original: NDArray[np.float32], rebuilt: NDArray[np.float32], spacing_mm: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the share of the power that is preserved in each band of frequencies.
+    """Return the fraction of spectral power that a reconstruction preserves in each band of spatial frequencies.
+
+    The middle of the volume, at most 160 voxels per side, is multiplied with a Hann window, which excludes the edges of
+    the field of view. Bands are equal steps of the length of the wave vector, up to the Nyquist frequency of the
+    coarsest axis.
 
     Of the middle of the volume, at most 160 voxels a side, under a Hann window, which keeps the edges of the field of
     view out of it. Bands are of the length of the wave vector, in equal steps up to what the coarsest axis shows.
 
     Args:
-        original: ``(I, J, K)``.
-        rebuilt: The same.
-        spacing_mm: Spacing in mm of the voxels.
+        original: ``(I, J, K)`` CT in [0, 1].
+        rebuilt: ``(I, J, K)`` reconstruction in [0, 1].
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
-        Middles of the bands in cycles per mm, and power of the rebuilt image divided by that of the original, for the
-        bands in which there is any.
+        Centres of the bands in cycles per mm, and power of the reconstruction divided by that of the CT, for non-empty
+        bands.
     """
     cut = tuple(
         slice((side - min(side, SPECTRUM_SIDE)) // 2, (side + min(side, SPECTRUM_SIDE)) // 2) for side in original.shape
@@ -182,6 +189,6 @@ def measure_spectrum(
 
 
 def find_blur(frequencies: NDArray[np.float64], kept: NDArray[np.float64]) -> float | None:
-    """Return the width in mm (half a wave) of the widest structures that lost half of their power, or None."""
+    """Return the width in mm (half a wavelength) of the widest structures that lost half of their power, or None."""
     lost = np.flatnonzero(kept < HALF)
     return None if not len(lost) else float(0.5 / frequencies[lost[0]])

@@ -33,7 +33,7 @@ MIN_FIT_LESIONS: Final = 3
 
 
 class SeenLesion(NamedTuple):
-    """Visibility of a lesion in its image."""
+    """Visibility of one lesion in its image: contrast and noise."""
 
     case_id: str
     label: str
@@ -46,15 +46,18 @@ class SeenLesion(NamedTuple):
 
 
 def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | None = 1) -> dict[str, Any]:
-    """Return sizes from the manifest, visibility from the files.
+    """Measure a cohort's lesions: sizes from the manifest, visibility from the files.
 
     Args:
-        case_set: A cohort.
-        notify: Told cases done and cases in all.
-        num_workers: Processes; None for one per core.
+        case_set: Cases of a cohort.
+        notify: Progress callback, called with (cases done, cases in all).
+        num_workers: Number of processes; None for one per core.
 
     Raises:
-        EvaluationError: When it is not a cohort, or no case can be read.
+        EvaluationError: The cases are not a cohort, or no case can be read.
+
+    Returns:
+        Figures as a JSON-able dict.
     """
     source = require_cohort(case_set)
     sizes = measure_lesion_sizes(source.manifest)
@@ -175,7 +178,7 @@ def _describe_visibility(name: str, lesions: Sequence[SeenLesion]) -> dict[str, 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of lesion sizes and visibility as Markdown."""
     hidden = [lesion for lesion in document["seen"] if not lesion["is_visible"]]
     calibration = [
         [
@@ -216,7 +219,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
-    """Return size calibration and contrast to noise as SVG, by file name; a chart without lesions is left out."""
+    """Draw size calibration and contrast to noise as SVG charts, by file name; charts without lesions are left out."""
     charts = {}
     drawn = [point for point in document["points"] if point["realised_mm"] > 0]
     if drawn:

@@ -33,13 +33,13 @@ SIZE_GATE: Final = "lesion size"
 
 @dataclass(frozen=True, slots=True)
 class MeasuredLesion:
-    """A lesion of an accepted case.
+    """Requested and realised volume of a lesion of an accepted case.
 
     Attributes:
-        label: Its name.
-        requested_ml: Requested volume.
-        realised_ml: Volume in the label map.
-        voxel_ml: Volume of a voxel of that map.
+        label: Name of its label.
+        requested_ml: Requested volume in mL.
+        realised_ml: Volume in mL in the label map.
+        voxel_ml: Volume of a voxel of that map in mL.
     """
 
     label: str
@@ -49,12 +49,12 @@ class MeasuredLesion:
 
     @property
     def error(self) -> float:
-        """Realised minus requested as a share of the requested volume."""
+        """Realised minus requested volume, as a fraction of the requested volume."""
         return self.realised_ml / self.requested_ml - 1.0
 
     @property
     def is_within_tolerance(self) -> bool:
-        """Whether the error is within 10% or two voxels, whichever is more."""
+        """Whether the volume error is within 10% or two voxels, whichever is more."""
         limit_ml = max(TOLERANCE * self.requested_ml, TOLERANCE_VOXELS * self.voxel_ml)
         return abs(self.realised_ml - self.requested_ml) <= limit_ml * (1 + 1e-9)
 
@@ -82,7 +82,9 @@ class _Group:
 
 
 def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
-    """Return requested and realised volumes and first attempts: in total, by label and by size.
+    """Summarise requested and realised volumes, and accepted first attempts, in total, by label and by size.
+
+    A case with several lesions counts among the first attempts of each of its labels and sizes.
 
     A case with several lesions counts among the first attempts of each of its labels and sizes.
     """
@@ -118,7 +120,7 @@ def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of lesion sizes as Markdown."""
     overall = document["all"]
     rate, within = overall["first_attempt_rate"], overall["within_tolerance"]
     criteria = [
@@ -190,7 +192,11 @@ def _count_failures(records: Iterable[AttemptRecord]) -> dict[str, int]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure a cohort, print and write the report; returns the exit code."""
+    """Run this module's command line: measure the lesion sizes of a cohort, print and write the report.
+
+    Returns:
+        The exit code.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m maisi_aug.evaluation.cohort.lesion_sizes",
         description=__doc__,

@@ -51,11 +51,11 @@ CUTS: Final = (
 
 @dataclass(frozen=True, eq=False)
 class Portrait:
-    """A CT, downsampled for comparison.
+    """A CT reduced to a small picture for comparison with others.
 
     Attributes:
-        picture: ``(32, 32, 32)`` of the body's box, HU above air, clipped to 0..2000; 0 outside.
-        size_mm: Size in mm of the box.
+        picture: ``(32, 32, 32)`` HU above air inside the body's box, clipped to 0 to 2000; 0 outside.
+        size_mm: Sides of the box along I, J, K in mm.
     """
 
     picture: NDArray[np.float32]
@@ -63,15 +63,15 @@ class Portrait:
 
 
 def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], notify: Report) -> NDArray[np.float64]:
-    """Return 1 - correlation of the detail of pairs under the best flip, rotation, crop and shift found.
+    """Return 1 - correlation of the details of pairs of CTs, under the best flip, rotation, crop and shift found.
 
     Args:
         cases: Possible copies.
         others: Possible originals; these are the ones that are transformed.
-        notify: Called with cases done and cases in all.
+        notify: Progress callback, called with (cases done, cases in all).
 
     Returns:
-        ``(cases, others)``; NaN for all but the three candidates of a case.
+        ``(cases, others)`` distances; NaN except for the three candidates of each case.
     """
     moves = _list_moves()
     coarse = _normalise(torch.stack([_shrink(case, COARSE_SIDE) for case in cases]))
@@ -94,7 +94,10 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
 
 
 def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
-    """Return a disguised copy for an audit: flipped, rotated, cropped and shifted in HU, on a coarse grid.
+    """Make a disguised copy of a CT, flipped, rotated, cropped and shifted in HU, to test the detection of copies.
+
+    Each axis is flipped with probability one half; the rotation is up to 10 degrees about one axis; 80 to 100% of each
+    axis is kept; the shift is up to 50 HU. The result has a coarse grid.
 
     Each axis is flipped by a coin; the turn is up to 10 degrees about one axis; 80 to 100% of each axis is kept; the
     shift is up to 50 HU.

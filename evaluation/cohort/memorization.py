@@ -54,12 +54,12 @@ ALPHA: Final = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """Nearest training cases of some cases.
+    """Nearest training case of each of several cases.
 
     Attributes:
-        distances: Distances of each case to its nearest training case.
-        relative: The same divided by the median distance to all training cases.
-        indices: Which training case that is.
+        distances: Distance of each case to its nearest training case.
+        relative: These distances divided by the median distance to all training cases.
+        indices: Index of the nearest training case.
     """
 
     distances: NDArray[np.float64]
@@ -68,12 +68,12 @@ class Nearest:
 
 
 class Double(NamedTuple):
-    """A real case and a training case that are too similar to serve as reference.
+    """A real case and a training case that are too similar for the real case to serve as reference.
 
     Attributes:
         case: Index of the real case.
         train: Index of the training case.
-        is_same_patient: Whether that is why; else the two are almost identical.
+        is_same_patient: Whether they are of the same patient; otherwise they are almost identical.
     """
 
     case: int
@@ -82,7 +82,7 @@ class Double(NamedTuple):
 
 
 def find_nearest(distances: NDArray[np.float64]) -> Nearest:
-    """Return the nearest of each row, which holds at least one number."""
+    """Return the nearest training case of each row of a ``(cases, train)`` distance matrix, ignoring NaN."""
     filled = np.where(np.isnan(distances), np.inf, distances)
     indices = filled.argmin(axis=1)
     nearest = filled[np.arange(len(filled)), indices]
@@ -92,16 +92,16 @@ def find_nearest(distances: NDArray[np.float64]) -> Nearest:
 def find_reference(
     distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
 ) -> tuple[NDArray[np.float64], list[Double]]:
-    """Return relative distances of real cases to the nearest training case of another patient.
+    """Return relative distances of real cases to the nearest training case of another patient, as a reference.
 
     Args:
-        distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
-        patients: Patients of the real cases; empty where they are not known.
-        train_patients: Training patients of the training cases.
+        distances: ``(real, train)`` distances, with at least one number in each row; NaN between a case and itself.
+        patients: Patients of the real cases; empty if unknown.
+        train_patients: Patients of the training cases; empty if unknown.
 
     Returns:
-        The relative distances, of as many cases as still have a training case to be compared with, and the pairs that
-        were left out.
+        Relative distances of the cases that still have a training case to be compared with, and the pairs that were
+        left out.
     """
     is_same = np.array([[bool(p) and p == q for q in train_patients] for p in patients])
     relative = distances / _typical(distances)[:, np.newaxis]
@@ -112,14 +112,18 @@ def find_reference(
 
 
 def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
-    """Return the relative distance below which a case is a copy."""
+    """Return the relative distance below which a case counts as a copy, from reference distances of real cases."""
     if min(len(reference), num_train) < MIN_CASES:
         return SURE_COPY
     return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
 
 
 def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.float64], *, num_train: int) -> float:
-    """Return the relative distance that best separates planted copies from real cases.
+    """Return the threshold of the relative distance that best separates planted copies from real cases.
+
+    Of all midpoints between neighbouring values it is the one with the largest share of planted copies below it, minus
+    four times the share of real cases: calling a patient's CT a copy of another's is worse than missing a copy. Among
+    equals, the lowest is chosen.
 
     Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
     four times the share of real cases: a patient's CT that is called a copy of another's costs more than a copy missed.
@@ -147,16 +151,17 @@ def judge(
     num_train: int,
     threshold: float | None = None,
 ) -> tuple[str, float | None, NDArray[np.bool_]]:
-    """Judge relative distances.
+    """Judge by relative distances whether synthetic cases repeat training cases.
 
     Args:
         synthetic: Relative distances of the synthetic cases.
         reference: Reference of the held-out cases; may be empty.
         num_train: Number of training cases.
-        threshold: Below which a case is a copy; from the held-out cases when not given.
+        threshold: Relative distance below which a case counts as a copy; None to derive it from the held-out cases.
 
     Returns:
-        The verdict, the one-sided p of the rank-sum test that synthetic cases are nearer, and which cases are copies.
+        The verdict; the one-sided p-value of the rank-sum test that synthetic cases are nearer; and which cases are
+        copies.
     """
     from scipy.stats import mannwhitneyu
 
@@ -199,14 +204,14 @@ PANEL_PX: Final = 190
 
 @dataclass(frozen=True, eq=False)
 class Thumbnail:
-    """A case, downsampled for comparison.
+    """A case reduced for comparison with others.
 
     Attributes:
-        case: The case.
-        image: ``(32768,)`` with mean 0 and length 1.
-        labels: ``(110592,)`` organ ids, 0 for the rest; None without a label map or without organs.
+        case: Case that was reduced.
+        image: ``(32768,)`` intensities with mean 0 and length 1.
+        labels: ``(110592,)`` organ ids, 0 elsewhere; None without a label map or without organs.
         portrait: Data for the comparison under flips, rotations and crops.
-        planted: The same of a copy that was planted; None for those that none was made of.
+        planted: The same data of a planted copy; None if none was made.
     """
 
     case: EvaluatedCase
@@ -227,20 +232,20 @@ def measure_memorization(
     notify: ReportStage = report_nothing,
     num_workers: int | None = 1,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Return nearest training cases of synthetic and of held-out cases, in images and in label maps.
+    """Find the nearest training cases of synthetic and of held-out cases, in images and in label maps.
 
     Args:
-        synthetic: The cases to judge.
+        synthetic: Synthetic cases to judge.
         train: Cases that the generator was trained on, at least two.
-        held_out: Real cases that it was not trained on; without them, each training case is compared with the others.
-        notify: Told stage, cases done and cases in all.
-        num_workers: Processes that read cases; None for one per core.
+        held_out: Real cases that the generator was not trained on; None to compare each training case with the others.
+        notify: Progress callback, called with (stage, cases done, cases in all).
+        num_workers: Number of processes that read cases; None for one per core.
 
     Returns:
-        The document, and a picture of the nearest pairs.
+        Figures as a JSON-able dict, and a picture of the nearest pairs.
 
     Raises:
-        EvaluationError: When a set has too few cases that can be read.
+        EvaluationError: A set has too few readable cases.
     """
     sets = {"synthetic": synthetic, "train": train} | ({"held_out": held_out} if held_out is not None else {})
     found, skipped = {}, {}
@@ -282,16 +287,16 @@ def measure_memorization(
 
 
 def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None = None) -> Thumbnail:
-    """Read a case, and crop and downsample it for comparison.
+    """Read a case, and crop and downsample it for comparison with others.
 
     Args:
         case_set: Set that the case belongs to.
         case: Case to read.
-        planted_seed: Seed of the copy to plant; None plants none.
+        planted_seed: Seed of a copy to plant; None plants none.
 
     Raises:
-        VolumeError: When a file cannot be read, or the grids differ.
-        BankError: When the label map's labels are not known.
+        VolumeError: A file cannot be read, or the grids differ.
+        BankError: The labels of the label map are unknown.
     """
     if case.has_label_map:
         image, label_map = case_set.load_pair(case)
@@ -314,7 +319,7 @@ def shrink(case_set: CaseSet, case: EvaluatedCase, *, planted_seed: int | None =
 
 
 def draw_portrait(image: Volume) -> Portrait:
-    """Return a CT, downsampled for the comparison under flips, rotations and crops."""
+    """Reduce a CT for the comparison under flips, rotations and crops."""
     box = find_body_box(image.array)
     small = resample_image(image.array.astype(np.float32), image.grid, _spread(image.grid, box, SIDE))
     return _to_portrait(small, image.grid, box)
@@ -326,10 +331,10 @@ def _to_portrait(small: NDArray[np.float32], grid: Grid, box: Sequence[slice]) -
 
 
 def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
-    """Return the box of the largest piece of tissue without thin parts such as a table, or the whole image.
+    """Return the box of the largest piece of tissue without thin parts such as a table, or else the whole image.
 
     Args:
-        image_hu: ``(I, J, K)``; every n-th voxel is looked at where a side is long.
+        image_hu: ``(I, J, K)`` image in HU, of which every n-th voxel is examined along long sides.
     """
     from scipy import ndimage
 
@@ -349,7 +354,7 @@ def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
 
 
 def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Return 1 - correlation of every pair of images, ``(cases, others)``."""
+    """Return the ``(cases, others)`` matrix of 1 - correlation of images."""
     product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
     distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
     return distances
@@ -358,7 +363,7 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 def measure_moved_distances(
     cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
 ) -> NDArray[np.float64]:
-    """Return 1 - correlation of every pair under the best flip, rotation and crop found, ``(cases, others)``."""
+    """Return ``(cases, others)`` values of 1 - correlation of images under the best flip, rotation and crop."""
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
@@ -402,7 +407,7 @@ def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[s
 
 
 def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Return the share of organ voxels that differ between two maps, ``(cases, others)``; NaN without maps."""
+    """Return the ``(cases, others)`` fractions of organ voxels that differ between label maps; NaN without maps."""
     distances = np.full((len(cases), len(others)), np.nan)
     for row, case in enumerate(cases):
         for column, other in enumerate(others):
@@ -499,7 +504,7 @@ def _name_doubles(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of memorization as Markdown."""
     against = (
         f"{document['held_out']['num_cases']} held-out cases"
         if document["held_out"]["path"]
@@ -560,7 +565,7 @@ def _spell_reference(part: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return relative distances of synthetic and held-out cases as SVG."""
+    """Draw relative distances of synthetic and held-out cases as an SVG chart."""
     rows = []
     others = "held-out" if document["held_out"]["path"] else "training"
     for kind, name in (("images", "images"), ("moved_images", "moved images"), ("label_maps", "label maps")):
@@ -582,12 +587,12 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_pairs(part: Mapping[str, Any], synthetic: Sequence[Thumbnail], train: Sequence[Thumbnail]) -> Image.Image:
-    """Return the nearest pairs side by side, axial and coronal slices through the middle of the body.
+    """Draw the nearest pairs side by side: axial and coronal slices through the middle of the body.
 
     Args:
-        part: Distances of images, as the document has them.
-        synthetic: Left.
-        train: Right.
+        part: Distances of images, from the result of :func:`measure_memorization`.
+        synthetic: Synthetic cases, shown at the left.
+        train: Training cases, shown at the right.
     """
     by_name = [{thumbnail.case.case_id: thumbnail.case for thumbnail in side} for side in (synthetic, train)]
     rows = part["cases"][:NUM_PAIRS]

@@ -55,20 +55,20 @@ DIFFERENCE: Final = Window("difference", 0.0, 400.0)
 
 @dataclass(frozen=True, eq=False)
 class Rebuilt:
-    """Measurements of a case.
+    """Measurements of one CT that an autoencoder encoded and decoded.
 
     Attributes:
-        case_id: Its name.
-        figures: Figures by the names in ``METRICS``; None for what could not be measured.
-        tissues: HU errors by tissue.
-        labels: HU errors by label id; empty without a label map.
-        spectrum: Frequencies and power kept.
-        note: Why labels are missing, or what the grid lacks; empty for nothing.
-        worst: The axial slice with the largest mean error, in the CT and rebuilt, ``(I, J, 1)``.
+        case_id: Name of the case.
+        figures: Name in ``METRICS`` -> figure; None for what could not be measured.
+        tissues: Tissue -> HU error.
+        labels: Label id -> HU error; empty without a label map.
+        spectrum: Spatial frequencies in cycles per mm, and fraction of the power preserved.
+        note: Note on missing labels or an unsuitable grid; may be empty.
+        worst: Axial slice with the largest mean error, ``(I, J, 1)`` each of CT and reconstruction.
         grid: Grid of that slice.
         peak_memory_gb: Peak memory in GB, see :func:`find_peak_memory_gb`, of the process that measured the case.
-        device: Device that it was encoded and decoded on.
-        precision: Precision of the networks there.
+        device: Device of the computation.
+        precision: Precision of the networks.
     """
 
     case_id: str
@@ -88,8 +88,8 @@ class LpipsWeights(NamedTuple):
     """Weights of SqueezeNet 1.1, for LPIPS.
 
     Attributes:
-        place: A file, or an address.
-        sha256: Of the file; an address needs it.
+        place: Path or https address of the weights.
+        sha256: SHA-256 of the file; required for an address.
     """
 
     place: str
@@ -98,13 +98,13 @@ class LpipsWeights(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """The autoencoder of a bundle on a device.
+    """The autoencoder of a bundle on a device, which encodes and decodes CTs.
 
     Attributes:
         bundle: Bundle of the autoencoder.
         device: Device on which it runs.
         precision: Precision to compute in.
-        decoder: Holds it; takes less at once where memory is short.
+        decoder: Decoder, which computes in smaller parts if memory is short.
     """
 
     bundle: Bundle
@@ -114,10 +114,10 @@ class Autoencoder:
 
     @classmethod
     def load(cls, bundle: Bundle, device: str) -> Autoencoder:
-        """Load the autoencoder alone.
+        """Load only the autoencoder of a bundle onto a device.
 
         Raises:
-            BundleError: For a file that is missing or altered.
+            BundleError: The weight file is missing or altered.
         """
         network = load_autoencoder(bundle, device=device)
         # Latents are not scaled on their way from encoder to decoder.
@@ -125,10 +125,10 @@ class Autoencoder:
         return cls(bundle, device, choose_image_precision("auto", bundle, device), decoder)
 
     def rebuild(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Encode and decode an ``(I, J, K)`` CT; HU from -1000 to 1000.
+        """Encode and decode an ``(I, J, K)`` CT; the result is in HU from -1000 to 1000.
 
         Raises:
-            MemoryShortageError: When not even the smallest windows can be decoded.
+            MemoryShortageError: Memory does not suffice even for the smallest windows.
         """
         factor = latent_factor(self.bundle.definition("autoencoder"))
         filled = np.pad(image_hu, [(0, -side % factor) for side in image_hu.shape], mode="edge")
@@ -148,20 +148,20 @@ def measure_reconstruction(
     engine: Engine,
     lpips: LpipsWeights | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Encode and decode every CT, and compare the result with the CT.
+    """Encode and decode every CT with a bundle's autoencoder, and compare the results with the CTs.
 
     Args:
-        case_set: CTs; where they have label maps, errors are given by label as well.
+        case_set: CTs; with label maps, errors are also measured by label.
         bundle: Bundle of the autoencoder.
-        notify: Called with cases done and cases in all.
-        engine: Runs the workers, each of which loads the autoencoder once.
+        notify: Progress callback, called with (cases done, cases in all).
+        engine: Engine that runs the workers, each of which loads the autoencoder once.
         lpips: Weights for LPIPS; None leaves it out.
 
     Returns:
-        The document, and a picture of the worst slices.
+        Figures as a JSON-able dict, and a picture of the worst slices.
 
     Raises:
-        EvaluationError: When no case can be read.
+        EvaluationError: No case can be read.
     """
     network = None if lpips is None else load_perceptual_distance(lpips.place, sha256=lpips.sha256).name
     cases, skipped = measure_each_on(
@@ -265,7 +265,7 @@ def _measure_lpips(
 
 
 def find_peak_memory_gb(device: str) -> dict[str, float | None]:
-    """Return the peak memory of this process and of its GPU so far; None if unknown."""
+    """Return the peak memory in GB of this process and of its GPU so far; None if unknown."""
     host = None
     if sys.platform != "win32":
         import resource
@@ -313,7 +313,7 @@ def _average_spectra(spectra: Sequence[tuple[NDArray[np.float64], NDArray[np.flo
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of reconstruction as Markdown."""
     words = {
         "psnr_db": "PSNR, dB",
         "ssim": "SSIM",
@@ -367,7 +367,7 @@ def _spell_memory(peak: Mapping[str, float | None]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return bias with the mean absolute error about it, by tissue and label, as SVG."""
+    """Draw bias and mean absolute error by tissue and label as an SVG chart."""
     rows = [
         DotRow(
             row["name"],
@@ -385,7 +385,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
 
 
 def draw_worst(cases: Sequence[Rebuilt]) -> Image.Image:
-    """Draw the slices with the largest errors: CT, reconstruction, and difference (-200 to 200 HU)."""
+    """Draw the slices with the largest errors: CT, reconstruction, and difference from -200 to 200 HU."""
     gap, head = 6, 22
     sheet = Image.new("RGB", (3 * (PANEL_PX + gap) + gap, len(cases) * (PANEL_PX + head + gap) + gap), BACKGROUND)
     for number, case in enumerate(cases):

@@ -55,10 +55,19 @@ Side = Sequence[Matrix]
 def collect_regions(
     case_sets: Sequence[CaseSet], spacing_mm: float, notify: ReportStage, *, num_workers: int | None = 1
 ) -> tuple[list[list[CaseRegions]], list[list[SkippedCase]]]:
-    """Measure the regions of the cases of a real and a synthetic set.
+    """Measure radiomic features of all regions in the cases of a real and a synthetic set.
+
+    Args:
+        case_sets: The real and the synthetic set.
+        spacing_mm: Isotropic voxel side in mm on which features are measured.
+        notify: Progress callback, called with (stage, cases done, cases in all).
+        num_workers: Number of processes; None for one per core.
+
+    Returns:
+        For each set, the measured cases, and the skipped ones.
 
     Raises:
-        EvaluationError: When a set has no case that can be read.
+        EvaluationError: A set has no readable case.
     """
     found, left_out = [], []
     for name, case_set in zip(("real", "synthetic"), case_sets, strict=True):
@@ -77,7 +86,7 @@ def collect_regions(
 def describe_sets(
     case_sets: Sequence[CaseSet], found: Sequence[Sequence[CaseRegions]], left_out: Sequence[Sequence[SkippedCase]]
 ) -> dict[str, Any]:
-    """Describe both sets for a report, with a note if their voxel sizes differ."""
+    """Describe a real and a synthetic set for a report, with a note if their voxel sizes differ; a JSON-able dict."""
     spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in found]
     notes = []
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:
@@ -109,18 +118,20 @@ def measure_distribution(
     notify: ReportStage,
     num_workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Return Fréchet radiomics distance, precision, recall, density and coverage of the body and of every common label.
+    """Compare radiomic features of the body and of every common label between real and synthetic cases.
+
+    The figures are Fréchet radiomics distance, precision, recall, density and coverage.
 
     Args:
         real: Real cases, ten or more.
         synthetic: Synthetic cases, ten or more.
-        spacing_mm: Side of the isotropic voxels on which features are measured.
+        spacing_mm: Isotropic voxel side in mm on which features are measured.
         seed: Seed of intervals and halves.
-        notify: Called with a stage, steps done and steps in all.
-        num_workers: Processes that read cases; None for one per core.
+        notify: Progress callback, called with (stage, steps done, steps in all).
+        num_workers: Number of processes that read cases; None for one per core.
 
     Raises:
-        EvaluationError: When a set has too few cases that can be read.
+        EvaluationError: A set has too few readable cases.
     """
     case_sets = real, synthetic
     found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
@@ -157,11 +168,11 @@ def measure_distribution(
 
 
 def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
-    """Return all figures of one region.
+    """Compare the features of one region between real and synthetic cases.
 
     Args:
-        real: Features of each case.
-        synthetic: The same.
+        real: Features of the region in each real case.
+        synthetic: Features of the region in each synthetic case.
         seed: Seed of intervals, halves and shuffles.
     """
     rows = np.concatenate(list(real))  # (rows of all cases, D)
@@ -232,7 +243,7 @@ def _blocks_of(cases: Sequence[CaseRegions], name: str) -> list[Matrix]:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of distances between distributions as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     parts = [
         f"# Radiomic features of {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
@@ -268,7 +279,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_left_out(document: Mapping[str, Any]) -> list[str]:
-    """Return the paragraph on cases of either set that could not be measured."""
+    """Return the paragraph of a report about cases of either set that could not be measured."""
     skipped = [(name, case) for name in ("real", "synthetic") for case in document[name]["skipped"]]
     return (
         ["## Left out\n", *(f"- {name} {row['case']}: {row['reason']}\n" for name, row in skipped)] if skipped else []
@@ -292,7 +303,7 @@ def _spell(row: Mapping[str, Any], name: str) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return distance by region with its interval above the real halves, as SVG."""
+    """Draw the distance by region with its interval, above that of the real halves, as an SVG chart."""
     rows = []
     for row in document["regions"]:
         is_far = row["frd_p"] < 0.05

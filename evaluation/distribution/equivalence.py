@@ -34,12 +34,12 @@ VERDICTS: Final = ("equivalent", "different", "cannot tell")
 
 
 class Quantity(NamedTuple):
-    """A quantity that is compared between sets.
+    """A quantity of a region that is compared between real and synthetic sets.
 
     Attributes:
         name: Name with its unit, as text.
-        feature: Feature of the region; empty for a place.
-        axis: Axis of a place.
+        feature: Name of the region's feature; empty for a position.
+        axis: Axis of a position.
     """
 
     name: str
@@ -75,19 +75,19 @@ def measure_equivalence(
     notify: ReportStage,
     num_workers: int | None = 1,
 ) -> dict[str, Any]:
-    """Compare every quantity of every label that both sets have.
+    """Test every quantity of every common label for equivalence between real and synthetic cases.
 
     Args:
         real: Labelled real cases.
         synthetic: Labelled synthetic cases.
-        margin: Differences of means up to here do not matter, in standard deviations of the real set.
-        spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
-        seed: Seed of the real halves.
-        notify: Called with a stage, steps done and steps in all.
-        num_workers: Processes that read cases; None for one per core.
+        margin: Equivalence margin of the difference of means, in standard deviations of the real set.
+        spacing_mm: Isotropic voxel side in mm on which texture and shape are measured.
+        seed: Seed of the halves of the real cases.
+        notify: Progress callback, called with (stage, steps done, steps in all).
+        num_workers: Number of processes that read cases; None for one per core.
 
     Raises:
-        EvaluationError: When no label is in six cases of both sets.
+        EvaluationError: No label occurs in six cases of both sets.
     """
     case_sets = real, synthetic
     found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
@@ -163,13 +163,13 @@ def _values_of(cases: Sequence[CaseRegions], name: str, quantity: Quantity) -> N
 
 
 def count_verdicts(document: Mapping[str, Any]) -> dict[str, int]:
-    """Return how often each verdict was reached."""
+    """Return verdict -> number of quantities with it."""
     return {verdict: sum(row["verdict"] == verdict for row in document["rows"]) for verdict in VERDICTS}
 
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of equivalence tests as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     counts = ", ".join(f"{verdict} {count}" for verdict, count in count_verdicts(document).items())
     needed = max((row["num_needed"] for row in document["rows"] if row["difference"] is not None), default=None)
@@ -223,7 +223,7 @@ def _spell_row(row: Mapping[str, Any]) -> list[str]:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return differences with their 90% intervals over the margins, in standard deviations of the real set, as SVG."""
+    """Draw differences with their 90% intervals over the margins as an SVG chart."""
     rows = []
     for row in document["rows"]:
         name = f"{row['label']}: {row['quantity'].partition(',')[0]}"

@@ -44,14 +44,13 @@ FEATURE_NAMES: Final = (*INTENSITY_NAMES, *TEXTURE_NAMES, *SHAPE_NAMES)
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Measurements of a label of a case, or of one of its lesions.
+    """Features and position of a label in a case, or of one of its lesions.
 
     Attributes:
-        name: Name of the label; "body" for the patient as a whole.
-        is_lesion: Whether it is one connected part of a lesion's label.
+        name: Name of the label; ``body`` for the whole patient.
+        is_lesion: Whether it is one connected component of a lesion label.
         features: Features in the order of ``FEATURE_NAMES``; volumes are logarithms of mL.
-        place: Position of its centre in the box of its host, or of the body, along right-left, back-front and
-            feet-head; 0 and 1 are the ends.
+        place: Position of its centre in the box of its host, or of the body, along R, A, S; 0 and 1 are the ends.
     """
 
     name: str
@@ -60,18 +59,18 @@ class Region:
     place: tuple[float, float, float]
 
     def of(self, name: str) -> float:
-        """Return one feature."""
+        """Return one feature of the region by name."""
         return float(self.features[FEATURE_NAMES.index(name)])
 
 
 @dataclass(frozen=True, eq=False)
 class CaseRegions:
-    """All regions of a case.
+    """Features of all regions of a case.
 
     Attributes:
-        case_id: Its name.
-        spacing_mm: Spacing in mm of its voxels.
-        regions: The body first; lesions part by part.
+        case_id: Name of the case.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        regions: Regions, the body first; each connected lesion is a region.
     """
 
     case_id: str
@@ -80,16 +79,16 @@ class CaseRegions:
 
 
 def measure_regions(case_set: CaseSet, spacing_mm: float, case: EvaluatedCase) -> CaseRegions:
-    """Return features of the body and of every label of a case.
+    """Measure the features of the body and of every label of a case.
 
     Args:
         case_set: Set that the case belongs to.
-        spacing_mm: Side of the isotropic voxels on which texture and shape are measured.
+        spacing_mm: Isotropic voxel side in mm on which texture and shape are measured.
         case: Case with or without a label map; without one, only the body is measured.
 
     Raises:
-        VolumeError: When a file cannot be read, or the grids differ.
-        BankError: When the label map's labels are not known.
+        VolumeError: A file cannot be read, or the grids differ.
+        BankError: The labels of the label map are unknown.
     """
     if case.has_label_map:
         image, label_map = case_set.load_pair(case)
@@ -176,12 +175,12 @@ def _describe(
 
 
 def to_levels(hu: NDArray[Any]) -> NDArray[np.int64]:
-    """Return grey levels from 0, steps of 25 HU; what lies beyond -1000 and 1000 HU counts as the ends."""
+    """Quantise HU to grey levels from 0 in steps of 25 HU, clipped to -1000 to 1000 HU."""
     return np.clip((hu - LOW_HU) // BIN_HU, 0, NUM_LEVELS - 1).astype(np.int64)
 
 
 def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
-    """Return ``INTENSITY_NAMES`` of a region's voxels ``(N,)``; of one value, skewness and kurtosis are 0."""
+    """Return the features ``INTENSITY_NAMES`` of a region's ``(N,)`` HU; of a constant, skewness and kurtosis are 0."""
     values = hu.astype(np.float64)
     mean, deviation = float(values.mean()), float(values.std())
     scaled = (values - mean) / deviation if deviation > 0 else np.zeros_like(values)
@@ -194,14 +193,15 @@ def measure_intensities(hu: NDArray[Any]) -> tuple[float, ...]:
 
 
 def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
-    """Return ``TEXTURE_NAMES``: of the co-occurrence of neighbouring voxels that are both in the mask.
+    """Return the features ``TEXTURE_NAMES``, from the grey-level co-occurrence of neighbouring voxels in a mask.
 
     Args:
-        hu: ``(I, J, K)`` on isotropic voxels.
-        mask: ``(I, J, K)``.
+        hu: ``(I, J, K)`` HU on isotropic voxels.
+        mask: ``(I, J, K)`` mask of the region.
 
     Returns:
-        Contrast and the like in squares, or cubes, of grey levels; of a single level the correlation is 1.
+        The features in the order of ``TEXTURE_NAMES``, in powers of grey levels; with a single level, the correlation
+        is 1.
     """
     pairs = count_pairs(to_levels(hu), mask)
     total = pairs.sum()
@@ -225,7 +225,7 @@ def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
 
 
 def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
-    """Return how often two levels are neighbours inside a mask, ``(levels, levels)``, each pair in both orders."""
+    """Return the ``(levels, levels)`` counts of neighbouring grey levels inside a mask, each pair in both orders."""
     counts = np.zeros(NUM_LEVELS * NUM_LEVELS)
     for offset in DIRECTIONS:
         here = tuple(slice(max(0, -o), min(side, side - o)) for o, side in zip(offset, mask.shape, strict=True))
@@ -238,7 +238,15 @@ def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
 
 
 def measure_shape(mask: Mask, volume_ml: float) -> tuple[float, ...]:
-    """Return ``SHAPE_NAMES``: of a mask on isotropic voxels; 1 is a ball in all but the first.
+    """Return the features ``SHAPE_NAMES`` of a mask on isotropic voxels; all but the first are 1 for a ball.
+
+    Elongation and flatness are the square roots of the second and third eigenvalue of the voxels' covariance, divided
+    by that of the first. Sphericity is the surface of a ball with the mesh's volume, divided by the surface of the
+    mesh.
+
+    Args:
+        mask: ``(I, J, K)`` mask of the region.
+        volume_ml: Volume in mL on the original grid.
 
     Elongation and flatness are the roots of the second and the third eigenvalue of the voxels' covariance, divided by
     that of the first. Sphericity is the surface of a ball of the mesh's volume, divided by that of the mesh.

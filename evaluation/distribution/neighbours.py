@@ -25,17 +25,17 @@ Matrix = NDArray[np.float64]
 
 
 def choose_nearest(num_real: int, num_synthetic: int) -> int:
-    """Return the number of neighbours for sets of this size: 5, as published, or 3 with fewer than 20 of either."""
+    """Return the number of nearest neighbours to use: 5, as published, or 3 if either set has fewer than 20 cases."""
     return 5 if min(num_real, num_synthetic) >= 20 else 3
 
 
 def measure_neighbours(real: Matrix, synthetic: Matrix, nearest: int) -> dict[str, float]:
-    """Return the four figures.
+    """Return precision, recall, density and coverage of two sets of feature vectors.
 
     Args:
-        real: ``(N, D)``, more than ``nearest`` of them.
-        synthetic: ``(M, D)``, the same.
-        nearest: Number of neighbours that a ball reaches to.
+        real: ``(N, D)`` feature vectors, more than ``nearest``.
+        synthetic: ``(M, D)`` feature vectors, more than ``nearest``.
+        nearest: Number of neighbours up to which the ball around a vector extends.
     """
     reach, other_reach = (_find_reach(cdist(side, side), nearest) for side in (real, synthetic))  # (N,) and (M,)
     return _measure(cdist(real, synthetic), reach, other_reach, nearest)  # (N, M) distances
@@ -44,10 +44,13 @@ def measure_neighbours(real: Matrix, synthetic: Matrix, nearest: int) -> dict[st
 def find_neighbour_intervals(
     real: Matrix, synthetic: Matrix, nearest: int, rng: np.random.Generator
 ) -> dict[str, tuple[float, float]]:
-    """Return 95% intervals over which cases were drawn, from random halves of both sets.
+    """Return 95% intervals of precision, recall, density and coverage, from random halves of both sets.
 
-    Drawing with replacement would make a vector its own neighbour. A half without replacement spreads about its
-    mean as the whole does about the truth, by the variance of sampling from a finite set.
+    Drawing with replacement would make a vector its own neighbour. A half drawn without replacement varies about its
+    mean as the whole set varies about the truth, by the variance of sampling from a finite set.
+
+    Drawing with replacement would make a vector its own neighbour. A half without replacement spreads about its mean as
+    the whole does about the truth, by the variance of sampling from a finite set.
     """
     draws: dict[str, list[float]] = {name: [] for name in NAMES}
     for _ in range(NUM_DRAWS):

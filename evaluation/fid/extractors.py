@@ -40,14 +40,14 @@ MIN_HASH_DIGITS: Final = 8
 
 @dataclass(frozen=True, slots=True)
 class ExtractorSpec:
-    """Properties of an extractor that are known without its weights.
+    """Properties of a feature extractor for FID that are known without its weights.
 
     Attributes:
-        name: Name on the command line.
-        build: Makes the network without weights; it gives ``(N, D)`` or ``(N, D, rows, columns)``.
-        mean: Subtracted per channel, after the stack of slices was scaled to 0..1 by its extremes.
-        deviation: Divided by after that.
-        advice: How to get the weights.
+        name: Name of the extractor on the command line.
+        build: Function that builds the network without weights; its output is ``(N, D)`` or ``(N, D, rows, columns)``.
+        mean: Mean per channel that is subtracted, after a stack of slices is scaled to [0, 1] by its extremes.
+        deviation: Standard deviation per channel by which is then divided.
+        advice: Sentence on how to get the weights.
     """
 
     name: str
@@ -59,13 +59,13 @@ class ExtractorSpec:
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A network with weights.
+    """A feature extractor for FID with its weights, on a device.
 
     Attributes:
         spec: Properties of the extractor.
         network: Network in evaluation mode, on ``device``.
         device: Device on which it runs.
-        sha256: SHA-256 of the file of weights; part of every figure.
+        sha256: SHA-256 of the weight file, which is reported with every figure.
         source: Origin of the weights, as text.
     """
 
@@ -76,17 +76,17 @@ class Extractor:
     source: str
 
     def describe(self) -> str:
-        """Name and weights in a few words."""
+        """Describe the extractor: name and weights."""
         return f"{self.spec.name} ({self.source}, sha256 {self.sha256[:12]})"
 
     def extract(self, slices_hu: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return features of a stack of slices, which is scaled by its own lowest and highest value as a whole.
+        """Extract features of a stack of slices, which is scaled by its own minimum and maximum.
 
         Args:
-            slices_hu: ``(N, rows, columns)`` HU.
+            slices_hu: ``(N, rows, columns)`` slices in HU.
 
         Returns:
-            ``(N, D)``: the network's last maps, averaged over rows and columns.
+            ``(N, D)`` features: the network's last maps, averaged over rows and columns.
         """
         low, high = float(slices_hu.min()), float(slices_hu.max())
         mean, deviation = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.spec.mean, self.spec.deviation))
@@ -104,12 +104,12 @@ class Extractor:
 
 @dataclass(frozen=True)
 class ExtractorFile:
-    """An extractor whose weights are on the disk; can be sent to other processes.
+    """A feature extractor for FID with the file of its weights; picklable.
 
     Attributes:
         spec: Properties of the extractor.
         path: Path of the weights.
-        sha256: Of that file.
+        sha256: SHA-256 of the file.
         source: Origin of the weights, as text.
     """
 
@@ -120,11 +120,11 @@ class ExtractorFile:
 
     @property
     def reads(self) -> tuple[Path, ...]:
-        """The weights, unless they come with a package, which may be elsewhere on another machine."""
+        """Paths that a worker needs: the weights, unless they come with a Python package."""
         return () if self.spec.name == DEFAULT_EXTRACTOR else (self.path,)
 
     def load(self, device: str) -> Extractor:
-        """The network on a device; the one that was loaded last is there already.
+        """Load the extractor onto a device; the one loaded last is kept.
 
         Raises:
             BundleError: The weights are missing, altered, or those of another network.
@@ -147,24 +147,23 @@ def _load(file: ExtractorFile, device: str) -> Extractor:
 def load_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None, device: str = "cpu"
 ) -> Extractor:
-    """Return an extractor with its weights on a device; see :func:`find_extractor`."""
+    """Find a feature extractor for FID and load it onto a device; arguments as for :func:`find_extractor`."""
     return find_extractor(name, weights=weights, sha256=sha256).load(device)
 
 
 def find_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None
 ) -> ExtractorFile:
-    """Return an extractor with its weights, which are fetched only from an address that the caller names.
+    """Find a feature extractor for FID; weights are downloaded only from an address that the caller names.
 
     Args:
         name: ``efficientnet_lite0``, ``radimagenet_resnet50`` or ``squeezenet1_1``.
-        weights: A file of ``torch.save`` or safetensors, or an address that begins with ``https://`` or ``http://``;
-            not for the default extractor.
-        sha256: SHA-256 of the weights. An address needs it whole; for a file it is optional, its first eight digits or
-            more.
+        weights: File written by ``torch.save`` or safetensors, or an address that begins with ``https://`` or
+            ``http://``; None for the default extractor, whose weights come with a package.
+        sha256: SHA-256 of the weights, required for an address; for a file optional, its first eight digits or more.
 
     Raises:
-        RequestError: The name is unknown, or weights or hash are missing or cannot be what they should.
+        RequestError: The name is unknown, or weights or hash are missing or implausible.
         BundleError: The weights are missing, altered, or those of another network.
         MissingExtraError: The package with the default weights is not installed.
     """

@@ -34,7 +34,7 @@ FORMAT: Final = 2
 
 
 class CaseFeatures(NamedTuple):
-    """Features of one volume, with its patient and its original grid."""
+    """Features of one volume by plane, with its patient and its original grid."""
 
     case_id: str
     patient: str
@@ -49,11 +49,11 @@ Measured = tuple[CaseFeatures | SkippedCase, bool]
 
 @dataclass
 class FeatureSet:
-    """Features of a set of cases.
+    """Features of all cases of a set.
 
     Attributes:
         cases: Readable cases, in the order of the set.
-        skipped: The others, and what the set names as missing.
+        skipped: Cases that could not be read or are missing.
         num_cached: Number of cases found in the cache.
     """
 
@@ -62,7 +62,7 @@ class FeatureSet:
     num_cached: int = 0
 
     def of_plane(self, plane: PlaneName) -> list[NDArray[np.float32]]:
-        """Return a plane's features, one ``(N, D)`` array per patient: scans of a patient are not independent."""
+        """Return features of one plane, one ``(N, D)`` array per patient: scans of a patient are not independent."""
         by_patient: dict[str, list[NDArray[np.float32]]] = {}
         for case in self.cases:
             by_patient.setdefault(case.patient or case.case_id, []).append(case.planes[plane])
@@ -70,7 +70,7 @@ class FeatureSet:
 
 
 def default_cache() -> Path:
-    """Return the folder for features: next to downloaded bundles, in ``MAISI_AUG_HOME`` or the user's folder."""
+    """Return the default folder for cached features, next to downloaded bundles."""
     return pulled_bundles_folder().parent / "features"
 
 
@@ -83,18 +83,18 @@ def collect_features(
     engine: Engine,
     notify: Report,
 ) -> list[FeatureSet]:
-    """Return features of every case of several sets.
+    """Extract the features of every case of several sets, or read them from a cache.
 
     Args:
-        case_sets: The cases.
-        extractor: The network.
+        case_sets: Sets of cases.
+        extractor: Feature extractor.
         protocol: Protocol that turns volumes into slices.
-        cache: Folder of features by content; None keeps none.
-        engine: Runs the workers, each of which loads the network once.
-        notify: Told how many cases are done, and how many there are.
+        cache: Folder of features by content; None for no cache.
+        engine: Engine that runs the workers, each of which loads the network once.
+        notify: Progress callback, called with (cases done, cases in all).
 
     Returns:
-        One for each set.
+        Features of each set.
 
     Raises:
         EvaluationError: No case of a set can be read.

@@ -32,7 +32,7 @@ KID_EXACT_ROWS: Final = 2000
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Moments of a set of features that the Fréchet distance needs.
+    """Mean and covariance of a set of features, which determine the Fréchet distance.
 
     Attributes:
         num: Number of features.
@@ -46,10 +46,10 @@ class Moments:
 
 
 def measure_moments(blocks: Sequence[Features]) -> Moments:
-    """Mean and covariance of features that come in blocks, summed up in float64.
+    """Compute mean and covariance of features that come in blocks, in float64.
 
     Args:
-        blocks: ``(N, D)`` each, such as one per case; at least two rows in all.
+        blocks: Features ``(N, D)`` in blocks, such as one per case; at least two rows in all.
     """
     num = sum(len(block) for block in blocks)
     mean = np.sum([block.sum(axis=0, dtype=np.float64) for block in blocks], axis=0) / num
@@ -61,16 +61,19 @@ def measure_moments(blocks: Sequence[Features]) -> Moments:
 
 
 def reduce_to_span(first: Sequence[Features], second: Sequence[Features]) -> tuple[list[Features], list[Features]]:
-    """Turn features into coordinates of the space that they span, when there are fewer of them than dimensions.
+    """Express features as coordinates in the space that they span, if there are fewer of them than dimensions.
+
+    Distances between the sets do not change, and matrices become smaller.
 
     Distances between the sets stay what they are, and matrices get smaller than with all dimensions.
 
     Args:
         first: Features of each case, ``(N, D)``.
-        second: The same of the other set.
+        second: Features of each case of the other set, ``(N, D)``.
 
     Returns:
-        The same cases as ``(N, R)``, float64, with R the number of features in all; as they are when that is above D.
+        Features of the same cases as ``(N, R)`` float64, where R is the number of all features; unchanged if R would
+        exceed D.
     """
     rows = np.concatenate([*first, *second]).astype(np.float64)
     if len(rows) >= rows.shape[1]:
@@ -80,7 +83,7 @@ def reduce_to_span(first: Sequence[Features], second: Sequence[Features]) -> tup
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Return the squared Fréchet distance between two Gaussians, which is the FID of the sets they describe."""
+    """Return the squared Fréchet distance between two Gaussians, which is the FID of the sets that they describe."""
     root = _power(first.covariance, 0.5)
     product = np.linalg.eigvalsh(root @ second.covariance @ root)
     shared = float(np.sqrt(np.clip(product, 0.0, None)).sum())
@@ -91,20 +94,21 @@ def frechet_distance(first: Moments, second: Moments) -> float:
 def extrapolate_distance(
     first: Sequence[Features], second: Sequence[Features], value: float, generator: np.random.Generator
 ) -> float | None:
-    """Return the distance that a set of very many cases would have, as far as half the cases tell.
+    """Extrapolate a Fréchet distance to sets of very many cases, from half of the cases.
 
-    A distance of few cases is too large by about ``b / n`` (Chong and Forsyth, "Effectively unbiased FID and Inception
-    score", 2020, section 4): halves of both sets are off by twice as much, so that two distances give the limit. With
-    fewer cases than features the law is only begun, and the limit is still too large, but less so than the distance.
+    The distance of few cases is too large by about ``b / n`` (Chong and Forsyth, "Effectively unbiased FID and
+    Inception score", 2020, section 4): for halves of both sets the bias is twice as large, so that two distances give
+    the limit. With fewer cases than features, the law holds only approximately, and the limit is still too large, but
+    less so than the distance.
 
     Args:
         first: Features of each case, ``(N, D)``.
-        second: The same of the other set.
-        value: Their distance.
-        generator: Draws the halves.
+        second: Features of each case of the other set, ``(N, D)``.
+        value: Fréchet distance of the sets.
+        generator: Generator that draws the halves.
 
     Returns:
-        The limit, below zero by chance where the sets are alike; None where a set has fewer than four cases.
+        The limit, which may be negative for similar sets; None if a set has fewer than four cases.
     """
     if min(len(first), len(second)) < MIN_HALVED_CASES:
         return None
@@ -121,7 +125,7 @@ def extrapolate_distance(
 
 
 def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> Matrix:
-    """Return the influence of each case on the distance: its first-order change if the case is counted once more.
+    """Return the influence of each case on a Fréchet distance: its first-order change if the case is counted once more.
 
     The derivative of the trace term by ``C1`` is the optimal transport map from one Gaussian to the other, so that the
     influence of one feature ``x`` with ``d = x - m1`` is ``2 (m1 - m2) d + d' (1 - T) d - tr((1 - T) C1)``.
@@ -132,7 +136,7 @@ def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> M
         other: Moments of the other set.
 
     Returns:
-        ``(number of cases,)``; they add up to zero.
+        ``(number of cases,)`` influences, whose sum is zero.
     """
     root = _power(other.covariance, 0.5)
     transport = root @ _power(root @ own.covariance @ root, -0.5) @ root
@@ -151,20 +155,25 @@ def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> M
 def bootstrap_interval(
     value: float, influences: Sequence[Matrix], generator: np.random.Generator, *, num_draws: int = 2000
 ) -> tuple[float, float] | None:
-    """Return a 95% interval of a distance over the choice of cases, to first order; it ignores small-sample bias.
+    """Return a 95% bootstrap interval of a Fréchet distance over the choice of cases, to first order.
+
+    It ignores small-sample bias. Cases of each set are drawn with replacement, all slices of a case together. The
+    distance of a draw is the value plus the influences of the drawn cases. Recomputing it would cost an
+    eigendecomposition per draw, and would answer another question, because repeated cases make every recomputed
+    distance larger.
 
     Cases of each set are drawn with replacement, all slices of a case together. The distance of a draw is the value
     plus what the drawn cases add; recomputing it would cost an eigendecomposition per draw, and would answer another
     question, since repeated cases make a set poorer and every recomputed distance larger.
 
     Args:
-        value: The distance.
-        influences: :func:`case_influence` of each set.
-        generator: Source of the draws.
+        value: Fréchet distance.
+        influences: Results of :func:`case_influence` for each set.
+        generator: Generator that draws cases.
         num_draws: Number of bootstrap draws.
 
     Returns:
-        Lower and upper end; None where a set has fewer than two cases.
+        Lower and upper end; None if a set has fewer than two cases.
     """
     if min(len(influence) for influence in influences) < 2:
         return None
@@ -177,7 +186,11 @@ def bootstrap_interval(
 
 
 def kernel_distance(first: Sequence[Features], second: Sequence[Features], generator: np.random.Generator) -> float:
-    """Return KID: the unbiased squared maximum mean discrepancy under the kernel ``(x y / D + 1)^3``.
+    """Return KID: the unbiased squared maximum mean discrepancy with the kernel ``(x y / D + 1)^3``.
+
+    Source: Binkowski et al., "Demystifying MMD GANs", 2018, section 4. Slices of one case are similar, so pairs within
+    a set are taken across cases; with one slice per case it is the figure of that paper. It is exact for up to 2000
+    features per set; above that it is the mean over 50 random subsets of 1000, as in the paper.
 
     Binkowski et al., "Demystifying MMD GANs", 2018, section 4. Two slices of one case are alike because they are of one
     case, so that pairs within a set are taken across cases; with one slice a case it is the figure of that paper. Exact
@@ -185,8 +198,8 @@ def kernel_distance(first: Sequence[Features], second: Sequence[Features], gener
 
     Args:
         first: Features of each case, ``(N, D)``; at least two rows in all.
-        second: The same of the other set.
-        generator: Draws the subsets.
+        second: Features of each case of the other set, ``(N, D)``.
+        generator: Generator that draws the subsets.
     """
     rows = [np.concatenate(cases) for cases in (first, second)]
     owners = [np.repeat(np.arange(len(cases)), list(map(len, cases))) for cases in (first, second)]

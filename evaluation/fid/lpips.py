@@ -28,7 +28,7 @@ MIN_SIDE: Final = 32
 
 @dataclass(frozen=True, eq=False)
 class PerceptualDistance:
-    """LPIPS with its weights.
+    """The perceptual distance LPIPS with its weights, on a device.
 
     Attributes:
         network: Network of the package ``lpips``, on ``device``.
@@ -41,14 +41,14 @@ class PerceptualDistance:
     name: str
 
     def measure(self, pictures: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return distances of pictures, pair by pair.
+        """Return the LPIPS distances of pictures, pair by pair.
 
         Args:
-            pictures: ``(N, rows, columns)`` in [0, 1]; sides of at least 32.
-            others: The same.
+            pictures: ``(N, rows, columns)`` pictures in [0, 1], with sides of at least 32.
+            others: Pictures of the same shape to compare with.
 
         Returns:
-            ``(N,)``.
+            ``(N,)`` distances.
         """
         found = []
         with torch.inference_mode():
@@ -63,16 +63,16 @@ class PerceptualDistance:
 
 
 def load_perceptual_distance(weights: str, *, sha256: str | None = None, device: str = "cpu") -> PerceptualDistance:
-    """Return LPIPS on SqueezeNet 1.1.
+    """Load LPIPS with SqueezeNet 1.1.
 
     Args:
-        weights: torchvision's ``squeezenet1_1-b8a52dc0.pth``: a file, or an address with its hash.
-        sha256: SHA-256 of the weights; an address needs it.
-        device: A torch device.
+        weights: Path or https address of torchvision's ``squeezenet1_1-b8a52dc0.pth``.
+        sha256: SHA-256 of the weights; required for an address.
+        device: Device of the network.
 
     Raises:
         MissingExtraError: The package ``lpips`` is not installed.
-        RequestError: The weights cannot be what they should.
+        RequestError: The weights or the hash are missing or implausible.
         BundleError: The weights are missing, altered, or those of another network.
     """
     if importlib.util.find_spec("lpips") is None:

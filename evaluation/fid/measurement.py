@@ -52,20 +52,23 @@ def measure_fid(
     seed: int = 0,
     notify: ReportStage = report_nothing,
 ) -> dict[str, Any]:
-    """Return FID per plane and their mean, with interval, kernel distance and the floor that real cases set.
+    """Measure FID and KID per plane and their mean, with intervals, and the floor that halves of the real cases set.
 
     Args:
         real: Real cases.
         synthetic: Synthetic cases.
-        extractor: The network whose features are compared.
+        extractor: Network whose features are compared.
         protocol: Protocol that turns volumes into slices.
-        cache: Folder of features; None keeps none.
+        cache: Folder of cached features; None for no cache.
         engine: Engine that runs the workers, which read the volumes.
         seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.
-        notify: Told stage, steps done and steps in all.
+        notify: Progress callback, called with (stage, steps done, steps in all).
 
     Raises:
-        EvaluationError: When a set has no case that can be read, or too few slices.
+        EvaluationError: A set has no readable case, or too few slices.
+
+    Returns:
+        Figures as a JSON-able dict.
     """
     features = collect_features(
         (real, synthetic), extractor, protocol, cache=cache, engine=engine, notify=partial(notify, "volumes")
@@ -219,7 +222,7 @@ def _compare_grids(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of FID and KID as Markdown."""
     real, synthetic, extractor = document["real"], document["synthetic"], document["extractor"]
     rows = [
         [
@@ -258,7 +261,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return FID by plane with intervals, above the real halves, as SVG."""
+    """Draw FID by plane with intervals, above that of the real halves, as an SVG chart."""
     rows = []
     for name, figures in document["planes"].items():
         rows.append(

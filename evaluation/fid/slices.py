@@ -32,13 +32,13 @@ MIN_SIDE: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class SliceProtocol:
-    """Protocol that turns volumes into slices; FID figures are comparable only if all of it is equal.
+    """Protocol that turns volumes into slices for FID; figures are comparable only if all of it is equal.
 
     Attributes:
-        spacing_mm: Voxel sides to resample to; None keeps each volume's own.
-        shape: Voxels to fill up and cut to, about the centre; None keeps each volume's own.
-        centre_share: Central share of the slices along each axis.
-        every: Takes each ``every``-th of those.
+        spacing_mm: Voxel sides along I, J, K in mm to resample to; None keeps each volume's own.
+        shape: Voxels along I, J, K to pad and crop to, about the centre; None keeps each volume's own.
+        centre_share: Central fraction of the slices along each axis that is used.
+        every: Step between used slices.
         resampling: How volumes are resampled to ``spacing_mm``; MAISI's published figures use ``maisi``.
     """
 
@@ -63,11 +63,11 @@ class SliceProtocol:
             raise RequestError(f"Every: must be an integer from 1, found {self.every}. 1 takes all slices.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the protocol as JSON types."""
+        """Return the protocol as a JSON-able dict."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     def describe(self) -> str:
-        """Return the protocol in a few words."""
+        """Describe the protocol in a few words."""
         spacing = "own spacing" if self.spacing_mm is None else f"{'x'.join(f'{s:g}' for s in self.spacing_mm)} mm"
         if self.spacing_mm is not None:
             spacing += " from the first voxel on, as in MAISI" if self.resampling == "maisi" else " about the centre"
@@ -78,20 +78,20 @@ class SliceProtocol:
 
 
 def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> NDArray[np.float32]:
-    """Resample, pad, crop and clip a CT.
+    """Resample, pad, crop and clip a CT as a protocol defines.
 
-    With ``maisi`` the result is that of the transforms of MAISI's script to the last bit.
+    With the resampling ``maisi``, the result equals that of MAISI's script bit by bit.
 
     Args:
         volume: ``(I, J, K)`` HU in RAS+; not modified.
         protocol: Protocol to apply.
-        subject: The case, for messages.
+        subject: Name of the case in messages.
 
     Returns:
-        ``(I, J, K)`` HU.
+        ``(I, J, K)`` float32 HU.
 
     Raises:
-        VolumeError: When a side is left with fewer than 32 voxels.
+        VolumeError: A side has fewer than 32 voxels afterwards.
     """
     from monai.transforms import CenterSpatialCrop, ScaleIntensityRange, SpatialPad
 
@@ -113,15 +113,15 @@ def prepare_volume(volume: Volume, protocol: SliceProtocol, *, subject: str) -> 
 
 
 def take_slices(image_hu: NDArray[np.float32], plane: PlaneName, protocol: SliceProtocol) -> NDArray[np.float32]:
-    """Return the slices of one plane.
+    """Return the slices of a volume in one plane that a protocol selects.
 
     Args:
-        image_hu: ``(I, J, K)``.
+        image_hu: ``(I, J, K)`` image in HU.
         plane: ``xy`` stacks along K, ``yz`` along I, ``zx`` along J.
-        protocol: Which share of them.
+        protocol: Protocol that selects slices.
 
     Returns:
-        ``(N, rows, columns)``; the two axes that are left, in their order. Small volumes give at least one slice.
+        ``(N, rows, columns)`` slices, with the other two axes in their order; at least one slice.
     """
     stack = np.moveaxis(image_hu, AXIS_OF[plane], 0)
     num = len(stack)

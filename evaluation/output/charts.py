@@ -45,7 +45,7 @@ class DotRow:
         interval: Ends of a line through the centre.
         band: Ends of a pale bar behind everything, such as a reference range.
         is_marked: Whether the row is an outlier, drawn in orange.
-        note: Text at the right end of the row.
+        note: Text at the right end of the row; may be empty.
     """
 
     name: str
@@ -59,7 +59,7 @@ class DotRow:
 
 @dataclass(frozen=True, slots=True)
 class ScatterSeries:
-    """Points of one colour.
+    """Points of one colour in a scatter chart.
 
     Attributes:
         name: Name in the legend.
@@ -72,12 +72,12 @@ class ScatterSeries:
 
 @dataclass(frozen=True, slots=True)
 class CurveSeries:
-    """Points of one colour, and a line.
+    """Points of one colour and a line in a curve chart.
 
     Attributes:
         name: Name in the legend.
         points: ``(x, y)``.
-        line: ``(x, y)`` along a line; empty for none.
+        line: ``(x, y)`` points along the line; empty for none.
     """
 
     name: str
@@ -116,14 +116,14 @@ class _Scale:
 def draw_dot_chart(
     title: str, rows: Sequence[DotRow], *, axis: str, subtitle: str = "", limits: tuple[float, float] | None = None
 ) -> str:
-    """Return rows of dots over one axis.
+    """Draw a dot chart: rows of dots over a common axis.
 
     Args:
         title: Title of the chart.
         rows: Rows of the chart; at least one.
         axis: Name of the values, with unit.
-        subtitle: Below the title; how it was measured.
-        limits: Ends of the axis; from the values when not given, and values beyond are drawn at its end.
+        subtitle: Text below the title, such as how it was measured.
+        limits: Ends of the axis, at which values beyond are drawn; None to derive them from the values.
 
     Returns:
         A complete SVG document.
@@ -143,13 +143,13 @@ def draw_dot_chart(
 def draw_scatter(
     title: str, series: Sequence[ScatterSeries], *, axes: tuple[str, str], subtitle: str = "", is_log: bool = False
 ) -> str:
-    """Points about the identity line, both axes alike.
+    """Draw a scatter chart with the identity line and equal axes.
 
     Args:
         title: Title of the chart.
-        series: Series with at least one point in total; positive on log axes.
+        series: Series with at least one point in total; with positive values on logarithmic axes.
         axes: Names of x and y, with units.
-        subtitle: Below the title.
+        subtitle: Text below the title.
         is_log: Whether both axes are logarithmic.
 
     Returns:
@@ -180,7 +180,7 @@ def draw_scatter(
 
 
 def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[str, str]) -> str:
-    """Points and lines over a logarithmic axis of positive numbers, such as learning curves.
+    """Draw points and lines over a logarithmic axis of positive numbers, such as learning curves.
 
     Args:
         title: Title of the chart.

@@ -16,12 +16,12 @@ Cell = str | int | float | bool | None
 
 
 def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_digits: int = 2) -> str:
-    """Return a Markdown table; the first column reads from the left, the others are numbers that line up at the right.
+    """Format a Markdown table with its first column aligned left, and numbers aligned right.
 
     Args:
         header: Names of the columns.
-        rows: A cell per column; None becomes a dash, floats get ``num_digits`` decimals.
-        num_digits: Decimals of floats.
+        rows: Rows with one cell per column; None becomes a dash, floats get ``num_digits`` decimals.
+        num_digits: Number of decimals of floats.
     """
     lines = [list(header), ["---", *("---:" for _ in header[1:])]]
     lines += [[_to_text(cell, num_digits) for cell in row] for row in rows]
@@ -29,21 +29,21 @@ def to_markdown(header: Sequence[str], rows: Iterable[Sequence[Cell]], *, num_di
 
 
 def percent(share: float | None) -> str:
-    """Return a share as a whole percentage, or a dash."""
+    """Format a fraction as a whole percentage, or a dash for None."""
     return "-" if share is None else f"{100 * share:.0f}%"
 
 
 def share_of(flags: Iterable[bool]) -> float | None:
-    """Share of flags that are set; None without any."""
+    """Return the fraction of flags that are True; None without flags."""
     found = list(flags)
     return sum(found) / len(found) if found else None
 
 
 def require_own_folder(folder: Path, name: str) -> None:
-    """Raise before anything is measured where the results would replace a file that is not an earlier result.
+    """Raise before a measurement if its results would replace a file that is not an earlier result.
 
     Raises:
-        CohortError: When ``folder`` is a file, or holds a ``NAME.json`` of something else.
+        CohortError: ``folder`` is a file, or holds a ``NAME.json`` of something else.
     """
     if folder.exists() and not folder.is_dir():
         raise CohortError(f"{folder}: this is a file, not a folder. Choose another --out.")
@@ -63,20 +63,20 @@ def require_own_folder(folder: Path, name: str) -> None:
 def save_results(
     folder: Path, name: str, document: Mapping[str, Any], report: str, charts: Mapping[str, str] = {}
 ) -> tuple[Path, ...]:
-    """Write a measurement: ``NAME.json``, ``NAME.md`` and its charts, which the Markdown shows.
+    """Write the results of a measurement: ``NAME.json``, ``NAME.md`` and its charts, which the Markdown shows.
 
     Args:
-        folder: Made where there is none.
+        folder: Folder, created if missing.
         name: Name of the measurement.
-        document: Its figures as JSON types.
-        report: Its Markdown.
-        charts: File name -> SVG.
+        document: Figures as JSON types.
+        report: Report as Markdown.
+        charts: File name -> SVG text.
 
     Returns:
-        The files.
+        Paths of the written files.
 
     Raises:
-        VolumeError: When a file cannot be written.
+        VolumeError: A file cannot be written.
     """
     pictures = "".join(f"\n![{Path(file).stem.replace('_', ' ')}]({file})\n" for file in charts)
     for file, content in charts.items():
@@ -87,7 +87,7 @@ def save_results(
 
 
 def run_command(body: Callable[[], None]) -> int:
-    """Run a command: a user's error becomes a sentence on stderr.
+    """Run the body of a module's command line; an error that the user caused becomes a sentence on stderr.
 
     Returns:
         The exit code.

@@ -44,7 +44,7 @@ LABEL_COLOURS: Final[tuple[Rgb, ...]] = (  # dark enough for bone, bright enough
 
 
 def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) -> list[Section]:
-    """Return the sections of the report on a benchmark, in order."""
+    """Return the sections of a benchmark's report page, in order."""
     return [
         Section("Summary", _build_summary(document)),
         Section("Worth in real cases", _build_replacement(document)),

@@ -31,12 +31,12 @@ KINDS: Final = ("benchmark", "cohort")
 
 @dataclass(frozen=True)
 class Report:
-    """A report in three forms.
+    """A report as HTML page, Markdown summary and JSON figures.
 
     Attributes:
-        html: One page.
-        markdown: The same in short.
-        document: Its figures as JSON types.
+        html: HTML page.
+        markdown: Summary as Markdown.
+        document: Figures as JSON types.
     """
 
     html: str
@@ -52,14 +52,14 @@ def build_report(
     evidence: Sequence[Path] = (),
     notify: ReportStage = report_nothing,
 ) -> Report:
-    """Build the report on a benchmark or a cohort.
+    """Build the report of a benchmark or a cohort.
 
     Args:
-        path: Folder of either.
+        path: Folder of the benchmark or cohort.
         fid_file: File that ``evaluate fid --out`` wrote, to show with the cohort.
         curve_file: File that ``evaluate detection-curve --out`` wrote, to show with the cohort.
         evidence: Folders with results of ``evaluate ... --out``, for the scorecard of a cohort.
-        notify: Called with a stage, the steps done and their number.
+        notify: Progress callback, called with (stage, done, total).
 
     Raises:
         BenchmarkError: The folder is neither a benchmark nor a cohort.
@@ -80,11 +80,14 @@ def build_report(
 def require_own_report(target: Path) -> None:
     """Raise if the JSON or Markdown file of a page would replace a file that is not of an earlier report.
 
+    Their names follow from that of the page: ``benchmark.html`` would be accompanied by ``benchmark.json``, which is
+    the name of a benchmark's plan.
+
     The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
     the plan of a benchmark.
 
     Raises:
-        EvaluationError: When there is such a file.
+        EvaluationError: There is such a file.
     """
     _, figures, summary = _files_of(target)
     if _is_report(figures):
@@ -111,10 +114,10 @@ def _is_report(figures: Path) -> bool:
 
 
 def write_report(report: Report, target: Path) -> tuple[Path, ...]:
-    """Write the page, and its figures and summary under the same name; returns the files, the page first.
+    """Write a report's page, figures and summary with the same stem, and return the paths, the page first.
 
     Raises:
-        EvaluationError: A file that is not an earlier report's is in the way; nothing is written.
+        EvaluationError: A file of that name is not of an earlier report; nothing is written.
         VolumeError: A file cannot be written.
     """
     require_own_report(target)

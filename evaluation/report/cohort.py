@@ -31,13 +31,13 @@ PICTURE_PX: Final = 720
 def summarise_cohort(
     folder: Path, *, fid_file: Path | None, curve_file: Path | None = None, notify: ReportStage
 ) -> dict[str, Any]:
-    """Return all figures of a cohort's report as JSON types; what cannot be measured is named.
+    """Collect all figures of a cohort's report as a JSON-able dict; what cannot be measured is listed.
 
     Args:
         folder: Folder of the cohort.
-        fid_file: File that ``evaluate fid --out`` wrote, or None.
-        curve_file: File that ``evaluate detection-curve --out`` wrote, or None.
-        notify: Called with a stage, the steps done and their number.
+        fid_file: ``fid.json`` of ``evaluate fid --out``; None without one.
+        curve_file: ``detection_curve.json`` of ``evaluate detection-curve --out``; None without one.
+        notify: Progress callback, called with (stage, done, total).
 
     Raises:
         CohortError: The folder is not a cohort.
@@ -96,7 +96,13 @@ def _measure(folder: Path, document: dict[str, Any], notify: ReportStage) -> Non
 
 
 def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: str = "") -> list[Section]:
-    """Return the sections of the report on a cohort; with several cohorts, titles begin with the name."""
+    """Return the sections of a cohort's report page, in order.
+
+    Args:
+        folder: Folder of the cohort.
+        document: Result of :func:`summarise_cohort`.
+        name: Name at the beginning of titles, for pages about several cohorts.
+    """
     prefix = f"{name}: " if name else ""
     return [
         Section(f"{prefix}Cohort", _build_summary(document)),
@@ -110,7 +116,7 @@ def build_cohort_sections(folder: Path, document: Mapping[str, Any], *, name: st
 
 
 def to_cohort_text(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of a cohort's report as Markdown."""
     # Their own reports clean what they are given.
     measured = {"lesions": lesion_report, "hu": hu, "fid": fid, "detection_curve": detection_curve}
     said = {**document, **clean_document({key: part for key, part in document.items() if key not in measured})}

@@ -42,11 +42,11 @@ _COLOURS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A part of the page.
+    """A section of a report page.
 
     Attributes:
-        title: Its heading, and its entry in the list of contents.
-        body: HTML.
+        title: Heading, also shown in the list of contents.
+        body: Content as HTML.
     """
 
     title: str
@@ -54,20 +54,20 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """Target of links."""
+        """HTML id of the section, the target of links."""
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True, slots=True)
 class IntervalRow:
-    """A value with its interval on a line.
+    """One row of an interval chart: a value with its interval.
 
     Attributes:
         name: Label at the left.
-        value: A large dot; None for a row without figures.
-        low: Start of the interval; None where there is none.
-        high: Its end.
-        ticks: Small marks, such as single trainings.
+        value: Value, drawn as a large dot; None for a row without figures.
+        low: Lower end of the interval; None without one.
+        high: Upper end of the interval; None without one.
+        ticks: Values drawn as small marks, such as single trainings.
         text: Text at the right; the value if empty.
     """
 
@@ -80,11 +80,11 @@ class IntervalRow:
 
 
 def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """Return the whole page.
+    """Build a report page as HTML without external resources.
 
     Args:
         title: Heading, as plain text.
-        lead: A sentence below it, as plain text.
+        lead: Sentence below the heading, as plain text.
         sections: Sections in order; those without a body are left out.
     """
     shown = [section for section in sections if section.body]
@@ -126,27 +126,27 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def paragraph(text: str, *, kind: str = "") -> str:
-    """Return a paragraph of plain text."""
+    """Format plain text as an HTML paragraph."""
     return f'<p class="{kind}">{clean_html(text)}</p>' if kind else f"<p>{clean_html(text)}</p>"
 
 
 def heading(text: str) -> str:
-    """Return a heading below a section's."""
+    """Format plain text as a heading below that of a section."""
     return f"<h3>{clean_html(text)}</h3>"
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """Return a list of plain sentences."""
+    """Format plain sentences as an HTML list."""
     return "<ul>" + "".join(f"<li>{clean_html(line)}</li>" for line in lines) + "</ul>"
 
 
 def warn(text: str, *, is_failure: bool = False) -> str:
-    """Return a sentence formatted as a warning."""
+    """Format a plain sentence as a warning, or a failure."""
     return f'<p class="warning{" failure" if is_failure else ""}">{clean_html(text)}</p>'
 
 
 def facts(pairs: Mapping[str, object]) -> str:
-    """Return a few figures in large type."""
+    """Format a few figures in large type, by their names."""
     items = (
         f"<div><dt>{clean_html(name)}</dt><dd>{clean_html(str(value))}</dd></div>" for name, value in pairs.items()
     )
@@ -154,7 +154,7 @@ def facts(pairs: Mapping[str, object]) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str, words: Sequence[int] = ()) -> str:
-    """Return a table that scrolls within itself.
+    """Format an HTML table that scrolls by itself on narrow screens.
 
     Args:
         header: Names of the columns.
@@ -180,7 +180,7 @@ def _words(number: int, words: Sequence[int]) -> str:
 
 
 def intervals(rows: Sequence[IntervalRow], *, low: float, high: float, unit: str, has_zero: bool = False) -> str:
-    """Return rows of intervals over one axis.
+    """Draw rows of intervals over a common axis as SVG.
 
     Args:
         rows: Rows of the chart; at least one.
@@ -216,23 +216,23 @@ def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> 
 
 
 def verdict(text: str) -> str:
-    """Return a verdict in its colour; the words alone say it as well."""
+    """Format a verdict in its colour; the text alone is sufficient, too."""
     kind = "gain" if text == "gain" else "loss" if "loss" in text else "none" if text == "no gain" else "undecided"
     return f'<span class="verdict {kind}">{clean_html(text)}</span>'
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """Return a number with a true minus sign, and without one if it rounds to zero."""
+    """Format a number with a true minus sign, and without a sign if it rounds to zero."""
     return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 
 def figures(text: str) -> str:
-    """Return spelt figures with true minus signs."""
+    """Replace hyphens in front of digits by true minus signs in a text."""
     return clean_html(text.replace("-", _MINUS))
 
 
 def chart(svg: str, *, caption: str) -> str:
-    """Return a chart in the page's colours."""
+    """Embed an SVG chart in the page's colours, with a caption."""
     drawn = re.sub(r"#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), svg)
     return (
         f'<figure><div class="chart" role="region" tabindex="0" aria-label="{clean_html(caption)}">{drawn}</div>'
@@ -241,10 +241,10 @@ def chart(svg: str, *, caption: str) -> str:
 
 
 def picture(image: Image.Image, *, alt: str, caption: str, case: str = "") -> str:
-    """Return a picture inside the page.
+    """Embed a picture in the page.
 
     Args:
-        image: The picture.
+        image: Picture to embed.
         alt: Text alternative of the picture.
         caption: Text below it.
         case: Key of the case that it shows, for :func:`link_cases`.
@@ -260,7 +260,9 @@ def picture(image: Image.Image, *, alt: str, caption: str, case: str = "") -> st
 
 
 def link_cases(html: str) -> str:
-    """Return a report with links from pictures to their cases, for the server whose page at ``./`` shows the cases.
+    """Add links from pictures to their cases, for the viewer's server, whose page at ``./`` shows the cases.
+
+    A report that is opened as a file has no such links, because no server may be running.
 
     A report that is opened as a file has no such links, because no server may be running.
     """
@@ -268,15 +270,15 @@ def link_cases(html: str) -> str:
 
 
 def gallery(figures: Iterable[str]) -> str:
-    """Return pictures side by side as far as the screen allows."""
+    """Arrange pictures side by side, as far as the screen allows."""
     return f'<div class="gallery">{"".join(figures)}</div>'
 
 
 def fold(title: str, body: str) -> str:
-    """Return content that is collapsed until opened."""
+    """Format content that is collapsed until it is opened."""
     return f"<details><summary>{clean_html(title)}</summary>\n{body}\n</details>"
 
 
 def code(text: str) -> str:
-    """Return a block of code or commands."""
+    """Format a block of code or commands."""
     return f'<pre tabindex="0"><code>{escape(clean_lines(text))}</code></pre>'

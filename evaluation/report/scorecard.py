@@ -24,12 +24,12 @@ Figures = Mapping[str, Any]
 
 
 class Measurement(NamedTuple):
-    """A measurement of ``evaluate`` that can be shown.
+    """A measurement of ``evaluate`` that a scorecard can show.
 
     Attributes:
         title: Title of its section.
-        module: Module with its report and chart; imported only when needed, because some import torch.
-        has_chart: Whether it draws one.
+        module: Module that formats it; imported only when needed, because some import torch.
+        has_chart: Whether the module draws a chart of it.
     """
 
     title: str
@@ -37,11 +37,11 @@ class Measurement(NamedTuple):
     has_chart: bool = True
 
     def to_report(self, document: Figures) -> str:
-        """Return the document as Markdown."""
+        """Format the figures of the measurement as Markdown."""
         return str(import_module(f"maisi_aug.evaluation.{self.module}").to_report(document))
 
     def draw_chart(self, document: Figures) -> str:
-        """Return the document as SVG."""
+        """Draw the figures of the measurement as an SVG chart."""
         return str(import_module(f"maisi_aug.evaluation.{self.module}").draw_chart(document))
 
 
@@ -62,10 +62,10 @@ AUDITS: Final = {
 
 
 class Entry(NamedTuple):
-    """One row of the scorecard.
+    """One criterion of a cohort's scorecard, with what was found.
 
     Attributes:
-        criterion: Its name and what it asks.
+        criterion: Name of the criterion, and its question.
         found: Findings, a sentence each; may be empty.
         missing: Commands that would measure more.
     """
@@ -76,10 +76,13 @@ class Entry(NamedTuple):
 
 
 def read_evidence(folders: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return results of ``evaluate ... --out`` in folders, by measurement, and a sentence on each that cannot be shown.
+    """Read results of ``evaluate ... --out`` from folders.
 
     Args:
-        folders: Each holds any number of results; of one measurement the last counts.
+        folders: Folders with any number of results; if a measurement occurs several times, the last counts.
+
+    Returns:
+        Measurement -> figures, and a sentence about each result that cannot be shown.
     """
     found: dict[str, dict[str, Any]] = {}
     notes: list[str] = []
@@ -117,11 +120,11 @@ def _take(content: dict[str, Any], path: Path, found: dict[str, dict[str, Any]],
 
 
 def build_scorecard(cohort: Figures, evidence: Mapping[str, Figures]) -> list[Entry]:
-    """Return the seven criteria.
+    """Build a cohort's scorecard: the seven criteria with what was found.
 
     Args:
         cohort: Result of :func:`maisi_aug.evaluation.report.cohort.summarise_cohort`.
-        evidence: Results by measurement.
+        evidence: Measurement -> figures.
     """
     return [
         _judge_congruence(cohort, evidence),
@@ -243,7 +246,7 @@ def _judge_consistency(cohort: Figures, evidence: Mapping[str, Figures]) -> Entr
 
 
 def build_scorecard_html(entries: Sequence[Entry]) -> str:
-    """Return the scorecard as short lists, which a narrow screen shows as well as a wide one."""
+    """Format a scorecard as HTML: short lists, which also suit narrow screens."""
     note = (
         "Criteria of Zamzmi et al., Scorecards for Synthetic Medical Data Evaluation and Reporting, 2024. There is "
         "no total: read each criterion by itself; a criterion that was not measured counts neither for nor against."
@@ -258,7 +261,7 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
 
 
 def build_evidence_html(name: str, document: Figures) -> str:
-    """Return the HTML of a measurement, for a section."""
+    """Format the figures of a measurement as HTML, for a section of the page."""
     measurement = MEASUREMENTS[name]
     if measurement.has_chart:
         return page.chart(measurement.draw_chart(document), caption=measurement.title)
@@ -269,7 +272,7 @@ def build_evidence_html(name: str, document: Figures) -> str:
 
 
 def to_scorecard_text(entries: Sequence[Entry], evidence: Mapping[str, Figures]) -> str:
-    """Return the scorecard and the reports behind it as Markdown."""
+    """Format a scorecard, and the reports behind it, as Markdown."""
     rows = (
         [entry.criterion, " ".join(entry.found) or "not measured", ", ".join(entry.missing) or None]
         for entry in (Entry(**clean_document(entry._asdict())) for entry in entries)

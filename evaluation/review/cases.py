@@ -29,21 +29,21 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ShownCase:
-    """One case, or one attempt at it.
+    """One case, or one attempt at a case, that the viewer shows.
 
     Attributes:
-        key: Its name in addresses.
+        key: Name of the shown case in addresses.
         case: Key of the case in decisions.
-        index: Place in the plan or the folder.
-        status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` where no gate has judged.
-        request: The request; empty outside of a cohort.
-        reason: Why the gates refused it.
-        lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml``, ``centre`` (I, J, K) of each.
-        verdicts: ``gate``, ``passed``, ``message`` of each.
+        index: Position in the plan or the folder.
+        status: ``accepted``, ``retried`` or ``rejected`` by the gates; ``given`` if no gate has judged it.
+        request: Label request; empty outside of a cohort.
+        reason: Why the gates refused it; otherwise empty.
+        lesions: ``label``, ``id``, ``ml``, ``mm``, ``asked_ml`` and ``centre`` (I, J, K) of each lesion.
+        verdicts: ``gate``, ``passed`` and ``message`` of each verdict.
         origin: Origin of its label map and image.
-        files: Its volumes by role, ``image``, ``anatomy`` or ``label``, and its picture, ``preview``.
-        label_names: Names of the ids of its label map, where they are its own.
-        twin: Group, factor and value, of a twin.
+        files: Role -> path: volumes ``image``, ``anatomy`` or ``label``, and the picture ``preview``.
+        label_names: Id -> name, if the label map does not use the vocabulary's ids.
+        twin: Group, factor and value of a twin; None for other cases.
     """
 
     key: str
@@ -60,7 +60,7 @@ class ShownCase:
     twin: tuple[int, str, str] | None = None
 
     def to_row(self) -> Json:
-        """Return the row of the case in the page's grid."""
+        """Return the row of the case in the viewer's grid, as JSON types."""
         return {
             "key": self.key,
             "id": self.case.case_id,
@@ -77,13 +77,13 @@ class ShownCase:
 
 
 class CaseSource(Protocol):
-    """Lists cases.
+    """Protocol of what the viewer can show: a list of cases, which may grow.
 
     Attributes:
-        path: Folder that their files lie in.
+        path: Folder that contains their files.
         title: Title of the page.
-        kind: ``cohort``, ``plan``, or what else a folder is.
-        vocabulary: Meaning of ids in label maps that name none.
+        kind: ``cohort``, ``plan``, or another kind of folder.
+        vocabulary: Vocabulary of label maps without label names.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class CaseSource(Protocol):
     vocabulary: Vocabulary
 
     def read_on(self) -> list[ShownCase]:
-        """Return the cases that are new since the last call.
+        """Return the cases that were added since the last call.
 
         Raises:
             MaisiAugError: The folder cannot be read.
@@ -100,7 +100,7 @@ class CaseSource(Protocol):
 
 
 class CohortCases:
-    """The attempts of a cohort, also while it is being written."""
+    """Attempts of a cohort for the viewer, also while the cohort is being written."""
 
     kind = "cohort"
 
@@ -116,7 +116,7 @@ class CohortCases:
         self._has_vocabulary = False
 
     def read_on(self) -> list[ShownCase]:
-        """Return the attempts that are new in the manifest.
+        """Return the attempts that were added to the manifest since the last call.
 
         Raises:
             CohortError: A line of the manifest cannot be read.
@@ -144,7 +144,7 @@ def _show_record(record: AttemptRecord, folder: Path) -> ShownCase:
 
 
 def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
-    """Return lesions as JSON types for a page."""
+    """Return lesions as JSON types for the viewer's page."""
     return tuple(
         {
             "label": lesion.label,
@@ -159,12 +159,12 @@ def describe_lesions(lesions: Iterable[Lesion]) -> tuple[Json, ...]:
 
 
 def describe_verdicts(verdicts: Iterable[VerdictRecord]) -> tuple[Json, ...]:
-    """Return verdicts as JSON types for a page."""
+    """Return verdicts as JSON types for the viewer's page."""
     return tuple({"gate": one.gate, "passed": one.passed, "message": one.message} for one in verdicts)
 
 
 class FolderCases:
-    """The cases of a folder that does not change: prepared, of nnU-Net, images beside labels, or label maps alone."""
+    """Cases of a folder that does not change: prepared, nnU-Net, images with labels, or label maps only."""
 
     def __init__(self, path: Path) -> None:
         """Create the source; only ``dataset.json`` is opened, if it exists.
@@ -188,7 +188,7 @@ class FolderCases:
         self.title = self.path.resolve().name
 
     def read_on(self) -> list[ShownCase]:
-        """Return all cases at the first call, none later."""
+        """Return all cases at the first call, and none later."""
         new, self._cases = self._cases, []
         return new
 
@@ -221,7 +221,7 @@ def _names_of(entry: BankEntry | None) -> dict[int, str] | None:
 
 
 def open_cases(path: Path) -> CaseSource:
-    """List what a folder holds.
+    """Open a folder for the viewer, and list its cases.
 
     Raises:
         MaisiAugError: The folder has no cases.
@@ -230,7 +230,7 @@ def open_cases(path: Path) -> CaseSource:
 
 
 class Partners:
-    """Finds cases to show next to a case: its twins, the CT or label map that it came from, a reference."""
+    """Finds the case that the viewer shows next to a case: a twin, the CT or label map of origin, or a reference."""
 
     def __init__(self, beside: Path | None) -> None:
         """List the reference.
@@ -250,7 +250,7 @@ class Partners:
         self._by_file = {case.files["image"].resolve(): case for case in self.cases}
 
     def find(self, case: ShownCase) -> tuple[str, ShownCase] | None:
-        """Return a case of the reference, and its relation to the shown case."""
+        """Return the relation and the case to show next to a case; None if there is none."""
         if not self.cases:
             return None
         image, file = case.origin.get("image"), str(case.origin.get("file", ""))
@@ -264,7 +264,7 @@ class Partners:
 
 
 class Predictions:
-    """Label maps of a segmenter beside the references, ``CASE.nii.gz`` as nnU-Net and the benchmark write them."""
+    """Label maps that a segmenter predicted, ``CASE.nii.gz`` as nnU-Net and the benchmark write them."""
 
     def __init__(self, path: Path) -> None:
         """Open only ``dataset.json``, if it exists.
@@ -284,7 +284,7 @@ class Predictions:
             self._names = {value: name for name, (value, *_) in values.items()}
 
     def find(self, case: ShownCase) -> ShownCase | None:
-        """Return the prediction of a case, named by its own labels where the folder names none; None without one."""
+        """Return the prediction of a case, with the case's label names if the folder has none; None without one."""
         path = self.path / f"{case.case.case_id}.nii.gz"
         if not path.is_file():
             return None
@@ -293,7 +293,7 @@ class Predictions:
 
 
 def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:
-    """Return id, name, colour and whether it is a lesion, of every label that a case's label map may hold."""
+    """Return id, name, colour and ``is_lesion`` of every label that a case's label map may contain."""
     if case.label_names is not None:
         lesions = tuple(number for number, name in case.label_names.items() if _is_lesion(name))
         names = dict(case.label_names)

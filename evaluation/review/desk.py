@@ -25,7 +25,7 @@ Json = dict[str, Any]
 
 
 class Desk:
-    """Cases and decisions of one folder, for any number of pages."""
+    """State of the viewer: cases and decisions of one folder, for any number of pages."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Desk:
         return self.source.path / REVIEW_NAME
 
     def refresh(self) -> None:
-        """Read what was added to the folder and to the review.
+        """Read what was added to the folder and to the review since the last call.
 
         Raises:
             CohortError: A line cannot be read.
@@ -86,7 +86,7 @@ class Desk:
                 self._decisions = standing
 
     def state_since(self, revision: int) -> Json:
-        """Return the changes since a revision, for a page.
+        """Return the changes since a revision, as JSON types for the viewer's page.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -121,7 +121,7 @@ class Desk:
         }
 
     def list_accepted(self) -> list[ShownCase]:
-        """Return the cases that the gates accepted and no reviewer rejected; for folders without verdicts, all cases.
+        """Return the cases that gates accepted and no reviewer rejected; for folders without verdicts, all cases.
 
         Raises:
             CohortError: A line of the folder cannot be read.
@@ -135,7 +135,7 @@ class Desk:
         """Return a case by its key.
 
         Raises:
-            EvaluationError: It does not exist.
+            EvaluationError: There is no such case.
         """
         case = self._cases.get(key)
         if case is None:
@@ -143,7 +143,7 @@ class Desk:
         return case
 
     def describe(self, key: str) -> Json:
-        """Return everything on one case: volumes, labels, lesions, verdicts, origin, and what to show next to it.
+        """Return everything about one case: volumes, labels, lesions, verdicts, origin, and what to show next to it.
 
         Raises:
             EvaluationError: There is no such case.
@@ -188,10 +188,10 @@ class Desk:
         }
 
     def require_beside(self, key: str) -> ShownCase:
-        """Return a case of the reference.
+        """Return a case of the reference folder by its key.
 
         Raises:
-            EvaluationError: It does not exist.
+            EvaluationError: There is no such case.
         """
         found = next((case for case in self.partners.cases if case.key == key), None)
         if found is None:
@@ -199,10 +199,10 @@ class Desk:
         return found
 
     def require_prediction(self, key: str) -> ShownCase:
-        """Return the prediction of a case.
+        """Return the prediction of a case by its key.
 
         Raises:
-            EvaluationError: It does not exist.
+            EvaluationError: There is no such prediction.
         """
         found = None if self._predictions is None else self._predictions.find(self.require(key))
         if found is None:
@@ -210,10 +210,10 @@ class Desk:
         return found
 
     def decide(self, key: str, choice: Choice, reason: str) -> Json:
-        """Save a decision.
+        """Save a reviewer's decision about a case, and return the new state of the case.
 
         Raises:
-            EvaluationError: There is no such case, or nothing can be decided here.
+            EvaluationError: There is no such case, or the folder cannot be reviewed.
             CohortError: The disk is full; nothing of the decision is saved.
         """
         case = self.require(key)
@@ -226,13 +226,13 @@ class Desk:
         return {"key": key}
 
     def undo(self) -> Json:
-        """Take back the reviewer's last decision that stands.
+        """Revoke the reviewer's last valid decision.
 
         Returns:
-            The case that it was on; None where there was none.
+            The case that the decision was about; None if there was none.
 
         Raises:
-            CohortError: The disk is full; the decision stands.
+            CohortError: The disk is full; the decision is still valid.
         """
         self._require_may_decide()
         self.refresh()

@@ -37,7 +37,7 @@ LESION_CONTRAST_HU: Final = 60
 
 
 class PlannedCases:
-    """The first attempt at every case of a plan, as far as its label map is drawn by now."""
+    """First attempts at the cases of a plan, as far as their label maps have been drawn."""
 
     kind = "plan"
 
@@ -73,7 +73,7 @@ class PlannedCases:
 
     @contextmanager
     def draw_meanwhile(self) -> Iterator[None]:
-        """Draw the label maps in a thread while the block lasts."""
+        """Context in which the label maps are drawn in a thread."""
         thread = threading.Thread(target=self._draw_all, daemon=True)
         thread.start()
         try:
@@ -116,14 +116,14 @@ class PlannedCases:
 
 
 def paint_hu(label_map: NDArray[np.uint8], vocabulary: Vocabulary) -> NDArray[np.int16]:
-    """Return a label map in the usual HU of its organs: published medians, fat in the body around them, air outside.
+    """Paint a label map in the usual HU of its organs, with fat as body around them and air outside.
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
-        vocabulary: Their meaning.
+        vocabulary: Vocabulary of the ids.
 
     Returns:
-        ``(I, J, K)`` in HU.
+        ``(I, J, K)`` int16 HU.
     """
     values = np.full(256, SOFT_TISSUE_HU, dtype=np.int16)
     values[0], values[BODY_ID] = AIR_HU, FAT_HU

@@ -28,17 +28,17 @@ Kind = Literal["real", "synthetic"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """One answer of one reader.
+    """One answer of one reader in the viewer's blinded test.
 
     Attributes:
         case_id: Case that was shown.
-        truth: The true answer.
-        answer: Answer of the reader.
+        truth: ``real`` or ``synthetic``.
+        answer: Answer of the reader, ``real`` or ``synthetic``.
         confidence: Confidence from 1, a guess, to 5, certain.
         seconds: Seconds between showing the image and the answer.
         reviewer: Name of the reader.
         seed: Seed of the order; the same seed and reader continue the same test.
-        number: Place in the order, from 0.
+        number: Position in the order, from 0.
         time: Time of the answer in ISO 8601, UTC.
     """
 
@@ -64,7 +64,7 @@ class _Item:
 
 
 class ReaderTest:
-    """A test of one reader."""
+    """The viewer's blinded test of one reader: a random order of real and synthetic images, and the answers."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class ReaderTest:
         )
 
     def to_state(self) -> dict[str, Any]:
-        """Return the state that the page needs to continue, without anything that reveals the kind of an image."""
+        """Return the state with which the page continues, without anything that reveals the kind of an image."""
         left = [number for number in range(len(self._items)) if number not in self._answered]
         return {
             "total": len(self._items),
@@ -138,20 +138,26 @@ class ReaderTest:
         }
 
     def find(self, number: int) -> tuple[FolderFiles, ShownCase]:
-        """Return the case of a number, and access to its files.
+        """Return the case with a number in the order, and access to its files.
 
         Raises:
-            EvaluationError: It does not exist.
+            EvaluationError: There is no such number.
         """
         if not 0 <= number < len(self._items):
             raise EvaluationError(f"Reader test: images are numbered 0 to {len(self._items) - 1}, found {number}.")
         return self._items[number].files, self._items[number].case
 
     def answer(self, number: int, answer: Kind, confidence: int, seconds: float) -> dict[str, Any]:
-        """Save a reading; the first one of an image counts, and a second one is refused.
+        """Save a reader's answer; the first one for an image counts, and a second one is refused.
+
+        Args:
+            number: Position of the image in the order.
+            answer: ``real`` or ``synthetic``.
+            confidence: Confidence from 1, a guess, to 5, certain.
+            seconds: Seconds between showing the image and the answer.
 
         Raises:
-            EvaluationError: There is no such image, or it was read before.
+            EvaluationError: There is no such image, or it was answered before.
             CohortError: The disk is full; nothing is saved.
         """
         _, case = self.find(number)
@@ -177,7 +183,7 @@ class ReaderTest:
 
 
 def load_readings(folder: Path) -> list[Reading]:
-    """Return all readings of a folder; an empty list if there are none. A torn last line is skipped.
+    """Read all readings of a folder; empty if there are none. A torn last line is skipped.
 
     Raises:
         EvaluationError: A line is not a reading.
@@ -196,9 +202,9 @@ def load_readings(folder: Path) -> list[Reading]:
 
 
 def measure_readings(readings: Sequence[Reading]) -> dict[str, Any]:
-    """Return how well a reader tells real images from synthetic ones.
+    """Measure how well a reader distinguishes real from synthetic images.
 
-    The share of right answers is scored as that of a pack of pictures, see
+    The share of right answers is scored as for a pack of pictures, see
     :func:`maisi_aug.evaluation.scores.reader_test.score_answers`. The area under the ROC curve orders images by the
     reader's confidence that they are synthetic; 0.5 is chance for both.
 

@@ -20,7 +20,7 @@ NOBODY = "(no name)"
 
 
 def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
-    """Return decisions of every reviewer, agreement of every two, and readings of the blinded test, as JSON types.
+    """Summarise a folder's reviews: decisions by reviewer, pairwise agreement, and readings of the blinded test.
 
     Args:
         folder: Folder with ``review.jsonl``, ``reader_test.jsonl`` or both.
@@ -29,6 +29,9 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
     Raises:
         EvaluationError: The folder has no decisions or readings.
         CohortError: A decision cannot be read.
+
+    Returns:
+        Figures as a JSON-able dict.
     """
     review, readings = load_review(folder), load_readings(folder)
     names = review.reviewers
@@ -89,13 +92,13 @@ def _compare(review: Review, a: str, b: str, seed: int) -> dict[str, Any]:
 
 
 def find_kappa(votes: NDArray[np.bool_]) -> float | None:
-    """Return Cohen's kappa of two reviewers (Cohen, A coefficient of agreement for nominal scales, 1960).
+    """Return Cohen's kappa of two reviewers (Cohen, "A coefficient of agreement for nominal scales", 1960).
 
     Args:
-        votes: ``(N, 2)``, whether each rejects the case.
+        votes: ``(N, 2)`` whether each reviewer rejects the case.
 
     Returns:
-        None where chance alone agrees on everything: no case, or both always decide the same one way.
+        Kappa; None if it is undefined: without cases, or if both always decide the same.
     """
     if len(votes) == 0:
         return None
@@ -117,7 +120,7 @@ def _find_interval(votes: NDArray[np.bool_], seed: int) -> tuple[float, float] |
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of reviews as Markdown."""
     parts = [f"# Reviewers of {document['path']}\n"]
     for row in document["reviewers"]:
         reasons = "; ".join(f"{reason}: {count}" for reason, count in row["reasons"].items())

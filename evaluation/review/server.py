@@ -49,7 +49,7 @@ HEADERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class DecisionBody:
-    """Body of a request with a decision."""
+    """JSON body of a request with a reviewer's decision."""
 
     key: Annotated[str, Field(max_length=200)]
     choice: Literal["accept", "reject"]
@@ -58,7 +58,7 @@ class DecisionBody:
 
 @dataclass(frozen=True, slots=True)
 class ReadingBody:
-    """Body of a request with a reading of the blinded test."""
+    """JSON body of a request with an answer in the blinded test."""
 
     number: Annotated[int, Field(ge=0, lt=100_000)]
     answer: Kind
@@ -73,7 +73,7 @@ _READING: TypeAdapter[ReadingBody] = TypeAdapter(ReadingBody)
 
 
 class OwnPagesOnly:
-    """Refuses requests under another host name than this machine's, or from another page."""
+    """ASGI middleware that refuses requests for another host name than this machine's, or from another site's page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -102,7 +102,7 @@ class OwnPagesOnly:
 
 
 class RequireToken:
-    """Refuses addresses that do not begin with the secret."""
+    """ASGI middleware that refuses addresses that do not begin with the secret token."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app, self._token = app, token
@@ -127,15 +127,15 @@ def build_app(
     test: ReaderTest | None = None,
     report: Path | None = None,
 ) -> Starlette:
-    """Return the application that answers a page.
+    """Build the web application of the viewer.
 
     Args:
         desk: Cases and decisions.
-        token: The secret that every address begins with.
-        beside_files: Access to the files of the reference.
-        predicted_files: Access to predictions.
-        test: The blinded test, if the page is to hold one; cases are then shown by number alone.
-        report: A report on the cases, shown with links from its pictures to them.
+        token: Secret with which every address begins.
+        beside_files: Access to the files of the reference; None without one.
+        predicted_files: Access to predictions; None without any.
+        test: Blinded test, in which cases are shown by number only; None for the normal viewer.
+        report: Report about the cases, shown with links from its pictures; None without one.
     """
     pages = _Pages(desk, beside_files, predicted_files, test, report)
     routes = [Route("/", pages.index), Route("/page/{name}", pages.own_file)]
@@ -262,7 +262,7 @@ class _Pages:
 
 
 def read_report(path: Path) -> str:
-    """Return a report that was written earlier.
+    """Read an HTML report that ``maisi-aug report`` wrote.
 
     Raises:
         EvaluationError: The file is missing or not a report.

@@ -31,19 +31,19 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True, kw_only=True)
 class ViewOptions:
-    """What the viewer shows, and how.
+    """Options of the viewer: what it shows, and how.
 
     Attributes:
-        path: A cohort, or another folder with CTs or label maps.
-        beside: A folder to compare with; also where blinded readers' real images come from.
-        predictions: A folder of predicted label maps, CASE.nii.gz.
+        path: Cohort, or another folder with CTs or label maps.
+        beside: Folder to compare with, which also provides the real images of the blinded test.
+        predictions: Folder of predicted label maps ``CASE.nii.gz``.
         reviewer: Name of the reviewer.
-        is_blind: Hold the blinded test.
+        is_blind: Whether to hold the blinded test.
         num_images: Number of images of the blinded test.
         seed: Seed of the blinded test.
         port: Port to listen on; 0 for any free port.
-        plan: A plan whose label maps are shown, instead of a folder.
-        report: A report on the cohort, as ``maisi-aug report`` wrote it.
+        plan: Cohort whose planned label maps are shown, instead of a folder.
+        report: Report about the cohort, written by ``maisi-aug report``.
     """
 
     path: Path | None = None
@@ -59,7 +59,7 @@ class ViewOptions:
 
 
 def require_view() -> None:
-    """Raise unless the packages of the extra ``view`` are there.
+    """Raise unless the packages of the extra ``view`` are installed.
 
     Raises:
         MissingExtraError: The message names the extra.
@@ -76,10 +76,10 @@ def require_view() -> None:
 
 @contextmanager
 def open_server(options: ViewOptions) -> Iterator[tuple[str, uvicorn.Server, socket.socket, str]]:
-    """Build a server without starting it.
+    """Context with a viewer's server that is built but not started.
 
     Yields:
-        The page's address, the server, its socket, and a note to the user, which may be empty.
+        Address of the page, the server, its socket, and a note to the user, which may be empty.
 
     Raises:
         MissingExtraError: The extra ``view`` is not installed.
@@ -181,12 +181,12 @@ def _bind(port: int) -> socket.socket:
 
 
 def serve(options: ViewOptions, *, tell: Callable[[str], None], opens_browser: bool) -> None:
-    """Serve the page until Ctrl-C.
+    """Serve the viewer until Ctrl-C.
 
     Args:
         options: What the viewer shows.
-        tell: Given the address, then notes.
-        opens_browser: Whether to open it.
+        tell: Called with the address, then with notes to the user.
+        opens_browser: Whether to open the address in a browser.
 
     Raises:
         MaisiAugError: The folder has no cases, or cannot be served.
@@ -205,10 +205,10 @@ def serve(options: ViewOptions, *, tell: Callable[[str], None], opens_browser: b
 
 @contextmanager
 def serve_in_background(options: ViewOptions) -> Iterator[str]:
-    """Serve the page from a thread while the block lasts.
+    """Context in which the viewer is served from a thread.
 
     Yields:
-        The page's address.
+        Address of the page.
 
     Raises:
         MaisiAugError: The folder has no cases, or cannot be served.

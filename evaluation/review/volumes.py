@@ -41,7 +41,7 @@ MAX_DRAWN_AT_ONCE: Final = 2
 
 
 class FolderFiles:
-    """Access to the files of one folder only; links that lead out of it are refused."""
+    """Access to the files of one folder only; symbolic links that lead out of it are refused."""
 
     def __init__(self, root: Path, scratch: Path) -> None:
         """Create the store; nothing is read yet.
@@ -56,7 +56,7 @@ class FolderFiles:
         self._thumbs: OrderedDict[str, bytes] = OrderedDict()
 
     def require(self, path: Path) -> Path:
-        """Return the file itself, after following links.
+        """Return the real path of a file, after following symbolic links.
 
         Raises:
             EvaluationError: The file is missing, or leads out of the folder.
@@ -69,7 +69,7 @@ class FolderFiles:
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
-        """Return the name of a volume in addresses, with a suffix that says how to read it."""
+        """Return the name of a volume in addresses, with a suffix that tells the page how to read it."""
         path = case.files[role]
         suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
         try:
@@ -80,11 +80,15 @@ class FolderFiles:
         return f"{role}{suffix}{stamp}"
 
     def volume(self, case: ShownCase, role: str) -> Path:
-        """Return a file that NiiVue can read.
+        """Return the path of a volume that NiiVue can read, converted if necessary.
+
+        Args:
+            case: Shown case.
+            role: Role of the volume, such as ``image``.
 
         Raises:
             EvaluationError: The file is missing, or leads out of the folder.
-            MaisiAugError: It has to be converted and cannot be read.
+            MaisiAugError: The volume must be converted and cannot be read.
         """
         path = self.require(case.files[role])
         if path.is_file() and path.name.lower().endswith(SHOWN_SUFFIXES):
@@ -101,7 +105,7 @@ class FolderFiles:
         return target
 
     def thumb(self, case: ShownCase) -> bytes:
-        """Return a small picture as JPEG.
+        """Return a small picture of a case as JPEG bytes.
 
         Raises:
             EvaluationError: There is no image to draw it from, or the image is too large.

@@ -42,7 +42,11 @@ Array = NDArray[np.float64]
 
 
 def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> float | None:
-    """Return the smallest true gain of one label that is called a gain four times in five if no other label gains.
+    """Return the smallest true gain of one label that is detected four times in five, if no other label gains.
+
+    Differences of patients and effects of seeds are simulated as normal variables with the measured spread, and judged
+    as the verdict judges: Student's interval above zero, Wilcoxon's test below alpha divided by the number of labels
+    (Holm's first step), and a mean above the margin.
 
     Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
     verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first
@@ -50,11 +54,11 @@ def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> floa
 
     Args:
         spread: Spread of the difference of two arms.
-        margin: Largest gain that does not matter.
+        margin: Largest irrelevant gain.
         num_labels: Labels over which the test is corrected.
 
     Returns:
-        None when so few patients cannot show any gain.
+        The gain; None if there are too few patients to show any gain.
     """
     alpha = ALPHA / num_labels
     if least_p(spread.num_patients) >= alpha:
@@ -101,7 +105,7 @@ FOUND: Final = 0.01
 
 
 class Verdict(StrEnum):
-    """Verdict of a comparison."""
+    """Verdict of a comparison: gain, no gain or undecided."""
 
     GAIN = "gain"
     NO_GAIN = "no gain"
@@ -110,18 +114,16 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One arm against another on one label.
+    """Comparison of one arm with another on one label.
 
     Attributes:
-        difference: Mean difference of the score, the arm's minus the other's, with its interval; None when no patient
-            shows the label.
+        difference: Mean difference of the score, arm minus other, with its interval; None if no patient has the label.
         p_value: P-value of Wilcoxon's signed-rank test; None below two patients.
-        p_holm: The same after Holm's correction over the labels.
-        smallest_gain: Least true gain that a test set of this size and spread shows four times in five; None when it
-            could not show any.
-        num_patients: Patients compared.
-        num_seeds: Finished trainings of each arm.
-        margin: Largest gain that does not matter.
+        p_holm: P-value after Holm's correction over the labels.
+        smallest_gain: Smallest true gain that is detected four times in five with this test set; None if none could be.
+        num_patients: Number of patients compared.
+        num_seeds: Number of finished trainings of each arm.
+        margin: Largest irrelevant gain.
         is_found: Whether either arm finds the label at all.
     """
 
@@ -136,7 +138,7 @@ class Comparison:
 
     @property
     def obstacle(self) -> str:
-        """Why nothing can be decided, whatever the figures are; empty when it can."""
+        """Reason why nothing can be decided, whatever the figures are; empty if there is none."""
         if self.num_patients < MIN_PATIENTS:
             return f"{self.num_patients or 'no'} test patient{'s' if self.num_patients != 1 else ''} with the label"
         if max(self.num_seeds) < 2:
@@ -145,7 +147,12 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """Gain: interval and test above zero, mean above the margin. No gain: interval below it. Else undecided."""
+        """Gain if interval and test are above zero and the mean above the margin; no gain if the interval is below it.
+
+        Everything else is undecided.
+
+        Everything else is undecided.
+        """
         found = self.difference
         if self.obstacle or found is None or found.low is None or found.high is None or self.p_holm is None:
             return Verdict.UNDECIDED
@@ -155,14 +162,14 @@ class Comparison:
 
     @property
     def is_loss(self) -> bool:
-        """Whether the arm is worse: interval and test are both below zero."""
+        """Whether the arm is worse than the other: interval and test are below zero."""
         found = self.difference
         if self.obstacle or found is None or found.high is None or self.p_holm is None:
             return False
         return found.high < 0 and self.p_holm < ALPHA
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as JSON types."""
+        """Return the comparison as a JSON-able dict."""
         return {
             "difference": None if self.difference is None else self.difference.to_json(),
             "p_value": self.p_value,
@@ -187,14 +194,14 @@ def compare_arms(
     """Compare two arms on the same patients, label by label.
 
     Args:
-        pairs: By label, ``(S, N)`` scores of the arm and ``(T, N)`` scores of the arm that it is compared with; N is
-            the number of patients who show the label.
-        rng: Source of all randomness; every label gets the same draws.
-        margin: Largest gain that does not matter.
+        pairs: Label -> ``(S, N)`` scores of the arm and ``(T, N)`` scores of the other arm, for S and T trainings and
+            the N patients with the label.
+        rng: Source of all randomness; every label uses the same draws.
+        margin: Largest irrelevant gain.
         num_resamples: Number of bootstrap samples.
 
     Returns:
-        A comparison for every label, with Holm's correction over those that two patients or more show.
+        Label -> comparison, with Holm's correction over the labels of at least two patients.
 
     Raises:
         BenchmarkError: The arms have different numbers of patients for a label.

@@ -25,11 +25,11 @@ BINS_MM: Final = (0.0, 10.0, 20.0, 30.0, float("inf"))
 
 @dataclass(frozen=True, slots=True)
 class LesionMatch:
-    """One lesion of a case: real, or a false positive.
+    """One lesion of a case: a real lesion, found or not, or a false positive.
 
     Attributes:
-        diameter_mm: Diameter in mm of the sphere of the same volume: the real lesion's, or a false positive's own.
-        is_real: Whether the reference has it.
+        diameter_mm: Equivalent-sphere diameter in mm of the real lesion, or of the false positive.
+        is_real: Whether the lesion is in the reference.
         is_found: Whether a predicted lesion was matched to it; False for a false positive.
         iou: Intersection over union of the match; 0 without one.
     """
@@ -40,19 +40,19 @@ class LesionMatch:
     iou: float
 
     def to_json(self) -> dict[str, Any]:
-        """Return the lesion as JSON types."""
+        """Return the match as a JSON-able dict."""
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
 class DetectionFigures:
-    """Counts of lesions and what follows from them.
+    """Numbers of found and missed lesions and of false positives, in one size bin.
 
     Attributes:
-        name: The size bin.
-        num_found: Real lesions that were found.
-        num_missed: Real lesions that were not.
-        num_made_up: Predicted lesions that match no real one; they count in the bin of their own size.
+        name: Name of the size bin.
+        num_found: Number of real lesions that were found.
+        num_missed: Number of real lesions that were missed.
+        num_made_up: Number of false positives, counted in the bin of their own size.
     """
 
     name: str
@@ -62,33 +62,33 @@ class DetectionFigures:
 
     @property
     def sensitivity(self) -> float | None:
-        """Share of real lesions that were found; None without any."""
+        """Fraction of real lesions that were found; None without real lesions."""
         num_real = self.num_found + self.num_missed
         return self.num_found / num_real if num_real else None
 
     @property
     def f1(self) -> float | None:
-        """Harmonic mean of sensitivity and precision; None when there is neither a real nor a predicted lesion."""
+        """Harmonic mean of sensitivity and precision; None if there is neither a real nor a predicted lesion."""
         denominator = 2 * self.num_found + self.num_missed + self.num_made_up
         return 2 * self.num_found / denominator if denominator else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the figures as JSON types."""
+        """Return the counts, sensitivity and F1 as a JSON-able dict."""
         return {**asdict(self), "sensitivity": self.sensitivity, "f1": self.f1}
 
 
 def match_lesions(
     reference: NDArray[np.bool_], found: NDArray[np.bool_], *, voxel_ml: float
 ) -> tuple[LesionMatch, ...]:
-    """Match the lesions of a prediction to those of the reference, one to one.
+    """Match the connected lesions of a prediction with those of the reference, one to one.
 
     Args:
-        reference: ``(I, J, K)`` all real lesions of a label.
-        found: ``(I, J, K)`` all predicted ones.
-        voxel_ml: Volume of a voxel.
+        reference: ``(I, J, K)`` mask of all real lesions with a label.
+        found: ``(I, J, K)`` mask of all predicted lesions.
+        voxel_ml: Volume of a voxel in mL.
 
     Returns:
-        Every real lesion in the order of its component, then the predicted ones that match none.
+        Every real lesion in the order of components, then the false positives.
     """
     real, num_real = label_parts(reference)
     predicted, num_predicted = label_parts(found)
@@ -109,7 +109,7 @@ def match_lesions(
 
 
 def count_by_size(lesions: Iterable[LesionMatch]) -> tuple[DetectionFigures, ...]:
-    """Count lesions of all cases, first in total, then by diameter; a bin holds its lower edge, not its upper one."""
+    """Count matched lesions in total and by diameter; bins include their lower and exclude their upper edge."""
     found = list(lesions)
     groups = [("all", found)]
     groups += [

@@ -37,13 +37,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A difference with its error.
+    """An estimated difference with its standard error, and the margin of equivalence.
 
     Attributes:
-        value: The difference.
-        error: Its standard error.
+        value: Estimated difference.
+        error: Standard error of the difference.
         degrees: Degrees of freedom.
-        margin: Up to here it does not matter.
+        margin: Largest irrelevant difference.
         margin_error: Standard error of the margin.
     """
 
@@ -55,31 +55,31 @@ class Estimate:
 
     @property
     def is_within(self) -> bool:
-        """Whether both one-sided tests of 5% reject that it is as large as the margin."""
+        """Whether both one-sided tests at 5% reject that the difference is as large as the margin."""
         error = float(np.hypot(self.error, self.margin_error))
         return abs(self.value) + float(stats.t.ppf(1 - ALPHA, self.degrees)) * error < self.margin
 
     @property
     def p_value(self) -> float:
-        """Two-sided, of the difference being zero."""
+        """Two-sided p-value of the hypothesis that the difference is zero."""
         return float(2 * stats.t.sf(abs(self.value) / max(self.error, TINY), self.degrees))
 
     def interval(self, level: float = 1 - 2 * ALPHA) -> tuple[float, float]:
-        """Return the 90% interval of the difference, as used by the two one-sided tests."""
+        """Return the confidence interval of the difference; at the default of 90%, that of the two one-sided tests."""
         reach = float(stats.t.ppf((1 + level) / 2, self.degrees)) * self.error
         return self.value - reach, self.value + reach
 
 
 @dataclass(frozen=True, slots=True)
 class SetComparison:
-    """One quantity of a synthetic against a real set.
+    """Comparison of one quantity between a synthetic and a real set.
 
     Attributes:
-        mean: Mean of the means, synthetic minus real.
-        spread: Spread of the logarithms of the standard deviations.
-        verdict: "equivalent", "different" or "cannot tell".
+        mean: Difference of the means, synthetic minus real.
+        spread: Difference of the logarithms of the standard deviations.
+        verdict: ``equivalent``, ``different`` or ``cannot tell``.
         p_holm: Holm-adjusted p-value of either difference, corrected for two of them and over the table.
-        num_needed: Cases of each set that show equivalence nine times in ten where nothing differs.
+        num_needed: Number of cases of each set with which equivalence is shown nine times in ten if nothing differs.
     """
 
     mean: Estimate
@@ -89,7 +89,7 @@ class SetComparison:
     num_needed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return the comparison as JSON types."""
+        """Return the comparison as a JSON-able dict."""
         low, high = self.mean.interval()
         ends = self.spread.interval()
         return {
@@ -108,11 +108,10 @@ class SetComparison:
 def compare_sets(
     pairs: Mapping[str, tuple[Array, Array]], *, margin: float = DEFAULT_MARGIN
 ) -> dict[str, SetComparison]:
-    """Compare quantities of a synthetic with those of a real set.
+    """Compare several quantities between a synthetic and a real set.
 
     Args:
-        pairs: Name -> real and synthetic values, one of each case, ``(N,)`` and ``(M,)``; of at least six cases, and
-            not all of them equal.
+        pairs: Name -> ``(N,)`` real and ``(M,)`` synthetic values, one per case; at least six cases, and not all equal.
         margin: Margin of the mean, in standard deviations of the real values.
     """
     estimates = {name: (_compare_means(*pair, margin), _compare_spreads(*pair)) for name, pair in pairs.items()}
@@ -127,7 +126,7 @@ def compare_sets(
 
 
 def can_compare(real: Array, synthetic: Array) -> bool:
-    """Whether there are enough cases, and the values vary even without any single case."""
+    """Whether two sets have enough values to be compared, which vary even without any single case."""
     return all(
         len(values) >= MIN_CASES
         and np.sort(values)[-2] - np.sort(values)[0] > TINY

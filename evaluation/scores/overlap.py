@@ -36,13 +36,13 @@ _MARGIN_VOXELS: Final = 2  # a surface lies between voxels, so that a mask in a 
 
 @dataclass(frozen=True, slots=True)
 class LabelScore:
-    """Scores of one label of a case.
+    """Scores of one label in one case.
 
     Attributes:
-        dice: Dice coefficient; None when the reference does not show the label.
-        nsd: Normalised surface Dice at the tolerance; None likewise.
-        reference_ml: Volume in the reference.
-        found_ml: Volume in the prediction.
+        dice: Dice coefficient; None if the reference does not have the label.
+        nsd: Normalised surface Dice at the tolerance; None if the reference does not have the label.
+        reference_ml: Volume in mL in the reference.
+        found_ml: Volume in mL in the prediction.
     """
 
     dice: float | None
@@ -59,17 +59,17 @@ def score_case(
     spacing_mm: Spacing,
     tolerance_mm: float = DEFAULT_TOLERANCE_MM,
 ) -> dict[str, LabelScore]:
-    """Score every label of a case.
+    """Score every label of a predicted label map against the reference.
 
     Args:
-        reference: ``(I, J, K)`` label numbers that are right.
-        found: ``(I, J, K)`` label numbers to judge.
-        labels: Name to number; numbers that are not named are background.
-        spacing_mm: Voxel sides along I, J, K.
-        tolerance_mm: Largest distance in mm at which a surface still counts as found.
+        reference: ``(I, J, K)`` true label ids.
+        found: ``(I, J, K)`` predicted label ids.
+        labels: Label name -> id; other ids are background.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        tolerance_mm: Largest distance in mm at which a surface counts as found.
 
     Returns:
-        A score by label name.
+        Label name -> scores.
 
     Raises:
         BenchmarkError: The shapes differ.
@@ -102,16 +102,19 @@ def _score_label(reference: Mask, found: Mask, spacing_mm: Spacing, tolerance_mm
 
 
 def measure_nsd(reference: Mask, found: Mask, *, spacing_mm: Spacing, tolerance_mm: float) -> float:
-    """Return normalised surface Dice of two masks, neither of them empty, by MONAI's ``compute_surface_dice``.
+    """Return the normalised surface Dice of two non-empty masks, by MONAI's ``compute_surface_dice``.
+
+    Surfaces are weighted by their area, as in DeepMind's surface-distance, and not by a count of edge voxels (Nikolov
+    et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021).
 
     Surfaces have the area of their local shape, as DeepMind's surface-distance measures them, not that of a count of
     edge voxels (Nikolov et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021).
 
     Args:
-        reference: ``(I, J, K)``.
-        found: ``(I, J, K)``.
-        spacing_mm: Voxel sides along I, J, K.
-        tolerance_mm: Largest distance in mm at which a surface still counts as found.
+        reference: ``(I, J, K)`` true mask.
+        found: ``(I, J, K)`` predicted mask.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        tolerance_mm: Largest distance in mm at which a surface counts as found.
     """
     margins = [(_MARGIN_VOXELS, _MARGIN_VOXELS)] * 3
     padded = [_to_batch(np.pad(mask, margins)) for mask in (found, reference)]

@@ -24,18 +24,18 @@ DEFAULT_MARGIN: Final = 0.2
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share of counts with its exact 95% interval.
+    """A fraction of right answers with its exact 95% interval.
 
     Attributes:
         num_right: Number of right answers.
-        num: Number of how many; 0 has no share.
+        num: Number of all answers; with 0 there is no fraction.
     """
 
     num_right: int
     num: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """Return the share as JSON types."""
+        """Return the fraction and its interval as a JSON-able dict."""
         if not self.num:
             return {"num_right": 0, "num": 0, "share": None, "low": None, "high": None}
         found = stats.binomtest(self.num_right, self.num).proportion_ci(1 - ALPHA, method="exact")
@@ -52,22 +52,22 @@ class Share:
 def score_answers(
     answers: Mapping[str, str], key: Mapping[str, str], *, margin: float = DEFAULT_MARGIN
 ) -> dict[str, Any]:
-    """Score a reader's answers by the key.
+    """Score a reader's answers in a blinded test by the answer key.
 
     Args:
         answers: Item -> ``real`` or ``synthetic``; items without an answer are counted and left out.
-        key: Item -> what it is.
-        margin: Largest distance of the share of right answers from one half that counts as "cannot tell".
+        key: Item -> ``real`` or ``synthetic``.
+        margin: Largest deviation of the share of right answers from one half that counts as "cannot tell".
 
     Returns:
         The shares of right answers in all, of real and of synthetic items, with exact 95% intervals; p of the exact
-        test against one half; and the verdict: "can tell" where that test is below 0.05 and more than half are right,
-        "cannot tell" where the 90% interval lies within the margin around one half (two one-sided tests of 5% each),
-        "undecided" else. Where more than half are wrong, beyond chance, the two names were confused: "can tell, with
-        the names the other way round".
+        test against one half; and the verdict: "can tell" if the test is below 0.05 and more than half are right,
+        "cannot tell" if the 90% interval lies within the margin around one half (two one-sided tests of 5% each),
+        otherwise "undecided". If more than half are wrong, beyond chance, the names were confused: "can tell, with the
+        names the other way round".
 
     Raises:
-        EvaluationError: For an item that is not in the key, a word that is not an answer, or no answer at all.
+        EvaluationError: An item is not in the key, a word is not an answer, or there are no answers.
     """
     unknown = sorted(set(answers) - set(key))
     if unknown:

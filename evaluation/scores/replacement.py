@@ -36,7 +36,7 @@ class Curve:
     """A learning curve ``a - b n^(-c)``.
 
     Attributes:
-        ceiling: a, the score of very many cases.
+        ceiling: a, the score with very many cases.
         drop: b, at least 0.
         exponent: c.
     """
@@ -53,13 +53,13 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Worth:
-    """Worth of a training set in real cases.
+    """Number of real cases that a training set with synthetic cases is worth, with its interval.
 
     Attributes:
-        estimate: Number of real cases; None beyond the counts that were trained on.
-        low: Lower end of the 95% interval; None where it is below the smallest count.
-        high: Upper end; None where it is above the largest count.
-        obstacle: Why nothing can be said; empty when something can.
+        estimate: Number of real cases; None outside of the range that was trained on.
+        low: Lower end of the 95% interval; None if it is below the smallest count.
+        high: Upper end of the 95% interval; None if it is above the largest count.
+        obstacle: Why nothing can be said; otherwise empty.
     """
 
     estimate: float | None
@@ -68,28 +68,28 @@ class Worth:
     obstacle: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the worth as JSON types."""
+        """Return the estimate and its interval as a JSON-able dict."""
         return {"estimate": self.estimate, "low": self.low, "high": self.high, "obstacle": self.obstacle}
 
 
 def fit_curve(counts: Array, scores: Array) -> Curve:
-    """Return least squares of ``a - b n^(-c)``; a flat line where scores do not rise.
+    """Fit a learning curve ``a - b n^(-c)`` by least squares; a flat line if scores do not rise.
 
     Args:
         counts: ``(C,)`` numbers of real cases.
-        scores: ``(C,)`` their mean scores.
+        scores: ``(C,)`` mean scores with these numbers of cases.
     """
     ceilings, drops, exponents = _fit_all(counts, scores[np.newaxis])
     return Curve(float(ceilings[0]), float(drops[0]), float(exponents[0]))
 
 
 def find_worth(counts: Sequence[int], scores: Array, mixed: Array) -> Worth:
-    """Return how many real cases reach the score of a training set with synthetic ones.
+    """Return how many real cases alone reach the score of a training set with synthetic cases.
 
     Args:
         counts: Numbers of real cases, ascending.
-        scores: ``(C, D, N)`` of real cases alone: counts, draws of the training cases, test patients.
-        mixed: ``(D, N)`` of the training set, in the same draws and patients.
+        scores: ``(C, D, N)`` scores of real cases alone, by count, draw of the training cases and test patient.
+        mixed: ``(D, N)`` scores of the training set with synthetic cases, for the same draws and patients.
     """
     num_draws, num_patients = mixed.shape
     obstacle = _find_obstacle(len(counts), num_draws, num_patients)

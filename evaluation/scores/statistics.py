@@ -35,7 +35,7 @@ Array = NDArray[np.float64]
 
 
 def wilcoxon_p(arm: Array, other: Array) -> float:
-    """Return two-sided p of Wilcoxon's signed-rank test on paired scores ``(N,)``, exact; 1 when none differs.
+    """Return the exact two-sided p-value of Wilcoxon's signed-rank test on paired ``(N,)`` scores; 1 if none differ.
 
     Pairs that do not differ are left out; equal differences share their ranks.
     """
@@ -52,22 +52,22 @@ def wilcoxon_p(arm: Array, other: Array) -> float:
 
 
 def least_p(num_patients: int) -> float:
-    """Return the smallest p that Wilcoxon's test can give for a number of pairs."""
+    """Return the smallest p-value that Wilcoxon's signed-rank test can reach with a number of pairs."""
     return float(min(1.0, 2.0 ** (1 - num_patients)))
 
 
 def critical_sum(num_patients: int, alpha: float) -> int:
-    """Return the largest rank sum at which a number of pairs without ties has a two-sided p below ``alpha``.
+    """Return the largest rank sum of Wilcoxon's test with a two-sided p-value below ``alpha``, for pairs without ties.
 
     Returns:
-        The sum; -1 when not even 0 is enough.
+        The rank sum; -1 if even 0 is not sufficient.
     """
     below = _cumulate(tuple(range(1, num_patients + 1)))
     return int(np.searchsorted(2 * below, alpha, side="left")) - 1
 
 
 def adjust_holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's step-down adjustment (Holm, Scandinavian Journal of Statistics 1979)."""
+    """Return p-values after Holm's step-down adjustment (Holm, Scandinavian Journal of Statistics 1979)."""
     adjusted = np.empty(len(p_values))
     largest = 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable")):
@@ -95,18 +95,18 @@ NUM_RESAMPLES: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and its 95% interval; None for the ends where one patient has no spread to judge by."""
+    """A mean and its 95% interval, whose ends are None for a single patient."""
 
     mean: float
     low: float | None
     high: float | None
 
     def to_json(self) -> dict[str, float | None]:
-        """Return the interval as JSON types."""
+        """Return mean and interval as a JSON-able dict."""
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
     def cut(self, least: float, most: float) -> Interval:
-        """Return the interval with its ends inside what is possible."""
+        """Return the interval with its ends clipped to a possible range."""
         if self.low is None or self.high is None:
             return self
         return Interval(self.mean, max(least, self.low), min(most, self.high))
@@ -114,12 +114,12 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Sources of the variance of a mean, or of a difference of two means.
+    """Sources of the variance of a mean, or of a difference of two means: patients and seeds.
 
     Attributes:
-        patients: Variance by patients.
+        patients: Variance due to patients.
         num_patients: Number of patients.
-        seeds: Variance by seeds of each arm, with its degrees of freedom.
+        seeds: Variance due to seeds of each arm, with its degrees of freedom.
     """
 
     patients: float
@@ -128,12 +128,12 @@ class Spread:
 
     @property
     def variance(self) -> float:
-        """Of the mean."""
+        """Variance of the mean."""
         return self.patients + sum(part for part, _ in self.seeds)
 
     @property
     def degrees(self) -> float:
-        """Satterthwaite's degrees of freedom."""
+        """Satterthwaite's degrees of freedom of the variance."""
         parts = [(self.patients, self.num_patients - 1), *self.seeds]
         if not self.variance:
             return float(self.num_patients - 1)
@@ -141,10 +141,10 @@ class Spread:
 
 
 def find_interval(scores: Array, *, rng: np.random.Generator) -> Interval:
-    """Mean of one arm over seeds and patients with its interval; a single patient has none.
+    """Return the mean score of one arm over seeds and patients, with its interval; a single patient has no interval.
 
     Args:
-        scores: ``(S, N)`` between 0 and 1; the interval is cut to that.
+        scores: ``(S, N)`` scores in [0, 1] by seed and patient; the interval is clipped to that range.
         rng: Source of all randomness.
     """
     if scores.shape[1] < 2:
@@ -155,13 +155,13 @@ def find_interval(scores: Array, *, rng: np.random.Generator) -> Interval:
 def interval_of_mean(
     scores: Array, other: Array | None = None, *, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
 ) -> Interval:
-    """Mean of an arm, or difference of the means of two, with its interval.
+    """Return the mean of an arm, or the difference of the means of two arms, with its interval.
 
     Args:
-        scores: ``(S, N)``, of two patients or more.
-        other: ``(T, N)`` to subtract, of the same patients.
+        scores: ``(S, N)`` scores by seed and patient, of at least two patients.
+        other: ``(T, N)`` scores of the arm to subtract, for the same patients; None for one arm.
         rng: Source of all randomness.
-        num_resamples: Draws of the bootstrap.
+        num_resamples: Number of bootstrap draws.
     """
     mean = float(scores.mean() - (0.0 if other is None else other.mean()))
     draws = bootstrap_mean(scores, other, rng=rng, num_resamples=num_resamples)
@@ -179,20 +179,23 @@ def find_ratio_interval(
     *,
     rng: np.random.Generator,
 ) -> Interval | None:
-    """Return the interval of a share of counts pooled over patients, or of the difference of two shares.
+    """Return a fraction of counts pooled over patients, or the difference of two fractions, with its interval.
+
+    Lesions of a patient resemble one another, so patients are drawn, not lesions. Seeds are drawn as for other
+    intervals, but without a correction for chance on single patients; an arm with one seed is not resampled.
 
     Lesions of a patient resemble one another, so patients are drawn, not lesions; seeds as in the other intervals,
     though here without a correction for chance on single patients, and an arm of one seed stays as it is.
 
     Args:
-        counts: ``(S, N)`` per training and patient.
-        totals: ``(S, N)`` what they are a share of.
-        other_counts: ``(T, N)`` of an arm whose share is subtracted.
-        other_totals: ``(T, N)`` the same.
+        counts: ``(S, N)`` numerators by seed and patient.
+        totals: ``(S, N)`` denominators by seed and patient.
+        other_counts: ``(T, N)`` numerators of the arm to subtract; None for one arm.
+        other_totals: ``(T, N)`` denominators of the arm to subtract; None for one arm.
         rng: Source of all randomness.
 
     Returns:
-        None when the totals of an arm are zero; without ends when a single patient has any.
+        The interval, without ends if a single patient has any counts; None if the totals of an arm are zero.
     """
     arms = [(counts, totals)]
     if other_counts is not None and other_totals is not None:
@@ -218,16 +221,16 @@ def find_ratio_interval(
 def bootstrap_mean(
     scores: Array, other: Array | None = None, *, rng: np.random.Generator, num_resamples: int = NUM_RESAMPLES
 ) -> Array:
-    """Means of an arm, or differences of means of two, over drawn patients and seeds.
+    """Return bootstrap means of an arm, or differences of the means of two arms, over drawn patients and seeds.
 
     Args:
-        scores: ``(S, N)``.
-        other: ``(T, N)`` to subtract; the patients drawn are the same.
+        scores: ``(S, N)`` scores by seed and patient.
+        other: ``(T, N)`` scores of the arm to subtract, with the same drawn patients; None for one arm.
         rng: Source of all randomness.
         num_resamples: Number of bootstrap draws.
 
     Returns:
-        ``(num_resamples,)``, with a variance that needs no correction for few seeds or patients.
+        ``(num_resamples,)`` means, whose variance is already corrected for few seeds or patients.
     """
     arms = [scores] if other is None else [scores, other]
     drawn = _draw_weights(scores.shape[1], num_resamples, rng) @ _patient_scores(arms)
@@ -241,7 +244,12 @@ def bootstrap_mean(
 
 
 def find_spread(scores: Array, other: Array | None = None) -> Spread:
-    """Return patients' part and every arm's seeds' part of the variance of a mean, or of a difference of two."""
+    """Split the variance of a mean, or of a difference of two, into that of patients and that of each arm's seeds.
+
+    Args:
+        scores: ``(S, N)`` scores by seed and patient.
+        other: ``(T, N)`` scores of the arm to subtract; None for one arm.
+    """
     arms = [scores] if other is None else [scores, other]
     differences = _patient_scores(arms)
     seeds: dict[int, tuple[float, int]] = {}

@@ -50,11 +50,11 @@ MAX_ROWS: Final = 6
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Settings for drawing the images.
+    """Sampling settings of the study of fine-tuned labels.
 
     Attributes:
-        num_seeds: Images of each label map, from different noise.
-        num_inference_steps: Number of inference steps of the sampler; None for the bundle's default.
+        num_seeds: Number of images of each label map, from different noise.
+        num_inference_steps: Number of sampling steps; None for the bundle's default.
         seed: Seed of the noise.
     """
 
@@ -69,14 +69,14 @@ def measure_label(
     """Measure the appearance of a label in an image.
 
     Args:
-        image_hu: ``(I, J, K)`` HU.
-        label_map: ``(I, J, K)`` ids that hold the label.
+        image_hu: ``(I, J, K)`` image in HU.
+        label_map: ``(I, J, K)`` vocabulary ids.
         label_id: Id of the label.
-        found: ``(I, J, K)`` where the segmenter finds the label; None without one.
+        found: ``(I, J, K)`` mask of the label that the segmenter found; None without a segmenter.
 
     Returns:
-        ``median_hu``; ``contrast_hu`` to the body within three voxels of it; ``spread_hu``, the middle half's width;
-        ``dice`` of the map with what the segmenter finds.
+        ``median_hu``; ``contrast_hu`` to the body within three voxels; ``spread_hu``, the interquartile range; and
+        ``dice`` of the label map against ``found``.
     """
     mask = label_map == label_id
     box = bounding_box(mask, margin=SHELL_VOXELS + 1)
@@ -103,24 +103,24 @@ def measure_finetuned(
     device: str = "auto",
     report: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Draw and measure held-out cases.
+    """Draw the label maps of held-out cases with a fine-tuned bundle, and measure the taught labels.
 
     Args:
         bundle: Bundle that was fine-tuned.
-        dataset: The held-out cases, as they were prepared.
-        out: Gets finetuned_labels.json, .md and .png, and a folder of cases.
+        dataset: Prepared held-out cases.
+        out: Folder for finetuned_labels.json, .md and .png, and a sub-folder of cases.
         before: Bundle to compare with (default: the bundle's base).
-        segmenter: Trained on real pairs of other patients.
+        segmenter: Segmenter trained on real cases of other patients; None to measure no Dice.
         settings: Sampling settings.
         device: Device on which the networks run.
-        report: Called with (cases measured, cases in all).
+        report: Progress callback, called with (cases measured, cases in all).
 
     Returns:
         The content of finetuned_labels.json.
 
     Raises:
-        BundleError: When there is no bundle to compare with.
-        TrainingError: When the data hold none of the bundle's labels, or the segmenter has seen them.
+        BundleError: There is no bundle to compare with.
+        TrainingError: The data have none of the bundle's labels, or the segmenter was trained on them.
     """
     settings = settings or Settings()
     before = before or bundle.base
@@ -157,7 +157,7 @@ def measure_finetuned(
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of the study of fine-tuned labels as Markdown."""
     rows = []
     for name, found in document["labels"].items():
         for image in (REAL, BEFORE, AFTER):
@@ -342,7 +342,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print the report, write it; returns the exit code."""
+    """Run this module's command line, print and write the report, and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m maisi_aug.evaluation.studies.finetuned_labels",
         description=__doc__,

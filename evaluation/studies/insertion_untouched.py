@@ -33,7 +33,7 @@ REPORT_NAME: Final = "insertion_untouched"
 
 
 def insert_many(chests: Sequence[ChestCt], painter: Painter, *, num_lesions: int, seed: int) -> list[dict[str, Any]]:
-    """Return this many inserted nodules with their results; places that a CT does not have are skipped."""
+    """Insert nodules into chest CTs, and return their results; positions that a CT does not have are skipped."""
     rows: list[dict[str, Any]] = []
     number = 0
     while len(rows) < num_lesions:
@@ -67,14 +67,14 @@ def _insert(chest: ChestCt, made: Insertion) -> NDArray[np.int16]:
 
 
 def hash_outside(image: NDArray[np.int16], made: Insertion) -> str:
-    """Return SHA-256 of a CT whose voxels in the zone are set to zero."""
+    """Return the SHA-256 of a CT in which the voxels of an insertion's zone are set to zero."""
     rest = image.copy()
     rest[made.box][made.zone] = 0
     return hashlib.sha256(rest.tobytes()).hexdigest()
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and extremes."""
+    """Summarise the results of many insertions: counts and extremes."""
     accepted = [row for row in rows if row["is_accepted"]]
     return {
         "num": len(rows),
@@ -88,7 +88,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Insert and count; returns the exit code, 1 where anything outside of a zone has changed."""
+    """Run this module's command line; return the exit code, 1 if a voxel outside of a zone has changed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chests", type=Path, help="NAME_ct.nii.gz of whole chests")
     parser.add_argument("--painter", default="procedural", help="procedural, or a bundle")

@@ -48,7 +48,9 @@ TILE_MM, TILE_PX, WINDOW_HU = 50.0, 150, (-1100.0, 300.0)
 def draw_all(
     chests: Sequence[ChestCt], painter: Painter, *, num_lesions: int, sizes_mm: Sequence[float] = SIZES_MM
 ) -> list[dict[str, Any]]:
-    """Return the nodules of the comparison, drawn in one way: textures, sizes and attachments take turns.
+    """Draw the nodules of the comparison with one painter; textures, sizes and attachments alternate.
+
+    A position that a CT does not have is left out, for all painters alike.
 
     A place that a CT does not have is left out; all ways leave out the same.
     """
@@ -81,7 +83,7 @@ def draw_all(
 
 
 def draw_tile(chest: ChestCt, made: Insertion) -> NDArray[np.uint8]:
-    """Return the slice through the lesion's middle: before, and after."""
+    """Draw the slice through the middle of an inserted lesion, before and after."""
     image = chest.image_hu.copy()
     image[made.box] = made.image
     places = np.argwhere(made.lesion) + [part.start for part in made.box]
@@ -98,7 +100,7 @@ def draw_tile(chest: ChestCt, made: Insertion) -> NDArray[np.uint8]:
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of what the gates measure; medians where a single lesion may have no figure."""
+    """Return the means of what the gates measure, or medians for figures that a lesion may lack."""
     figures: dict[str, Any] = {"num": len(rows)}
     for name in FIGURES:
         values = np.array([row[name] for row in rows], dtype=float)
@@ -113,7 +115,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of the comparison of painters as Markdown."""
     head = ["way", "nodules", "accepted", "noise of the zone", "of the lesion", "edge", "contrast", "seam", "seconds"]
     rows = [
         [
@@ -138,7 +140,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare the ways; returns the exit code."""
+    """Run this module's command line: compare ways to draw nodules, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chests", type=Path, help="NAME_ct.nii.gz of whole chests")
     parser.add_argument("--bundle", required=True)

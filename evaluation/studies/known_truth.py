@@ -53,16 +53,16 @@ DUPLICATED: Final = "real-duplicated"
 def build_known_truth(
     folder: Path, *, num_train: int, num_test: int, num_synthetic: int, num_seeds: int, num_steps: int, seed: int
 ) -> BenchmarkConfig:
-    """Write phantoms, cohort and shifted cohort where they are missing; returns the benchmark that compares them.
+    """Write the phantoms, cohort and shifted cohort that are missing, and return the benchmark that compares them.
 
     Args:
         folder: Folder of the run.
-        num_train: Healthy phantoms to train on.
-        num_test: Phantoms to test on, most of them with tumours.
-        num_synthetic: Synthetic cases.
-        num_seeds: Trainings of every arm.
-        num_steps: Optimiser steps of every arm.
-        seed: Seed of everything.
+        num_train: Number of healthy phantoms to train on.
+        num_test: Number of phantoms to test on, most of them with tumours.
+        num_synthetic: Number of synthetic cases.
+        num_seeds: Number of trainings of every arm.
+        num_steps: Number of optimiser steps of every arm.
+        seed: Seed of everything random.
     """
     settings = PhantomSettings(seed=seed, region="abdomen", shape=SHAPE, spacing_mm=SPACING_MM)
     healthy = replace(settings, seed=seed + 1, has_lesions=False)
@@ -95,7 +95,7 @@ def build_known_truth(
 def write_real_cases(
     folder: Path, training: PhantomSettings, num_train: int, testing: PhantomSettings, num_test: int
 ) -> tuple[str, ...]:
-    """Write two kinds of phantoms as one folder ``real`` of image and label pairs, and return the test cases' names."""
+    """Write two kinds of phantoms as image and label pairs in one folder ``real``, and return the test cases' names."""
     names: list[str] = []
     for stale in (folder / "real").glob("*/*.nii.gz"):  # of an earlier call with other numbers
         stale.unlink()
@@ -111,7 +111,7 @@ def write_real_cases(
 
 
 def write_shifted(cohort: Path, folder: Path) -> int:
-    """Write the accepted cases of a cohort with every label map moved, and return how many there are."""
+    """Write a cohort's accepted cases with every label map shifted, and return their number."""
     cases = load_cohort_source(cohort).cases
     for case in cases:
         label = folder / "labels" / f"{case.case_id}.nii.gz"
@@ -142,7 +142,7 @@ def judge(document: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
 
 
 def run_benchmark(benchmark: Benchmark) -> None:
-    """Run the unfinished arms, and print a line for each."""
+    """Run the unfinished trainings of a benchmark, and print a line for each."""
     for state in benchmark.states:
         if state.status != "done":
             done = run_arm(benchmark, state.arm, state.seed, device="cpu")
@@ -158,7 +158,7 @@ def _report(name: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, run, print the report; returns the exit code, 1 when the verdicts are not the right ones."""
+    """Run this module's command line: build and run the benchmark; exit code 1 if a verdict is not the expected one."""
     parser = argparse.ArgumentParser(
         prog="python -m maisi_aug.evaluation.studies.known_truth",
         description=__doc__,

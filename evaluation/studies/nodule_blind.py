@@ -65,7 +65,10 @@ def pair_alike(
 
 
 def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Return, for both nodules of a pair, the slice with the largest section, ``(I, J)``, and its mask.
+    """Return, for both nodules of a pair, the ``(I, J)`` slice with the largest section, and its mask.
+
+    Crops of patients are small and whole CTs are large, so all are cut to the smallest extent and padded with their
+    edge.
 
     Crops of patients are small and whole CTs are not, so all are cut to the smallest extent and padded with their edge.
     """
@@ -87,7 +90,7 @@ def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], ND
 
 
 def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[float]:
-    """Return figures of a picture that may distinguish an inserted nodule from a real one."""
+    """Return figures of a picture by which a classifier may distinguish an inserted nodule from a real one."""
     gradient = ndimage.gaussian_gradient_magnitude(image, 1.0)
     inner = mask & (ndimage.distance_transform_edt(mask) >= min(2.0, float(ndimage.distance_transform_edt(mask).max())))
     near = ndimage.binary_dilation(mask, iterations=3) & ~mask
@@ -107,11 +110,11 @@ def measure_tile(image: NDArray[np.float32], mask: NDArray[np.bool_]) -> list[fl
 
 
 def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: int) -> float:
-    """Return area under the curve of classifiers trained on one half, on the other half, over random halves.
+    """Return the area under the ROC curve of classifiers trained on one random half and applied to the other.
 
     Args:
-        figures: ``(pictures, figures)``.
-        is_real: ``(pictures,)``.
+        figures: ``(pictures, figures)`` results of :func:`measure_tile`.
+        is_real: ``(pictures,)`` whether each nodule is real.
         seed: Seed of the halves.
     """
     rng, found = numpy_generator(seed, "halves"), []
@@ -127,7 +130,7 @@ def find_auc(figures: NDArray[np.float64], is_real: NDArray[np.bool_], *, seed: 
 
 
 def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the weights ``(figures,)`` of a ridge-penalised logistic regression; its constant is left out."""
+    """Fit a ridge-penalised logistic regression, and return its ``(figures,)`` weights without the intercept."""
     means, deviations = figures.mean(axis=0), figures.std(axis=0) + 1e-9
     scaled, signs = (figures - means) / deviations, np.where(is_real, 1.0, -1.0)
 
@@ -140,7 +143,7 @@ def fit_classifier(figures: NDArray[np.float64], is_real: NDArray[np.bool_]) -> 
 
 
 def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:
-    """Return numbered pictures in rows."""
+    """Draw numbered pictures in rows as one sheet."""
     rows = -(-len(tiles) // COLUMNS)
     sheet = Image.new("L", (COLUMNS * TILE_PX, rows * TILE_PX))
     for number, tile in enumerate(tiles):
@@ -152,10 +155,10 @@ def draw_sheet(tiles: Sequence[NDArray[np.float32]]) -> Image.Image:
 
 
 def score_answers(answers: Path, key: Path) -> float:
-    """Return the share of the pictures that were classified correctly.
+    """Return the fraction of pictures that a reader classified correctly.
 
     Raises:
-        EvaluationError: The answers are not those of the key.
+        EvaluationError: The answers do not belong to the key.
     """
     told, true = (
         {row["number"]: row["kind"] for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))}
@@ -169,7 +172,7 @@ def score_answers(answers: Path, key: Path) -> float:
 def make_test(
     real: Sequence[NoduleStack], inserted: Sequence[NoduleStack], out: Path, *, num_each: int, seed: int
 ) -> dict[str, Any]:
-    """Write the pictures and their key, and measure the classifier on all pairs."""
+    """Write the pictures of a reader test and their key, and measure a classifier on all pairs."""
     pairs = [cut_tiles(pair) for pair in zip(*pair_alike(real, inserted), strict=True)]
     rng = numpy_generator(seed, "blind")
     pictures = {"real": [tile for tile, _ in pairs], "inserted": [tile for _, tile in pairs]}
@@ -193,7 +196,7 @@ def make_test(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the test or score its answers; returns the exit code."""
+    """Run this module's command line: make a reader test or score its answers; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lidc", type=Path)
     parser.add_argument("chests", type=Path)

@@ -36,14 +36,14 @@ NODULE_ID: Final = 23
 
 @dataclass(frozen=True, eq=False)
 class ChestCt:
-    """A whole CT that nodules go into.
+    """A whole chest CT into which nodules are inserted.
 
     Attributes:
-        name: Name of its file.
-        image_hu: ``(I, J, K)``.
-        spacing_mm: Along I, J, K.
-        occupied: ``(I, J, K)`` what is labelled in it, to keep clear of.
-        host: Its lungs.
+        name: Name of the file.
+        image_hu: ``(I, J, K)`` image in HU.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        occupied: ``(I, J, K)`` mask of labelled voxels, from which nodules stay apart.
+        host: Lungs of the CT.
     """
 
     name: str
@@ -53,10 +53,10 @@ class ChestCt:
     host: LungHost
 
     def insert(self, request: LesionRequest, painter: Painter, *, seed: int) -> Insertion:
-        """Draw a nodule into it, clear of what is labelled; the CT itself is left alone.
+        """Insert a nodule into the CT, apart from labelled voxels; the CT itself is not modified.
 
         Raises:
-            LesionError: It has no such place.
+            LesionError: The CT has no suitable position.
         """
         return insert_lesion(
             self.image_hu, self.spacing_mm, self.host, request, painter, occupied=self.occupied, seed=seed
@@ -64,10 +64,10 @@ class ChestCt:
 
 
 def load_chests(folder: Path) -> list[ChestCt]:
-    """Return ``NAME_ct.nii.gz``, with ``NAME_seg.nii.gz`` where something in them is labelled; those that show lungs.
+    """Load a folder's chest CTs ``NAME_ct.nii.gz`` that show lungs, with labels from ``NAME_seg.nii.gz`` if present.
 
     Raises:
-        EvaluationError: It does not exist.
+        EvaluationError: The folder does not exist.
     """
     chests = []
     for path in sorted(folder.glob("*_ct.nii.gz")):
@@ -85,7 +85,7 @@ def load_chests(folder: Path) -> list[ChestCt]:
 
 
 def open_painter(name: str) -> Painter:
-    """Return the procedural painter by its name, or that of a bundle on the CPU."""
+    """Return the procedural painter, or that of a bundle on the CPU, by name."""
     if name == "procedural":
         return ProceduralPainter()
     from maisi_aug.bundle_spec.bundle import load_bundle
@@ -95,7 +95,12 @@ def open_painter(name: str) -> Painter:
 
 
 def draw_request(rng: np.random.Generator, place: float) -> LesionRequest:
-    """Return a nodule of a size at a place in [0, 1] of the logarithms, of a texture by the shares in patients."""
+    """Draw the request of a nodule, with its texture by the frequencies in patients.
+
+    Args:
+        rng: Generator of all random draws.
+        place: Position in [0, 1] of the logarithm of the size.
+    """
     diameter = float(SIZES_MM[0] * (SIZES_MM[1] / SIZES_MM[0]) ** place)
     texture = TEXTURES[int(rng.choice(len(TEXTURES), p=[TEXTURE_SHARES[one] for one in TEXTURES]))]
     return LesionRequest(NODULE_ID, volume_ml(diameter), texture)
@@ -120,7 +125,7 @@ def draw_pool(chests: Sequence[ChestCt], painter: Painter, *, num_nodules: int, 
 def paste_pool(
     chests: Sequence[ChestCt], nodules: Sequence[NoduleStack], *, num_nodules: int, seed: int
 ) -> list[NoduleStack]:
-    """Return real nodules in turns, at their size in mm, turned and mirrored, blended over where they end."""
+    """Return real nodules pasted into other CTs, at their size in mm, rotated and mirrored, blended at the border."""
 
     def draw(chest: ChestCt, number: int, attempt: int) -> NoduleStack | None:
         rng = numpy_generator(derive_seed(seed, "paste", number, attempt), "place")
@@ -154,7 +159,9 @@ def _fill(
 
 
 def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, *, name: str) -> NoduleStack | None:
-    """Return a real nodule in another CT; None where it does not come to lie in the lung.
+    """Paste a real nodule into another CT; None if it would not lie in the lung.
+
+    Its HU are blended into those of the CT over the same zone as those of a drawn lesion.
 
     Its HU go over into those of the CT over the zone in which a drawn lesion does.
     """
@@ -213,7 +220,7 @@ def _cut_stack(name: str, chest: ChestCt, image: NDArray[np.int16], mask: NDArra
 
 
 def save_pool(path: Path, pool: Sequence[NoduleStack]) -> None:
-    """Write a pool, whole or not at all."""
+    """Write a pool of nodules to a file, whole or not at all."""
     arrays = {f"{kind}-{n}": getattr(stack, kind) for n, stack in enumerate(pool) for kind in ("image_hu", "mask")}
     facts = np.array([[stack.diameter_mm, *stack.spacing_mm] for stack in pool])
     names, patients = (np.array([getattr(stack, key) for stack in pool]) for key in ("name", "patient"))
@@ -222,7 +229,7 @@ def save_pool(path: Path, pool: Sequence[NoduleStack]) -> None:
 
 
 def load_pool(path: Path) -> list[NoduleStack]:
-    """Read what :func:`save_pool` wrote."""
+    """Read a pool of nodules that :func:`save_pool` wrote."""
     with np.load(path, allow_pickle=False) as held:
         rows = zip(held["names"], held["patients"], held["facts"], strict=True)
         return [

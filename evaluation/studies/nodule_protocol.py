@@ -46,17 +46,17 @@ NUM_RESAMPLES: Final = 10_000
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of the trainings.
+    """Settings of the nodule protocol's trainings.
 
     Attributes:
         patients: Numbers of real training patients.
         draws: Number of draws of the training patients.
-        seeds: Trainings of each draw.
-        arms: Arms of ``ARMS``, the first of which the others are compared with.
+        seeds: Number of trainings of each draw.
+        arms: Names from ``ARMS``; the others are compared with the first.
         num_steps: Number of steps of a training.
-        num_nodules: Number of nodules of a pool.
-        share: Share of synthetic nodules in a batch.
-        bundle: Bundle that draws in the arm ``network``.
+        num_nodules: Number of nodules in a pool.
+        share: Fraction of synthetic nodules in a batch.
+        bundle: Bundle that draws the nodules of the arm ``network``.
     """
 
     patients: tuple[int, ...]
@@ -71,7 +71,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Protocol:
-    """The data and the folder of a run."""
+    """Data, settings and folder of a run of the nodule protocol."""
 
     lidc: Path
     chests: Path
@@ -81,28 +81,28 @@ class Protocol:
 
     @cached_property
     def train(self) -> list[NoduleStack]:
-        """Nodules that real patients are drawn from."""
+        """Real nodules from which training patients are drawn."""
         return slices.load_nodules(self.lidc, "train")
 
     @cached_property
     def tested(self) -> list[NoduleStack]:
-        """Nodules that are tested on."""
+        """Real nodules on which is tested."""
         return slices.load_nodules(self.lidc, "val") if self.test is None else slices.load_nodules(self.test, None)
 
     @cached_property
     def cts(self) -> list[pools.ChestCt]:
-        """Whole CTs."""
+        """Whole chest CTs into which nodules are inserted."""
         return pools.load_chests(self.chests)
 
     def real_nodules(self, num_patients: int, draw: int) -> tuple[list[NoduleStack], list[NoduleStack]]:
-        """Return nodules of the patients of a draw, and those of all others."""
+        """Return the nodules of the training patients of a draw, and those of all others."""
         patients = sorted({stack.patient for stack in self.train})
         chosen = set(numpy_generator(draw, f"patients/{num_patients}").permutation(patients)[:num_patients].tolist())
         own = [stack for stack in self.train if stack.patient in chosen]
         return own, [stack for stack in self.train if stack.patient not in chosen]
 
     def pool(self, arm: str, num_patients: int, draw: int) -> list[NoduleStack]:
-        """Return the synthetic nodules of an arm, made once and kept; drawn ones are the same for all draws."""
+        """Return the synthetic nodules of an arm, made once and kept; inserted ones are the same for all draws."""
         is_drawn = arm in ("procedural", "synthetic", "network")
         name = {"synthetic": "procedural"}.get(arm, arm) if is_drawn else f"{arm}-{num_patients}-{draw}"
         path = self.out / "pools" / f"{name}.npz"
@@ -124,7 +124,7 @@ class Protocol:
         return pools.load_pool(path)
 
     def scores(self, arm: str, num_patients: int, draw: int, seed: int) -> list[float]:
-        """Return Dice of every tested nodule after one training, which is kept."""
+        """Return the Dice of every tested nodule after one training, whose result is kept."""
         if arm == "threshold":
             return [slices.dice(stack.mask, slices.find_by_threshold(stack)) for stack in self.tested]
         path = self.out / "trainings" / f"{arm}-{num_patients}-{draw}-{seed}.json"
@@ -151,7 +151,7 @@ class Protocol:
 
 
 def run_protocol(protocol: Protocol) -> dict[str, Any]:
-    """Train what is not there yet, and compare the arms."""
+    """Run the missing trainings, and compare the arms; returns figures as a JSON-able dict."""
     settings = protocol.settings
     results = []
     for number in settings.patients:
@@ -175,15 +175,18 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
 def compare_arms(
     scores: Mapping[str, NDArray[np.float64]], tested: Sequence[NoduleStack], num_patients: int
 ) -> dict[str, Any]:
-    """Mean Dice of every arm and size class, and the difference to the first arm.
+    """Return the mean Dice of every arm and size class, and its difference to the first arm.
+
+    Intervals are from a paired bootstrap over test patients and draws, the same in both arms. The p-value is twice the
+    smaller fraction of bootstrap differences on one side of zero, with Holm's correction over the arms of a class.
 
     Intervals are those of a paired bootstrap over test patients and draws, both alike in the two arms; p is twice the
     smaller share of the bootstrap's differences on one side of zero, with Holm's correction over the arms of a class.
 
     Args:
-        scores: For each arm, ``(draws, seeds, nodules)`` Dice.
-        tested: The nodules.
-        num_patients: Number of patients of the real patients that were trained on.
+        scores: Arm -> ``(draws, seeds, nodules)`` Dice.
+        tested: Tested nodules.
+        num_patients: Number of real patients that were trained on.
     """
     first = next(iter(scores))
     rows = []
@@ -218,10 +221,10 @@ def _mean_of_patients(dice: NDArray[np.float64], patients: Sequence[str]) -> NDA
 
 
 def bootstrap_difference(differences: NDArray[np.float64], *, seed: int) -> tuple[float, float, float]:
-    """Ends of the 95% interval of a mean over draws and patients, and its two-sided p.
+    """Return the ends of the 95% interval of a mean over draws and patients, and its two-sided p-value.
 
     Args:
-        differences: ``(draws, patients)``.
+        differences: ``(draws, patients)`` differences of Dice.
         seed: Seed of the resampling.
     """
     rng = numpy_generator(seed, "protocol")
@@ -237,7 +240,7 @@ def bootstrap_difference(differences: NDArray[np.float64], *, seed: int) -> tupl
 
 
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of the nodule protocol as Markdown."""
     settings = document["settings"]
     parts = [
         "# Inserted nodules for segmenters with few patients\n",
@@ -263,12 +266,12 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def tell(message: str) -> None:
-    """Print the current step on stderr."""
+    """Print a message about the current step on stderr."""
     sys.stderr.write(f"{message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the protocol; returns the exit code."""
+    """Run this module's command line, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lidc", type=Path, help="crops of real nodules with their split")
     parser.add_argument("chests", type=Path, help="whole CTs that nodules go into")

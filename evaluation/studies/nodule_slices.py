@@ -43,14 +43,14 @@ DIVISOR: Final = 8
 
 @dataclass(frozen=True, eq=False)
 class NoduleStack:
-    """A nodule with what is around it.
+    """A nodule with its surroundings, as a stack of axial slices.
 
     Attributes:
         name: Name of the nodule.
-        patient: Whose it is.
-        diameter_mm: Diameter in mm of the sphere of its volume.
-        image_hu: ``(K, I, J)`` float32 at ``PIXEL_MM`` in the slice.
-        mask: ``(K, I, J)`` its voxels.
+        patient: Name of the patient.
+        diameter_mm: Equivalent-sphere diameter in mm.
+        image_hu: ``(K, I, J)`` float32 HU, with pixels of ``PIXEL_MM`` in the slice.
+        mask: ``(K, I, J)`` mask of the nodule.
         spacing_mm: Spacing of the CT along I, J, K in mm.
     """
 
@@ -65,7 +65,7 @@ class NoduleStack:
 def to_stack(
     name: str, patient: str, image_hu: NDArray[Any], mask: NDArray[np.bool_], spacing_mm: Spacing
 ) -> NoduleStack:
-    """Resample a crop ``(I, J, K)`` in its slices."""
+    """Resample an ``(I, J, K)`` crop in its slices to a stack."""
     factors = [1.0, spacing_mm[0] / PIXEL_MM, spacing_mm[1] / PIXEL_MM]
     image, share = (
         ndimage.zoom(np.moveaxis(array, -1, 0).astype(np.float32), factors, order=1, grid_mode=True, mode="nearest")
@@ -76,11 +76,11 @@ def to_stack(
 
 
 def coarsen_stack(stack: NoduleStack, spacing_mm: Sequence[float]) -> NoduleStack:
-    """Return a nodule as a scanner with larger voxels would have shown it, in slices of ``PIXEL_MM`` again.
+    """Return a nodule as a scanner with larger voxels would have shown it, resampled to slices of ``PIXEL_MM``.
 
     Args:
-        stack: Whose.
-        spacing_mm: Along I, J, K; finer steps than the stack's leave it as it is.
+        stack: Nodule to coarsen.
+        spacing_mm: Voxel sides along I, J, K in mm; finer ones than the stack's have no effect.
     """
     steps = stack.spacing_mm[2], max(PIXEL_MM, stack.spacing_mm[0]), max(PIXEL_MM, stack.spacing_mm[1])
     wanted = [max(step, new) for step, new in zip(steps, (spacing_mm[2], *spacing_mm[:2]), strict=True)]
@@ -104,14 +104,14 @@ def coarsen_stack(stack: NoduleStack, spacing_mm: Sequence[float]) -> NoduleStac
 
 
 def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
-    """Return the nodules of a folder with ``images/`` and ``labels/`` (1 = nodule).
+    """Load the nodules of a folder with ``images/`` and ``labels/``, in which 1 is a nodule.
 
     Args:
-        folder: Folder; an optional ``index.csv`` with the columns file, patient and split gives the splits.
-        split: Which rows count; None takes every file, and a file without a row is a patient of its own.
+        folder: Folder, optionally with ``index.csv`` that has the columns file, patient and split.
+        split: Split to load; None for every file, where a file without a row is a patient of its own.
 
     Raises:
-        EvaluationError: When there is none.
+        EvaluationError: There are no nodules.
     """
     index, patients = folder / "index.csv", dict[str, str]()
     if index.is_file():
@@ -135,13 +135,13 @@ def load_nodules(folder: Path, split: str | None) -> list[NoduleStack]:
 def train_segmenter(
     real: Sequence[NoduleStack], synthetic: Sequence[NoduleStack], *, share: float, num_steps: int, seed: int
 ) -> nn.Module:
-    """Train a segmenter; within a kind, every nodule is drawn equally often.
+    """Train a nodule segmenter on real and synthetic nodules; within a kind, all are drawn equally often.
 
     Args:
-        real: Nodules of patients.
-        synthetic: Drawn or pasted nodules; may be empty with a share of 0.
-        share: Share of synthetic nodules in every batch.
-        num_steps: Number of steps of ``BATCH`` patches.
+        real: Real nodules.
+        synthetic: Inserted or pasted nodules; may be empty with a share of 0.
+        share: Fraction of synthetic nodules in every batch.
+        num_steps: Number of training steps, with ``BATCH`` patches each.
         seed: Seed of the weights and of every patch.
     """
     torch.manual_seed(derive_seed(seed, "weights"))
@@ -168,7 +168,7 @@ def train_segmenter(
 
 
 def draw_patch(stack: NoduleStack, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Return a turned, mirrored, scaled and shifted patch ``(1, 5, 40, 40)`` with its mask ``(1, 1, 40, 40)``."""
+    """Draw a rotated, mirrored, scaled and shifted patch ``(1, 5, 40, 40)`` with its mask ``(1, 1, 40, 40)``."""
     shown = np.flatnonzero(stack.mask.any(axis=(1, 2)))
     is_lesion = bool(len(shown)) and rng.random() < LESION_SLICES
     middle = int(rng.choice(shown)) if is_lesion else int(rng.integers(len(stack.mask)))
@@ -209,14 +209,14 @@ def _vary_hu(image_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray
 
 
 def scale_hu(image_hu: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return HU of the window to [-1, 1]."""
+    """Map HU of the lung window to [-1, 1]."""
     low, high = WINDOW_HU
     return np.asarray(2 * (np.clip(image_hu, low, high) - low) / (high - low) - 1, dtype=np.float32)
 
 
 @torch.inference_mode()
 def find_nodule(network: nn.Module, stack: NoduleStack) -> NDArray[np.bool_]:
-    """Return what the network labels in a stack, ``(K, I, J)``."""
+    """Return the ``(K, I, J)`` mask of the nodule that a network finds in a stack."""
     sides = stack.mask.shape[1:]
     padding = [(-side) % DIVISOR for side in sides]
     padded = np.pad(stack.image_hu, [(0, 0), (0, padding[0]), (0, padding[1])], mode="edge")
@@ -226,7 +226,7 @@ def find_nodule(network: nn.Module, stack: NoduleStack) -> NDArray[np.bool_]:
 
 
 def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArray[np.bool_]:
-    """Return the dense part at the middle of a stack, or the one nearest to it; a baseline without training."""
+    """Return the dense component nearest to the middle of a stack, as a baseline without training."""
     parts, num_parts = ndimage.label(stack.image_hu > threshold_hu, np.ones((3, 3, 3)))
     if not num_parts:
         return np.zeros_like(stack.mask)
@@ -236,5 +236,5 @@ def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArr
 
 
 def dice(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
-    """Return Dice of two masks of which the first is not empty."""
+    """Return the Dice coefficient of two masks, of which the first is not empty."""
     return float(2 * (expected & found).sum() / (expected.sum() + found.sum()))

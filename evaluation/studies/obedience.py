@@ -59,13 +59,13 @@ _CASE: Final[TypeAdapter[CaseFigures]] = TypeAdapter(CaseFigures)
 
 @dataclass(frozen=True, slots=True)
 class ObedienceSettings:
-    """Settings of the study.
+    """Settings of the study of whether images match their label maps.
 
     Attributes:
-        num_cases: Held-out maps.
+        num_cases: Number of held-out label maps.
         seed: Seed of the held-out phantoms and of the noise that the bundle starts from.
-        num_inference_steps: Number of inference steps of the sampler; None for the bundle's default.
-        guidance_scale: Guidance scale of the sampler.
+        num_inference_steps: Number of sampling steps; None for the bundle's default.
+        guidance_scale: Scale of classifier-free guidance.
     """
 
     num_cases: int = 40
@@ -83,21 +83,21 @@ def measure_obedience(
     device: str = "auto",
     report: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Measure a bundle against held-out phantoms.
+    """Draw the label maps of held-out phantoms with a bundle, and measure whether the images match them.
 
     Args:
         bundle: Bundle that generates the images.
-        segmenter: Trained on phantoms of the bundle's spacing.
-        out: Gets obedience.json, obedience.md, obedience.png and a folder of cases.
+        segmenter: Segmenter trained on phantoms of the bundle's spacing.
+        out: Folder for obedience.json, obedience.md, obedience.png and a sub-folder of cases.
         settings: Number of cases and sampling settings.
         device: Device on which the bundle's networks run.
-        report: Called with (cases measured, cases in all).
+        report: Progress callback, called with (cases measured, cases in all).
 
     Returns:
         The content of obedience.json.
 
     Raises:
-        BundleError: For an unusable bundle, or one of another spacing than the segmenter's.
+        BundleError: The bundle cannot be used, or has another spacing than the segmenter.
     """
     settings = settings or ObedienceSettings()
     _require_same_spacing(bundle, segmenter)
@@ -185,7 +185,7 @@ class _Measurement:
 
 
 def compare_organs(phantom: Phantom, synthetic_hu: NDArray[np.int16]) -> tuple[OrganFigures, ...]:
-    """Return median HU of every organ that has a reference range, each bone and lung lobe by itself, in both images."""
+    """Return the median HU of organs with a reference range, bones and lung lobes in both images of a case."""
     figures = []
     for group in reference_hu_ranges():
         ranges = group.split()
@@ -210,7 +210,7 @@ def compare_organs(phantom: Phantom, synthetic_hu: NDArray[np.int16]) -> tuple[O
 def compare_lesions(
     phantom: Phantom, synthetic_hu: NDArray[np.int16], vocabulary: Vocabulary
 ) -> tuple[LesionFigures, ...]:
-    """Return contrast and noise of every connected lesion in both images."""
+    """Return contrast and noise of every connected lesion in phantom and synthetic image."""
 
     def check(image_hu: NDArray[np.int16], label_id: int) -> tuple[Verdict, ...]:
         return check_label_visibility(
@@ -248,7 +248,7 @@ def _to_contrast(verdict: Verdict) -> Contrast:
 def measure_errors(
     phantom: Phantom, synthetic_hu: NDArray[np.int16], classes: NDArray[np.uint8], names: Sequence[str]
 ) -> dict[str, float]:
-    """Mean absolute difference of the two images in HU, by tissue, in the rest of the body and in all of it."""
+    """Return the mean absolute difference in HU of phantom and synthetic image, by tissue and in the whole body."""
     difference = np.abs(synthetic_hu.astype(np.float32) - phantom.image_hu)
     body = phantom.label_map > 0
     masks = {name: classes == number for number, name in enumerate(names, start=1)}
@@ -265,7 +265,7 @@ def _require_same_spacing(bundle: Bundle, segmenter: Segmenter) -> None:
 
 
 def prepare_segmenter(bundle: Bundle, folder: Path, *, device: str, num_workers: int | None) -> Segmenter:
-    """Train a segmenter for a bundle's grid and slots, or continue one, or load the one that is complete."""
+    """Train a segmenter for a bundle's grid and slots, continue training, or load the finished one."""
     config = SegmenterConfig(grid=bundle.spec.grid, slots=bundle.spec.slots)
     if (folder / WEIGHTS_NAME).is_file():
         known = load_segmenter(folder, device=device)
@@ -301,7 +301,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the report and print it; returns the exit code."""
+    """Run this module's command line: measure, write and print the report; return the exit code."""
     options = _parse(arguments)
 
     def body() -> None:

@@ -45,17 +45,17 @@ PANELS: Final = ("phantom", "synthetic", "its map", "segmenter")
 
 @dataclass(frozen=True, slots=True)
 class OrganFigures:
-    """One organ of a case in both images.
+    """Median HU of an organ in a phantom and in the synthetic image of its label map.
 
     Attributes:
-        organ: Its name.
-        group: Name of the reference range that it is compared with.
+        organ: Name of the organ.
+        group: Name of the reference range.
         num_voxels: Number of its voxels in the field of view.
-        is_judged: Whether that is enough to count.
-        phantom_hu: Median in the phantom's image.
-        synthetic_hu: Median in the bundle's image.
+        is_judged: Whether there are enough voxels to count.
+        phantom_hu: Median HU in the phantom's image.
+        synthetic_hu: Median HU in the bundle's image.
         is_phantom_inside: Whether the phantom's median lies inside the range.
-        is_synthetic_inside: Whether the bundle's does.
+        is_synthetic_inside: Whether the bundle's median lies inside the range.
     """
 
     organ: str
@@ -70,7 +70,7 @@ class OrganFigures:
 
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """Contrast of a lesion to its host, as ``gates.visibility.check_lesion_visibility`` measures it."""
+    """Contrast of a lesion to its host organ, measured by ``gates.visibility.check_lesion_visibility``."""
 
     contrast_hu: float
     noise_hu: float
@@ -79,13 +79,13 @@ class Contrast:
 
     @property
     def is_visible(self) -> bool:
-        """Right sign, and more than the noise."""
+        """Whether the contrast has the right sign and exceeds the noise."""
         return self.has_right_sign and self.exceeds_noise
 
 
 @dataclass(frozen=True, slots=True)
 class LesionFigures:
-    """One lesion of a case in both images."""
+    """Contrast of a lesion in a phantom and in the synthetic image of its label map."""
 
     label: str
     diameter_mm: float
@@ -95,20 +95,20 @@ class LesionFigures:
 
 @dataclass(frozen=True, slots=True)
 class CaseFigures:
-    """Everything that was measured on one held-out map.
+    """All measurements on one held-out label map.
 
     Attributes:
         case_id: Name of the case.
-        key: Tells with which bundle, segmenter and settings it was measured.
-        phantom_seed: Phantom seed of the held-out phantom.
+        key: Identifies the bundle, segmenter and settings of the measurement.
+        phantom_seed: Seed of the held-out phantom.
         region: Region of the trunk.
         phase: Contrast phase.
         organs: Organs with a reference range that are in view.
         lesions: All lesions.
-        dice_phantom: Dice of the segmenter on the phantom's image, by tissue; None for tissues out of view.
-        dice_synthetic: Dice of the segmenter on the bundle's image.
-        error_hu: Mean absolute difference of the two images, by tissue.
-        seconds: Time of the stages.
+        dice_phantom: Tissue -> Dice of the segmenter on the phantom's image; None for tissues out of view.
+        dice_synthetic: Tissue -> Dice of the segmenter on the bundle's image.
+        error_hu: Tissue -> mean absolute difference in HU of the two images.
+        seconds: Stage -> wall-clock seconds.
     """
 
     case_id: str
@@ -127,7 +127,7 @@ class CaseFigures:
 def to_document(
     cases: Sequence[CaseFigures], *, bundle: Bundle, segmenter: Segmenter, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return everything as plain JSON values: what was measured, the criteria, and the tables behind them."""
+    """Collect the measurements, criteria and tables of the study as a JSON-able dict."""
     organs = [organ for case in cases for organ in case.organs if organ.is_judged]
     lesions = [lesion for case in cases for lesion in case.lesions if lesion.diameter_mm >= SMALL_LESION_MM]
     dice = _dice_rows(cases, [tissue.name for tissue in segmenter.tissues])
@@ -254,7 +254,7 @@ def _error_rows(cases: Sequence[CaseFigures], names: Sequence[str]) -> list[dict
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """Return the document as Markdown."""
+    """Format the figures of the study obedience report as Markdown."""
     settings, judge = document["settings"], document["segmenter"]
     parts = [
         f"# Does the image obey its map? Bundle {document['bundle']}, {settings['num_cases']} held-out maps\n",
@@ -323,12 +323,12 @@ def draw_comparison(
     found: NDArray[np.uint8],
     figures: CaseFigures,
 ) -> Image.Image:
-    """Return one axial slice through the largest lesion, four times.
+    """Draw one axial slice through the largest lesion four times: phantom, synthetic image, and both segmented.
 
     Args:
-        phantom: The case.
-        synthetic_hu: ``(I, J, K)`` the bundle's image of its map.
-        expected: ``(I, J, K)`` classes of the map.
+        phantom: Held-out phantom.
+        synthetic_hu: ``(I, J, K)`` HU of the bundle's image of its label map.
+        expected: ``(I, J, K)`` classes of the label map.
         found: ``(I, J, K)`` classes that the segmenter found in the synthetic image; the last class is lesions.
         figures: Measured figures, for the caption.
     """
@@ -356,11 +356,11 @@ def draw_comparison(
 
 
 def draw_sheet(tiles: Sequence[Path], title: str) -> Image.Image:
-    """Return at most 12 comparisons, evenly chosen, on one sheet of 256 colours.
+    """Draw at most 12 evenly chosen comparisons on one sheet with 256 colours.
 
     Args:
         tiles: Pictures that :func:`draw_comparison` drew.
-        title: Words on top.
+        title: Title of the sheet.
     """
     pictures = []
     for index in choose_evenly(len(tiles), MAX_TILES):

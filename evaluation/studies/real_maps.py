@@ -69,14 +69,15 @@ FIELD_OF_VIEW_SEED: Final = 11
 
 @dataclass(frozen=True, slots=True)
 class RealMapSettings:
-    """What to measure.
+    """Settings of the study of real label maps.
 
     Attributes:
-        num_subsets: How often every map is drawn with labels left out.
-        num_phantoms: Held-out phantoms that the organs are held against, with or without contrast as the modality says.
-        seed: Of noise, of the labels that are left out, and of the phantoms.
-        modality: What the bundle is told of the contrast agent.
-        widths_mm: Widths of the slices that one phantom is drawn in.
+        num_subsets: Number of times that every map is drawn with labels left out.
+        num_phantoms: Number of held-out phantoms to compare organs with, with or without contrast agent by the
+            modality.
+        seed: Seed of noise, of omitted labels, and of the phantoms.
+        modality: Modality that the bundle is conditioned on, with or without contrast agent.
+        widths_mm: Slice widths in mm in which one phantom is drawn.
     """
 
     num_subsets: int = 10
@@ -88,16 +89,16 @@ class RealMapSettings:
 
 @dataclass(frozen=True, slots=True)
 class ImageFigures:
-    """One image.
+    """Measurements of one image that was drawn from a real label map.
 
     Attributes:
-        name: Of its map, with the labels that it was drawn from.
-        organs_hu: Median of every organ that its map shows, told to the bundle or not.
-        told: Which of them the bundle was told.
-        fat_hu: Median of the unlabelled voxels that are fat; None where there are hardly any.
-        muscle_hu: Median of those that are muscle.
-        between: Share of unlabelled voxels that are neither and lie between the two.
-        liver_noise_hu: Deviation inside the liver, what changes over more than a centimetre left out.
+        name: Name of the label map, and of the set of labels that it was drawn from.
+        organs_hu: Organ -> median HU, for all organs of the full label map.
+        told: Organs that the bundle was conditioned on.
+        fat_hu: Median HU of unlabelled voxels that are fat; None if there are hardly any.
+        muscle_hu: Median HU of unlabelled voxels that are muscle; None if there are hardly any.
+        between: Fraction of unlabelled voxels with HU between fat and muscle.
+        liver_noise_hu: Standard deviation in HU inside the liver, without changes over more than a centimetre.
     """
 
     name: str
@@ -112,14 +113,14 @@ class ImageFigures:
 def measure_image(
     name: str, image_hu: NDArray[np.int16], label_map: NDArray[np.uint8], shown: NDArray[np.uint8], grid: Grid
 ) -> ImageFigures:
-    """Figures of an image.
+    """Measure an image that was drawn from a real label map, or from a part of its labels.
 
     Args:
-        name: What the report calls it.
-        image_hu: ``(I, J, K)`` HU.
-        label_map: ``(I, J, K)`` all that is known of it.
-        shown: ``(I, J, K)`` what the bundle was told.
-        grid: Theirs.
+        name: Name of the image in the report.
+        image_hu: ``(I, J, K)`` image in HU.
+        label_map: ``(I, J, K)`` full label map.
+        shown: ``(I, J, K)`` label map that the bundle was conditioned on.
+        grid: Shape and affine of all arrays.
     """
     organs, told = {}, []
     for organ, label_ids in ORGANS.items():
@@ -146,7 +147,7 @@ def _median_within(values: NDArray[np.float32], bounds: tuple[float, float]) -> 
 
 
 def measure_noise(image_hu: NDArray[np.int16], organ: NDArray[np.bool_], grid: Grid) -> float | None:
-    """Deviation inside an organ around its local mean; None where too little of it lies deep enough."""
+    """Return the standard deviation in HU inside an organ around its local mean; None if the organ is too thin."""
     sigma = [NOISE_SCALE_MM / step for step in grid.spacing_mm]
     deep = ndimage.binary_erosion(organ, iterations=2)
     if deep.sum() < MIN_VOXELS:
@@ -168,16 +169,16 @@ def measure_real_maps(
     device: str = "auto",
     report: Report = report_nothing,
 ) -> dict[str, Any]:
-    """Draw real maps, subsets of their labels and phantoms in other fields of view, and measure them.
+    """Draw real label maps, subsets of their labels, and phantoms in other fields of view, and measure the images.
 
     Args:
-        bundle: What draws.
+        bundle: Bundle that draws the images.
         maps: Label maps with their CTs.
-        out: Gets real_maps.json, real_maps.md and real_maps.png.
-        settings: How much, and from what noise.
-        mapping: What the maps' ids mean, as ``--mask-labels`` takes it.
-        device: Where the networks run.
-        report: Called with (images drawn, images in all).
+        out: Folder for real_maps.json, real_maps.md and real_maps.png.
+        settings: Number of images and sampling settings.
+        mapping: Meaning of the maps' ids, as for ``--mask-labels``.
+        device: Device on which the networks run.
+        report: Progress callback, called with (images drawn, images in all).
 
     Returns:
         The content of real_maps.json.
@@ -213,7 +214,7 @@ def measure_real_maps(
 
 
 def find_phantoms(settings: RealMapSettings) -> list[int]:
-    """Indices of the first held-out phantoms that were scanned as the settings say."""
+    """Return the indices of the first held-out phantoms whose contrast phase suits the settings."""
 
     def is_wanted(index: int) -> bool:
         is_plain = draw_phase(held_out_seed(settings.seed, index)) == "non-contrast"
@@ -223,7 +224,7 @@ def find_phantoms(settings: RealMapSettings) -> list[int]:
 
 
 def choose_labels(label_map: NDArray[np.uint8], seed: int, number: int, turn: int) -> tuple[str, NDArray[np.uint8]]:
-    """The labels that a bundle is told in a turn: all, then one set after the other."""
+    """Return the name and the label map for one turn of the study: all labels, then one subset after the other."""
     if turn == 0:
         return "all labels", label_map
     label_set = SUBSETS[(turn - 1) % len(SUBSETS)]
@@ -277,7 +278,7 @@ def to_document(
     phantoms: Sequence[tuple[ImageFigures, ImageFigures]],
     views: Sequence[tuple[float, float]],
 ) -> dict[str, Any]:
-    """Everything as plain JSON values."""
+    """Collect the figures of the study as a JSON-able dict."""
     expected = {
         organ: float(np.median([true.organs_hu[organ] for true, _ in phantoms if organ in true.organs_hu]))
         for organ in ORGANS
@@ -339,7 +340,7 @@ def _in(value: float, bounds: tuple[float, float]) -> bool:
 
 @from_clean_document
 def to_report(document: Mapping[str, Any]) -> str:
-    """The document as Markdown."""
+    """Format the figures of the study real maps as Markdown."""
     expected = document["expected_hu"]
     organs = list(expected)
 
@@ -427,7 +428,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the report and print it; returns the exit code."""
+    """Run this module's command line: measure, write and print the report; return the exit code."""
     options = _parse(arguments)
 
     def body() -> None:

@@ -33,20 +33,19 @@ WINDOWS_HU: Final = ((-1000.0, 1000.0), (-160.0, 240.0))
 
 
 class SegmenterConfig(StrictModel):
-    """Settings on which the weights of the segmenter depend.
+    """Configuration of the independent segmenter, which determines its weights.
 
     Attributes:
-        grid: Grid of the training phantoms or cases; its spacing is that of the images to judge.
-        slots: Tumors bound to placeholder slots, by name.
+        grid: Grid of the training phantoms or cases, with the spacing of the images to judge.
+        slots: Name -> placeholder slot of further tumours.
         seed: Seed of the training phantoms, the initial weights and the batches.
         num_phantoms: Number of training phantoms, if ``dataset`` is None.
-        labels: Labels of a segmenter of prepared cases, name -> id in their label maps; empty for the tissues
-            of phantoms. The first counts as class 1.
-        dataset: Identity of the prepared training cases, and the fold that is left out; None for phantoms.
-        widths: Channels of the U-Net's levels.
+        labels: Label name -> id in prepared cases, numbered from class 1; empty for the tissues of phantoms.
+        dataset: Identity of the prepared training cases, and the held-out fold; None for phantoms.
+        widths: Channels of each level of the U-Net.
         patch_shape: Voxels of a training patch and of a window in use; multiples of 2 per level.
-        batch_count: Patches per step.
-        lesion_share: Share of patches centred on a lesion, or on one of ``labels``, if the case has one.
+        batch_count: Number of patches per step.
+        lesion_share: Fraction of patches centred on a lesion, or on one of ``labels``, if the case has one.
         lesion_weight: Weight of lesions in the loss; other tissues and the background have weight 1.
         loop: Settings of the training loop.
     """
@@ -66,18 +65,18 @@ class SegmenterConfig(StrictModel):
 
     @property
     def tissues(self) -> tuple[Tissue, ...]:
-        """Classes of the segmenter."""
+        """Tissues that the segmenter distinguishes, in the order of its classes."""
         if self.labels:
             return tuple(Tissue(name, (label_id,)) for name, label_id in self.labels.items())
         return list_tissues(bind_slots(self.slots))
 
     @property
     def focus(self) -> tuple[Tissue, ...]:
-        """The tissues that patches are centred on and that weigh more: lesions, or every one of ``labels``."""
+        """Tissues on which patches are centred and that have a larger weight: lesions, or all of ``labels``."""
         return self.tissues if self.labels else self.tissues[-1:]
 
     def to_text(self) -> str:
-        """Return JSON; what prepared cases add is left out for phantoms, whose folders are older."""
+        """Return the configuration as JSON; fields for prepared cases are omitted for phantoms, for older folders."""
         hidden = set() if self.dataset is not None else {"labels", "dataset"}
         return self.model_dump_json(indent=1, exclude=hidden) + "\n"
 
@@ -89,11 +88,11 @@ class _Training(StrictModel):
 
 @dataclass(frozen=True, eq=False)
 class Segmenter:
-    """A trained segmenter on a device.
+    """A trained independent segmenter on a device.
 
     Attributes:
         network: Network in evaluation mode.
-        config: Its training configuration.
+        config: Configuration that it was trained with.
         num_steps: Number of training steps.
         device: Device that the network is on.
         fingerprint: SHA-256 of its weight file.
@@ -107,18 +106,18 @@ class Segmenter:
 
     @property
     def tissues(self) -> tuple[Tissue, ...]:
-        """Tissue ``n`` is class ``n + 1`` of what ``segment`` returns."""
+        """Tissues of the segmenter; tissue ``n`` is class ``n + 1`` in the result of :meth:`segment`."""
         return self.config.tissues
 
     @torch.inference_mode()
     def segment(self, image_hu: NDArray[np.int16]) -> NDArray[np.uint8]:
-        """Name the tissue of every voxel.
+        """Segment a CT into tissues.
 
         Args:
             image_hu: ``(I, J, K)`` HU at the spacing of the training phantoms.
 
         Returns:
-            ``(I, J, K)`` classes; 0 for none of the tissues.
+            ``(I, J, K)`` uint8 classes; 0 for none of the tissues.
         """
         channels = to_channels(torch.from_numpy(image_hu)[None].to(self.device))
         scores = score_windows(self.network, channels, self.config.patch_shape, fill=-1.0, device=self.device)
@@ -127,13 +126,13 @@ class Segmenter:
 
 
 def to_channels(image_hu: Tensor) -> Tensor:
-    """Return the whole range of HU and the soft-tissue window, each clipped and mapped to [-1, 1].
+    """Return the full range of HU and the soft-tissue window as channels, each clipped and mapped to [-1, 1].
 
     Args:
-        image_hu: ``(B, I, J, K)`` HU.
+        image_hu: ``(B, I, J, K)`` images in HU.
 
     Returns:
-        ``(B, 2, I, J, K)`` float32, channels last in memory.
+        ``(B, 2, I, J, K)`` float32, in channels-last memory format.
     """
     image_hu = image_hu.float()
     channels = [(image_hu.clamp(low, high) - low) / (high - low) * 2 - 1 for low, high in WINDOWS_HU]
@@ -141,15 +140,15 @@ def to_channels(image_hu: Tensor) -> Tensor:
 
 
 def build_network(config: SegmenterConfig) -> nn.Module:
-    """Return the U-Net with freshly initialised weights."""
+    """Build the segmenter's U-Net with freshly initialised weights."""
     return build_unet(config.widths, num_channels=len(WINDOWS_HU), num_classes=len(config.tissues) + 1)
 
 
 def save_segmenter(folder: Path, state: StateDict, config: SegmenterConfig, *, num_steps: int) -> None:
-    """Write weights together with what they were trained with, whole or not at all.
+    """Write the weights of a segmenter with its configuration to a folder, whole or not at all.
 
     Raises:
-        VolumeError: When the file cannot be written.
+        VolumeError: The file cannot be written.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     # One entry only: safetensors writes several in random order, and the file's hash would change with it.
@@ -158,10 +157,10 @@ def save_segmenter(folder: Path, state: StateDict, config: SegmenterConfig, *, n
 
 
 def load_segmenter(folder: Path, *, device: str = "cpu") -> Segmenter:
-    """Read what :func:`save_segmenter` wrote.
+    """Load a segmenter that :func:`save_segmenter` wrote.
 
     Raises:
-        TrainingError: When there is no segmenter in the folder, or its file cannot be read.
+        TrainingError: There is no segmenter in the folder, or its file cannot be read.
     """
     path = folder / WEIGHTS_NAME
     if not path.is_file():

@@ -28,11 +28,11 @@ _ORGANS: Final[dict[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Tissue:
-    """Labels of a vocabulary that are taken together.
+    """Labels of a vocabulary that a segmenter treats as one class.
 
     Attributes:
         name: Name in tables.
-        label_ids: Their ids.
+        label_ids: Vocabulary ids of the labels.
     """
 
     name: str
@@ -40,13 +40,13 @@ class Tissue:
 
 
 def list_tissues(vocabulary: Vocabulary) -> tuple[Tissue, ...]:
-    """Return organs, bone, muscle and, last, every tumor of the vocabulary as one tissue; the others are background.
+    """Return the tissues of a vocabulary: organs, bone, muscle and, last, all tumours as one tissue.
 
     Args:
-        vocabulary: Vocabulary of the label maps; tumors bound to its slots count.
+        vocabulary: Vocabulary of the label maps, including tumours bound to slots.
 
     Returns:
-        Tissue ``n`` of the list has class ``n + 1`` in a class map; class 0 is everything else.
+        The tissues; tissue ``n`` has class ``n + 1`` in a class map, and class 0 is everything else.
     """
     organs = [Tissue(name, tuple(map(MAISI.id_of, labels))) for name, labels in _ORGANS.items()]
     hosts = {
@@ -62,14 +62,14 @@ def list_tissues(vocabulary: Vocabulary) -> tuple[Tissue, ...]:
 
 
 def to_class_map(label_map: NDArray[np.uint8], tissues: Sequence[Tissue]) -> NDArray[np.uint8]:
-    """Turn vocabulary ids into classes.
+    """Convert a label map to classes of tissues.
 
     Args:
-        label_map: ``(I, J, K)`` ids; not modified.
-        tissues: Class ``n + 1`` is tissue ``n``.
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        tissues: Tissues; tissue ``n`` becomes class ``n + 1``.
 
     Returns:
-        ``(I, J, K)`` classes, 0 for labels of no tissue.
+        ``(I, J, K)`` uint8 classes, 0 for other labels.
     """
     table = np.zeros(256, dtype=np.uint8)
     for number, tissue in enumerate(tissues, start=1):
@@ -79,21 +79,21 @@ def to_class_map(label_map: NDArray[np.uint8], tissues: Sequence[Tissue]) -> NDA
 
 
 def measure_dice(expected: NDArray[Any], found: NDArray[Any], tissues: Sequence[Tissue]) -> dict[str, float | None]:
-    """Return Dice of every tissue of a case.
+    """Return the Dice coefficient of every tissue of a case.
 
     Args:
-        expected: ``(I, J, K)`` classes that are right.
+        expected: ``(I, J, K)`` true classes.
         found: ``(I, J, K)`` classes to compare.
-        tissues: Class ``n + 1`` is tissue ``n``.
+        tissues: Tissues; tissue ``n`` is class ``n + 1``.
 
     Returns:
-        Between 0 and 1 by the tissue's name; None for a tissue that the case does not show, whatever was found.
+        Name of the tissue -> Dice in [0, 1]; None for a tissue that the case does not have.
     """
     names = [tissue.name for tissue in tissues]
     return dict(zip(names, measure_dice_by_class(expected, found, len(tissues) + 1)[1:], strict=True))
 
 
 def mean_dice(cases: Sequence[dict[str, float | None]], name: str) -> float | None:
-    """Mean Dice of a tissue over the cases that show it; None when no case does."""
+    """Return the mean Dice of a tissue over the cases that have it; None if no case does."""
     values = [dice for case in cases if (dice := case[name]) is not None]
     return float(np.mean(values)) if values else None

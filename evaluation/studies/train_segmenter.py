@@ -55,7 +55,9 @@ REGIONS: Final[tuple[Literal["chest", "abdomen", "pelvis", "any"], ...]] = ("che
 
 
 def held_out_seed(seed: int, index: int) -> int:
-    """Return the own seed of held-out phantom ``index`` of a seed.
+    """Return the seed of held-out phantom ``index``, derived from the seed of a study.
+
+    The name of the stream is included, so that no training run draws the same patients, whatever its seed.
 
     The name of the stream is part of it: whatever number a training run uses, it never draws these patients.
     """
@@ -63,7 +65,7 @@ def held_out_seed(seed: int, index: int) -> int:
 
 
 def build_held_out_phantom(seed: int, index: int, grid: Grid) -> Phantom:
-    """Return held-out phantom ``index`` of a seed, with lesions; regions take turns."""
+    """Build held-out phantom ``index`` of a seed, with lesions; body regions alternate."""
     return build_phantom(seed=held_out_seed(seed, index), grid=grid, region=REGIONS[index % len(REGIONS)])
 
 
@@ -75,7 +77,7 @@ VARIATION: Final = Variation(share=0.5, max_blur_voxels=0.9, max_noise_hu=15.0, 
 
 
 class SegmenterObjective(Stateless):
-    """Soft Dice plus cross-entropy on patches of phantoms."""
+    """Training objective of the independent segmenter: soft Dice plus cross-entropy on patches."""
 
     def __init__(self, network: nn.Module, store: CaseStore, config: SegmenterConfig, *, device: str) -> None:
         self.network = network
@@ -93,18 +95,18 @@ class SegmenterObjective(Stateless):
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The segmenter."""
+        """Networks that are trained: the segmenter."""
         return {"segmenter": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a share of the patches of a step."""
+        """Return the loss of a share of a step's patches, with figures to log."""
         images_hu, classes = self.draw_batch(step, share)
         scores = self.network(to_channels(images_hu.to(self.device))).float()
         loss: Tensor = self.criterion(scores, classes[:, None].to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """Return a share of the patches of a step: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
+        """Draw a share of a step's patches: ``(B, I, J, K)`` float32 HU and ``(B, I, J, K)`` uint8 classes."""
         rng = numpy_generator(derive_seed("segmenter batch", self.config.seed, step), "patches")
         num_patches = self.config.batch_count * share.count
         patches = [self._draw_patch(int(rng.integers(len(self.store))), rng) for _ in range(num_patches)]
@@ -136,19 +138,19 @@ def train_segmenter(
     report_phantoms: Report = report_nothing,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
-    """Build the training phantoms, train or continue training, and keep the averaged weights.
+    """Build the training phantoms, train the independent segmenter or continue, and save averaged weights.
 
     Args:
         config: Training configuration; a folder keeps the first one.
         folder: Folder of the run.
-        device: "cpu" or "cuda".
+        device: ``cpu`` or ``cuda``.
         max_minutes: Stop after this many minutes; a later call continues.
-        num_workers: Processes that build phantoms; one a core when None.
-        report_phantoms: Called with (phantoms that are there, phantoms in all).
-        report_step: Called after each step.
+        num_workers: Number of processes that build phantoms; None for one per core.
+        report_phantoms: Progress callback, called with (phantoms built, phantoms in all).
+        report_step: Progress callback, called with (step, figures such as ``loss``).
 
     Raises:
-        TrainingError: When the folder holds a run of another configuration.
+        TrainingError: The folder holds a run of another configuration.
     """
     _require_same_config(folder, config)
     phantoms = PhantomStore(
@@ -170,18 +172,18 @@ def train_on(
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> Segmenter:
-    """Train on the cases of a store, or continue, and keep the averaged weights.
+    """Train the independent segmenter on the cases of a store, or continue, and save averaged weights.
 
     Args:
         config: Training configuration; a folder keeps the first one.
-        store: Real images with their label maps.
+        store: Training cases with their label maps.
         folder: Folder of the run.
-        device: "cpu" or "cuda".
+        device: ``cpu`` or ``cuda``.
         max_minutes: Stop after this many minutes; a later call continues.
-        report_step: Called after each step.
+        report_step: Progress callback, called with (step, figures such as ``loss``).
 
     Raises:
-        TrainingError: When the folder holds a run of another configuration.
+        TrainingError: The folder holds a run of another configuration.
     """
     _require_same_config(folder, config)
     with torch.random.fork_rng(devices=[]):
@@ -209,22 +211,22 @@ def _require_same_config(folder: Path, config: SegmenterConfig) -> None:
 def measure_held_out_dice(
     segmenter: Segmenter, *, seed: int, num_cases: int, report: Report = report_nothing
 ) -> dict[str, float | None]:
-    """Mean Dice of every tissue over held-out phantoms; None for a tissue that none of them shows."""
+    """Return the mean Dice of every tissue over held-out phantoms; None for a tissue that none of them has."""
     grid = Grid.from_spacing(segmenter.config.grid.shape, segmenter.config.grid.spacing_mm)
     phantoms = (build_held_out_phantom(seed, index, grid) for index in range(num_cases))
     return _mean_dice_on(segmenter, ((one.label_map, one.image_hu) for one in phantoms), num_cases, report)
 
 
 def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) -> dict[str, Any]:
-    """Return the additional configuration of a segmenter trained on prepared cases.
+    """Return the part of a segmenter's configuration that describes prepared training cases.
 
     Args:
         dataset: All prepared cases.
-        labels: Names of what it should tell apart; the new labels of the data where none are given.
-        fold: Fold that is left out.
+        labels: Names of the labels to segment; if empty, the new labels of the data.
+        fold: Held-out fold.
 
     Raises:
-        TrainingError: For a label that the data lack, or data without any new label.
+        TrainingError: The data lack a label, or have no new label.
     """
     names = list(labels) or list(dataset.spec.new_labels)
     if not names:
@@ -240,7 +242,7 @@ def describe_data(dataset: PreparedDataset, labels: Sequence[str], fold: int) ->
 def measure_dice_on(
     segmenter: Segmenter, store: CaseStore, *, report: Report = report_nothing
 ) -> dict[str, float | None]:
-    """Mean Dice of every tissue over the cases of a store; None for one that none of them shows."""
+    """Return the mean Dice of every tissue over the cases of a store; None for a tissue that none of them has."""
     pairs = ((store.label_map(index), store.image_hu(index)) for index in range(len(store)))
     return _mean_dice_on(segmenter, pairs, len(store), report)
 
@@ -257,7 +259,7 @@ def _mean_dice_on(
 
 
 def print_steps(every: int, num_steps: int) -> ReportStep:
-    """Return a listener that prints the mean loss over a number of steps on stderr."""
+    """Return a progress callback that prints the mean loss over a number of steps on stderr."""
     losses: list[float] = []
 
     def report(step: int, figures: dict[str, float]) -> None:
@@ -270,7 +272,7 @@ def print_steps(every: int, num_steps: int) -> ReportStep:
 
 
 def print_progress(what: str) -> Report:
-    """Return a listener that prints a line on stderr for each of ``what``."""
+    """Return a progress callback that prints a line on stderr for each finished item."""
     return lambda done, total: print(f"{what} {done} of {total}", file=sys.stderr, flush=True)
 
 
@@ -304,7 +306,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, measure, and print a table of Dice by tissue; returns the exit code."""
+    """Run this module's command line: train, measure, print Dice by tissue; return the exit code."""
     options = _parse(arguments)
     return run_command(lambda: _train_on_phantoms(options) if options.data is None else _train_on_data(options))
 

@@ -38,10 +38,10 @@ class DicomReport:
     """Result of an export to DICOM.
 
     Attributes:
-        path: The folder.
-        num_cases: CT series.
-        num_slices: Files of all series.
-        num_segmentations: Segmentations; a case that holds none of the labels has none.
+        path: Folder of the export.
+        num_cases: Number of CT series.
+        num_slices: Number of files of all series.
+        num_segmentations: Number of segmentations; a case without any of the labels has none.
         segments: Names of the exported labels.
         notes: Notes to the user, a sentence each.
     """
@@ -54,7 +54,7 @@ class DicomReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """Return the report as a JSON-able dict."""
         return {**asdict(self), "path": str(self.path), "segments": list(self.segments), "notes": list(self.notes)}
 
 
@@ -68,21 +68,21 @@ def export_dicom(
 ) -> DicomReport:
     """Write the accepted cases of a cohort as ``OUT/CASE/CT/*.dcm`` and ``OUT/CASE/SEG.dcm``, whole or not at all.
 
-    UIDs follow from the case's bytes, so that the same cohort exported again has the same ones.
+    UIDs are derived from the case's bytes, so that the same cohort exported again has the same UIDs.
 
     Args:
-        cohort_dir: Folder that ``synthesize`` wrote, or several.
+        cohort_dir: Folder of a cohort, or several.
         out: New or empty folder.
-        labels: Names or ids to export; those requested for the cohort when empty.
-        include_anatomy: Export every label in the maps as well, except the body envelope.
-        notify: Called with a stage, the steps done and their number.
+        labels: Names or ids to export; if empty, those requested for the cohort.
+        include_anatomy: Also export every other label in the maps, except the body.
+        notify: Progress callback, called with (a stage, the steps done, their number).
 
     Raises:
         CohortError: ``cohort_dir`` is not a cohort.
         ExportError: ``out`` is in use, the cohort is unfinished, altered or one of MR images, a label occurs nowhere,
             or a grid is sheared.
         MissingExtraError: The extra ``dicom`` is not installed.
-        VocabularyError: An unknown label name.
+        VocabularyError: A label name is unknown.
     """
     require_dicom()
     require_new_folder(out)

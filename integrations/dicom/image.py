@@ -42,7 +42,7 @@ _RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def require_dicom() -> None:
-    """Raise unless the packages of the extra ``dicom`` are there.
+    """Raise unless the packages of the extra ``dicom`` are installed.
 
     Raises:
         MissingExtraError: The message names the extra.
@@ -63,22 +63,22 @@ def build_uid(*parts: str | int) -> str:
 
 
 def study_uid(case: AttemptRecord) -> str:
-    """Return the study of a case: its image's bytes and its name."""
+    """Return the study UID of a case, derived from its image's bytes and its name."""
     return build_uid("study", case.case_id, case.files["image"].sha256)
 
 
 def patient_id(case: AttemptRecord) -> str:
-    """Return the fictitious patient of a case, derived from the image's bytes since cohorts number cases alike."""
+    """Return the fictitious patient id of a case, derived from its image's bytes: cohorts share names of cases."""
     return f"SYNTHETIC-{case.files['image'].sha256[:12]}-{case.case_id}"[:64]
 
 
 def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -> Iterator[Dataset]:
-    """Yield the slices of a case, from the lowest to the highest.
+    """Yield the DICOM slices of a case, from the lowest to the highest.
 
     Args:
-        case: Its record, for names, UIDs and provenance.
-        image_hu: ``(I, J, K)`` in HU.
-        grid: Grid of the image, at right angles.
+        case: Record of the case, for names, UIDs and provenance.
+        image_hu: ``(I, J, K)`` int16 image in HU.
+        grid: Grid of the image, with orthogonal axes.
     """
     axes, origin, steps = to_dicom_axes(grid)
     intercept = min(USUAL_INTERCEPT, int(image_hu.min()))
@@ -101,7 +101,11 @@ def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -
 
 
 def to_dicom_axes(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return directions (columns of a matrix), first voxel and steps in mm, in LPS, with I and J reversed."""
+    """Convert a grid to DICOM: axis directions, position of the first voxel and steps in mm, LPS, I and J reversed.
+
+    Returns:
+        ``(3, 3)`` matrix with directions as columns, ``(3,)`` position and ``(3,)`` steps.
+    """
     i, j, _ = grid.shape
     reverse = np.diag([-1.0, -1.0, 1.0, 1.0])
     reverse[:2, 3] = (i - 1, j - 1)
@@ -167,7 +171,7 @@ def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
 
 
 def to_dicom_text(text: str, max_length: int = MAX_LONG_STRING) -> str:
-    """Return text that DICOM accepts: shortened, without control characters and backslashes, which separate values."""
+    """Shorten a text and remove characters that DICOM does not allow: control characters and backslashes."""
     return clean_value(text, max_length).replace("\\", "/")[:max_length]
 
 

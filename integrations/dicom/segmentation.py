@@ -50,17 +50,17 @@ def build_segmentation(
     numbering: LabelNumbering,
     vocabulary: Vocabulary,
 ) -> Dataset | None:
-    """Return the segmentation of a case, one segment per exported label that it holds.
+    """Build the DICOM segmentation of a case, with one segment per exported label that it contains.
 
     Args:
-        case: Its record.
-        slices: Its CT series, in order.
+        case: Record of the case.
+        slices: CT series of the case, in order.
         label_map: ``(I, J, K)`` vocabulary ids on the grid of the series.
-        numbering: The exported labels; segments are numbered in their order, without gaps.
-        vocabulary: Which labels are tumours, and where they grow.
+        numbering: Exported labels, in the order of which segments are numbered without gaps.
+        vocabulary: Vocabulary, which says which labels are tumours, and where they grow.
 
     Returns:
-        The dataset; None for a case that holds none of the labels.
+        The DICOM dataset; None for a case without any of the labels.
     """
     import highdicom
 
@@ -121,7 +121,7 @@ def _describe_segment(number: int, label_id: int, name: str, series: str, vocabu
 
 
 def code_of(label_id: int, name: str) -> Any:
-    """Return the code of a structure, from SNOMED CT if pydicom has it, otherwise from a scheme of this package."""
+    """Return the DICOM code of a structure, from SNOMED CT if pydicom has it, otherwise from an own scheme."""
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 

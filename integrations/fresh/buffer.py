@@ -15,14 +15,14 @@ from maisi_aug.integrations.fresh.schedule import UseSchedule
 
 
 class Key(NamedTuple):
-    """A case: epoch, and number within it."""
+    """Key of a case that is drawn during training: epoch, and number within it."""
 
     epoch: int
     number: int
 
 
 class CaseBuffer:
-    """Buffer of generated cases, which also decides the next one to make."""
+    """Buffer of cases that are drawn during training, which also decides which case to draw next."""
 
     def __init__(self, schedule: UseSchedule, capacity: int) -> None:
         """Begin with nothing.
@@ -41,10 +41,10 @@ class CaseBuffer:
         self._changed = threading.Condition()
 
     def take(self, epoch: int, item: int) -> Any:
-        """Return the case of an item; waits until it is made.
+        """Return the case of an item of an epoch, waiting until it is drawn.
 
         Raises:
-            Exception: The error that ended the generation.
+            Exception: The error that ended the drawing of cases.
             EOFError: The buffer was closed.
         """
         key = Key(epoch, self.schedule.cases_of(epoch)[item])
@@ -67,7 +67,7 @@ class CaseBuffer:
             return case
 
     def make_all(self, make: Callable[[int, int], Any]) -> None:
-        """Make cases until the buffer is closed or one fails; waiting callers then get the reason."""
+        """Draw cases until the buffer is closed or a case fails; waiting callers then get the error."""
         try:
             while (key := self._choose()) is not None:
                 case = make(key.epoch, key.number)
@@ -82,7 +82,7 @@ class CaseBuffer:
             raise
 
     def close(self) -> None:
-        """Stop making cases, and release waiting callers."""
+        """Stop drawing cases, and release waiting callers."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()

@@ -46,13 +46,16 @@ ERROR_NAME = "stderr.txt"
 
 
 class FreshCases:
-    """A map-style dataset whose items are drawn during training.
+    """Map-style dataset whose cases are drawn during training.
+
+    An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a separate process on
+    one device; the training process and the workers of its loader request cases over a local socket.
 
     An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a process of their own,
     on one device; the training process and the workers of its loader ask it for cases over a local socket.
 
-    Use a loader that does not shuffle: the schedule is random already, and another order makes cases wait for each
-    other, or be made twice where the buffer is smaller than an epoch.
+    Use a loader that does not shuffle: the schedule is random already. In another order, cases would wait for each
+    other, or be drawn twice if the buffer is smaller than an epoch.
     """
 
     _process: subprocess.Popen[str] | None  # None in the workers of a loader
@@ -141,7 +144,7 @@ class FreshCases:
 
     @cached_property
     def numbering(self) -> LabelNumbering:
-        """Numbers of the labels; ``to_dict()`` gives the number for each name.
+        """Numbers of the labels in the drawn label maps; ``numbering.to_dict()`` returns name -> number.
 
         Raises:
             MaisiAugError: The request cannot be met.
@@ -171,10 +174,10 @@ class FreshCases:
         return item if self.transform is None else self.transform(item)
 
     def fetch(self, epoch: int, index: int) -> Pair:
-        """Return the case of an item, made if it is not ready.
+        """Return the case of an item of an epoch, drawn first if it is not ready.
 
         Raises:
-            MaisiAugError: The error that ended the generation.
+            MaisiAugError: The error that ended the drawing of cases.
         """
         try:
             connection = self._connect()
@@ -239,7 +242,7 @@ class FreshCases:
         )
 
     def close(self) -> None:
-        """End the process; also done when the dataset is collected, and when the training ends in any way."""
+        """End the drawing process; also done when the dataset is garbage-collected, and when training ends."""
         for connection in self._connections.values():
             connection.close()
         self._connections.clear()

@@ -37,7 +37,7 @@ GRACE_SECONDS = 30.0
 
 
 class GrowingCohort:
-    """A map-style dataset of a cohort that may not be finished."""
+    """Map-style dataset of a cohort on disk that may still be growing."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class GrowingCohort:
 
     @property
     def epoch(self) -> int:
-        """The epoch that items are of."""
+        """Epoch whose items are returned."""
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
@@ -99,7 +99,7 @@ class GrowingCohort:
         self._epoch.value = epoch
 
     def case_indices(self, epoch: int) -> list[int]:
-        """Return the case of the plan that every item of an epoch shows, before rejected ones are replaced."""
+        """Return the index of the planned case for every item of an epoch, before rejected cases are replaced."""
         reach = min(self.num_planned, (epoch + 1) * self._num_items)
         if epoch == 0 or reach <= self._num_items:
             order = list(range(reach))

@@ -24,13 +24,13 @@ NUM_SPARES = 3
 
 @dataclass(frozen=True)
 class FreshMaker:
-    """The networks on their device, and what they draw.
+    """Draws training cases with networks on their device.
 
     Attributes:
         run: Resolved request; its plan covers one epoch.
-        maker: Draws.
+        maker: Object that makes attempts at cases.
         numbering: Numbers of the labels.
-        seed: Decides every case.
+        seed: Seed of every case.
     """
 
     run: CohortRun
@@ -49,16 +49,15 @@ class FreshMaker:
         numbers: Mapping[str, int] | None = None,
         report_step: ReportStage = report_nothing,
     ) -> FreshMaker:
-        """Load the weights.
+        """Load the networks for drawing training cases.
 
         Args:
-            configuration: Configuration of the cohort, as ``CohortRequest.to_dict`` gives it; the number of cases is
-                that below.
+            configuration: Result of ``CohortRequest.to_dict``; its number of cases is replaced by ``num_cases``.
             device: Device on which the networks run.
-            num_cases: Number of cases of an epoch.
-            seed: Decides every case.
-            numbers: Label name -> number, such as a real dataset's; 1, 2, ... in the order of their ids without.
-            report_step: Told of every step of the sampler: case id, steps done, steps in all.
+            num_cases: Number of cases per epoch.
+            seed: Seed of every case.
+            numbers: Label name -> number, such as a real dataset's; None for 1, 2, ... in the order of ids.
+            report_step: Progress callback, called with (case id, sampling steps done, sampling steps in all).
 
         Raises:
             MaisiAugError: The request cannot be met.
@@ -72,10 +71,10 @@ class FreshMaker:
         return cls(run, maker, number_requested(run, numbers), seed)
 
     def make(self, epoch: int, number: int) -> Pair:
-        """Draw a case, with as many attempts as the configuration allows, and then other cases in its place.
+        """Draw a case, with as many attempts as are allowed, and if none is accepted, other cases instead.
 
         Raises:
-            CohortError: None of them is accepted.
+            CohortError: No case is accepted.
         """
         reason = ""
         for spare in range(NUM_SPARES + 1):
@@ -106,7 +105,7 @@ class FreshMaker:
 
 
 def number_requested(run: CohortRun, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
-    """Return the numbers of the plan's labels, 1, 2, ... or as given; without requests, of all but the body."""
+    """Return the numbering of a plan's labels, 1, 2, ... or as given; without label requests, of all but the body."""
     vocabulary = run.bundle.vocabulary
     if numbers is not None:
         return number_labels(vocabulary, numbers, run.plan.requested_ids, vocabulary.name_of)

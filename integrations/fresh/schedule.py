@@ -17,13 +17,13 @@ from maisi_aug.system.seeds import numpy_generator
 
 @dataclass(frozen=True, slots=True)
 class UseSchedule:
-    """The schedule of all epochs.
+    """Schedule that assigns cases to the items of all epochs.
 
     Attributes:
-        num_items: Items of an epoch.
-        reuse: Most uses of a case.
-        window: Most cases in use at a time.
-        seed: Decides everything.
+        num_items: Number of items per epoch.
+        reuse: Largest number of items that show the same case.
+        window: Largest number of cases in use at a time.
+        seed: Seed of the schedule.
     """
 
     num_items: int
@@ -38,15 +38,15 @@ class UseSchedule:
 
     @property
     def num_cases(self) -> int:
-        """Cases of an epoch."""
+        """Number of cases per epoch."""
         return -(-self.num_items // self.reuse)
 
     def cases_of(self, epoch: int) -> tuple[int, ...]:
-        """Return the number of the case of every item, from 0 in the order of first use."""
+        """Return the number of the case for every item of an epoch, counted from 0 in the order of first use."""
         return _draw(self, epoch)
 
     def uses_of(self, epoch: int) -> tuple[int, ...]:
-        """Return how many items show each case."""
+        """Return the number of items that show each case of an epoch."""
         return _count(self, epoch)
 
 

@@ -19,7 +19,7 @@ from maisi_aug.integrations.fresh.schedule import UseSchedule
 
 
 def main() -> int:
-    """Serve until standard input is closed; returns the exit code."""
+    """Run the process that draws training cases, until standard input is closed; return the exit code."""
     task = json.loads(sys.stdin.readline())
     schedule = UseSchedule(task["num_items"], task["reuse"], task["window"], task["seed"])
     buffer = CaseBuffer(schedule, task["capacity"])

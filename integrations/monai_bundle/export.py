@@ -72,17 +72,17 @@ format=%(asctime)s - %(name)s - %(levelname)s - %(message)s
 def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle as a MONAI bundle, whole or not at all.
 
-    ``python -m monai.bundle run`` draws with it what ``synthesize --mask-source given`` draws of the same map and seed,
-    up to rounding. It needs MONAI, nibabel and safetensors, and nothing of this package.
+    ``python -m monai.bundle run`` then draws the same images as ``synthesize --mask-source given`` for the same map and
+    seed, up to rounding. It requires MONAI, nibabel and safetensors, but not this package.
 
     Args:
         bundle: Bundle with a ControlNet that takes label maps; its files are first compared with their hashes.
-        folder: New or empty.
+        folder: New or empty folder.
 
     Raises:
-        ExportError: When the folder is in use, the ControlNet takes more than a label map, or the bundle draws MR or
-            with fewer steps than its DDPM scheduler has.
-        BundleError: When the bundle is altered or has no ControlNet.
+        ExportError: The folder is in use, the ControlNet takes more than a label map, or the bundle draws MR, or with
+            fewer steps than its DDPM scheduler has.
+        BundleError: The bundle is altered or has no ControlNet.
     """
     require_new_folder(folder)
     bundle.require_controlnet()
@@ -121,7 +121,7 @@ def _require_sampler(bundle: Bundle) -> None:
 
 
 def build_config(bundle: Bundle) -> dict[str, Any]:
-    """Return ``configs/inference.json``, with everything that a run may override on its command line."""
+    """Return the content of ``configs/inference.json``, with everything that can be overridden on the command line."""
     spec = bundle.spec
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch", f"$from {SCRIPTS} import {SCRIPT[:-3]}"],
@@ -191,7 +191,7 @@ def _to_target(definition: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_metadata(bundle: Bundle) -> dict[str, Any]:
-    """Return ``configs/metadata.json``, in MONAI's schema."""
+    """Return the content of ``configs/metadata.json``, in MONAI's schema."""
     shared = {"type": "image", "spatial_shape": list(bundle.spec.grid.shape), "is_patch_data": False, "num_channels": 1}
     label_map = {"format": "segmentation", "modality": "n/a", "dtype": "uint8", "value_range": [0, 255]}
     image = {"format": "hounsfield", "modality": "CT", "dtype": "int16", "value_range": [-1000, 1000]}
@@ -218,7 +218,7 @@ def build_metadata(bundle: Bundle) -> dict[str, Any]:
 
 
 def build_readme(bundle: Bundle) -> str:
-    """``docs/README.md``."""
+    """Return the text of ``docs/README.md`` of an exported MONAI bundle."""
     grid = bundle.spec.grid
     names = [f"- {slot.id}: {name}" for name, slot in bundle.spec.slots.items()]
     own = bundle.path / "README.md"
@@ -232,7 +232,7 @@ def build_readme(bundle: Bundle) -> str:
         "python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz",
         "```",
         "",
-        "Run in this folder, or add `--bundle_root FOLDER`. Without `--label_map` every map in `data/` is drawn; images",
+        "Run in this folder, or add `--bundle_root FOLDER`. Without `--label_map` all maps in `data/` are drawn; images",
         "go to `output/`. `--seed`, `--num_inference_steps` and every other key of `configs/inference.json` can be set",
         "in the same way.",
         "",

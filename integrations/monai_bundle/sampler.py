@@ -29,11 +29,11 @@ HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
 
 
 def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Module:
-    """Put the weights of a safetensors file into a network, all of them, in float32.
+    """Load all weights of a safetensors file into a network, in float32, and move it to a device.
 
     Args:
-        network: Freshly built.
-        path: The file.
+        network: Freshly built network.
+        path: Path of the file.
         device: Device of the network.
     """
     if not Path(path).is_file():
@@ -44,24 +44,24 @@ def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Modu
 
 
 class LabelMapSampler:
-    """Draws images of label maps.
+    """Draws CT images from label maps inside an exported MONAI bundle, without this package.
 
     Args:
         autoencoder: VAE, of which the decoder is used.
         diffusion_unet: Diffusion U-Net.
         controlnet: ControlNet that is conditioned on 8 bits of a label map.
         scheduler: Rectified flow or DDPM.
-        scale_factor: Latents are divided by it before they are decoded.
-        num_inference_steps: Steps of the scheduler.
-        seed: The same seed gives the same image on the same type of device.
+        scale_factor: Factor by which latents are divided before they are decoded.
+        num_inference_steps: Number of sampling steps.
+        seed: Seed; the same seed gives the same image on the same type of device.
         modality: Code of the modality; None for networks that are not conditioned on one.
-        region_labels: Ids that put a body region into the image, from head to pelvis; None for networks that are not
+        region_labels: For each body region from head to pelvis, ids that belong to it; None for networks that are not
             conditioned on regions.
-        usual_regions: Places of the uppermost and lowest region of a label map that shows none of those ids.
-        latent_factor: Voxels along a side that make one latent voxel.
-        grid_factor: Sides of label maps are multiples of it.
-        decode_window: Latent voxels that are decoded at once; None decodes the whole.
-        decode_overlap: Share of a window that neighbours have in common.
+        usual_regions: Indices of the uppermost and lowest region for a label map without any of those ids.
+        latent_factor: Image voxels per latent voxel along a side.
+        grid_factor: Number of which the sides of label maps must be multiples.
+        decode_window: Latent voxels along I, J, K that are decoded at once; None decodes the whole image.
+        decode_overlap: Fraction of a window that overlaps with the next one.
         amp: Whether to compute in float16, on a CUDA device.
     """
 
@@ -207,6 +207,6 @@ class LabelMapSampler:
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Return a 63-bit seed derived from a seed and the name of what is drawn."""
+    """Return a 63-bit seed derived from a seed and the name of a random stream."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -23,10 +23,10 @@ _PROGRAM = (
 
 
 def verify_integrity(dataset: Path, *, num_processes: int) -> None:
-    """Run nnU-Net's check on a purely synthetic dataset, for which warnings about geometry count as errors.
+    """Run nnU-Net's integrity check on a purely synthetic dataset, where warnings about geometry count as errors.
 
     Raises:
-        ExportError: The check fails; the message has nnU-Net's first complaint.
+        ExportError: The check fails; the message contains nnU-Net's first complaint.
     """
     done = run_nnunet(_PROGRAM, [str(dataset.resolve()), str(num_processes)])
     complaint = _COMPLAINT.search(done.stdout)
@@ -39,13 +39,13 @@ def verify_integrity(dataset: Path, *, num_processes: int) -> None:
 
 
 def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, ...]:
-    """Run nnU-Net's check on a dataset that also holds cases of others.
+    """Run nnU-Net's integrity check on a dataset that also contains real cases.
 
     Returns:
-        What nnU-Net warns about, each once; it trains on such cases all the same.
+        nnU-Net's warnings, each once; it trains on such cases nevertheless.
 
     Raises:
-        ExportError: The check fails; the message has nnU-Net's first error.
+        ExportError: The check fails; the message contains nnU-Net's first error.
     """
     done = run_nnunet(_PROGRAM, [str(dataset.resolve()), str(num_processes)])
     if done.returncode == 0:
@@ -61,27 +61,30 @@ def _first_words(complaint: re.Match[str] | None, done: subprocess.CompletedProc
 
 
 def last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last line that a process wrote on standard error as a sentence for an error message."""
+    """Return the last line that a process wrote to standard error, as a sentence for an error message."""
     return to_sentence((done.stderr.strip().splitlines() or ["no message"])[-1])
 
 
 def to_sentence(text: str) -> str:
-    """Return one line with a full stop, cut where it is too long for a message."""
+    """Format a text as one line with a full stop, shortened if it is too long for a message."""
     return " ".join(text.split())[:300].rstrip(" .") + "."
 
 
 def run_nnunet(
     program: str, arguments: list[str], *, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a few lines that call nnU-Net, and wait for them.
+    """Run Python source that calls nnU-Net in a process of its own, and wait for it.
+
+    nnU-Net prints, reads its folders from the environment, and starts workers that would import a caller's unguarded
+    script again.
 
     It is a process of its own: nnU-Net prints, reads its folders from the environment, and starts workers that would
     import a caller's unguarded script again.
 
     Args:
-        program: Python source; finds the arguments in ``sys.argv[1:]``.
-        arguments: One string each.
-        environment: Variables to set besides the caller's.
+        program: Python source, which finds the arguments in ``sys.argv[1:]``.
+        arguments: Arguments of the program.
+        environment: Environment variables to set in addition to the caller's.
     """
     variables = {**os.environ, **(environment or {})}
     if variables.get(WORKERS_VARIABLE, "").strip() == "0":  # for a training without workers; its planner needs a thread
@@ -99,5 +102,5 @@ def run_nnunet(
 
 
 def count_processes(num_cases: int) -> int:
-    """Return the number of nnU-Net's workers: each takes seconds to start, as long as reading several cases."""
+    """Return the number of worker processes for nnU-Net: starting one takes as long as reading several cases."""
     return max(1, min(num_cases // 8, os.cpu_count() or 1, 8))

@@ -32,17 +32,17 @@ def write_compact_plans(
     features: Sequence[int] = DEFAULT_FEATURES,
     batch_size: int = 2,
 ) -> Path:
-    """Write compact plans beside the ones that they start from, as ``PLANS_compact``.
+    """Write compact plans, which a CPU can train, next to nnU-Net's plans, as ``PLANS_compact``.
 
     Args:
-        preprocessed_dataset: The dataset's folder under nnUNet_preprocessed.
+        preprocessed_dataset: Folder of the dataset in nnUNet_preprocessed.
         plans: Name of the plans to start from.
-        side: The patch has as many voxels as a cube of this side, shaped by the spacing as nnU-Net shapes patches.
-        features: Channels per stage; as many stages at most.
-        batch_size: Patches per batch.
+        side: Side of a cube with as many voxels as the patch, whose shape follows the spacing as in nnU-Net.
+        features: Channels of each stage, which limits the number of stages.
+        batch_size: Number of patches per batch.
 
     Returns:
-        The file.
+        Path of the new plans.
 
     Raises:
         ExportError: The plans are missing, or have no three-dimensional configuration; a number is out of range; or
@@ -73,11 +73,11 @@ def write_compact_plans(
 
 
 def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
-    """Return the preprocessed dataset of a number, a name or a path.
+    """Return the preprocessed dataset that is given by number, name or path.
 
     Args:
-        preprocessed: Folder for preprocessed datasets; ``$nnUNet_preprocessed`` when not given.
-        dataset: Such as ``503`` or ``Dataset503_LiverSynthetic``; or the dataset's folder, the raw one as well.
+        preprocessed: Folder for preprocessed datasets; None for ``$nnUNet_preprocessed``.
+        dataset: Number (``503``), name (``Dataset503_LiverSynthetic``), or raw or preprocessed folder of the dataset.
 
     Raises:
         ExportError: There is none, or several have the number.
@@ -103,7 +103,7 @@ def find_planned_dataset(preprocessed: Path | None, dataset: str) -> Path:
 
 
 def find_only_plans(preprocessed_dataset: Path) -> str:
-    """Return the name of the only plans that are not compact ones.
+    """Return the name of a preprocessed dataset's only plans, apart from compact ones.
 
     Raises:
         ExportError: There are none, or several.

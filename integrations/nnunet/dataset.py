@@ -46,10 +46,10 @@ class ExportReport:
     """Result of an export to nnU-Net.
 
     Attributes:
-        path: The dataset's folder.
-        labels: Label name to nnU-Net label, background included.
-        vocabulary_ids: Label name to id in the cohort's label maps, background left out.
-        num_cases: Training cases.
+        path: Folder of the dataset.
+        labels: Label name -> label number in nnU-Net, including the background.
+        vocabulary_ids: Label name -> id in the cohort's label maps, without the background.
+        num_cases: Number of training cases.
         num_linked: Number of images that are hard links to the cohort's files rather than copies.
         notes: Notes to the user, a sentence each.
     """
@@ -62,7 +62,7 @@ class ExportReport:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """Return the report as a JSON-able dict."""
         return {
             "path": str(self.path),
             "labels": self.labels,
@@ -85,7 +85,7 @@ class _Written:
 def export_alone(
     cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing
 ) -> ExportReport:
-    """Return the dataset for a request without a real one, by :func:`export_nnunet`."""
+    """Export cohorts to an nnU-Net dataset without real cases, as a request says; see :func:`export_nnunet`."""
     assert request.name is not None
     return export_nnunet(
         cohorts,
@@ -110,17 +110,17 @@ def export_nnunet(
     copy: bool = False,
     notify: ReportStage = report_nothing,
 ) -> ExportReport:
-    """Write the accepted cases of a cohort as ``DatasetXXX_Name``, whole or not at all.
+    """Write the accepted cases of a cohort as an nnU-Net dataset ``DatasetXXX_Name``, whole or not at all.
 
     Args:
-        cohort_dir: Folder that ``synthesize`` wrote, or several.
-        dataset_id: 1 to 999, not in use.
-        name: The part after ``DatasetXXX_``.
-        out: Folder for raw datasets; ``$nnUNet_raw`` when not given.
-        labels: Names or ids to export; those requested for the cohort when empty.
-        include_anatomy: Export every label in the maps as well, except the body envelope.
+        cohort_dir: Folder of a cohort, or several.
+        dataset_id: Unused number of the dataset, 1 to 999.
+        name: Name of the dataset, the part after ``DatasetXXX_``.
+        out: Folder for raw datasets; None for ``$nnUNet_raw``.
+        labels: Names or ids to export; if empty, those requested for the cohort.
+        include_anatomy: Also export every other label in the maps, except the body.
         copy: Copy the images instead of linking them.
-        notify: Called with a stage, the steps done and their number.
+        notify: Progress callback, called with (a stage, the steps done, their number).
 
     Returns:
         The report; the dataset has passed nnU-Net's integrity check.
@@ -128,7 +128,7 @@ def export_nnunet(
     Raises:
         CohortError: ``cohort_dir`` is not a cohort.
         ExportError: The cohort is unfinished or altered, the id is taken, a label occurs nowhere, or the check fails.
-        VocabularyError: An unknown label name.
+        VocabularyError: A label name is unknown.
     """
     require_free = partial(require_free_target, require_raw_folder(out), dataset_id, name)
     target = require_free()
@@ -213,7 +213,7 @@ def _write_descriptions(
 
 
 def channel_name(cases: Sequence[AttemptRecord]) -> str:
-    """Return the name of the channel; ``CT`` makes nnU-Net normalise in HU, any other name image by image."""
+    """Return nnU-Net's channel name for cases: ``CT`` selects normalisation in HU, other names per image."""
     modalities = {str(case.settings.get("modality", "ct")) for case in cases}
     if all(modality.lower().startswith("ct") for modality in modalities):
         return "CT"
@@ -221,7 +221,7 @@ def channel_name(cases: Sequence[AttemptRecord]) -> str:
 
 
 def describe_case(case: AttemptRecord) -> dict[str, Any]:
-    """Return the origin of a case for the mapping file, from which a benchmark reads whose label map was used."""
+    """Return the origin of a case for the mapping file, by which a benchmark recognises the source of its label map."""
     return {
         "request": case.request,
         "seed": case.seed,

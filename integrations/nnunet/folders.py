@@ -27,7 +27,7 @@ def require_raw_folder(out: Path | None) -> Path:
     """Return the folder for raw datasets: the given one, or ``$nnUNet_raw``.
 
     Raises:
-        ExportError: Neither is there.
+        ExportError: Neither is given or set.
     """
     return _require_folder(out, "raw", "--out", RAW_VARIABLE)
 
@@ -36,17 +36,17 @@ def require_preprocessed_folder(given: Path | None) -> Path:
     """Return the folder for preprocessed datasets: the given one, or ``$nnUNet_preprocessed``.
 
     Raises:
-        ExportError: Neither is there.
+        ExportError: Neither is given or set.
     """
     return _require_folder(given, "preprocessed", "--preprocessed", PREPROCESSED_VARIABLE)
 
 
 def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, ...]:
-    """Return the folders in which nnU-Net may have prepared, or may prepare, a dataset.
+    """Return the folders in which nnU-Net may have preprocessed, or may preprocess, a dataset.
 
     Args:
-        dataset: Its name.
-        given: A folder for preprocessed datasets besides ``$nnUNet_preprocessed``.
+        dataset: Name of the dataset.
+        given: Folder for preprocessed datasets in addition to ``$nnUNet_preprocessed``; None for none.
     """
     folders = [Path(folder) for folder in (given, os.environ.get(PREPROCESSED_VARIABLE)) if folder]
     different = {folder.resolve(): folder for folder in reversed(folders)}
@@ -54,11 +54,11 @@ def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, 
 
 
 def choose_same(files: Sequence[Path], what: str) -> Path | None:
-    """Return the first of several JSON files that hold the same; None where there is none.
+    """Return the first existing one of several JSON files, provided that all are equal; None if none exists.
 
     Args:
-        files: Files that may hold it.
-        what: It, for the error.
+        files: Paths that may exist.
+        what: Description of the content, for the error.
 
     Raises:
         ExportError: Two of them differ.
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """Return the searched folders as text, for messages."""
+    """Describe the searched folders for a message."""
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
@@ -97,10 +97,10 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
 
 
 def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
-    """Return the dataset's folder, which does not exist; nnU-Net needs one name per id in all three folders.
+    """Return the path of a new dataset's folder, after checking that id and name are free in all folders of nnU-Net.
 
     Raises:
-        ExportError: The id or the name cannot be one of nnU-Net's, or the id is in use.
+        ExportError: The id or the name is invalid for nnU-Net, or the id is in use.
     """
     if not 1 <= dataset_id <= MAX_DATASET_ID:
         raise ExportError(
@@ -121,10 +121,10 @@ def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
 
 
 def require_unused_id(folder: Path, dataset_id: int) -> None:
-    """Raise when one of nnU-Net's folders holds anything of a dataset id.
+    """Raise if one of nnU-Net's folders contains anything with a dataset id.
 
     Raises:
-        ExportError: The message names what is there.
+        ExportError: The id is in use; the message names the path.
     """
     for taken in sorted(folder.glob(f"Dataset{dataset_id:03d}_*")):
         raise_taken(dataset_id, taken)
@@ -142,13 +142,13 @@ def raise_taken(dataset_id: int, taken: Path) -> None:
 
 
 def place_file(source: Path, target: Path, *, copy: bool) -> bool:
-    """Put an image in its place, its bytes unchanged.
+    """Link or copy an image file to its place in a dataset, with its bytes unchanged.
 
     Returns:
         Whether it is a hard link.
 
     Raises:
-        ExportError: The file has another ending than the dataset's, or the place is taken.
+        ExportError: The file has another suffix than the dataset's, or the path exists.
     """
     if not source.name.endswith(FILE_ENDING):
         raise ExportError(f"{source}: the name must end in {FILE_ENDING}. Make the cohort again.")

@@ -28,12 +28,12 @@ _NUMBER = re.compile(r"\d*\.?\d+")
 
 @dataclass(frozen=True, slots=True)
 class InsertSettings:
-    """Lesions that are inserted into the real cases.
+    """Lesions that nnU-Net's trainer inserts into real cases during training.
 
     Attributes:
-        lesion: One lesion of the lung with its sizes, as in ``maisi-aug insert --labels``.
-        number: Number of the lesion in the dataset.
-        share: Share of the real cases that are read which get one.
+        lesion: Lesion of the lung with its sizes, as in ``maisi-aug insert --labels``.
+        number: Label number of the lesion in the dataset.
+        share: Fraction of the real cases that get a lesion when they are read.
     """
 
     lesion: str
@@ -41,15 +41,15 @@ class InsertSettings:
     share: float = DEFAULT_SHARE
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as ``dataset.json`` has them."""
+        """Return the settings as a dict for ``dataset.json``."""
         return {"lesion": self.lesion, "number": self.number, "share": self.share}
 
     @classmethod
     def of(cls, description: Mapping[str, Any]) -> InsertSettings | None:
-        """Return the settings of a ``dataset.json``; None where nothing is inserted.
+        """Return the settings in a ``dataset.json``; None if nothing is inserted.
 
         Raises:
-            TrainingError: They are of another form.
+            TrainingError: The settings are invalid.
         """
         mark = description.get(MARK_KEY)
         held = mark.get(INSERT_KEY) if isinstance(mark, dict) else None
@@ -65,15 +65,15 @@ class InsertSettings:
 
 
 def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
-    """Read ``LABEL=LESION:SIZE[@SHARE]``, such as ``nodule=lung nodule:6-20mm@0.5``.
+    """Parse ``LABEL=LESION:SIZE[@SHARE]``, such as ``nodule=lung nodule:6-20mm@0.5``.
 
     Args:
-        text: The option's value as the user wrote it.
-        labels: Labels of the real dataset, by name.
+        text: Value of the option.
+        labels: Label name -> number in the real dataset.
 
     Raises:
-        ExportError: It is of another form, the dataset has no such label, or the share is none.
-        RequestError: It is not a single lesion of the lung with a size.
+        ExportError: The text has another form, the dataset has no such label, or the share is invalid.
+        RequestError: The request is not a single lesion of the lung with a size.
         VocabularyError: There is no such lesion.
     """
     name, _, rest = (part.strip() for part in text.partition("="))
@@ -93,12 +93,12 @@ def parse_insertion(text: str, labels: Mapping[str, Any]) -> InsertSettings:
 
 @dataclass(frozen=True, slots=True)
 class CtScaling:
-    """How nnU-Net has scaled HU: clipped to percentiles, then minus the mean and divided by the deviation.
+    """nnU-Net's scaling of HU: clipping to percentiles, then subtracting the mean and dividing by the deviation.
 
     Attributes:
         mean_hu: Mean HU of the voxels with a label.
         deviation_hu: Standard deviation of the clipped HU.
-        limits_hu: Limits for clipping.
+        limits_hu: Lower and upper HU of the clipping.
     """
 
     mean_hu: float
@@ -107,7 +107,7 @@ class CtScaling:
 
     @classmethod
     def of(cls, plans: Mapping[str, Any], schemes: Collection[str]) -> CtScaling:
-        """Return the scaling of the first channel of a dataset's plans.
+        """Return the scaling of the first channel from a dataset's plans.
 
         Raises:
             TrainingError: The channel is not scaled as a CT.
@@ -122,16 +122,16 @@ class CtScaling:
         return cls(float(held["mean"]), max(float(held["std"]), 1e-8), limits_hu)
 
     def to_hu(self, scaled: NDArray[Any]) -> NDArray[np.float32]:
-        """Return HU of scaled voxels, as far as they were not clipped."""
+        """Convert scaled voxels back to HU; clipped values are lost."""
         return np.asarray(scaled * self.deviation_hu + self.mean_hu, dtype=np.float32)
 
     def from_hu(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Return voxels clipped and scaled as nnU-Net does it."""
+        """Clip and scale HU as nnU-Net does."""
         return np.asarray((np.clip(image_hu, *self.limits_hu) - self.mean_hu) / self.deviation_hu, dtype=np.float32)
 
 
 class PatchedArray:
-    """An array of a file, ``(C, Z, Y, X)``, that shows something else in a box; what is sliced is read then."""
+    """Array in a file, ``(C, Z, Y, X)``, of which a box is replaced; slices are read on request."""
 
     def __init__(self, array: Any, box: tuple[slice, ...], shown: NDArray[Any], where: NDArray[np.bool_]) -> None:
         """Lay values over an array.
@@ -166,7 +166,7 @@ class PatchedArray:
 
 
 class InsertingDataset:
-    """A dataset of nnU-Net whose real cases get a lesion, some of the times that they are read."""
+    """nnU-Net dataset whose real cases get a lesion in a fraction of the times that they are read."""
 
     def __init__(
         self,
@@ -202,7 +202,7 @@ class InsertingDataset:
         return self.load_case(identifier)
 
     def load_case(self, identifier: str) -> Any:
-        """Return image, label map, label map of an earlier stage and facts of a case, as nnU-Net reads them."""
+        """Return image, label map, label map of an earlier stage and properties of a case, as nnU-Net does."""
         image, label_map, earlier, facts = self._dataset.load_case(identifier)
         # NumPy's global stream, which nnU-Net seeds anew in each worker; a generator of ours would be the same in all.
         seed, chance = np.random.randint(2**31), np.random.uniform()  # noqa: NPY002

@@ -21,12 +21,12 @@ BACKGROUND_NAME = "background"
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """Value in the dataset of each label of the cohort; ids that are not listed become background.
+    """Mapping of a cohort's labels to the values of a real nnU-Net dataset; other ids become background.
 
     Attributes:
-        values: Vocabulary id to value in the real dataset; 0 where the user said ``=background``.
-        given_ids: Ids that the user mapped; the others were found by name.
-        absent: Values that the user said the cohort truly holds none of.
+        values: Vocabulary id -> value in the real dataset; 0 for labels that the user maps to ``background``.
+        given_ids: Vocabulary ids that the user mapped; the others are matched by name.
+        absent: Values that truly do not occur in the cohort, as the user states.
     """
 
     values: Mapping[int, int]
@@ -34,7 +34,7 @@ class LabelMapping:
     absent: frozenset[int]
 
     def build_table(self) -> NDArray[np.uint8]:
-        """Return a table to index with a label map of the cohort."""
+        """Return the ``(256,)`` table that converts a label map of the cohort by indexing."""
         table = np.zeros(1 << 16, dtype=np.uint8)
         for label_id, value in self.values.items():
             table[label_id] = value
@@ -44,19 +44,19 @@ class LabelMapping:
 def map_labels(
     real: RealDataset, cohort: CohortSource, given: Sequence[str], absent: Sequence[str], requested_ids: Sequence[int]
 ) -> LabelMapping:
-    """Match labels of the cohort with those of a real dataset, by name and as the user says.
+    """Match the labels of a cohort with those of a real dataset, by name and by the user's rules.
 
     Args:
-        real: The real dataset.
-        cohort: The cohort.
-        given: ``LABEL=NAME`` each: a name or value of the real dataset or ``background``, and a label of the cohort, or
-            several joined by a plus sign.
-        absent: Labels of the real dataset that the cohort's cases truly hold none of.
-        requested_ids: Labels requested for the exported cases; each has to have a place.
+        real: Real dataset.
+        cohort: Cohort to export.
+        given: Rules ``LABEL=NAME``: a name or value of the real dataset or ``background``, and a label of the cohort,
+            or several joined by a plus sign.
+        absent: Labels of the real dataset that truly do not occur in the cohort's cases.
+        requested_ids: Vocabulary ids requested for the exported cases, each of which must be mapped.
 
     Raises:
-        ExportError: An entry cannot be read, a requested label has no target, or a real label has no source.
-        VocabularyError: An entry names no label of the cohort.
+        ExportError: A rule cannot be read, a requested label has no target, or a real label has no source.
+        VocabularyError: A rule names no label of the cohort.
     """
     explicit = _read_given(real, cohort, given)
     missing = frozenset(_find_target(real, name, f"--absent '{name}'").value for name in absent)
@@ -78,13 +78,13 @@ def map_labels(
 def require_complete_mapping(
     real: RealDataset, cohort: CohortSource, mapping: LabelMapping, counts: Mapping[int, int]
 ) -> None:
-    """Raise if nnU-Net would learn something wrong from the cohort's label maps.
+    """Raise if nnU-Net would learn something wrong from the converted label maps of a cohort.
 
     Args:
-        real: The real dataset.
-        cohort: The cohort.
-        mapping: The mapping.
-        counts: Number of exported cases whose label maps contain an id, by vocabulary id.
+        real: Real dataset.
+        cohort: Cohort to export.
+        mapping: Mapping of the labels.
+        counts: Vocabulary id -> number of exported cases that contain it.
 
     Raises:
         ExportError: A real label occurs in no exported case, or occurs although it was declared absent; or a tumour
@@ -112,7 +112,7 @@ def require_complete_mapping(
 
 
 def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapping) -> list[dict[str, Any]]:
-    """Return the mapping as rows of JSON types with TotalSegmentator's task and class, sorted by value and id."""
+    """Return a label mapping as JSON-able rows with TotalSegmentator's task and class, sorted by value and id."""
     names = {target.value: target.spelling for target in real.targets} | {0: BACKGROUND_NAME}
     return [
         {

@@ -41,21 +41,21 @@ _KEPT_KEYS = ("labels", "regions_class_order", "file_ending", "overwrite_image_r
 
 
 def export_like(cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing) -> LikeReport:
-    """Add a cohort to a real dataset: a raw and a preprocessed dataset under a new id, whole or not at all.
+    """Add a cohort to a real dataset: write a raw and a preprocessed dataset under a new id, whole or not at all.
 
     Args:
-        cohorts: Folders that ``synthesize`` wrote.
-        request: What to export and where to. A dry run reads and checks everything, voxels included and by nnU-Net's
-            own check of the real cases, and writes nothing; only nnU-Net's planner is left out.
-        notify: Called with a stage, the steps done and their number.
+        cohorts: Folders of cohorts.
+        request: What to export and where to. A dry run reads and checks everything, including voxels and nnU-Net's own
+            check of the real cases, and writes nothing; only nnU-Net's planner is not run.
+        notify: Progress callback, called with (a stage, the steps done, their number).
 
     Returns:
-        The report; unless it was a dry run the dataset has passed nnU-Net's integrity check.
+        The report; unless it is a dry run, the dataset has passed nnU-Net's integrity check.
 
     Raises:
         CohortError: The cohort's folder is not a cohort.
         ExportError: Something does not fit, or nnU-Net refuses the result.
-        VocabularyError: An unknown label name.
+        VocabularyError: A label name is unknown.
     """
     export = prepare_like_export(cohorts, request)
     if request.dry_run:

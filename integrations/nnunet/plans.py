@@ -46,12 +46,12 @@ move_plans_between_datasets(real, target, plans, moved)
 
 @dataclass(frozen=True, slots=True)
 class RealPlans:
-    """Plans of the real dataset.
+    """nnU-Net plans of a real dataset, which may not exist yet.
 
     Attributes:
-        name: Their name, such as ``nnUNetPlans``.
-        path: The file; ``None`` where nnU-Net has not planned the real dataset yet.
-        reason: Why there is no file, in words.
+        name: Name of the plans, such as ``nnUNetPlans``.
+        path: File of the plans; None if nnU-Net has not planned the real dataset yet.
+        reason: Why there is no file, as text.
     """
 
     name: str
@@ -60,26 +60,26 @@ class RealPlans:
 
     @property
     def moved_name(self) -> str:
-        """Name in the new dataset."""
+        """Name of the plans in the new dataset."""
         return self.name + MOVED_SUFFIX
 
     @property
     def source(self) -> str:
-        """Origin, in words."""
+        """Origin of the plans, as text."""
         return (
             str(self.path) if self.path else f"nnU-Net's default planner, run on the real cases, because {self.reason}"
         )
 
 
 def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
-    """Return the real dataset's plans: those of the given name, else ``nnUNetPlans``, else the only ones there are.
+    """Find the plans of a real dataset: those of a given name, otherwise ``nnUNetPlans``, otherwise the only ones.
 
     Args:
         places: Folders in which the dataset may be preprocessed; none of them needs to exist.
-        wanted: The name.
+        wanted: Name of the plans; None if the user names none.
 
     Raises:
-        ExportError: There are none of that name, several to choose from, or others of the same name in another place.
+        ExportError: There are no plans of that name, several to choose from, or different ones of the same name.
     """
     names = sorted({path.stem for place in places for path in place.glob("*.json") if is_plans(path)})
     if wanted is not None and wanted not in names:
@@ -101,20 +101,20 @@ def find_real_plans(places: Sequence[Path], wanted: str | None) -> RealPlans:
 def move_real_plans(
     real: RealDataset, plans: RealPlans, target: Path, building: Path, example: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write the real dataset's plans and fingerprint for the new dataset; make them first where there are none.
+    """Write the plans and fingerprint of a real dataset for a new dataset; if there are none, make them first.
 
     Args:
-        real: The real dataset.
-        plans: Its plans.
-        target: The new raw dataset, for its name.
-        building: Folder that becomes the new preprocessed dataset; gets the two files.
-        example: The new ``dataset.json``.
+        real: Real dataset.
+        plans: Plans of the real dataset.
+        target: New raw dataset, for its name.
+        building: Folder that becomes the new preprocessed dataset, in which both files are written.
+        example: Content of the new ``dataset.json``.
 
     Returns:
-        The moved plans.
+        The plans for the new dataset.
 
     Raises:
-        ExportError: nnU-Net fails; the message has its last line of output.
+        ExportError: nnU-Net fails; the message contains its last line of output.
     """
     return plan_on_cases({**example, "dataset": refer_to(real)}, real.name, target.name, plans=plans, building=building)
 
@@ -122,7 +122,9 @@ def move_real_plans(
 def plan_on_cases(
     description: Mapping[str, Any], name: str, target: str, *, plans: RealPlans, building: Path
 ) -> dict[str, Any]:
-    """Plan on some cases as a dataset of their own, and move the plans to the dataset that holds more.
+    """Make plans on some cases as a dataset of their own, and move them to the dataset with more cases.
+
+    nnU-Net works in a scratch folder, so that no other folder is changed.
 
     nnU-Net works in a scratch folder, so that no other folder changes.
 
@@ -131,13 +133,13 @@ def plan_on_cases(
         name: Name of the dataset of these cases alone.
         target: Name of the dataset that the plans are moved to.
         plans: Existing plans.
-        building: Gets the moved plans, without cascades, and the fingerprint of the cases.
+        building: Folder for the moved plans, without cascades, and the fingerprint of the cases.
 
     Returns:
         The moved plans.
 
     Raises:
-        ExportError: nnU-Net fails; the message has its last line of output.
+        ExportError: nnU-Net fails; the message contains its last line of output.
     """
     num_cases = len(description["dataset"])
     with tempfile.TemporaryDirectory(prefix="maisi-aug-") as scratch:
@@ -162,7 +164,11 @@ def plan_on_cases(
 
 
 def drop_cascades(plans: dict[str, Any]) -> None:
-    """Remove cascade configurations from plans: nnU-Net makes the predictions that they train on in validation only.
+    """Remove cascade configurations from plans, in place.
+
+    nnU-Net makes the predictions that cascades train on only in validation, where synthetic cases never are, so that a
+    cascade would stop at the first one. The earlier stage does not name the next one any more, because its validation
+    would predict for it.
 
     Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
     the next, since its validation would predict for it.
@@ -186,13 +192,13 @@ def _is_cascade(configurations: Mapping[str, Any], name: str) -> bool:
 
 
 def choose_configuration(plans: Mapping[str, Any]) -> str:
-    """Return the configuration that commands name: ``3d_fullres`` where the plans have it, else their first."""
+    """Return the configuration to use in commands: ``3d_fullres`` if the plans have it, otherwise their first."""
     names = list(plans["configurations"])
     return "3d_fullres" if "3d_fullres" in names else str(names[0])
 
 
 def is_plans(path: Path) -> bool:
-    """Whether a file holds plans of nnU-Net."""
+    """Whether a file contains nnU-Net plans."""
     try:
         content = read_json(path)
     except (OSError, ValueError):
@@ -201,7 +207,7 @@ def is_plans(path: Path) -> bool:
 
 
 def refer_to(real: RealDataset) -> dict[str, Any]:
-    """Return the entry ``dataset`` that names the real cases' files by absolute paths."""
+    """Return the entry ``dataset`` of ``dataset.json`` that names a real dataset's files by absolute paths."""
     return {case.case_id: {"images": [str(case.image)], "label": str(case.label)} for case in real.cases}
 
 

@@ -24,11 +24,11 @@ DEFAULT_CHECKPOINT: Final = "checkpoint_final.pth"
 
 
 class NnUNetModel:
-    """A model folder such as ``nnUNet_results/Dataset004_X/nnUNetTrainer__nnUNetPlans__3d_fullres``.
+    """A trained nnU-Net model in a folder such as ``DatasetXXX_Name/nnUNetTrainer__nnUNetPlans__3d_fullres``.
 
     Attributes:
-        folder: The folder.
-        label_values: Label name -> value in a prediction, or the values that a region joins.
+        folder: Folder of the model.
+        label_values: Label name -> ids in a prediction; several for a region.
     """
 
     def __init__(
@@ -72,13 +72,13 @@ class NnUNetModel:
         self._predictor = _load_predictor(self.folder, used, checkpoint, device)
 
     def predict(self, image: Volume) -> NDArray[np.uint8]:
-        """Return the label map that the model gives to a CT.
+        """Segment a CT with the model.
 
         Args:
-            image: ``(I, J, K)`` HU in RAS+.
+            image: ``(I, J, K)`` CT in HU, RAS+.
 
         Returns:
-            ``(I, J, K)`` values as in ``label_values``.
+            ``(I, J, K)`` ids as in ``label_values``.
         """
         # nnU-Net's readers hand arrays on as (C, K, J, I) with the spacing in that order.
         array = np.ascontiguousarray(image.array[self._flips].astype(np.float32).T)[None]
@@ -91,10 +91,10 @@ class NnUNetModel:
 
 
 def read_label_values(path: Path) -> dict[str, tuple[int, ...]]:
-    """Names and values of the labels in nnU-Net's ``dataset.json``, background left out.
+    """Return label name -> ids from nnU-Net's ``dataset.json``, without the background; regions have several ids.
 
     Raises:
-        EvaluationError: When the file is missing or has no labels.
+        EvaluationError: The file is missing or has no labels.
     """
     try:
         document = read_json(path)

@@ -30,14 +30,14 @@ _CHANNEL_SUFFIX = "_0000" + FILE_ENDING
 
 
 def read_description(path: Path) -> dict[str, Any]:
-    """Read ``dataset.json``.
+    """Read and check the ``dataset.json`` of an nnU-Net dataset.
 
     Returns:
-        Its content: ``labels`` maps names to integers or lists of them, the numbers are 0, 1, 2, ... without gaps,
-        ``channel_names`` maps numbers to names, and ``dataset``, where it is there, names files for every case.
+        The content: ``labels`` maps names to integers or lists of them, numbered 0, 1, 2, ... without gaps,
+            ``channel_names`` maps numbers to names, and ``dataset``, if present, names the files of every case.
 
     Raises:
-        ExportError: It is not JSON, or an entry is of another form.
+        ExportError: The file is not JSON, or an entry has another form.
     """
     try:
         description = read_json(path)
@@ -102,7 +102,7 @@ def _require_files(path: Path, entries: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RealCase:
-    """One case of the real dataset: its identifier, its one image and its label map."""
+    """One case of a real nnU-Net dataset: identifier, image and label map."""
 
     case_id: str
     image: Path
@@ -111,11 +111,11 @@ class RealCase:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A value in the real label maps that a label of the cohort can be mapped to.
+    """A value in real label maps to which labels of a cohort can be mapped.
 
     Attributes:
-        value: The integer.
-        name: Its name; ``None`` where it only occurs as part of a region.
+        value: Integer value.
+        name: Name of the label; None if it only occurs as part of a region.
     """
 
     value: int
@@ -132,10 +132,10 @@ class RealDataset:
     """A raw dataset of nnU-Net with one CT channel.
 
     Attributes:
-        folder: Its folder, ``DatasetXXX_Name``.
-        description: ``dataset.json`` as it is.
+        folder: Folder ``DatasetXXX_Name`` of the dataset.
+        description: Content of ``dataset.json``.
         cases: Cases in the order of nnU-Net's identifiers; at least one.
-        targets: Foreground values, ascending; the ignore label is none of them.
+        targets: Foreground values, ascending, without the ignore label.
     """
 
     folder: Path
@@ -145,12 +145,12 @@ class RealDataset:
 
     @property
     def name(self) -> str:
-        """The folder's name, which is nnU-Net's name for the dataset."""
+        """Name of the dataset for nnU-Net, which is the name of its folder."""
         return self.folder.name
 
     @property
     def short_name(self) -> str:
-        """The name without ``DatasetXXX_``."""
+        """Name of the dataset without ``DatasetXXX_``."""
         return self.name.partition("_")[2]
 
     @property
@@ -160,26 +160,26 @@ class RealDataset:
 
     @property
     def case_ids(self) -> tuple[str, ...]:
-        """nnU-Net's identifiers, sorted."""
+        """Identifiers of the cases in nnU-Net, sorted."""
         return tuple(case.case_id for case in self.cases)
 
     @cached_property
     def orientations(self) -> Counter[str]:
-        """Number of images by orientation of their voxel axes; reads only headers."""
+        """Orientation of the voxel axes -> number of images, from headers only."""
         return Counter(axis_codes(load_stored_grid(case.image).affine) for case in self.cases)
 
     @property
     def is_reoriented_on_reading(self) -> bool:
-        """Whether nnU-Net turns every image to the same axes before it sees the voxels."""
+        """Whether nnU-Net's reader turns every image to the same axes."""
         return "Reorient" in str(self.description.get("overwrite_image_reader_writer", ""))
 
 
 def load_real_dataset(folder: Path) -> RealDataset:
-    """Read and check a real dataset; image headers and voxels are not read.
+    """Open a real nnU-Net dataset, and check its description and files; image headers and voxels are not read.
 
     Raises:
-        ExportError: It is not a raw dataset of nnU-Net, its description has another form, it has no single CT channel,
-            or a file of it is missing.
+        ExportError: The folder is not a raw dataset of nnU-Net, its description has another form, there is not a single
+            CT channel, or a file is missing.
     """
     folder = Path(os.path.abspath(find_dataset(folder)))  # noqa: PTH100  links are kept: nnU-Net joins paths as text too
     if not _FOLDER_PATTERN.fullmatch(folder.name) or not (folder / DESCRIPTION_NAME).is_file():

@@ -28,13 +28,13 @@ _NUM_IDS = 256
 
 
 def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
-    """Return how often voxels of two labels touch.
+    """Count how often voxels of two labels touch.
 
     Args:
-        label_map: ``(I, J, K)``; ids from 256 on count as background.
+        label_map: ``(I, J, K)`` vocabulary ids; ids from 256 on count as background.
 
     Returns:
-        ``(256, 256)`` symmetric, pairs of different ids that share a face within slices along K.
+        ``(256, 256)`` symmetric counts of pairs of different ids that share a face within slices along K.
     """
     step = max(1, -(-label_map.shape[2] // MAX_SLICES))
     slices = label_map[:, :, ::step]
@@ -48,14 +48,14 @@ def count_contacts(label_map: NDArray[np.unsignedinteger]) -> NDArray[np.int64]:
 
 
 def find_holes(contacts: NDArray[np.int64], values: Mapping[int, int]) -> dict[int, int]:
-    """Find labels that become background and mostly touch a label that is exported.
+    """Find labels that become background although they mostly touch a label that is exported.
 
     Args:
-        contacts: Contacts of all cases, from ``count_contacts``.
-        values: Vocabulary id to value in the real dataset; ids that the user mapped to background are expected.
+        contacts: Sum of :func:`count_contacts` over all cases.
+        values: Vocabulary id -> value in the real dataset; ids that the user mapped to background are not reported.
 
     Returns:
-        Id of the label that becomes background, to the id that it touches most.
+        Id of the label that becomes background -> id that it touches most.
     """
     kept = [label_id for label_id, value in values.items() if value and label_id < _NUM_IDS]
     holes = {}
@@ -74,18 +74,18 @@ DEFAULT_TRAINER = "nnUNetTrainerSynthetic50"
 
 @dataclass
 class Seen:
-    """Contents of the label maps of the exported cases.
+    """What occurs in the label maps of the exported cases.
 
     Attributes:
-        counts: Vocabulary id to the number of cases that hold it, background left out.
-        contacts: Number of contacts between two labels, over all cases.
+        counts: Vocabulary id -> number of cases that contain it, without the background.
+        contacts: ``(256, 256)`` number of contacts between two labels, over all cases.
     """
 
     counts: dict[int, int] = field(default_factory=dict)
     contacts: NDArray[np.int64] = field(default_factory=lambda: np.zeros((256, 256), dtype=np.int64))
 
     def add(self, label_map: NDArray[np.unsignedinteger]) -> None:
-        """Add one label map."""
+        """Add the label map of a case, ``(I, J, K)`` vocabulary ids."""
         for label_id in np.unique(label_map).tolist():
             if label_id != BACKGROUND_ID:
                 self.counts[label_id] = self.counts.get(label_id, 0) + 1
@@ -94,26 +94,26 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class LikeReport:
-    """Result of an export, or its outlook.
+    """Result of an export to nnU-Net that adds a cohort to a real dataset, or its outlook in a dry run.
 
     Attributes:
-        path: The raw dataset.
-        preprocessed: The preprocessed dataset.
+        path: Folder of the raw dataset.
+        preprocessed: Folder of the preprocessed dataset.
         real_dataset: Name of the real dataset.
-        num_real: Its cases.
-        num_synthetic: Cases of the cohort that were added.
-        num_available: Accepted cases of the cohort.
-        labels: The mapping, one row per label of the cohort, with the number of cases that hold it.
-        folds: Per fold the number of real and synthetic training cases and the validation cases.
+        num_real: Number of cases of the real dataset.
+        num_synthetic: Number of cases of the cohort that were added.
+        num_available: Number of accepted cases of the cohort.
+        labels: Mapping of the labels, one row per label of the cohort, with the number of cases that contain it.
+        folds: Per fold, the numbers of real and synthetic training cases, and of validation cases.
         folds_source: Origin of the folds.
         plans: Name of the plans in the new dataset.
         plans_source: Origin of the plans.
-        configuration: The configuration that the commands name.
+        configuration: nnU-Net configuration that the commands use.
         orientation: Voxel axes of the synthetic files.
-        num_images_written: Images that had to be written anew; every other file is referred to or linked.
+        num_images_written: Number of images that had to be written anew; other files are referred to or linked.
         notes: Notes to the user, a sentence each.
         commands: Commands to run next, in this order.
-        is_written: False for a dry run.
+        is_written: Whether the dataset was written; False for a dry run.
     """
 
     path: Path
@@ -135,11 +135,11 @@ class LikeReport:
     is_written: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as JSON types."""
+        """Return the report as a JSON-able dict."""
         return asdict(self) | {"path": str(self.path), "preprocessed": str(self.preprocessed)}
 
     def to_markdown(self) -> str:
-        """Return the report as a page."""
+        """Format the report as a Markdown page."""
         labels = [
             f"| {row['name']} ({row['vocabulary_id']}) | {row['label']} ({row['value']}) | {row['found_by']} | "
             f"{row['num_cases']} |"
@@ -183,13 +183,13 @@ class LikeReport:
 def build_report(
     export: LikeExport, seen: Seen, *, plans: Mapping[str, Any] | None, warnings: Sequence[str]
 ) -> LikeReport:
-    """Build the report of an export.
+    """Build the report of an export that adds a cohort to a real dataset.
 
     Args:
-        export: The export.
-        seen: Labels in the label maps of its cases.
-        plans: The moved plans; ``None`` for a dry run.
-        warnings: Warnings of nnU-Net.
+        export: Checked export.
+        seen: Labels in the label maps of the exported cases.
+        plans: Plans of the new dataset; None for a dry run.
+        warnings: Warnings of nnU-Net's integrity check.
     """
     configuration = choose_configuration(plans) if plans else "3d_fullres"
     return LikeReport(
@@ -224,7 +224,7 @@ def build_report(
 
 
 def write_report(report: LikeReport, folder: Path) -> None:
-    """Write the report beside the dataset, as JSON and Markdown."""
+    """Write the report into a dataset's folder, as JSON and Markdown."""
     write_json_whole(folder / f"{SUMMARY_STEM}.json", report.to_dict(), is_new=True, indent=2)
     write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown(), is_new=True)
 

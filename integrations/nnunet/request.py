@@ -35,7 +35,11 @@ from maisi_aug.integrations.request import Link, NnunetExport
 def choose_cases(
     cases: Sequence[AttemptRecord], *, num_real: int, ratio: float | None = None, max_per_label: int | None = None
 ) -> tuple[AttemptRecord, ...]:
-    """Choose cases so that every request keeps its share.
+    """Choose a part of a cohort's cases in which every label request keeps its share.
+
+    The next case is always one of the request that is furthest behind its share of the cohort (Webster, 1832: the
+    smallest ``(taken + 1/2) / cases``; ties go to the earlier request), in the order of the plan. Thus a part of a
+    balanced cohort is balanced, too, and the same arguments choose the same cases.
 
     Each next case is one of the request that is furthest behind its share of the cohort (Webster, 1832: the least of
     ``(taken + 1/2) / cases``; ties go to the earlier request), in the order of the plan. So a part of a balanced cohort
@@ -43,12 +47,12 @@ def choose_cases(
 
     Args:
         cases: Accepted cases in the order of the plan.
-        num_real: Cases of the real dataset.
-        ratio: Synthetic cases per real case; all that there are when not given.
+        num_real: Number of cases of the real dataset.
+        ratio: Synthetic cases per real case; None for all.
         max_per_label: Largest number of cases chosen per requested label.
 
     Returns:
-        The chosen cases in the order of the plan; fewer than the ratio says where there are not enough.
+        The chosen cases in the order of the plan; fewer than the ratio requests if there are not enough.
 
     Raises:
         ExportError: A number is out of range, or no case is left.
@@ -78,7 +82,7 @@ def choose_cases(
 
 
 def count_wanted(ratio: float, num_real: int) -> int:
-    """Return how many cases a ratio requests."""
+    """Return the number of synthetic cases that a ratio to real cases requests."""
     return max(1, round(ratio * num_real))
 
 
@@ -96,20 +100,20 @@ STORED_ORIENTATION = "RAS"  # of every file that volume_io writes
 
 @dataclass(frozen=True)
 class LikeExport:
-    """An export that was checked and not written yet.
+    """An export that adds a cohort to a real dataset: checked, but not written yet.
 
     Attributes:
-        target: The new raw dataset.
-        preprocessed_target: The new preprocessed dataset.
-        real: The real dataset.
-        cohort: The cohort.
+        target: Folder of the new raw dataset.
+        preprocessed_target: Folder of the new preprocessed dataset.
+        real: Real dataset.
+        cohort: Cohort to export.
         cases: Chosen synthetic cases.
         mapping: Labels of the cohort as values of the real dataset.
-        folds: The real dataset's folds.
-        plans: The real dataset's plans.
+        folds: Folds of the real dataset.
+        plans: Plans of the real dataset.
         link: How existing files enter the dataset.
-        num_wanted: Synthetic cases that the ratio requests; None without a ratio.
-        insertion: Lesions that the trainer draws into real cases.
+        num_wanted: Number of synthetic cases that the ratio requests; None without a ratio.
+        insertion: Lesions that the trainer inserts into real cases; None for none.
     """
 
     target: Path
@@ -126,7 +130,7 @@ class LikeExport:
 
     @cached_property
     def synthetic_ids(self) -> dict[str, str]:
-        """Case id in the cohort to identifier in the dataset, which no real case has."""
+        """Case id in the cohort -> identifier in the dataset, which differs from those of all real cases."""
         prefix = "synthetic_"
         while any(case_id.startswith(prefix) for case_id in self.real.case_ids):
             prefix = "maisi_" + prefix
@@ -134,35 +138,35 @@ class LikeExport:
 
     @cached_property
     def origins(self) -> dict[str, frozenset[str]]:
-        """Identifier of each synthetic case, and the real cases whose label maps it was made from."""
+        """Identifier of each synthetic case -> real cases from whose label maps it was made."""
         known = RealMaps((case.case_id, case.label) for case in self.real.cases)
         return {self.synthetic_ids[case.case_id]: known.named_by(origin_words(case.mask_origin)) for case in self.cases}
 
     @cached_property
     def mixed_folds(self) -> list[Fold]:
-        """The content of ``splits_final.json``."""
+        """Folds with synthetic cases in training only, the content of ``splits_final.json``."""
         return self.folds.with_synthetic(self.origins)
 
     @cached_property
     def orientation(self) -> str:
-        """Orientation of synthetic files: that of most real ones, since nnU-Net mostly trains on voxels as stored."""
+        """Axis orientation of synthetic files: that of most real ones, because nnU-Net trains on stored voxels."""
         if self.real.is_reoriented_on_reading:
             return STORED_ORIENTATION
         return self.real.orientations.most_common(1)[0][0]
 
     @property
     def is_turned(self) -> bool:
-        """Whether synthetic images have to be written anew, with other axes."""
+        """Whether synthetic images must be written anew, with other axes."""
         return self.orientation != STORED_ORIENTATION
 
 
 def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeExport:
-    """Read and check everything that can be checked without voxels; nothing is written.
+    """Check everything about an export that can be checked without voxels; nothing is written.
 
     Raises:
         CohortError: A folder is not a cohort.
-        ExportError: A setting, the real dataset or the cohort does not fit.
-        VocabularyError: An unknown label name.
+        ExportError: A setting, the real dataset or the cohort is unsuitable.
+        VocabularyError: A label name is unknown.
     """
     assert request.like is not None
     real = load_real_dataset(request.like)

@@ -18,7 +18,10 @@ from maisi_aug.errors import TrainingError
 
 
 class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net has no types
-    """Draws real and synthetic cases apart, so that a batch holds the share as exactly as its size allows.
+    """nnU-Net data loader that draws real and synthetic cases separately, with a fixed share of synthetic ones.
+
+    A batch of ``B`` contains ``floor(share * B)`` synthetic cases, and one more with the probability that makes the
+    mean exact. The order within a batch is random, because nnU-Net uses the last places for patches with foreground.
 
     A batch of ``B`` holds ``floor(share * B)`` synthetic cases, and one more with the probability that makes the mean
     right. The order within a batch is random, since nnU-Net takes the last places for patches with foreground.
@@ -60,7 +63,7 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
                 )
 
     def get_indices(self) -> NDArray[np.str_]:
-        """Return identifiers of the cases of one batch."""
+        """Return the identifiers of the cases of one batch."""
         expected = float(self._share.value) * self.batch_size
         # NumPy's global stream, which nnU-Net seeds anew in each worker; a generator of ours would be the same in all.
         num_synthetic = int(expected) + int(np.random.uniform() < expected - int(expected))  # noqa: NPY002

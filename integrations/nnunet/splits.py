@@ -24,7 +24,7 @@ Fold = dict[str, list[str]]
 
 @dataclass(frozen=True)
 class Folds:
-    """Folds of a real dataset.
+    """Cross-validation folds of a real dataset.
 
     Attributes:
         folds: ``train`` and ``val`` identifiers, one entry per fold, real cases only.
@@ -35,11 +35,11 @@ class Folds:
     source: str
 
     def with_synthetic(self, origins: Mapping[str, Collection[str]]) -> list[Fold]:
-        """Return synthetic cases added to the training sides; the content of ``splits_final.json``.
+        """Add synthetic cases to the training sides of the folds; the result is the content of ``splits_final.json``.
 
         Args:
-            origins: Every synthetic case, and the real cases whose label maps it was made from: a fold that validates
-                on one of these does without it.
+            origins: Synthetic case -> real cases from whose label maps it was made; a fold that validates on one of
+                these does not train on it.
 
         Raises:
             ExportError: A fold has no case left to train on.
@@ -59,21 +59,27 @@ class Folds:
 
 
 def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Path | None = None) -> Folds:
-    """Return the real dataset's own folds: its ``splits_final.json``, else what nnU-Net would draw.
+    """Return the folds of a real dataset: its ``splits_final.json``, otherwise those that nnU-Net would draw.
+
+    nnU-Net's planner copies the file from the raw dataset to a preprocessed one without it
+    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's file counts, too.
+
+    With two to four cases, each is validated on once; a single case is validated on in the only fold, whose training
+    side contains only synthetic cases.
 
     nnU-Net's planner copies the file from the raw dataset to the preprocessed one that has none
     (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts as well.
 
-    With two to four cases each is validated on once; with one case it is validated on in the only fold, whose
-    training side is left to synthetic cases.
+    With two to four cases each is validated on once; with one case it is validated on in the only fold, whose training
+    side is left to synthetic cases.
 
     Args:
         places: Folders in which the dataset may be preprocessed; none of them needs to exist.
         case_ids: Identifiers of all real cases.
-        raw: The raw dataset.
+        raw: Folder of the raw dataset; None for none.
 
     Raises:
-        ExportError: A file cannot be read, does not fit the cases, or is another than that of another place.
+        ExportError: A file cannot be read, does not match the cases, or differs from that in another folder.
     """
     path = choose_same([place / SPLITS_NAME for place in places], "Folds of the real dataset")
     own = raw / SPLITS_NAME if raw is not None and (raw / SPLITS_NAME).is_file() else None

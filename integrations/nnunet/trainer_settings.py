@@ -32,14 +32,14 @@ _PATTERN = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """Settings of a trainer.
+    """Settings that the name of a maisi-aug nnU-Net trainer stands for.
 
     Attributes:
-        share: Share of synthetic cases among all that are drawn, 0 to 1; with a fade, that of the first epoch.
+        share: Fraction of synthetic cases among all drawn cases, 0 to 1; with a fade, that of the first epoch.
         fades: Whether the share falls linearly to 0 at four fifths of the epochs.
-        is_for_cpu: Whether the network runs in bfloat16 on a CPU, and training is short unless the name says otherwise.
-        num_epochs: Epochs; nnU-Net's 1000 when ``None``.
-        num_iterations: Training iterations per epoch; nnU-Net's 250 when ``None``.
+        is_for_cpu: Whether the network runs in bfloat16 on a CPU, with a short training unless the name says otherwise.
+        num_epochs: Number of epochs; None for nnU-Net's 1000.
+        num_iterations: Training iterations per epoch; None for nnU-Net's 250.
     """
 
     share: float
@@ -50,7 +50,7 @@ class TrainerSettings:
 
     @property
     def lowest_share(self) -> float:
-        """The share at the end of training."""
+        """Share of synthetic cases at the end of training."""
         return 0.0 if self.fades else self.share
 
     def share_at(self, epoch: int, num_epochs: int) -> float:
@@ -61,10 +61,10 @@ class TrainerSettings:
 
 
 def read_trainer_name(name: str) -> TrainerSettings | None:
-    """Return the settings that a trainer's name stands for; ``None`` for a name that is not one of ours.
+    """Parse the name of a trainer; None for a name that is not one of maisi-aug's trainers.
 
     Raises:
-        TrainingError: The name begins like one of ours and continues wrongly.
+        TrainingError: The name begins like one of maisi-aug's trainers, but is invalid.
     """
     if not name.startswith(TRAINER_PREFIX):
         return None
@@ -85,10 +85,10 @@ def read_trainer_name(name: str) -> TrainerSettings | None:
 
 
 def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozenset[str]:
-    """Return identifiers of the synthetic cases that a ``dataset.json`` names.
+    """Return the identifiers of the synthetic cases that a ``dataset.json`` names.
 
     Raises:
-        TrainingError: It names none.
+        TrainingError: There are none.
     """
     mark = description.get(MARK_KEY)
     if not isinstance(mark, dict) or not mark.get("synthetic_cases"):
@@ -100,5 +100,5 @@ def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozen
 
 
 def trainer_folder() -> Path:
-    """Return the folder that nnUNet_extTrainer has to name."""
+    """Return the folder of maisi-aug's trainers, the value of the environment variable ``nnUNet_extTrainer``."""
     return Path(__file__).with_name("trainers")

@@ -91,13 +91,13 @@ def prepare_nnunet_folds(
     folds: Sequence[Sequence[str]],
     is_compact: bool,
 ) -> str:
-    """Plan a raw dataset on some of its cases, preprocess all of it, and write its folds.
+    """Plan an nnU-Net dataset on some of its cases, preprocess all of it, and write its folds.
 
     Args:
-        folder: Gets ``raw`` and ``preprocessed``.
+        folder: Folder for the sub-folders ``raw`` and ``preprocessed``.
         dataset: Name such as ``Dataset001_Benchmark``.
-        description: Its ``dataset.json``, with the entry ``dataset`` that names every file.
-        planned_on: Ids of the cases that plans and HU statistics rest on; the first one validates in every fold.
+        description: Content of ``dataset.json``, whose entry ``dataset`` names every file.
+        planned_on: Ids of the cases on which plans and HU statistics are based; the first one validates in every fold.
         folds: Ids of the training cases of every fold.
         is_compact: Whether to shrink patch and network for a CPU.
 
@@ -105,7 +105,7 @@ def prepare_nnunet_folds(
         Name of the plans to train with.
 
     Raises:
-        BenchmarkError: nnU-Net's preprocessing fails; the message has its last line of output.
+        BenchmarkError: nnU-Net's preprocessing fails; the message contains its last line of output.
         ExportError: nnU-Net's planning fails, or the plans cannot be made compact.
     """
     raw, preprocessed = folder / "raw", folder / "preprocessed"
@@ -139,25 +139,25 @@ def train_nnunet_fold(
     max_minutes: float | None = None,
     report_epoch: ReportEpoch = lambda epoch, loss: None,
 ) -> Path | None:
-    """Train a fold, or continue where it was stopped.
+    """Train one fold of an nnU-Net dataset, or continue where it was stopped.
 
     Args:
-        folder: See :func:`prepare_nnunet_folds`.
+        folder: Folder that :func:`prepare_nnunet_folds` prepared.
         dataset: Name of the dataset.
         plans: Name of the plans.
         fold: Number of the fold.
-        results: Gets nnU-Net's results.
-        num_steps: Optimiser steps in all.
+        results: Folder for nnU-Net's results.
+        num_steps: Total number of optimiser steps.
         seed: Seed of weights and batches.
-        device: "cpu", "cuda" or "cuda:N".
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         max_minutes: Stop after this many minutes; a later call continues from the last saved epoch.
-        report_epoch: Called with steps done and the loss after each epoch.
+        report_epoch: Progress callback, called after each epoch with (steps done, loss).
 
     Returns:
         Folder of the trained model; None if the time limit was reached.
 
     Raises:
-        BenchmarkError: nnU-Net fails; the message has its last line of output.
+        BenchmarkError: nnU-Net fails; the message contains its last line of output.
     """
     model = results / dataset / f"{TRAINER}__{plans}__{CONFIGURATION}"
     final = model / f"fold_{fold}" / "checkpoint_final.pth"
@@ -178,10 +178,10 @@ def train_nnunet_fold(
 
 
 def show_device(device: str) -> dict[str, str]:
-    """Return the environment variable that shows nnU-Net only one GPU, because it always takes the first.
+    """Return the environment variable that hides all but one GPU from nnU-Net, which always takes the first.
 
     Args:
-        device: Such as "cuda:1", counted among those that this process sees; others need no variable.
+        device: Device such as ``cuda:1``, counted among those that this process sees; others need no variable.
     """
     kind, _, number = device.partition(":")
     if kind != "cuda" or not number:

@@ -54,13 +54,13 @@ SIGNS: Final[Mapping[Kind, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """A key of a configuration file, and what corresponds to it.
+    """A key of one of NVIDIA's configuration files, and its counterpart in maisi-aug.
 
     Attributes:
-        key: ``section.key`` within sections.
+        key: Name of the key, ``section.key`` within sections.
         value: Value in the file.
         ours: Counterpart in maisi-aug; empty if there is none.
-        difference: Difference; empty if there is none.
+        difference: How the counterpart differs; empty if it does not.
     """
 
     key: str
@@ -79,7 +79,7 @@ class Setting:
         return has_difference and not (is_empty or is_path or is_default or is_unused)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the setting as JSON types."""
+        """Return the setting as a JSON-able dict."""
         return {"key": self.key, "value": self.value, "ours": self.ours, "difference": self.difference}
 
 
@@ -98,7 +98,7 @@ class Migration:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the migration as JSON types."""
+        """Return the migration as a JSON-able dict."""
         return {
             "commands": self.commands,
             "settings": [setting.to_json() for setting in self.settings],
@@ -106,7 +106,7 @@ class Migration:
         }
 
     def to_script(self) -> str:
-        """Lines for a shell: what differs as comments, then the commands."""
+        """Return lines for a shell: differences as comments, then the commands."""
         differing = [one for one in self.settings if one.is_felt]
         remarks = [f"{one.key}: {one.difference or 'nothing corresponds to it.'}" for one in differing] + self.notes
         # Keys and values come from a file: a line break in one would end the comment, and a shell would run the rest.
@@ -116,14 +116,14 @@ class Migration:
 
 @dataclass(frozen=True)
 class Flags:
-    """What is given besides the files, as flags of NVIDIA's scripts are.
+    """Settings that NVIDIA's scripts take as flags, in addition to configuration files.
 
     Attributes:
         version: Version of the networks; None to take it from the files.
         seed: Random seed; None to take it from the files, or for the default.
-        mask: Label map to draw an image of.
+        mask: Label map to draw an image of; None for none.
         out: Folder of the result; None to take it from the files.
-        is_fetched: Whether weights are at hand, by the name of their bundle.
+        is_fetched: Function of a bundle's name that returns whether its weights are installed.
     """
 
     version: str | None = None
@@ -134,7 +134,7 @@ class Flags:
 
 
 def migrate(paths: Sequence[Path], flags: Flags | None = None) -> Migration:
-    """Translate configuration files of NVIDIA's scripts.
+    """Translate configuration files of NVIDIA's scripts into commands of maisi-aug.
 
     Args:
         paths: Files of one run, in any order: ``config_infer*.json`` or one for a training, with or without its
@@ -184,10 +184,10 @@ def _build(run: _Run, kind: Kind, document: Mapping[str, Any], path: Path) -> No
 
 
 def find_kind(document: Mapping[str, Any], path: Path) -> Kind:
-    """Return the purpose of a configuration file of NVIDIA's scripts.
+    """Return the kind of a configuration file of NVIDIA's scripts, recognised by its keys.
 
     Raises:
-        MigrationError: When it is none of theirs.
+        MigrationError: The file is not one of NVIDIA's.
     """
     if any("trt_compile" in str(value) for value in document.values()):
         return Kind.trt

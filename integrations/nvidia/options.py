@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 
 class Kind(StrEnum):
-    """Return the purpose of a configuration file of NVIDIA's scripts."""
+    """Kind of a configuration file of NVIDIA's scripts."""
 
     paired = "paired images and label maps"
     images = "images without label maps, and training of the diffusion U-Net"
@@ -25,10 +25,10 @@ class Kind(StrEnum):
 
 
 class Counterpart(NamedTuple):
-    """What corresponds to a key.
+    """Counterpart in maisi-aug of a key of NVIDIA's configuration files.
 
     Attributes:
-        ours: Option, field of a recipe or command; empty where there is none.
+        ours: Option, recipe field or command; empty if there is none.
         difference: Difference, or why there is no counterpart; empty if there is no difference.
     """
 

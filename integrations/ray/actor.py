@@ -36,14 +36,14 @@ _NEWS: Final = ("told", "warned")
 
 
 class Assignment(NamedTuple):
-    """Arguments of an actor.
+    """What a Ray actor needs to become a worker.
 
     Attributes:
         name: Name of the worker.
         device: Device to compute on.
         scratch: Folder of its own, as the driver sees it.
         home: Folder that the driver works in, where relative paths begin.
-        token: A file that the driver has written, and its content: who can read it sees the driver's folders.
+        token: File that the driver wrote, and its content; an actor that can read it shares the driver's disk.
     """
 
     name: str
@@ -54,14 +54,14 @@ class Assignment(NamedTuple):
 
 
 class Hello(NamedTuple):
-    """First message of an actor.
+    """First message of a Ray actor to the driver.
 
     Attributes:
-        host: Name of its machine.
+        host: Name of the actor's machine.
         node_id: Id of the machine, for Ray.
-        version: Version of maisi-aug there.
-        sees_folders: Whether the driver's folders are on a disk that is there as well.
-        num_cores: Number of cores that are available to it.
+        version: Version of maisi-aug on that machine.
+        sees_folders: Whether the machine shares the driver's disk.
+        num_cores: Number of cores that are available to the actor.
     """
 
     host: str
@@ -72,12 +72,12 @@ class Hello(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of a file.
+    """Part of a file that a Ray actor sends to the driver.
 
     Attributes:
         path: Path of the file, below the worker's folder.
         offset: Offset in bytes.
-        content: Its bytes.
+        content: Bytes of the part.
     """
 
     path: str
@@ -86,7 +86,7 @@ class Piece(NamedTuple):
 
 
 class RemoteWorker:
-    """A worker and its messages; its methods are called by the driver, each in a thread of its own."""
+    """Ray actor that runs a worker and exchanges messages with the driver, which calls its methods in threads."""
 
     def __init__(self, assignment: Assignment, spec: bytes) -> None:
         """Store the arguments; no work is done before the driver listens.
@@ -105,7 +105,7 @@ class RemoteWorker:
         self._own_folder: Path | None = None
 
     def listen(self) -> list[Message]:
-        """Return new messages, waiting for them for a limited time. The first call starts the work."""
+        """Return new messages of the worker, waiting for a limited time; the first call starts the work."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
@@ -120,16 +120,16 @@ class RemoteWorker:
         return messages
 
     def hand_in(self, key: int, item: Any) -> None:
-        """Add another item, with its number."""
+        """Give the worker another item, with its number."""
         self._inbox.put((key, item))
 
     def stop(self) -> None:
-        """Start no further item; finished results are still sent, and finally ``closed``."""
+        """Ask the worker to begin no further item; finished results are still sent, and finally ``closed``."""
         self._is_stopping = True
         self._inbox.put(None)
 
     def leave_nothing(self) -> None:
-        """Delete files on a disk that the driver cannot see."""
+        """Delete the worker's files on a disk that the driver cannot see."""
         self._is_stopping = True
         if self._own_folder is not None:
             shutil.rmtree(self._own_folder, ignore_errors=True)
@@ -175,7 +175,7 @@ class RemoteWorker:
             self._changed.notify_all()
 
     def send_piece(self, piece: Piece) -> None:
-        """Send a part of a file when the driver has taken the one before."""
+        """Send a part of a file, after the driver has taken the previous one."""
         with self._changed:
             self._changed.wait_for(lambda: all(kind != "piece" for kind, _ in self._outbox))
         self._send("piece", piece)

@@ -36,12 +36,12 @@ _THREADS_OF_ACTOR: Final = 4  # one listens, one stops, one or two take items in
 
 
 class Shape(NamedTuple):
-    """Resources of each worker.
+    """Number of workers on a Ray cluster, and resources of each.
 
     Attributes:
-        num_workers: Workers in all.
-        num_cpus: Cores of each, as Ray counts them, and its threads.
-        num_gpus: GPUs of each, or a share of one.
+        num_workers: Number of workers.
+        num_cpus: Cores of each worker, as Ray counts them, which is also its number of threads.
+        num_gpus: GPUs of each worker; may be a fraction.
     """
 
     num_workers: int
@@ -51,12 +51,12 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Workers on a Ray cluster.
+    """Engine with workers on a Ray cluster.
 
     Attributes:
-        address: See :func:`~maisi_aug.integrations.ray.joining.join`.
-        num_workers: None for one per GPU, or per core where no GPU is used.
-        gpus_per_worker: May be a fraction; None for one where the cluster has GPUs, else none.
+        address: Address of the cluster, see :func:`~maisi_aug.integrations.ray.joining.join`.
+        num_workers: Number of workers; None for one per GPU, or per core if no GPU is used.
+        gpus_per_worker: GPUs of each worker, possibly a fraction; None for one if the cluster has GPUs, otherwise none.
         device: ``auto``, ``cpu`` or ``cuda``.
     """
 
@@ -67,7 +67,7 @@ class RayEngine:
 
     @property
     def devices(self) -> Sequence[str]:
-        """None that this process can judge: the workers may be elsewhere, and say themselves what they lack."""
+        """Always empty, because this process does not know the workers' devices; workers report what they lack."""
         return ()
 
     def run(
@@ -79,7 +79,7 @@ class RayEngine:
         scratch: Path,
         watch: Watch,
     ) -> None:
-        """Run the items as :class:`~maisi_aug.system.engine.work.Engine` defines.
+        """Run the items on the cluster, as :class:`~maisi_aug.system.engine.work.Engine` defines.
 
         Raises:
             MissingExtraError: Ray is not installed.
@@ -100,12 +100,12 @@ class RayEngine:
         Crew(waiting, hands, settle, office.listen, num_ahead_of(spec)).work_off()
 
     def open_office(self, ray: Any, shape: Shape, spec: Any) -> Office:
-        """Open the office that creates the actors."""
+        """Return the object that creates the Ray actors."""
         return Office(ray, shape, spec)
 
 
 def write_token(folder: Path) -> tuple[Path, str]:
-    """Write a random token into the folder, and return its file and content; shows which nodes share the disk."""
+    """Write a random token to a folder, by which nodes show that they share the disk; return file and content."""
     token = folder / "token", secrets.token_hex(16)
     token[0].write_text(token[1], encoding="utf-8")
     return token
@@ -116,7 +116,7 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
 
     Args:
         nodes: Resources that Ray counts on every node: ``CPU``, ``GPU``.
-        engine: Requested engine.
+        engine: Engine with the requested numbers.
 
     Raises:
         RequestError: The cluster has no room for a single worker.
@@ -148,12 +148,12 @@ def shape_workers(nodes: Sequence[dict[str, float]], engine: RayEngine) -> Shape
 
 @dataclass
 class Office:
-    """Makes actors and listens to them.
+    """Creates Ray actors and listens to them.
 
     Attributes:
-        ray: The package.
+        ray: Module ``ray``.
         shape: Resources of each actor.
-        spec: Reference to what opens workers, pickled.
+        spec: Ray reference to the pickled specification of workers.
     """
 
     ray: Any
@@ -163,7 +163,7 @@ class Office:
     _has_warned: bool = False
 
     def hire(self, assignment: Assignment) -> Any:
-        """Create an actor, which may wait for resources."""
+        """Create an actor for a worker, which may wait for resources."""
         shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,
@@ -175,7 +175,7 @@ class Office:
         return made.remote(assignment, self.spec)
 
     def dismiss(self, actor: Any) -> None:
-        """End an actor now."""
+        """End an actor immediately."""
         self.ray.kill(actor)
 
     def listen(self, hands: Sequence[_RayHand[Any]], seconds: float) -> Iterator[tuple[_RayHand[Any], Message | None]]:
@@ -193,7 +193,7 @@ class Office:
             self._warn_of_waiting(hands)
 
     def has_lost(self, node_id: str) -> bool:
-        """Whether a node is lost; Ray itself notices some seconds later."""
+        """Whether a node of the cluster is lost; Ray itself notices some seconds later."""
         node = next((node for node in self.ray.nodes() if node["NodeID"] == node_id), None)
         if node is None or not node["Alive"]:
             return True

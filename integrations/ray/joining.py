@@ -18,10 +18,10 @@ _QUIET: Final = {"log_to_driver": False, "logging_level": "ERROR"}
 
 
 def require_ray() -> Any:
-    """Return the package.
+    """Return the module ``ray``.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: Ray is not installed.
     """
     try:
         import ray
@@ -33,16 +33,16 @@ def require_ray() -> Any:
 
 
 def join(address: str) -> Any:
-    """Connect this process to a cluster until it ends: Ray does not allow a process to change clusters.
+    """Connect this process to a Ray cluster until it ends, because Ray does not allow to change clusters.
 
     Does nothing if this process is already connected.
 
     Args:
-        address: ``HOST:PORT``, ``auto`` for the one that runs on this machine, or empty for that of ``RAY_ADDRESS`` or,
-            where none is set, one of this machine alone that ends with this process.
+        address: ``HOST:PORT``; ``auto`` for the cluster that runs on this machine; or empty for that of ``RAY_ADDRESS``
+            or, if this is not set, a cluster of this machine alone that ends with this process.
 
     Returns:
-        The package.
+        Module ``ray``.
 
     Raises:
         MissingExtraError: Ray is not installed.

@@ -30,15 +30,15 @@ from maisi_aug.volumes.image_files import NIFTI_SUFFIXES, load_stored_grid
 
 @dataclass(frozen=True)
 class CohortSource:
-    """The accepted cases of a cohort that nothing is writing to.
+    """Accepted cases of a finished cohort, for exports and datasets.
 
     Attributes:
-        folder: The cohort's folder.
+        folder: Folder of the cohort.
         cases: One record per accepted case, in the order of the plan; at least one.
-        num_planned: Cases that the cohort was to have; ``None`` when its configuration is missing.
+        num_planned: Number of planned cases; None if the configuration is missing.
         vocabulary: Names of the ids in its label maps.
-        manifest: All its attempts; empty where only some cases were read.
-        num_rejected_in_review: Cases that passed the gates and are left out because a reviewer rejected them.
+        manifest: All attempts; empty if only some cases were read.
+        num_rejected_in_review: Number of cases that passed the gates but were rejected by a reviewer.
     """
 
     folder: Path
@@ -55,7 +55,7 @@ class CohortSource:
 
     @property
     def partial_note(self) -> str:
-        """A sentence where fewer cases are accepted than were planned, or reviewers rejected some; empty otherwise."""
+        """Sentence for the user if fewer cases are accepted than planned or reviewers rejected some; or empty."""
         notes = []
         if self.num_planned is not None and len(self.cases) < self.num_planned:
             notes.append(f"{len(self.cases)} of {self.num_planned} planned cases of the cohort are accepted.")
@@ -63,28 +63,32 @@ class CohortSource:
 
     @property
     def review_note(self) -> str:
-        """A sentence where cases are left out because reviewers rejected them; empty otherwise."""
+        """Sentence for the user if cases are left out because reviewers rejected them; otherwise empty."""
         count = self.num_rejected_in_review
         return f"Left out because rejected in review: {count} case{'s' * (count != 1)}." if count else ""
 
     def resolve_ids(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Return vocabulary ids of label names, ascending, each once.
+        """Return the vocabulary ids of label names, ascending, without duplicates.
 
         Raises:
-            VocabularyError: For a name that the cohort's vocabulary does not hold.
+            VocabularyError: A name is not in the cohort's vocabulary.
         """
         return tuple(sorted({self.vocabulary.id_of(name) for name in names} - {BACKGROUND_ID}))
 
     def name_of(self, label_id: int) -> str:
-        """Return the label's name, or ``label ID`` for one that the vocabulary does not hold."""
+        """Return the name of a label, or ``label ID`` if the vocabulary does not have it."""
         return self.vocabulary.name_of(label_id) if self.vocabulary.contains(label_id) else f"label {label_id}"
 
     def require_file(self, case: AttemptRecord, role: str) -> Path:
-        """Return the file of a case, after comparing its bytes with the manifest.
+        """Return the path of a case's file, after comparing its bytes with the manifest.
+
+        Args:
+            case: Record of the case.
+            role: Kind of the file: ``image``, ``label``, ``anatomy`` or ``preview``.
 
         Raises:
-            ExportError: When the manifest names none, the file is missing or altered, or a volume's axes are sheared,
-                which SimpleITK, qforms and DICOM cannot hold.
+            ExportError: The manifest names no such file, the file is missing or altered, or a volume's axes are
+                sheared, which SimpleITK, qforms and DICOM cannot represent.
         """
         remade = f"remove its lines from {MANIFEST_NAME} and run synthesize again to have the case made again."
         record = case.files.get(role)
@@ -113,11 +117,11 @@ def find_requested_ids(cases: Sequence[AttemptRecord]) -> tuple[int, ...]:
 
 
 def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSource:
-    """Open a cohort for export.
+    """Open a cohort for an export or dataset.
 
     Args:
         folder: Folder of the cohort.
-        gates: Whose figures are wanted.
+        gates: Gates whose figures are kept; by default none.
 
     Raises:
         CohortError: The folder is not a cohort, or its manifest is damaged.
@@ -143,14 +147,16 @@ def load_cohort_source(folder: Path, *, gates: Collection[str] = ()) -> CohortSo
 
 
 def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
-    """Open one cohort or several for an export, several as if they were one.
+    """Open one cohort, or several as if they were one, for an export or dataset.
+
+    With several cohorts, the name of a case includes that of its folder, such as ``small_case_0001``.
 
     The cases of several are called after their folder too, such as ``small_case_0001``.
 
     Raises:
         CohortError: A folder is not a cohort, or its manifest is damaged.
-        ExportError: A cohort is being written to or has no accepted case; two have the same name, or call an id
-            differently.
+        ExportError: A cohort is being written to or has no accepted case, or two have the same name or different names
+            for an id.
     """
     paths = [Path(folders)] if isinstance(folders, str | Path) else list(folders)
     sources = [load_cohort_source(path) for path in paths]
@@ -197,7 +203,7 @@ def _join_vocabularies(sources: Sequence[CohortSource]) -> Vocabulary:
 
 
 def find_num_planned(folder: Path) -> int | None:
-    """Return how many cases a cohort was to have; ``None`` where its configuration is missing or cannot be read."""
+    """Return the number of planned cases of a cohort; None if its configuration is missing or cannot be read."""
     return _num_planned(_read_configuration(folder))
 
 
@@ -218,10 +224,10 @@ def _require_idle(folder: Path) -> None:
 
 
 def is_being_written(folder: Path) -> bool | None:
-    """Whether a process is writing a cohort, a shard of it among them.
+    """Whether a process is writing to a cohort, or to a shard of it.
 
     Returns:
-        None if unknown, because there is no manifest yet.
+        True or False; None if unknown, because there is no manifest yet.
     """
     paths = list_manifests(folder)
     return any(find_holder(path) is not None for path in paths) if paths else None
@@ -237,7 +243,7 @@ def _read_configuration(folder: Path) -> dict[str, Any]:
 
 
 def find_vocabulary(folder: Path, records: Sequence[AttemptRecord]) -> Vocabulary:
-    """Names of the ids in the label maps of a cohort, given some of its attempts."""
+    """Return the vocabulary of a cohort's label maps, from its configuration or from the bundle of its attempts."""
     return _find_vocabulary(str(_read_configuration(folder).get("bundle", records[0].bundle)), records)
 
 

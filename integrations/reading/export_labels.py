@@ -26,12 +26,12 @@ MAX_NUMBER = 255  # of label maps in uint8
 
 @dataclass(frozen=True, slots=True)
 class LabelNumbering:
-    """Vocabulary ids as the numbers of a training framework; everything else is background.
+    """Numbering of labels for a training framework; ids that are not listed become background.
 
     Attributes:
-        ids: Vocabulary ids.
-        names: Their names.
-        numbers: Their numbers (default: 1, 2, ... in their order).
+        ids: Vocabulary ids of the labels.
+        names: Names of the labels.
+        numbers: Numbers of the labels (default: 1, 2, ... in their order).
     """
 
     ids: tuple[int, ...]
@@ -43,18 +43,18 @@ class LabelNumbering:
             object.__setattr__(self, "numbers", tuple(range(1, len(self.ids) + 1)))
 
     def apply(self, label_map: NDArray[Any]) -> NDArray[np.uint8]:
-        """Renumber an array of vocabulary ids, of any shape."""
+        """Convert an array of vocabulary ids, of any shape, to label numbers."""
         table = np.zeros(256, dtype=np.uint8)
         table[list(self.ids)] = self.numbers
         renumbered: NDArray[np.uint8] = table[label_map]
         return renumbered
 
     def to_dict(self) -> dict[str, int]:
-        """Name -> number, background included."""
+        """Return label name -> number, including the background."""
         return {"background": 0} | dict(zip(self.names, self.numbers, strict=True))
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Return the numbering for a mapping file, with TotalSegmentator's task and class where it has them."""
+        """Return the numbering as JSON-able rows, with TotalSegmentator's task and class if there are any."""
         return [
             {
                 "label": number,
@@ -67,24 +67,24 @@ class LabelNumbering:
 
 
 def name_in_totalsegmentator(label_id: int) -> str | None:
-    """Return TotalSegmentator's task and class for a vocabulary id, or None if it has none."""
+    """Return TotalSegmentator's task and class for a vocabulary id; None if it has none."""
     return "/".join(totalsegmentator_class(label_id) or ()) or None
 
 
 def number_labels(
     vocabulary: Vocabulary, numbers: Mapping[str, int], requested_ids: Sequence[int], name_of: Callable[[int], str]
 ) -> LabelNumbering:
-    """Return the numbering of an existing training, for instance that of a real dataset.
+    """Return a numbering that follows given numbers, such as those of a real dataset.
 
     Args:
         vocabulary: Names of the ids in the label maps.
-        numbers: Label name or id -> number, 0 for what is to be background; ``background`` itself may be among them.
+        numbers: Label name or id -> number, 0 for labels that become background; may include ``background``.
         requested_ids: Labels requested for the cases; each needs a number.
-        name_of: Name of an id.
+        name_of: Function that returns the name of an id.
 
     Raises:
         RequestError: A number is invalid in a label map, or a requested label has none.
-        VocabularyError: An unknown label name.
+        VocabularyError: A label name is unknown.
     """
     require_numbers(numbers)
     found: dict[int, int] = {}
@@ -105,10 +105,10 @@ def number_labels(
 
 
 def require_numbers(numbers: Mapping[str, Any]) -> None:
-    """Raise unless a label map can hold the numbers.
+    """Raise unless all label numbers can be stored in a uint8 label map.
 
     Raises:
-        RequestError: The message names one that it cannot.
+        RequestError: The message names a number that cannot.
     """
     for name, number in numbers.items():
         highest = 0 if _is_background(name) else MAX_NUMBER
@@ -129,19 +129,19 @@ def choose_labels(
     numbers: Mapping[str, int] | None = None,
     notify: ReportStage = report_nothing,
 ) -> LabelNumbering:
-    """Return the labels to export: those named, or else those requested for the cohort.
+    """Return the numbering of the labels to export: those named, otherwise those requested for the cohort.
 
     Args:
-        cohort: The cohort.
-        labels: Names or ids.
-        include_anatomy: Every label in the maps as well, except the body envelope.
-        numbers: Names and numbers instead of all this, as :func:`number_labels` takes them.
-        notify: Told of the maps that are read for it.
+        cohort: Cohort to export.
+        labels: Names or ids of labels; if empty, those requested for the cohort.
+        include_anatomy: Also export every other label in the maps, except the body.
+        numbers: Label name -> number instead, see :func:`number_labels`.
+        notify: Progress callback, called with (stage, maps read, maps in all).
 
     Raises:
         ExportError: A label occurs in no case, or the cohort has no label maps.
-        RequestError: ``numbers`` do not fit, or are combined with other choices of labels.
-        VocabularyError: An unknown label name.
+        RequestError: ``numbers`` are invalid, or are combined with other choices of labels.
+        VocabularyError: A label name is unknown.
     """
     require_label_maps(cohort)
     if numbers is not None:
@@ -176,7 +176,7 @@ def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = Fals
     """Raise if labels are chosen in addition to ``numbers``, which already choose them.
 
     Raises:
-        RequestError: The message names what is too much.
+        RequestError: The message names the surplus argument.
     """
     if labels or include_anatomy:
         idle = "labels" if labels else "include_anatomy"
@@ -184,7 +184,7 @@ def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = Fals
 
 
 def require_label_maps(cohort: CohortSource) -> None:
-    """Raise for a cohort of bare images.
+    """Raise for a cohort of images without label maps.
 
     Raises:
         ExportError: No case has a label map.
@@ -197,7 +197,7 @@ def require_label_maps(cohort: CohortSource) -> None:
 
 
 def count_labels(cohort: CohortSource, notify: ReportStage = report_nothing) -> Counter[int]:
-    """Return every id in the cohort's label maps except background, and the number of cases that hold it."""
+    """Return vocabulary id -> number of a cohort's cases that contain it, without the background."""
     counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):
         notify("reading labels", index, len(cohort.cases))

@@ -25,13 +25,13 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """An image and its label map in memory.
+    """Image and label map of a case in memory, for training.
 
     Attributes:
-        image_hu: ``(I, J, K)`` in HU.
-        label_map: ``(I, J, K)`` in the numbers that the training needs.
-        grid: Grid of both.
-        metadata: Origin of the case, as plain values.
+        image_hu: ``(I, J, K)`` image in HU.
+        label_map: ``(I, J, K)`` label map with the label numbers of the training.
+        grid: Grid of image and label map.
+        metadata: Origin of the case, as JSON values.
     """
 
     image_hu: NDArray[np.int16]
@@ -41,7 +41,10 @@ class Pair:
 
 
 def to_monai_item(pair: Pair) -> Item:
-    """Return ``image`` and ``label`` as MetaTensors ``(1, I, J, K)``, float32 HU and uint8, beside the metadata."""
+    """Convert a case to a MONAI item: ``image`` (float32 HU) and ``label`` (uint8) as MetaTensors ``(1, I, J, K)``.
+
+    The metadata are further entries of the item.
+    """
     import torch
     from monai.data import MetaTensor
 
@@ -55,7 +58,7 @@ def to_monai_item(pair: Pair) -> Item:
 
 
 def to_subject(pair: Pair) -> Any:
-    """Return a TorchIO ``Subject`` with ``image``, ``label`` and the metadata, for TorchIO 0.20 to 2.
+    """Convert a case to a TorchIO ``Subject`` with ``image``, ``label`` and the metadata, for TorchIO 0.20 to 2.
 
     Raises:
         MissingExtraError: TorchIO is not installed.
@@ -77,10 +80,10 @@ def to_subject(pair: Pair) -> Any:
 
 
 def import_torchio() -> Any:
-    """Return the module ``torchio``.
+    """Import and return the module ``torchio``.
 
     Raises:
-        MissingExtraError: It is not installed.
+        MissingExtraError: TorchIO is not installed.
     """
     try:
         import torchio
@@ -94,11 +97,11 @@ def import_torchio() -> Any:
 
 @dataclass(frozen=True)
 class CohortPairs:
-    """Cases of a cohort, read on request.
+    """Cases of a finished cohort, read on request by index.
 
     Attributes:
-        cohort: The cohort.
-        numbering: Numbers of its labels.
+        cohort: Cohort with its accepted cases.
+        numbering: Numbers of the labels.
     """
 
     cohort: CohortSource
@@ -108,7 +111,7 @@ class CohortPairs:
         return len(self.cohort.cases)
 
     def load(self, index: int) -> Pair:
-        """Read a case, its bytes compared with the manifest.
+        """Read a case, after comparing its bytes with the manifest.
 
         Raises:
             ExportError: A file is missing or altered.
@@ -117,7 +120,7 @@ class CohortPairs:
 
 
 def load_pair(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering) -> Pair:
-    """Read the files of a case.
+    """Read image and label map of a case of a cohort, with labels renumbered.
 
     Raises:
         ExportError: A file is missing or altered.
@@ -135,20 +138,20 @@ def open_pairs(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> CohortPairs:
-    """Open a finished cohort.
+    """Open a finished cohort as cases that are read on request.
 
     Args:
-        folder: Folder that ``synthesize`` wrote.
-        labels: Names or ids, numbered 1, 2, ... in the order of their ids; those requested for the cohort when
-            empty.
-        include_anatomy: Every label in the maps as well, except the body envelope.
+        folder: Folder of the cohort.
+        labels: Names or ids of labels, numbered 1, 2, ... in the order of ids; if empty, those requested for the
+            cohort.
+        include_anatomy: Also include every other label in the maps, except the body.
         numbers: Label name -> number instead, such as a real dataset's; 0 for background.
 
     Raises:
-        CohortError: It is not a cohort.
-        ExportError: It is unfinished, or a label occurs nowhere.
-        RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
-        VocabularyError: An unknown label name.
+        CohortError: The folder is not a cohort.
+        ExportError: The cohort is unfinished, or a label occurs nowhere.
+        RequestError: ``numbers`` lack a label requested for the cohort, or are otherwise invalid.
+        VocabularyError: A label name is unknown.
     """
     cohort = load_cohort_source(Path(folder))
     return CohortPairs(cohort, choose_labels(cohort, labels, include_anatomy=include_anatomy, numbers=numbers))

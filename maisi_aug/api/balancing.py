@@ -92,7 +92,7 @@ class Balance:
         """Write the balance as JSON and as a picture into the folder of a cohort.
 
         Raises:
-            VolumeError: When a file cannot be written.
+            VolumeError: A file cannot be written.
         """
         write_json_whole(folder / BALANCE_NAME, self.to_json())
         self.save_picture(folder / PICTURE_NAME)
@@ -101,7 +101,7 @@ class Balance:
         """Draw the balance as a picture: lesions by size and number, before and after.
 
         Raises:
-            VolumeError: When the file cannot be written.
+            VolumeError: The file cannot be written.
 
         Args:
             path: Image file to write.
@@ -130,7 +130,7 @@ def balance_cohort(
         report: Progress callback, called with (label maps measured, label maps in all).
 
     Raises:
-        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+        BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
     """
     if options.against is None:
         return request, None
@@ -173,7 +173,7 @@ def balance_insertion(
         report: Progress callback, called with (label maps measured, label maps in all).
 
     Raises:
-        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+        BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
     """
     if options.against is None:
         return config, None
@@ -222,7 +222,7 @@ def find_balance(
         report: Progress callback, called with (label maps measured, label maps in all).
 
     Raises:
-        BankError, RequestError, VocabularyError, VolumeError: When the dataset cannot be measured or balanced.
+        BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
     """
     from maisi_aug.cohort.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets
     from maisi_aug.cohort.census import take_census

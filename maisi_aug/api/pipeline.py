@@ -186,7 +186,7 @@ class DrawnCase(Case):
 
     @property
     def label_map(self) -> NDArray[np.uint8] | None:
-        """``(I, J, K)`` uint8 vocabulary ids of organs, lesions and body (200); None for an image without a label map."""
+        """``(I, J, K)`` uint8 vocabulary ids of organs, lesions and body (200); None for an image without one."""
         assert self._attempt.drawn is not None
         return self._attempt.drawn.label_map
 

@@ -66,7 +66,7 @@ class Case:
 
     @property
     def label_map(self) -> NDArray[np.uint8] | None:
-        """``(I, J, K)`` uint8 vocabulary ids of organs, lesions and body (200); None for an image without a label map."""
+        """``(I, J, K)`` uint8 vocabulary ids of organs, lesions and body (200); None for an image without one."""
         raise NotImplementedError
 
     @property

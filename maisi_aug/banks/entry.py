@@ -99,7 +99,7 @@ class BankEntry:
 
     @property
     def ids_by_name(self) -> dict[str, tuple[int, ...]]:
-        """Label name -> ids of the label map that have this name, without the background; several ids may share a name."""
+        """Label name -> ids in the label map, without the background; several ids may share a name."""
         ids: dict[str, tuple[int, ...]] = {}
         for label_id, name in (self.label_names or {}).items():
             if label_id:

@@ -263,7 +263,7 @@ def _id_or_body(label_id: int | None) -> int:
 
 
 def is_envelope_name(name: str) -> bool:
-    """Whether a label name means the body outside of organs; other names, such as 'pulmonary artery', may map to body."""
+    """Whether a label name means the body outside of organs, not only a part of it such as 'pulmonary artery'."""
     return name.strip().lower() in (*_ENVELOPE_NAMES, str(BODY_ID))
 
 

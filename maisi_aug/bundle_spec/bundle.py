@@ -140,7 +140,7 @@ class Bundle:
 
     @cached_property
     def hu_ranges(self) -> tuple[HuRange, ...]:
-        """Ranges for the median HU of labels: published ones, and those measured on the training data of taught labels."""
+        """Ranges for the median HU of labels: published ones, and those measured on training data of taught labels."""
         own = [
             HuRange(name, (self.vocabulary.id_of(name),), bounds.low_hu, bounds.high_hu)
             for name, bounds in self.spec.hu_ranges.items()
@@ -197,7 +197,7 @@ class Bundle:
         """Raise unless the bundle can draw images of label maps.
 
         Raises:
-            BundleError: When it has no ControlNet.
+            BundleError: It has no ControlNet.
         """
         if self.has_controlnet:
             return
@@ -283,7 +283,7 @@ class Bundle:
         return chosen
 
     def leaves_steps_out(self, num_inference_steps: int) -> bool:
-        """Whether a number of sampling steps is less than a DDPM bundle was trained with, which takes another sampler."""
+        """Whether a DDPM bundle is to use fewer steps than it was trained with, which takes another sampler."""
         return self.is_ddpm and num_inference_steps < self.spec.scheduler.get("num_train_timesteps", SCHEDULER_STEPS)
 
     def warn_of_steps(self, num_inference_steps: int) -> tuple[str, ...]:
@@ -402,7 +402,7 @@ class Bundle:
             role: Role of the network, such as ``controlnet``.
 
         Raises:
-            BundleError: When none of them names any, or the base cannot be used.
+            BundleError: None of them names any, or the base cannot be used.
         """
         if role in self.spec.weights:
             return self

@@ -33,7 +33,7 @@ class Preset:
     Attributes:
         name: Name to pass as ``--preset``.
         shape: Voxels along I, J, K.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         decode_window: Latent voxels along I, J, K that the autoencoder decodes at once; None for the whole image.
         overlap: Fraction of a window that overlaps with the next one.
         memory_gb: GPU memory in GB that suffices.
@@ -79,7 +79,7 @@ def _read(name: str, row: Mapping[str, Any], source: str) -> Preset:
 
 
 def region_presets(limits: GridLimits) -> tuple[Preset, ...]:
-    """Return the recommended grids of a bundle as presets, decoded as in the smallest memory preset that covers them."""
+    """Return a bundle's recommended grids as presets, decoded as in the smallest memory preset that covers them."""
     found = []
     for region, spec in limits.recommended.items():
         covering = (one for one in memory_presets() if all(a >= b for a, b in zip(one.shape, spec.shape, strict=True)))

@@ -53,7 +53,7 @@ _MAX_LEVELS = 16
 
 
 def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
-    """Return a network definition unchanged; raise for implausible hyper-parameters, which would take hours to build."""
+    """Return a network definition unchanged; raise for implausible values, which would take hours to build."""
     if not isinstance(definition.get("class"), str):
         raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
@@ -71,7 +71,7 @@ def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return network definitions unchanged; raise if one lacks its number of levels, which decides the grid's factor."""
+    """Return network definitions unchanged; raise if one lacks its number of levels, on which the grid depends."""
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
             raise ValueError(f"expected a list of integers as {role}.num_channels")

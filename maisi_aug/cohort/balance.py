@@ -203,7 +203,7 @@ class LabelBalance:
         return (low, high) if high > low + _SAME_MM else None
 
     def range_mm(self, place: int) -> tuple[float, float]:
-        """Return the least and largest diameter in mm that are planned in a size bin, within the limits of the target."""
+        """Return the least and largest diameter in mm that are planned in a size bin, within the target's limits."""
         part = self._part_mm(place)
         assert part is not None
         return part

@@ -66,7 +66,7 @@ class CasePlan:
         return "+".join([*lesions, *organs]) or self.request
 
     def needed_ids(self, vocabulary: Vocabulary) -> set[int]:
-        """Return the ids of organs that the case needs: those requested, and hosts without which a lesion has no place."""
+        """Return the ids of organs that the case needs: those requested, and hosts that a lesion depends on."""
         hosts = [vocabulary.hosts_of(lesion.label_id) for lesion in self.lesions]
         return {*self.required_ids, *(only for only, *others in hosts if not others)}
 
@@ -114,7 +114,7 @@ class CohortPlan:
         return {lesion.label: lesion.size_source for lesion in lesions if lesion.size_source is not None}
 
     def with_lesions_of(self, asked: CohortPlan) -> CohortPlan:
-        """Return the plan of given label maps, with the lesions of another plan of as many cases to be planted in them."""
+        """Return the plan of given label maps, with the lesions of another, equally long plan to be planted in them."""
         cases = (
             replace(case, request=other.request, lesions=other.lesions, required_ids=other.required_ids)
             for case, other in zip(self.cases, asked.cases, strict=True)

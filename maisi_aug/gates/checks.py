@@ -513,7 +513,7 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
 
     Args:
         image_hu: ``(I, J, K)`` image in HU.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         is_judged: Whether the image must pass; otherwise the figures are only recorded.
     """
     figures: dict[str, Any] = {"is_judged": is_judged, **measure_patient(image_hu, spacing_mm)}
@@ -541,7 +541,7 @@ def measure_patient(image_hu: NDArray[Any], spacing_mm: Spacing) -> dict[str, fl
 
     Args:
         image_hu: ``(I, J, K)`` image in HU.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``body_share`` of the image, ``tissue_share`` of the body, and ``median_step_hu`` along I.

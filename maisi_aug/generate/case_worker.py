@@ -82,7 +82,7 @@ class CaseWorker:
     _write_pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "write"))
 
     def look_ahead(self, item: CaseItem) -> None:
-        """Start drawing the label map of an item that is worked on next; not for twins, which are drawn together later."""
+        """Start drawing the label map of the next item; not for twins, which are drawn together later."""
         if self.maker.run.twins is not None:
             return
         (case,) = item.cases

@@ -155,7 +155,7 @@ def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
     """Return the painter that draws the lesions of a cohort, with its networks loaded onto a device if it has any.
 
     Raises:
-        BundleError: When the weights or the device cannot be used.
+        BundleError: The weights or the device cannot be used.
     """
     if cohort.painter == "procedural":
         return ProceduralPainter()
@@ -257,7 +257,7 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """Draw the surroundings of the case's largest lesion, which is too small to show in a picture of the whole CT."""
+        """Draw the surroundings of the case's largest lesion, which is too small for a picture of the whole CT."""
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None

@@ -28,7 +28,7 @@ class Crop:
         image_hu: ``(I, J, K)`` float32; beyond the image its edge is repeated.
         is_inside: ``(I, J, K)`` mask of the voxels inside the image.
         start: First voxel along I, J, K; negative if the box begins before the image.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
     """
 
     image_hu: NDArray[np.float32]
@@ -64,7 +64,7 @@ def cut_crop(image_hu: NDArray[Any], start: Sequence[int], shape: Sequence[int],
         image_hu: ``(I, J, K)`` HU.
         start: First voxel of the box along I, J, K; may lie outside.
         shape: Voxels of the box; some must lie inside.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
     """
     places = [np.arange(first, first + side) for first, side in zip(start, shape, strict=True)]
     held = [np.clip(place, 0, side - 1) for place, side in zip(places, image_hu.shape, strict=True)]
@@ -82,7 +82,7 @@ def choose_box(
     Args:
         centre: A voxel of the image.
         reach_mm: Smallest distance in mm from the voxel to each side of the box.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         factor: Number of which every side is a multiple.
         least_shape: Smallest length of each side.
     """
@@ -99,7 +99,7 @@ def weigh_zone(lesion: Mask, spacing_mm: Spacing) -> NDArray[np.float32]:
 
     Args:
         lesion: ``(I, J, K)`` mask of the lesion.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``(I, J, K)`` float32 weights in [0, 1].

@@ -136,7 +136,7 @@ def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int
         num_inference_steps: Number of sampling steps; None for the bundle's default.
 
     Raises:
-        BundleError: When the weights or the device cannot be used.
+        BundleError: The weights or the device cannot be used.
     """
     from maisi_aug.networks.pipeline import Pipeline
 
@@ -281,7 +281,7 @@ def limit_brightness(
         added_hu: ``(I, J, K)`` HU to be added.
         opaque: ``(I, J, K)`` mask of voxels through which vessels do not show.
         wall_hu: HU of the chest wall.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``(I, J, K)`` HU to add, after the reduction.

@@ -126,7 +126,7 @@ class LabelledHost:
         )
 
     def label(self, crop: Crop) -> tuple[NDArray[np.uint8], Mask]:
-        """Return the label map of a crop, 0 beyond the CT, and the mask of the host organs in it, both ``(I, J, K)``."""
+        """Return the label map of a crop, 0 beyond the CT, and the mask of the host in it, both ``(I, J, K)``."""
         in_image, in_crop = crop.box_in(self.label_map.shape)
         found = np.zeros(crop.shape, dtype=np.uint8)
         found[in_crop] = self.label_map[in_image]
@@ -178,7 +178,7 @@ def insert_lesion(
 
     Args:
         image: ``(I, J, K)`` HU in RAS+, not modified.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         host: Region in which lesions may grow.
         request: Label, volume and appearance of the lesion.
         painter: Painter that draws the lesion.

@@ -50,7 +50,7 @@ class CoarseMask:
 
     @cached_property
     def depth_mm(self) -> NDArray[np.float32]:
-        """``(I', J', K')`` depth in mm of every block below the surface of the mask; the image's border is no surface."""
+        """``(I', J', K')`` depth in mm of blocks below the mask's surface; the image's border is not a surface."""
         box = bounding_box(self.mask, margin=1)
         padded = np.pad(self.mask[box], 1, mode="edge")
         inner = ndimage.distance_transform_edt(padded, sampling=self.spacing_mm)[1:-1, 1:-1, 1:-1]
@@ -101,7 +101,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
 
     Args:
         image_hu: ``(I, J, K)`` HU in RAS+.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Raises:
         UnfitCtError: The image shows no lung.

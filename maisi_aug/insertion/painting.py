@@ -48,7 +48,7 @@ class PaintTask:
         lesion: ``(I, J, K)`` mask of the lesion.
         hidden: ``(I, J, K)`` mask of the voxels to draw.
         host: ``(I, J, K)`` mask of the host organ, without lesions.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         texture: Density of the lesion.
         seed: Seed; the same seed gives the same drawing.
         sign: Whether a soft lesion is brighter (1) or darker (-1) than its host, or either (0).
@@ -173,7 +173,7 @@ def find_fine_structure(image_hu: NDArray[np.float32], where: Mask, spacing_mm: 
     Args:
         image_hu: ``(I, J, K)`` image in HU.
         where: ``(I, J, K)`` mask; voxels outside do not count, so that the edge of a lesion is not mistaken for noise.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
     """
     sigma = [NOISE_MM / step for step in spacing_mm]
     share = ndimage.gaussian_filter(where.astype(np.float32), sigma, mode="nearest")
@@ -209,8 +209,8 @@ def draw_noise_like(
     Args:
         image_hu: ``(I, J, K)`` image in HU.
         where: ``(I, J, K)`` mask of the voxels whose structure is imitated.
-        spacing_mm: Along I, J, K.
-        rng: Draws.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Generator of all random draws.
 
     Returns:
         ``(I, J, K)`` noise in HU.

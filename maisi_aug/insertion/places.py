@@ -47,7 +47,7 @@ def draw_place(
         image_shape: Voxels of the image along I, J, K, inside which the lesion stays.
         radius_mm: Radius in mm of the ball.
         occupied: Mask of the blocks with lesions, of the shape of ``host.mask``; None for none.
-        rng: Draws.
+        rng: Generator of all random draws.
         attachment: Whether the lesion touches the host's surface; None leaves it to chance, as far as there is room.
         least_radius_mm: Radius in mm of the smallest twin at the same place, which must touch the surface, too.
 

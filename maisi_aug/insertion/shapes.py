@@ -37,8 +37,8 @@ def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, 
         room: ``(I, J, K)`` mask of voxels that the shape may occupy.
         centre: A voxel of the room, or near it.
         num_voxels: Number of voxels, which is reached exactly if the room is connected.
-        spacing_mm: Along I, J, K.
-        rng: Draws.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Generator of all random draws.
 
     Raises:
         LesionError: The room around the centre is too small.

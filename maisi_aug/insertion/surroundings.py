@@ -27,7 +27,7 @@ def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: M
 
     Args:
         image_hu: ``(I, J, K)`` HU.
-        spacing_mm: Along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         lesion: ``(I, J, K)`` mask of lesions in the lung, which are dense but count as lung; None for none.
 
     Returns:

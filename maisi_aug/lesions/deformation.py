@@ -122,7 +122,7 @@ def _deform(
 
 @cache
 def visceral_ids() -> tuple[int, ...]:
-    """Return the vocabulary ids of the organs of chest and abdomen: all but bones, muscles, cartilage, cord and brain."""
+    """Return the ids of the organs of chest and abdomen: all but bones, muscles, cartilage, cord and brain."""
     stiff = {*STIFF_IDS, BRAIN_ID}
     return tuple(label.id for label in MAISI if label.kind == "organ" and label.id not in stiff)
 
@@ -132,7 +132,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         margin_mm: Width in mm by which the result is extended on all sides.
 
     Returns:
@@ -157,7 +157,7 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
 
 def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """Return ``(I, J, K)`` depths of voxels below the skin in mm; the array's border is not skin, as scans end inside."""
+    """Return ``(I, J, K)`` depths of voxels below the skin in mm; the array's border does not count as skin."""
     strides, body = _thin(label_map > 0, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]  # mm of the thinned voxels
     depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
@@ -174,7 +174,7 @@ def find_outside_room(
         host: ``(I, J, K)`` mask of the part of the host organs that the lesion grows from.
         rim_mm: Largest distance in mm from the host.
         in_cavity: Whether it may also grow anywhere between the organs of chest and abdomen.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``(I, J, K)`` mask.
@@ -192,7 +192,7 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """Return the mask of tissue that a large lesion may push aside: inside of chest and abdomen, and part of the wall."""
+    """Return the mask of tissue that a large lesion may push aside: inside chest and abdomen, and part of the wall."""
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )
@@ -215,7 +215,7 @@ def make_room(
         radius_mm: Radius in mm of the lesion.
         room_share: Fraction of the lesion's volume for which tissue is pushed aside.
         loose: ``(I, J, K)`` mask of the tissue that may move (:func:`find_loose`), without existing lesions.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         The new label map; None if an organ would be left with less than ``MIN_LEFT`` of its voxels.

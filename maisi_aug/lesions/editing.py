@@ -39,7 +39,7 @@ def remove_lesions(
     Args:
         label_map: ``(I, J, K)`` vocabulary ids; not modified.
         vocabulary: Vocabulary that states which ids are tumours, and their hosts.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         keep: ``(I, J, K)`` mask of tumours to keep; a lesion is kept or removed as a whole.
         with_cysts: Also turn kidney cysts into kidney, as MAISI does for the unconditional branch of guidance.
 
@@ -107,7 +107,7 @@ def resize_lesion(
         lesion: ``(I, J, K)`` mask of one connected lesion of the map.
         num_voxels: Wanted number of voxels; reached exactly unless the host has no room or the lesion falls apart.
         hosts: Vocabulary ids that the lesion may grow into; voxels that it gives up get the nearest of them.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         A new label map, and the ``(I, J, K)`` mask of the lesion in it.

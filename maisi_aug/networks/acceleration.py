@@ -91,7 +91,7 @@ def explain_compilation(compiler: Compiler) -> Iterator[None]:
     """Context that turns errors of a compiler into a :class:`BundleError`.
 
     Raises:
-        BundleError: When the networks cannot be compiled.
+        BundleError: The networks cannot be compiled.
     """
     if compiler == "none":
         yield

@@ -87,7 +87,7 @@ class Decoder:
             ``(B, 1, I, J, K)`` float32 image, and the settings that were used.
 
         Raises:
-            MemoryShortageError: When even the smallest windows take more memory than there is.
+            MemoryShortageError: Even the smallest windows take more memory than there is.
         """
         config = config or DecodingConfig()
         sides = cast(LatentShape, tuple(latent.shape[2:]))

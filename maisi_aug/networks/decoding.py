@@ -92,7 +92,7 @@ def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> L
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
-    """Return the starts of windows along a side, as in MONAI's ``sliding_window_inference``: the last ends at the side."""
+    """Return window starts along a side, as in MONAI's ``sliding_window_inference``: the last ends at the side."""
     step = max(int(window * (1 - overlap)), 1)
     num_windows = 1 if window >= side else 1 + math.ceil((side - window) / step)
     return [min(number * step, side - window) for number in range(num_windows)]

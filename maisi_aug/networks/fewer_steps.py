@@ -39,7 +39,7 @@ def integrate_fast(
         scheduler: Scheduler that defines the noise level of every time step.
         noise: ``(B, C, i, j, k)`` standard normal noise.
         num_steps: Number of steps.
-        report: Called with (steps done, steps in all).
+        report: Progress callback, called with (steps done, steps in all).
 
     Raises:
         ValueError: There are more steps than the scheduler knows.

@@ -44,7 +44,7 @@ def load_size_conditions(path: Path) -> NDArray[np.float32]:
         ``(N, 10)`` sizes in the order of ``CONDITION_IDS``.
 
     Raises:
-        BundleError: When the file cannot be read or a row is not ten numbers that are -1 or in [0, 1].
+        BundleError: The file cannot be read or a row is not ten numbers that are -1 or in [0, 1].
     """
     try:
         rows: Any = read_json(path)

@@ -36,7 +36,7 @@ def sample_mask_latent(
         latent_shape: Shape ``(C, i, j, k)`` of a latent.
         num_inference_steps: Number of steps; all time steps of the scheduler mean DDPM, fewer the faster sampler.
         seed: Seed of all noise, which is drawn on the CPU: the same on every device.
-        report: Called with (steps done, steps in all).
+        report: Progress callback, called with (steps done, steps in all).
         precision: Precision of the network.
 
     Returns:
@@ -76,7 +76,7 @@ def integrate_ddpm(
         scheduler: MONAI's scheduler, with its time steps set.
         noise: ``(B, C, i, j, k)`` standard normal noise on the generator's device, where the steps are computed.
         generator: Generator of the noise that every step but the last adds.
-        report: Called with (steps done, steps in all).
+        report: Progress callback, called with (steps done, steps in all).
 
     Returns:
         ``(B, C, i, j, k)`` latent.

@@ -63,7 +63,7 @@ class MaskGenerator:
         Raises:
             BundleError: The device cannot be used, or mask networks are missing, altered or do not match their
                 definition.
-            GridError: When the networks cannot make maps of the grid that the bundle names.
+            GridError: The networks cannot make maps of the grid that the bundle names.
             RecipeError: There are more steps than the scheduler was trained with, or the device does not support the
                 precision.
         """
@@ -93,7 +93,7 @@ class MaskGenerator:
         Args:
             condition: Ten sizes in the order of ``mask_conditions.CONDITION_IDS``.
             seed: Seed; the same seed gives the same map on the same type of device.
-            report: Called with (steps done, steps in all).
+            report: Progress callback, called with (steps done, steps in all).
 
         Returns:
             ``(I, J, K)`` uint8 MAISI label ids.

@@ -191,7 +191,7 @@ class Pipeline:
             regions: Uppermost and lowest body region, for networks that are conditioned on it; None reads them off the
                 label map, and without one says thorax to abdomen.
             decoding: Settings for decoding; None for the bundle's. If memory is short, less is decoded at once.
-            report: Called with (steps done, steps in all).
+            report: Progress callback, called with (steps done, steps in all).
             report_decoding: Called with the settings with which the image was decoded.
 
         Returns:
@@ -202,8 +202,8 @@ class Pipeline:
             GridError: The networks cannot use a side of the grid.
             RecipeError: There are more steps than the scheduler was trained with, or the networks are not conditioned
                 on the modality, the regions, or on modality for guidance without a label map.
-            BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
-                they leave the range of the type that they compute in.
+            BundleError: A label map is given and the bundle has no ControlNet, the networks cannot be compiled, or they
+                leave the range of the type that they compute in.
             MemoryShortageError: Memory does not suffice even for the smallest windows.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)

@@ -97,13 +97,13 @@ def sample_latent(
         generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
             ``noise``; rectified flow alone adds none.
         known: Known part of the latent, which is restored at every step; None for none.
-        report: Called with (steps done, steps in all).
+        report: Progress callback, called with (steps done, steps in all).
 
     Returns:
         ``(B, C, i, j, k)`` latent, still multiplied by the bundle's scale factor.
 
     Raises:
-        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, for more steps than the
+        ValueError: ``guidance_scale`` is above 0 and the unconditional branch is missing, for more steps than the
             scheduler knows, or for fewer of DDPM while a part is put back.
     """
     if guidance_scale <= 0:

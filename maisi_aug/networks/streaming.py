@@ -348,7 +348,7 @@ class Stream:
         return self.moments[norm.num_groups].as_scale_and_shift(norm)
 
     def settle(self, norm: nn.GroupNorm | None = None) -> None:
-        """Compute the current features and keep them instead of their sources; collect the moments for ``norm``, too."""
+        """Compute the current features and keep them instead of their sources; also collect moments for ``norm``."""
         if not self.pending:
             return
         output, moments = Slabs(on_host=self.on_host), None if norm is None else Moments(norm.num_groups)

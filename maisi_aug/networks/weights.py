@@ -146,7 +146,7 @@ def load_weight_file(bundle: Bundle, role: str, *, device: str = "cpu") -> dict[
         device: Device to load the tensors to.
 
     Raises:
-        BundleError: When the file is missing or cannot be read.
+        BundleError: The file is missing or cannot be read.
     """
     return _read(lambda path: load_safetensors(path, device=device), bundle, role)
 
@@ -159,7 +159,7 @@ def describe_weight_file(bundle: Bundle, role: str) -> dict[str, Tensor]:
         role: Role of the network, such as ``controlnet``.
 
     Raises:
-        BundleError: When the file is missing or cannot be read.
+        BundleError: The file is missing or cannot be read.
     """
     return _read(describe_safetensors, bundle, role)
 
@@ -244,7 +244,7 @@ def write_bundle(
         dtype: Floating-point type of the written weights; None keeps every tensor's own. Integers always keep theirs.
 
     Raises:
-        BundleError: When the result does not validate.
+        BundleError: The result does not validate.
     """
     files = write_weights(folder, weights, dtype=dtype)
     write_text_whole(folder / BUNDLE_FILE, dump_bundle({**header, "weights": files}))
@@ -267,7 +267,7 @@ def write_safetensors(path: Path, content: bytes) -> None:
         content: Bytes that ``safetensors`` serialised from tensors and metadata.
 
     Raises:
-        VolumeError: When the file cannot be written.
+        VolumeError: The file cannot be written.
     """
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:end])

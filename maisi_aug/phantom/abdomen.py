@@ -141,7 +141,7 @@ def paint_gallbladder(canvas: Canvas, seed: int) -> None:
 
 
 def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Return the distances to the liver: a wedge under the right dome that thins out to the left, with a slanted edge."""
+    """Return the distances to the liver: a wedge under the right dome that thins out to the left."""
     frame = canvas.frame
     rng = numpy_generator(seed, "liver")
     box = frame.box((-95, -105, 205), (138, 112, 440))

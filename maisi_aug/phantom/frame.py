@@ -47,7 +47,7 @@ class Pose:
 
 
 def draw_pose(seed: int, *, scale: tuple[float, float, float]) -> Pose:
-    """Draw a pose that is slightly turned, tilted and bent: scoliosis, kyphosis and a local warp of a few millimetres."""
+    """Draw a slightly turned, tilted and bent pose: scoliosis, kyphosis and a local warp of a few millimetres."""
     rng = numpy_generator(seed, "pose")
     knots_z = KNOT_ORIGIN_MM[2] + KNOT_SPACING_MM * np.arange(KNOT_COUNTS[2])
     local = rng.normal(0.0, 1.0, (3, *KNOT_COUNTS)) * np.array([6.0, 5.0, 7.0])[:, None, None, None]
@@ -104,7 +104,7 @@ class Frame:
         return i, j, k
 
     def to_patient(self, points: ArrayLike) -> NDArray[np.float64]:
-        """Transform ``(N, 3)`` canonical points to patient millimetres; the warp is inverted by fixed-point iteration."""
+        """Transform ``(N, 3)`` canonical points to patient mm; the warp is inverted by fixed-point iteration."""
         bent = np.atleast_2d(np.asarray(points, dtype=np.float64)) * np.array(self.pose.scale)
         cos, sin = np.cos(self.pose.turn_rad), np.sin(self.pose.turn_rad)
         patient: NDArray[np.float64] = bent.copy()
@@ -120,7 +120,7 @@ class Frame:
         return patient
 
     def slices_of(self, low_mm: ArrayLike, high_mm: ArrayLike) -> Slices:
-        """Return the slices of voxels along I, J, K inside a box in patient space, limited to the grid (may be empty)."""
+        """Return the slices of voxels along I, J, K inside a box in patient space, limited to the grid."""
         low, high = np.asarray(low_mm, dtype=np.float64), np.asarray(high_mm, dtype=np.float64)
         bounds = []
         for a in range(3):

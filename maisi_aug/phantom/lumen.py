@@ -82,7 +82,7 @@ def fill_lumen(
         image: ``(I, J, K)`` HU, changed in place inside the lumen.
         gut: The organ, wall included.
         filling: Content of the lumen.
-        spacing_mm: Voxel sides.
+        spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of the texture.
     """
     box = bounding_box(gut, pad=2)

@@ -39,7 +39,7 @@ def smooth_noise(
 
     Args:
         shape: Voxels of the field.
-        spacing_mm: Voxel sides.
+        spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of the knots' values.
         wavelength_mm: Knots lie half of it apart; never closer than the voxels.
 

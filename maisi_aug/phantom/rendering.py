@@ -116,7 +116,7 @@ def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, floa
 
     Args:
         labels: ``(I, J, K)`` vocabulary ids.
-        spacing_mm: Voxel sides.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``(I, J, K)`` uint8 tissue ids.

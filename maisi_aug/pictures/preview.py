@@ -301,7 +301,7 @@ def save_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG, whole or not at all; the same picture gives the same bytes.
 
     Raises:
-        VolumeError: When the file cannot be written.
+        VolumeError: The file cannot be written.
     """
     text = PngImagePlugin.PngInfo()
     if TEXT_KEY in picture.info:
@@ -409,6 +409,6 @@ def save_contact_sheet(path: Path, previews: Sequence[Path], title: str) -> None
         title: Title of the sheet.
 
     Raises:
-        VolumeError: When the file cannot be written.
+        VolumeError: The file cannot be written.
     """
     save_picture(path, build_contact_sheet(previews, title))

@@ -48,7 +48,7 @@ class PrepareSettings:
 
     Attributes:
         shape: Voxels of the networks' grid along I, J, K.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         vocabulary: Vocabulary with the new labels.
         new_labels: Name -> label, for labels in use that MAISI's vocabulary lacks.
         tissues: Labels found by their HU in voxels without an organ.

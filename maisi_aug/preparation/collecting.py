@@ -113,7 +113,7 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
 
 
 def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCase], list[str]]:
-    """Return the cases with organ labels from a folder, which replace earlier ones, and the names of cases without any."""
+    """Return the cases with organ labels from a folder in place of earlier ones, and the names of cases without."""
     found = find_organs(folder, [case.id for case in cases])
     with_organs = [replace(case, organs=(*case.organs, found[case.id])) if case.id in found else case for case in cases]
     return with_organs, [case.id for case in cases if case.id not in found]

@@ -76,7 +76,7 @@ class PreparedCase(StrictModel):
         fold: The fold in which the case is held out.
         modality: Modality of the image, for the diffusion U-Net.
         shape: Voxels along I, J, K.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         voxels: Label id -> number of voxels, including the background.
         regions: Uppermost and lowest body region that the image shows; None to derive them from the label map.
         image_sha256: SHA-256 of the prepared image file.
@@ -179,7 +179,7 @@ def write_lists(folder: Path, spec: PreparedSpec, cases: Iterable[PreparedCase],
         command: Command line that prepared them.
 
     Raises:
-        VolumeError: When a file cannot be written.
+        VolumeError: A file cannot be written.
     """
     import yaml
 

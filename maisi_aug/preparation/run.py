@@ -58,7 +58,7 @@ class PrepareRequest:
         cases: Files of every case.
         vocabulary: Vocabulary of the base bundle.
         shape: Voxels of the networks' grid along I, J, K.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         name: Name of the data set.
         rules: Meanings of the lab's labels.
         tissues: Labels found by their HU in voxels without an organ.
@@ -185,7 +185,7 @@ def plan_preparation(
 
     Args:
         request: Resolved request.
-        report: Called with (stage, cases done, cases in all).
+        report: Progress callback, called with (stage, cases done, cases in all).
         num_workers: Number of processes; None for one per core.
 
     Raises:
@@ -267,7 +267,7 @@ def run_preparation(
     Args:
         plan: Plan made by ``plan_preparation``.
         out: Folder that :func:`claim_folder` has prepared for this plan.
-        report: Called with (stage, cases done, cases in all).
+        report: Progress callback, called with (stage, cases done, cases in all).
         num_workers: Number of processes; None for one per core.
 
     Raises:

@@ -67,7 +67,7 @@ def add_tissues(
         label_map: ``(I, J, K)`` vocabulary ids with body (200); not modified.
         image_hu: ``(I, J, K)`` CT in HU.
         tissues: Tissues, of which earlier ones take precedence.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         A new label map.

@@ -201,7 +201,7 @@ def open_diffusion_source(run: CohortRun, device: str, *, report: ReportMap | No
         report: Progress callback, called with (map from 1, sampling steps done, sampling steps in all).
 
     Raises:
-        BundleError: When the mask networks or the device cannot be used.
+        BundleError: The mask networks or the device cannot be used.
     """
     from maisi_aug.networks.mask_generator import MaskGenerator
 

@@ -446,7 +446,7 @@ def look_at_maps(source: GivenSource, cases: Sequence[CasePlan], report: Report)
     Args:
         source: Source of the given maps.
         cases: Cases of the plan.
-        report: Called with (maps read, maps in all).
+        report: Progress callback, called with (maps read, maps in all).
 
     Raises:
         BankError: None of the maps can be used.

@@ -94,7 +94,7 @@ def clean_label_map(
 
     Args:
         label_map: ``(I, J, K)`` MAISI's ids with the body (200) drawn; not modified.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
         keep_tumor_ids: Tumours that were requested.
 
     Returns:

@@ -24,8 +24,8 @@ def open_source(run: CohortRun, device: str, report: ReportMap = report_nothing)
             all).
 
     Raises:
-        BankError: When the bank has no usable label map.
-        BundleError: When the mask networks or the device cannot be used.
+        BankError: The bank has no usable label map.
+        BundleError: The mask networks or the device cannot be used.
     """
     kind, vocabulary = run.request.mask_source, run.bundle.vocabulary
     if kind == NO_MAP:

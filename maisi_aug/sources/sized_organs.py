@@ -178,7 +178,7 @@ def resize_organ(
         num_voxels: Wanted number of voxels; fewer are reached if the hosts have no room.
         hosts: Vocabulary ids that the organ may grow into; voxels that it gives up get the most frequent of them around
             it.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         A new label map.

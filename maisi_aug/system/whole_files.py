@@ -207,7 +207,7 @@ def append_line(descriptor: int, text: str) -> None:
         text: Line without its line break.
 
     Raises:
-        OSError: When the disk is full or gone.
+        OSError: The disk is full or gone.
     """
     line = text.encode() + b"\n"
     before = os.fstat(descriptor).st_size

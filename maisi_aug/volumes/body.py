@@ -55,7 +55,7 @@ def find_body(image_hu: NDArray[Any], spacing_mm: Spacing) -> Mask:
 
     Args:
         image_hu: ``(I, J, K)`` CT in HU, RAS+, whose border may cut the body.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``(I, J, K)`` mask of the skin and everything inside, including lungs, airways and bowel gas.
@@ -82,7 +82,7 @@ def add_body(label_map: NDArray[Any], image_hu: NDArray[Any], spacing_mm: Spacin
     Args:
         label_map: ``(I, J, K)`` vocabulary ids below 256; not modified.
         image_hu: ``(I, J, K)`` CT to which the map belongs, in HU.
-        spacing_mm: Voxel sides along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
         ``(I, J, K)`` uint8 label map with 200 where the CT shows the patient and the given map is 0.

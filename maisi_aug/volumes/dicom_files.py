@@ -90,10 +90,10 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
     Args:
         path: Path of the file.
         tags: Keywords of the required elements, which is faster; None for all.
-        has_pixels: Read the stored pixels as well, where they are requested.
+        has_pixels: Also read the stored pixels.
 
     Raises:
-        VolumeError: It is not a DICOM file.
+        VolumeError: The file is not a DICOM file.
     """
     header = open_dicom(path, stop_before_pixels=not has_pixels, specific_tags=tags)
     if "SOPClassUID" not in header:
@@ -104,14 +104,14 @@ def read_header(path: Path, tags: tuple[str, ...] | None = None, *, has_pixels: 
 
 
 def open_dicom(path: Path, **options: Any) -> Dataset:
-    """Read a file with pydicom and convert all values, so that damaged ones are found now.
+    """Read a DICOM file with pydicom, and convert all values, so that damaged ones are found immediately.
 
     Args:
-        path: The file.
+        path: Path of the file.
         options: Options of ``pydicom.dcmread``.
 
     Raises:
-        VolumeError: It is damaged.
+        VolumeError: The file is damaged.
     """
     import pydicom
 
@@ -141,10 +141,10 @@ def _require_bounded(path: Path) -> None:
 
 
 def whole_number(header: Dataset, keyword: str, path: Path | str, default: int | None = None) -> int:
-    """Return a value of a header that must be a non-negative integer.
+    """Return a value of a DICOM header that must be a non-negative integer.
 
     Args:
-        header: The header.
+        header: DICOM header.
         keyword: Keyword (name) of the value.
         path: Name of the input, used in messages.
         default: Value if the header has none or an empty one; None if it is required.
@@ -161,10 +161,10 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
 
 
 def require_pixels(dataset: Dataset, path: Path) -> None:
-    """Raise if a header announces more pixels than the file can hold, for which pydicom would allocate memory.
+    """Raise if a DICOM header announces more pixels than the file can hold, for which pydicom would allocate memory.
 
     Raises:
-        VolumeError: It does, or their number is missing.
+        VolumeError: The file is too short, or the number of pixels is missing.
     """
     syntax = dataset.file_meta.get("TransferSyntaxUID") if hasattr(dataset, "file_meta") else None
     with content_errors(path):  # a UID that is none of a transfer syntax
@@ -178,7 +178,7 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
 
 
 def items_of(header: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence; an empty list if it is missing, empty or not a sequence."""
+    """Return the items of a sequence in a DICOM header; empty if it is missing, empty or not a sequence."""
     from pydicom.sequence import Sequence
 
     value = header.get(keyword)
@@ -186,7 +186,7 @@ def items_of(header: Dataset, keyword: str) -> list[Dataset]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of object in a DICOM file."""
+    """Return the kind of object in a DICOM file, such as image, segmentation or structure set."""
     try:
         return kind_of_header(read_header(path, ("SOPClassUID", "Rows")))
     except VolumeError:
@@ -194,7 +194,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def kind_of_header(header: Dataset) -> Kind:
-    """Return the kind of object in a file with this header."""
+    """Return the kind of object that a DICOM header describes."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in SEGMENTATION_CLASSES:
         return "segmentation"
@@ -204,7 +204,7 @@ def kind_of_header(header: Dataset) -> Kind:
 
 
 def name_of_kind(header: Any) -> str:
-    """Return the name of an object without slices, for messages."""
+    """Return the name of the kind of a DICOM object without slices, for messages."""
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in _NO_SLICES:
         return _NO_SLICES[sop_class]
@@ -213,7 +213,7 @@ def name_of_kind(header: Any) -> str:
 
 
 def holds_slices(folder: Path) -> bool:
-    """Whether a DICOM image lies in a folder or below it; a damaged one counts, so that reading it says so."""
+    """Whether a folder contains a DICOM image, directly or below; damaged ones count, so that reading reports them."""
     return any(kind_of(path) in _SLICES for files in walk_dicom(folder) for path in files)
 
 
@@ -223,16 +223,16 @@ def is_label_object(path: Path) -> bool:
 
 
 def find_label_objects(folder: Path) -> list[Path]:
-    """Return the segmentations and structure sets in a folder and below it."""
+    """List the DICOM segmentations and structure sets in and below a folder."""
     return [path for files in walk_dicom(folder) for path in files if is_label_object(path)]
 
 
 def find_volumes(folder: Path) -> list[Path]:
-    """Return the DICOM images that lie in a folder as cases.
+    """List the DICOM images in a folder of cases.
 
     Returns:
-        The folder itself where it holds the slices of a series, files with several frames by themselves, and every
-        folder in it that holds an image, itself or deeper.
+        The folder itself if it holds the slices of a series, each file with several frames, and every sub-folder that
+        contains an image, directly or below.
     """
     slices = [path for path in dicom_files(folder) if kind_of(path) in _SLICES]
     inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]

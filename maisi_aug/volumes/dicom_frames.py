@@ -50,17 +50,17 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One slice.
+    """One slice of a DICOM image or segmentation, with its position.
 
     Attributes:
-        path: Its file.
-        number: Its place in the file, from 0.
-        position: Centre of its first voxel, LPS in mm.
-        direction: Along a row, then along a column, LPS.
+        path: Path of its file.
+        number: Number of the frame in the file, from 0.
+        position: Centre of its first voxel in mm, LPS.
+        direction: Unit vectors along a row and along a column, LPS.
         spacing_mm: Distance in mm between rows and between columns.
-        sides: Rows, columns.
-        thickness_mm: Distance to the next slice by its header; None if missing.
-        rescale: Slope and intercept of its values.
+        sides: Number of rows and columns.
+        thickness_mm: Distance to the next slice in mm, as the header states it; None if missing.
+        rescale: Slope and intercept that convert stored values to HU.
         storage: How pixel values are stored; may differ between slices of one image.
     """
 
@@ -77,12 +77,12 @@ class Frame:
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Slices stacked to a volume.
+    """Order and geometry of DICOM slices stacked to a volume.
 
     Attributes:
-        places: For each given frame, the index of its slice.
-        num_slices: Slices in all; more than there are frames where some may be absent.
-        sides: Rows, columns.
+        places: Index of the slice of each given frame.
+        num_slices: Number of slices; larger than the number of frames if some may be missing.
+        sides: Number of rows and columns.
         affine: ``(4, 4)`` from (column, row, slice) to RAS+ mm.
     """
 
@@ -93,12 +93,12 @@ class Stack:
 
 
 def read_frames(path: Path, header: Dataset, *, is_image: bool = True) -> list[Frame]:
-    """Return the slices of one file.
+    """Return the frames of one DICOM file, from its header.
 
     Args:
-        path: The file, for messages.
-        header: Its header.
-        is_image: Whether its values have a rescale, which a segmentation's do not.
+        path: Path of the file, for messages.
+        header: Header of the file.
+        is_image: Whether the values have a rescale to HU, in contrast to those of a segmentation.
 
     Raises:
         VolumeError: A slice has no position, or its values are not HU.
@@ -210,11 +210,11 @@ def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
 
 
 def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
-    """Stack the slices of an image by their positions.
+    """Sort the slices of a DICOM image by position, and check that they form an even stack.
 
     Raises:
         VolumeError: Slices differ in orientation, spacing or size, two have the same position, some are missing, or the
-            distance of a single one is not known.
+            thickness of a single slice is unknown.
     """
     positions = _require_one_kind(frames, subject)
     normal = _normal_of(frames[0])
@@ -251,9 +251,9 @@ def stack_sparse(frames: Sequence[Frame], subject: Path | str, *, step_mm: Seque
     """Stack frames of which several may share a position and any may be missing, as in a segmentation.
 
     Args:
-        frames: The frames.
-        subject: The file, for messages.
-        step_mm: Distances of the slices that are tried before those which the frames themselves tell.
+        frames: Frames in any order.
+        subject: Path of the file, for messages.
+        step_mm: Slice distances in mm to try before those that follow from the frames.
 
     Raises:
         VolumeError: The frames differ in orientation, spacing or size, or are not slices of one even stack.

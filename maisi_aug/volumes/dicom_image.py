@@ -46,17 +46,17 @@ class _UndecodableError(VolumeError):
 
 
 def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read the values and the geometry of one image.
+    """Read voxels and geometry of one DICOM image.
 
     Args:
-        path: A file, or a folder with one series in it or below it; scouts and objects without slices are left out.
+        path: File, or folder with one series in or below it; scouts and objects without slices are ignored.
 
     Returns:
         ``(column, row, slice)`` values with their rescale, and the affine from these indices to RAS+ mm, which is
         sheared for a tilted gantry.
 
     Raises:
-        VolumeError: There is no image or more than one, or a slice's place or values are not certain.
+        VolumeError: There is no image or more than one, or the position or values of a slice are ambiguous.
     """
     headers = _find_series(path, has_pixels=True)
     frames, stack = _lay_out(headers, path)
@@ -75,7 +75,7 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_dicom_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Return shape and affine of :func:`read_dicom_image`, from the headers alone."""
+    """Return shape and affine that :func:`read_dicom_image` returns, from headers only."""
     _, stack = _lay_out(_find_series(path, has_pixels=False), path)
     return (stack.sides[1], stack.sides[0], stack.num_slices), stack.affine
 

@@ -43,12 +43,12 @@ MAX_ID = 65535
 
 @dataclass(frozen=True, eq=False)
 class DrawnLabels:
-    """Contents of a DICOM object with labels.
+    """Label map read from a DICOM segmentation or structure set.
 
     Attributes:
-        array: ``(I, J, K)`` in RAS+, ids of segments or structures; 0 for none.
-        grid: Its geometry: the CT's where one was given.
-        names: Names of its ids.
+        array: ``(I, J, K)`` ids of segments or structures in RAS+; 0 for none.
+        grid: Shape and affine, those of the CT if one was given.
+        names: Id -> name.
     """
 
     array: NDArray[np.uint16]
@@ -66,14 +66,15 @@ class _Segment:
 
 
 def read_drawn_labels(path: Path, onto: Grid | None) -> DrawnLabels:
-    """Read a segmentation or a structure set.
+    """Read a DICOM segmentation or structure set as a label map.
 
     Args:
-        path: The file.
-        onto: The CT's grid, which a structure set needs. A segmentation goes there when its voxels are the CT's.
+        path: Path of the file.
+        onto: Grid of the CT, required for a structure set; a segmentation with the CT's voxels is extended to it. None
+            without a CT.
 
     Raises:
-        VolumeError: It cannot be read, needs a grid and has none, or does not lie on the CT's slices.
+        VolumeError: The file cannot be read, requires a grid, or does not lie on the CT's slices.
     """
     if kind_of(path) == "structures":
         if onto is None:
@@ -83,10 +84,10 @@ def read_drawn_labels(path: Path, onto: Grid | None) -> DrawnLabels:
 
 
 def read_drawn_names(path: Path) -> dict[int, str]:
-    """Return the names of the ids in a segmentation or structure set, without reading voxels.
+    """Return id -> name of a DICOM segmentation or structure set, without reading voxels.
 
     Raises:
-        VolumeError: It cannot be read.
+        VolumeError: The file cannot be read.
     """
     header = read_header(path)
     if kind_of(path) == "structures":

@@ -48,7 +48,7 @@ class Grid:
 
     @classmethod
     def from_spacing(cls, shape: Shape, spacing_mm: Spacing) -> Grid:
-        """Return an axis-aligned RAS+ grid whose centre lies at the world origin."""
+        """Return an axis-aligned RAS+ grid with a shape and a spacing in mm, centred on the world origin."""
         affine = np.diag([*spacing_mm, 1.0]).astype(np.float64)
         affine[:3, 3] = -0.5 * (np.asarray(shape) - 1) * np.asarray(spacing_mm)
         return cls(shape, affine)
@@ -66,7 +66,7 @@ class Grid:
 
     @cached_property
     def has_right_angles(self) -> bool:
-        """Whether the axes are orthogonal, so that ITK, a qform and DICOM can represent them.
+        """Whether the axes are orthogonal, as ITK, a qform and DICOM require.
 
         Round-off in headers, up to a hundredth of a voxel at the far end of an axis, is allowed.
         """
@@ -84,7 +84,7 @@ class Grid:
         return (i, j, k)
 
     def cut(self, first: Sequence[float] | NDArray[Any], shape: Sequence[int]) -> Grid:
-        """Return the grid of a shape whose first voxel is voxel ``first`` of this one."""
+        """Return the grid of a given shape whose first voxel is voxel ``first`` of this grid."""
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.asarray(first)
         i, j, k = (int(side) for side in shape)
@@ -95,26 +95,26 @@ class Grid:
         return self.cut([part.start for part in box], [part.stop - part.start for part in box])
 
     def divided_into(self, shape: Shape) -> Grid:
-        """Return the same field of view in another number of voxels along I, J, K."""
+        """Return the grid with the same field of view and another number of voxels along I, J, K."""
         factors = np.asarray(self.shape) / np.asarray(shape)
         step = np.eye(4)
         step[:3, :3], step[:3, 3] = np.diag(factors), (factors - 1) / 2
         return Grid(shape, self.affine @ step)
 
     def with_voxels_of(self, spacing_mm: float) -> Grid:
-        """Return the same field of view in isotropic voxels of about this side, in millimetres."""
+        """Return the grid with the same field of view and isotropic voxels of about the given side in mm."""
         i, j, k = (max(1, round(extent / spacing_mm)) for extent in self.extent_mm)
         return self.divided_into((i, j, k))
 
     def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
-        """Whether both grids have the same shape and, to the tolerance, the same affine."""
+        """Whether another grid has the same shape and, within a tolerance in mm, the same affine."""
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=tolerance_mm))
 
     def require_multiple_of(self, factor: int, *, subject: str) -> None:
         """Raise unless every side is a multiple of ``factor``.
 
         Raises:
-            GridError: The message names the sides and the nearest shape that would do.
+            GridError: The message names the sides and the nearest suitable shape.
         """
         if any(side % factor for side in self.shape):
             nearest = tuple(max(factor, round(side / factor) * factor) for side in self.shape)
@@ -125,12 +125,12 @@ class Grid:
 
 
 def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
-    """Return the volume in millilitres of a voxel whose sides are at right angles."""
+    """Return the volume in mL of a voxel with orthogonal sides in mm."""
     return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
 
 
 def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:
-    """Return a grid as ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, optionally without its field of view."""
+    """Describe a grid as ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, optionally without its field of view."""
     extent = "x".join(f"{side * step:.0f}" for side, step in zip(shape, spacing_mm, strict=True))
     words = f"{'x'.join(map(str, shape))} at {'x'.join(f'{step:.4g}' for step in spacing_mm)} mm"
     return f"{words} ({extent} mm)" if with_extent else words

@@ -15,10 +15,12 @@ MAX_SIDE = 8192
 
 
 def read_shape(value: object) -> object:
-    """Return ``128x96x80`` or ``128,96,80``, or one side for all three, as voxels along I, J, K; keep other types.
+    """Parse a shape, such as ``128x96x80`` or one side for all three, as voxels along I, J, K.
+
+    Values that are not text are returned unchanged.
 
     Raises:
-        ValueError: The text is anything else.
+        ValueError: The text is not a shape.
     """
     if not isinstance(value, str):
         return value
@@ -29,10 +31,12 @@ def read_shape(value: object) -> object:
 
 
 def read_spacing(value: object) -> object:
-    """Return ``3.2`` or ``1.5x1.5x3mm``, in millimetres along I, J, K; values that are not text are returned unchanged.
+    """Parse a spacing, such as ``3.2`` or ``1.5x1.5x3mm``, as millimetres along I, J, K.
+
+    Values that are not text are returned unchanged.
 
     Raises:
-        ValueError: The text is anything else.
+        ValueError: The text is not a spacing.
     """
     if not isinstance(value, str):
         return value

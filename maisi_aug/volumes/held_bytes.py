@@ -30,12 +30,12 @@ RAW_DEFLATE: Final = -15
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Place of stored voxels.
+    """Range of bytes of a file in which voxels are stored.
 
     Attributes:
-        path: The file.
-        start: Their first byte.
-        limit: Bytes that are stored there at most; None for all up to the end of the file.
+        path: Path of the file.
+        start: Position of the first byte.
+        limit: Largest number of bytes; None for all up to the end of the file.
     """
 
     path: Path
@@ -44,22 +44,22 @@ class Piece:
 
     @property
     def num_bytes(self) -> int:
-        """Size of what is stored there; 0 where there is no file."""
+        """Number of bytes in the range; 0 if the file does not exist."""
         found = max(0, self.path.stat().st_size - self.start) if self.path.is_file() else 0
         return found if self.limit is None else min(found, self.limit)
 
 
 def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_packed: bool) -> None:
-    """Raise unless files hold as many bytes of voxels as a header promises.
+    """Raise unless files contain as many bytes of voxels as a header promises.
 
     Args:
-        subject: The image, for messages.
-        promised: Bytes of its voxels.
-        pieces: Positions of the bytes in the files.
-        is_packed: Whether they are compressed, by gzip or zlib.
+        subject: Path of the image, for messages.
+        promised: Number of bytes that the header promises.
+        pieces: Ranges of bytes in the files.
+        is_packed: Whether the bytes are compressed, by gzip or zlib.
 
     Raises:
-        VolumeError: They hold fewer.
+        VolumeError: The files contain fewer bytes.
         ContentError: The compressed data are damaged.
     """
     listed = tuple(pieces)
@@ -73,10 +73,10 @@ def require_held(subject: Path, promised: int, pieces: Iterable[Piece], *, is_pa
 
 
 def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLIB) -> int:
-    """Return the unpacked size of a piece in bytes and verify its checksum; counting stops soon after ``enough``.
+    """Count the unpacked bytes of compressed voxels, verifying the checksum; counting stops soon after ``enough``.
 
     Args:
-        piece: Compressed bytes.
+        piece: Range of compressed bytes.
         enough: Number of bytes after which counting may stop.
         window_bits: Kind of compression, see ``zlib.decompressobj``.
 
@@ -108,14 +108,14 @@ def count_unpacked(piece: Piece, enough: int, *, window_bits: int = _GZIP_OR_ZLI
 
 
 def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
-    """Return all members of gzip bytes in memory, checksums verified; ``gzip`` itself would hold three copies.
+    """Unpack gzip bytes in memory and verify all checksums; ``gzip`` itself would hold three copies.
 
     Args:
-        content: The compressed bytes.
+        content: Compressed bytes.
         max_bytes: Largest unpacked size.
 
     Raises:
-        ContentError: They unpack to more, or a member is damaged or cut off.
+        ContentError: The content unpacks to more, or is damaged or truncated.
     """
     parts: list[bytes] = []
     num_bytes = 0
@@ -134,7 +134,7 @@ def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
 
 
 def unpack_start(content: bytes, num_bytes: int) -> bytes:
-    """Return the first bytes that gzip bytes unpack to; fewer where there are no more.
+    """Return the first bytes that gzip bytes unpack to; fewer if there are no more.
 
     Raises:
         ContentError: The compressed data are damaged.

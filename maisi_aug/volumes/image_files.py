@@ -55,7 +55,7 @@ Stored = tuple[NDArray[Any], NDArray[np.float64]]
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An array with its geometry.
+    """A volume: an ``(I, J, K)`` array with its grid.
 
     Attributes:
         array: ``(I, J, K)`` in RAS+.
@@ -77,18 +77,18 @@ def is_readable(path: Path) -> bool:
 
 
 def load_image(path: Path | str) -> Volume:
-    """Read an image: NIfTI, NRRD, MHA/MHD, one DICOM file or a folder with one DICOM series.
+    """Read an image: NIfTI, NRRD, MHA/MHD, a DICOM file or a folder with one DICOM series.
 
     Args:
-        path: A file, or a folder for DICOM.
+        path: File, or folder for DICOM.
 
     Returns:
-        ``(I, J, K)`` in RAS+, at right angles: int16 where all values are integers in its range, float32
-        otherwise. A sheared image is resampled in HU, with a warning.
+        ``(I, J, K)`` volume in RAS+ with orthogonal axes: int16 if all values are integers in its range, otherwise
+        float32. A sheared image is resampled, with a warning.
 
     Raises:
-        VolumeError: The file is missing, truncated, not three-dimensional, holds values that are not finite, or it is
-            not certain where its voxels are.
+        VolumeError: The file is missing, truncated, not three-dimensional, has values that are not finite, or the
+            position of its voxels is ambiguous.
     """
     volume = _load_volume(Path(path))
     array = volume.array
@@ -108,13 +108,13 @@ def load_image(path: Path | str) -> Volume:
 
 
 def load_channels(path: Path | str) -> NDArray[np.float32]:
-    """Read a NIfTI file whose fourth axis counts channels, such as an encoded image.
+    """Read a NIfTI file whose fourth axis counts channels, such as a latent.
 
     Returns:
         ``(C, I, J, K)`` float32 in RAS+.
 
     Raises:
-        VolumeError: The file is missing, damaged, has no fourth axis, or holds values that are not finite.
+        VolumeError: The file is missing or damaged, has no fourth axis, or values that are not finite.
     """
     path = Path(path)
     with _in_a_sentence(path):
@@ -129,7 +129,7 @@ def load_channels(path: Path | str) -> NDArray[np.float32]:
 
 
 def load_grid(path: Path | str) -> Grid:
-    """Return the grid that ``load_image`` would return, from the headers alone.
+    """Return the grid of the volume that :func:`load_image` returns, from headers only.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -142,14 +142,14 @@ def load_axial_slice(path: Path | str, index: int) -> Volume | None:
     """Read one axial slice of a NIfTI file without holding the volume in memory.
 
     Args:
-        path: The file.
+        path: Path of the file.
         index: Index along S, from the feet.
 
     Returns:
-        ``(I, J, 1)`` in RAS+ with the values of the file; None if its slices are not axial or it is not NIfTI.
+        ``(I, J, 1)`` volume in RAS+ with the values of the file; None if its slices are not axial or it is not NIfTI.
 
     Raises:
-        VolumeError: The file is missing or damaged, or it is not certain where its voxels are.
+        VolumeError: The file is missing or damaged, or the position of its voxels is ambiguous.
     """
     path = Path(path)
     if _kind_of(path) != "nifti":
@@ -161,19 +161,19 @@ def load_axial_slice(path: Path | str, index: int) -> Volume | None:
 
 
 def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
-    """Read a label map from any of the formats of ``load_image``, a DICOM segmentation or an RT structure set.
+    """Read a label map in any format of :func:`load_image`, a DICOM segmentation or an RT structure set.
 
     Args:
-        path: A file, or a folder for DICOM.
-        image: The CT that it was drawn on: contours need its grid, and a segmentation without empty slices is filled
-            up to it. Other formats stand for themselves.
+        path: File, or folder for DICOM.
+        image: CT that the labels were drawn on. Contours need its grid, and a segmentation without empty slices is
+            extended to it; other formats do not use it.
 
     Returns:
-        ``(I, J, K)`` in RAS+, at right angles, in the smallest unsigned integer type that holds its labels. A sheared
-        map gets the nearest labels, with a warning.
+        ``(I, J, K)`` label map in RAS+ with orthogonal axes, in the smallest unsigned integer type for its labels. A
+        sheared map is resampled to the nearest labels, with a warning.
 
     Raises:
-        VolumeError: The file cannot be read, or holds values that are not whole, negative or above 65535.
+        VolumeError: The file cannot be read, or has values that are fractional, negative or above 65535.
     """
     path = Path(path)
     if path.is_file() and is_label_object(path):
@@ -187,10 +187,10 @@ def load_label_map(path: Path | str, *, image: Path | None = None) -> Volume:
 
 
 def load_drawn_names(path: Path) -> dict[int, str]:
-    """Return the names of the ids in a DICOM segmentation or structure set; empty for any other file.
+    """Return id -> name of a DICOM segmentation or structure set; empty for any other file.
 
     Raises:
-        VolumeError: It cannot be read.
+        VolumeError: The file cannot be read.
     """
     if not is_label_object(path):
         return {}
@@ -201,7 +201,7 @@ def load_drawn_names(path: Path) -> dict[int, str]:
 
 
 def right_angled_grid(grid: Grid) -> Grid:
-    """Return the grid that a volume is returned on: its own, or for a sheared one its orthogonal neighbour."""
+    """Return the grid on which a volume is returned: its own, or an orthogonal one if it is sheared."""
     if grid.has_right_angles:
         return grid
     from maisi_aug.volumes.resampling import right_angled_grid as choose
@@ -233,7 +233,7 @@ def _tell_of_shear(subject: Path | str, grid: Grid, target: Grid) -> None:
 
 
 def load_stored_grid(path: Path | str) -> Grid:
-    """Return the geometry of a NIfTI file with its axes as they are stored, not turned to RAS+; voxels are not read.
+    """Return the grid of a NIfTI file with its axes as stored, not turned to RAS+; voxels are not read.
 
     Raises:
         VolumeError: The file cannot be read.
@@ -246,39 +246,38 @@ def load_stored_grid(path: Path | str) -> Grid:
 
 
 def decode_label_map(content: bytes, name: str, *, max_bytes: int) -> Volume:
-    """Read a label map in NIfTI that is held in memory, as ``load_label_map`` reads a file.
+    """Decode a NIfTI label map in memory, with the checks of :func:`load_label_map`.
 
     Args:
-        content: The file's bytes, compressed or not.
+        content: Bytes of the file, compressed or not.
         name: Name of the input, used in messages.
         max_bytes: Largest unpacked size.
 
     Raises:
-        VolumeError: It cannot be read, unpacks to more, or holds values that are not labels.
+        VolumeError: The content cannot be read, unpacks to more, or has values that are not labels.
     """
     return _straighten_labels(_to_label_map(_read(lambda: parse_nifti(content, name, max_bytes), name), name), name)
 
 
 def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """Return an image from memory, turned to the closest RAS+ axes.
+    """Convert an image in memory to a volume with the closest RAS+ axes.
 
     Args:
-        image: An array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI, which has an
-            affine of its own.
-        affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
-        subject: Name for messages.
+        image: Array ``(I, J, K)`` or ``(1, I, J, K)``, or an image of nibabel, SimpleITK or MONAI with its own affine.
+        affine: ``(4, 4)`` matrix from voxel indices to RAS+ millimetres; required for an array.
+        subject: Name of the image in messages.
 
     Raises:
-        VolumeError: It is not a volume, or its geometry is not known.
+        VolumeError: The image is not a volume, or its geometry is unknown.
     """
     return _read(lambda: _take_apart(image, affine, subject), subject)
 
 
 def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """Return a label map from memory, checked as in :func:`load_label_map`.
+    """Convert a label map in memory to a volume, with the checks of :func:`load_label_map`; see :func:`take_image`.
 
     Raises:
-        VolumeError: It is not a volume, holds values that are not labels, or its geometry is not known.
+        VolumeError: The map is not a volume, has values that are not labels, or its geometry is unknown.
     """
     return _straighten_labels(_to_label_map(take_image(image, affine, subject=subject), subject), subject)
 
@@ -427,9 +426,9 @@ def save_image(path: Path | str, image_hu: NDArray[Any], grid: Grid, *, is_new: 
     """Write an image as int16 NIfTI, whole or not at all.
 
     Args:
-        path: Target, ``.nii.gz`` or ``.nii``; parent folders are made.
-        image_hu: ``(I, J, K)`` in HU; fractions are rounded, values beyond int16 are clipped.
-        grid: Geometry of the array.
+        path: File to write, ``.nii.gz`` or ``.nii``; parent folders are created.
+        image_hu: ``(I, J, K)`` image in HU; fractions are rounded, values beyond int16 are clipped.
+        grid: Shape and affine of the array.
         is_new: Refuse to replace a file.
 
     Raises:
@@ -446,9 +445,9 @@ def save_label_map(path: Path | str, label_map: NDArray[Any], grid: Grid, *, is_
     """Write a label map as NIfTI in the smallest unsigned integer type, whole or not at all.
 
     Args:
-        path: Target, ``.nii.gz`` or ``.nii``; parent folders are made.
-        label_map: ``(I, J, K)`` integers or booleans, not negative.
-        grid: Geometry of the array.
+        path: File to write, ``.nii.gz`` or ``.nii``; parent folders are created.
+        label_map: ``(I, J, K)`` non-negative integers or booleans.
+        grid: Shape and affine of the array.
         is_new: Refuse to replace a file.
 
     Raises:

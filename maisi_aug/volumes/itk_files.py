@@ -52,14 +52,14 @@ _LAST_FIELD: Final = "elementdatafile"
 
 
 def read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NRRD or MetaImage.
+    """Read a NRRD or MetaImage file with SimpleITK.
 
     Returns:
-        The voxels with their first axis first, and the affine to RAS+ mm; ITK's world is LPS.
+        ``(I, J, K)`` voxels, first stored axis first, and the ``(4, 4)`` affine to RAS+ mm (converted from ITK's LPS).
 
     Raises:
-        ContentError: ITK cannot read it.
-        VolumeError: It holds fewer voxels than it says, or does not say where they are.
+        ContentError: ITK cannot read the file.
+        VolumeError: The file has fewer voxels than its header states, or no position.
     """
     import SimpleITK
 
@@ -69,10 +69,10 @@ def read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Return voxels with their first axis first, and the affine to RAS+ mm, of an image that SimpleITK holds.
+    """Return voxels and affine of a SimpleITK image, as :func:`read_with_itk` does for a file.
 
     Raises:
-        ContentError: It has several values in a voxel.
+        ContentError: The image has several values per voxel.
     """
     import SimpleITK
 
@@ -81,11 +81,11 @@ def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_itk_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return shape and affine of :func:`read_with_itk`, from the header alone.
+    """Return shape and affine that :func:`read_with_itk` returns, from the header only.
 
     Raises:
-        ContentError: ITK cannot read it.
-        VolumeError: It holds fewer voxels than it says, or does not say where they are.
+        ContentError: ITK cannot read the file.
+        VolumeError: The file has fewer voxels than its header states, or no position.
     """
     import SimpleITK
 
@@ -158,11 +158,11 @@ def _read_nrrd_header(path: Path) -> _Header | None:
 
 
 def require_nrrd_frame(path: Path) -> None:
-    """Raise for an NRRD file that does not say where its voxels are in the patient, or counts in another unit.
+    """Raise for an NRRD file whose orientation in the patient is unknown, or whose unit is not millimetres.
 
     Raises:
-        VolumeError: It has neither ``space`` nor ``space directions``, so that left and right are not known, or its
-            ``space units`` are not millimetres, which ITK ignores.
+        VolumeError: The header has neither ``space`` nor ``space directions``, so that left and right are unknown, or
+            ``space units`` other than millimetres, which ITK ignores.
     """
     header = _read_nrrd_header(path)
     if header is None:
@@ -183,7 +183,7 @@ def require_nrrd_frame(path: Path) -> None:
 
 
 def require_nrrd_voxels(path: Path) -> None:
-    """Raise for an NRRD file whose data are shorter than its header says.
+    """Raise for an NRRD file whose data are shorter than its header states.
 
     Raises:
         ContentError: The header does not state the number of voxels.
@@ -221,7 +221,7 @@ def _find_nrrd_pieces(header: _Header, path: Path) -> Iterator[Piece]:
 
 
 def require_metaimage_voxels(path: Path) -> None:
-    """Raise for a MetaImage whose data are shorter than its header says.
+    """Raise for a MetaImage file whose data are shorter than its header states.
 
     Raises:
         ContentError: The header does not state the number of voxels.

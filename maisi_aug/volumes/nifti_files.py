@@ -49,19 +49,19 @@ SAME_PLACE_VOXELS = 0.1
 def parse_nifti(
     content: bytes, subject: Path | str, max_bytes: int | None = None
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read NIfTI-1 or NIfTI-2; gzip is recognised by its content, and its checksum is verified.
+    """Decode NIfTI-1 or NIfTI-2 in memory; gzip is recognised by its content, and its checksum is verified.
 
     Args:
-        content: The file's bytes.
-        subject: What messages call the input.
-        max_bytes: Largest unpacked size, regardless of its header.
+        content: Bytes of the file.
+        subject: Name of the input in messages.
+        max_bytes: Largest unpacked size, whatever the header states; None for no limit.
 
     Returns:
-        The voxels with their axes as they are stored, and the affine to RAS+ mm.
+        Voxels with their axes as stored, and the ``(4, 4)`` affine to RAS+ mm.
 
     Raises:
-        ContentError: It is damaged, or its header promises more than it holds.
-        VolumeError: Its header says something that readers disagree on.
+        ContentError: The content is damaged, or shorter than its header states.
+        VolumeError: The header contains something that readers interpret differently.
     """
     is_packed = content[:2] == GZIP_MAGIC
     start = unpack_start(content, _LONGEST_HEADER) if is_packed else content[:_LONGEST_HEADER]
@@ -82,12 +82,12 @@ def parse_nifti(
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return shape and affine of :func:`parse_nifti`, from the header alone.
+    """Return shape and affine that :func:`parse_nifti` returns, from the header of a file only.
 
     Raises:
-        ContentError: It is damaged.
-        OSError: It is missing or cannot be read.
-        VolumeError: It says something that readers disagree on.
+        ContentError: The file is damaged.
+        OSError: The file is missing or cannot be read.
+        VolumeError: The header contains something that readers interpret differently.
     """
     start = _read_start(path)
     header = _parse_header(start)
@@ -95,19 +95,19 @@ def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
 
 
 def read_nifti_slice(path: Path, index: int) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Read one slice along the last stored axis; the rest of the file is not held in memory.
+    """Read one slice along the last stored axis of a NIfTI file, without holding the rest in memory.
 
     Args:
-        path: The file.
+        path: Path of the file.
         index: Index along that axis, counted from its end if negative.
 
     Returns:
-        ``(I, J, 1)`` and its affine, as of :func:`parse_nifti`.
+        ``(I, J, 1)`` voxels and their affine, as :func:`parse_nifti` returns them.
 
     Raises:
         ContentError: The file is damaged, or has no such slice.
-        OSError: It is missing or cannot be read.
-        VolumeError: It says something that readers disagree on.
+        OSError: The file is missing or cannot be read.
+        VolumeError: The header contains something that readers interpret differently.
     """
     start = _read_start(path)
     header = _parse_header(start)
@@ -131,11 +131,11 @@ def read_nifti_slice(path: Path, index: int) -> tuple[NDArray[Any], NDArray[np.f
 
 
 def read_stored_geometry(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Return the first three sides and the affine as nibabel does, including units; only for our own files.
+    """Return the first three sides and the affine of a NIfTI file that this package wrote, as nibabel reads them.
 
     Raises:
-        ContentError: It is damaged.
-        OSError: It is missing or cannot be read.
+        ContentError: The file is damaged.
+        OSError: The file is missing or cannot be read.
     """
     header = _parse_header(_read_start(path))
     with content_errors(path):
@@ -184,17 +184,18 @@ def _count_promised(header: Any) -> int:
 
 
 def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
-    """Return the affine from voxel index to RAS+ millimetres, converted from the header's units.
+    """Return the affine of a NIfTI header from voxel indices to RAS+ millimetres, converted from the header's unit.
 
     Args:
-        read: nibabel's header, NIfTI-1 or NIfTI-2.
+        read: Header as nibabel reads it, NIfTI-1 or NIfTI-2.
         sides: Sides of the image.
-        stored: The file's first bytes, at least its header's: nibabel clears the scale and mends steps on reading.
-        subject: The file, for messages.
+        stored: First bytes of the file, at least the header, because nibabel clears the scale and repairs steps on
+            reading.
+        subject: Name of the file in messages.
 
     Raises:
         VolumeError: The header has no orientation, a spacing in ``pixdim`` that differs from the sform's, a unit that
-            gives implausible voxels, or an intercept that readers treat differently.
+            means implausible voxels, or an intercept that readers interpret differently.
     """
     header = type(read)(stored[: read.sizeof_hdr], endianness=read.endianness, check=False)
     sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])

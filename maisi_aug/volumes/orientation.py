@@ -20,10 +20,10 @@ _LETTERS = ("RL", "AP", "SI")  # per world axis: towards +, towards -
 
 
 def axis_codes(affine: NDArray[np.float64]) -> str:
-    """Return the direction that each voxel axis is closest to.
+    """Return the anatomical direction that each voxel axis is closest to.
 
     Args:
-        affine: ``(4, 4)`` from voxel index to RAS+ millimetres.
+        affine: ``(4, 4)`` matrix from voxel indices to RAS+ millimetres.
 
     Returns:
         Three letters, such as ``RAS`` or ``LPS``, one per axis I, J, K.
@@ -33,12 +33,12 @@ def axis_codes(affine: NDArray[np.float64]) -> str:
 
 
 def turn_volume(array: NDArray[Scalar], grid: Grid, codes: str) -> tuple[NDArray[Scalar], Grid]:
-    """Return the volume with axes in the directions ``codes``; every voxel keeps its world position.
+    """Permute and flip a volume to given axis directions; every voxel keeps its world position.
 
     Args:
-        array: ``(I, J, K)``.
-        grid: Its geometry.
-        codes: Three letters, such as ``LPS``.
+        array: ``(I, J, K)`` array.
+        grid: Shape and affine of the array.
+        codes: Directions of the axes as three letters, such as ``LPS``.
 
     Returns:
         A view of the array, permuted and flipped, and its grid.
@@ -60,14 +60,14 @@ def turn_volume(array: NDArray[Scalar], grid: Grid, codes: str) -> tuple[NDArray
 
 
 def turn_to_ras(array: NDArray[Scalar], affine: NDArray[np.float64]) -> tuple[NDArray[Scalar], Grid]:
-    """Return a stored array with axes that run as closely along R, A and S as they allow.
+    """Permute and flip a stored array to the axes closest to R, A and S.
 
     Args:
-        array: Three axes in any order.
-        affine: ``(4, 4)`` from its indices to RAS+ millimetres.
+        array: Array with three axes in any order.
+        affine: ``(4, 4)`` matrix from its indices to RAS+ millimetres.
 
     Returns:
-        A view of it and its grid.
+        A view of the array, and its grid.
 
     Raises:
         GridError: The affine cannot be inverted.

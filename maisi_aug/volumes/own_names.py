@@ -23,7 +23,9 @@ _NRRD_FIELD = re.compile(r"^(Segment\d+)_(Name|LabelValue|Layer):=(.*)$", re.MUL
 
 
 def load_own_names(path: Path) -> Mapping[int, str]:
-    """Return id -> name as the label map's own header has it; empty where it has none.
+    """Return id -> name from the header of a label map file; empty if it has none.
+
+    Warns if the header contains several tables that differ, and says which one is used.
 
     Warns where the header holds several tables that differ, and says which one is used.
     """

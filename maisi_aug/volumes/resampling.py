@@ -36,7 +36,7 @@ _PAIRS = ((0, 1), (0, 2), (1, 2))
 
 
 def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: float = -1000.0) -> NDArray[Scalar]:
-    """Interpolate an image linearly, smoothed beforehand along axes on which the target is coarser.
+    """Resample an image linearly, smoothed beforehand along axes on which the target is coarser.
 
     The smoothing is a Gaussian of ``(factor - 1) / 2`` source voxels, where the factor is the target's step.
 
@@ -50,7 +50,7 @@ def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: 
         ``(I, J, K)`` values on the target grid, of the image's dtype; integers are rounded. Equal grids give a copy.
 
     Raises:
-        GridError: If the image does not have the source grid's shape.
+        GridError: The image does not have the source grid's shape.
     """
     _require_shape(image, source)
     if source.is_close(target, tolerance_mm=1e-6):
@@ -65,7 +65,7 @@ def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: 
 
 
 def interpolate_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: float) -> NDArray[Scalar]:
-    """Interpolate an image linearly without smoothing, for a target with steps like the source's.
+    """Resample an image linearly without smoothing, for a target with steps like the source's.
 
     Args:
         image: ``(I, J, K)`` values on the source grid; not modified.
@@ -77,7 +77,7 @@ def interpolate_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fil
         ``(I, J, K)`` values on the target grid, of the image's dtype; integers are rounded.
 
     Raises:
-        GridError: If the image does not have the source grid's shape.
+        GridError: The image does not have the source grid's shape.
     """
     _require_shape(image, source)
     return _interpolate(image.astype(np.float32), _index_map(target, source), source, target, fill, image.dtype)
@@ -112,11 +112,11 @@ def _interpolate(
 def resample_label_map(
     label_map: NDArray[Scalar], source: Grid, target: Grid, *, fill: int = 0, keep_ids: Iterable[int] = ()
 ) -> NDArray[Scalar]:
-    """Resample labels to the nearest, and correct lesions whose volume would change.
+    """Resample a label map to the nearest labels, and correct lesions whose volume would change.
 
-    Each connected lesion of the ids to keep that would be lost, torn, joined to another one, or changed by more than
-    5% and more than rounding is set anew: it gets the number of voxels of its volume inside the target's field of
-    view (at least one), where it covers the target's voxels most. Voxels that it leaves get the nearest other label.
+    A connected lesion of the ids to keep that would be lost, split, joined to another one, or changed by more than 5%
+    and more than rounding, is drawn anew: it gets the number of voxels (at least one) of its volume inside the target's
+    field of view, where it covers the target's voxels most. Voxels that it gives up get the nearest other label.
 
     Args:
         label_map: ``(I, J, K)`` label ids on the source grid; not modified.
@@ -129,7 +129,7 @@ def resample_label_map(
         ``(I, J, K)`` label ids on the target grid, of the label map's dtype. Equal grids give a copy.
 
     Raises:
-        GridError: If the label map does not have the source grid's shape.
+        GridError: The label map does not have the source grid's shape.
     """
     _require_shape(label_map, source)
     if source.is_close(target, tolerance_mm=1e-6):
@@ -163,7 +163,7 @@ def crop_or_pad(
         The array of the given shape, and its grid.
 
     Raises:
-        GridError: If the array does not have the grid's shape, or the shape is not positive.
+        GridError: The array does not have the grid's shape, or the shape is not positive.
     """
     _require_shape(array, grid)
     centre = (np.asarray(grid.shape) - 1) / 2 if centre_ijk is None else np.asarray(centre_ijk, dtype=np.float64)
@@ -348,12 +348,12 @@ def _take_nearest(array: NDArray[Scalar], source: Grid, target: Grid, fill: floa
 def right_angled_grid(grid: Grid) -> Grid:
     """Return the orthogonal grid that covers all voxel centres of a sheared one.
 
-    Its spacing in the plane that stays is the sheared grid's, and along the normal the distance of its slices. Voxel
-    ``(0, 0, 0)`` of the sheared grid is a voxel of it as well. The same voxels stored in another order give the same
-    grid, as long as both are turned to the closest RAS+ first.
+    In the plane of the slices its spacing is that of the sheared grid, and along the normal the distance of the slices.
+    It contains voxel ``(0, 0, 0)`` of the sheared grid. The order in which voxels are stored does not matter, provided
+    that both grids are turned to the closest RAS+ first.
 
     Args:
-        grid: Any grid; one at right angles is handed back.
+        grid: Any grid; an orthogonal one is returned itself.
 
     Raises:
         GridError: The axes lie in one plane.
@@ -383,28 +383,28 @@ def right_angled_grid(grid: Grid) -> Grid:
 
 
 def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """Return an image in HU on a grid at right angles, interpolated linearly; beyond its voxels is air.
+    """Resample a sheared CT linearly to an orthogonal grid; beyond its voxels is air.
 
     Args:
-        image: ``(I, J, K)`` on the sheared grid; not modified.
-        source: The sheared grid.
-        target: Its :func:`right_angled_grid`.
+        image: ``(I, J, K)`` HU on the sheared grid; not modified.
+        source: Sheared grid.
+        target: Result of :func:`right_angled_grid`.
 
     Returns:
-        Values on the target, of the image's dtype. An image without anything as dark as air gets its own lowest value
-        there, so that what is not a CT in HU is not taken for one.
+        ``(I, J, K)`` values on the target, of the image's dtype. An image without values as low as air is padded with
+        its own minimum, so that it is not mistaken for a CT in HU.
     """
     fill = max(float(image.min()), AIR_HU)
     return interpolate_image(image, source, target, fill=fill)
 
 
 def straighten_label_map(label_map: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """Return a label map on a grid at right angles, by the nearest label; beyond its voxels is background."""
+    """Resample a sheared label map to an orthogonal grid, by the nearest label; beyond its voxels is background."""
     return resample_label_map(label_map, source, target)
 
 
 def describe_shear(grid: Grid) -> str:
-    """Return how far the axes are from right angles, in words: ``axes that meet at 74.9 degrees``."""
+    """Describe how far the axes are from right angles: ``axes that meet at 74.9 degrees``."""
     unit = grid.affine[:3, :3] / np.asarray(grid.spacing_mm)
     cosine = max(abs(float(unit[:, a] @ unit[:, b])) for a, b in _PAIRS)
     return f"axes that meet at {np.rad2deg(np.arccos(min(cosine, 1.0))):.4g} degrees"

@@ -29,14 +29,14 @@ from maisi_aug.integrations.nnunet.trainer_settings import TrainerSettings, read
 
 
 class Float32Loss(nn.Module):
-    """A loss that is computed in float32 whatever the network computed in; Dice sums are too coarse in bfloat16."""
+    """Loss that is always computed in float32, because sums for Dice are too coarse in bfloat16."""
 
     def __init__(self, loss: nn.Module) -> None:
         super().__init__()
         self.loss = loss
 
     def forward(self, output: Any, target: Any) -> Tensor:
-        """Return the loss of one output, or of a list of them with deep supervision."""
+        """Return the loss of one output, or of a list of outputs with deep supervision."""
         with torch.autocast("cpu", enabled=False):
             raised = [part.float() for part in output] if isinstance(output, list | tuple) else output.float()
             value: Tensor = self.loss(raised, target)
@@ -44,7 +44,7 @@ class Float32Loss(nn.Module):
 
 
 class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has no types
-    """nnU-Net's trainer with a share of synthetic cases in training, and none in validation."""
+    """nnU-Net trainer with a share of synthetic cases in training, and none in validation."""
 
     settings: ClassVar[TrainerSettings]
     num_epochs: int
@@ -95,7 +95,7 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return training, validation
 
     def get_dataloaders(self) -> tuple[Any, Any]:
-        """Return nnU-Net's loaders and transforms, with synthetic cases drawn by their share in training."""
+        """Return nnU-Net's loaders and transforms, where training draws synthetic cases by their share."""
         if self.dataset_class is None:
             self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         training_transforms, validation_transforms, initial_patch = self._build_transforms()
@@ -172,24 +172,24 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return running
 
     def on_train_start(self) -> None:
-        """Set the share of the epoch that training starts or continues with, before workers draw from it."""
+        """Set the share of the epoch with which training starts or continues, before workers draw from it."""
         self.share.value = self.settings.share_at(self.current_epoch, self.num_epochs)
         super().on_train_start()
 
     def on_train_epoch_start(self) -> None:
-        """Set the share of this epoch; batches that workers have drawn ahead still have the last one's."""
+        """Set the share of synthetic cases of this epoch; batches that are drawn already have the previous share."""
         super().on_train_epoch_start()
         self.share.value = self.settings.share_at(self.current_epoch, self.num_epochs)
         self._num_drawn = self._num_synthetic_drawn = 0
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Log what was drawn beside what was requested."""
+        """Log the drawn share of synthetic cases, and the requested one."""
         super().on_train_epoch_end(train_outputs)
         drawn = self._num_synthetic_drawn / max(1, self._num_drawn)
         self.print_to_log_file(f"Synthetic share: {drawn:.3f} drawn, {self.share.value:.3f} set")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
+        """Run nnU-Net's training step, in bfloat16 on a CPU if the trainer is for one."""
         self._num_drawn += len(batch["keys"])
         self._num_synthetic_drawn += sum(str(case_id) in self.synthetic_cases for case_id in batch["keys"])
         with self._autocast():
@@ -197,13 +197,13 @@ class SyntheticShareTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnU-Net has
         return outcome
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Return nnU-Net's step; on a CPU in bfloat16 if the trainer is for one."""
+        """Run nnU-Net's validation step, in bfloat16 on a CPU if the trainer is for one."""
         with self._autocast():
             outcome: dict[str, Any] = super().validation_step(batch)
         return outcome
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Predict the validation cases as nnU-Net does, on a CPU in bfloat16 if the trainer is for one."""
+        """Predict the validation cases as nnU-Net does, in bfloat16 on a CPU if the trainer is for one."""
         with self._autocast():
             super().perform_actual_validation(save_probabilities)
 

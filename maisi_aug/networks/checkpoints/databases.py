@@ -44,8 +44,8 @@ def pull_database(
         The folder, which is a mask bank.
 
     Raises:
-        BundleError: When no maps are published with the bundle, the licence is not accepted, the hub cannot be reached
-            or holds no such file, or a file is not what the hub states. Nothing is left in the folder then.
+        BundleError: No maps are published with the bundle, the licence is not accepted, the hub cannot be reached or
+            holds no such file, or a file is not what the hub states. Nothing is left in the folder then.
     """
     database = known.require_database()
     folder, say = database_folder(known.name), report or (lambda _: None)

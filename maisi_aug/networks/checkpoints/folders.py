@@ -88,9 +88,9 @@ def import_bundle(
         The bundle; at once where the same checkpoints were imported before and it is intact.
 
     Raises:
-        BundleError: When checkpoints are missing, several bundles could be meant, the licence is not accepted, the
-            target is in other use, or a file contains more than data or holds another network. Nothing is left under
-            the bundle's name then.
+        BundleError: Checkpoints are missing, several bundles could be meant, the licence is not accepted, the target is
+            in other use, or a file contains more than data or holds another network. Nothing is left under the bundle's
+            name then.
     """
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)
@@ -137,8 +137,8 @@ def import_networks(
         report: Called with a sentence that describes the current step.
 
     Raises:
-        BundleError: When the definitions cannot be read, a checkpoint is missing or holds another network, or the name
-            or the target is taken.
+        BundleError: The definitions cannot be read, a checkpoint is missing or holds another network, or the name or
+            the target is taken.
     """
     say = report or (lambda _: None)
     name = name or re.sub("[^a-z0-9._-]+", "-", source.resolve().name.lower()).strip("-._") or "own"

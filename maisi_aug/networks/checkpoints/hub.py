@@ -98,8 +98,8 @@ def pull_bundle(
         report: Called with a sentence that describes the current step.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be reached
-            or holds no such file, a file is not what the hub states, contains more than data, or holds another network.
+        BundleError: The licence is not accepted, the folder is used for something else, the hub cannot be reached or
+            holds no such file, a file is not what the hub states, contains more than data, or holds another network.
             Nothing is left under the bundle's name then.
     """
     target = (folder or pulled_bundles_folder() / known.name).expanduser().resolve()

@@ -43,7 +43,7 @@ def write_known_bundle(
         complete: Function that adds files to the folder before it gets its final name.
 
     Raises:
-        BundleError: When the folder is used for something else, or a checkpoint cannot be used.
+        BundleError: The folder is used for something else, or a checkpoint cannot be used.
     """
     networks = {role: definition for role, definition in known.header["networks"].items() if role in files}
     header = {
@@ -61,7 +61,7 @@ def write_known_bundle(
 
 
 def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
-    """Return the intact bundle that an earlier conversion of the same origin wrote to a folder; None if there is none."""
+    """Return the intact bundle that an earlier conversion of the same origin wrote to a folder, or None."""
     try:
         bundle = read_converted(folder, name, origin)
         if bundle is not None:
@@ -85,7 +85,7 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
         subject: Name of the converted item in messages.
 
     Raises:
-        BundleError: When a checkpoint cannot be read, contains more than data, or holds another network.
+        BundleError: A checkpoint cannot be read, contains more than data, or holds another network.
     """
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
@@ -143,7 +143,7 @@ def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
         origin: Origin of its checkpoints, as in ``provenance.origin``.
 
     Raises:
-        BundleError: When the folder holds a ``bundle.yaml`` that cannot be read.
+        BundleError: The folder holds a ``bundle.yaml`` that cannot be read.
     """
     if not (folder / BUNDLE_FILE).is_file():
         return None
@@ -155,7 +155,7 @@ def require_free(folder: Path, name: str, origin: str) -> None:
     """Raise unless a folder is new or empty, or contains only an earlier copy of the same bundle, altered or not.
 
     Raises:
-        BundleError: When it holds anything else.
+        BundleError: It holds anything else.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

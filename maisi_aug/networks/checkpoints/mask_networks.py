@@ -40,7 +40,7 @@ def write_mask_networks(
         provenance: Origin of the files.
 
     Raises:
-        BundleError: When a file cannot be read, contains more than data, or holds another network.
+        BundleError: A file cannot be read, contains more than data, or holds another network.
     """
     from maisi_aug.networks.building import describe_tensors
     from maisi_aug.networks.checkpoints.reading import read_checkpoint, take_scale_factor, take_state_dict
@@ -123,7 +123,7 @@ def add_mask_networks(
         provenance: Origin of the files.
 
     Raises:
-        BundleError: When a checkpoint cannot be used, or other files lie in the bundle's folder.
+        BundleError: A checkpoint cannot be used, or other files lie in the bundle's folder.
 
     Returns:
         The bundle with mask networks.

@@ -119,7 +119,7 @@ def match_checkpoints(source: Path, network: NetworkFile) -> tuple[dict[str, Pat
         Role -> checkpoint, without a ControlNet if the folder has none; and sentences about the choice.
 
     Raises:
-        BundleError: When a network has no checkpoint (the message says how the likeliest one differs), or several.
+        BundleError: A network has no checkpoint (the message says how the likeliest one differs), or several.
     """
     from maisi_aug.networks.building import describe_tensors
 

@@ -106,7 +106,7 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
         subject: Description of the file in messages.
 
     Raises:
-        BundleError: When there is no state dict; the keys that were found are named.
+        BundleError: There is no state dict; the keys that were found are named.
     """
     inner = checkpoint.get(STATE_DICT_KEYS[role], checkpoint)
     if not isinstance(inner, Mapping) or not inner or not all(isinstance(value, Tensor) for value in inner.values()):
@@ -121,7 +121,7 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str
     """Return the state dict in the checkpoint of an unknown network, and the key that nests it, if any.
 
     Raises:
-        BundleError: When there is no state dict; the keys that were found are named.
+        BundleError: There is no state dict; the keys that were found are named.
     """
     known = dict.fromkeys((*STATE_DICT_KEYS.values(), *OTHER_STATE_DICT_KEYS))
     key = next((key for key in known if isinstance(checkpoint.get(key), Mapping)), None)

@@ -172,7 +172,7 @@ def write_shared_folder(
         report: Called with a sentence about what is left out.
 
     Raises:
-        BundleError: When a file is missing, or a base's base lies where others cannot fetch it.
+        BundleError: A file is missing, or a base's base lies where others cannot fetch it.
     """
     content = read_yaml(bundle.path / BUNDLE_FILE, f"Bundle '{bundle.name}'", BundleError)
     before = dump_bundle(content)
@@ -310,8 +310,8 @@ def pull_shared(
         report: Called with a sentence that describes the current step.
 
     Raises:
-        BundleError: When the licence is not accepted, the folder is used for something else, the hub cannot be reached,
-            or a file is not what it should be. Nothing is left under the bundle's name then.
+        BundleError: The licence is not accepted, the folder is used for something else, the hub cannot be reached, or a
+            file is not what it should be. Nothing is left under the bundle's name then.
     """
     require_repository(repository)
     target = (folder or pulled_bundles_folder() / repository).expanduser().resolve()
@@ -350,7 +350,7 @@ def read_spec(path: Path, repository: str) -> BundleSpec:
     """Read the ``bundle.yaml`` of a shared bundle, and check that all paths in it stay inside its folder.
 
     Raises:
-        BundleError: When it does not validate, or names a file elsewhere.
+        BundleError: It does not validate, or names a file elsewhere.
     """
     content = read_yaml(path, f"Bundle {repository}", BundleError)
     with explain_problems(BundleSpec, f"Bundle {repository}: {BUNDLE_FILE}", BundleError, one_line=True):

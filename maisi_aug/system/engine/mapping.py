@@ -40,11 +40,11 @@ def run_parallel(
         function: Function of one item, defined in a module, because it is sent to other processes.
         items: Items to process.
         stage: Name of the work in reports.
-        report: Called with the stage, the items done and the items in all.
+        report: Progress callback, called with (the stage, the items done, the items in all).
         num_workers: Number of processes; None for one per core.
 
     Raises:
-        WorkerError: When processes were killed repeatedly.
+        WorkerError: Processes were killed repeatedly.
     """
     num_workers = min(num_workers or count_cores(), len(items))
     engine: Engine = InProcess() if num_workers < 2 else Processes(["cpu"] * num_workers)
@@ -71,14 +71,14 @@ def map_items(
         open_function: Called once in each worker; returns the function.
         items: Items to work on.
         engine: Runs the workers.
-        report: Called with the items done and the items in all.
+        report: Progress callback, called with (the items done, the items in all).
         reads: Paths that must exist where a worker runs.
         num_ahead: Number of items that a worker has at a time; 1 for long ones, so that none waits for a busy worker.
         on_result: Called with every item and its result, as they come.
         watch: Callback for events of workers.
 
     Raises:
-        WorkerError: When workers were killed repeatedly.
+        WorkerError: Workers were killed repeatedly.
     """
     done: dict[int, tuple[Result, Warned]] = {}
     numbers = iter(range(len(items)))

@@ -261,7 +261,8 @@ def load_or_encode(
     Args:
         paths: One ``.npy`` file per case.
         encode: Function from the index of a case to its ``(C, i, j, k)`` latent.
-        report: Called with (cases done, cases in all), after those that were encoded now and after the last.
+        report: Progress callback, called with (cases done, cases in all), after those that were encoded now and after
+            the last.
 
     Returns:
         ``(C, i, j, k)`` float16 tensors on the CPU.

@@ -169,7 +169,7 @@ def prepare_embeddings(
             ids by their number, such as "label 150".
         rules: Rules ``ID=NAME[@HOSTS]`` for ids that have no name in the base's vocabulary.
         device: Device on which embeddings are decoded.
-        report: Called with (cases done, cases in all).
+        report: Progress callback, called with (cases done, cases in all).
         say: Called with a sentence about each decision.
 
     Raises:

@@ -116,7 +116,7 @@ class PreparedStore:
             device: Device for encoding.
             scale_factor: Scale factor of the bundle whose diffusion model will read the latents; or ``deviation``.
             deviation: Standard deviation of scaled latents, from which the scale factor is computed.
-            report: Called with (cases done, cases in all).
+            report: Progress callback, called with (cases done, cases in all).
 
         Raises:
             TrainingError: Neither or both of scale factor and deviation are given.

@@ -73,7 +73,7 @@ def plan_labels(
         slots: Name -> requested slot.
         hosts: Name -> requested ids of the hosts.
         kinds: Name -> requested kind.
-        report: Called with (cases looked at, cases in all).
+        report: Progress callback, called with (cases looked at, cases in all).
 
     Raises:
         TrainingError: The data lack a label, or a slot is taken.

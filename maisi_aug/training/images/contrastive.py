@@ -60,7 +60,7 @@ class LabelRemover:
 
         Args:
             label_map: ``(I, J, K)`` vocabulary ids; not modified.
-            spacing_mm: Along I, J, K.
+            spacing_mm: Voxel sides along I, J, K in mm.
         """
         mask = is_any_of(label_map, self._ids)
         if not mask.any():

@@ -423,7 +423,7 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """Return ``(B, 256)`` weights of the labels of each case: square root of their voxels, with a factor for lesions."""
+    """Return ``(B, 256)`` weights of each case's labels: square root of their voxels, with a factor for lesions."""
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

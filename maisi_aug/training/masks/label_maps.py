@@ -123,7 +123,8 @@ def store_maps(
         folder: Folder that only this program writes to.
         names: Names of the maps.
         build: Function from the number of a map to the map, or to None if it cannot be built.
-        report: Called with (maps done, maps in all), after those that were built now and after the last.
+        report: Progress callback, called with (maps done, maps in all), after those that were built now and after the
+            last.
 
     Returns:
         Files of the maps that could be built, each with the array ``label_map``.

@@ -78,7 +78,7 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
         maps: Label maps as classes.
         path: Path of the file, whose name identifies the maps.
         voxel_ml: Volume of a voxel in mL.
-        report: Called with (maps done, maps in all).
+        report: Progress callback, called with (maps done, maps in all).
     """
     if path.exists():
         with np.load(path, allow_pickle=False) as stored:
