@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group ``benchmark``."""
+    """Add the group of commands ``benchmark`` to the application."""
     group = typer.Typer(
         name="benchmark",
         no_args_is_help=True,

@@ -274,7 +274,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of 
 
 
 class DtypeName(StrEnum):
-    """Values of `--dtype`."""
+    """Floating-point type of weights that `--dtype` selects."""
 
     float16 = "float16"
     bfloat16 = "bfloat16"
@@ -400,7 +400,7 @@ bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, share, 
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group ``bundles``."""
+    """Add the group of commands ``bundles`` to the application."""
     app.add_typer(bundles_app, name="bundles")
 
 

@@ -21,7 +21,7 @@ _JOBS = "Options of each job"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group to the application."""
+    """Add the group of commands ``cluster`` to the application."""
     group = typer.Typer(no_args_is_help=True, help="Make a cohort with many jobs on a cluster: submit.")
 
     @group.callback()

@@ -17,7 +17,7 @@ Folder = Annotated[Path, typer.Argument(metavar="COHORT", help="Folder of the co
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group to the application."""
+    """Add the group of commands ``cohort`` to the application."""
     group = typer.Typer(no_args_is_help=True, help="Manage cohorts that are made in parts: status, merge, verify.")
     group.command("status")(status)
     group.command("merge")(merge)

@@ -40,7 +40,7 @@ Devices = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group ``evaluate``."""
+    """Add the group of commands ``evaluate`` to the application."""
     group = typer.Typer(
         name="evaluate",
         no_args_is_help=True,

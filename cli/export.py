@@ -119,7 +119,7 @@ export_app = typer.Typer(no_args_is_help=True, help="Export a cohort to a traini
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the group of commands ``export`` to the application."""
     app.add_typer(export_app, name="export")
 
 

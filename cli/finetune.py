@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``finetune-controlnet`` to the application."""
     app.command("finetune-controlnet")(with_options(finetune_controlnet))
 
 

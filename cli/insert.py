@@ -28,7 +28,7 @@ from maisi_aug.insertion.request import InsertConfig, build_insertion, load_inse
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``insert`` to the application."""
     app.command("insert")(with_options(insert))
 
 

@@ -24,7 +24,7 @@ NEEDS_BUNDLE = "* only in bundles that define it, such as phantom-ct"
 
 
 class Kind(StrEnum):
-    """Values of `--kind`."""
+    """Kind of labels that `--kind` selects."""
 
     organ = "organ"
     tumor = "tumor"
@@ -32,7 +32,7 @@ class Kind(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``labels`` to the application."""
     app.command("labels")(labels)
 
 

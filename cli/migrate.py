@@ -12,7 +12,7 @@ from maisi_aug.cli.shared.streams import tell
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``migrate`` to the application."""
     app.command("migrate")(migrate)
 
 

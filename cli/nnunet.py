@@ -15,7 +15,7 @@ from maisi_aug.system.content import spells_number
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verbs to the command line."""
+    """Add the commands ``nnunet-trainer-path`` and ``nnunet-compact-plans`` to the application."""
     app.command("nnunet-trainer-path")(trainer_path)
     app.command("nnunet-compact-plans")(compact_plans)
 

@@ -13,7 +13,7 @@ from maisi_aug.cli.shared.run_options import AsJson, Quiet, parse_shape, parse_s
 
 
 class Region(StrEnum):
-    """Values of `--region`."""
+    """Body region that `--region` selects."""
 
     any = "any"
     chest = "chest"
@@ -22,7 +22,7 @@ class Region(StrEnum):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``phantom`` to the application."""
     app.command("phantom")(phantom)
 
 

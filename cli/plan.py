@@ -12,7 +12,7 @@ RUN_FLAGS = frozenset({"out", "max_attempts", "device", "compile_with", "resume"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``plan`` to the application."""
     app.command("plan", help=HELP)(with_options(synthesize, without=RUN_FLAGS, dry_run=True))
 
 

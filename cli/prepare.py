@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``prepare`` to the application."""
     app.command("prepare")(with_options(prepare))
 
 

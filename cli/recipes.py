@@ -41,7 +41,7 @@ RecipeName = Annotated[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the group of commands ``recipes`` to the application."""
     app.add_typer(recipes_app, name="recipes")
 
 

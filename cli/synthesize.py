@@ -39,7 +39,7 @@ CompilerName = Literal["none", "inductor", "trt"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``synthesize`` to the application."""
     app.command("synthesize")(with_options(synthesize, without=("view",)))
 
 

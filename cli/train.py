@@ -21,7 +21,7 @@ EXAMPLE = "\n\nExample: maisi-aug train {} --out runs/phantom-ct"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the group ``train``."""
+    """Add the group of commands ``train`` to the application."""
     group = typer.Typer(
         name="train",
         no_args_is_help=True,

@@ -14,7 +14,7 @@ READERS = "Reader test"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
+    """Add the command ``view`` to the application."""
     app.command("view")(view)
 
 

@@ -40,6 +40,9 @@ def fit_help(command: Any, path: Sequence[str]) -> Any:
     Args:
         command: Command as typer built it; a group is modified in place.
         path: Words that call the command, without the program's name.
+
+    Returns:
+        The command whose help shows everyday options only, if it has options that are not.
     """
     command.help = unbreak(command.help)
     name_values(command)
@@ -98,7 +101,7 @@ class PagedCommand(TyperCommand):
         self.params = [*command.params, _build_flag(len(self.advanced))]
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Print the help, with the advanced options only if they were requested."""
+        """Print the help of the command, with its advanced options only after ``--help-all``."""
         hidden = [] if ctx.meta.get(_SHOWS_ALL) else [option for option in self.advanced if not option.hidden]
         for option in hidden:
             option.hidden = True

@@ -40,7 +40,14 @@ class LesionCounts:
         return np.array([[getattr(figures[place], field) for figures in row] for row in self.rows], dtype=np.float64)
 
     def shares(self, place: int) -> dict[str, tuple[Array, Array]]:
-        """Return sensitivity and F1 for one lesion size, each as ``(S, N)`` numerators and denominators."""
+        """Return sensitivity and F1 for one lesion size, each as ``(S, N)`` numerators and denominators.
+
+        Args:
+            place: Index of the lesion size.
+
+        Returns:
+            Name of the figure -> numerators and denominators.
+        """
         found, missed, made_up = (self.count(place, f"num_{kind}") for kind in ("found", "missed", "made_up"))
         return {"sensitivity": (found, found + missed), "f1": (2 * found, 2 * found + missed + made_up)}
 

@@ -141,6 +141,9 @@ def measure_reference(
 
     Raises:
         EvaluationError: No case can be read, or no label occurs in three cases.
+
+    Returns:
+        The reference, and the skipped cases.
     """
     rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     bounds = {}
@@ -172,6 +175,9 @@ def measure_label_hu(
 
     Raises:
         EvaluationError: No case has a label map, or none can be read.
+
+    Returns:
+        Measurements by label and case, and the skipped cases.
     """
     cases, skipped = measure_each(
         require_labelled(case_set),

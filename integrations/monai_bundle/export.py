@@ -232,9 +232,9 @@ def build_readme(bundle: Bundle) -> str:
         "python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz",
         "```",
         "",
-        "Run in this folder, or add `--bundle_root FOLDER`. Without `--label_map` all maps in `data/` are drawn; images",
-        "go to `output/`. `--seed`, `--num_inference_steps` and every other key of `configs/inference.json` can be set",
-        "in the same way.",
+        "Run in this folder, or add `--bundle_root FOLDER`. Without `--label_map` every map in `data/` is drawn;",
+        "images go to `output/`. `--seed`, `--num_inference_steps` and all other keys of `configs/inference.json` can",
+        "be set in the same way.",
         "",
         "A label map holds MAISI's ids, with 200 for the body around organs and 0 for air. Networks were trained on",
         f"grids such as {'x'.join(map(str, grid.shape))} at {'x'.join(f'{side:g}' for side in grid.spacing_mm)} mm; "

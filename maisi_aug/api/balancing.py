@@ -223,6 +223,9 @@ def find_balance(
 
     Raises:
         BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
+
+    Returns:
+        Existing and planned cases of each label.
     """
     from maisi_aug.cohort.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets
     from maisi_aug.cohort.census import take_census

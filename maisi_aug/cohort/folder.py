@@ -383,6 +383,9 @@ def open_scratch(path: Path, manifest: str = MANIFEST_NAME) -> Iterator[Path]:
     Args:
         path: Path of the cohort, whose manifest is locked.
         manifest: File name of the manifest; scratch files that killed processes left for it are removed.
+
+    Yields:
+        Path of the folder, which is removed at the end.
     """
     place = scratch_of(path / manifest)
     shutil.rmtree(place, ignore_errors=True)

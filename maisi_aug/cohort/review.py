@@ -46,7 +46,7 @@ _Text = Annotated[str, Field(max_length=MAX_LETTERS)]
 
 
 class CaseKey(NamedTuple):
-    """Case id and attempt that a review is about; cases that are not of a cohort have only attempt 0."""
+    """Key of a reviewed case: its id and attempt; cases that are not of a cohort have only attempt 0."""
 
     case_id: str
     attempt: int = 0

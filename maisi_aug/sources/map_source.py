@@ -69,6 +69,9 @@ class MapSource(Protocol):
 
         Raises:
             CohortError: The message names the first changed file.
+
+        Args:
+            origins: ``mask_origin`` of the cases, from their manifest.
         """
         return  # there are no files
 
@@ -114,7 +117,11 @@ class MaskBank(Protocol):
         return NUM_LOOKS
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise :class:`CohortError` if files of the bank have changed since cases were made from them."""
+        """Raise :class:`CohortError` if files of the bank have changed since cases were made from them.
+
+        Args:
+            origins: ``mask_origin`` of the cases, from their manifest.
+        """
         return  # there are no files
 
     def draw_bases(self, lesions: Sequence[Lesion], *, required_ids: Sequence[int], seed: int) -> Iterator[BaseMap]:
@@ -143,7 +150,11 @@ class BankedSource(MapSource, Protocol):
         return self.bank.skipped
 
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
-        """Raise :class:`CohortError` if files of the bank have changed since cases were made from them."""
+        """Raise :class:`CohortError` if files of the bank have changed since cases were made from them.
+
+        Args:
+            origins: ``mask_origin`` of the cases, from their manifest.
+        """
         self.bank.require_unchanged(origins)
 
     def describe_base(self, source: str, base: BaseMap, *, number: int, seed: int) -> dict[str, Any]:
