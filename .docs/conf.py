@@ -76,6 +76,7 @@ myst_linkify_fuzzy_links = False
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks are committed with their outputs, and run by a test
 copybutton_exclude = ".linenos, .gp, .go"
+smartquotes_action = "qe"  # two hyphens begin an option, and are no dash
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature shows them
 python_maximum_signature_line_length = 88
@@ -94,6 +95,7 @@ def setup(app: Any) -> None:
     """Complete pages with what is not written by hand."""
     app.connect("source-read", complete_page)
     app.connect("autodoc-process-docstring", escape_stars)
+    app.connect("autodoc-process-docstring", list_fields)
     app.connect("autodoc-process-signature", shorten_signature)
 
 
@@ -127,6 +129,13 @@ def document_public(name: str, thing: Any) -> str:
 def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Keep a star that stands for itself, as help texts of options have it, from opening emphasis."""
     lines[:] = [re.sub(r"(?<![*\\])\*(?![*\w])", r"\*", line) for line in lines]
+
+
+def list_fields(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Make a list of the fields that ``takes_fields_of`` has added to a docstring, one a line."""
+    start = next((number for number, line in enumerate(lines) if line.startswith("Fields, of ")), len(lines))
+    for number, line in enumerate(lines[start + 1 :], start + 1):
+        lines[number] = re.sub(r"^    (\w+): ", "    - **\\1** \N{EN DASH} ", line)
 
 
 def shorten_signature(app: Any, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str | None] | None:

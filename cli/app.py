@@ -71,8 +71,6 @@ def load_verb(name: str) -> Any:
     """Import the module of a command by name, and build the command.
 
     The module has a function ``register(app: typer.Typer) -> None``, which adds one command or group named ``name``.
-
-    A verb's module exposes ``register(app: typer.Typer) -> None``, which adds one command or one group named ``name``.
     """
     scratch = typer.Typer(rich_markup_mode="rich")
     importlib.import_module(VERBS[name].module).register(scratch)

@@ -64,8 +64,6 @@ class LesionPool:
     """Draws lesions into training CTs, and shows each lesion several times.
 
     The lesions depend only on the generator: the same sequence of CTs and random numbers gives the same lesions.
-
-    What is drawn depends on the generator alone: the same sequence of CTs and draws gives the same lesions.
     """
 
     def __init__(

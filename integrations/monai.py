@@ -28,9 +28,6 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
 
     Images and label maps are MetaTensors ``(1, I, J, K)`` with their affine, so that MONAI's ``LoadImaged`` and
     ``EnsureChannelFirstd`` must be left out. ``dataset.numbering.to_dict()`` returns label name -> number.
-
-    Label numbers are ``dataset.numbering.to_dict()``. Dictionary transforms of MONAI start from the loaded tensors:
-    leave ``LoadImaged`` and ``EnsureChannelFirstd`` out.
     """
 
     def __init__(
@@ -71,9 +68,6 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
 
     The items contain MetaTensors ``(1, I, J, K)``, the image in HU. CTs are identified by their file name, or by
     ``name_key`` for items without one.
-
-    The items hold MetaTensors ``(1, I, J, K)``, the image in HU. CTs are distinguished by their file name; items
-    without one take ``name_key``.
     """
 
     def __init__(

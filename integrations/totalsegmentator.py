@@ -57,9 +57,6 @@ def segment_organs(
     Label maps that were made from an older image or by the other model are made again; a hidden file next to each
     records its source.
 
-    Label maps made from an older image or by the other model are made again: next to each is a hidden file that records
-    its source.
-
     Args:
         images: Case -> path of the CT; files other than NIfTI are converted first.
         folder: Folder for label maps ``CASE.nii.gz`` with the ids of ``VERSION``; a file appears whole or not at all.

@@ -69,8 +69,6 @@ def parse_lesion_map(texts: Sequence[str], targets: Sequence[BalanceTarget], voc
 
     The earlier direction ``NAME=LABEL`` is accepted with a warning if it is unambiguous.
 
-    ``NAME=LABEL``, the earlier direction, is accepted where it is unambiguous, with a warning.
-
     Raises:
         typer.BadParameter: A text is not a rule, or a lesion is named twice.
     """

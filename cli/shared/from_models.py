@@ -112,10 +112,6 @@ def with_options(
     ``Annotated[Given, Model]`` receives the given values by field, for configurations that also come from a recipe,
     which may contain required fields. Other parameters are unchanged.
 
-    A parameter whose type is a model gets one that is built of what was typed; a parameter of the type
-    ``Annotated[Given, Model]`` gets the values themselves, for configurations that have a recipe below the options, in
-    which what is required here may stand. All other parameters stay as they are.
-
     Args:
         function: Function of the command.
         without: Parameters that are not options of this command.

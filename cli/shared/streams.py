@@ -119,8 +119,6 @@ def open_closed_streams() -> None:
     """Replace standard streams that were closed when the process started (``>&-``) by ones that discard everything.
 
     Otherwise the next opened file would get the number of a standard stream, and output would be written to it.
-
-    Else the next file that is opened would have the number of a stream, and be written into.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

@@ -67,11 +67,6 @@ class BalancedDiceCrossEntropy(nn.Module):
     tumours in all: in a softmax, a class that has begun to lose is hardly recovered by a thousandth of the voxels, and
     a label that no patch shows has the worst Dice for any trace of it. Therefore Dice is computed for the labels that a
     batch shows, and half of the cross-entropy is a mean over classes instead of voxels.
-
-    Plain Dice and cross-entropy (MONAI's ``DiceCELoss``) left kidneys out in one of three trainings of 800 steps and
-    tumours in all: in softmax a class that has begun to lose is hardly pulled back by a thousandth of the voxels, and a
-    label that no patch shows has the worst Dice for any trace of it. So Dice is that of the labels that a batch shows,
-    and half of the cross-entropy is a mean over classes instead of voxels.
     """
 
     def __init__(self) -> None:

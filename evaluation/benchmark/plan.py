@@ -141,8 +141,6 @@ def plan_benchmark(
 
     Cases that cannot be read are left out of every arm and reported.
 
-    Cases that cannot be read are left out of every arm and named.
-
     Args:
         config: Request of the benchmark.
         reads_synthetic: Whether to open every synthetic case; a dry run need not.
@@ -199,9 +197,6 @@ def compose_arms(
     as many cases as the largest arm; a synthetic-only arm has the synthetic cases of the largest mixed arm of its
     source.
 
-    The synthetic cases of a smaller ratio are among those of a larger one. Duplicated real cases are as many as the
-    largest arm has cases; a synthetic-only arm has the synthetic cases of the largest mixed arm of its source.
-
     Args:
         config: Request of the benchmark.
         train: Ids of the real cases to train on.
@@ -244,10 +239,6 @@ def compose_draws(
     In each draw, the patients of a smaller number are among those of a larger number, and likewise the synthetic cases
     of a smaller ratio. A synthetic case made from the label map of a training patient outside of the draw is left out,
     because it would add the anatomy of a further real patient.
-
-    The patients of a smaller number are among those of a larger one of the same draw, and the synthetic cases of a
-    smaller ratio among those of a larger one. A synthetic case that was made from the label map of a training patient
-    who is not in the draw is not in it either: it would add anatomy of further real patients to the arm.
 
     Args:
         config: Request of the benchmark.

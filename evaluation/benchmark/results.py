@@ -55,8 +55,6 @@ def list_pairs(scores: Sequence[ArmScores]) -> list[tuple[ArmScores, ArmScores]]
     """Return the pairs of arms to compare: each with the first, and those with added cases with the duplicated ones.
 
     Arms with a number of real patients are compared with the same number of real cases alone.
-
-    Arms with a number of real patients are compared with the real cases of the same number alone.
     """
     if not scores:
         return []

@@ -70,8 +70,6 @@ def split_patients(lesions: Mapping[str, frozenset[str]], config: BenchmarkConfi
 
     Patients with the same lesions are distributed evenly, so that neither set is left without a rare lesion.
 
-    Patients with the same lesions are dealt evenly to both sides, so that neither is left without a rare one.
-
     Args:
         lesions: Case id -> lesion labels in the case.
         config: Request of the benchmark.
@@ -155,9 +153,6 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
 
     Such a case leaks the anatomy of a test patient. It is found by file name or hash of the label map, or by the map
     itself if the origin of a case is unknown.
-
-    Such a case leaks a test patient's anatomy. Found by file name or by the hash of the map, and by the map itself if
-    the origin of a case is unknown.
     """
     known = RealMaps((case.case_id, case.label) for case in tested)
     return tuple(
@@ -169,8 +164,6 @@ def find_published_training(path: Path) -> str:
     """Return the public dataset, known to be MAISI training data, that a folder seems to hold; otherwise an empty text.
 
     The folder's name and ``dataset.json`` are examined; a renamed copy without a description is not recognised.
-
-    Looks at the folder's name and at ``dataset.json``; a renamed copy without a description is not recognised.
     """
     description = path / "dataset.json"
     name = _to_words(path.resolve().name)

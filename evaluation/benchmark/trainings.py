@@ -36,8 +36,6 @@ def run_trainings(
     Failed trainings are tried again, and do not stop the others. Trainings that another process is running are skipped
     with the state ``busy``.
 
-    Trainings that another process is running are skipped with the state "busy".
-
     Args:
         benchmark: The benchmark, whose folder is on a disk that all workers see.
         engine: Engine that runs the workers.

@@ -93,9 +93,6 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
     The file has rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may replace
     the name.
 
-    The file is JSON with rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may
-    stand in for the name.
-
     Raises:
         EvaluationError: The file has another format.
         VocabularyError: A name is not in the vocabulary.
@@ -135,9 +132,6 @@ def measure_reference(
         case_set: Labelled real cases.
         notify: Progress callback, called with (cases done, cases in all).
         num_workers: Number of processes; None for one per core.
-
-    A label's range reaches from the lower of mean - 6 standard deviations and the 0.5 percentile of its medians to the
-    higher of mean + 6 standard deviations and the 99.5 percentile. Labels of fewer than three cases have none.
 
     Raises:
         EvaluationError: No case can be read, or no label occurs in three cases.

@@ -78,9 +78,6 @@ def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004; with a
     Gaussian window of 1.5 voxels, in slabs of at most 64 slices.
-
-    Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004: a Gaussian window of
-    1.5 voxels, slabs of at most 64 slices by themselves.
     """
     from skimage.metrics import structural_similarity
 
@@ -152,9 +149,6 @@ def measure_spectrum(
     The middle of the volume, at most 160 voxels per side, is multiplied with a Hann window, which excludes the edges of
     the field of view. Bands are equal steps of the length of the wave vector, up to the Nyquist frequency of the
     coarsest axis.
-
-    Of the middle of the volume, at most 160 voxels a side, under a Hann window, which keeps the edges of the field of
-    view out of it. Bands are of the length of the wave vector, in equal steps up to what the coarsest axis shows.
 
     Args:
         original: ``(I, J, K)`` CT in [0, 1].

@@ -85,8 +85,6 @@ def measure_lesion_sizes(manifest: Manifest) -> dict[str, Any]:
     """Summarise requested and realised volumes, and accepted first attempts, in total, by label and by size.
 
     A case with several lesions counts among the first attempts of each of its labels and sizes.
-
-    A case with several lesions counts among the first attempts of each of its labels and sizes.
     """
     lesions = [lesion for record in manifest.accepted for lesion in _measured_lesions(record)]
     first = [record for record in manifest.records if record.attempt == 0]

@@ -98,9 +98,6 @@ def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
 
     Each axis is flipped with probability one half; the rotation is up to 10 degrees about one axis; 80 to 100% of each
     axis is kept; the shift is up to 50 HU. The result has a coarse grid.
-
-    Each axis is flipped by a coin; the turn is up to 10 degrees about one axis; 80 to 100% of each axis is kept; the
-    shift is up to 50 HU.
     """
     i, j, k = (min(side, PLANTED_SIDE) for side in image.grid.shape)
     coarse = image.grid.divided_into((i, j, k))

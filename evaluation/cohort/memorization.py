@@ -125,10 +125,6 @@ def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.floa
     four times the share of real cases: calling a patient's CT a copy of another's is worse than missing a copy. Among
     equals, the lowest is chosen.
 
-    Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
-    four times the share of real cases: a patient's CT that is called a copy of another's costs more than a copy missed.
-    Where several are as good, the lowest.
-
     Args:
         reference: Relative distances of real cases.
         planted: Relative distances of planted copies.

@@ -247,9 +247,6 @@ def measure_shape(mask: Mask, volume_ml: float) -> tuple[float, ...]:
     Args:
         mask: ``(I, J, K)`` mask of the region.
         volume_ml: Volume in mL on the original grid.
-
-    Elongation and flatness are the roots of the second and the third eigenvalue of the voxels' covariance, divided by
-    that of the first. Sphericity is the surface of a ball of the mesh's volume, divided by that of the mesh.
     """
     from skimage.measure import marching_cubes
 

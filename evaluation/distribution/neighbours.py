@@ -48,9 +48,6 @@ def find_neighbour_intervals(
 
     Drawing with replacement would make a vector its own neighbour. A half drawn without replacement varies about its
     mean as the whole set varies about the truth, by the variance of sampling from a finite set.
-
-    Drawing with replacement would make a vector its own neighbour. A half without replacement spreads about its mean as
-    the whole does about the truth, by the variance of sampling from a finite set.
     """
     draws: dict[str, list[float]] = {name: [] for name in NAMES}
     for _ in range(NUM_DRAWS):

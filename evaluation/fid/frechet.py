@@ -65,8 +65,6 @@ def reduce_to_span(first: Sequence[Features], second: Sequence[Features]) -> tup
 
     Distances between the sets do not change, and matrices become smaller.
 
-    Distances between the sets stay what they are, and matrices get smaller than with all dimensions.
-
     Args:
         first: Features of each case, ``(N, D)``.
         second: Features of each case of the other set, ``(N, D)``.
@@ -162,10 +160,6 @@ def bootstrap_interval(
     eigendecomposition per draw, and would answer another question, because repeated cases make every recomputed
     distance larger.
 
-    Cases of each set are drawn with replacement, all slices of a case together. The distance of a draw is the value
-    plus what the drawn cases add; recomputing it would cost an eigendecomposition per draw, and would answer another
-    question, since repeated cases make a set poorer and every recomputed distance larger.
-
     Args:
         value: Fréchet distance.
         influences: Results of :func:`case_influence` for each set.
@@ -191,10 +185,6 @@ def kernel_distance(first: Sequence[Features], second: Sequence[Features], gener
     Source: Binkowski et al., "Demystifying MMD GANs", 2018, section 4. Slices of one case are similar, so pairs within
     a set are taken across cases; with one slice per case it is the figure of that paper. It is exact for up to 2000
     features per set; above that it is the mean over 50 random subsets of 1000, as in the paper.
-
-    Binkowski et al., "Demystifying MMD GANs", 2018, section 4. Two slices of one case are alike because they are of one
-    case, so that pairs within a set are taken across cases; with one slice a case it is the figure of that paper. Exact
-    up to 2000 features a set; above that the mean over 50 random subsets of 1000, as there.
 
     Args:
         first: Features of each case, ``(N, D)``; at least two rows in all.

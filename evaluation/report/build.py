@@ -83,9 +83,6 @@ def require_own_report(target: Path) -> None:
     Their names follow from that of the page: ``benchmark.html`` would be accompanied by ``benchmark.json``, which is
     the name of a benchmark's plan.
 
-    The page's name is given and theirs follow from it: ``benchmark.html`` would bring a ``benchmark.json``, which is
-    the plan of a benchmark.
-
     Raises:
         EvaluationError: There is such a file.
     """

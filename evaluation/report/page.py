@@ -263,8 +263,6 @@ def link_cases(html: str) -> str:
     """Add links from pictures to their cases, for the viewer's server, whose page at ``./`` shows the cases.
 
     A report that is opened as a file has no such links, because no server may be running.
-
-    A report that is opened as a file has no such links, because no server may be running.
     """
     return _CASE_PICTURE.sub(r'\1<a href="./#case=\2">\3</a>', html)
 

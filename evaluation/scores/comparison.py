@@ -48,10 +48,6 @@ def smallest_gain(spread: Spread, *, margin: float, num_labels: int = 1) -> floa
     as the verdict judges: Student's interval above zero, Wilcoxon's test below alpha divided by the number of labels
     (Holm's first step), and a mean above the margin.
 
-    Differences of patients and effects of seeds are drawn from normals of the measured spread, and judged as the
-    verdict judges: Student's interval above zero, Wilcoxon's test below alpha by the number of labels (Holm's first
-    step), and a mean above the margin.
-
     Args:
         spread: Spread of the difference of two arms.
         margin: Largest irrelevant gain.
@@ -148,8 +144,6 @@ class Comparison:
     @property
     def verdict(self) -> Verdict:
         """Gain if interval and test are above zero and the mean above the margin; no gain if the interval is below it.
-
-        Everything else is undecided.
 
         Everything else is undecided.
         """

@@ -107,9 +107,6 @@ def measure_nsd(reference: Mask, found: Mask, *, spacing_mm: Spacing, tolerance_
     Surfaces are weighted by their area, as in DeepMind's surface-distance, and not by a count of edge voxels (Nikolov
     et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021).
 
-    Surfaces have the area of their local shape, as DeepMind's surface-distance measures them, not that of a count of
-    edge voxels (Nikolov et al., "Clinically Applicable Segmentation of Head and Neck Anatomy", JMIR 2021).
-
     Args:
         reference: ``(I, J, K)`` true mask.
         found: ``(I, J, K)`` predicted mask.

@@ -184,9 +184,6 @@ def find_ratio_interval(
     Lesions of a patient resemble one another, so patients are drawn, not lesions. Seeds are drawn as for other
     intervals, but without a correction for chance on single patients; an arm with one seed is not resampled.
 
-    Lesions of a patient resemble one another, so patients are drawn, not lesions; seeds as in the other intervals,
-    though here without a correction for chance on single patients, and an arm of one seed stays as it is.
-
     Args:
         counts: ``(S, N)`` numerators by seed and patient.
         totals: ``(S, N)`` denominators by seed and patient.

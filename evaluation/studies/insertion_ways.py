@@ -51,8 +51,6 @@ def draw_all(
     """Draw the nodules of the comparison with one painter; textures, sizes and attachments alternate.
 
     A position that a CT does not have is left out, for all painters alike.
-
-    A place that a CT does not have is left out; all ways leave out the same.
     """
     kinds = list(product(sizes_mm, ATTACHMENTS, TEXTURES))
     rows = []

@@ -69,8 +69,6 @@ def cut_tiles(pair: Sequence[NoduleStack]) -> list[tuple[NDArray[np.float32], ND
 
     Crops of patients are small and whole CTs are large, so all are cut to the smallest extent and padded with their
     edge.
-
-    Crops of patients are small and whole CTs are not, so all are cut to the smallest extent and padded with their edge.
     """
     slices = [(stack, int(np.argmax(stack.mask.sum(axis=(1, 2))))) for stack in pair]
     centres = [np.rint(np.argwhere(stack.mask[middle]).mean(axis=0)).astype(int) for stack, middle in slices]

@@ -162,8 +162,6 @@ def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, 
     """Paste a real nodule into another CT; None if it would not lie in the lung.
 
     Its HU are blended into those of the CT over the same zone as those of a drawn lesion.
-
-    Its HU go over into those of the CT over the zone in which a drawn lesion does.
     """
     own_mm = (PIXEL_MM, PIXEL_MM, nodule.spacing_mm[2])
     image, mask = (_turn(np.moveaxis(array, 0, -1), rng_turn) for array, rng_turn in _with_turn(nodule, rng))

@@ -180,9 +180,6 @@ def compare_arms(
     Intervals are from a paired bootstrap over test patients and draws, the same in both arms. The p-value is twice the
     smaller fraction of bootstrap differences on one side of zero, with Holm's correction over the arms of a class.
 
-    Intervals are those of a paired bootstrap over test patients and draws, both alike in the two arms; p is twice the
-    smaller share of the bootstrap's differences on one side of zero, with Holm's correction over the arms of a class.
-
     Args:
         scores: Arm -> ``(draws, seeds, nodules)`` Dice.
         tested: Tested nodules.

@@ -58,8 +58,6 @@ def held_out_seed(seed: int, index: int) -> int:
     """Return the seed of held-out phantom ``index``, derived from the seed of a study.
 
     The name of the stream is included, so that no training run draws the same patients, whatever its seed.
-
-    The name of the stream is part of it: whatever number a training run uses, it never draws these patients.
     """
     return derive_seed("held-out phantom", seed, index)
 

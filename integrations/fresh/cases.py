@@ -51,9 +51,6 @@ class FreshCases:
     An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a separate process on
     one device; the training process and the workers of its loader request cases over a local socket.
 
-    An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a process of their own,
-    on one device; the training process and the workers of its loader ask it for cases over a local socket.
-
     Use a loader that does not shuffle: the schedule is random already. In another order, cases would wait for each
     other, or be drawn twice if the buffer is smaller than an epoch.
     """

@@ -78,9 +78,6 @@ def run_nnunet(
     nnU-Net prints, reads its folders from the environment, and starts workers that would import a caller's unguarded
     script again.
 
-    It is a process of its own: nnU-Net prints, reads its folders from the environment, and starts workers that would
-    import a caller's unguarded script again.
-
     Args:
         program: Python source, which finds the arguments in ``sys.argv[1:]``.
         arguments: Arguments of the program.

@@ -126,8 +126,6 @@ def plan_on_cases(
 
     nnU-Net works in a scratch folder, so that no other folder is changed.
 
-    nnU-Net works in a scratch folder, so that no other folder changes.
-
     Args:
         description: ``dataset.json`` with the entry ``dataset``, which names the cases to plan on by absolute paths.
         name: Name of the dataset of these cases alone.
@@ -169,9 +167,6 @@ def drop_cascades(plans: dict[str, Any]) -> None:
     nnU-Net makes the predictions that cascades train on only in validation, where synthetic cases never are, so that a
     cascade would stop at the first one. The earlier stage does not name the next one any more, because its validation
     would predict for it.
-
-    Synthetic cases never validate, so that the cascade would stop at the first one. The earlier stage no longer names
-    the next, since its validation would predict for it.
     """
     configurations = plans["configurations"]
     for name in [name for name in configurations if _is_cascade(configurations, name)]:

@@ -41,10 +41,6 @@ def choose_cases(
     smallest ``(taken + 1/2) / cases``; ties go to the earlier request), in the order of the plan. Thus a part of a
     balanced cohort is balanced, too, and the same arguments choose the same cases.
 
-    Each next case is one of the request that is furthest behind its share of the cohort (Webster, 1832: the least of
-    ``(taken + 1/2) / cases``; ties go to the earlier request), in the order of the plan. So a part of a balanced cohort
-    is balanced too, a request with twice the cases gets twice as many, and the same arguments choose the same cases.
-
     Args:
         cases: Accepted cases in the order of the plan.
         num_real: Number of cases of the real dataset.

@@ -22,9 +22,6 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
 
     A batch of ``B`` contains ``floor(share * B)`` synthetic cases, and one more with the probability that makes the
     mean exact. The order within a batch is random, because nnU-Net uses the last places for patches with foreground.
-
-    A batch of ``B`` holds ``floor(share * B)`` synthetic cases, and one more with the probability that makes the mean
-    right. The order within a batch is random, since nnU-Net takes the last places for patches with foreground.
     """
 
     def __init__(

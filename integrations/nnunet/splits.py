@@ -67,12 +67,6 @@ def load_real_folds(places: Sequence[Path], case_ids: Sequence[str], *, raw: Pat
     With two to four cases, each is validated on once; a single case is validated on in the only fold, whose training
     side contains only synthetic cases.
 
-    nnU-Net's planner copies the file from the raw dataset to the preprocessed one that has none
-    (``default_experiment_planner.py`` of 2.8), so that the raw dataset's counts as well.
-
-    With two to four cases each is validated on once; with one case it is validated on in the only fold, whose training
-    side is left to synthetic cases.
-
     Args:
         places: Folders in which the dataset may be preprocessed; none of them needs to exist.
         case_ids: Identifiers of all real cases.

@@ -151,8 +151,6 @@ def load_cohorts(folders: Path | Sequence[Path]) -> CohortSource:
 
     With several cohorts, the name of a case includes that of its folder, such as ``small_case_0001``.
 
-    The cases of several are called after their folder too, such as ``small_case_0001``.
-
     Raises:
         CohortError: A folder is not a cohort, or its manifest is damaged.
         ExportError: A cohort is being written to or has no accepted case, or two have the same name or different names

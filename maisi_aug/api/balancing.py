@@ -161,9 +161,7 @@ def balance_insertion(
 ) -> tuple[InsertConfig, Balance | None]:
     """Return an insertion request whose label requests fill the gaps of a real dataset, and the balance behind it.
 
-    The rules of ``--map`` (``config.map``) name the lesions in the dataset.
-
-    Rules of ``--map`` give the lesions' names in the dataset; CTs without labels do not use them.
+    The rules of ``--map`` (``config.map``) name the lesions in the dataset; CTs without labels need none.
 
     Args:
         config: The insertion; its label requests name the lesions to balance.

@@ -285,8 +285,6 @@ def run_trainings(
 
     Trainings that failed before are tried again. Those that another process is running are reported and left to it.
 
-    Trainings that another process is running are named and left to it.
-
     Args:
         opened: The benchmark.
         where: Devices on which the segmenters are trained.

@@ -179,9 +179,6 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
     The result is the same as from one process: the same manifest, ordered by case, the same files, and the contact
     sheet. If merging is interrupted, call it again.
 
-    The result is the same as from one process: the same manifest, ordered by case, the same files, and the contact
-    sheet. If it is killed, call it again.
-
     Args:
         *folders: One folder in which all shards worked, or one folder per shard.
         out: New folder, required for several folders; files are hard-linked where the disk supports it.

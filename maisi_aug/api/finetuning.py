@@ -170,11 +170,6 @@ def open_data(
     ``maisi-aug prepare`` with its defaults; cases that are already there are kept. Labels in the data with the names of
     those to be taught need no rule.
 
-    NVIDIA's list of embeddings becomes a prepared folder in ``OUT/prepared``, the embeddings kept. An nnU-Net dataset,
-    by folder, name or number, and a folder of images and label maps are prepared into ``OUT/prepared`` as by
-    ``maisi-aug prepare`` with its defaults; cases that are there already are kept. Labels in the data that are called
-    like those to be taught need no rule.
-
     Args:
         request: Names the data, the labels to teach, the rules and the folders of organ labels.
         base: Bundle to start from, whose grid and slot names the prepared cases get.

@@ -26,8 +26,6 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
     ``help`` and the completion of notebooks read signature and docstring, so that a new field of the model needs no
     other mention.
 
-    ``help`` and the completion of notebooks read signature and docstring, so that a new field needs no second mention.
-
     Args:
         model: Model that the function builds from its ``**fields``.
         but: Fields that callers cannot give, because the function sets them itself.
@@ -87,9 +85,6 @@ def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
     Paths become text, and NumPy numbers Python numbers. A field that holds a sequence of texts also takes a single
     text, or a mapping, which becomes ``key=value`` texts.
-
-    Paths become text and NumPy's numbers Python's. Where a field holds any number of texts, one stands for itself, and
-    a mapping for ``key=value`` each.
     """
     fields = {}
     for name, value in values.items():

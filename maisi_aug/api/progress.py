@@ -23,8 +23,6 @@ class CohortProgress(Listener):
     """Progress of a cohort on a terminal or in a log: cases per minute, failed attempts and remaining time.
 
     If several workers draw, each has a line of its own.
-
-    Where several workers draw, each has a line of its own.
     """
 
     def __init__(self, *, is_quiet: bool, tells_warnings: bool = True) -> None:

@@ -162,9 +162,6 @@ class BankListing:
         Args:
             order: Indices of maps, in the order to try them.
             needs: Requirements on the label ids.
-
-        If tumours are removed anyway, maps without any come first, if there are enough of them for variety. Nothing is
-        sorted or left out where a bank tells nothing of its maps.
         """
         if not self._is_told:
             return list(order)

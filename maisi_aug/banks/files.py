@@ -202,9 +202,6 @@ def to_label_names(table: Mapping[str, Any], path: Path) -> dict[int, str]:
     An id that belongs to several of nnU-Net's regions gets the name of the smallest one. The rest of a region of
     lesions, of which a part has a name of its own, is named by both: "masses except tumor" may be cysts.
 
-    An id of nnU-Net's regions, which join several ids, is called as the smallest region that holds it; of a region of
-    lesions of which a part has a name of its own, the rest is called so: "masses except tumor" may be cysts.
-
     Args:
         table: Id -> name, or name -> id or ids.
         path: File that the table comes from, for messages.

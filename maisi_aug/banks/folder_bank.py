@@ -191,8 +191,6 @@ class FolderBank:
         Args:
             seed: Seed of the order.
             needs: Requirements on the label ids.
-
-        Of maps whose field of view a list tells, the closest ones come first.
         """
         order: list[int] = numpy_generator(seed, "bank order").permutation(len(self._entries)).tolist()
         return self._listing.choose(order, needs)
@@ -297,8 +295,6 @@ class FolderBank:
             lesions: Lesions to be planted.
             required_ids: Vocabulary ids that must be present.
             seed: Seed of order and cuts.
-
-        The bank is traversed repeatedly with new cuts; the iterator ends when no map is suitable.
         """
         needs = Needs(frozenset(required_ids), tuple(frozenset(wish.hosts) for wish in lesions))
         order = self.order(seed, needs)

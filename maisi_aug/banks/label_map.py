@@ -328,9 +328,6 @@ def choose_centre(
     Across the body, the cut is centred on the patient, as in scans. Along the body, it is centred on the focus, and
     kept inside the patient if the scan is long enough.
 
-    Across the body, the cut is centred on the patient, as in scans; along it, on the focus, and kept inside the patient
-    where the scan shows enough of one.
-
     Args:
         label_map: ``(I, J, K)`` vocabulary ids with body (200).
         source: Shape and affine of the label map.

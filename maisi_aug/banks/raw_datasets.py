@@ -189,9 +189,6 @@ class RawDataset:
 
         If there is no such file, the path is returned as it is written, because messages must not reveal the value of
         an environment variable that a dataset from elsewhere names.
-
-        Where there is no such file, the path is as it is written, for messages: a stranger's dataset cannot make them
-        show what is in a variable.
         """
         path = self.folder / os.path.expandvars(text)
         try:

@@ -111,8 +111,6 @@ class Bundle:
     def fingerprint(self) -> str:
         """SHA-256 of ``bundle.yaml``, which contains that of every weight file; empty for a bundle not fetched yet.
 
-        Mask networks are not included, so that adding them later does not invalidate existing cohorts.
-
         Mask networks are not included, so that adding them later does not invalidate existing cohorts. Empty for the
         outline of one that has not been fetched.
         """
@@ -580,8 +578,6 @@ def load_bundle(name_or_path: str | Path) -> Bundle:
 
 def load_outline(name_or_path: str | Path) -> Bundle:
     """Read a bundle as :func:`load_bundle` does; for one not downloaded yet, return what is known without weights.
-
-    That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 
     That is enough to plan a cohort or to prepare data: the grid, its limits, the labels and the sampler.
 

@@ -206,9 +206,6 @@ def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = Fal
     Nearest means that the numbers of voxels, the spacing and the field of view change by the smallest factors, where
     the factor of the field of view counts twice.
 
-    Nearest means that voxels, spacing and field of view change by the least factors; that of the field of view counts
-    twice.
-
     Args:
         grid: Requested grid.
         limits: Limits of the bundle.

@@ -66,8 +66,6 @@ def require_inside(bundle: Bundle, grid: Grid) -> None:
 
     Across the body, a wider grid is allowed, because it only shows more air.
 
-    Across the body, a wider grid only shows more air.
-
     Raises:
         BundleError: The bundle has no mask networks.
         GridError: The message names both lengths.

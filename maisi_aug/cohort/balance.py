@@ -163,9 +163,6 @@ class LabelBalance:
     by lesions per case (from 1) and size bin. Lesions below the first bin do not count for lesions per case, because
     many are specks.
 
-    Counts of cases are by lesions per case, 0, 1, ..., the last meaning "and more"; counts of lesions by lesions per
-    case (from 1) and size bin. Lesions below the first bin do not count for lesions per case: many are specks.
-
     Attributes:
         target: The lesion and its limits.
         source: Name of the lesion in the dataset.
@@ -310,8 +307,6 @@ def fill_deficits(balances: Sequence[LabelBalance], *, num_cases: int) -> tuple[
     """Plan cases that fill the gaps in the sizes and counts of lesions, by the rule that this module describes.
 
     Labels with a share get it; without shares, every case goes to the label that occurs in the fewest cases.
-
-    Labels with a share get it; without shares every case goes to the label that the fewest cases show.
 
     Args:
         balances: Existing cases of each label.

@@ -59,9 +59,6 @@ class SizeRange:
         A range of percentiles is interpolated in percentiles, so that a uniform ``u`` draws sizes as they are
         distributed over patients. A range of mm or mL is interpolated in the logarithm of the volume, so that small
         sizes are not rare.
-
-        A range of percentiles is walked evenly in percentiles, so that a uniform ``u`` draws as patients are
-        distributed; a range of mm or mL evenly in the logarithm of the volume, so that small sizes are not rare.
         """
         if self.distribution is not None and self.low_percentile is not None and self.high_percentile is not None:
             return self.distribution.volume_ml(self.low_percentile + u * (self.high_percentile - self.low_percentile))

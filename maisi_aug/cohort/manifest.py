@@ -247,8 +247,6 @@ def load_manifest(folder: Path, *, gates: Collection[str] | None = None) -> Mani
 
     A last line without a line break was left by a killed process and is skipped.
 
-    A last line without a line break was left by a killed process; it is skipped.
-
     Args:
         folder: The cohort's folder.
         gates: Gates whose figures are kept, because figures take most of the memory; None for all.
@@ -342,8 +340,6 @@ class ManifestReader:
         """Return the records of complete lines that were added since the last call.
 
         Reading starts over if the file was replaced or became shorter.
-
-        Reading begins anew where the file is another one or has become shorter.
 
         Raises:
             CohortError: A line cannot be read or is impossible.

@@ -58,8 +58,6 @@ class CasePlan:
 
         The words of the request do not matter, unless it names neither lesions nor organs: a given map contributes its
         name.
-
-        The words of the request do not matter, unless the case requests neither: a given map has its name.
         """
         lesions = [f"{lesion.label_id}:{lesion.requested_ml:.6g}" for lesion in self.lesions]
         organs = [str(label_id) for label_id in sorted(self.required_ids)]
@@ -130,8 +128,6 @@ class CohortPlan:
         """Return the plan with label files that contain exactly the named labels.
 
         The named organs must then be present in every case, the named lesions in the cases whose requests name them.
-
-        Organs of the list must be in every case, its lesions in the cases whose requests name them.
 
         Args:
             names: Names, aliases or ids.

@@ -162,8 +162,6 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Everything that a user can request of a cohort; a field that is None is filled in when it is resolved.
 
     ``cohort.yaml`` contains the resolved request, so that it is a recipe for the same cohort.
-
-    ``cohort.yaml`` holds it with what was left open filled in, so that it is a recipe for the same cohort.
     """
 
     labels: Annotated[
@@ -455,9 +453,6 @@ def override(values: Mapping[str, Any], flags: Mapping[str, Any]) -> dict[str, A
     Args:
         values: Fields of the recipe.
         flags: Field -> value of the option.
-
-    A flag's name may be ``SECTION.FIELD``, or its value some fields of a section: the other fields of the section stay.
-    A preset that is given as a flag overrides the recipe's shape, spacing, decode window and overlap.
     """
     merged = dict(values)
     if flags.get("preset") is not None:

@@ -145,8 +145,6 @@ def load_review(folder: Path) -> Review:
 
     A last line without a line break was left by a killed process and is skipped.
 
-    A last line without a line break is what a killed process leaves; it is skipped.
-
     Raises:
         CohortError: A line is not a decision.
     """

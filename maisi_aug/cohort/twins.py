@@ -198,8 +198,6 @@ def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
     """Return group, factor and value of a recorded case of twins; None for other cases.
 
     An entry of another form counts as none, because a manifest may come from an untrusted source.
-
-    A manifest may come from an untrusted source: an entry of another form counts as none.
     """
     entry = record.mask_origin.get(ORIGIN_KEY)
     if not isinstance(entry, dict):

@@ -509,8 +509,6 @@ def check_patient(image_hu: NDArray[Any], spacing_mm: Spacing, *, is_judged: boo
     This gate is for images that are drawn without a label map: without knowing where organs lie, nothing finer can be
     judged.
 
-    It is for images that are drawn without a label map: none says which organ lies where, so nothing finer is judged.
-
     Args:
         image_hu: ``(I, J, K)`` image in HU.
         spacing_mm: Voxel sides along I, J, K in mm.
@@ -565,9 +563,6 @@ def check_anatomy(image: NDArray[Any], *, is_judged: bool = True) -> Verdict:
 
     MR intensities have no unit, and what is bright differs from sequence to sequence, so that nothing finer can be
     judged. Bright means above Otsu's threshold (Otsu, "A threshold selection method from gray-level histograms", 1979).
-
-    MR intensities have no unit, and what is bright differs from sequence to sequence, so that nothing finer is judged.
-    Bright is what lies above Otsu's threshold (Otsu, "A threshold selection method from gray-level histograms", 1979).
 
     Args:
         image: ``(I, J, K)`` intensities.

@@ -59,8 +59,6 @@ def insert_cohort(
 
     Accepted cases whose files are missing are drawn again, to the same bytes.
 
-    Cases that were accepted and whose files are gone are drawn again, to the same bytes.
-
     Args:
         cohort: The cohort to make.
         folder: Folder of the cohort: new, empty, or one that holds this cohort.
@@ -202,8 +200,6 @@ class Inserter:
         """Make an attempt at a case; after a failed one, the next attempt uses the next CT.
 
         CTs that can never take the lesions are skipped; if no CT can, the attempt is marked as the last.
-
-        CTs that can never take the lesions are skipped; if no CT can, the attempt is the last.
         """
         started, seed = perf_counter(), self.cohort.seed_of(case, number)
         passed_over: list[JsonValue] = []

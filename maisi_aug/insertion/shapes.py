@@ -31,8 +31,6 @@ def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, 
     The shape is a level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones
     (spicules).
 
-    A level set of the distance from a random ellipsoid, plus smooth noise, minus a few narrow cones (spicules).
-
     Args:
         room: ``(I, J, K)`` mask of voxels that the shape may occupy.
         centre: A voxel of the room, or near it.

@@ -127,9 +127,6 @@ class EnginePerShape:
 
     MONAI's ``trt_compile`` keeps one engine per network, which refuses the next grid or window. An engine also returns
     the same memory at every call, so that guidance would compare an output with itself; therefore outputs are copied.
-
-    MONAI's ``trt_compile`` keeps one engine per network, which refuses the next grid or window. An engine also hands
-    out the same memory at every call, so that guidance would compare an output with itself: outputs are copied.
     """
 
     def __init__(self, network: nn.Module, path: Path, arguments: dict[str, Any]) -> None:

@@ -248,8 +248,6 @@ def store_in(precision: ComputeType, network: nn.Module) -> None:
     """Convert the weights that autocast would cast at every call to its type, in place: same values, half the memory.
 
     From then on the network runs only under autocast of that type; results outside of autocast stay float32.
-
-    The network runs under autocast of that type only from then on; what leaves autocast keeps its float32.
     """
     if precision == "float32" or isinstance(network, _InFloat32):
         return

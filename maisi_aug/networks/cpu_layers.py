@@ -122,9 +122,6 @@ class CpuGroupNorm(nn.GroupNorm):
 
     torch's own kernel for this case sums sequentially in float32: with 10^6 numbers per group, the deviation is wrong
     in the fourth digit. Its kernel for contiguous features is accurate to the seventh.
-
-    torch's own kernel for these on a CPU sums in float32 one after the other: of 10^6 numbers a group, the deviation is
-    wrong in the fourth digit. Its kernel for contiguous features is right in the seventh.
     """
 
     @classmethod
@@ -266,8 +263,6 @@ def use_cpu_layers(network: nn.Module) -> int:
     """Replace convolutions by :class:`CpuConv3d` with the same weights and names, and fuse attention, in place.
 
     MONAI enables fused attention only for networks that are built on a CUDA device, although its blocks work on a CPU.
-
-    MONAI's switch of fused attention requires a CUDA device where a network is built; its blocks do not.
 
     Returns:
         Number of layers replaced.

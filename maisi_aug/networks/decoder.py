@@ -240,9 +240,6 @@ def settings_by_memory(
     The device on which features are kept changes nothing; the number of parts changes the last digits; smaller windows,
     each with half the longest side of the one before, change what the decoder's norms see.
 
-    Where features wait changes nothing; the number of splits changes the last digits; smaller windows, each with half
-    the longest side of the one before, change what the decoder's norms see.
-
     Args:
         wanted: Requested settings, which come first.
         sides: Latent voxels along i, j, k.

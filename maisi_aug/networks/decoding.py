@@ -84,8 +84,6 @@ def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> L
     """Limit a window to the sides of a latent; None if it covers the whole latent.
 
     Shorter sides are not padded with zeros, which would change what the decoder's norms see.
-
-    A shorter side is not filled up with zeros: they would change what the decoder's norms see.
     """
     cut = None if window is None else cast(LatentShape, tuple(map(min, window, sides)))
     return None if cut == tuple(sides) else cut

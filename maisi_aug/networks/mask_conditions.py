@@ -128,8 +128,6 @@ def find_told_tumor(lesions: Sequence[Lesion]) -> int | None:
     """Return the label id of a case's only lesion if the mask networks can be conditioned on it; otherwise None.
 
     The networks do not control the number of lesions, and clean-up keeps one, so several lesions are planted.
-
-    The generator does not control the number of lesions, and the clean-up keeps one, so several are planted.
     """
     return lesions[0].label_id if len(lesions) == 1 and lesions[0].label_id in SIZED_TUMORS else None
 
@@ -140,9 +138,6 @@ def give_sizes(lesions: Sequence[Lesion], organ_sizes: Mapping[int, float]) -> d
     A tumour's number is the percentile of its requested volume in the package's size reference, even if the request was
     a percentile of the user's own lesions, which the networks do not know. The absence of other tumours is determined,
     too.
-
-    A tumour's number is the percentile of the volume requested among the lesions of the package's reference, also where
-    a percentile of the user's own lesions was requested: that means a volume, and the networks do not know the user's.
 
     Args:
         lesions: Lesions of a case; only that of :func:`find_told_tumor` is a condition, the others are planted later.
@@ -162,9 +157,6 @@ def draw_condition(
 
     Rows are compared by the sum of absolute differences of the requested numbers. One is drawn among the
     ``NUM_NEAREST`` nearest (and all that are equally near), so that cases differ in the other numbers.
-
-    Rows are compared by the sum of absolute differences over the numbers that are given. One is drawn among the
-    ``NUM_NEAREST`` nearest and all that are as near as the last of them, so that cases differ in what is not given.
 
     Args:
         rows: ``(N, 10)`` result of :func:`load_size_conditions`.

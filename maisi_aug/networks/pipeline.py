@@ -254,8 +254,6 @@ class Pipeline:
 
         All results start from the same noise and differ only by their label maps.
 
-        All start from the same noise and differ only by their label maps.
-
         Args:
             image_hu: ``(I, J, K)`` image in HU; its hidden part is ignored.
             label_maps: ``(I, J, K)`` vocabulary ids each; 0 beyond the CT.

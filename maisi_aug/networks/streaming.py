@@ -47,8 +47,6 @@ class Slabs:
     """A ``(B, C, I, J, K)`` tensor in pieces along I, of which the first can be freed while later ones are added.
 
     With ``on_host`` the pieces are kept in the host's memory, and what is read goes to the device that they came from.
-
-    With ``on_host`` the pieces lie in the host's memory, and what is read goes to the device that they came from.
     """
 
     def __init__(self, whole: Tensor | None = None, *, on_host: bool = False) -> None:
@@ -90,8 +88,6 @@ class Moments:
     """Mean and variance of the groups of a group norm, accumulated slab by slab.
 
     Because a group's mean may be far from 0, slabs are merged by their means and squared deviations, in float64.
-
-    A group's mean may be far from 0: slabs are merged by their means and squared deviations, in float64.
     """
 
     num_groups: int

@@ -258,10 +258,6 @@ def write_safetensors(path: Path, content: bytes) -> None:
     length of its header in 8 bytes, the header as JSON, padded with spaces to a multiple of 8 bytes, and the tensors,
     whose offsets count from the end of the header.
 
-    The library puts several entries into a random order, and the file's hash would change with it. The file is the
-    length of its header in 8 bytes, the header as JSON, filled up with spaces to a multiple of 8 bytes, and the
-    tensors, whose offsets count from the end of the header.
-
     Args:
         path: Path of the new file.
         content: Bytes that ``safetensors`` serialised from tensors and metadata.

@@ -84,8 +84,6 @@ def ellipsoid(
 
     The distance is the usual first-order approximation, ``k0 (k0 - 1) / k1`` with ``k0 = |p / r|`` and ``k1 = |p /
     r^2|``.
-
-    The distance is the usual first-order one, ``k0 (k0 - 1) / k1`` with ``k0 = |p / r|`` and ``k1 = |p / r^2|``.
     """
     middle, size = np.asarray(centre, dtype=np.float64), np.asarray(radii, dtype=np.float64)
     turn = rotation(turn_deg)

@@ -69,9 +69,6 @@ class GridChoice:
 
         What the user leaves open follows the map: its own grid if the networks accept it, otherwise its field of view
         with the nearest numbers of voxels that they accept.
-
-        Values that the user leaves open follow the map: its own grid if the networks take it, else its field of view in
-        the nearest number of voxels that they take.
         """
         spacing_mm = self.spacing_mm
         if spacing_mm is None or np.allclose(spacing_mm, own.spacing_mm, rtol=0, atol=SAME_SPACING_MM):
@@ -140,8 +137,6 @@ class GivenSource(BankedSource):
         """Return the label map of a case, and the case with that map's lesions, their volumes, and its organs.
 
         If the case requests lesions, they are planted in the map in place of its own.
-
-        Lesions that the case requests are planted in it, in place of its own.
 
         Raises:
             BankError: The map cannot be used; the message names its file.
@@ -368,8 +363,6 @@ def find_lesions(label_map: NDArray[np.uint8], grid: Grid, asked: Sequence[Lesio
         label_map: ``(I, J, K)`` vocabulary ids.
         grid: Grid of the image.
         asked: Lesions of the original map.
-
-    Each is searched in its own neighbourhood, for speed; one that was lost in resampling is reported as not drawn.
     """
     found = []
     for label_id in dict.fromkeys(lesion.label_id for lesion in asked):

@@ -84,8 +84,6 @@ class MapSource(Protocol):
             error: Error of the failed case.
             case: The failed case.
             others: Cases that are left.
-
-        Another case may request a size that exists, but a label that no map has fails for every case.
         """
         is_missing = isinstance(error, BankError) and all(other.asks_for_all_of(case) for other in others)
         return bool(others) and not is_missing

@@ -114,8 +114,6 @@ class PlantSource(BankedSource):
 
         The case with the largest lesion decides on the patient; smaller lesions are inner parts of the largest.
 
-        The case with the largest lesion decides on the patient; smaller lesions are inner parts of it.
-
         Raises:
             LesionError: The lesions found no room in ``max_bases`` maps, or cannot find any.
             BankError: No map has the hosts and the required organs.
@@ -203,9 +201,6 @@ class BankSource(BankedSource):
 
     A lesion of the nearest volume is chosen, all other tumours are replaced by their hosts, the map is deformed, and
     the lesion is resized to the requested volume, by at most a factor of two.
-
-    A lesion of the nearest volume is chosen, all other tumours are turned back into their host, the map is deformed,
-    and the lesion is then brought to the volume requested, if that is at most twice or half its own.
 
     Attributes:
         bank: Bank of stored label maps.

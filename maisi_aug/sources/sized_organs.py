@@ -50,10 +50,6 @@ class SizedOrganSource(BankedSource):
     ``MAX_RESIZE``, the nearest first. The map is deformed, the organ resized to the exact volume by moving its surface
     evenly into or out of its hosts, and requested lesions are planted.
 
-    Maps within a factor of the square root of ``MAX_RESIZE`` serve in random order, then others up to ``MAX_RESIZE``,
-    the nearest first. The map is deformed, the organ brought to the exact volume by moving its surface evenly into or
-    out of its hosts, and lesions that are requested next to it are planted.
-
     Attributes:
         bank: Bank of stored label maps.
         others: Source for cases that request no organ of a size.

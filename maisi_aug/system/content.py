@@ -47,9 +47,6 @@ class ContentError(MaisiAugError, ValueError):
 
     The message is only the reason, on one line, for callers to put into a sentence; :attr:`path` is for code that
     handles the error elsewhere.
-
-    Its text is the reason alone, on one line, for the caller to put into a sentence; :attr:`path` is for code that
-    meets it outside of one.
     """
 
     path: Path | None = None
@@ -72,9 +69,6 @@ def content_errors(path: Path | None = None) -> Iterator[None]:
 
     Only calls into libraries belong inside, because a bug of this package would look like a damaged file. Errors of the
     operating system, such as a missing file, and errors that already state what is wrong, pass.
-
-    Only calls into libraries belong inside: a bug of this package would look like a damaged file. Errors of the
-    operating system, such as a missing file, and errors that say already what is wrong pass.
 
     Args:
         path: File that is read, for code that handles the error elsewhere.

@@ -31,9 +31,6 @@ def lock(descriptor: int, *, wait: bool = False) -> bool:
     If the platform or the file system has no locks, as some network disks, nothing is locked and the result is True,
     with a warning, because refusing to work there would not help.
 
-    Where the platform or the disk has no locks, as some network disks, nothing is locked and the result is True, with a
-    warning, because refusing to work there would not help.
-
     Args:
         descriptor: Descriptor of the file.
         wait: Whether to wait for other processes.

@@ -39,8 +39,6 @@ class StrictModel(BaseModel):
     """Frozen pydantic model that refuses unknown keys.
 
     ``class Settings(StrictModel, strict=True)`` also refuses values of another type, such as ``"3"`` for an integer.
-
-    ``class Settings(StrictModel, strict=True)`` also refuses values of another type, as ``"3"`` for an integer.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -44,9 +44,6 @@ def folders_that_appear_whole(*targets: Path, require_free: Callable[[], object]
     A target that already exists, and may be the current folder or a mounted disk, is kept: the new files are moved into
     it.
 
-    A folder that is there already, and may be the current one or a mounted disk, stays itself: what was written moves
-    into it.
-
     Args:
         targets: New, or empty folders.
         require_free: Function that raises if a target is in use; called again right before the folders get their names,
@@ -126,8 +123,6 @@ def open_whole_folder(folder: Path, *, require_replaceable: Callable[[], None]) 
 
 def clear_dead_folders(target: Path) -> None:
     """Remove the remains of processes that were killed while building a folder; folders still being built are kept.
-
-    A folder that such a process was about to replace gets its name back.
 
     A folder that such a process was about to replace gets its name back.
 

@@ -194,9 +194,6 @@ class Vocabulary:
         For a tumour with several hosts this is a fixed choice; code that has the label map uses the nearest host
         instead.
 
-        For a tumour with several hosts this is one fixed choice; code that has the label map uses the nearest host
-        instead.
-
         Raises:
             VocabularyError: The label is not a lesion.
         """
@@ -421,8 +418,6 @@ def lesion_word(name: str) -> str | None:
     """Return the word that marks a label's name as a lesion, such as "tumor" in "KidneyTumor"; None without one.
 
     A union of an organ and its lesion, such as nnU-Net's region ``kidney_and_mass``, is not a lesion.
-
-    An organ together with its lesion, such as nnU-Net's region ``kidney_and_mass``, is none.
     """
     return read_label_name(name).word or None
 

@@ -26,8 +26,6 @@ def load_own_names(path: Path) -> Mapping[int, str]:
     """Return id -> name from the header of a label map file; empty if it has none.
 
     Warns if the header contains several tables that differ, and says which one is used.
-
-    Warns where the header holds several tables that differ, and says which one is used.
     """
     name = path.name.lower()
     if not path.is_file():

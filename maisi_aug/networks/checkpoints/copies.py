@@ -69,8 +69,6 @@ def convert_bundle(name_or_folder: str | Path, target: Path, *, dtype: str) -> C
 
     Definitions, scale factor, licence files and provenance are carried over, and the conversion is recorded.
 
-    Everything else is carried over: definitions, scale factor, licence files, and the provenance, with what was done.
-
     Args:
         name_or_folder: Name or folder of the bundle; its files are compared with their hashes first.
         target: Folder of the copy; new or empty.

@@ -31,9 +31,6 @@ def pull_database(
     If the disk supports it, the files are hard links to those in the cache of ``huggingface_hub``, so that they take
     space once. An archive is not unpacked, because maps are read from it.
 
-    If the disk supports them, the files are hard links to those in the cache of ``huggingface_hub``, so that they exist
-    once. An archive stays one: maps are read from it.
-
     Args:
         known: The bundle.
         accept_licence: Function that asks the user, before any download, whether the licence is accepted.

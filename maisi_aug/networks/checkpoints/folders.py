@@ -74,23 +74,6 @@ def import_bundle(
         BundleError: Checkpoints are missing, several bundles could be meant, the licence is not accepted, the target is
             used for something else, or a file contains more than data or another network. Nothing is then left under
             the bundle's name.
-
-    Args:
-        source: Folder with the checkpoints, or with a folder ``models`` of them; it is not changed.
-        accept_licence: Asked before anything is written whether the user accepts the licence of the weights.
-        name: Which of the known bundles it is; None where the folder tells.
-        folder: Folder of the bundle; None for the user's data folder.
-        report: Called with a sentence that describes the current step.
-
-    Without the checkpoint of a ControlNet it is a bundle of images alone.
-
-    Returns:
-        The bundle; at once where the same checkpoints were imported before and it is intact.
-
-    Raises:
-        BundleError: Checkpoints are missing, several bundles could be meant, the licence is not accepted, the target is
-            in other use, or a file contains more than data or holds another network. Nothing is left under the bundle's
-            name then.
     """
     say = report or (lambda _: None)
     known, files = find_checkpoints(source, name)

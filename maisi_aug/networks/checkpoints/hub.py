@@ -87,8 +87,6 @@ def pull_bundle(
     Mask networks that are already there are downloaded again with the other networks; if they are missing and
     requested, they are added.
 
-    Mask networks that are there already are fetched again with the others; to a bundle that lacks them they are added.
-
     Args:
         known: Bundle to download.
         accept_licence: Function that asks the user, before any download, whether the licence is accepted.

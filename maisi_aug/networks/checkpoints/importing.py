@@ -76,8 +76,6 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 
     The tensors keep their values and type; the scale factor is taken from the U-Net's checkpoint.
 
-    The tensors keep their values and their type; the scale factor comes from the U-Net's checkpoint.
-
     Args:
         header: Content of ``bundle.yaml`` without scale factor and weight files.
         files: Role -> checkpoint, for every network that the header defines.

@@ -31,8 +31,6 @@ def write_mask_networks(
 
     Whether this happens together with the other networks or later, the folder ends up with the same bytes.
 
-    Whether they come with the other networks or later, the folder ends up with the same bytes.
-
     Args:
         known: The bundle, with the definitions of its mask networks.
         files: Role -> checkpoint, and the size-conditions file.

@@ -161,8 +161,6 @@ def write_shared_folder(
 
     ``bundle.yaml``, and with it the fingerprint, stays unchanged if it contains nothing that must not be shared.
 
-    ``bundle.yaml`` stays as it is, and with it the fingerprint, where it says nothing that must not be shared.
-
     Args:
         bundle: Bundle to share.
         folder: Empty folder.

@@ -19,9 +19,6 @@ def count_cores() -> int:
 
     The limits are the cores that the process is bound to, the CPU time of its control groups (``cpu.max`` of version 2,
     ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.
-
-    That is what the process is bound to, the CPU time that its control groups allow (``cpu.max`` of version 2,
-    ``cpu.cfs_quota_us`` of version 1), and ``SLURM_CPUS_PER_TASK``.
     """
     # Not on macOS and Windows.
     allowed = getattr(os, "sched_getaffinity", None)

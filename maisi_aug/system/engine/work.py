@@ -73,9 +73,6 @@ class WorkerSpec(Protocol[ItemIn, Result]):
 
     Optional attributes: ``reads``, paths that must exist where the worker runs; ``num_ahead``, the number of items that
     a worker has at a time. Results with files in the worker's folder have ``paths``, relative to it.
-
-    One that works with files has ``reads``, the paths that must be there. One whose items take long has ``num_ahead``,
-    how many a worker has at hand. Results that come with files in the worker's folder have ``paths``, theirs in it.
     """
 
     def open(self, place: WorkerPlace) -> Worker[ItemIn, Result]:
@@ -99,9 +96,6 @@ class Watch(Protocol):
 
     Engines report ``opens`` (no details; a worker begins to load) and ``loses`` (a sentence; a worker was killed, and
     its items wait again). All other events are reported by workers.
-
-    Engines tell ``opens`` (no details; a worker begins to load), ``loses`` (a sentence; a worker was ended from outside
-    and its items wait again). All other events are what workers tell.
     """
 
     def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:

@@ -131,8 +131,6 @@ class PhantomStore:
     """Training phantoms of one seed in a folder, built in parallel if they are missing.
 
     Phantom ``i`` depends only on the seed, the grid and ``i``, so that a store may grow between two runs.
-
-    Phantom ``i`` depends on the seed, the grid and ``i`` alone: a store may grow between two runs.
     """
 
     def __init__(

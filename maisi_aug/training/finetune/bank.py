@@ -105,8 +105,6 @@ def collect_bank(base: Bundle, training: PreparedDataset, table: NDArray[np.uint
 
     Warns of maps of the base that do not exist any more.
 
-    Warns of maps of the base that are no longer where they were.
-
     Args:
         base: The bundle that was fine-tuned.
         training: Training cases.

@@ -48,9 +48,6 @@ def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> F
     Mixed precision is used on CUDA devices only, if the base tolerates it: on processors that compute in bfloat16,
     gradients of convolutions were not always finite.
 
-    Mixed precision is for CUDA alone, where the base bears it: on processors that compute in bfloat16 the gradients of
-    convolutions were not always numbers.
-
     Raises:
         GridError: A side of the crop is not a multiple of the base's grid factor.
         TrainingError: The region contrastive loss is requested for a base that predicts noise; in MAISI only rectified
@@ -134,8 +131,6 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
 
     For a base without grid limits, that is its default grid.
 
-    A base that does not say which grids its networks have seen has seen its own, and its bundles are used on that.
-
     Raises:
         TrainingError: The message names both grids.
     """
@@ -176,9 +171,6 @@ def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset)
 
     The held-out cases are included, because data that are prepared again with other folds might hold out cases that the
     run was trained on.
-
-    The held-out cases are named: data that are prepared again with other patients or folds may hold out others, whom
-    the run was trained on.
     """
     return {
         "configuration": config.model_dump(mode="json", exclude=UNTOLD),

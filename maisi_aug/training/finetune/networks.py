@@ -48,8 +48,6 @@ class FinetuneNetworks:
         """Return a ControlNet's weights in the layout in which they are saved, with low-rank matrices merged.
 
         The ControlNet then has these weights, and no low-rank matrices any more.
-
-        The ControlNet holds these weights afterwards, and has no added parts any more.
         """
         self.all.controlnet.load_state_dict(state)
         merge_low_rank(self.all.controlnet)
@@ -114,8 +112,6 @@ def add_low_rank(network: nn.Module, rank: int, *, seed: int) -> int:
     """Freeze a network, and add a trainable matrix of low rank to every convolution and linear layer, in place.
 
     Layers narrower than the rank get a matrix of their own width; layers that were frozen before get none.
-
-    Layers that are narrower than the rank get a part of their own width; layers that were frozen before get none.
 
     Args:
         network: Network; modified in place.

@@ -57,9 +57,6 @@ def choose_slots(
     A label that the base knows keeps the base's id. A new label keeps the id of the prepared data if that is free in
     the base; otherwise it gets the first free placeholder slot, or the first free id.
 
-    A label that the base knows keeps the base's id. A new one keeps the id of the prepared data where that is free in
-    the base; else it gets the first free placeholder slot, then the first free id.
-
     Args:
         sources: Labels as the data name them.
         wanted: Name -> requested slot, by name (``dummy3``) or id; ``auto`` or no entry for a free choice.

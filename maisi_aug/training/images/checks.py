@@ -98,9 +98,6 @@ def require_same_settings(
     The number of phantoms may change, because phantom ``i`` does not depend on it, and the loop compares its own
     settings. The weights of earlier stages must be unchanged, because latents depend on them.
 
-    The number of phantoms may change, for phantom ``i`` does not depend on it; the loop compares its own settings. The
-    weights of earlier stages that a stage was begun with must still be the same ones: latents depend on them.
-
     Args:
         recipe: Recipe of the training.
         folder: Folder of the run.

@@ -44,9 +44,6 @@ class Batch:
 
     The regions are those of the whole case, as in generation, because a crop may not show the organs that decide them.
     ``surroundings`` is the part of the images that the ControlNet is conditioned on, ``(B, 2, I, J, K)``, or None.
-
-    The regions are those of the whole case, as in generation, because a crop may not show the organs that decide them.
-    ``surroundings`` is the part of the images that the ControlNet is conditioned on, ``(B, 2, I, J, K)``; None without.
     """
 
     clean: Tensor
@@ -73,8 +70,6 @@ class DrawnStep:
     """Batches of this process for one training step, and the mean loss weights over all shares of the step.
 
     With these weights, the mean of the shares' losses equals the loss of one batch with all cases; None for one share.
-
-    With the weights the mean of the shares' losses is the loss of one batch that holds all; None for one share.
     """
 
     step: int
@@ -395,9 +390,6 @@ def label_mean_error(
 
     The error of a voxel is mostly noise that no network can predict. Over a label it cancels, so that the rest shows
     whether organs and lesions have the right intensity; this keeps faint lesions from being lost.
-
-    The error of a voxel is mostly noise that no network can predict; over a label it cancels, and the rest shows
-    whether organs and lesions have the right intensity. That keeps a faint lesion from being painted over.
 
     Args:
         error: ``(B, C, i, j, k)`` signed error.

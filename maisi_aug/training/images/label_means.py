@@ -118,8 +118,6 @@ def freeze_lookup(controlnet: nn.Module) -> None:
     """Freeze the first layers of a ControlNet's condition embedding, which look up intensities of labels.
 
     Hundreds of weights add up in every intensity, so that a training step would shift organs by tens of HU.
-
-    Hundreds of weights add up in every intensity, and a step of each would move organs by tens of HU.
     """
     embedding: Any = controlnet.controlnet_cond_embedding
     for layer in (embedding.conv_in, *embedding.blocks):
@@ -134,9 +132,6 @@ def measure_label_means(
     For a tumour it is the mean of its hosts plus the contrast of its core to them in the same patient: a mean over
     patients would mix contrast phases, and one over whole tumours would include the rim that shares voxels with the
     host.
-
-    A tumor's is the mean of its hosts and, on top, by how much its core differs from them in the same patient: a mean
-    over patients would mix contrast phases, and one over whole tumors the rim that shares voxels with the host.
 
     Args:
         store: Training cases.

@@ -121,9 +121,6 @@ def choose_intensities(
     An organ gets its measured mean. A lesion gets the intensity with which the bundle draws its hosts, plus the
     measured contrast: a bundle that draws brighter livers than those of the data should draw brighter lesions, too.
 
-    An organ gets its measured mean. A lesion gets the intensity with which the bundle draws its hosts, plus the
-    measured contrast: a bundle whose livers are brighter than those of the data should draw brighter lesions as well.
-
     Args:
         means: Mean intensities measured on the training cases.
         lookup: Intensities with which the bundle draws labels.

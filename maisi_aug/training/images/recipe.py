@@ -111,11 +111,6 @@ class BundleHeader(StrictModel):
 
     With ``like: NAME``, missing values of grid, grid limits, sampling, scheduler and networks are taken from a
     downloadable bundle, whose definitions are known without its weights.
-
-    Those without a value are left to its defaults.
-
-    ``like: NAME`` takes what is not given of grid, grid limits, sampling, scheduler and networks from a bundle that can
-    be fetched: its definitions are known without its weights.
     """
 
     name: str
@@ -216,9 +211,6 @@ class TrainingRecipe(StrictModel):
         """Return the recipe for a prepared folder instead of its own data; the recipe's fold is held out.
 
         The bundle of a recipe for phantoms would be described wrongly, so its name, description and licence are
-        replaced.
-
-        A recipe for phantoms describes its bundle wrongly for other data, so name, description and licence are
         replaced.
         """
         if isinstance(self.data, PreparedData):

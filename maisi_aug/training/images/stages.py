@@ -91,9 +91,6 @@ class TrainingFolder(StageFolder):
             max_minutes: Wall-clock limit; None for no limit.
             report_step: Progress callback, called with (step, figures such as ``loss``).
 
-        The time limit covers everything: phantoms that are built and latents that are encoded before the first step
-        count as well.
-
 
         Raises:
             TrainingError: An earlier stage is missing, or the folder holds another configuration.

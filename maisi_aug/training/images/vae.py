@@ -27,9 +27,6 @@ class VaeObjective:
 
     The losses are those of MAISI (Guo et al., WACV 2025), L1, KL, a perceptual term and a least-squares patch
     adversary; the windowed L1 is added here.
-
-    Losses as in MAISI (Guo et al., WACV 2025): L1, KL, a perceptual term and a least-squares patch adversary; the
-    windowed L1 is ours.
     """
 
     autoencoder: nn.Module

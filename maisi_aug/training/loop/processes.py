@@ -159,8 +159,6 @@ class Processes:
 
         The networks need no wrapper, so that several may be trained together, and methods other than ``forward`` may be
         called.
-
-        The networks need no wrapper: several may be trained together, and methods other than ``forward`` may be called.
         """
         if self._state is None:
             return

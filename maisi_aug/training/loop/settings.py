@@ -145,8 +145,6 @@ class SurroundingsConfig(StrictModel):
 
     Of every crop a part is hidden, which the network must draw: a lesion with a margin, a ball anywhere, or everything.
 
-    Of every crop a part is hidden, which the network has to draw: a lesion with a margin, a ball anywhere, or all.
-
     Attributes:
         hidden_share: Fraction of crops that are hidden as a whole, so that the network can also draw without
             surroundings.

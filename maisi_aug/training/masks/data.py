@@ -58,8 +58,6 @@ def open_phantoms(recipe: MaskTrainingRecipe, folder: Path, *, report: Report = 
         recipe: Recipe of the training.
         folder: Folder of the phantoms.
         report: Progress callback, called with (phantoms done, phantoms in all).
-
-    Phantom ``i`` depends on the seed and on ``i`` alone; those that are held out derive from another seed.
     """
     data, grid = recipe.data, recipe.grid
 
@@ -88,9 +86,6 @@ def open_bank(
         bank: Label maps of the user.
         folder: Folder of the cuts.
         report: Progress callback, called with (maps done, maps in all).
-
-    A bank whose files have other names or sizes, or whose ids mean something else, is another one. A map that cannot be
-    used is left out; ``bank.skipped`` says why. Every map counts as a patient of its own.
 
     Raises:
         BankError: No map can be used.

@@ -48,8 +48,6 @@ def to_classes(label_map: NDArray[np.uint8], vocabulary: Vocabulary = MAISI) -> 
 
     Labels without a class become their host organ if they have one, as kidney cysts do, otherwise body.
 
-    Labels without a class become their host organ if they have one, as kidney cysts do, otherwise body.
-
     Args:
         label_map: ``(I, J, K)`` vocabulary ids.
         vocabulary: Vocabulary, which names the hosts of bound slots.

@@ -40,9 +40,6 @@ class MapFigures:
         An organ's size is its rank among the training maps that have it, in [0, 1]. A tumour's is its percentile in the
         package's size reference, which generation uses to convert the requested volume. Absent labels are -1.
 
-        An organ's size is its place among the training maps that have it. A tumour's is its percentile in the package's
-        reference, by which generation converts the volume that is requested. What a map lacks is -1.
-
         Args:
             organ_volumes_ml: For each of ``SIZED_ORGANS``, its volumes in the training maps, ascending.
 

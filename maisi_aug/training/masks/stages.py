@@ -61,8 +61,6 @@ class MaskTrainingFolder(StageFolder):
             max_minutes: Wall-clock limit; None for no limit.
             report_step: Progress callback, called with (step, figures such as ``loss``).
 
-        The time limit covers everything, including the preparation before the first step.
-
         Raises:
             TrainingError: The first stage is missing, or the folder holds another configuration or other maps.
             GridError: The networks cannot use a shape.

@@ -43,8 +43,6 @@ class MaskVaeObjective(Stateless):
 
     At the start, it sets the spread of the posterior, and the decoder's biases to the frequencies of the classes.
 
-    It sets the posterior's spread at the start, and the decoder to take every class for as likely as it is.
-
     Attributes:
         autoencoder: Autoencoder with plain layers.
         maps: Label maps as classes.
@@ -257,8 +255,6 @@ def choose_input(autoencoder: nn.Module) -> Callable[[Tensor], Tensor]:
 
     With 8 bits, as in MAISI, or one channel per class, which is learnt several times faster but takes 16 times the
     memory.
-
-    One channel a class is learnt several times faster; bits take a sixteenth of the memory.
     """
     first = next(autoencoder.parameters())  # the encoder's first convolution: (out, in, 3, 3, 3)
     return to_label_bits if first.shape[1] == NUM_LABEL_BITS else _to_one_hot
