@@ -124,7 +124,7 @@ def _build_flag(num_advanced: int) -> Any:
 
     scratch = typer.Typer(add_completion=False)
     scratch.command()(command)
-    (option,) = get_command(scratch).params
+    option: Any = get_command(scratch).params[0]
     option.expose_value = False  # no function takes it
     option.display_type_rich = _show_no_type
     return option
