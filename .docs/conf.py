@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from docutils import nodes
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
@@ -76,7 +77,7 @@ myst_linkify_fuzzy_links = False
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the notebooks are committed with their outputs, and run by a test
 copybutton_exclude = ".linenos, .gp, .go"
-smartquotes_action = "qe"  # two hyphens begin an option, and are no dash
+smartquotes_action = "qe"  # two hyphens begin an option; those that Sphinx writes as a dash: ``write_dashes``
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the signature shows them
 python_maximum_signature_line_length = 88
@@ -97,6 +98,7 @@ def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", escape_stars)
     app.connect("autodoc-process-docstring", list_fields)
     app.connect("autodoc-process-signature", shorten_signature)
+    app.connect("doctree-read", write_dashes)
 
 
 def complete_page(app: Any, page: str, source: list[str]) -> None:
@@ -136,6 +138,13 @@ def list_fields(app: Any, what: str, name: str, thing: Any, options: Any, lines:
     start = next((number for number, line in enumerate(lines) if line.startswith("Fields, of ")), len(lines))
     for number, line in enumerate(lines[start + 1 :], start + 1):
         lines[number] = re.sub(r"^    (\w+): ", "    - **\\1** \N{EN DASH} ", line)
+
+
+def write_dashes(app: Any, doctree: Any) -> None:
+    """Write the two hyphens with which Sphinx separates a parameter from its description as a dash."""
+    for node in list(doctree.findall(nodes.Text)):
+        if node == " -- ":
+            node.parent.replace(node, nodes.Text(" \N{EN DASH} "))
 
 
 def shorten_signature(app: Any, what: str, name: str, thing: Any, *_: Any) -> tuple[str, str | None] | None:
