@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -38,11 +39,13 @@ from maisi_aug.pictures.preview import Caption, build_preview, save_contact_shee
 from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
 from maisi_aug.system.seeds import derive_seed
-from maisi_aug.volumes.components import is_any_of
+from maisi_aug.volumes.components import bounding_box, is_any_of
 from maisi_aug.volumes.grid import Grid
 
 COHORT_HEADER = ("Made by maisi-aug insert; run the same command again to continue this cohort.",)
 PREVIEW_MM = 120.0
+SURROUNDINGS_MM = 10.0
+"""Margin in mm around labelled voxels in which lung and body are told apart; thick parts are found twice 4 mm deep."""
 
 
 def insert_cohort(
@@ -315,7 +318,11 @@ class InsertionSource(MapSource):
         background, hosts = self._inserter.open(self._index, case)
         image, known = background.image.copy(), background.label_map
         label_map = np.zeros(image.shape, dtype=np.uint8) if known is None else known.copy()
-        occupied = is_any_of(label_map, self._backgrounds.vocabulary.tumor_ids)
+        occupied = (
+            np.zeros(image.shape, dtype=bool)
+            if known is None
+            else is_any_of(known, self._backgrounds.vocabulary.tumor_ids)
+        )
         drawn: dict[int, Lesion] = {}
         for lesion in _largest_first(case.lesions):
             host = hosts[lesion.index]
@@ -405,7 +412,7 @@ def find_host(background: Background, host_ids: Sequence[int], label: str) -> Ho
 def _cut_for_preview(
     image: NDArray[Any], label_map: NDArray[np.uint8], grid: Grid, lesions: Sequence[Lesion]
 ) -> tuple[NDArray[Any], NDArray[np.uint8], Grid]:
-    """About 12 cm around the largest lesion; lung and body where nothing is labelled, by which a window is chosen."""
+    """About 12 cm around the largest lesion; lung and body next to what is labelled, by which a window is chosen."""
     centre = max(lesions, key=lambda lesion: lesion.realised_ml or 0.0).centre_ijk
     assert centre is not None
     sides = [min(n, int(PREVIEW_MM / mm)) for n, mm in zip(image.shape, grid.spacing_mm, strict=True)]
@@ -414,9 +421,12 @@ def _cut_for_preview(
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ start
     crop = cut_crop(image, start, sides, grid.spacing_mm)
-    known = label_map[box]
-    shown = np.where(known == 0, label_surroundings(crop.image_hu, grid.spacing_mm, lesion=known > 0), known)
-    return crop.image_hu, shown.astype(np.uint8), Grid((sides[0], sides[1], sides[2]), affine)
+    shown = label_map[box].copy()
+    near = bounding_box(shown > 0, margin=ceil(SURROUNDINGS_MM / min(grid.spacing_mm)))
+    known = shown[near]
+    around = label_surroundings(crop.image_hu[near], grid.spacing_mm, lesion=known > 0)
+    shown[near] = np.where(known == 0, around, known)
+    return crop.image_hu, shown, Grid((sides[0], sides[1], sides[2]), affine)
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:

@@ -14,7 +14,7 @@ from maisi_aug.errors import UnfitCtError
 from maisi_aug.gates.checks import Verdict, check_lesion_size
 from maisi_aug.insertion.checks import LesionLook, check_untouched, judge_look, measure_look
 from maisi_aug.insertion.crops import Crop, blend, choose_box, cut_crop, weigh_zone
-from maisi_aug.insertion.lungs import CoarseMask, coarse_factors, find_lungs, to_coarse
+from maisi_aug.insertion.lungs import CoarseMask, blocks_with, coarse_factors, find_lungs, to_coarse
 from maisi_aug.insertion.painting import Painter, PaintTask, Texture, set_contrast
 from maisi_aug.insertion.places import Place, draw_place
 from maisi_aug.insertion.request import Attachment
@@ -206,7 +206,7 @@ def insert_lesion(
         host.coarse,
         _shape_of(image),
         radius_mm,
-        occupied=None if occupied is None else to_coarse(occupied, host.coarse.factors, fill=0.0) > 0,
+        occupied=None if occupied is None else blocks_with(occupied, host.coarse.factors),
         rng=rng,
         attachment=request.attachment,
         least_radius_mm=least_mm,

@@ -96,6 +96,19 @@ def to_coarse(array: NDArray[Any], factors: Shape, *, fill: float) -> NDArray[np
     return np.concatenate(slabs).astype(np.float32)
 
 
+def blocks_with(mask: Mask, factors: Shape) -> Mask:
+    """Return the blocks that hold a voxel of a mask, of which few are set: lesions.
+
+    Args:
+        mask: ``(I, J, K)``.
+        factors: Voxels per block along I, J, K.
+    """
+    found = np.zeros([-(-side // factor) for side, factor in zip(mask.shape, factors, strict=True)], dtype=bool)
+    places = np.unravel_index(np.flatnonzero(mask), mask.shape)
+    found[tuple(place // factor for place, factor in zip(places, factors, strict=True))] = True
+    return found
+
+
 def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
     """Find the lungs of a CT with their vessels, but without wide airways.
 

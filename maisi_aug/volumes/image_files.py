@@ -33,7 +33,7 @@ from maisi_aug.volumes.nifti_files import (
     read_nifti_slice,
     read_stored_geometry,
 )
-from maisi_aug.volumes.orientation import axis_codes, turn_to_ras
+from maisi_aug.volumes.orientation import axis_codes, in_c_order, slabs_in_file_order, turn_to_ras
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 READABLE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd", *DICOM_SUFFIXES)
@@ -103,8 +103,8 @@ def load_image(path: Path | str) -> Volume:
     lowest, highest = array.min(), array.max()
     fits = lowest >= -32768 and highest <= 32767
     if fits and (array.dtype.kind in "iub" or bool((array == np.rint(array)).all())):
-        return Volume(np.ascontiguousarray(array, dtype=np.int16), target)
-    return Volume(np.ascontiguousarray(array, dtype=np.float32), target)
+        return Volume(in_c_order(array, np.int16), target)
+    return Volume(in_c_order(array, np.float32), target)
 
 
 def load_channels(path: Path | str) -> NDArray[np.float32]:
@@ -310,7 +310,8 @@ def _to_label_map(volume: Volume, subject: str) -> Volume:
                 "label map?"
             )
         array = whole
-    return Volume(np.ascontiguousarray(_to_smallest_unsigned(array, subject)), volume.grid)
+    labels = _to_smallest_unsigned(array, subject)
+    return Volume(in_c_order(labels, labels.dtype), volume.grid)
 
 
 def _load_volume(path: Path) -> Volume:
@@ -469,7 +470,7 @@ def _to_smallest_unsigned(array: NDArray[Any], subject: str) -> NDArray[Any]:
 
 
 def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_new: bool) -> None:
-    """Write a header and the voxels, slice by slice so that no second copy of the volume is held."""
+    """Write a header and the voxels, a few slices at a time so that no second copy of the volume is held."""
     if array.shape != grid.shape:
         raise VolumeError(
             f"{path}: expected the grid's shape {grid.shape}, found {array.shape}. Pass the array's grid."
@@ -492,8 +493,8 @@ def _save_nifti(path: Path, array: NDArray[Any], grid: Grid, level: int, *, is_n
 
         put(header)
         little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        for k in range(array.shape[2]):
-            put(little_endian[:, :, k].tobytes(order="F"))
+        for slab in slabs_in_file_order(little_endian):
+            put(slab)
         if packer is not None:
             file.write(packer.flush())
 

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
-from maisi_aug.insertion.lungs import CoarseMask, find_lungs, to_coarse
+from maisi_aug.insertion.lungs import CoarseMask, blocks_with, find_lungs, to_coarse
 from tests.insertion.chest import LUNG_HU, SHAPE, SPACING_MM, TISSUE_HU, build_chest
 
 
@@ -63,3 +63,9 @@ def test_blocks_are_means_whatever_the_slabs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("maisi_aug.insertion.lungs.SLAB_VOXELS", 40)
     np.testing.assert_allclose(to_coarse(image, (2, 3, 1), fill=0.0), whole, atol=1e-6)
     assert whole[0, 0, 2] == pytest.approx(image[:2, :3, 2].mean(), abs=1e-6)
+
+
+def test_blocks_with_lesions_are_those_that_hold_any_of_their_voxels() -> None:
+    mask = np.random.default_rng(2).random((13, 10, 7)) > 0.95
+    np.testing.assert_array_equal(blocks_with(mask, (3, 2, 4)), to_coarse(mask, (3, 2, 4), fill=0.0) > 0)
+    assert not blocks_with(np.zeros_like(mask), (3, 2, 4)).any()

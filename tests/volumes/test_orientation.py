@@ -5,9 +5,10 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 from nibabel.orientations import aff2axcodes
+from numpy.typing import NDArray
 
 from maisi_aug.volumes.grid import Grid
-from maisi_aug.volumes.orientation import axis_codes, turn_volume
+from maisi_aug.volumes.orientation import axis_codes, in_c_order, slabs_in_file_order, turn_volume
 
 CODES = ["".join(letters) for axes in permutations(("RL", "AP", "SI")) for letters in product(*axes)]
 
@@ -45,3 +46,30 @@ def test_turning_gives_the_axes_and_keeps_every_voxel_in_its_place(codes: str) -
 def test_codes_are_those_of_nibabel(codes: str) -> None:
     _, grid = turn_volume(np.zeros((7, 9, 11)), oblique_grid(), codes)
     assert "".join(aff2axcodes(grid.affine)) == codes
+
+
+def stored_in_ways(shape: tuple[int, int, int]) -> list[NDArray[np.int16]]:
+    """The same voxels with each axis fastest, flipped, and as a view of something larger."""
+    array = np.random.default_rng(0).integers(-1000, 3000, shape).astype(np.int16)
+    larger = np.zeros([side + 3 for side in shape], dtype=np.int16)
+    larger[1:-2, 1:-2, 1:-2] = array
+    orders = [
+        np.ascontiguousarray(array.transpose(axes)).transpose(np.argsort(axes)) for axes in permutations(range(3))
+    ]
+    return [*orders, array[::-1, :, ::-1].copy()[::-1, :, ::-1], larger[1:-2, 1:-2, 1:-2]]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (16, 5, 16), (33, 7, 18), (2, 40, 15)])
+def test_order_in_memory_changes_no_voxel(shape: tuple[int, int, int]) -> None:
+    first, *others = stored_in_ways(shape)
+    for array in (first, *others):
+        ordered = in_c_order(array, np.float32)
+        assert ordered.flags.c_contiguous
+        assert ordered.dtype == np.float32
+        np.testing.assert_array_equal(ordered, first)
+        assert b"".join(slabs_in_file_order(array)) == first.tobytes(order="F")
+
+
+def test_array_in_order_is_not_copied() -> None:
+    array = np.zeros((4, 5, 6), dtype=np.int16)
+    assert in_c_order(array, np.int16) is array
