@@ -44,7 +44,9 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
         from maisi_aug.evaluation.benchmark.unet import count_windows, measure_step_seconds
 
         preset = PRESETS[config.preset]
-        seconds = measure_step_seconds(plan.training, preset, len(plan.labels) + 1, device=device)
+        seconds = measure_step_seconds(
+            plan.training, preset, len(plan.labels) + 1, device=device, augmentation=config.augmentation
+        )
         first = plan.find_case(("real", plan.split.test[0]))
         shape = plan.training.grid_for(load_case(first, plan.sources["real"].label_ids).grid).shape
         windows = count_windows(shape, plan.training) * len(plan.split.test)
