@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from maisi_aug.evaluation.output.charts import CurveSeries, draw_curve_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.evaluation.scores.replacement import Worth, find_worth, fit_curve
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:  # these bring torch, and a report that shows figures needs none
     from maisi_aug.evaluation.benchmark.arm_scores import ArmScores
@@ -85,7 +86,7 @@ def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
 
 def spell_worth(row: Mapping[str, Any]) -> str:
     """Return the answer as a sentence."""
-    what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
+    what = f"{row['label']}: {spell_count(row['num_real'], 'real case')} with {row['ratio']:g} of {row['source']} each"
     if row["obstacle"]:
         return f"{what}: their worth cannot be estimated: {row['obstacle']}."
     least, most = row["smallest"], row["largest"]

@@ -100,7 +100,9 @@ class PatchObjective(Stateless):
         if self.strong is None:
             image_hu, classes = _cut(case, corner, side)
             return self.plan.normalise(VARIATION.apply(image_hu, rng)), classes
-        image_hu, classes = _cut(case, corner - (np.asarray(self.strong.wide_shape) - side) // 2, self.strong.wide_shape)
+        image_hu, classes = _cut(
+            case, corner - (np.asarray(self.strong.wide_shape) - side) // 2, self.strong.wide_shape
+        )
         return self.strong.apply(self.plan.normalise(image_hu), classes, rng)
 
     def _find_places(self, index: int, case: LoadedCase) -> list[NDArray[np.intp]]:

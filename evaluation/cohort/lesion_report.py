@@ -23,7 +23,7 @@ from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.gates.checks import SMALL_LESION_MM, check_label_visibility
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -229,7 +229,10 @@ def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
             "Lesion size, realised against requested",
             series,
             axes=("requested diameter, mm", "realised diameter, mm"),
-            subtitle=f"{len(drawn)} lesions of {document['num_cases']} cases; mean error {100 * error:.1f}%",
+            subtitle=(
+                f"{spell_count(len(drawn), 'lesion')} of {spell_count(document['num_cases'], 'case')}; "
+                f"mean error {100 * error:.1f}%"
+            ),
             is_log=True,
         )
     rows = [

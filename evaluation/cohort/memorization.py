@@ -32,7 +32,7 @@ from maisi_aug.evaluation.cohort.likeness import (
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report, ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import BODY_ID
@@ -501,14 +501,15 @@ def _name_doubles(
 def to_report(document: Mapping[str, Any]) -> str:
     """Return the document as Markdown."""
     against = (
-        f"{document['held_out']['num_cases']} held-out cases"
+        f"{spell_count(document['held_out']['num_cases'], 'held-out case')}"
         if document["held_out"]["path"]
-        else f"{document['held_out']['num_cases']} training cases, each against the others"
+        else f"{spell_count(document['held_out']['num_cases'], 'training case')}, each against the others"
     )
     parts = [
-        f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
+        f"# Do {spell_count(document['num_cases'], 'synthetic case')} repeat training cases?\n",
         (
-            f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
+            f"Nearest of {spell_count(document['train']['num_cases'], 'training case')}, for the synthetic "
+            f"cases and for {against}. "
             f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels "
             f"that differ, of {LABEL_SIDE}^3; flipped, rotated or cropped: 1 - correlation of the detail of images "
             "after "
@@ -545,7 +546,8 @@ def _spell_planted(planted: Mapping[str, Any]) -> str:
         f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
         f"flipped at random, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
         f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged like synthetic cases; {planted['num_matched']} "
-        f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
+        f"have the right training case as nearest. Of {spell_count(planted['num_real'], 'real case')} "
+        f"{planted['num_false']} are "
         f"below the same threshold, the one that best separates the two.{area}\n"
     )
 
@@ -572,7 +574,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
             if part["held_out"]:
                 rows.append(DotRow(f"{name}, {others}", part["held_out"], part["held_out_median"]))
     verdict = document["images"]["verdict"]
-    subtitle = f"{document['num_cases']} synthetic cases; large dot: median; images: {verdict}"
+    subtitle = f"{spell_count(document['num_cases'], 'synthetic case')}; large dot: median; images: {verdict}"
     return draw_dot_chart(
         "Distance to the nearest training case",
         rows,
