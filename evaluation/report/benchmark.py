@@ -77,7 +77,10 @@ def _build_summary(document: Mapping[str, Any]) -> str:
     arms = page.table(
         ["arm", "training cases", "real", "different", "trainings done"],
         (
-            [clean_html(str(arm[key])) for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")]
+            [
+                page.break_after_plus(str(arm[key]))
+                for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")
+            ]
             for arm in document["arms"]
         ),
         caption="Arms",

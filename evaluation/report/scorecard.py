@@ -152,7 +152,8 @@ def _judge_congruence(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry
         missing.append("evaluate distribution")
     if "equivalence" in evidence:
         counts = Counter(row["verdict"] for row in evidence["equivalence"]["rows"])
-        said = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+        words = {"cannot tell": "undecided"}
+        said = ", ".join(f"{number} {words.get(verdict, verdict)}" for verdict, number in counts.most_common())
         found.append(f"Quantities of organs and lesions: {said}.")
     else:
         missing.append("evaluate equivalence")

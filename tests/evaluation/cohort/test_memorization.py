@@ -17,6 +17,7 @@ from maisi_aug.evaluation.cohort.memorization import (
     judge,
     measure_memorization,
     to_report,
+    trace_roc,
 )
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -179,6 +180,14 @@ def test_nearest_ignores_what_cannot_be_compared() -> None:
     assert found.indices.tolist() == [2, 1]
     assert found.distances.tolist() == [0.2, 1.0]
     assert found.relative.tolist() == pytest.approx([0.2 / 0.3, 0.5])
+    assert find_nearest(np.array([[0.4, np.nan, 0.2]]), 0.8).relative.tolist() == pytest.approx([0.25])
+
+
+def test_roc_has_the_largest_threshold_of_every_number_of_false_alarms() -> None:
+    points = trace_roc(np.array([0.6, 0.4, 0.6]), np.array([0.1, 0.3, 0.5, 0.6]))
+    assert [(p["num_false"], p["num_found"]) for p in points] == [(0, 2), (1, 3), (3, 4)]
+    assert [p["threshold"] for p in points[:2]] == [0.4, 0.6]
+    assert [(p["num_false"], p["num_found"]) for p in trace_roc(np.array([]), np.array([0.2]))] == [(0, 1)]
 
 
 def test_body_box_leaves_the_table_out() -> None:
