@@ -114,7 +114,7 @@ class PatchObjective(Stateless):
 
 
 def _cut(
-    case: LoadedCase, corner: NDArray[np.intp], side: Sequence[int]
+    case: LoadedCase, corner: NDArray[np.intp], side: Sequence[int] | NDArray[np.intp]
 ) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """A box of a case; air where it reaches beyond."""
     first = np.maximum(corner, 0)

@@ -109,8 +109,8 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
         notify(row, len(cases))
         columns = np.argsort(apart[row])[: ROUNDS[0].num_candidates]
         starts = [_to_matrices(moves[best[row, column], np.newaxis], others[column].size_mm) for column in columns]
-        left, nearest = _search(case, [others[column] for column in columns], torch.cat(starts))
-        distances[row, columns[left]] = nearest
+        left, found = _search(case, [others[column] for column in columns], torch.cat(starts))
+        distances[row, columns[left]] = found
     notify(len(cases), len(cases))
     clipped: NDArray[np.float64] = np.clip(distances, 0.0, 2.0)
     return clipped
@@ -201,7 +201,7 @@ def _search(
         if number:
             kept = distances.argsort()[: stage.num_candidates]
             left, matrices = left[kept.numpy()], matrices[kept]
-        distances, matrices = _align(case, [others[index] for index in left], matrices, stage)
+        distances, matrices = _align(case, [others[int(index)] for index in left], matrices, stage)
     return left, distances.double().numpy()
 
 

@@ -497,7 +497,7 @@ def _compare(
     nearest = find_nearest(own[usable], typical)
     real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
-    normal, doubles = find_reference(other[comparable], *patients, typical)
+    normal, doubles = find_reference(other[comparable], patients[0], patients[1], typical)
     threshold = find_threshold(normal, num_train=len(train))
     if planted is not None:
         known = find_nearest(planted, typical).relative

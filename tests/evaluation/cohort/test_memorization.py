@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort import likeness
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.evaluation.cohort.memorization import (
     draw_chart,
@@ -23,7 +24,14 @@ from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.made_cases import GRID, build_case, write_cohort, write_folder
 
+QUICK_ROUNDS = tuple(stage._replace(num_steps=2) for stage in likeness.ROUNDS)
 TRAIN, HELD_OUT, NEW = range(8), range(20, 26), range(40, 45)
+
+
+@pytest.fixture(autouse=True)
+def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well moved images are aligned is what ``test_likeness`` tests."""
+    monkeypatch.setattr(likeness, "ROUNDS", QUICK_ROUNDS)
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +43,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_new_cases_show_no_sign(tmp_path: Path, real: dict[str, Path]) -> None:
     cohort = write_cohort(tmp_path / "cohort", list(NEW))
     document, pairs = measure_memorization(*(find_case_set(p) for p in (cohort, real["train"], real["held_out"])))
+    planted = document["planted"]
+    assert document["moved_images"]["typical"] > 0
+    assert planted["num_planted"] == planted["roc"][-1]["num_found"] == len(TRAIN)
+    assert "| real cases called copies |" in to_report(document)
     for kind in ("images", "label_maps"):
         assert document[kind]["verdict"] == "no sign of memorization"
         assert not any(row["is_copy"] for row in document[kind]["cases"])
