@@ -220,7 +220,7 @@ def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
     charts = {}
     drawn = [point for point in document["points"] if point["realised_mm"] > 0]
     if drawn:
-        error = document["calibration"][0]["mean_absolute_error"]
+        error, lesions = document["calibration"][0]["mean_absolute_error"], spell_count(len(drawn), "lesion")
         series = [
             ScatterSeries(label, [(point["requested_mm"], point["realised_mm"]) for point in points])
             for label, points in _by_label(drawn)
@@ -229,10 +229,7 @@ def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
             "Lesion size, realised against requested",
             series,
             axes=("requested diameter, mm", "realised diameter, mm"),
-            subtitle=(
-                f"{spell_count(len(drawn), 'lesion')} of {spell_count(document['num_cases'], 'case')}; "
-                f"mean error {100 * error:.1f}%"
-            ),
+            subtitle=f"{lesions} of {spell_count(document['num_cases'], 'case')}; mean error {100 * error:.1f}%",
             is_log=True,
         )
     rows = [

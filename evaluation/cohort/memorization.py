@@ -500,8 +500,7 @@ def _compare(
     normal, doubles = find_reference(other[comparable], patients[0], patients[1], typical)
     threshold = find_threshold(normal, num_train=len(train))
     if planted is not None:
-        known = find_nearest(planted, typical).relative
-        threshold = calibrate_threshold(normal, known, num_train=len(train))
+        threshold = calibrate_threshold(normal, find_nearest(planted, typical).relative, num_train=len(train))
     verdict, p, copies = judge(nearest.relative, normal, num_train=len(train), threshold=threshold)
     chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
     rows = [

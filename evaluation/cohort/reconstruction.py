@@ -321,17 +321,14 @@ def to_report(document: Mapping[str, Any]) -> str:
         "mean_error_hu": "mean absolute error, HU",
         "blur_mm": "width of structures that lose half of their power, mm",
     }
-    lpips = document["lpips_network"]
+    lpips, bundle = document["lpips_network"], document["bundle"]["name"]
     rows = [
         [words[name], row["num_cases"], row["mean"], row["low"], row["high"], row["least"], row["most"]]
         for name, row in document["summary"].items()
         if name != "lpips" or lpips
     ]
     parts = [
-        (
-            f"# What the autoencoder of {document['bundle']['name']} preserves of "
-            f"{spell_count(document['num_cases'], 'CT')}\n"
-        ),
+        f"# What the autoencoder of {bundle} preserves of {spell_count(document['num_cases'], 'CT')}\n",
         f"Encoded and decoded on their own grids in {document['precision']} on {document['device']}. PSNR and SSIM are "
         "of HU clipped to -1000..1000, in three dimensions. "
         + (f"LPIPS: {lpips}, of axial slices." if lpips else "LPIPS: not measured without --lpips-weights.")

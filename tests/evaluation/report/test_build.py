@@ -25,7 +25,7 @@ from tests.builders.tiny_benchmark import build_config
 from tests.builders.tiny_cohort import HEPATIC_TUMOR, write_cohort
 from tests.conftest import Outcome
 
-VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "line", "circle"}
+VOID = {"meta", "link", "img", "br", "hr", "wbr", "input", "rect", "line", "circle"}
 
 
 class PageChecker(HTMLParser):
