@@ -28,9 +28,10 @@ from maisi_aug.volumes.image_files import load_label_map, save_image, save_label
 from tests.builders.tiny_benchmark import SHAPE, SPACING_MM, build_config, write_dataset
 from tests.conftest import Outcome
 
+MADE_ARMS = ("copy-paste:1", "warped:1")
 ALL_ARMS = (
     *("real", "real+synthetic:0.5", "real+synthetic:2", "real-duplicated", "synthetic-only"),
-    *("copy-paste:1", "warped:1"),
+    *MADE_ARMS,
 )
 
 
@@ -149,7 +150,7 @@ def test_benchmark_runs_scores_and_reports(benchmark_of: Callable[..., Benchmark
     assert document["failures"] == []
     assert {(row["arm"], row["baseline"]) for row in document["comparisons"]} == {
         *((arm, "real") for arm in ALL_ARMS[1:]),
-        *((arm, "real-duplicated") for arm in ("real+synthetic:0.5", "real+synthetic:2", "copy-paste:1")),
+        *((arm, "real-duplicated") for arm in ("real+synthetic:0.5", "real+synthetic:2", *MADE_ARMS)),
     }
     assert {row["label"] for row in document["scores"]} == {"liver", "tumor"}
     assert {row["label"] for row in document["detection"]} == {"tumor"}
