@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from maisi_aug.cli.shared.run_options import AsJson
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.api.cohorts import CohortStatus, RunningJob
@@ -83,7 +84,8 @@ def verify(cohort: Folder, as_json: AsJson = False) -> None:
 def _describe_status(found: CohortStatus) -> str:
     facts = found.to_json()
     lines = [
-        f"{found.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted, {facts['num_rejected']} "
+        f"{found.folder}: {facts['num_accepted']} of {spell_count(facts['num_cases'], 'case')} accepted, "
+        f"{facts['num_rejected']} "
         f"rejected, {facts['num_open']} open; {facts['num_attempts']} attempts."
     ]
     if found.shards:

@@ -13,6 +13,7 @@ from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.label_map import add_old_rules
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.integrations.request import DicomExport, MonaiExport, NnunetExport
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.integrations.nnunet.dataset import ExportReport
@@ -38,7 +39,8 @@ def dicom(cohort: Cohorts, out: NewFolder, request: DicomExport, as_json: AsJson
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
         typer.echo(
-            f"{report.path}: {report.num_cases} CT series ({report.num_slices} slices), {report.num_segmentations} "
+            f"{report.path}: {report.num_cases} CT series ({spell_count(report.num_slices, 'slice')}), "
+            f"{report.num_segmentations} "
             f"segmentations of {', '.join(report.segments) or 'nothing'}."
         )
     for note in report.notes:
@@ -62,8 +64,8 @@ def monai(
     if as_json:
         typer.echo(json.dumps(report.to_dict(), indent=2))
     else:
-        cases = f"{report.num_synthetic} synthetic and {report.num_real} real cases"
-        typer.echo(f"{report.path}: {cases}, {report.num_folds} folds ({report.folds_source}).")
+        cases = f"{report.num_synthetic} synthetic and {spell_count(report.num_real, 'real case')}"
+        typer.echo(f"{report.path}: {cases}, {spell_count(report.num_folds, 'fold')} ({report.folds_source}).")
         typer.echo("\n".join(f"  {number:>3}  {name}" for name, number in report.labels.items()))
         task = report.path / TASK_NAME
         typer.echo(f"Next, with pip install fire: python -m monai.apps.auto3dseg AutoRunner run --input='{task}'")
@@ -107,7 +109,7 @@ def _fields_of(request: MonaiExport | NnunetExport, earlier: list[str] | None) -
 
 
 def _describe(report: ExportReport) -> str:
-    lines = [f"{report.path}: {report.num_cases} cases, accepted by nnU-Net's integrity check."]
+    lines = [f"{report.path}: {spell_count(report.num_cases, 'case')}, accepted by nnU-Net's integrity check."]
     lines += [
         f"  {number:>3}  {name}" + (f" (vocabulary id {report.vocabulary_ids[name]})" if number else "")
         for name, number in report.labels.items()

@@ -11,6 +11,7 @@ import typer
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, MaxMinutes, NewRun, Tensorboard, TrainingDevice
 from maisi_aug.cli.shared.streams import tell
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.training.finetune.settings import FinetuneRequest
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def _tell(result: FinetuneResult, *, as_json: bool) -> None:
         typer.echo(json.dumps(result.to_json(), indent=1, ensure_ascii=False))
         return
     if not result.loop.is_complete:
-        done = f"{result.loop.num_steps_done} of {result.num_steps} steps"
+        done = f"{result.loop.num_steps_done} of {spell_count(result.num_steps, 'step')}"
         tell(f"{done}; run the same command again to continue.")
     request = result.taught[0].name
     if result.loop.best_step is not None:

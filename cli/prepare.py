@@ -12,6 +12,7 @@ from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import RUN, AsJson, Quiet
 from maisi_aug.cli.shared.streams import tell
 from maisi_aug.preparation.request import PrepareConfig
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.preparation.run import PreparePlan, PrepareResult
@@ -84,7 +85,8 @@ def _show_plan(plan: PreparePlan, *, as_json: bool) -> None:
         return
     num_patients = len(set(plan.patients.values()))
     typer.echo(
-        f"{len(plan.tasks)} cases of {num_patients} patients on {spell_grid(settings.shape, settings.spacing_mm)}."
+        f"{spell_count(len(plan.tasks), 'case')} of {spell_count(num_patients, 'patient')} on "
+        f"{spell_grid(settings.shape, settings.spacing_mm)}."
     )
     for row in rows:
         is_new = " (new)" if row["name"] in plan.meanings.new_labels else ""

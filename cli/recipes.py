@@ -20,6 +20,7 @@ from maisi_aug.cohort.recipe_files import (
 )
 from maisi_aug.cohort.request import CohortRequest, load_recipe
 from maisi_aug.errors import RecipeError
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.resolve import CohortRun
@@ -117,7 +118,10 @@ def validate_command(
     if as_json:
         typer.echo(json.dumps(config.to_dict(), indent=1))
         return
-    typer.echo(f"{name}: valid, {len(cohort.plan.cases)} cases for {len(config.labels)} label requests.")
+    typer.echo(
+        f"{name}: valid, {spell_count(len(cohort.plan.cases), 'case')} for "
+        f"{spell_count(len(config.labels), 'label request')}."
+    )
 
 
 def _validate_insertion(name: str, *, as_json: bool) -> None:
@@ -130,7 +134,10 @@ def _validate_insertion(name: str, *, as_json: bool) -> None:
     if as_json:
         typer.echo(config.model_dump_json(indent=1, exclude={"into"}))
         return
-    typer.echo(f"{name}: valid, {config.num_cases} cases for {len(config.labels)} label requests in the CTs of --into.")
+    typer.echo(
+        f"{name}: valid, {spell_count(config.num_cases, 'case')} for "
+        f"{spell_count(len(config.labels), 'label request')} in the CTs of --into."
+    )
 
 
 def _validate_training(name: str, *, as_json: bool) -> None:
@@ -174,6 +181,6 @@ def require_plannable(config: CohortRequest, *, source: str) -> CohortRun:
     problems = find_problems(config.labels, load_bundle(config.bundle).vocabulary)
     if problems:
         listed = "".join(f"\n  {problem}" for problem in problems)
-        raise RecipeError(f"{source}: {len(problems)} label requests cannot be met:{listed}")
+        raise RecipeError(f"{source}: {spell_count(len(problems), 'label request')} cannot be met:{listed}")
     with CohortProgress(is_quiet=False) as progress:
         return resolve(config, report_file=progress.measures)

@@ -31,6 +31,7 @@ from maisi_aug.cli.shared.run_options import (
 )
 from maisi_aug.cohort.request import NO_MAP, CohortRequest, build_request, load_recipe, override
 from maisi_aug.cohort.review import num_rejected_in_review
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.generate.run import CohortSummary
@@ -145,7 +146,7 @@ def _run(config: CohortRequest, out: Path, *, is_quiet: bool, as_lines: bool, **
 def describe_summary(summary: CohortSummary) -> str:
     """Describe the end of a run in a few lines: accepted cases, rejected ones with reasons, and the next command."""
     facts = summary.to_json()
-    lines = [f"{summary.folder}: {facts['num_accepted']} of {facts['num_cases']} cases accepted."]
+    lines = [f"{summary.folder}: {facts['num_accepted']} of {spell_count(facts['num_cases'], 'case')} accepted."]
     if facts["first_attempt_rate"] is not None:
         share = f"{facts['first_attempt_rate']:.0%} of the cases at the first attempt"
         lines.append(f"Accepted {share}; {facts['num_attempts']} attempts in all; {summary.seconds:.0f} s.")

@@ -11,6 +11,7 @@ import typer
 from maisi_aug.cli.shared.from_models import with_options
 from maisi_aug.cli.shared.run_options import MaxMinutes, NewRun, Tensorboard, TrainingDevice
 from maisi_aug.cli.shared.streams import tell
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.training.request import MaskDiffusionRequest, MaskTrainRequest, TrainRequest
 
 if TYPE_CHECKING:
@@ -112,6 +113,6 @@ def _tell(result: TrainResult) -> None:
             f"{result.stage}: time limit reached while {result.stopped_while}; run the same command again to continue."
         )
     elif not result.is_complete:
-        steps = f"{result.loop.num_steps_done} of {result.num_steps} steps"
+        steps = f"{result.loop.num_steps_done} of {spell_count(result.num_steps, 'step')}"
         tell(f"{result.stage}: {steps}; run the same command again to continue.")
     typer.echo(result.path)

@@ -11,6 +11,7 @@ import typer
 from maisi_aug.api.balancing import Balance, BalanceOptions, balance_cohort, names_one_of
 from maisi_aug.cli.shared.streams import open_table_console
 from maisi_aug.system.models import split_rule, warn_of_spelling
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.cohort.balance import BalanceTarget, LabelBalance
@@ -107,8 +108,9 @@ def _build_table(label: LabelBalance, dataset: Path) -> object:
     before, after = label.evenness(planned=False), label.evenness(planned=True)
     num_lesions = sum(map(sum, label.real_lesions))
     table = Table(
-        title=f"{label.target.label} in {dataset.resolve().name} ({label.source}): {sum(label.real_cases)} cases, "
-        f"{num_lesions} lesions, {label.num_planned} cases planned",
+        title=f"{label.target.label} in {dataset.resolve().name} ({label.source}): "
+        f"{spell_count(sum(label.real_cases), 'case')}, "
+        f"{spell_count(num_lesions, 'lesion')}, {spell_count(label.num_planned, 'case')} planned",
         caption=f"evenness of the sizes {before:.2f} -> {after:.2f} (1 is balanced)",
     )
     table.add_column("lesions in a case")

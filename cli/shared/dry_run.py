@@ -11,7 +11,7 @@ import typer
 
 from maisi_aug.cli.shared.balance import print_balance
 from maisi_aug.cli.shared.streams import open_table_console
-from maisi_aug.system.printed_text import clean_message
+from maisi_aug.system.printed_text import clean_message, spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.api.balancing import Balance
@@ -33,7 +33,9 @@ def print_plan_table(cohort: CohortRun) -> None:
     sides = " x ".join(map(str, cohort.grid.shape))
     spacing = " x ".join(f"{side:g}" for side in cohort.grid.spacing_mm)
     config, num_cases = cohort.request, len(cohort.plan.cases)
-    title = f"{num_cases} cases, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
+    title = (
+        f"{spell_count(num_cases, 'case')}, seed {config.seed}, bundle {cohort.bundle.name}, {sides} at {spacing} mm"
+    )
     if cohort.mask_steps:
         maps = f", {cohort.mask_steps} steps"
     else:
@@ -75,7 +77,7 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
     from rich.table import Table
 
     num_cases, vocabulary = len(cohort.plan.cases), cohort.bundle.vocabulary
-    title = f"{num_cases} cases, seed {cohort.seed}, bundle {cohort.bundle.name}"
+    title = f"{spell_count(num_cases, 'case')}, seed {cohort.seed}, bundle {cohort.bundle.name}"
     table = Table(title=title, caption=f"label maps: given, unchanged, bank {_spell_bank(cohort)}")
     for heading in ("map", "images", "its grid", "grid of the image", "labels"):
         table.add_column(heading)

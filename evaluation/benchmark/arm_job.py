@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from maisi_aug.evaluation.benchmark.cases import CaseFiles
-from maisi_aug.evaluation.benchmark.config import COPY_PASTE, REAL
+from maisi_aug.evaluation.benchmark.config import COPY_PASTE, MADE_KINDS, REAL
 from maisi_aug.evaluation.benchmark.copy_paste import paste_lesion
 from maisi_aug.evaluation.benchmark.data import LoadedCase, load_case
 from maisi_aug.evaluation.benchmark.plan import BenchmarkPlan, CaseRef
+from maisi_aug.lesions.deformation import deform_case
 from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -57,9 +60,9 @@ class ArmJob:
         return tuple((REAL, case_id) for case_id in self.plan.split.test)
 
     def find_case(self, ref: CaseRef) -> tuple[CaseFiles, dict[str, tuple[int, ...]]]:
-        """Return a case's files, and label name -> ids in its label map; a missing copy-paste case is made first."""
-        if ref[0] == COPY_PASTE:
-            return make_paste_case(self.bench, self.plan, ref[1]), {n: (i,) for n, i in self.plan.classes.items()}
+        """Return the files of a case and the numbers of its labels; a missing one that is made of real ones is made."""
+        if ref[0] in MADE_KINDS:
+            return make_case(self.bench, self.plan, ref), {name: (n,) for name, n in self.plan.classes.items()}
         return self.plan.find_case(ref), self.plan.sources[ref[0]].label_ids
 
 
@@ -79,29 +82,39 @@ class Engine(Protocol):
         """
 
 
-def make_paste_case(bench: Path, plan: BenchmarkPlan, case_id: str) -> CaseFiles:
-    """Return a copy-paste case: a real training case with a lesion of another one pasted in, made on first use.
+def make_case(bench: Path, plan: BenchmarkPlan, ref: CaseRef) -> CaseFiles:
+    """Return a case made of a real training case, on first use; always the same bytes.
 
-    The result has always the same bytes.
+    With copy-paste it has a lesion of another one, warped it is deformed as label maps of a mask bank are, the image
+    along with its label map.
 
     Raises:
         BenchmarkError: There is no lesion to paste, or no room.
     """
-    files = CaseFiles(
-        case_id, bench / COPY_PASTE / f"{case_id}_image.nii.gz", bench / COPY_PASTE / f"{case_id}_label.nii.gz"
-    )
+    kind, case_id = ref
+    files = CaseFiles(case_id, bench / kind / f"{case_id}_image.nii.gz", bench / kind / f"{case_id}_label.nii.gz")
     if files.image.is_file() and files.label.is_file():
         return files
     train = plan.split.train
     number = int(case_id.rpartition("-")[2])
-    rng = numpy_generator(derive_seed("copy-paste", plan.config.seed, number), "paste")
+    rng = numpy_generator(derive_seed(kind, plan.config.seed, number), MADE_KINDS[kind])
     target_id = train[number % len(train)]
-    donors = [case for case in train if case != target_id] or list(train)
     target = _load_real(plan, target_id)
-    pasted = paste_lesion(target, [_load_real(plan, case) for case in donors], plan.lesion_classes, rng=rng)
-    save_image(files.image, pasted.image_hu, pasted.grid)
-    save_label_map(files.label, pasted.classes, pasted.grid)
+    if kind == COPY_PASTE:
+        donors = [_load_real(plan, case) for case in train if case != target_id] or [target]
+        made = paste_lesion(target, donors, plan.lesion_classes, rng=rng)
+    else:
+        made = _warp(target, rng)
+    save_image(files.image, made.image_hu, made.grid)
+    save_label_map(files.label, made.classes, made.grid)
     return files
+
+
+def _warp(case: LoadedCase, rng: np.random.Generator) -> LoadedCase:
+    image_hu, classes = deform_case(
+        case.image_hu, case.classes, spacing_mm=case.grid.spacing_mm, rng=rng, strength=float(rng.uniform(0.5, 1.0))
+    )
+    return LoadedCase(np.rint(image_hu).astype(np.int16), classes, case.grid)
 
 
 def _load_real(plan: BenchmarkPlan, case_id: str) -> LoadedCase:

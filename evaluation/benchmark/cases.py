@@ -17,6 +17,7 @@ from maisi_aug.integrations.nnunet.folders import MAPPING_NAME, MARK_KEY
 from maisi_aug.integrations.reading.cohort_source import load_cohort_source
 from maisi_aug.preparation.prepared import SPEC_NAME, load_prepared
 from maisi_aug.system.content import read_json, spells_number
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.vocabulary.label_meaning import resolve_names
 from maisi_aug.vocabulary.labels import BODY_ID, FULL_VOCABULARY, Vocabulary, lesion_word
 
@@ -128,7 +129,7 @@ def find_synthetic_cases(
         notes = (
             *notes,
             (
-                f"The origin of the label maps of {num_unknown} of the {len(cases)} cases of '{name}' is unknown: a "
+                f"The origin of the label maps of {_spell_share(num_unknown, len(cases))} of '{name}' is unknown: a "
                 "case made from a test patient's map is only detected if it still has that map. Give the cohort "
                 "itself, or export it again."
             ),
@@ -141,6 +142,10 @@ def find_synthetic_cases(
             raise _unknown_label(label, wanted, path, names)
         found[label] = tuple(sorted({number for group in ids for number in group}))
     return CaseSource(name, cases, found, notes)
+
+
+def _spell_share(part: int, total: int) -> str:
+    return f"all {spell_count(total, 'case')}" if part == total > 1 else f"{part} of {spell_count(total, 'case')}"
 
 
 def _read_cohort(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
@@ -29,15 +29,19 @@ PREPARED_NAME: Final = "prepared"
 REAL: Final = "real"
 DUPLICATED: Final = "real-duplicated"
 COPY_PASTE: Final = "copy-paste"
+WARPED: Final = "warped"
+MADE_KINDS: Final = MappingProxyType({COPY_PASTE: "paste", WARPED: "warp"})
+"""Kinds of arms whose added cases are made of real training cases; the kind is their source, this begins their ids."""
 DEFAULT_ARMS: Final = ("real", "real+synthetic:1", "real-duplicated", "synthetic-only")
 MAX_RATIO: Final = 100.0
 DEFAULT_DRAWS: Final = 5
 EVERY: Final = 1_000_000
 """The count that means all real cases."""
 
-ArmKind = Literal["real", "duplicated", "mixed", "only", "copy-paste"]
+ArmKind = Literal["real", "duplicated", "mixed", "only", "copy-paste", "warped"]
 EngineName = Literal["monai", "nnunet"]
 PresetName = Literal["cpu", "gpu"]
+Augmentation = Literal["light", "strong"]
 _DATA, _TRAINING = "Cases and labels", "Training"
 
 
@@ -69,8 +73,9 @@ def parse_arm(text: str, sources: Sequence[str]) -> Arm:
     """Parse the name of an arm.
 
     Args:
-        text: ``real``, ``real-duplicated``, ``copy-paste:RATIO``, ``real+SOURCE:RATIO`` or ``SOURCE-only``; ``real@N``
-            and ``real@N+SOURCE:RATIO`` draw N real patients anew for every training, ``real@all`` takes all.
+        text: ``real``, ``real-duplicated``, ``copy-paste:RATIO``, ``warped:RATIO``, ``real+SOURCE:RATIO`` or
+            ``SOURCE-only``; ``real@N`` and ``real@N+SOURCE:RATIO`` draw N real patients anew for every training,
+            ``real@all`` takes all.
         sources: Names of the synthetic sources.
 
     Raises:
@@ -90,14 +95,14 @@ def parse_arm(text: str, sources: Sequence[str]) -> Arm:
         return Arm(name, "real")
     if name == DUPLICATED:
         return Arm(name, "duplicated")
-    if head == COPY_PASTE:
-        return Arm(name, "copy-paste", ratio=_parse_ratio(tail, name))
+    if head in MADE_KINDS:
+        return Arm(name, cast(ArmKind, head), ratio=_parse_ratio(tail, name))
     for source in sources:
         if name == f"{source}-only":
             return Arm(name, "only", source)
         if head == f"{REAL}+{source}":
             return Arm(name, "mixed", source, _parse_ratio(tail, name))
-    known = [REAL, DUPLICATED, COPY_PASTE, *(form for s in sources for form in (f"real+{s}:1", f"{s}-only"))]
+    known = [REAL, DUPLICATED, *MADE_KINDS, *(form for s in sources for form in (f"real+{s}:1", f"{s}-only"))]
     raise BenchmarkError(
         f"Arm '{text}': unknown arm; expected one of {', '.join(known)}.{did_you_mean(name, known)} Correct --arms."
     )
@@ -177,8 +182,8 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     arms: Annotated[tuple[str, ...], Option(metavar="ARM,ARM,...", takes=str, panel=_TRAINING, everyday=True)] = (
         DEFAULT_ARMS
     )
-    """Comma-separated: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO. All others are
-    compared with the first.
+    """Comma-separated: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO, warped:RATIO.
+    All others are compared with the first.
     """
     real_counts: Annotated[
         tuple[Annotated[int, Field(ge=1, le=EVERY)], ...] | None,
@@ -201,6 +206,10 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Training framework."""
     preset: Annotated[PresetName, Option(panel=_TRAINING, everyday=True)] = "cpu"
     """Network size for the engine monai."""
+    augmentation: Annotated[Augmentation, Option(panel=_TRAINING)] = "light"
+    """Augmentation in all arms, for the engine monai: light varies HU, blur and noise; strong also turns and zooms, as
+    nnU-Net does.
+    """
     num_steps: Annotated[PositiveInt | None, Option("--steps", panel=_TRAINING)] = None
     """Optimiser steps of every arm (default: the preset's)."""
     seed: Annotated[NonNegativeInt, Option(panel=_TRAINING)] = 0
@@ -268,6 +277,12 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     @classmethod
     def _list_once(cls, patients: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(sorted(set(patients)))
+
+    @model_validator(mode="after")
+    def _require_own_training(self) -> BenchmarkConfig:
+        if self.engine == "nnunet" and self.augmentation != "light":
+            raise ValueError("--augmentation can only be used with --engine monai, because nnU-Net has its own")
+        return self
 
     @model_validator(mode="after")
     def _require_arms(self) -> BenchmarkConfig:

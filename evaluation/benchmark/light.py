@@ -29,6 +29,7 @@ class LightEngine:
             num_steps=job.plan.config.steps,
             seed=job.training_seed,
             device=job.device,
+            augmentation=job.plan.config.augmentation,
             max_minutes=max_minutes,
             report_step=report_step,
         )

@@ -10,7 +10,7 @@ from maisi_aug.evaluation.benchmark.config import PRESETS, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.plan import plan_benchmark
 from maisi_aug.evaluation.benchmark.text import list_commands
 from maisi_aug.evaluation.output.files import to_markdown
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import ReportStage
 
 FORWARD_SHARE: Final = 0.35  # of a training step that a window of a prediction takes
@@ -53,7 +53,9 @@ def look_ahead(config: BenchmarkConfig, folder: Path, *, device: str, notify: Re
         from maisi_aug.evaluation.benchmark.unet import count_windows, measure_step_seconds
 
         preset = PRESETS[config.preset]
-        seconds = measure_step_seconds(plan.training, preset, len(plan.labels) + 1, device=device)
+        seconds = measure_step_seconds(
+            plan.training, preset, len(plan.labels) + 1, device=device, augmentation=config.augmentation
+        )
         first = plan.find_case(("real", plan.split.test[0]))
         shape = plan.training.grid_for(load_case(first, plan.sources["real"].label_ids).grid).shape
         windows = count_windows(shape, plan.training) * len(plan.split.test)
@@ -78,7 +80,8 @@ def to_outlook_text(outlook: Mapping[str, Any]) -> str:
     ]
     if "minutes" in outlook:
         lines.append(
-            f"{outlook['num_trainings']} trainings, about {outlook['minutes']:.0f} minutes one after another on "
+            f"{spell_count(outlook['num_trainings'], 'training')}, about {outlook['minutes']:.0f} minutes "
+            "one after another on "
             f"{outlook['device']} ({outlook['seconds_per_step']:.2f} s a step, measured on noise)."
         )
     lines += [f"Note: {warning}" for warning in outlook["warnings"]]

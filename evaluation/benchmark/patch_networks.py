@@ -11,6 +11,14 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from monai.losses.dice import DiceLoss
 from monai.networks.nets.dynunet import DynUNet
+from monai.transforms.compose import Compose
+from monai.transforms.intensity.dictionary import (
+    RandAdjustContrastd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+)
+from monai.transforms.spatial.dictionary import RandAffined, RandSimulateLowResolutiond
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
@@ -18,6 +26,9 @@ from torch import Tensor, nn
 from maisi_aug.networks.building import mixed_precision
 
 WINDOW_OVERLAP: Final = 0.5
+MAX_TURN_DEGREES: Final = 30.0
+WIDER: Final = 1.4
+"""Side of the patch that a turned or zoomed one is cut from, in sides of the latter."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,53 @@ class Variation:
                 varied.shape, dtype=np.float32
             )
         return varied
+
+
+class StrongVariation:
+    """Augmentation by MONAI's transforms, with the kinds and shares of nnU-Net's (Isensee et al., 2021), unmirrored.
+
+    Patches are turned by up to 30 degrees about each axis and zoomed by 0.7 to 1.4 at once, in half of the cases
+    instead of nnU-Net's two draws of a fifth. They are cut out of wider ones, so that none shows a border of its own.
+    """
+
+    def __init__(self, patch_shape: Sequence[int]) -> None:
+        turn = float(np.deg2rad(MAX_TURN_DEGREES))
+        self.wide_shape = tuple(int(np.ceil(side * WIDER)) for side in patch_shape)
+        self.transforms = Compose(
+            [
+                RandAffined(
+                    ("image", "classes"),
+                    spatial_size=tuple(patch_shape),
+                    prob=0.5,
+                    rotate_range=[turn] * 3,
+                    scale_range=[(-0.3, 0.4)] * 3,
+                    mode=("bilinear", "nearest"),
+                    padding_mode="border",
+                ),
+                RandGaussianNoised("image", prob=0.1, std=0.3),
+                RandGaussianSmoothd("image", *[(0.5, 1.0)] * 3, prob=0.2),
+                RandScaleIntensityd("image", factors=0.25, prob=0.15),
+                RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5), retain_stats=True),
+                RandSimulateLowResolutiond("image", prob=0.25, zoom_range=(0.5, 1.0)),
+            ]
+        )
+
+    def apply(
+        self, image: NDArray[np.float32], classes: NDArray[np.uint8], rng: np.random.Generator
+    ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Vary a normalised image and its classes.
+
+        Args:
+            image: ``(wide I, wide J, wide K)`` of :attr:`wide_shape`.
+            classes: The same shape.
+            rng: Source of all randomness.
+
+        Returns:
+            Both, cut to the patch.
+        """
+        self.transforms.set_random_state(int(rng.integers(2**31)))
+        varied = self.transforms({"image": image[None], "classes": classes[None]})
+        return np.asarray(varied["image"][0], np.float32), np.asarray(varied["classes"][0], np.uint8)
 
 
 class BalancedDiceCrossEntropy(nn.Module):

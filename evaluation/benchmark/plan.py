@@ -18,7 +18,7 @@ from maisi_aug.evaluation.benchmark.cases import (
     find_real_cases,
     find_synthetic_cases,
 )
-from maisi_aug.evaluation.benchmark.config import COPY_PASTE, EVERY, PRESETS, REAL, Arm, BenchmarkConfig
+from maisi_aug.evaluation.benchmark.config import EVERY, MADE_KINDS, PRESETS, REAL, Arm, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import TrainingPlan, load_case, plan_training
 from maisi_aug.evaluation.benchmark.split import (
     Shown,
@@ -219,8 +219,9 @@ def compose_arms(
             counts = [added[other.name] for other in arms if other.kind == "mixed" and other.source == arm.source]
             num = max(counts, default=len(orders[arm.source]))
             composed[arm.name] = _take(orders[arm.source], num, arm, config, losses)
-        elif arm.kind == "copy-paste":
-            composed[arm.name] = (*real, *((COPY_PASTE, f"paste-{n:04d}") for n in range(added[arm.name])))
+        elif arm.kind in MADE_KINDS:
+            made = ((arm.kind, f"{MADE_KINDS[arm.kind]}-{n:04d}") for n in range(added[arm.name]))
+            composed[arm.name] = (*real, *made)
         elif arm.kind == "duplicated":
             composed[arm.name] = (*real, *(real[n % len(real)] for n in range(most)))
         else:

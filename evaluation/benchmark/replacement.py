@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from maisi_aug.evaluation.output.charts import CurveSeries, draw_curve_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.evaluation.scores.replacement import Worth, find_worth, fit_curve
+from maisi_aug.evaluation.scores.statistics import find_interval
+from maisi_aug.system.printed_text import spell_count
+from maisi_aug.system.seeds import numpy_generator
 
 if TYPE_CHECKING:  # these bring torch, and a report that shows figures needs none
     from maisi_aug.evaluation.benchmark.arm_scores import ArmScores
@@ -53,11 +56,13 @@ def _describe(
     curve: list[list[float]] = []
     points: list[list[float]] = []
     score = None
+    intervals: dict[str, Any] = {"score_interval": None, "point_intervals": []}
     if real is not None and real.shape[2]:
         mixed = arm.collect(label, "dice")[1]
         score = float(mixed.mean())
         worth = find_worth(counts, real, mixed)
         means = real.mean((1, 2))
+        intervals = {"score_interval": _interval(mixed), "point_intervals": [_interval(values) for values in real]}
         points = [[float(n), float(mean)] for n, mean in zip(counts, means, strict=True)]
         if len(counts) > 1:
             fitted = fit_curve(np.asarray(counts, dtype=np.float64), means)
@@ -74,7 +79,14 @@ def _describe(
         **worth.to_json(),
         "curve": curve,
         "points": points,
+        **intervals,
     }
+
+
+def _interval(values: Array) -> list[float] | None:
+    """Ends of the 95% interval of a mean over draws and patients, from 0 to 1."""
+    found = find_interval(values, rng=numpy_generator(0, "interval")).cut(0.0, 1.0)
+    return None if found.low is None or found.high is None else [found.low, found.high]
 
 
 def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
@@ -85,7 +97,9 @@ def _count_real(benchmark: Benchmark, arm: ArmScores) -> int:
 
 def spell_worth(row: Mapping[str, Any]) -> str:
     """Describe a row of :func:`measure_replacement` as a sentence."""
-    what = f"{row['label']}: {row['num_real']} real cases with {row['ratio']:g} of {row['source']} each"
+    kind = "synthetic case" if row["source"] == "synthetic" else f"case of {row['source']}"
+    added = f"{row['ratio']:g} {kind if row['ratio'] == 1 else kind.replace('case', 'cases')}"
+    what = f"{row['label']}: {spell_count(row['num_real'], 'real case')} with {added} each"
     if row["obstacle"]:
         return f"{what}: their worth cannot be estimated: {row['obstacle']}."
     least, most = row["smallest"], row["largest"]
@@ -99,10 +113,10 @@ def spell_worth(row: Mapping[str, Any]) -> str:
         return f"{what} do as well as {low} to {high} real ones."
     gained = row["estimate"] - row["num_real"]
     ends = [None if row[end] is None else row[end] - row["num_real"] for end in ("low", "high")]
-    spelled = ["unknown" if end is None else f"{end:+.0f}" for end in ends]
+    low_gain, high_gain = ("unknown" if end is None else f"{end:z.0f}" for end in ends)
     return (
         f"{what} do as well as {row['estimate']:.0f} real ones ({low} to {high}): the synthetic ones are worth "
-        f"{gained:+.0f} real cases ({spelled[0]} to {spelled[1]})."
+        f"{spell_count(round(gained), 'real case')} ({low_gain} to {high_gain})."
     )
 
 
@@ -134,13 +148,18 @@ def draw_replacement_charts(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]
         if not own:
             continue
         points, curve = ([(n, y) for n, y in own[0][key]] for key in ("points", "curve"))
-        series = [CurveSeries("real cases alone", points, curve)]
+        ends = [_to_ends(interval) for interval in own[0].get("point_intervals", ())]
+        series = [CurveSeries("real cases alone", points, curve, ends)]
         for source, ratio in dict.fromkeys((row["source"], row["ratio"]) for row in own):
-            points = [
-                (row["num_real"], row["score"]) for row in own if (row["source"], row["ratio"]) == (source, ratio)
-            ]
-            series.append(CurveSeries(f"with {ratio:g} x {source}", points))
+            mixed = [row for row in own if (row["source"], row["ratio"]) == (source, ratio)]
+            points = [(row["num_real"], row["score"]) for row in mixed]
+            intervals = [_to_ends(row.get("score_interval")) for row in mixed]
+            series.append(CurveSeries(f"with {ratio:g} x {source}", points, intervals=intervals))
         charts[label] = draw_curve_chart(
             f"{label}: Dice by number of real cases", series, axes=("real cases to train on", "Dice")
         )
     return charts
+
+
+def _to_ends(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])

@@ -9,7 +9,7 @@ import numpy as np
 
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.benchmark.arm_scores import ArmScores
-from maisi_aug.evaluation.benchmark.config import Arm
+from maisi_aug.evaluation.benchmark.config import MADE_KINDS, Arm
 from maisi_aug.evaluation.benchmark.replacement import measure_replacement
 from maisi_aug.evaluation.benchmark.run import Benchmark
 from maisi_aug.evaluation.scores.comparison import compare_arms
@@ -64,7 +64,7 @@ def list_pairs(scores: Sequence[ArmScores]) -> list[tuple[ArmScores, ArmScores]]
     pairs = [(arm, scores[0]) for arm in scores[1:]]
     control = next((arm for arm in scores[1:] if arm.arm.kind == "duplicated"), None)
     if control is not None:
-        pairs += [(arm, control) for arm in scores[1:] if arm.arm.kind in ("mixed", "copy-paste")]
+        pairs += [(arm, control) for arm in scores[1:] if arm.arm.kind in ("mixed", *MADE_KINDS)]
     return pairs
 
 

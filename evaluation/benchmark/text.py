@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from maisi_aug.evaluation.benchmark.config import BenchmarkConfig
 from maisi_aug.evaluation.benchmark.replacement import to_replacement_text
 from maisi_aug.evaluation.output.files import Cell, to_markdown
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.evaluation.benchmark.run import ArmState
@@ -105,8 +105,10 @@ def to_report_text(document: Mapping[str, Any]) -> str:
     parts = [
         "# Benchmark\n",
         (
-            f"{document['num_train_cases']} real cases to train on, {document['num_test_patients']} patients to test "
-            f"on, {document['num_steps']} steps and {document['config']['num_seeds']} trainings per arm, engine "
+            f"{spell_count(document['num_train_cases'], 'real case')} to train on, "
+            f"{spell_count(document['num_test_patients'], 'patient')} to test "
+            f"on, {spell_count(document['num_steps'], 'step')} and "
+            f"{spell_count(document['config']['num_seeds'], 'training')} per arm, engine "
             f"{document['config']['engine']}.\n"
         ),
         "## Verdicts\n",

@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from maisi_aug.evaluation.benchmark.config import Preset
+from maisi_aug.evaluation.benchmark.config import Augmentation, Preset
 from maisi_aug.evaluation.benchmark.data import AIR_HU, LoadedCase, TrainingPlan
 from maisi_aug.evaluation.benchmark.patch_networks import (
     WINDOW_OVERLAP,
     BalancedDiceCrossEntropy,
+    StrongVariation,
     Variation,
     build_unet,
     score_windows,
@@ -63,6 +64,7 @@ class PatchObjective(Stateless):
     seed: int
     device: str
     criterion: nn.Module = field(default_factory=BalancedDiceCrossEntropy)
+    strong: StrongVariation | None = None
     _places: dict[int, list[NDArray[np.intp]]] = field(default_factory=dict)
 
     @property
@@ -95,10 +97,13 @@ class PatchObjective(Stateless):
         if places and rng.random() < FOREGROUND_SHARE:
             chosen = places[rng.integers(len(places))]  # a label first, so that small ones are seen as often as large
             corner = np.clip(chosen[rng.integers(len(chosen))] - rng.integers(0, side), 0, limits)
-        box = tuple(slice(int(a), int(a + b)) for a, b in zip(corner, side, strict=True))
-        room = [(0, max(0, int(b - s))) for b, s in zip(side, shape, strict=True)]
-        image_hu = np.pad(case.image_hu[box], room, constant_values=AIR_HU)
-        return self.plan.normalise(VARIATION.apply(image_hu, rng)), np.pad(case.classes[box], room)
+        if self.strong is None:
+            image_hu, classes = _cut(case, corner, side)
+            return self.plan.normalise(VARIATION.apply(image_hu, rng)), classes
+        image_hu, classes = _cut(
+            case, corner - (np.asarray(self.strong.wide_shape) - side) // 2, self.strong.wide_shape
+        )
+        return self.strong.apply(self.plan.normalise(image_hu), classes, rng)
 
     def _find_places(self, index: int, case: LoadedCase) -> list[NDArray[np.intp]]:
         """Voxels of every label of a case, at most a few thousand of each."""
@@ -106,6 +111,17 @@ class PatchObjective(Stateless):
             found = [np.argwhere(case.classes == number) for number in range(1, self.cases.num_classes)]
             self._places[index] = [voxels[:: len(voxels) // 4000 + 1] for voxels in found if len(voxels)]
         return self._places[index]
+
+
+def _cut(
+    case: LoadedCase, corner: NDArray[np.intp], side: Sequence[int] | NDArray[np.intp]
+) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """A box of a case; air where it reaches beyond."""
+    first = np.maximum(corner, 0)
+    last = np.minimum(corner + side, case.classes.shape)
+    box = tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+    room = np.stack([first - corner, corner + side - last], axis=1).tolist()
+    return np.pad(case.image_hu[box], room, constant_values=AIR_HU), np.pad(case.classes[box], room)
 
 
 def train_unet(
@@ -117,27 +133,29 @@ def train_unet(
     num_steps: int,
     seed: int,
     device: str,
+    augmentation: Augmentation = "light",
     max_minutes: float | None = None,
     report_step: ReportStep | None = None,
 ) -> nn.Module | None:
-    """Train the light engine's U-Net on an arm's cases, or continue where it was stopped.
+    """Train an arm, or continue where it was stopped.
 
     Args:
-        cases: Training cases of the arm.
-        plan: Preprocessing, the same in all arms.
+        cases: Its training cases.
+        plan: The same in all arms.
         preset: Size of the network.
-        folder: Folder of the checkpoint.
-        num_steps: Number of optimiser steps, the same in all arms.
-        seed: Seed of initial weights and batches.
-        device: ``cpu`` or ``cuda``.
+        folder: Gets the checkpoint.
+        num_steps: Optimiser steps, the same in all arms.
+        seed: Seed of the weights and the batches.
+        device: "cpu" or "cuda".
+        augmentation: How patches are varied.
         max_minutes: Stop after this many minutes; a later call continues.
-        report_step: Progress callback, called with (step, figures such as ``loss``).
+        report_step: Called after each step.
 
     Returns:
         The network with averaged weights in evaluation mode; None if the time limit was reached before the last step.
 
     Raises:
-        TrainingError: The loss is not finite any more, or the folder holds another training's checkpoint.
+        TrainingError: The loss is no longer finite, or the folder holds another training's checkpoint.
     """
     loop = LoopConfig(
         num_steps=num_steps,
@@ -149,7 +167,9 @@ def train_unet(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("benchmark weights", seed))
         network = build_unet(preset.widths, num_channels=1, num_classes=cases.num_classes).to(device)
-    objective = PatchObjective(network, cases, plan, preset, seed=seed, device=device)
+    objective = PatchObjective(
+        network, cases, plan, preset, seed=seed, device=device, strong=_build_strong(augmentation, plan)
+    )
     result = TrainingRun(objective, loop, folder, device=device).train(max_minutes=max_minutes, report_step=report_step)
     if not result.is_complete:
         return None
@@ -194,7 +214,13 @@ def _take_likeliest(shares: NDArray[np.float32], grid: Grid, target: Grid) -> ND
     return classes
 
 
-def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str) -> float:
+def _build_strong(augmentation: Augmentation, plan: TrainingPlan) -> StrongVariation | None:
+    return StrongVariation(plan.patch_shape) if augmentation == "strong" else None
+
+
+def measure_step_seconds(
+    plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str, augmentation: Augmentation = "light"
+) -> float:
     """Measure the seconds of one training step on noise, for estimates of a benchmark's duration."""
     rng = np.random.default_rng(0)
     noise = LoadedCase(
@@ -203,8 +229,9 @@ def measure_step_seconds(plan: TrainingPlan, preset: Preset, num_classes: int, *
         Grid.from_spacing(plan.patch_shape, plan.spacing_mm),
     )
     network = build_unet(preset.widths, num_channels=1, num_classes=num_classes).to(device)
+    cases = TrainingSet(1, lambda index: noise, num_classes)
     objective = PatchObjective(
-        network, TrainingSet(1, lambda index: noise, num_classes), plan, preset, seed=0, device=device
+        network, cases, plan, preset, seed=0, device=device, strong=_build_strong(augmentation, plan)
     )
     times = []
     for step in range(1 + NUM_TIMED_STEPS):

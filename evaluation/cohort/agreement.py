@@ -21,7 +21,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.label_meaning import resolve_names
@@ -207,7 +207,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         for row in document["labels"]
     ]
     parts = [
-        f"# Agreement with an independent segmenter, {document['num_cases']} cases\n",
+        f"# Agreement with an independent segmenter, {spell_count(document['num_cases'], 'case')}\n",
         f"Segmenter: {document['segmenter']}. Dice against the given label maps, over cases whose map has the label; "
         "95% interval of the mean over cases.\n",
         to_markdown(["label", "compared with", "cases", "mean", "interval", "median", "worst"], rows),
@@ -230,6 +230,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
         for row in document["labels"]
     ]
     subtitle = (
-        f"{document['num_cases']} cases; a dot is a case; mean with 95% interval over cases; {document['segmenter']}"
+        f"{spell_count(document['num_cases'], 'case')}; a dot is a case; mean with 95% interval over "
+        f"cases; {document['segmenter']}"
     )
     return draw_dot_chart("Dice of an independent segmenter", rows, axis="Dice", subtitle=subtitle, limits=(0.0, 1.0))

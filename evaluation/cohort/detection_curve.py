@@ -29,6 +29,7 @@ from maisi_aug.evaluation.output.files import percent, to_markdown
 from maisi_aug.evaluation.scores.detection import MIN_IOU, match_lesions, name_of_bin
 from maisi_aug.evaluation.scores.statistics import find_ratio_interval
 from maisi_aug.lesions.lesion import Lesion
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.components import label_parts
@@ -304,10 +305,12 @@ def to_report(document: Mapping[str, Any]) -> str:
         for row in document["groups"]
     ]
     parts = [
-        f"# Sensitivity by {document['factor']} of the lesion, {document['num_cases']} cases\n",
-        f"Segmenter: {document['segmenter']}. Lesions of {document['num_patients']} patients. A lesion is found when a "
+        f"# Sensitivity by {document['factor']} of the lesion, {spell_count(document['num_cases'], 'case')}\n",
+        f"Segmenter: {document['segmenter']}. Lesions of "
+        f"{spell_count(document['num_patients'], 'patient')}. A lesion is found when a "
         f"predicted one overlaps it with an intersection over union of {MIN_IOU:g} or more; 95% intervals are "
-        f"Wilson's, or over patients where that is wider. {document['num_false_positives']} predicted lesions match "
+        "Wilson's, or over patients where that is wider. "
+        f"{spell_count(document['num_false_positives'], 'predicted lesion')} match "
         "none.\n",
         to_markdown([document["factor"], "lesions", "patients", "found", "sensitivity", "interval"], rows),
     ]
@@ -349,6 +352,6 @@ def draw_chart(document: Mapping[str, Any]) -> str:
         f"Sensitivity by {document['factor']} of the lesion",
         rows,
         axis="share of lesions found",
-        subtitle=f"{document['num_cases']} cases; 95% intervals; {document['segmenter']}",
+        subtitle=f"{spell_count(document['num_cases'], 'case')}; 95% intervals; {document['segmenter']}",
         limits=(0.0, 1.0),
     )

@@ -29,7 +29,7 @@ from maisi_aug.evaluation.cohort.case_sets import (
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.system.content import read_json
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import MIN_ORGAN_VOXELS, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BACKGROUND_ID, BODY_ID, Vocabulary
@@ -154,7 +154,7 @@ def measure_reference(
             f"{len(case_set.labelled)}). Add cases, or use the published ranges."
         )
     num_read = len(case_set.labelled) + len(case_set.skipped) - len(skipped)
-    return Reference(f"ranges of {num_read} cases in {case_set.path.name}", bounds), skipped
+    return Reference(f"ranges of {spell_count(num_read, 'case')} in {case_set.path.name}", bounds), skipped
 
 
 def measure_label_hu(
@@ -340,9 +340,10 @@ def to_report(document: Mapping[str, Any]) -> str:
     keys = ("label", "low_hu", "high_hu", "num_cases", "median_hu", "p5_hu", "p95_hu")
     rows = [[*(row[key] for key in keys), percent(row["inside"])] for row in document["labels"]]
     parts = [
-        f"# HU of {document['num_cases']} cases\n",
+        f"# HU of {spell_count(document['num_cases'], 'case')}\n",
         (
-            f"{percent(document['inside'])} of {document['num_judged']} medians inside {document['reference']}, "
+            f"{percent(document['inside'])} of {spell_count(document['num_judged'], 'median')} inside "
+            f"{document['reference']}, "
             f"{len(outliers)} outside. Organs of fewer than {document['min_voxels']} voxels in a case and labels "
             "without a range are not judged.\n"
         ),
@@ -371,6 +372,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
     if not rows:
         rows = [DotRow("no label of 30 voxels or more")]
     subtitle = (
-        f"{document['num_cases']} cases; a dot is the median of a case; grey: {document['reference']}; right: inside"
+        f"{spell_count(document['num_cases'], 'case')}; a dot is the median of a case; grey: "
+        f"{document['reference']}; right: inside"
     )
     return draw_dot_chart("HU by label", rows, axis="median, HU", subtitle=subtitle, limits=CHART_LIMITS_HU)

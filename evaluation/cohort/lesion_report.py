@@ -23,7 +23,7 @@ from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.gates.checks import SMALL_LESION_MM, check_label_visibility
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -223,7 +223,7 @@ def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
     charts = {}
     drawn = [point for point in document["points"] if point["realised_mm"] > 0]
     if drawn:
-        error = document["calibration"][0]["mean_absolute_error"]
+        error, lesions = document["calibration"][0]["mean_absolute_error"], spell_count(len(drawn), "lesion")
         series = [
             ScatterSeries(label, [(point["requested_mm"], point["realised_mm"]) for point in points])
             for label, points in _by_label(drawn)
@@ -232,7 +232,7 @@ def draw_charts(document: Mapping[str, Any]) -> dict[str, str]:
             "Lesion size, realised against requested",
             series,
             axes=("requested diameter, mm", "realised diameter, mm"),
-            subtitle=f"{len(drawn)} lesions of {document['num_cases']} cases; mean error {100 * error:.1f}%",
+            subtitle=f"{lesions} of {spell_count(document['num_cases'], 'case')}; mean error {100 * error:.1f}%",
             is_log=True,
         )
     rows = [

@@ -20,7 +20,7 @@ from maisi_aug.cohort.manifest import AttemptRecord, Manifest
 from maisi_aug.cohort.review import load_reviewed_manifest
 from maisi_aug.evaluation.output.files import percent, run_command, save_results, share_of, to_markdown
 from maisi_aug.evaluation.scores.detection import name_of_bin
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.vocabulary.sizes import diameter_mm
 
 REPORT_NAME: Final = "lesion_sizes"
@@ -132,7 +132,7 @@ def to_report(document: Mapping[str, Any]) -> str:
         ],
     ]
     parts = [
-        f"# Lesion sizes, {document['num_cases']} cases\n",
+        f"# Lesion sizes, {spell_count(document['num_cases'], 'case')}\n",
         f"{document['num_accepted']} accepted and {document['num_rejected']} rejected in {document['num_attempts']} "
         "attempts.\n",
         to_markdown(["criterion", "required", "found", "of", "met"], criteria),

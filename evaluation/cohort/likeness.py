@@ -1,11 +1,12 @@
 """Likeness of two CTs up to a flip, a small turn, a cut field of view and a shift of HU.
 
 A CT is a picture of its body's box, as for the plain comparison. Of every training case 280 variants are made: all
-eight flips, turns of 10 degrees about each axis, and cuts of a quarter along feet-head or of a fifth all around. Of the
-three training cases that come nearest so, the best variant begins a search for the affine move that lays the pictures
-on each other. What is compared then is their detail: the outline of a body is much the same in many patients, and its
-inside is not. Real cases are searched likewise, so that a threshold taken from them knows what the search finds where
-there is no copy. A shift of HU, and another contrast, do not change a correlation.
+eight flips, turns of 10 degrees about each axis, and cuts of a quarter along feet-head or of a fifth all around. The
+best variants of the twelve training cases that come nearest so begin a search for the affine move that lays the
+pictures on each other, in three rounds at finer and finer resolution; after each, fewer are left. The last one aligns
+and compares their detail: the outline of a body is much the same in many patients, and its inside is not. Real cases
+are searched likewise, so that a threshold taken from them knows what the search finds where there is no copy. A shift
+of HU, and another contrast, do not change a correlation.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +30,7 @@ from maisi_aug.volumes.resampling import resample_image
 
 SIDE: Final = 32
 COARSE_SIDE: Final = 16
-FINE_SIDE: Final = 20
-NUM_CANDIDATES: Final = 3
 DETAIL_WINDOW: Final = 7
-NUM_STEPS: Final = 50
-STEP: Final = 0.03
 TURN_DEGREES: Final = 10.0
 LEAST_KEPT: Final = 0.8
 MAX_SHIFT_HU: Final = 50.0
@@ -47,6 +44,31 @@ CUTS: Final = (
     ((0.8, 0.8, 0.8), (0.0, 0.0, 0.0)),
 )
 """Share of the box along each axis, and where its centre lies, from -1 to 1."""
+
+
+class _Round(NamedTuple):
+    """A round of the search.
+
+    Attributes:
+        num_candidates: Training cases that take part.
+        side: Voxels of a side of the pictures.
+        num_steps: Steps of the optimiser.
+        step: The first one's length, in half sides of the picture.
+        on_detail: Whether the pictures' detail is aligned, or all of them.
+    """
+
+    num_candidates: int
+    side: int
+    num_steps: int
+    step: float
+    on_detail: bool
+
+
+ROUNDS: Final = (
+    _Round(12, COARSE_SIDE, 15, 0.04, on_detail=False),
+    _Round(3, 20, 40, 0.03, on_detail=False),
+    _Round(2, SIDE, 20, 0.01, on_detail=True),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +85,15 @@ class Portrait:
 
 
 def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], notify: Report) -> NDArray[np.float64]:
-    """Return 1 - correlation of the details of pairs of CTs, under the best flip, rotation, crop and shift found.
+    """Return 1 - correlation of the detail of pairs under the best flip, rotation, crop and shift found.
 
     Args:
         cases: Possible copies.
         others: Possible originals; these are the ones that are transformed.
-        notify: Progress callback, called with (cases done, cases in all).
+        notify: Called with cases done and cases in all.
 
     Returns:
-        ``(cases, others)`` distances; NaN except for the three candidates of each case.
+        ``(cases, others)``; NaN for all but the two candidates of a case that are left in the end.
     """
     moves = _list_moves()
     coarse = _normalise(torch.stack([_shrink(case, COARSE_SIDE) for case in cases]))
@@ -85,9 +107,10 @@ def measure_likeness(cases: Sequence[Portrait], others: Sequence[Portrait], noti
     distances = np.full(apart.shape, np.nan)
     for row, case in enumerate(cases):
         notify(row, len(cases))
-        columns = np.argsort(apart[row])[:NUM_CANDIDATES]
+        columns = np.argsort(apart[row])[: ROUNDS[0].num_candidates]
         starts = [_to_matrices(moves[best[row, column], np.newaxis], others[column].size_mm) for column in columns]
-        distances[row, columns] = _search(case, [others[column] for column in columns], torch.cat(starts))
+        left, found = _search(case, [others[column] for column in columns], torch.cat(starts))
+        distances[row, columns[left]] = found
     notify(len(cases), len(cases))
     clipped: NDArray[np.float64] = np.clip(distances, 0.0, 2.0)
     return clipped
@@ -169,33 +192,49 @@ def _normalise(rows: Tensor) -> Tensor:
     return scaled
 
 
-def _search(case: Portrait, others: Sequence[Portrait], starts: Tensor) -> NDArray[np.float64]:
-    """1 - correlation of the detail of each, at the nearest optimum of an affine move from its start."""
-    target = _normalise(_shrink(case, FINE_SIDE))
+def _search(
+    case: Portrait, others: Sequence[Portrait], matrices: Tensor
+) -> tuple[NDArray[np.int_], NDArray[np.float64]]:
+    """Which others are left in the end, and the 1 - correlation of the detail of each after alignment."""
+    left, distances = np.arange(len(others)), torch.zeros(len(others))
+    for number, stage in enumerate(ROUNDS):
+        if number:
+            kept = distances.argsort()[: stage.num_candidates]
+            left, matrices = left[kept.numpy()], matrices[kept]
+        distances, matrices = _align(case, [others[int(index)] for index in left], matrices, stage)
+    return left, distances.double().numpy()
+
+
+def _align(case: Portrait, others: Sequence[Portrait], starts: Tensor, stage: _Round) -> tuple[Tensor, Tensor]:
+    """Least 1 - correlation with each, near its start, and the affine move there."""
+    target = _shrink(case, stage.side)[None]
+    target = _normalise(_keep_detail(target) if stage.on_detail else target)[0]
     pictures = torch.from_numpy(np.stack([other.picture for other in others]))[:, None]
     matrices = starts.clone().requires_grad_(True)
-    optimiser = torch.optim.Adam([matrices], lr=STEP)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, NUM_STEPS)
+    optimiser = torch.optim.Adam([matrices], lr=stage.step)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, stage.num_steps)
     least, best = torch.full((len(others),), 2.0), starts
-    for _ in range(NUM_STEPS):
+    for _ in range(stage.num_steps):
         optimiser.zero_grad()
-        losses = 1 - _normalise(_move(pictures, matrices, FINE_SIDE)) @ target
+        moved = _move(pictures, matrices, stage.side)
+        losses = 1 - _normalise(_keep_detail(moved) if stage.on_detail else moved) @ target
         is_nearer = losses.detach() < least
         least = torch.where(is_nearer, losses.detach(), least)
         best = torch.where(is_nearer[:, None, None], matrices.detach(), best)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
-    detail = _normalise(_keep_detail(_move(pictures, best, SIDE)))
-    found = 1 - detail @ _normalise(_keep_detail(torch.from_numpy(case.picture).flatten()[None]))[0]
-    return found.double().numpy()
+    return least, best
 
 
 def _keep_detail(rows: Tensor) -> Tensor:
     """Pictures without what is coarser than a fifth of their side, which is alike in all bodies."""
     pictures = rows.reshape(-1, 1, SIDE, SIDE, SIDE)
-    smooth = functional.avg_pool3d(
-        pictures, DETAIL_WINDOW, stride=1, padding=DETAIL_WINDOW // 2, count_include_pad=False
-    )
+    smooth = pictures
+    for axis in range(3):
+        window = [DETAIL_WINDOW if other == axis else 1 for other in range(3)]
+        smooth = functional.avg_pool3d(
+            smooth, window, stride=1, padding=[side // 2 for side in window], count_include_pad=False
+        )
     detail: Tensor = (pictures - smooth).flatten(1)
     return detail

@@ -4,7 +4,8 @@ A CT is compared as a picture of 32^3 voxels of its body's bounding box, clipped
 1 - correlation; a label map as 48^3 voxels of the same box, by the share of organ voxels on which two maps differ.
 What is judged is the nearest distance divided by the case's median distance to all training cases: an image that is
 merely smooth is nearer to all of them, a copy to one. Images are compared once more under flips, turns, cuts and shifts
-(``likeness``), and copies of training cases that were planted so tell how many of them that finds.
+(``likeness``), and copies of training cases that were planted so tell how many of them that finds; these distances are
+divided by one median, that of real cases, because each case is compared with its few likeliest originals alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from maisi_aug.evaluation.cohort.likeness import (
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, draw_slice, write_text
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report, ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import BODY_ID
@@ -54,12 +55,12 @@ ALPHA: Final = 0.05
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """Nearest training case of each of several cases.
+    """Nearest training cases of some cases.
 
     Attributes:
-        distances: Distance of each case to its nearest training case.
-        relative: These distances divided by the median distance to all training cases.
-        indices: Index of the nearest training case.
+        distances: Distances of each case to its nearest training case.
+        relative: The same divided by the median distance to all training cases, or by one that is common to all cases.
+        indices: Which training case that is.
     """
 
     distances: NDArray[np.float64]
@@ -81,30 +82,39 @@ class Double(NamedTuple):
     is_same_patient: bool
 
 
-def find_nearest(distances: NDArray[np.float64]) -> Nearest:
-    """Return the nearest training case of each row of a ``(cases, train)`` distance matrix, ignoring NaN."""
+def find_nearest(distances: NDArray[np.float64], typical: float | None = None) -> Nearest:
+    """Return the nearest of each row, which holds at least one number.
+
+    Args:
+        distances: ``(cases, train)``; NaN where two were not compared.
+        typical: What to divide by; each row's own median when not given.
+    """
     filled = np.where(np.isnan(distances), np.inf, distances)
     indices = filled.argmin(axis=1)
     nearest = filled[np.arange(len(filled)), indices]
-    return Nearest(nearest, nearest / _typical(distances), indices)
+    return Nearest(nearest, nearest / _typical(distances, typical), indices)
 
 
 def find_reference(
-    distances: NDArray[np.float64], patients: Sequence[str], train_patients: Sequence[str]
+    distances: NDArray[np.float64],
+    patients: Sequence[str],
+    train_patients: Sequence[str],
+    typical: float | None = None,
 ) -> tuple[NDArray[np.float64], list[Double]]:
-    """Return relative distances of real cases to the nearest training case of another patient, as a reference.
+    """Return relative distances of real cases to the nearest training case of another patient.
 
     Args:
-        distances: ``(real, train)`` distances, with at least one number in each row; NaN between a case and itself.
-        patients: Patients of the real cases; empty if unknown.
-        train_patients: Patients of the training cases; empty if unknown.
+        distances: ``(real, train)``, with at least one number in each row; NaN where a case would meet itself.
+        patients: Patients of the real cases; empty where they are not known.
+        train_patients: Training patients of the training cases.
+        typical: As for :func:`find_nearest`.
 
     Returns:
-        Relative distances of the cases that still have a training case to be compared with, and the pairs that were
-        left out.
+        The relative distances, of as many cases as still have a training case to be compared with, and the pairs that
+        were left out.
     """
     is_same = np.array([[bool(p) and p == q for q in train_patients] for p in patients])
-    relative = distances / _typical(distances)[:, np.newaxis]
+    relative = distances / _typical(distances, typical)[:, np.newaxis]
     left_out = np.isfinite(relative) & (is_same | (relative < SURE_COPY))
     doubles = [Double(int(row), int(column), bool(is_same[row, column])) for row, column in np.argwhere(left_out)]
     kept = np.where(left_out | np.isnan(relative), np.inf, relative).min(axis=1)
@@ -119,11 +129,11 @@ def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
 
 
 def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.float64], *, num_train: int) -> float:
-    """Return the threshold of the relative distance that best separates planted copies from real cases.
+    """Return the relative distance below which most planted copies and few real cases are.
 
-    Of all midpoints between neighbouring values it is the one with the largest share of planted copies below it, minus
-    four times the share of real cases: calling a patient's CT a copy of another's is worse than missing a copy. Among
-    equals, the lowest is chosen.
+    Of all places between two neighbouring values it is the one with the largest share of planted copies below it, less
+    four times the share of real cases: a patient's CT that is called a copy of another's costs more than a copy missed.
+    Where several are as good, the lowest.
 
     Args:
         reference: Relative distances of real cases.
@@ -138,6 +148,29 @@ def calibrate_threshold(reference: NDArray[np.float64], planted: NDArray[np.floa
     index = (planted < places[:, np.newaxis]).mean(axis=1) - FALSE_WEIGHT * false
     best = places[np.isclose(index, index.max())]
     return max(SURE_COPY, float(best[0]))
+
+
+def trace_roc(reference: NDArray[np.float64], planted: NDArray[np.float64]) -> list[dict[str, float]]:
+    """Return how many planted copies can be found at each number of real cases that are taken for copies.
+
+    Args:
+        reference: Relative distances of real cases.
+        planted: Relative distances of planted copies.
+
+    Returns:
+        For every number of false alarms from none to all, the largest threshold with that many, and the planted copies
+        below it.
+    """
+    thresholds = [*np.sort(reference).tolist(), float(max(reference.max(initial=0), planted.max(initial=0))) + 1]
+    points = [
+        {
+            "threshold": threshold,
+            "num_false": int((reference < threshold).sum()),
+            "num_found": int((planted < threshold).sum()),
+        }
+        for threshold in thresholds
+    ]
+    return list({point["num_false"]: point for point in points}.values())
 
 
 def judge(
@@ -175,10 +208,11 @@ def judge(
     return verdict, p, copies
 
 
-def _typical(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median distance of each row, never less than what rounding makes of identical cases."""
-    typical: NDArray[np.float64] = np.maximum(np.nanmedian(distances, axis=1), LEAST_TYPICAL)
-    return typical
+def _typical(distances: NDArray[np.float64], common: float | None) -> NDArray[np.float64]:
+    """What to divide each row by, never less than what rounding makes of identical cases."""
+    typical = np.nanmedian(distances, axis=1) if common is None else np.full(len(distances), common)
+    least: NDArray[np.float64] = np.maximum(typical, LEAST_TYPICAL)
+    return least
 
 
 REPORT_NAME: Final = "memorization"
@@ -190,6 +224,7 @@ BOX_SIDE: Final = 96
 CLIP_HU: Final = (-1000.0, 1000.0)
 NUM_PAIRS: Final = 4
 NUM_PLANTED: Final = 20
+MAX_FALSE_SHOWN: Final = 5
 KINDS: Final = (
     ("images", "Images"),
     ("moved_images", "Images, flipped, rotated or cropped"),
@@ -265,7 +300,7 @@ def measure_memorization(
             reference,
             matrix,
             is_apart=held_out is not None,
-            planted=planted.relative if kind == "moved_images" else None,
+            planted=planted if kind == "moved_images" else None,
         )
         for kind, matrix in _list_matrices(partial(notify, "moved images")).items()
     }
@@ -376,16 +411,19 @@ def _describe_set(case_set: CaseSet | None, cases: Sequence[Thumbnail], skipped:
     return {"path": path, "num_cases": len(cases), "skipped": describe_skipped(skipped)}
 
 
-def _measure_planted(train: Sequence[Thumbnail], notify: Report) -> Nearest:
-    """The nearest training cases of the copies that were planted."""
+def _measure_planted(train: Sequence[Thumbnail], notify: Report) -> NDArray[np.float64]:
+    """Distances of the copies that were planted to the training cases."""
     planted = [thumbnail.planted for thumbnail in train if thumbnail.planted is not None]
-    return find_nearest(measure_likeness(planted, [thumbnail.portrait for thumbnail in train], notify))
+    return measure_likeness(planted, [thumbnail.portrait for thumbnail in train], notify)
 
 
-def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[str, Any]) -> dict[str, Any]:
+def _audit_planted(
+    train: Sequence[Thumbnail], distances: NDArray[np.float64], part: Mapping[str, Any]
+) -> dict[str, Any]:
     """Count the planted copies that are found, and measure how well distances separate them from real cases."""
     from scipy.stats import mannwhitneyu
 
+    nearest = find_nearest(distances, part["typical"])
     planted = [index for index, thumbnail in enumerate(train) if thumbnail.planted is not None]
     real, threshold = np.array(part["held_out"]), part["threshold"]
     area = None
@@ -398,6 +436,7 @@ def _audit_planted(train: Sequence[Thumbnail], nearest: Nearest, part: Mapping[s
         "num_real": len(real),
         "num_false": int((real < threshold).sum()),
         "area_under_roc": area,
+        "roc": trace_roc(real, nearest.relative),
         "relative": nearest.relative.tolist(),
     }
 
@@ -445,20 +484,24 @@ def _compare(
     is_apart: bool,
     planted: NDArray[np.float64] | None,
 ) -> dict[str, Any]:
-    """Distances of one kind: those of synthetic cases, those of reference cases, and the verdict."""
+    """Distances of one kind: those of synthetic cases, those of reference cases, and the verdict.
+
+    With distances of planted copies, all are divided by one median, and the threshold is where these say.
+    """
     own, other = matrix(synthetic, train), matrix(reference, train)
     if not is_apart:
         np.fill_diagonal(other, np.nan)
     usable, comparable = [np.isfinite(distances).any(axis=1) for distances in (own, other)]
     if not usable.any() or not comparable.any():
         return {"verdict": "not compared: one of the sets has no label maps with known organs", "cases": []}
-    nearest = find_nearest(own[usable])
+    typical = None if planted is None else float(np.nanmedian(other))
+    nearest = find_nearest(own[usable], typical)
     real = [reference[int(index)] for index in np.flatnonzero(comparable)]
     patients = [[thumbnail.case.patient for thumbnail in side] for side in (real, train)]
-    normal, doubles = find_reference(other[comparable], *patients)
+    normal, doubles = find_reference(other[comparable], patients[0], patients[1], typical)
     threshold = find_threshold(normal, num_train=len(train))
     if planted is not None:
-        threshold = calibrate_threshold(normal, planted, num_train=len(train))
+        threshold = calibrate_threshold(normal, find_nearest(planted, typical).relative, num_train=len(train))
     verdict, p, copies = judge(nearest.relative, normal, num_train=len(train), threshold=threshold)
     chosen = [synthetic[int(index)] for index in np.flatnonzero(usable)]
     rows = [
@@ -481,6 +524,7 @@ def _compare(
         "held_out_lowest": float(normal.min()) if len(normal) else None,
         "held_out": normal.tolist(),
         "threshold": threshold,
+        "typical": typical,
         "doubles": _name_doubles(doubles, real, train, is_apart=is_apart),
         "cases": sorted(rows, key=lambda row: row["relative"]),
     }
@@ -502,22 +546,23 @@ def _name_doubles(
 def to_report(document: Mapping[str, Any]) -> str:
     """Format the figures of memorization as Markdown."""
     against = (
-        f"{document['held_out']['num_cases']} held-out cases"
+        f"{spell_count(document['held_out']['num_cases'], 'held-out case')}"
         if document["held_out"]["path"]
-        else f"{document['held_out']['num_cases']} training cases, each against the others"
+        else f"{spell_count(document['held_out']['num_cases'], 'training case')}, each against the others"
     )
     parts = [
-        f"# Do {document['num_cases']} synthetic cases repeat training cases?\n",
+        f"# Do {spell_count(document['num_cases'], 'synthetic case')} repeat training cases?\n",
         (
-            f"Nearest of {document['train']['num_cases']} training cases, for the synthetic cases and for {against}. "
+            f"Nearest of {spell_count(document['train']['num_cases'], 'training case')}, for the synthetic "
+            f"cases and for {against}. "
             f"Images: 1 - correlation of {IMAGE_SIDE}^3 voxels of the body's box; label maps: share of organ voxels "
             f"that differ, of {LABEL_SIDE}^3; flipped, rotated or cropped: 1 - correlation of the detail of images "
-            "after "
-            "alignment, with the three nearest training cases. Relative: divided by the case's median distance to "
-            f"all training cases that it was compared with. A copy is below {SURE_COPY:g}, or, with {MIN_CASES} "
-            f"held-out and {MIN_CASES} training cases or more, nearer than {COPY_SHARE:g} times the "
-            f"{100 * LOW_QUANTILE:.0f}% quantile of held-out cases. Similarity of smaller parts, such as a single "
-            "organ, is not detected.\n"
+            "after alignment, with the two training cases that fit best. Relative: divided by the case's median "
+            "distance to all training cases; of aligned images, by one median, that of the real cases. A copy is "
+            f"below {SURE_COPY:g}, or, with {MIN_CASES} held-out and {MIN_CASES} training cases or more, nearer than "
+            f"{COPY_SHARE:g} times the {100 * LOW_QUANTILE:.0f}% quantile of held-out cases; of aligned images, below "
+            "the threshold that planted copies set. Similarity of smaller parts, such as a single organ, is not "
+            "detected.\n"
         ),
     ]
     for kind, name in KINDS:
@@ -542,12 +587,19 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 def _spell_planted(planted: Mapping[str, Any]) -> str:
     area = "" if planted["area_under_roc"] is None else f" Area under the ROC: {planted['area_under_roc']:.3f}."
+    points = [
+        [point["num_false"], point["num_found"], point["threshold"]]
+        for point in planted["roc"]
+        if point["num_false"] <= MAX_FALSE_SHOWN
+    ]
     return (
         f"## Planted copies: {planted['num_found']} of {planted['num_planted']} found\n\nTraining cases that were "
         f"flipped at random, turned by up to {TURN_DEGREES:g} degrees, cut to {100 * LEAST_KEPT:.0f} to 100% of each "
         f"axis and shifted by up to {MAX_SHIFT_HU:g} HU, judged like synthetic cases; {planted['num_matched']} "
-        f"have the right training case as nearest. Of {planted['num_real']} real cases {planted['num_false']} are "
-        f"below the same threshold, the one that best separates the two.{area}\n"
+        f"have the right training case as nearest. Of {spell_count(planted['num_real'], 'real case')}, "
+        f"{planted['num_false']} would be called copies at the same threshold, which makes the share of planted "
+        f"copies found, less {FALSE_WEIGHT:g} times that of real cases, as large as possible.{area}\n\n"
+        + to_markdown(["real cases called copies", "planted copies found", "threshold"], points, num_digits=3)
     )
 
 
@@ -572,8 +624,10 @@ def draw_chart(document: Mapping[str, Any]) -> str:
             rows.append(DotRow(f"{name}, synthetic", own, part["median"], is_marked=has_copy))
             if part["held_out"]:
                 rows.append(DotRow(f"{name}, {others}", part["held_out"], part["held_out_median"]))
+        if kind == "moved_images":
+            rows.append(DotRow(f"{name}, planted copies", document["planted"]["relative"]))
     verdict = document["images"]["verdict"]
-    subtitle = f"{document['num_cases']} synthetic cases; large dot: median; images: {verdict}"
+    subtitle = f"{spell_count(document['num_cases'], 'synthetic case')}; large dot: median; images: {verdict}"
     return draw_dot_chart(
         "Distance to the nearest training case",
         rows,

@@ -37,7 +37,7 @@ from maisi_aug.networks.pipeline import choose_image_precision, resolve_device
 from maisi_aug.networks.weights import load_autoencoder
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, Window, draw_slice, write_text
 from maisi_aug.system.engine.work import Engine, WorkerPlace
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.training.cases.data import encode_image
@@ -321,14 +321,14 @@ def to_report(document: Mapping[str, Any]) -> str:
         "mean_error_hu": "mean absolute error, HU",
         "blur_mm": "width of structures that lose half of their power, mm",
     }
-    lpips = document["lpips_network"]
+    lpips, bundle = document["lpips_network"], document["bundle"]["name"]
     rows = [
         [words[name], row["num_cases"], row["mean"], row["low"], row["high"], row["least"], row["most"]]
         for name, row in document["summary"].items()
         if name != "lpips" or lpips
     ]
     parts = [
-        f"# What the autoencoder of {document['bundle']['name']} preserves of {document['num_cases']} CTs\n",
+        f"# What the autoencoder of {bundle} preserves of {spell_count(document['num_cases'], 'CT')}\n",
         f"Encoded and decoded on their own grids in {document['precision']} on {document['device']}. PSNR and SSIM are "
         "of HU clipped to -1000..1000, in three dimensions. "
         + (f"LPIPS: {lpips}, of axial slices." if lpips else "LPIPS: not measured without --lpips-weights.")
@@ -379,7 +379,8 @@ def draw_chart(document: Mapping[str, Any]) -> str:
         for row in (*document["tissues"], *document["labels"])
     ]
     subtitle = (
-        f"{document['bundle']['name']}, {document['num_cases']} CTs; line: mean absolute error; right: contrast kept"
+        f"{document['bundle']['name']}, {spell_count(document['num_cases'], 'CT')}; line: mean "
+        "absolute error; right: contrast kept"
     )
     return draw_dot_chart("HU error of the autoencoder", rows, axis="bias, HU", subtitle=subtitle)
 

@@ -34,7 +34,7 @@ from maisi_aug.evaluation.fid.frechet import (
 )
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import ReportStage
 from maisi_aug.system.seeds import numpy_generator
 
@@ -246,8 +246,11 @@ def to_report(document: Mapping[str, Any]) -> str:
     """Format the figures of distances between distributions as Markdown."""
     real, synthetic = document["real"], document["synthetic"]
     parts = [
-        f"# Radiomic features of {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
-        f"{len(document['features'])} features of HU, texture and shape by region, on voxels of "
+        (
+            f"# Radiomic features of {synthetic['num_cases']} synthetic against "
+            f"{spell_count(real['num_cases'], 'real case')}\n"
+        ),
+        f"{spell_count(len(document['features']), 'feature')} of HU, texture and shape by region, on voxels of "
         f"{document['spacing_mm']:g} mm, scaled by the real set's mean and standard deviation. Seed "
         f"{document['seed']}.\n",
         "## Fréchet radiomics distance, lower is closer\n",
@@ -271,7 +274,8 @@ def to_report(document: Mapping[str, Any]) -> str:
     if singular:
         parts.append(
             "- Fewer rows than features, so that distances are far too large and only p can be trusted: "
-            f"{', '.join(singular)}. Sensible from about {2 * len(document['features'])} cases of each set on.\n"
+            f"{', '.join(singular)}. Sensible from about "
+            f"{spell_count(2 * len(document['features']), 'case')} of each set on.\n"
         )
     parts += [f"- {note}\n" for note in document["notes"]]
     parts += spell_left_out(document)
@@ -312,7 +316,9 @@ def draw_chart(document: Mapping[str, Any]) -> str:
             DotRow(row["region"], centre=row["frd"], interval=interval, is_marked=is_far, note=f"p {row['frd_p']:.3f}")
         )
         rows.append(DotRow(f"{row['region']}, real halves", dots=row["floors"]["frd"]))
-    counts = f"{document['synthetic']['num_cases']} synthetic, {document['real']['num_cases']} real cases"
+    counts = (
+        f"{document['synthetic']['num_cases']} synthetic, {spell_count(document['real']['num_cases'], 'real case')}"
+    )
     return draw_dot_chart(
         "Fréchet radiomics distance by region",
         rows,

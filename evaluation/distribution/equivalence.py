@@ -24,7 +24,7 @@ from maisi_aug.evaluation.distribution.features import BODY, CaseRegions, Region
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.evaluation.scores.equivalence import DEFAULT_MARGIN, MIN_CASES, can_compare, compare_sets
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import ReportStage
 from maisi_aug.system.seeds import numpy_generator
 
@@ -174,7 +174,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{verdict} {count}" for verdict, count in count_verdicts(document).items())
     needed = max((row["num_needed"] for row in document["rows"] if row["difference"] is not None), default=None)
     parts = [
-        f"# Are {synthetic['num_cases']} synthetic cases like {real['num_cases']} real ones? {counts}\n",
+        f"# Are {spell_count(synthetic['num_cases'], 'synthetic case')} like {real['num_cases']} real ones? {counts}\n",
         f"Margins: {document['margin']:g} standard deviations of the real set for the mean, a factor of 2 for the "
         "standard deviation. Equivalent: both 90% intervals lie within (two one-sided tests of 5%, "
         "whose errors are at most 5% each). Different: significant at 5% over the whole table (Holm). One value "
@@ -184,7 +184,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     for label in dict.fromkeys(row["label"] for row in document["rows"]):
         own = [row for row in document["rows"] if row["label"] == label]
         parts += [
-            f"## {label}, {own[0]['num_real']} real and {own[0]['num_synthetic']} synthetic cases\n",
+            f"## {label}, {own[0]['num_real']} real and {spell_count(own[0]['num_synthetic'], 'synthetic case')}\n",
             to_markdown(
                 [
                     "",
@@ -245,6 +245,7 @@ def draw_chart(document: Mapping[str, Any]) -> str:
             )
         )
     subtitle = (
-        f"{document['synthetic']['num_cases']} synthetic, {document['real']['num_cases']} real cases; grey: margin"
+        f"{document['synthetic']['num_cases']} synthetic, "
+        f"{spell_count(document['real']['num_cases'], 'real case')}; grey: margin"
     )
     return draw_dot_chart("Synthetic minus real", rows, axis="standard deviations of the real set", subtitle=subtitle)

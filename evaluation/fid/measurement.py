@@ -27,7 +27,7 @@ from maisi_aug.evaluation.fid.slices import PLANES, PlaneName, SliceProtocol
 from maisi_aug.evaluation.output.charts import DotRow, draw_dot_chart
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.system.engine.work import Engine
-from maisi_aug.system.printed_text import from_clean_document
+from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.seeds import numpy_generator
 
@@ -241,9 +241,10 @@ def to_report(document: Mapping[str, Any]) -> str:
     header = ["plane", "FID", "95% interval", "extrapolated", "95% interval", "real halves", "KID"]
     header += ["real slices", "synthetic slices"]
     parts = [
-        f"# 2.5D FID: {synthetic['num_cases']} synthetic against {real['num_cases']} real cases\n",
+        f"# 2.5D FID: {synthetic['num_cases']} synthetic against {spell_count(real['num_cases'], 'real case')}\n",
         f"Extractor {extractor['name']}: {extractor['source']}, sha256 {extractor['sha256'][:12]}, "
-        f"{document['num_features']} features. Slices: {document['protocol_in_words']}. Seed {document['seed']}.\n",
+        f"{spell_count(document['num_features'], 'feature')}. Slices: {document['protocol_in_words']}. Seed "
+        f"{document['seed']}.\n",
         to_markdown(header, rows),
         (
             "Planes: xy axial, yz sagittal, zx coronal. Intervals are over the choice of patients, with all slices "
@@ -276,7 +277,9 @@ def draw_chart(document: Mapping[str, Any]) -> str:
         if figures["floor"] is not None:
             mean = float(np.mean(figures["floor"]))
             rows.append(DotRow(f"{name}, real halves", dots=figures["floor"], note=f"{mean:.2f}"))
-    counts = f"{document['synthetic']['num_cases']} synthetic, {document['real']['num_cases']} real cases"
+    counts = (
+        f"{document['synthetic']['num_cases']} synthetic, {spell_count(document['real']['num_cases'], 'real case')}"
+    )
     subtitle = f"{document['extractor']['name']}; {document['protocol_in_words']}; {counts}; 95% intervals over cases"
     return draw_dot_chart("2.5D FID by plane", rows, axis="FID, lower is closer", subtitle=subtitle)
 

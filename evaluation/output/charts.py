@@ -72,17 +72,19 @@ class ScatterSeries:
 
 @dataclass(frozen=True, slots=True)
 class CurveSeries:
-    """Points of one colour and a line in a curve chart.
+    """Points of one colour, and a line.
 
     Attributes:
         name: Name in the legend.
         points: ``(x, y)``.
-        line: ``(x, y)`` points along the line; empty for none.
+        line: ``(x, y)`` along a line; empty for none.
+        intervals: ``(low, high)`` of each point; empty for none, None for a point without.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     line: Sequence[tuple[float, float]] = ()
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,8 @@ def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[s
         A complete SVG document.
     """
     drawn = [point for one in series for point in (*one.points, *one.line)]
-    low, high = _limits_of([y for _, y in drawn])
+    ends = [end for one in series for interval in one.intervals for end in interval or ()]
+    low, high = _limits_of([*(y for _, y in drawn), *ends])
     width, side, left, top = 440, 300, 78, TOP + 4
     height = top + side + BOTTOM + 4
     x = _Scale(*_log_limits_of([x for x, _ in drawn]), left, left + width, is_log=True)
@@ -206,6 +209,9 @@ def draw_curve_chart(title: str, series: Sequence[CurveSeries], *, axes: tuple[s
         colour = PALETTE[number % len(PALETTE)]
         for (x1, y1), (x2, y2) in pairwise(one.line):
             parts.append(_line(x(x1), y(y1), x(x2), y(y2), colour, width=1.5))
+        for (place, _), interval in zip(one.points, one.intervals, strict=False):
+            if interval is not None:
+                parts.append(_line(x(place), y(interval[0]), x(place), y(interval[1]), colour, width=2.0))
         parts += [_dot(x(a), y(b), 5.0, colour, outlined=True) for a, b in one.points]
         place = top + 14 + 20 * number
         parts.append(_dot(left + width + 24, place, 5.0, colour))

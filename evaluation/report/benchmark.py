@@ -29,7 +29,7 @@ from maisi_aug.evaluation.benchmark.text import (
 from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import IntervalRow, Section
 from maisi_aug.pictures.slices import LESION_COLOURS, SOFT_TISSUE, Plane, Rgb, draw_contours, draw_slice
-from maisi_aug.system.printed_text import clean_html
+from maisi_aug.system.printed_text import clean_html, spell_count
 from maisi_aug.volumes.image_files import load_label_map
 
 NUM_SLICE_CASES: Final = 3
@@ -77,7 +77,10 @@ def _build_summary(document: Mapping[str, Any]) -> str:
     arms = page.table(
         ["arm", "training cases", "real", "different", "trainings done"],
         (
-            [clean_html(str(arm[key])) for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")]
+            [
+                page.break_after_plus(str(arm[key]))
+                for key in ("name", "num_cases", "num_real", "num_different", "num_seeds_done")
+            ]
             for arm in document["arms"]
         ),
         caption="Arms",
@@ -157,7 +160,7 @@ def _build_scores(document: Mapping[str, Any]) -> str:
             for arm in document["arms"]
         ]
         num = max((row["num_patients"] for row in found.values()), default=0)
-        parts.append(page.heading(f"{label}, {num} patients"))
+        parts.append(page.heading(f"{label}, {spell_count(num, 'patient')}"))
         parts.append(page.intervals(rows, low=0.0, high=1.0, unit="Dice"))
     note = (
         "Dot: mean over patients and trainings. Bar: 95% interval; over patients only if an arm was trained once. "
@@ -200,7 +203,10 @@ def _build_detection(document: Mapping[str, Any]) -> str:
         "Predicted lesions that match none count in the bin of their own size."
     )
     alarms = [
-        f"{row['arm']}: {row['label']} was predicted in {row['num_alarms']} of {row['num_clean']} cases without it."
+        (
+            f"{row['arm']}: {row['label']} was predicted in {row['num_alarms']} of "
+            f"{spell_count(row['num_clean'], 'case')} without it."
+        )
         for row in document["false_alarms"]
     ]
     return "\n".join([*parts, page.paragraph(note, kind="note"), page.bullets(alarms) if alarms else ""])

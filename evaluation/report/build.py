@@ -23,6 +23,7 @@ from maisi_aug.evaluation.report.scorecard import (
     to_scorecard_text,
 )
 from maisi_aug.system.content import read_json
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.system.progress import ReportStage, report_nothing
 from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
@@ -146,15 +147,15 @@ def _report_benchmark(path: Path, fid_file: Path | None, notify: ReportStage) ->
             document["cohorts"][name] = cohort
             sections += build_cohort_sections(folder, cohort, name=name)
     lead = (
-        f"{document['config']['real']}: {document['num_train_cases']} real cases to train on, "
-        f"{document['num_test_patients']} patients to test on."
+        f"{document['config']['real']}: {spell_count(document['num_train_cases'], 'real case')} to train on, "
+        f"{spell_count(document['num_test_patients'], 'patient')} to test on."
     )
     html = page.build_page("Did the synthetic cases help?", lead, sections)
     return Report(html, to_report_text(document), document)
 
 
 def _report_cohort(path: Path, document: dict[str, Any], folders: Sequence[Path]) -> Report:
-    lead = f"{document['num_accepted']} of {document['num_cases']} cases accepted, in {path}."
+    lead = f"{document['num_accepted']} of {spell_count(document['num_cases'], 'case')} accepted, in {path}."
     evidence, notes = read_evidence(folders)
     document["notes"] += notes
     entries = build_scorecard(document, evidence)

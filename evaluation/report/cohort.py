@@ -20,7 +20,7 @@ from maisi_aug.evaluation.report import page
 from maisi_aug.evaluation.report.page import Section
 from maisi_aug.integrations.reading.cohort_source import find_num_planned
 from maisi_aug.system.content import ContentError, content_errors, read_json
-from maisi_aug.system.printed_text import clean_document, clean_html
+from maisi_aug.system.printed_text import clean_document, clean_html, spell_count
 from maisi_aug.system.progress import ReportStage
 
 NUM_PICTURES: Final = 6
@@ -66,7 +66,8 @@ def summarise_cohort(
     }
     if num_begun < num_cases:
         document["notes"].append(
-            f"{num_cases - num_begun} of {num_cases} planned cases have not been made yet; the command that began "
+            f"{num_cases - num_begun} of {spell_count(num_cases, 'planned case')} have not been made yet; "
+            "the command that began "
             "the cohort continues it."
         )
     del manifest  # read again with its figures, one at a time: a large cohort's is large
@@ -272,7 +273,8 @@ def _describe_provenance(manifest: Manifest) -> list[dict[str, str]]:
 
 def _spell_provenance(document: Mapping[str, Any]) -> list[str]:
     return [
-        f"{row['cases']} cases of {row['bundle']} (weights {row['weights']}), licence {row['licence']}, label maps by "
+        f"{spell_count(row['cases'], 'case')} of {row['bundle']} (weights {row['weights']}), licence "
+        f"{row['licence']}, label maps by "
         f"{row['mask_source']} {row['mask_bank']}".rstrip()
         for row in document["provenance"]
     ]

@@ -210,9 +210,14 @@ def _interval_row(row: IntervalRow, low: float, high: float, has_zero: bool) -> 
     if row.low is not None and row.high is not None:
         spoken += f", {number(row.low)} to {number(row.high)}"
     return (
-        f'<div class="row"><span class="name">{clean_html(row.name)}</span><span class="track" role="img" '
+        f'<div class="row"><span class="name">{break_after_plus(row.name)}</span><span class="track" role="img" '
         f'aria-label="{spoken}">{"".join(marks)}</span><span class="value">{clean_html(said)}</span></div>'
     )
+
+
+def break_after_plus(text: str) -> str:
+    """Return a name such as ``real+synthetic:1`` that a narrow screen breaks after its plus sign."""
+    return clean_html(text).replace("+", "+<wbr>")
 
 
 def verdict(text: str) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from maisi_aug.evaluation.output.files import percent, to_markdown
 from maisi_aug.evaluation.report import page
 from maisi_aug.system.content import read_json
-from maisi_aug.system.printed_text import clean_document
+from maisi_aug.system.printed_text import clean_document, spell_count
 
 Figures = Mapping[str, Any]
 
@@ -144,7 +144,8 @@ def _judge_congruence(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry
         far = [row["region"] for row in rows if row["frd_p"] < 0.05]
         found.append(
             (
-                f"Radiomics of {len(rows) - len(far)} of {len(rows)} regions no farther apart than real cases "
+                f"Radiomics of {len(rows) - len(far)} of {spell_count(len(rows), 'region')} no farther "
+                "apart than real cases "
                 "reassigned at random"
             )
             + (f"; farther: {', '.join(far)}" if far else "")
@@ -154,7 +155,8 @@ def _judge_congruence(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry
         missing.append("evaluate distribution")
     if "equivalence" in evidence:
         counts = Counter(row["verdict"] for row in evidence["equivalence"]["rows"])
-        said = ", ".join(f"{number} {verdict}" for verdict, number in counts.most_common())
+        words = {"cannot tell": "undecided"}
+        said = ", ".join(f"{number} {words.get(verdict, verdict)}" for verdict, number in counts.most_common())
         found.append(f"Quantities of organs and lesions: {said}.")
     else:
         missing.append("evaluate equivalence")
@@ -184,7 +186,7 @@ def _judge_coverage(evidence: Mapping[str, Figures]) -> Entry:
 
 
 def _judge_constraint(cohort: Figures) -> Entry:
-    found = [f"{cohort['num_accepted']} of {cohort['num_cases']} cases passed every gate."]
+    found = [f"{cohort['num_accepted']} of {spell_count(cohort['num_cases'], 'case')} passed every gate."]
     if cohort["hu"] is not None:
         found.append(f"{percent(cohort['hu']['inside'])} of organ medians within {cohort['hu']['reference']}.")
     if cohort["lesions"] is not None:
@@ -196,9 +198,12 @@ def _judge_constraint(cohort: Figures) -> Entry:
 
 def _judge_completeness(cohort: Figures) -> Entry:
     left = cohort["num_cases"] - cohort["num_accepted"]
-    found = [f"{cohort['num_accepted']} cases with image, label map and manifest line; {left} planned ones without."]
+    found = [
+        f"{spell_count(cohort['num_accepted'], 'case')} with image, label map and manifest line; {left} "
+        "planned ones without."
+    ]
     if cohort["hu"] is not None:
-        found.append(f"{len(cohort['hu']['labels'])} labels shown.")
+        found.append(f"{spell_count(len(cohort['hu']['labels']), 'label')} shown.")
     return Entry("Completeness: is everything there?", tuple(found), ())
 
 
@@ -222,7 +227,8 @@ def _judge_comprehension(cohort: Figures) -> Entry:
         "Comprehension: is it documented how they were made?",
         (
             (
-                f"{named} of {cohort['num_accepted']} cases record bundle, hash of its weights, licence and source of "
+                f"{named} of {spell_count(cohort['num_accepted'], 'case')} record bundle, hash of its "
+                "weights, licence and source of "
                 "their map."
             ),
         ),

@@ -25,6 +25,7 @@ from maisi_aug.evaluation.review.cases import ShownCase, describe_lesions, descr
 from maisi_aug.generate.attempts import AttemptMaker
 from maisi_aug.generate.rehearsal import REHEARSED_SOURCES
 from maisi_aug.sources.opening import open_source
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.vocabulary.hu import expected_contrast_sign, reference_hu_ranges
 from maisi_aug.vocabulary.labels import BODY_ID, Vocabulary
 from maisi_aug.volumes.image_files import save_image, save_label_map
@@ -56,7 +57,11 @@ class PlannedCases:
                 f"--view: needs label maps that are drawn without networks ({', '.join(VIEWED_SOURCES)}), found the "
                 f"source '{run.request.mask_source}'. Generate a few cases and view those."
             )
-        self.path, self.title, self.vocabulary = scratch, f"Plan, {len(run.plan.cases)} cases", run.bundle.vocabulary
+        self.path, self.title, self.vocabulary = (
+            scratch,
+            f"Plan, {spell_count(len(run.plan.cases), 'case')}",
+            run.bundle.vocabulary,
+        )
         self._run, self._fault = run, ""
         self._drawn: queue.SimpleQueue[ShownCase] = queue.SimpleQueue()
         self._stops = threading.Event()

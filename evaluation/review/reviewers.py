@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from maisi_aug.cohort.review import Review, load_review
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.review.reader_test import load_readings, measure_readings
+from maisi_aug.system.printed_text import spell_count
 
 REPORT_NAME = "reviewers"
 NUM_RESAMPLES = 5000
@@ -143,7 +144,10 @@ def _spell_pair(pair: Mapping[str, Any]) -> Sequence[str]:
         ends = "" if pair["low"] is None else f" ({pair['low']:.2f} to {pair['high']:.2f})"
         kappa = f"{pair['kappa']:.2f}{ends}"
     return [
-        f"- {pair['num_both']} cases decided by both; the same decision on {pair['agreement']:.0%}; kappa {kappa}.",
+        (
+            f"- {spell_count(pair['num_both'], 'case')} decided by both; the same decision on "
+            f"{pair['agreement']:.0%}; kappa {kappa}."
+        ),
         *(
             f"- {row['case']}, attempt {row['attempt'] + 1}: rejected by {row['rejected_by']} alone"
             + (f": {row['reason']}" if row["reason"] else "")

@@ -9,9 +9,10 @@ folds. Arrays have axes ``I J K``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,12 +67,46 @@ def deform_label_map(
     Returns:
         ``(I, J, K)`` deformed label map.
     """
+    return _draw_kept(label_map, spacing_mm, rng, strength)[0]
+
+
+def deform_case(
+    image_hu: NDArray[Any],
+    label_map: NDArray[np.uint8],
+    *,
+    spacing_mm: Sequence[float],
+    rng: np.random.Generator,
+    strength: float = 1.0,
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """Vary a case by :func:`deform_label_map`, and warp its image along.
+
+    Args:
+        image_hu: ``(I, J, K)`` HU; not modified.
+        label_map: ``(I, J, K)`` label ids; not modified.
+        spacing_mm: Voxel sides along I, J, K in millimetres.
+        rng: Source of all randomness.
+        strength: As there.
+
+    Returns:
+        The image, linearly interpolated, and the label map that the same random numbers give without an image.
+    """
+    deformed, displacement = _draw_kept(label_map, spacing_mm, rng, strength)
+    if displacement is None:
+        return image_hu.astype(np.float32), deformed
+    return _deform_image(image_hu, displacement), deformed
+
+
+def _draw_kept(
+    label_map: NDArray[np.uint8], spacing_mm: Sequence[float], rng: np.random.Generator, strength: float
+) -> tuple[NDArray[np.uint8], _Displacement | None]:
+    """The first of four ever smaller deformations that loses no label; the map itself, and None, if all do."""
     present = np.bincount(label_map.ravel(), minlength=256) > 0  # (256,)
     for attempt in range(4):
-        deformed = _deform(label_map, spacing_mm, rng, strength * 0.5**attempt)
+        displacement = _draw_displacement(label_map.shape, spacing_mm, rng, strength * 0.5**attempt)
+        deformed = _deform(label_map, displacement)
         if ((np.bincount(deformed.ravel(), minlength=256) > 0) | ~present).all():
-            return deformed
-    return label_map.copy()
+            return deformed, displacement
+    return label_map.copy(), None
 
 
 def spline_basis(positions: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -92,31 +127,68 @@ def spline_field(knots: NDArray[np.float64], bases: Sequence[NDArray[np.float64]
     return np.asarray(np.einsum("ajk,ia->ijk", field, bases[0]))
 
 
-def _deform(
-    label_map: NDArray[np.uint8], spacing_mm: Sequence[float], rng: np.random.Generator, strength: float
-) -> NDArray[np.uint8]:
-    shape, spacing = label_map.shape, np.asarray(spacing_mm, dtype=np.float64)
-    bases = [spline_basis(np.arange(n) * step / KNOT_SPACING_MM) for n, step in zip(shape, spacing, strict=True)]
-    # (3, A, B, C) displacement of each knot along I, J, K
+@dataclass(frozen=True, eq=False)
+class _Displacement:
+    """An elastic displacement and a zoom on a grid of voxels.
+
+    Attributes:
+        shape: Voxels of the grid along I, J, K.
+        spacing_mm: ``(3,)`` their sides.
+        knots_mm: ``(3, A, B, C)`` displacement of each knot along I, J, K.
+        zoom: Factor by which the map grows around the grid's centre.
+    """
+
+    shape: tuple[int, ...]
+    spacing_mm: NDArray[np.float64]
+    knots_mm: NDArray[np.float64]
+    zoom: float
+
+    def slabs(self) -> Iterator[tuple[slice, list[NDArray[np.float64]]]]:
+        """Yield slabs along I, with the places ``(slab, J, K)`` along each axis that their voxels come from."""
+        bases = _spline_bases(self.shape, self.spacing_mm)
+        rows = max(1, MAX_SLAB_VOXELS // max(1, self.shape[1] * self.shape[2]))
+        for first in range(0, self.shape[0], rows):
+            slab = slice(first, min(first + rows, self.shape[0]))
+            places = []
+            for axis, side in enumerate(self.shape):
+                index = np.arange(side, dtype=np.float64)
+                index = (index - (side - 1) / 2) / self.zoom + (side - 1) / 2
+                index = index[slab] if axis == 0 else index
+                # (slab, J, K) in voxels
+                moved = spline_field(self.knots_mm[axis], [bases[0][slab], bases[1], bases[2]]) / self.spacing_mm[axis]
+                moved += index.reshape([-1 if other == axis else 1 for other in range(3)])
+                places.append(np.clip(moved, 0, side - 1))
+            yield slab, places
+
+
+def _draw_displacement(
+    shape: tuple[int, ...], spacing_mm: Sequence[float], rng: np.random.Generator, strength: float
+) -> _Displacement:
+    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    bases = _spline_bases(shape, spacing)
     knots_mm = strength * KNOT_DEVIATION_MM * rng.standard_normal((3, *[basis.shape[1] for basis in bases]))
     # small against the knot spacing, so that the map does not fold
     knots_mm = np.clip(knots_mm, -0.4 * KNOT_SPACING_MM, 0.4 * KNOT_SPACING_MM)
     zoom = 1.0 + MAX_ZOOM * min(strength, 1.0) * rng.uniform(-1.0, 1.0)
+    return _Displacement(shape, spacing, knots_mm, zoom)
+
+
+def _spline_bases(shape: Sequence[int], spacing_mm: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    return [spline_basis(np.arange(n) * step / KNOT_SPACING_MM) for n, step in zip(shape, spacing_mm, strict=True)]
+
+
+def _deform(label_map: NDArray[np.uint8], displacement: _Displacement) -> NDArray[np.uint8]:
     deformed = np.empty_like(label_map)
-    rows = max(1, MAX_SLAB_VOXELS // max(1, shape[1] * shape[2]))
-    for first in range(0, shape[0], rows):
-        slab = slice(first, min(first + rows, shape[0]))
-        source = []
-        for axis, side in enumerate(shape):
-            index = np.arange(side, dtype=np.float64)
-            index = (index - (side - 1) / 2) / zoom + (side - 1) / 2
-            index = index[slab] if axis == 0 else index
-            # (slab, J, K) in voxels
-            moved = spline_field(knots_mm[axis], [bases[0][slab], bases[1], bases[2]]) / spacing[axis]
-            moved += index.reshape([-1 if other == axis else 1 for other in range(3)])
-            # (slab, J, K) source index along the axis
-            source.append(np.clip(np.rint(moved), 0, side - 1).astype(np.int32))
-        deformed[slab] = label_map[source[0], source[1], source[2]]
+    for slab, places in displacement.slabs():
+        i, j, k = (np.rint(place).astype(np.int32) for place in places)
+        deformed[slab] = label_map[i, j, k]
+    return deformed
+
+
+def _deform_image(image_hu: NDArray[Any], displacement: _Displacement) -> NDArray[np.float32]:
+    deformed = np.empty(image_hu.shape, dtype=np.float32)
+    for slab, places in displacement.slabs():
+        ndimage.map_coordinates(image_hu, places, output=deformed[slab], order=1, mode="nearest")
     return deformed
 
 

@@ -32,6 +32,11 @@ def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
+def spell_count(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one: ``1 real case``, ``3 real cases``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def clean_lines(text: str) -> str:
     """Escape the control characters of a text, except line breaks and tabs."""
     return _IN_LINES.sub(_spell, text)

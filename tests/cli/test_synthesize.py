@@ -40,7 +40,7 @@ def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: P
     out = tmp_path / "cohort"
     outcome = run_cli("synthesize", "--recipe", recipe, "--out", out, "--device", "cpu")
     assert outcome.code == 0
-    assert f"{out}: 1 of 1 cases accepted." in outcome.stdout
+    assert f"{out}: 1 of 1 case accepted." in outcome.stdout
     assert "Accepted 100% of the cases at the first attempt; 1 attempts in all" in outcome.stdout
     assert f"maisi-aug export nnunet {out}" in outcome.stdout
     assert "Note: tiny has random weights: its images are noise." in outcome.stderr
@@ -103,7 +103,7 @@ def test_rejected_cases_give_exit_code_1_and_their_reasons(run_cli: Run, bundle_
     words = ["--labels", "hepatic tumor:30mm", "-n", "1", "--max-attempts", "1", "--bundle", bundle_path]
     outcome = run_cli("synthesize", *words, "--out", tmp_path, "--device", "cpu")
     assert outcome.code == 1
-    assert "0 of 1 cases accepted" in outcome.stdout
+    assert "0 of 1 case accepted" in outcome.stdout
     assert "Rejected case_0001: " in outcome.stdout
     assert "To try again: run the same command with a larger --max-attempts." in outcome.stdout
     assert "contact_sheet" not in outcome.stdout
@@ -467,7 +467,7 @@ def test_images_alone_are_made_without_a_next_step(
     assert "label maps: none" in table.stdout
     outcome = run_cli(*words, "--out", tmp_path / "cohort", "--device", "cpu")
     assert outcome.code == 0
-    assert "1 of 1 cases accepted" in outcome.stdout
+    assert "1 of 1 case accepted" in outcome.stdout
     assert "export" not in outcome.stdout
     assert "without a label map" not in outcome.stderr
     assert run_cli(*words, "--labels", "liver", "--dry-run").code == 2

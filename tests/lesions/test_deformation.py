@@ -10,6 +10,7 @@ from scipy import ndimage
 from maisi_aug.lesions.deformation import (
     MIN_DEPTH_MM,
     _shift_mm,
+    deform_case,
     deform_label_map,
     find_cavity,
     find_loose,
@@ -74,6 +75,21 @@ def test_deformation_depends_on_its_seed_alone() -> None:
 
     assert deform(1) == deform(1)
     assert deform(1) != deform(2)
+
+
+def test_image_is_warped_along_with_its_label_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an interpolated image shows at a voxel is what the map shows there, wherever its surroundings are alike."""
+    label_map = build_map()
+    image_hu = label_map.astype(np.int16) * 10 - 1000
+    before = image_hu.copy()
+    monkeypatch.setattr("maisi_aug.lesions.deformation.MAX_SLAB_VOXELS", 7 * 70 * 30)
+    warped, deformed = deform_case(image_hu, label_map, spacing_mm=SPACING_MM, rng=np.random.default_rng(3))
+    alone = deform_label_map(label_map, spacing_mm=SPACING_MM, rng=np.random.default_rng(3))
+    np.testing.assert_array_equal(deformed, alone)
+    assert (deformed != label_map).any()
+    inside = ndimage.maximum_filter(deformed, 3) == ndimage.minimum_filter(deformed, 3)
+    np.testing.assert_allclose(warped[inside], deformed[inside] * 10.0 - 1000, atol=1e-3)
+    np.testing.assert_array_equal(image_hu, before)
 
 
 def test_deformation_without_strength_changes_nothing() -> None:

@@ -264,7 +264,7 @@ def test_exports_keep_what_their_cases_were_made_from(
         del row["mask_origin"]
     (folder / MAPPING_NAME).write_text(json.dumps(mapping))
     older = find_synthetic_cases("s", folder, ["tumor"], names)
-    assert older.notes[0].startswith("The origin of the label maps of 2 of the 2 cases of 's' is unknown: a case made")
+    assert older.notes[0].startswith("The origin of the label maps of all 2 cases of 's' is unknown: a case made")
 
 
 @pytest.mark.parametrize(

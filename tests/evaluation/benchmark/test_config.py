@@ -20,6 +20,7 @@ from maisi_aug.evaluation.benchmark.config import (
         ("real-duplicated", Arm("real-duplicated", "duplicated")),
         ("copy-paste", Arm("copy-paste", "copy-paste", ratio=1.0)),
         ("copy-paste:2", Arm("copy-paste:2", "copy-paste", ratio=2.0)),
+        ("warped:3", Arm("warped:3", "warped", ratio=3.0)),
         (" real+synthetic:0.5 ", Arm("real+synthetic:0.5", "mixed", "synthetic", 0.5)),
         ("real+other", Arm("real+other", "mixed", "other", 1.0)),
         ("other-only", Arm("other-only", "only", "other")),
@@ -71,6 +72,7 @@ def test_patient_is_what_the_pattern_says() -> None:
         ({"arms": ("real+synthetic:1",)}, r"Arm 'real\+synthetic:1': unknown arm; expected one of real"),
         ({"patient_pattern": "("}, r"patient_pattern: expected a regular expression, found '\('"),
         ({"patient_pattern": "abc"}, "has no group in brackets for the patient; write '"),
+        ({"engine": "nnunet", "augmentation": "strong"}, "--augmentation can only be used with --engine monai"),
         ({"num_seeds": 0}, "Benchmark: num_seeds: expected greater than or equal to 1, found 0"),
     ],
 )

@@ -149,11 +149,13 @@ def test_known_worth_is_found_and_said(tmp_path: Path, rng: np.random.Generator)
     assert found["estimate"] == pytest.approx(6, rel=0.15)
     assert rows["liver", "real@8+synthetic:3"]["low"] == 12  # 20, beyond the 12 that were trained on
     text = to_report_text(document)
-    assert "liver: 4 real cases with 1 of synthetic each do as well as 6 real ones" in text
+    assert "liver: 4 real cases with 1 synthetic case each do as well as 6 real ones" in text
     assert "do better than 12 real ones, the largest number trained on." in text
     assert "real@4+synthetic:1 against real@4" in text
     assert "real@4+synthetic:1 against real@2" not in text
     assert "Dice by number of real cases" in draw_replacement_charts(document["replacement"])["liver"]
+    chart = draw_replacement_charts(document["replacement"])["liver"]
+    assert chart.count('stroke-width="2"') == 12  # an interval of every arm
     html = build_report(tmp_path / "bench").html
     assert "Worth in real cases" in html
     assert "real cases to train on" in html

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import BenchmarkError
-from maisi_aug.evaluation.benchmark.arm_job import make_paste_case
-from maisi_aug.evaluation.benchmark.config import PLAN_NAME
+from maisi_aug.evaluation.benchmark.arm_job import make_case
+from maisi_aug.evaluation.benchmark.config import MADE_KINDS, PLAN_NAME
 from maisi_aug.evaluation.benchmark.plan import compose_arms, plan_benchmark
 from maisi_aug.evaluation.benchmark.results import summarise_benchmark
 from maisi_aug.evaluation.benchmark.run import (
@@ -28,7 +28,11 @@ from maisi_aug.volumes.image_files import load_label_map, save_image, save_label
 from tests.builders.tiny_benchmark import SHAPE, SPACING_MM, build_config, write_dataset
 from tests.conftest import Outcome
 
-ALL_ARMS = ("real", "real+synthetic:0.5", "real+synthetic:2", "real-duplicated", "synthetic-only", "copy-paste:1")
+MADE_ARMS = ("copy-paste:1", "warped:1")
+ALL_ARMS = (
+    *("real", "real+synthetic:0.5", "real+synthetic:2", "real-duplicated", "synthetic-only"),
+    *MADE_ARMS,
+)
 
 
 @pytest.fixture
@@ -52,6 +56,7 @@ def test_arms_hold_what_their_names_say(tmp_path: Path) -> None:
     assert kinds["real+synthetic:2"] == ["real"] * 2 + ["synthetic"] * 4
     assert kinds["real-duplicated"] == ["real"] * 6
     assert kinds["synthetic-only"] == ["synthetic"] * 4
+    assert kinds["warped:1"] == ["real"] * 2 + ["warped"] * 2
     assert kinds["copy-paste:1"] == ["real"] * 2 + ["copy-paste"] * 2
     assert set(plan.arms["real+synthetic:0.5"]) < set(plan.arms["real+synthetic:2"])
     assert len(set(plan.arms["real-duplicated"])) == 2
@@ -145,7 +150,7 @@ def test_benchmark_runs_scores_and_reports(benchmark_of: Callable[..., Benchmark
     assert document["failures"] == []
     assert {(row["arm"], row["baseline"]) for row in document["comparisons"]} == {
         *((arm, "real") for arm in ALL_ARMS[1:]),
-        *((arm, "real-duplicated") for arm in ("real+synthetic:0.5", "real+synthetic:2", "copy-paste:1")),
+        *((arm, "real-duplicated") for arm in ("real+synthetic:0.5", "real+synthetic:2", *MADE_ARMS)),
     }
     assert {row["label"] for row in document["scores"]} == {"liver", "tumor"}
     assert {row["label"] for row in document["detection"]} == {"tumor"}
@@ -233,14 +238,16 @@ def test_damaged_scores_are_a_failure_of_their_arm(benchmark_of: Callable[..., B
     assert "the scores of this arm are missing" in failures[0]["reason"]
 
 
-def test_paste_cases_are_made_once(benchmark_of: Callable[..., Benchmark]) -> None:
-    benchmark = benchmark_of(arms=("real", "copy-paste"))
-    files = make_paste_case(benchmark.folder, benchmark.plan, "paste-0001")
+@pytest.mark.parametrize("kind", MADE_KINDS)
+def test_cases_made_of_real_ones_are_made_once(benchmark_of: Callable[..., Benchmark], kind: str) -> None:
+    benchmark = benchmark_of(arms=("real", kind))
+    ref = (kind, f"{MADE_KINDS[kind]}-0001")
+    files = make_case(benchmark.folder, benchmark.plan, ref)
     first = (files.image.read_bytes(), files.image.stat().st_mtime_ns)
-    assert make_paste_case(benchmark.folder, benchmark.plan, "paste-0001") == files
+    assert make_case(benchmark.folder, benchmark.plan, ref) == files
     assert files.image.stat().st_mtime_ns == first[1]
     files.image.unlink()
-    assert make_paste_case(benchmark.folder, benchmark.plan, "paste-0001").image.read_bytes() == first[0]
+    assert make_case(benchmark.folder, benchmark.plan, ref).image.read_bytes() == first[0]
 
 
 def test_folder_keeps_to_its_configuration(benchmark_of: Callable[..., Benchmark], tmp_path: Path) -> None:

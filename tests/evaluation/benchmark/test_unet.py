@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from monai.losses.dice import DiceCELoss
@@ -7,7 +9,7 @@ from torch import nn
 
 from maisi_aug.evaluation.benchmark.config import PRESETS, Preset
 from maisi_aug.evaluation.benchmark.data import LoadedCase, plan_training, to_classes
-from maisi_aug.evaluation.benchmark.patch_networks import BalancedDiceCrossEntropy, build_unet
+from maisi_aug.evaluation.benchmark.patch_networks import BalancedDiceCrossEntropy, StrongVariation, build_unet
 from maisi_aug.evaluation.benchmark.unet import PatchObjective, TrainingSet, predict_case
 from maisi_aug.training.loop.processes import Share
 from tests.builders.tiny_benchmark import draw_case
@@ -50,6 +52,33 @@ def test_batch_depends_on_the_seed_and_the_step_alone() -> None:
         torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
     assert not torch.equal(one.draw_batch(5)[0], one.draw_batch(6)[0])
     assert not torch.equal(one.draw_batch(5)[0], build_objective(seed=1).draw_batch(5)[0])
+
+
+def test_strong_augmentation_moves_image_and_classes_alike() -> None:
+    grid = np.indices((28, 28, 28))
+    classes = (np.abs(grid - np.array([9, 14, 18])[:, None, None, None]).max(axis=0) < 6).astype(np.uint8)
+    image = classes * np.float32(2) - 1
+    variation = StrongVariation((20, 20, 20))
+    assert variation.wide_shape == (28, 28, 28)
+    moved = 0
+    for seed in range(12):
+        varied, found = variation.apply(image, classes, np.random.default_rng(seed))
+        assert varied.shape == found.shape == (20, 20, 20)
+        assert set(np.unique(found)) <= {0, 1}
+        assert np.corrcoef(varied.ravel(), found.ravel())[0, 1] > 0.75
+        moved += int((found != classes[4:24, 4:24, 4:24]).any())
+        np.testing.assert_array_equal(varied, variation.apply(image, classes, np.random.default_rng(seed))[0])
+    assert 2 <= moved <= 10
+
+
+def test_strong_patches_have_the_planned_shape_and_show_labels() -> None:
+    objective = replace(build_objective(), strong=StrongVariation(PLAN.patch_shape))
+    images, classes = objective.draw_batch(3)
+    assert images.shape == (PRESET.batch_count, 1, *PLAN.patch_shape)
+    assert classes.shape == (PRESET.batch_count, *PLAN.patch_shape)
+    assert classes.dtype == torch.uint8
+    assert torch.isfinite(images).all()
+    assert set(np.unique(classes.numpy())) >= {0, 1}
 
 
 def test_shares_of_a_batch_are_its_parts() -> None:

@@ -71,16 +71,15 @@ def test_fifty_planted_copies_among_five_hundred_real_images(real_data: Path) ->
     copies = [draw_portrait(plant_copy(train[n % 15], rng)) for n in range(50)]
     new = [draw_portrait(plant_copy(others[n % len(others)], rng)) for n in range(450)]
     known = [draw_portrait(plant_copy(volume, rng)) for volume in train]
-    relative = [
-        find_nearest(measure_likeness(side, portraits, report_nothing)).relative
+    distances = [
+        measure_likeness(side, portraits, report_nothing)
         for side in (copies, new, [draw_portrait(volume) for volume in held_out], known)
     ]
+    relative = [find_nearest(side, float(np.nanmedian(distances[2]))).relative for side in distances]
     threshold = calibrate_threshold(relative[2], relative[3], num_train=len(train))
     num_found, num_false = int((relative[0] < threshold).sum()), int((relative[1] < threshold).sum())
-    assert num_found >= 40, (num_found, threshold, np.sort(relative[0])[-8:])
+    assert num_found >= 45, (num_found, threshold, np.sort(relative[0])[-8:])
     assert num_false <= 10, (num_false, threshold, np.sort(relative[1])[:12])
-    # With more cases to take a threshold from, as many as the curve allows.
-    assert (relative[1] <= np.sort(relative[0])[44]).sum() <= 10
 
 
 def test_threshold_parts_planted_copies_from_real_cases() -> None:

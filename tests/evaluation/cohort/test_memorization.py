@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort import likeness
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.evaluation.cohort.memorization import (
     draw_chart,
@@ -17,12 +18,20 @@ from maisi_aug.evaluation.cohort.memorization import (
     judge,
     measure_memorization,
     to_report,
+    trace_roc,
 )
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.made_cases import GRID, build_case, write_cohort, write_folder
 
+QUICK_ROUNDS = tuple(stage._replace(num_steps=2) for stage in likeness.ROUNDS)
 TRAIN, HELD_OUT, NEW = range(8), range(20, 26), range(40, 45)
+
+
+@pytest.fixture(autouse=True)
+def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How well moved images are aligned is what ``test_likeness`` tests."""
+    monkeypatch.setattr(likeness, "ROUNDS", QUICK_ROUNDS)
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +43,10 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_new_cases_show_no_sign(tmp_path: Path, real: dict[str, Path]) -> None:
     cohort = write_cohort(tmp_path / "cohort", list(NEW))
     document, pairs = measure_memorization(*(find_case_set(p) for p in (cohort, real["train"], real["held_out"])))
+    planted = document["planted"]
+    assert document["moved_images"]["typical"] > 0
+    assert planted["num_planted"] == planted["roc"][-1]["num_found"] == len(TRAIN)
+    assert "| real cases called copies |" in to_report(document)
     for kind in ("images", "label_maps"):
         assert document[kind]["verdict"] == "no sign of memorization"
         assert not any(row["is_copy"] for row in document[kind]["cases"])
@@ -179,6 +192,14 @@ def test_nearest_ignores_what_cannot_be_compared() -> None:
     assert found.indices.tolist() == [2, 1]
     assert found.distances.tolist() == [0.2, 1.0]
     assert found.relative.tolist() == pytest.approx([0.2 / 0.3, 0.5])
+    assert find_nearest(np.array([[0.4, np.nan, 0.2]]), 0.8).relative.tolist() == pytest.approx([0.25])
+
+
+def test_roc_has_the_largest_threshold_of_every_number_of_false_alarms() -> None:
+    points = trace_roc(np.array([0.6, 0.4, 0.6]), np.array([0.1, 0.3, 0.5, 0.6]))
+    assert [(p["num_false"], p["num_found"]) for p in points] == [(0, 2), (1, 3), (3, 4)]
+    assert [p["threshold"] for p in points[:2]] == [0.4, 0.6]
+    assert [(p["num_false"], p["num_found"]) for p in trace_roc(np.array([]), np.array([0.2]))] == [(0, 1)]
 
 
 def test_body_box_leaves_the_table_out() -> None:

@@ -244,7 +244,7 @@ def test_command_prints_a_script_and_runs_it(
     out = tmp_path / "cohort"
     done = run_cli("migrate", path, "--out", out, "--run")
     assert done.code == 1, "random weights draw no patient, which is rejected as in any other run"
-    assert "0 of 1 cases accepted" in done.stdout
+    assert "0 of 1 case accepted" in done.stdout
     assert (out / "manifest.jsonl").is_file()
 
 
