@@ -18,6 +18,8 @@ from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
+from maisi_aug.bundle_spec.proven_steps import choose_sampling, warn_of_auto
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
 from maisi_aug.cohort.folder import NOT_BEGUN, BegunCohort
 from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
@@ -52,7 +54,7 @@ class CohortRun:
         mask_labels: Meaning of their ids, as read from a file.
         mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
         organ_sizes: Percentile by id of organs in generated label maps.
-        num_inference_steps: Number of inference steps of the sampler of images.
+        sampling: Number of steps and solver of the sampler of images.
         guidance_scale: Guidance scale of the sampler of images.
         modality: Modality of the images.
         decoding: Settings for decoding images.
@@ -73,7 +75,7 @@ class CohortRun:
     mask_labels: LabelMapping
     mask_steps: int
     organ_sizes: Mapping[int, float]
-    num_inference_steps: int
+    sampling: Sampling
     guidance_scale: float
     modality: str
     decoding: DecodingConfig
@@ -82,6 +84,11 @@ class CohortRun:
     distributions: Mapping[str, SizeDistribution]
     plan: CohortPlan
     hu_ranges: tuple[HuRange, ...]
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Number of inference steps of the sampler of images."""
+        return self.sampling.num_steps
 
     @property
     def regions(self) -> Regions | None:
@@ -158,7 +165,7 @@ def resolve(
 def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: Report | None) -> CohortRun:
     named = _name_maps(request, bundle)
     bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
-    sampling = _choose_sampling(request, bundle, bank)
+    drawn = _choose_sampling(request, bundle, bank)
     decoding, grid = _choose_decoding(request, bundle), _choose_grid(request, bundle)
     mask_steps = _choose_mask_steps(request, bundle, grid)
     grown_from = begun.steps_to(request.num_cases, request.grown_from)
@@ -173,7 +180,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         "grown_from": list(grown_from),
         **named,
         "mask_steps": mask_steps or None,
-        **sampling,
+        **_spell_sampling(**drawn),
         "decoding": decoding.model_dump(mode="json"),
     }
     return CohortRun(
@@ -187,7 +194,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         mask_labels=mapping,
         mask_steps=mask_steps,
         organ_sizes=organ_sizes,
-        **sampling,
+        **drawn,
         decoding=decoding,
         seed=request.seed,
         requests=requests,
@@ -198,16 +205,32 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
 
 
 def _choose_sampling(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> dict[str, Any]:
-    """Return steps, guidance and modality of the images; what the networks were not trained on is warned of."""
+    """Return sampling, guidance and modality of the images; what the networks were not trained on is warned of."""
     if request.has_maps:
         bundle.require_controlnet()
     modality = bundle.choose_modality(request.modality)
     bundle.require_told(modality=modality, body_region=_find_told_region(request, bundle, bank))
-    num_steps = bundle.choose_steps(request.num_inference_steps)
-    for sentence in (*bundle.warn_of_modality(modality), *bundle.warn_of_steps(num_steps)):
-        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
     guidance_scale = bundle.choose_guidance(request.guidance_scale, has_map=request.has_maps)
-    return {"num_inference_steps": num_steps, "guidance_scale": guidance_scale, "modality": modality}
+    is_guided = guidance_scale > 0
+    sampling = choose_sampling(bundle, request.num_inference_steps, request.solver, is_guided=is_guided)
+    for sentence in (
+        *bundle.warn_of_modality(modality),
+        *bundle.warn_of_steps(sampling.num_steps),
+        *warn_of_auto(bundle, sampling, is_guided=is_guided),
+    ):
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
+    return {"sampling": sampling, "guidance_scale": guidance_scale, "modality": modality}
+
+
+def _spell_sampling(sampling: Sampling, guidance_scale: float, modality: str) -> dict[str, Any]:
+    """The same as fields of a request."""
+    solver = None if sampling.solver == PLAIN_SOLVER else sampling.solver
+    return {
+        "num_inference_steps": sampling.num_steps,
+        "solver": solver,
+        "guidance_scale": guidance_scale,
+        "modality": modality,
+    }
 
 
 def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> dict[str, Any]:

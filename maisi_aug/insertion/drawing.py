@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
 from maisi_aug.insertion.painting import PaintTask, Texture
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -62,7 +63,7 @@ class BundlePainter:
         pipeline: The bundle on a device.
         texture_ids: Ids that the networks know textures by; for others the lesion keeps its id in the label map.
         method: How the known part of the image is used.
-        num_inference_steps: None for the bundle's default.
+        sampling: Number of steps and solver; None for the bundle's full number.
         num_resamplings: Number of times that a step is taken, see ``KnownLatent``.
         least_shape: Voxels that the networks are shown at least.
     """
@@ -70,7 +71,7 @@ class BundlePainter:
     pipeline: Pipeline
     texture_ids: Mapping[Texture, int]
     method: Method = "replace"
-    num_inference_steps: int | None = None
+    sampling: Sampling | None = None
     num_resamplings: int = 1
     least_shape: Shape = (40, 40, 8)
     name: str = field(default="bundle")
@@ -101,7 +102,8 @@ class BundlePainter:
             hidden,
             grid,
             seed=task.seed,
-            num_inference_steps=self.num_inference_steps,
+            num_inference_steps=None if self.sampling is None else self.sampling.num_steps,
+            solver=PLAIN_SOLVER if self.sampling is None else self.sampling.solver,
             num_resamplings=self.num_resamplings,
             puts_back=self.method != "whole",
         )
@@ -127,13 +129,13 @@ class BundlePainter:
         return tuple(box)
 
 
-def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int | None = None) -> BundlePainter:
+def open_bundle_painter(bundle: Bundle, device: str, *, sampling: Sampling | None = None) -> BundlePainter:
     """Load the networks of a bundle to draw lesions with.
 
     Args:
         bundle: Whose.
         device: Device on which they run.
-        num_inference_steps: None for the bundle's default.
+        sampling: Number of steps and solver; None for the bundle's full number.
 
     Raises:
         BundleError: When the weights or the device cannot be used.
@@ -146,7 +148,7 @@ def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int
         Pipeline.load(bundle, device),
         texture_ids,
         method="difference",
-        num_inference_steps=num_inference_steps,
+        sampling=sampling,
         name=bundle.name,
     )
 

@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import ComputeType, DecodeSettings, DecodingConfig, PrecisionName, latent_factor
+from maisi_aug.bundle_spec.proven_steps import require_solver
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, SolverName
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
@@ -163,6 +165,7 @@ class Pipeline:
         *,
         seed: int,
         num_inference_steps: int | None = None,
+        solver: SolverName = PLAIN_SOLVER,
         guidance_scale: float | None = None,
         modality: str | None = None,
         regions: Regions | None = None,
@@ -178,6 +181,7 @@ class Pipeline:
             grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
             seed: The same seed gives the same image on the same type of device.
             num_inference_steps: None for the bundle's default.
+            solver: Solver of a rectified flow.
             guidance_scale: 0 for none; 1-5 enforces the label map's tumours, or without one the modality, at twice the
                 cost. None is 0 with a label map, and the bundle's default without.
             modality: A name of ``MODALITY_CODES``; None for the bundle's first.
@@ -193,13 +197,14 @@ class Pipeline:
 
         Raises:
             GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, for a modality or regions that the networks
+            RecipeError: For more steps than the scheduler was trained with, a solver that is not DDPM's, a modality or regions that the networks
                 are not conditioned on, and for guidance without a label map if they are not conditioned on modality.
             BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
                 they leave the range of the type that they compute in.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
+        require_solver(self.bundle, solver)
         modality = self.bundle.choose_modality(modality)
         self.bundle.require_told(modality=modality, body_region=regions)
         guidance_scale = self.bundle.choose_guidance(guidance_scale, has_map=label_map is not None)
@@ -214,6 +219,7 @@ class Pipeline:
                 self._conditions(label_map, grid, modality, regions),
                 self._draw_noise(grid, seed),
                 num_inference_steps=num_inference_steps,
+                solver=solver,
                 guidance_scale=guidance_scale,
                 unconditional=self._unconditional(label_map, grid, regions) if guidance_scale > 0 else None,
                 embed_once=self.fast_paths.embed_once,
@@ -240,6 +246,7 @@ class Pipeline:
         *,
         seed: int,
         num_inference_steps: int | None = None,
+        solver: SolverName = PLAIN_SOLVER,
         num_resamplings: int = 1,
         puts_back: bool = True,
     ) -> NDArray[np.float32]:
@@ -254,6 +261,7 @@ class Pipeline:
             grid: Grid of all of them; every side a multiple of the bundle's factor.
             seed: The same seed gives the same images on the same type of device.
             num_inference_steps: None for the bundle's default.
+            solver: Solver of a rectified flow; others than ``euler`` take every step once.
             num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
             puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
                 that takes surroundings knows of them.
@@ -263,11 +271,12 @@ class Pipeline:
 
         Raises:
             GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, or fewer with DDPM.
+            RecipeError: For more steps than the scheduler was trained with, or with DDPM for fewer or another solver.
         """
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Crop for bundle '{self.bundle.name}'")
         device = self.networks.device
         num_steps = self.bundle.choose_steps(num_inference_steps, takes_fewer=False)
+        require_solver(self.bundle, solver)
         image = hu_to_unit(torch.from_numpy(np.ascontiguousarray(image_hu)).to(device))[None]
         # What adds noise on its way draws each alone, so that it is the same noise for all.
         adds_noise = num_resamplings > 1 or not isinstance(self.networks.scheduler, RFlowScheduler)
@@ -283,6 +292,7 @@ class Pipeline:
                     replace(self._conditions_of(maps, grid), surroundings=to_surroundings(image, is_known)),
                     noise,
                     num_inference_steps=num_steps,
+                    solver=solver,
                     embed_once=self.fast_paths.embed_once,
                     generator=torch.Generator(device).manual_seed(derive_seed(seed, "sampling noise")),
                     known=self._encode_known(image, is_known, noise, num_resamplings) if puts_back else None,
