@@ -72,10 +72,10 @@ def require_solver(bundle: Bundle, solver: SolverName) -> None:
 
 
 def find_proof(bundle: Bundle, command: DrawingCommand) -> StepProof | None:
-    """Return the proof with the fewest evaluations of the networks; None without one for these weights."""
+    """Return the proof with the fewest steps; None without one for these weights."""
     proofs = [proof for proof in bundle.spec.proven_steps if proof.command == command]
     valid = [proof for proof in proofs if proof.weights == hash_weights(bundle)]
-    return min(valid, key=lambda proof: Sampling(proof.num_inference_steps, proof.solver).num_evaluations, default=None)
+    return min(valid, key=lambda proof: proof.num_inference_steps, default=None)
 
 
 def warn_of_auto(

@@ -20,6 +20,8 @@ MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 MASK_SECTION = "mask_generation"
 MASK_PROVENANCE = "masks"
 PROOF_SECTION = "proven_steps"
+MIN_PROOF_MAPS = 40
+"""A proof needs that many maps."""
 _PROOFS = re.compile(rf"^{PROOF_SECTION}:.*\n(?:[ -].*\n|\n)*".encode(), re.MULTILINE)
 """The section in the text of a ``bundle.yaml``: its key and what is indented below, or begins with a dash."""
 
@@ -243,7 +245,7 @@ class StepProof(StrictModel):
     solver: SolverName
     full_steps: PositiveInt
     weights: str = Field(pattern="^[0-9a-f]{64}$")
-    num_maps: PositiveInt
+    num_maps: int = Field(ge=MIN_PROOF_MAPS)
     drawn: str
     equivalences: tuple[ProvenEquivalence, ...] = Field(min_length=1)
     versions: dict[str, str] = Field(default={})

@@ -7,13 +7,11 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BeforeValidator
 
-SolverName = Literal["euler", "midpoint", "adams-bashforth"]
-"""``euler``: one evaluation of the networks a step, with MONAI's time steps and rounding, as NVIDIA's scripts draw;
-``midpoint``: second order, two evaluations a step; ``adams-bashforth``: second order, one evaluation a step.
+SolverName = Literal["euler", "multistep"]
+"""``euler``: first order, with MONAI's time steps and rounding, as NVIDIA's scripts draw; ``multistep``: second order,
+a predictor and a corrector. Both evaluate the networks once a step.
 """
 PLAIN_SOLVER: Final[SolverName] = "euler"
-NUM_EVALUATIONS: Final[dict[SolverName, int]] = {"euler": 1, "midpoint": 2, "adams-bashforth": 1}
-"""Evaluations of the networks in each step."""
 AUTO: Final = "auto"
 
 
@@ -47,11 +45,6 @@ class Sampling:
     num_steps: int
     solver: SolverName = PLAIN_SOLVER
     is_auto: bool = False
-
-    @property
-    def num_evaluations(self) -> int:
-        """Evaluations of the networks for one image."""
-        return self.num_steps * NUM_EVALUATIONS[self.solver]
 
     def to_settings(self) -> dict[str, int | str]:
         """Return the entries of a manifest; of what is as by default, the number of steps alone."""

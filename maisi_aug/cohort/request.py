@@ -241,8 +241,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     'maisi-aug bundles prove-steps'.
     """
     solver: Annotated[SolverName | None, Option(panel=_IMAGES)] = None
-    """Solver of a rectified flow (default: euler, as NVIDIA's scripts draw; with --steps auto the proven one). midpoint
-    evaluates the networks twice a step.
+    """Solver of a rectified flow: euler draws as NVIDIA's scripts do, multistep needs fewer steps (default: euler; with
+    --steps auto the proven one).
     """
     guidance_scale: Annotated[Annotated[float, Field(ge=0, allow_inf_nan=False)] | None, Option(panel=_IMAGES)] = None
     """Strength of the guidance towards the lesions, or without label maps towards the modality; values above 0 double

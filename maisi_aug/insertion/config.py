@@ -173,9 +173,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         "bundle": _absolute(str(config.bundle)) if is_folder else bundle.name,
         **_spell_sampling(config, sampling),
     }
-    return ResolvedInsertion(
-        config, without_unused(configuration), bundle, backgrounds, plan, painter, sampling, twins
-    )
+    return ResolvedInsertion(config, without_unused(configuration), bundle, backgrounds, plan, painter, sampling, twins)
 
 
 def _choose_sampling(config: InsertConfig, bundle: Bundle, painter: ChosenPainter) -> Sampling | None:

@@ -67,8 +67,8 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     'maisi-aug bundles prove-steps'.
     """
     solver: Annotated[SolverName | None, Option(panel=_WHAT)] = None
-    """Solver of a rectified flow (default: euler; with --steps auto the proven one). midpoint evaluates the networks
-    twice a step.
+    """Solver of a rectified flow: euler draws as MONAI does, multistep needs fewer steps (default: euler; with --steps
+    auto the proven one).
     """
     max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; an existing cohort can be continued with more."""

@@ -1,12 +1,11 @@
 """Solvers of second order for rectified flows: fewer evaluations of the networks for the same image.
 
-Notation, as in MONAI: x_t = (1 - t) x_0 + t e with noise e, from t = 1 down to 0; v = x_0 - e is what the U-Net predicts,
-so that dx = -v dt. A step of length h from t to t - h adds h times a mean velocity, and the solvers differ in how they
-estimate that. Source: Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 1993, II.1 (midpoint) and
-III.5 (Adams methods of variable step size).
+Notation, as in MONAI: x_t = (1 - t) x_0 + t e with noise e, from t = 1 down to 0; the U-Net predicts v = x_0 - e, so
+that dx = -v dt. A step from t to t - h adds h times a mean velocity. Source: Hairer, Norsett and Wanner, "Solving
+Ordinary Differential Equations I", 1993, III.1 (predictor and corrector) and III.5 (variable steps).
 
-MONAI's own loop, Euler's rule, stays in ``sampling``: it rounds its time steps to float16 and the next one to an integer,
-so that its steps add up to 1.010 at 30 steps and 1.031 at 100. The steps here add up to 1.
+MONAI's own loop, Euler's rule, stays in ``sampling``: it rounds times to float16, and the next one to an integer, so
+that its steps add up to 1.010 at 30 steps and 1.031 at 100. The steps here add up to 1.
 """
 
 from __future__ import annotations
@@ -28,40 +27,37 @@ Restore = Callable[[Tensor, float], Tensor]
 
 
 class FlowSolver(Protocol):
-    """Estimates the mean velocity along a step; new for every integration, because it may remember earlier steps."""
+    """Takes the steps of one integration; it may remember the earlier ones."""
 
-    def slope(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
-        """Return the mean velocity ``(B, C, i, j, k)`` from time ``start`` down to ``stop``."""
+    def step(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
+        """Return the latent ``(B, C, i, j, k)`` at time ``stop`` of that at ``start``."""
         ...
 
 
-class Midpoint:
-    """The velocity in the middle of the step, where half a step of Euler's leads."""
+class Multistep:
+    """Predict with the line through the last two velocities; correct with the mean of both ends once that is known.
 
-    def slope(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
-        """Evaluate the networks twice."""
-        middle = (start + stop) / 2
-        return velocity(latent + (start - middle) * velocity(latent, start), middle)
-
-
-class AdamsBashforth:
-    """The line through this velocity and the one before, taken in the middle of the step; the first step is Euler's."""
+    The velocity at the end of a step is that at the start of the next one, so that the correction costs no evaluation
+    (Adams and Bashforth's rule as predictor, Adams and Moulton's as corrector, not evaluated again). The first step is
+    predicted by Euler's rule, the last one not corrected.
+    """
 
     def __init__(self) -> None:
-        self._before: tuple[Tensor, float] | None = None
+        self._before: tuple[Tensor, Tensor, float] | None = None  # latent, velocity and length of the last step
 
-    def slope(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
+    def step(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
         """Evaluate the networks once."""
         now, length = velocity(latent, start), start - stop
         slope = now
         if self._before is not None:
-            before, length_before = self._before
+            latent_before, before, length_before = self._before
+            latent = latent_before + length_before / 2 * (before + now)
             slope = now + length / (2 * length_before) * (now - before)
-        self._before = now, length
-        return slope
+        self._before = latent, now, length
+        return latent + length * slope
 
 
-_SOLVERS: dict[SolverName, Callable[[], FlowSolver]] = {"midpoint": Midpoint, "adams-bashforth": AdamsBashforth}
+_SOLVERS: dict[SolverName, Callable[[], FlowSolver]] = {"multistep": Multistep}
 
 
 def integrate_flow(
@@ -77,7 +73,7 @@ def integrate_flow(
 
     Args:
         velocity: Predicts v.
-        noise: ``(B, C, i, j, k)``, x_1.
+        noise: ``(B, C, i, j, k)``.
         times: From 1 down to 0, both included.
         solver: A solver of second order; not ``euler``.
         restore: Applied before every evaluation, for latents of which a part is known.
@@ -89,7 +85,7 @@ def integrate_flow(
 
     method, latent = _SOLVERS[solver](), noise
     for done, (start, stop) in enumerate(pairwise(times), start=1):
-        latent = latent + (start - stop) * method.slope(evaluate, latent, start, stop)
+        latent = method.step(evaluate, latent, start, stop)
         if report is not None:
             report(done, len(times) - 1)
     return latent

@@ -197,8 +197,9 @@ class Pipeline:
 
         Raises:
             GridError: For sides that the networks cannot take.
-            RecipeError: For more steps than the scheduler was trained with, a solver that is not DDPM's, a modality or regions that the networks
-                are not conditioned on, and for guidance without a label map if they are not conditioned on modality.
+            RecipeError: For more steps than the scheduler was trained with, for a solver of flows with DDPM, for a
+                modality or regions that the networks are not conditioned on, and for guidance without a label map if
+                they are not conditioned on modality.
             BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
                 they leave the range of the type that they compute in.
             MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
