@@ -471,7 +471,7 @@ def prove_steps_command(
     where, tried = Where.read(device, devices), None if steps is None else _read_numbers(steps)
     with show_loading(is_quiet=quiet):
         from maisi_aug.api.progress import follow_run
-    with follow_run(is_quiet=quiet) as progress:
+    with follow_run(is_quiet=quiet, as_lines=False) as progress:
         report = run_proof(request, out, steps=tried, solver=solver, where=where, store=store, listener=progress)
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
