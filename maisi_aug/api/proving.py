@@ -35,7 +35,7 @@ class MapRequest:
     Attributes:
         bundle: Bundle that draws.
         labels: Lesions and organs, as for ``synthesize`` or ``insert``; those of the recipe when empty.
-        into: CTs to draw lesions into; None draws images of label maps.
+        into: CTs to draw lesions into; None for those of a recipe for insertion, and for images of label maps.
         recipe: A recipe, or the ``cohort.yaml`` of a cohort, to start from.
         num_maps: Number of maps.
         seed: Random seed of the maps and of the noise.
@@ -51,7 +51,10 @@ class MapRequest:
     @property
     def command(self) -> DrawingCommand:
         """Command that draws them."""
-        return "synthesize" if self.into is None else "insert"
+        from maisi_aug.cohort.recipe_files import is_for_insertion
+
+        is_inserted = self.into is not None or (self.recipe is not None and is_for_insertion(self.recipe))
+        return "insert" if is_inserted else "synthesize"
 
     @property
     def drawn(self) -> str:
@@ -72,10 +75,11 @@ class MapRequest:
             "solver": None if sampling.solver == PLAIN_SOLVER else sampling.solver,
             "max_attempts": 1,
         }
-        if self.into is None:
+        if self.command == "synthesize":
             self._synthesize(fields, folder, where, listener)
         else:
-            self._insert({**fields, "into": str(self.into), "painter": "network"}, folder, where, listener)
+            into = None if self.into is None else str(self.into)
+            self._insert({**fields, "into": into, "painter": "network"}, folder, where, listener)
         return [record for record in load_manifest(folder).records if record.attempt == 0]
 
     def _synthesize(self, fields: Mapping[str, Any], folder: Path, where: Where, listener: Listener) -> None:
@@ -127,7 +131,7 @@ def prove_steps(
         bundle: Name or folder.
         labels: Lesions and organs of the maps, as for :func:`synthesize`.
         out: Folder of the cohorts and the report.
-        into: CTs to draw lesions into, to prove it for :func:`insert`.
+        into: CTs to draw lesions into, to prove it for :func:`insert`; a recipe may name them instead.
         recipe: A recipe, or the ``cohort.yaml`` of a cohort, that says which maps.
         steps: Numbers of steps to try; 2/3, 1/2, 1/3 and 1/4 of the full number when not given.
         solver: Solver for fewer steps of a rectified flow; ``multistep`` when not given.
