@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import JsonValue
 
 from maisi_aug.bundle_spec.solvers import Sampling
 from maisi_aug.cohort.manifest import AttemptRecord, VerdictRecord
@@ -19,11 +20,15 @@ Figures = dict[str, float]
 
 
 def build_record(index: int, figures: Figures, *, passed: bool = True) -> AttemptRecord:
-    organs = [
+    organs: list[JsonValue] = [
         {"organ": "liver", "median_hu": figures["liver"], "judged": True},
         {"organ": "spleen", "median_hu": 50.0 + index, "judged": index < 9},
     ]
-    look = {"label": "hepatic tumor", "contrast_hu": figures["contrast"], "noise_hu": figures["noise"]}
+    look: dict[str, JsonValue] = {
+        "label": "hepatic tumor",
+        "contrast_hu": figures["contrast"],
+        "noise_hu": figures["noise"],
+    }
     return AttemptRecord(
         case_id=f"case_{index + 1:04d}",
         case_index=index,
