@@ -441,6 +441,12 @@ def prove_steps_command(
         str | None,
         typer.Option(metavar="N,N,...", help="Numbers of steps to try (default: 2/3, 1/2, 1/3 and 1/4 of all)."),
     ] = None,
+    against: Annotated[
+        int | None,
+        typer.Option(
+            min=2, metavar="N", help="Another full number than the bundle's, such as MAISI's 30; not stored then."
+        ),
+    ] = None,
     solver: Annotated[
         SolverName | None,
         typer.Option(help="Solver for fewer steps of a rectified flow (default: multistep)."),
@@ -472,12 +478,14 @@ def prove_steps_command(
     with show_loading(is_quiet=quiet):
         from maisi_aug.api.progress import follow_run
     with follow_run(is_quiet=quiet, as_lines=False) as progress:
-        report = run_proof(request, out, steps=tried, solver=solver, where=where, store=store, listener=progress)
+        report = run_proof(
+            request, out, steps=tried, against=against, solver=solver, where=where, store=store, listener=progress
+        )
     if as_json:
         typer.echo(json.dumps(report.to_json(), indent=1))
         return
     typer.echo(report.to_markdown())
-    if report.proven is not None and store:
+    if report.proven is not None and store and against in (None, request.bundle.default_steps):
         typer.echo(f"Stored in {request.bundle.path}. Use it with: --bundle {name} --steps auto")
 
 

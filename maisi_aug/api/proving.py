@@ -113,6 +113,7 @@ def prove_steps(
     into: str | Path | None = None,
     recipe: str | Path | None = None,
     steps: Sequence[int] | None = None,
+    against: int | None = None,
     solver: SolverName | None = None,
     num_maps: int = DEFAULT_NUM_MAPS,
     seed: int = 0,
@@ -134,6 +135,7 @@ def prove_steps(
         into: CTs to draw lesions into, to prove it for :func:`insert`; a recipe may name them instead.
         recipe: A recipe, or the ``cohort.yaml`` of a cohort, that says which maps.
         steps: Numbers of steps to try; 2/3, 1/2, 1/3 and 1/4 of the full number when not given.
+        against: Another full number than the bundle's, such as MAISI's 30; what is proven of it is not stored.
         solver: Solver for fewer steps of a rectified flow; ``multistep`` when not given.
         num_maps: Number of maps; a proof needs an image of 40.
         seed: Random seed of the maps.
@@ -158,6 +160,7 @@ def prove_steps(
             request,
             Path(out),
             steps=steps,
+            against=against,
             solver=solver,
             where=Where.read(device, devices),
             store=store,
@@ -170,6 +173,7 @@ def run_proof(
     out: Path,
     *,
     steps: Sequence[int] | None = None,
+    against: int | None = None,
     solver: SolverName | None = None,
     where: Where = HERE,
     store: bool = True,
@@ -181,6 +185,7 @@ def run_proof(
         request: The maps.
         out: Folder of the cohorts and the report.
         steps: Numbers of steps to try.
+        against: Another full number than the bundle's.
         solver: Solver for fewer steps.
         where: Devices.
         store: Whether to write a proof into ``bundle.yaml``.
@@ -193,51 +198,57 @@ def run_proof(
     from maisi_aug.evaluation.output.files import require_own_folder, save_results
 
     bundle, listener = request.bundle, listener or Listener()
-    arms = choose_arms(bundle, request.command, steps, solver)
+    full = Sampling(bundle.choose_steps(against, takes_fewer=request.command == "synthesize"))
+    arms = choose_arms(bundle, request.command, steps, solver, full=full.num_steps)
     require_own_folder(out, REPORT_NAME)
-    full_steps = bundle.choose_steps(None)
     header = {
         "bundle": bundle.name,
         "weights": hash_weights(bundle),
         "command": request.command,
         "drawn": request.drawn,
-        "full_steps": full_steps,
+        "full_steps": full.num_steps,
     }
-    full = request.draw(Sampling(full_steps), out / "full", where, listener)
-    report = StepsReport(header)
+
+    def draw(sampling: Sampling) -> Sequence[AttemptRecord]:
+        return request.draw(sampling, out / f"{sampling.solver}_{sampling.num_steps:03d}", where, listener)
+
+    reference, report = draw(full), StepsReport(header)
     for sampling in arms:
-        records = request.draw(sampling, out / f"{sampling.solver}_{sampling.num_steps:03d}", where, listener)
-        report = StepsReport(header, (*report.arms, compare_arm(full, records, sampling)))
+        report = StepsReport(header, (*report.arms, compare_arm(reference, draw(sampling), sampling)))
         save_results(out, REPORT_NAME, report.to_json(), report.to_markdown())
         if not report.arms[-1].is_proven:
             break
-    if store and report.proven is not None:
+    if store and report.proven is not None and full.num_steps == bundle.default_steps:
         store_proof(bundle, to_proof(report))
     return report
 
 
 def choose_arms(
-    bundle: Bundle, command: DrawingCommand, steps: Sequence[int] | None, solver: SolverName | None
+    bundle: Bundle, command: DrawingCommand, steps: Sequence[int] | None, solver: SolverName | None, *, full: int
 ) -> list[Sampling]:
     """Return what to try, the most steps first.
+
+    Args:
+        bundle: Bundle that draws.
+        command: Command that draws.
+        steps: Numbers of steps to try; None for shares of the full number.
+        solver: Solver for them; None for the usual one.
+        full: Full number of steps.
 
     Raises:
         RequestError: A number is not below the full number, or there is none to try.
         RecipeError: The bundle cannot take a solver, or fewer steps.
     """
-    full = bundle.choose_steps(None)
     chosen: SolverName = solver or (PLAIN_SOLVER if bundle.is_ddpm else FLOW_SOLVER)
     require_solver(bundle, chosen)
     if steps is None:
         steps = [number for share in TRIED_SHARES if 1 < (number := round(full * share)) < full]
     arms = [Sampling(number, chosen) for number in sorted(set(steps), reverse=True)]
     if not arms:
-        raise RequestError(f"--steps: no number to try below the full {full} of bundle '{bundle.name}'. Name some.")
+        raise RequestError(f"--steps: no number to try below the full {full}. Name some.")
     for arm in arms:
         if not 0 < arm.num_steps < full:
-            raise RequestError(
-                f"--steps: expected numbers below the full {full} of bundle '{bundle.name}', found {arm.num_steps}."
-            )
+            raise RequestError(f"--steps: expected numbers below the full {full}, found {arm.num_steps}.")
         bundle.choose_steps(arm.num_steps, takes_fewer=command == "synthesize")
     return arms
 

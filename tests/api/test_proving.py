@@ -46,7 +46,7 @@ def proof(six: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_arms_hold_the_same_maps_drawn_with_other_steps(proof: Path) -> None:
-    full, fewer = (load_manifest(proof / name).records for name in ("full", "multistep_003"))
+    full, fewer = (load_manifest(proof / name).records for name in ("euler_006", "multistep_003"))
     assert [record.seed for record in full] == [record.seed for record in fewer]
     assert [record.mask_origin for record in full] == [record.mask_origin for record in fewer]
     assert [record.attempt for record in full] == [0] * NUM_MAPS
@@ -84,18 +84,18 @@ def test_proven_arm_becomes_the_proof(six: Bundle, tmp_path: Path) -> None:
 
 
 def test_numbers_to_try_are_shares_of_all_most_first(six: Bundle, tmp_path: Path) -> None:
-    assert choose_arms(six, "synthesize", None, None) == [Sampling(steps, "multistep") for steps in (4, 3, 2)]
-    assert choose_arms(six, "insert", [2, 5, 2], "euler") == [Sampling(5), Sampling(2)]
+    assert choose_arms(six, "synthesize", None, None, full=6) == [Sampling(steps, "multistep") for steps in (4, 3, 2)]
+    assert choose_arms(six, "insert", [2, 5, 2], "euler", full=6) == [Sampling(5), Sampling(2)]
     for steps in ([6], [0, 3]):
-        with pytest.raises(RequestError, match=f"numbers below the full 6 of bundle 'tiny', found {steps[0]}"):
-            choose_arms(six, "synthesize", steps, None)
-    single = write_random_bundle(tmp_path / "one", {**build_header(), "num_inference_steps": 1}, seed=0)
+        with pytest.raises(RequestError, match=f"numbers below the full 6, found {steps[0]}"):
+            choose_arms(six, "synthesize", steps, None, full=6)
+    assert choose_arms(six, "synthesize", None, None, full=30)[0] == Sampling(20, "multistep")
     with pytest.raises(RequestError, match="no number to try below the full 1"):
-        choose_arms(single, "synthesize", None, None)
+        choose_arms(six, "synthesize", None, None, full=1)
     ddpm = write_random_bundle(tmp_path / "ddpm", build_ddpm_header(), seed=0)
-    assert choose_arms(ddpm, "synthesize", None, None)[0] == Sampling(13)
+    assert choose_arms(ddpm, "synthesize", None, None, full=20)[0] == Sampling(13)
     with pytest.raises(RecipeError, match="'multistep' can only be used with a rectified flow"):
-        choose_arms(ddpm, "synthesize", None, "multistep")
+        choose_arms(ddpm, "synthesize", None, "multistep", full=20)
 
 
 def test_recipe_says_what_is_drawn(six: Bundle, tmp_path: Path) -> None:

@@ -138,3 +138,13 @@ def test_what_has_no_second_order_is_refused() -> None:
     known = KnownLatent(draw_noise(), torch.ones(1, 1, *draw_noise().shape[2:], dtype=torch.bool), num_resamplings=2)
     with pytest.raises(ValueError, match="every step once for solver 'multistep'"):
         sample(build_networks("rflow"), conditions, known=known)
+
+
+def test_four_steps_of_random_networks_come_nearer_than_thirty_of_eulers() -> None:
+    networks, conditions = build_networks("rflow"), draw_conditions(1)
+    converged = sample(networks, conditions, num_inference_steps=48)
+    few, many = (
+        float((sample(networks, conditions, num_inference_steps=steps, solver=solver) - converged).square().mean())
+        for steps, solver in ((4, "multistep"), (30, "euler"))
+    )
+    assert few < 0.5 * many
