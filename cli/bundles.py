@@ -21,7 +21,6 @@ from maisi_aug.cli.shared.completion import (
     complete_modalities,
     complete_recipes,
 )
-from maisi_aug.cli.shared.run_options import Device, Devices, Quiet
 from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
@@ -420,7 +419,7 @@ def prove_steps_command(
         typer.Option(
             metavar="NAME[:SIZE][@SHARE]",
             autocompletion=complete_labels,
-            help="Lesion or organ of the maps, as in 'maisi-aug synthesize'; may repeat.",
+            help="Lesion or organ of the maps; may repeat.",
         ),
     ] = None,
     recipe: Annotated[
@@ -428,38 +427,33 @@ def prove_steps_command(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=complete_recipes,
-            help="Recipe, or cohort.yaml of a cohort, that says which maps; options override it.",
+            help="Recipe or cohort.yaml that says which maps.",
         ),
     ] = None,
     into: Annotated[
         Path | None,
-        typer.Option(
-            metavar="PATH", autocompletion=complete_datasets, help="CTs to draw lesions into: prove it for 'insert'."
-        ),
+        typer.Option(metavar="PATH", autocompletion=complete_datasets, help="CTs to draw lesions into, for 'insert'."),
     ] = None,
     steps: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Numbers of steps to try (default: 2/3, 1/2, 1/3 and 1/4 of all)."),
+        typer.Option(metavar="N,N,...", help="Steps to try (default: 2/3 to 1/4 of all)."),
     ] = None,
     against: Annotated[
         int | None,
-        typer.Option(
-            min=2, metavar="N", help="Another full number than the bundle's, such as MAISI's 30; not stored then."
-        ),
+        typer.Option(min=2, metavar="N", help="Compare with another full number than the bundle's; not stored."),
     ] = None,
     solver: Annotated[
         SolverName | None,
-        typer.Option(help="Solver for fewer steps of a rectified flow (default: multistep)."),
+        typer.Option(help="Solver of a rectified flow (default: multistep)."),
     ] = None,
     num_maps: Annotated[
-        int, typer.Option(min=1, help="Number of maps; a proof needs an image of at least 40.")
+        int, typer.Option(min=1, help="Number of maps; a proof needs an image of 40.")
     ] = DEFAULT_NUM_MAPS,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the maps and the noise.")] = 0,
-    store: Annotated[bool, typer.Option(help="Write a proof into bundle.yaml, for --steps auto.")] = True,
-    device: Device = "auto",
-    devices: Devices = None,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the maps.")] = 0,
+    store: Annotated[bool, typer.Option(help="Write a proof into bundle.yaml.")] = True,
+    device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
     as_json: JsonOption = False,
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
 ) -> None:
     """Prove that fewer sampling steps draw the same, so that --steps auto can use them.
 
@@ -474,7 +468,7 @@ def prove_steps_command(
     from maisi_aug.bundle_spec.bundle import load_bundle
 
     request = MapRequest(load_bundle(name), tuple(labels or ()), into, recipe, num_maps, seed)
-    where, tried = Where.read(device, devices), None if steps is None else _read_numbers(steps)
+    where, tried = Where.read(device), None if steps is None else _read_numbers(steps)
     with show_loading(is_quiet=quiet):
         from maisi_aug.api.progress import follow_run
     with follow_run(is_quiet=quiet, as_lines=False) as progress:
