@@ -21,6 +21,7 @@ from maisi_aug.cli.shared.completion import (
     complete_modalities,
     complete_recipes,
 )
+from maisi_aug.cli.shared.run_options import RUN, AsJson
 from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
@@ -451,9 +452,9 @@ def prove_steps_command(
     ] = DEFAULT_NUM_MAPS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the maps.")] = 0,
     store: Annotated[bool, typer.Option(help="Write a proof into bundle.yaml.")] = True,
-    device: Annotated[str, typer.Option(help="Device to compute on.")] = "auto",
-    as_json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.")] = False,
+    device: Annotated[str, typer.Option(help="Device to compute on.", rich_help_panel=RUN)] = "auto",
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.", rich_help_panel=RUN)] = False,
 ) -> None:
     """Prove that fewer sampling steps draw the same, so that --steps auto can use them.
 
