@@ -63,6 +63,7 @@ RESUMABLE = (
     ("train",),
     ("finetune-controlnet",),
     ("bundles", "pull"),
+    ("bundles", "prove-steps"),
     ("benchmark",),
 )
 

@@ -1,4 +1,4 @@
-"""`maisi-aug bundles list|show|presets|pull|push|import|export|convert|verify`: weights and their licences."""
+"""`maisi-aug bundles list|show|presets|pull|push|import|export|convert|verify|prove-steps`: weights and licences."""
 
 from __future__ import annotations
 
@@ -12,12 +12,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.cli.shared.completion import complete_bundles, complete_known_bundles, complete_modalities
+from maisi_aug.bundle_spec.solvers import SolverName
+from maisi_aug.cli.shared.completion import (
+    complete_bundles,
+    complete_datasets,
+    complete_known_bundles,
+    complete_labels,
+    complete_modalities,
+    complete_recipes,
+)
+from maisi_aug.cli.shared.run_options import RUN, AsJson
 from maisi_aug.cli.shared.streams import open_table_console, tell
 
 if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
     from maisi_aug.bundle_spec.presets import Preset
+
+DEFAULT_NUM_MAPS = 44
+"""A few more than a proof needs, because a lesion may find no room in some."""
 
 AcceptOption = Annotated[
     bool, typer.Option("--accept-license", help="Accept the licence of the weights without a prompt.")
@@ -396,7 +408,95 @@ def verify_command(
     typer.echo(f"{bundle.name}: all {len(files)} files are intact.")
 
 
-bundles_app = typer.Typer(no_args_is_help=True, help="List, show, fetch, share, convert and verify bundles of weights.")
+def prove_steps_command(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME|FOLDER", autocompletion=complete_bundles, help="A bundle on this machine.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="DIR", help="Folder for images and report; an unfinished one is continued."
+        ),
+    ],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:SIZE][@SHARE]",
+            autocompletion=complete_labels,
+            help="Lesion or organ of the maps; may repeat.",
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete_recipes,
+            help="Recipe or cohort.yaml that says which maps.",
+        ),
+    ] = None,
+    into: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", autocompletion=complete_datasets, help="CTs to draw lesions into, for 'insert'."),
+    ] = None,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,...", help="Steps to try (default: 2/3 to 1/4 of all)."),
+    ] = None,
+    against: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Compare with another full number than the bundle's; not stored."),
+    ] = None,
+    solver: Annotated[
+        SolverName | None,
+        typer.Option(help="Solver of a rectified flow (default: multistep)."),
+    ] = None,
+    num_maps: Annotated[
+        int, typer.Option(min=1, help="Number of maps; a proof needs an image of 40.")
+    ] = DEFAULT_NUM_MAPS,
+    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the maps.")] = 0,
+    store: Annotated[bool, typer.Option(help="Write a proof into bundle.yaml.")] = True,
+    device: Annotated[str, typer.Option(help="Device to compute on.", rich_help_panel=RUN)] = "auto",
+    as_json: AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not show progress.", rich_help_panel=RUN)] = False,
+) -> None:
+    """Prove that fewer sampling steps draw the same, so that --steps auto can use them.
+
+    The same maps are drawn from the same noise with the bundle's full number of steps and with fewer and fewer, until
+    one is not equal: gates, contrast and texture of lesions, and HU of organs, by two one-sided tests each.
+
+    Example: maisi-aug bundles prove-steps phantom-ct --labels "hepatic tumor:10-40mm" --out proof
+    """
+    from maisi_aug.api.bars import show_loading
+    from maisi_aug.api.engines import Where
+    from maisi_aug.api.proving import MapRequest, run_proof
+    from maisi_aug.bundle_spec.bundle import load_bundle
+
+    request = MapRequest(load_bundle(name), tuple(labels or ()), into, recipe, num_maps, seed)
+    where, tried = Where.read(device), None if steps is None else _read_numbers(steps)
+    with show_loading(is_quiet=quiet):
+        from maisi_aug.api.progress import follow_run
+    with follow_run(is_quiet=quiet, as_lines=False) as progress:
+        report = run_proof(
+            request, out, steps=tried, against=against, solver=solver, where=where, store=store, listener=progress
+        )
+    if as_json:
+        typer.echo(json.dumps(report.to_json(), indent=1))
+        return
+    typer.echo(report.to_markdown())
+    if report.proven is not None and store and against in (None, request.bundle.default_steps):
+        typer.echo(f"Stored in {request.bundle.path}. Use it with: --bundle {name} --steps auto")
+
+
+def _read_numbers(text: str) -> list[int]:
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise typer.BadParameter(f"--steps: expected numbers such as 4,6,8, found '{text}'.")
+    return [int(word) for word in words]
+
+
+bundles_app = typer.Typer(
+    no_args_is_help=True, help="List, show, fetch, share, convert, verify and speed up bundles of weights."
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -406,7 +506,7 @@ def register(app: typer.Typer) -> None:
 
 @bundles_app.callback()
 def bundles() -> None:
-    """List, show, fetch, share, convert and verify bundles of weights: networks, licence, grids, origin."""
+    """List, show, fetch, share, convert, verify and speed up bundles of weights: networks, licence, grids, origin."""
 
 
 @bundles_app.command("list")
@@ -467,6 +567,7 @@ bundles_app.command("import")(import_command)
 bundles_app.command("export")(export_command)
 bundles_app.command("convert")(convert_command)
 bundles_app.command("verify")(verify_command)
+bundles_app.command("prove-steps")(prove_steps_command)
 
 
 def _spell(described: Mapping[str, Any]) -> list[str]:
@@ -485,6 +586,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",
         "grids seen": _spell_limits(described["grid_limits"]),
         "sampling": f"{described['scheduler']}, {described['num_inference_steps']} steps",
+        "fewer steps": "; ".join(map(_spell_proof, described["proven_steps"])),
         "precision": "float16 on CUDA devices, float32 elsewhere" if described["mixed_precision"] else "float32",
         "label maps": masks and f"generated, {_spell_grid(masks['grid'])}, {masks['num_inference_steps']} steps",
         "on disk": f"{_spell_bytes(described['num_bytes'])} in {described['path']}",
@@ -501,6 +603,11 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
     told = {name.replace("_", " "): _spell_value(value) for name, value in described["provenance"].items()}
     lines += [f"  {name}: {text}" for name, text in told.items() if text]
     return lines
+
+
+def _spell_proof(proof: Mapping[str, Any]) -> str:
+    text = f"{proof['num_inference_steps']} ({proof['solver']}) for {proof['command']}, in {proof['num_maps']} maps"
+    return text if proof["is_valid"] else f"{text}, of other weights"
 
 
 def _spell_slot(name: str, slot: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from maisi_aug.api.migrating import migrate
     from maisi_aug.api.pipeline import DrawnCase, Pipeline
     from maisi_aug.api.preparing import prepare
+    from maisi_aug.api.proving import prove_steps
     from maisi_aug.api.results import Case, Cohort, SavedCase, load_cohort
     from maisi_aug.api.synthesis import plan, synthesize
     from maisi_aug.api.training import train
@@ -66,6 +67,7 @@ _HOMES = {
     "plan": "api.synthesis",
     "plan_benchmark": "api.benchmarking",
     "prepare": "api.preparing",
+    "prove_steps": "api.proving",
     "pull_bundle": "api.bundles",
     "push_bundle": "api.bundles",
     "report": "api.benchmarking",
@@ -105,6 +107,7 @@ __all__ = [
     "plan",
     "plan_benchmark",
     "prepare",
+    "prove_steps",
     "pull_bundle",
     "push_bundle",
     "report",

@@ -117,6 +117,12 @@ def complete_datasets(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
 
 
 @_offering
+def complete_steps(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
+    """The proven number of steps; any other number is typed."""
+    yield "auto", "the fewest steps that were proven for the bundle"
+
+
+@_offering
 def complete_modalities(ctx: typer.Context, incomplete: str) -> Iterator[Offer]:
     """Yield completions of ``--modality``: modalities of the bundle on the command line, or of all bundles."""
     from maisi_aug.bundle_spec.bundle import load_bundle

@@ -160,13 +160,18 @@ def _compare_spreads(real: Array, synthetic: Array) -> Estimate:
 
 def _jackknife_log_deviation(values: Array) -> tuple[float, float]:
     """Logarithm of the standard deviation, without its bias of few, and its standard error."""
+    pseudo = jackknife_log_deviations(values)
+    return float(pseudo.mean()), float(pseudo.std(ddof=1) / np.sqrt(len(pseudo)))
+
+
+def jackknife_log_deviations(values: Array) -> Array:
+    """Return the jackknife's pseudo-values ``(N,)`` of the logarithm of the standard deviation of ``values``."""
     num = len(values)
     squares = (values - values.mean()) ** 2
     total = squares.sum()
     left = total - num / (num - 1) * squares
     whole = 0.5 * np.log(total / (num - 1))
-    pseudo = num * whole - (num - 1) * 0.5 * np.log(left / (num - 2))
-    return float(pseudo.mean()), float(pseudo.std(ddof=1) / np.sqrt(num))
+    return np.asarray(num * whole - (num - 1) * 0.5 * np.log(left / (num - 2)))
 
 
 def _find_num_needed(margin: float) -> int:

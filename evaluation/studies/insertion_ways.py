@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import load_bundle
+from maisi_aug.bundle_spec.solvers import Sampling
 from maisi_aug.errors import LesionError
 from maisi_aug.evaluation.output.files import run_command, save_results, to_markdown
 from maisi_aug.evaluation.studies.nodule_pools import NODULE_ID, ChestCt, load_chests
@@ -152,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def body() -> None:
         chests, bundle = load_chests(args.chests), load_bundle(args.bundle)
-        painter = open_bundle_painter(bundle, "cpu", num_inference_steps=args.steps)
+        painter = open_bundle_painter(bundle, "cpu", sampling=args.steps and Sampling(args.steps))
         painters: dict[str, Painter] = {
             "procedural": ProceduralPainter(),
             "replace": replace(painter, method="replace"),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, reference_of
+from maisi_aug.bundle_spec.proven_steps import hash_weights
 from maisi_aug.errors import RequestError
 from maisi_aug.system.progress import Say
 
@@ -333,6 +334,10 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "sides_multiple_of": bundle.grid_factor,
         "grid_limits": None if bundle.spec.grid_limits is None else bundle.spec.grid_limits.model_dump(mode="json"),
         "num_inference_steps": bundle.default_steps,
+        "proven_steps": [
+            {**proof.model_dump(mode="json"), "is_valid": proof.weights == hash_weights(bundle)}
+            for proof in bundle.spec.proven_steps
+        ],
         "modalities": list(bundle.spec.modalities),
         "guidance_scale": bundle.spec.guidance_scale,
         "mixed_precision": bundle.spec.mixed_precision,

@@ -21,6 +21,7 @@ from maisi_aug.bundle_spec.grid_limits import nearest_grid, spell_flags, spell_s
 from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.bundle_spec.schema import (
     MASK_ROLES,
+    PROOF_SECTION,
     BaseSpec,
     BundleSpec,
     MaskGenerationSpec,
@@ -28,6 +29,7 @@ from maisi_aug.bundle_spec.schema import (
     WeightFile,
     dump_bundle,
     without_masks,
+    without_proofs,
 )
 from maisi_aug.errors import BundleError, GridError, RecipeError, did_you_mean
 from maisi_aug.system.models import explain_problems, read_yaml
@@ -109,17 +111,19 @@ class Bundle:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of ``bundle.yaml``, which contains that of every weight file; empty for a bundle not fetched yet.
+        """SHA-256 over ``bundle.yaml``, which names the hash of every weight file.
 
-        Mask networks are not included, so that adding them later does not invalidate existing cohorts. Empty for the
-        outline of one that has not been fetched.
+        Mask networks and proven numbers of steps are not included, so that adding them later does not invalidate
+        existing cohorts. Empty for the outline of one that has not been fetched.
         """
         if not self.is_fetched:
             return ""
+        path = self.path / BUNDLE_FILE
         if self.spec.mask_generation is None:
-            return sha256_of(self.path / BUNDLE_FILE)
-        text = dump_bundle(without_masks(read_yaml(self.path / BUNDLE_FILE, f"Bundle {self.name}", BundleError)))
-        return hashlib.sha256(text.encode("utf-8")).hexdigest()
+            return hashlib.sha256(without_proofs(path.read_bytes())).hexdigest()
+        content = without_masks(read_yaml(path, f"Bundle {self.name}", BundleError))
+        content.pop(PROOF_SECTION, None)
+        return hashlib.sha256(dump_bundle(content).encode("utf-8")).hexdigest()
 
     @cached_property
     def base(self) -> Bundle | None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
+from maisi_aug.bundle_spec.solvers import DrawingCommand, SolverName
 from maisi_aug.system.file_names import INNER_PATH, MAX_PART_BYTES, is_path
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
 from maisi_aug.vocabulary.modalities import CT_MODALITIES, ImageModality, is_mr
@@ -17,6 +19,11 @@ MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 """Roles of the networks that generate label maps; a bundle has both or none."""
 MASK_SECTION = "mask_generation"
 MASK_PROVENANCE = "masks"
+PROOF_SECTION = "proven_steps"
+MIN_PROOF_MAPS = 40
+"""A proof needs that many maps."""
+_PROOFS = re.compile(rf"^{PROOF_SECTION}:.*\n(?:[ -].*\n|\n)*".encode(), re.MULTILINE)
+"""The section in the text of a ``bundle.yaml``: its key and what is indented below, or begins with a dash."""
 
 
 def dump_bundle(content: Mapping[str, Any]) -> str:
@@ -37,6 +44,19 @@ def without_masks(content: Mapping[str, Any]) -> dict[str, Any]:
         if not image["provenance"]:
             del image["provenance"]
     return image
+
+
+def without_proofs(content: bytes) -> bytes:
+    """Return the bytes of a ``bundle.yaml`` without what was proven of its weights, as they were before."""
+    return _PROOFS.sub(b"", content)
+
+
+def with_proofs(content: bytes, proofs: Sequence[StepProof]) -> bytes:
+    """Return the bytes of a ``bundle.yaml`` with other proofs; the rest stays."""
+    plain = without_proofs(content)
+    listed = [proof.model_dump(mode="json") for proof in proofs]
+    added = dump_bundle({PROOF_SECTION: listed}) if listed else ""
+    return plain + added.encode("utf-8")
 
 
 _MOST: Mapping[str, int] = {
@@ -176,6 +196,71 @@ class MaskBankSpec(StrictModel):
     source: str
 
 
+class ProvenEquivalence(StrictModel):
+    """One quantity of images drawn with fewer steps, against the same maps and noise at the full number.
+
+    Attributes:
+        name: Name of the quantity, such as ``HU of liver``.
+        unit: Unit of the figures below.
+        num_maps: Maps in which it was measured.
+        full: Mean at the full number of steps.
+        difference: Mean of fewer minus full.
+        low: Lower end of the 90% interval of the difference.
+        high: Upper end.
+        margin: The interval lies within plus and minus this.
+    """
+
+    name: str
+    unit: str
+    num_maps: PositiveInt
+    full: Finite
+    difference: Finite
+    low: Finite
+    high: Finite
+    margin: PositiveFinite
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether both one-sided tests of 5% reject a difference as large as the margin."""
+        return -self.margin < self.low and self.high < self.margin
+
+
+class StepProof(StrictModel):
+    """Proof that fewer steps draw images that are equal to those of the full number within margins.
+
+    Attributes:
+        command: What was drawn with: ``synthesize`` or ``insert``.
+        num_inference_steps: The number of steps that suffices.
+        solver: Solver that it was proven with.
+        full_steps: The bundle's full number at the time, with ``euler``.
+        weights: Hash of weights and definitions that it was proven of, see ``Bundle.weights_hash``.
+        num_maps: Maps that were drawn twice.
+        drawn: The requests for the maps, as a cohort's file has them, in short.
+        equivalences: The quantities that were compared, all of them equivalent.
+        versions: Versions of maisi-aug and torch.
+    """
+
+    command: DrawingCommand
+    num_inference_steps: PositiveInt
+    solver: SolverName
+    full_steps: PositiveInt
+    weights: str = Field(pattern="^[0-9a-f]{64}$")
+    num_maps: int = Field(ge=MIN_PROOF_MAPS)
+    drawn: str
+    equivalences: tuple[ProvenEquivalence, ...] = Field(min_length=1)
+    versions: dict[str, str] = Field(default={})
+
+    @model_validator(mode="after")
+    def _require_shown(self) -> StepProof:
+        failed = next((one for one in self.equivalences if not one.is_shown), None)
+        if failed is not None:
+            raise ValueError(
+                f"expected intervals within their margins, found {failed.low:g} to {failed.high:g} {failed.unit} as "
+                f"'{failed.name}' with a margin of {failed.margin:g}"
+            )
+        return self
+
+
 class MaskGenerationSpec(StrictModel):
     """Settings with which a bundle's mask networks generate label maps.
 
@@ -226,6 +311,7 @@ class BundleSpec(StrictModel):
         hu_ranges: Label name -> range of HU in the training data.
         mask_bank: Label maps to draw from by default; None for the phantoms.
         provenance: Origin of the weights: recipe, steps, seed, versions.
+        proven_steps: Numbers of steps that suffice, as ``bundles prove-steps`` has shown; for ``--steps auto``.
     """
 
     format: int = Field(ge=1, le=1)
@@ -252,6 +338,7 @@ class BundleSpec(StrictModel):
     hu_ranges: dict[str, HuSpec] = Field(default={})
     mask_bank: MaskBankSpec | None = None
     provenance: dict[str, Any] = Field(default={})
+    proven_steps: tuple[StepProof, ...] = ()
 
     @model_validator(mode="after")
     def _require_one_kind(self) -> BundleSpec:

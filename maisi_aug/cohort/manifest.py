@@ -69,7 +69,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
-    """One line of the manifest: an attempt at a case.
+    """One line of the manifest.
 
     Attributes:
         case_id: Name of the case and stem of its files.
@@ -80,20 +80,21 @@ class AttemptRecord:
             and the budget of attempts is spent; a run with a larger one takes the case up again).
         request: The request that the case serves, as the user typed it.
         lesions: The case's lesions, requested against realised.
-        required_ids: Vocabulary ids of organs that the request or the cohort's ``anatomy`` names.
-        verdicts: One verdict per quality gate that was run.
+        required_ids: Organs that the request or the cohort's ``anatomy`` names.
+        verdicts: One entry per gate that was run.
         reason: Why the attempt failed, one sentence; empty when it was accepted.
         mask_origin: Origin of the label map.
         bundle: Name of the bundle.
-        bundle_fingerprint: SHA-256 over the bundle's weights and definition.
+        bundle_fingerprint: Hash over its weights and definition.
         licence: Licence of the weights.
-        settings: Settings of the sampler (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
-            ``precision``, ``num_threads`` on a CPU, and ``body_region``, ``compile`` and ``gates`` if requested) and of
-            decoding (``decoding``).
-        files: ``image``, ``label``, ``anatomy`` and ``preview`` of an accepted case; otherwise only ``preview``, and
-            with ``keep_rejected`` the others below ``rejected/``.
-        seconds: Wall-clock seconds of the stages ``mask``, ``image`` and ``files``.
-        max_attempts: Attempts per case that were allowed when the attempt was made; 0 if unknown.
+        settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
+            ``precision``, ``num_threads`` on a CPU, ``solver`` where it is not ``euler``, ``steps`` where ``auto``
+            chose them, and ``body_region``, ``compile`` and ``gates`` where they were requested), and how the image was
+            decoded (``decoding``).
+        files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most, and under
+            ``rejected/`` the others of a rejected case whose user keeps them.
+        seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.
+        max_attempts: The budget of attempts per case that the attempt was made under; 0 where it is not known.
     """
 
     case_id: _CaseId

@@ -50,12 +50,26 @@ def read_insertion_recipe(name_or_path: str) -> dict[str, Any]:
     """
     document = _read_document(find_recipe(name_or_path))
     fields = _configuration_of(document)
-    if document.get("kind") != INSERTION and not ("configuration" in document and "into" in fields):
+    if not _is_for_insertion(document):
         raise RecipeError(
             f"{name_or_path}: not a recipe for insert, which has 'kind: {INSERTION}'. List recipes with 'maisi-aug "
             "recipes list'."
         )
     return {name: value for name, value in fields.items() if name != "kind"}
+
+
+def is_for_insertion(name_or_path: str) -> bool:
+    """Whether a recipe, or the ``cohort.yaml`` of a cohort, is for ``maisi-aug insert``.
+
+    Raises:
+        RecipeError: When there is no such recipe, or it cannot be read.
+    """
+    return _is_for_insertion(_read_document(find_recipe(name_or_path)))
+
+
+def _is_for_insertion(document: dict[Any, Any]) -> bool:
+    is_cohort = "configuration" in document and "into" in _configuration_of(document)
+    return document.get("kind") == INSERTION or is_cohort
 
 
 def _configuration_of(document: dict[Any, Any]) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle, 
 from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
+from maisi_aug.bundle_spec.proven_steps import choose_sampling, warn_of_auto
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
 from maisi_aug.cohort.folder import NOT_BEGUN, BegunCohort
 from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
@@ -39,28 +41,28 @@ NUM_DIGITS = 16  # of a hash; enough to tell banks apart, few enough to be read 
 
 @dataclass(frozen=True)
 class CohortRun:
-    """A fully resolved cohort: nothing is optional any more, and the plan is made.
+    """A fully resolved cohort, ready to be made.
 
     Attributes:
         request: The request as given.
-        configuration: The request with all fields filled in and absolute paths, as in ``cohort.yaml``.
+        configuration: The same with what was left open filled in and paths made absolute, as ``cohort.yaml`` has it.
         begun: State of the cohort's existing folder.
-        bundle: Bundle that draws the images, with its vocabulary.
-        grid: Grid of every case; the bundle's default if given label maps keep their own.
-        bank: Mask bank of the user; None for phantoms, generated maps or images without maps.
-        mask_bank: Identity of the mask bank or mask networks, as JSON values.
-        mask_labels: Mapping of the bank's ids, as read from a file.
-        mask_steps: Number of sampling steps for label maps; 0 if none are generated.
-        organ_sizes: Organ id -> size percentile in generated label maps.
-        num_inference_steps: Number of sampling steps for images.
-        guidance_scale: Scale of classifier-free guidance for images.
+        bundle: The weights and their vocabulary.
+        grid: Grid of every case; the bundle's where given label maps keep their own.
+        bank: The label maps of the user's own, listed; none where the phantoms, mask networks or nothing serve.
+        mask_bank: Identity of those label maps or mask networks, as plain JSON values.
+        mask_labels: Meaning of their ids, as read from a file.
+        mask_steps: Sampling steps of the sampler of label maps; 0 where none are generated.
+        organ_sizes: Percentile by id of organs in generated label maps.
+        sampling: Number of steps and solver of the sampler of images.
+        guidance_scale: Guidance scale of the sampler of images.
         modality: Modality of the images.
         decoding: Settings for decoding images.
         seed: Cohort seed.
-        requests: Parsed label requests; empty for given maps and for images without maps.
-        distributions: Label name -> size distribution measured on the size reference; empty without one.
+        requests: Requests for the cases; none for given maps and for images without maps.
+        distributions: Label name -> sizes measured in the user's data; empty without a size reference.
         plan: Required content of every case.
-        hu_ranges: HU ranges of organs measured on the HU reference; empty without one.
+        hu_ranges: HU of organs in the user's own CTs; empty without a HU reference.
     """
 
     request: CohortRequest
@@ -73,7 +75,7 @@ class CohortRun:
     mask_labels: LabelMapping
     mask_steps: int
     organ_sizes: Mapping[int, float]
-    num_inference_steps: int
+    sampling: Sampling
     guidance_scale: float
     modality: str
     decoding: DecodingConfig
@@ -82,6 +84,11 @@ class CohortRun:
     distributions: Mapping[str, SizeDistribution]
     plan: CohortPlan
     hu_ranges: tuple[HuRange, ...]
+
+    @property
+    def num_inference_steps(self) -> int:
+        """Number of inference steps of the sampler of images."""
+        return self.sampling.num_steps
 
     @property
     def regions(self) -> Regions | None:
@@ -155,7 +162,7 @@ def resolve(
 def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_file: Report | None) -> CohortRun:
     named = _name_maps(request, bundle)
     bank, mapping = _list_bank(named["mask_bank"], bundle.vocabulary), load_mapping(named["mask_labels"])
-    sampling = _choose_sampling(request, bundle, bank)
+    drawn = _choose_sampling(request, bundle, bank)
     decoding, grid = _choose_decoding(request, bundle), _choose_grid(request, bundle)
     mask_steps = _choose_mask_steps(request, bundle, grid)
     grown_from = begun.steps_to(request.num_cases, request.grown_from)
@@ -170,7 +177,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         "grown_from": list(grown_from),
         **named,
         "mask_steps": mask_steps or None,
-        **sampling,
+        **_spell_sampling(**drawn),
         "decoding": decoding.model_dump(mode="json"),
     }
     return CohortRun(
@@ -184,7 +191,7 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
         mask_labels=mapping,
         mask_steps=mask_steps,
         organ_sizes=organ_sizes,
-        **sampling,
+        **drawn,
         decoding=decoding,
         seed=request.seed,
         requests=requests,
@@ -195,16 +202,32 @@ def _decide(request: CohortRequest, begun: BegunCohort, bundle: Bundle, report_f
 
 
 def _choose_sampling(request: CohortRequest, bundle: Bundle, bank: BankFiles) -> dict[str, Any]:
-    """Return steps, guidance and modality of the images; what the networks were not trained on is warned of."""
+    """Return sampling, guidance and modality of the images; what the networks were not trained on is warned of."""
     if request.has_maps:
         bundle.require_controlnet()
     modality = bundle.choose_modality(request.modality)
     bundle.require_told(modality=modality, body_region=_find_told_region(request, bundle, bank))
-    num_steps = bundle.choose_steps(request.num_inference_steps)
-    for sentence in (*bundle.warn_of_modality(modality), *bundle.warn_of_steps(num_steps)):
-        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
     guidance_scale = bundle.choose_guidance(request.guidance_scale, has_map=request.has_maps)
-    return {"num_inference_steps": num_steps, "guidance_scale": guidance_scale, "modality": modality}
+    is_guided = guidance_scale > 0
+    sampling = choose_sampling(bundle, request.num_inference_steps, request.solver, is_guided=is_guided)
+    for sentence in (
+        *bundle.warn_of_modality(modality),
+        *bundle.warn_of_steps(sampling.num_steps),
+        *warn_of_auto(bundle, sampling, is_guided=is_guided),
+    ):
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
+    return {"sampling": sampling, "guidance_scale": guidance_scale, "modality": modality}
+
+
+def _spell_sampling(sampling: Sampling, guidance_scale: float, modality: str) -> dict[str, Any]:
+    """The same as fields of a request."""
+    solver = None if sampling.solver == PLAIN_SOLVER else sampling.solver
+    return {
+        "num_inference_steps": sampling.num_steps,
+        "solver": solver,
+        "guidance_scale": guidance_scale,
+        "modality": modality,
+    }
 
 
 def _fill_in(request: CohortRequest, decided: Mapping[str, Any], grid: Grid) -> dict[str, Any]:

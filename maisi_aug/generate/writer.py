@@ -188,7 +188,7 @@ def open_writer(
     """
     request, bundle = run.request, run.bundle
     settings: dict[str, JsonValue] = {
-        "num_inference_steps": run.num_inference_steps,
+        **run.sampling.to_settings(),
         "guidance_scale": run.guidance_scale,
         "modality": run.modality,
         **({"body_region": list(request.body_region)} if request.body_region else {}),

@@ -162,15 +162,14 @@ def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
         return ProceduralPainter()
     from maisi_aug.insertion.drawing import open_bundle_painter
 
-    return open_bundle_painter(cohort.bundle, device, num_inference_steps=cohort.config.num_inference_steps)
+    return open_bundle_painter(cohort.bundle, device, sampling=cohort.sampling)
 
 
 def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
     config, bundle = cohort.config, cohort.bundle
     is_network = cohort.painter == "network"
-    settings: dict[str, JsonValue] = {"painter": cohort.painter}
-    if is_network:
-        settings["num_inference_steps"] = bundle.choose_steps(config.num_inference_steps, takes_fewer=False)
+    sampled = {} if cohort.sampling is None else cohort.sampling.to_settings()
+    settings: dict[str, JsonValue] = {"painter": cohort.painter, **sampled}
     return CohortFacts(
         cohort.painter_name,
         bundle.fingerprint if is_network else "",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,13 @@ from typing import Any, Literal, get_args
 
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
+from maisi_aug.bundle_spec.proven_steps import choose_sampling, warn_of_auto
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
 from maisi_aug.cohort.grammar import label_names
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
+from maisi_aug.cohort.request import without_unused
 from maisi_aug.cohort.twins import ORIGIN_KEY, Twins, parse_twins, plan_twins
-from maisi_aug.errors import BundleError, LesionError, RequestError, did_you_mean
+from maisi_aug.errors import BundleError, LesionError, MaisiAugWarning, RequestError, did_you_mean
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.insert import LesionRequest
 from maisi_aug.insertion.lungs import LUNG_LOBES
@@ -42,6 +46,7 @@ class ResolvedInsertion:
         backgrounds: CTs to draw into.
         plan: Lesions of each case.
         painter: Painter of the lesions.
+        sampling: Number of steps and solver of the networks; None where they do not draw.
         twins: Factor that differs between the cases of a group; None if there are no groups.
     """
 
@@ -51,6 +56,7 @@ class ResolvedInsertion:
     backgrounds: Backgrounds
     plan: CohortPlan
     painter: ChosenPainter
+    sampling: Sampling | None = None
     twins: Twins | None = None
 
     @property
@@ -140,6 +146,7 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         RequestError, VocabularyError: A label request cannot be met, or names an organ.
     """
     bundle, painter = choose_painter(config)
+    sampling = _choose_sampling(config, bundle, painter)
     backgrounds = find_backgrounds(
         Path(config.into),
         vocabulary=bundle.vocabulary,
@@ -167,8 +174,27 @@ def resolve_insertion(config: InsertConfig) -> ResolvedInsertion:
         "into_organs": list(map(_absolute, config.into_organs)),
         "painter": painter,
         "bundle": _absolute(str(config.bundle)) if is_folder else bundle.name,
+        **_spell_sampling(config, sampling),
     }
-    return ResolvedInsertion(config, configuration, bundle, backgrounds, plan, painter, twins)
+    return ResolvedInsertion(config, without_unused(configuration), bundle, backgrounds, plan, painter, sampling, twins)
+
+
+def _choose_sampling(config: InsertConfig, bundle: Bundle, painter: ChosenPainter) -> Sampling | None:
+    """Steps and solver of the networks; None where they do not draw."""
+    if painter != "network":
+        return None
+    sampling = choose_sampling(bundle, config.num_inference_steps, config.solver, command="insert")
+    for sentence in warn_of_auto(bundle, sampling, command="insert"):
+        warnings.warn(sentence, MaisiAugWarning, stacklevel=3)
+    return sampling
+
+
+def _spell_sampling(config: InsertConfig, sampling: Sampling | None) -> dict[str, Any]:
+    """What ``auto`` stands for; what was requested otherwise stays as it is."""
+    if sampling is None or not sampling.is_auto:
+        return {}
+    solver = None if sampling.solver == PLAIN_SOLVER else sampling.solver
+    return {"num_inference_steps": sampling.num_steps, "solver": solver}
 
 
 def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
 from maisi_aug.insertion.painting import PaintTask, Texture
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.sizes import diameter_mm
@@ -56,21 +57,21 @@ SPACING_LIMITS_MM = (1.05, 1.05, 2.6)
 
 @dataclass(frozen=True)
 class BundlePainter:
-    """Painter that draws lesions with the networks of a bundle.
+    """Draws with the networks of a bundle.
 
     Attributes:
         pipeline: The bundle on a device.
-        texture_ids: Texture -> label id that the networks know it by; lesions of other textures keep their id.
-        method: How the networks are conditioned on the known part of the image.
-        num_inference_steps: Number of sampling steps; None for the bundle's default.
-        num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
-        least_shape: Least number of voxels along I, J, K that the networks are given.
+        texture_ids: Ids that the networks know textures by; for others the lesion keeps its id in the label map.
+        method: How the known part of the image is used.
+        sampling: Number of steps and solver; None for the bundle's full number.
+        num_resamplings: Number of times that a step is taken, see ``KnownLatent``.
+        least_shape: Voxels that the networks are shown at least.
     """
 
     pipeline: Pipeline
     texture_ids: Mapping[Texture, int]
     method: Method = "replace"
-    num_inference_steps: int | None = None
+    sampling: Sampling | None = None
     num_resamplings: int = 1
     least_shape: Shape = (40, 40, 8)
     name: str = field(default="bundle")
@@ -101,7 +102,8 @@ class BundlePainter:
             hidden,
             grid,
             seed=task.seed,
-            num_inference_steps=self.num_inference_steps,
+            num_inference_steps=None if self.sampling is None else self.sampling.num_steps,
+            solver=PLAIN_SOLVER if self.sampling is None else self.sampling.solver,
             num_resamplings=self.num_resamplings,
             puts_back=self.method != "whole",
         )
@@ -127,16 +129,16 @@ class BundlePainter:
         return tuple(box)
 
 
-def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int | None = None) -> BundlePainter:
-    """Load the networks of a bundle as a painter of lesions.
+def open_bundle_painter(bundle: Bundle, device: str, *, sampling: Sampling | None = None) -> BundlePainter:
+    """Load the networks of a bundle to draw lesions with.
 
     Args:
-        bundle: Bundle to load.
+        bundle: Whose.
         device: Device on which they run.
-        num_inference_steps: Number of sampling steps; None for the bundle's default.
+        sampling: Number of steps and solver; None for the bundle's full number.
 
     Raises:
-        BundleError: The weights or the device cannot be used.
+        BundleError: When the weights or the device cannot be used.
     """
     from maisi_aug.networks.pipeline import Pipeline
 
@@ -146,7 +148,7 @@ def open_bundle_painter(bundle: Bundle, device: str, *, num_inference_steps: int
         Pipeline.load(bundle, device),
         texture_ids,
         method="difference",
-        num_inference_steps=num_inference_steps,
+        sampling=sampling,
         name=bundle.name,
     )
 

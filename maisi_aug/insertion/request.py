@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt
 
+from maisi_aug.bundle_spec.solvers import SolverName, Steps
 from maisi_aug.cohort.recipe_files import read_insertion_recipe
 from maisi_aug.errors import RecipeError
 from maisi_aug.preparation.request import OrganLabels
@@ -59,8 +60,16 @@ class InsertConfig(StrictModel, strict=True, use_attribute_docstrings=True):
     """Bundle whose networks draw the lesions and whose vocabulary names them (default: the embedded one for lung
     nodules).
     """
-    num_inference_steps: Annotated[PositiveInt | None, Option("--steps", panel=_WHAT)] = None
-    """Sampling steps of the networks (default: the bundle's)."""
+    num_inference_steps: Annotated[
+        Steps | None, Option("--steps", metavar="N|auto", takes=str, complete="steps", panel=_WHAT)
+    ] = None
+    """Sampling steps of the networks (default: the bundle's); auto takes the fewest that were proven for the bundle by
+    'maisi-aug bundles prove-steps'.
+    """
+    solver: Annotated[SolverName | None, Option(panel=_WHAT)] = None
+    """Solver of a rectified flow: euler draws as MONAI does, multistep needs fewer steps (default: euler; with --steps
+    auto the proven one).
+    """
     max_attempts: Annotated[PositiveInt, Option(panel=_RUN)] = 5
     """Attempts per case before it is rejected; an existing cohort can be continued with more."""
     size_tolerance: Annotated[float, Field(gt=0, le=1), Option(panel=_RUN)] = 0.10

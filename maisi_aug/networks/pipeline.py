@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import ComputeType, DecodeSettings, DecodingConfig, PrecisionName, latent_factor
+from maisi_aug.bundle_spec.proven_steps import require_solver
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, SolverName
 from maisi_aug.errors import BundleError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks.acceleration import Compiler, compile_networks, explain_compilation, require_compiler
@@ -169,6 +171,7 @@ class Pipeline:
         *,
         seed: int,
         num_inference_steps: int | None = None,
+        solver: SolverName = PLAIN_SOLVER,
         guidance_scale: float | None = None,
         modality: str | None = None,
         regions: Regions | None = None,
@@ -176,37 +179,39 @@ class Pipeline:
         report: Report | None = None,
         report_decoding: Callable[[DecodeSettings], None] | None = None,
     ) -> NDArray[np.int16]:
-        """Draw a CT image from a label map, or without one, whatever the diffusion U-Net draws by itself.
+        """Draw the image of a label map, or one of whatever the diffusion U-Net draws by itself.
 
         Args:
-            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without the
-                ControlNet.
-            grid: Grid of the label map and the image; every side must be a multiple of the bundle's factor.
-            seed: Seed; the same seed gives the same image on the same type of device.
-            num_inference_steps: Number of sampling steps; None for the bundle's default.
-            guidance_scale: Scale of classifier-free guidance: 0 for none; 1 to 5 enforces the label map's tumours, or
-                without one the modality, at twice the cost. None means 0 with a label map, otherwise the bundle's
-                default.
+            label_map: ``(I, J, K)`` vocabulary ids with the body envelope (200); not modified. None draws without one:
+                the ControlNet stays out.
+            grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
+            seed: The same seed gives the same image on the same type of device.
+            num_inference_steps: None for the bundle's default.
+            solver: Solver of a rectified flow.
+            guidance_scale: 0 for none; 1-5 enforces the label map's tumours, or without one the modality, at twice the
+                cost. None is 0 with a label map, and the bundle's default without.
             modality: A name of ``MODALITY_CODES``; None for the bundle's first.
             regions: Uppermost and lowest body region, for networks that are conditioned on it; None reads them off the
                 label map, and without one says thorax to abdomen.
-            decoding: Settings for decoding; None for the bundle's. If memory is short, less is decoded at once.
-            report: Progress callback, called with (steps done, steps in all).
-            report_decoding: Called with the settings with which the image was decoded.
+            decoding: Windows and splits; those of the bundle when not given, and less at once where memory is short.
+            report: Called with (steps done, steps in all).
+            report_decoding: Called with how the image was decoded.
 
         Returns:
-            ``(I, J, K)`` int16. CT in HU, with -1000 where the label map is 0; MR intensities from 0, where 1000 stands
-            for the networks' 1.
+            ``(I, J, K)`` int16: of CT HU, -1000 where the label map is 0 and as decoded without one; of MR intensities
+            from 0, with 1000 for what the networks know as 1.
 
         Raises:
-            GridError: The networks cannot use a side of the grid.
-            RecipeError: There are more steps than the scheduler was trained with, or the networks are not conditioned
-                on the modality, the regions, or on modality for guidance without a label map.
-            BundleError: A label map is given and the bundle has no ControlNet, the networks cannot be compiled, or they
-                leave the range of the type that they compute in.
-            MemoryShortageError: Memory does not suffice even for the smallest windows.
+            GridError: For sides that the networks cannot take.
+            RecipeError: For more steps than the scheduler was trained with, for a solver of flows with DDPM, for a
+                modality or regions that the networks are not conditioned on, and for guidance without a label map if
+                they are not conditioned on modality.
+            BundleError: When a label map is given and the bundle has no ControlNet, the networks cannot be compiled, or
+                they leave the range of the type that they compute in.
+            MemoryShortageError: When not even the smallest windows can be decoded in the memory that there is.
         """
         num_inference_steps = self.bundle.choose_steps(num_inference_steps)
+        require_solver(self.bundle, solver)
         modality = self.bundle.choose_modality(modality)
         self.bundle.require_told(modality=modality, body_region=regions)
         guidance_scale = self.bundle.choose_guidance(guidance_scale, has_map=label_map is not None)
@@ -221,6 +226,7 @@ class Pipeline:
                 self._conditions(label_map, grid, modality, regions),
                 self._draw_noise(grid, seed),
                 num_inference_steps=num_inference_steps,
+                solver=solver,
                 guidance_scale=guidance_scale,
                 unconditional=self._unconditional(label_map, grid, regions) if guidance_scale > 0 else None,
                 embed_once=self.fast_paths.embed_once,
@@ -247,34 +253,37 @@ class Pipeline:
         *,
         seed: int,
         num_inference_steps: int | None = None,
+        solver: SolverName = PLAIN_SOLVER,
         num_resamplings: int = 1,
         puts_back: bool = True,
     ) -> NDArray[np.float32]:
-        """Redraw a part of a real CT from its surroundings, once for each of several label maps.
+        """Redraw a part of a real image from its surroundings, once for each of several label maps.
 
-        All results start from the same noise and differ only by their label maps.
+        All start from the same noise and differ only by their label maps.
 
         Args:
-            image_hu: ``(I, J, K)`` image in HU; its hidden part is ignored.
-            label_maps: ``(I, J, K)`` vocabulary ids each; 0 beyond the CT.
-            hidden: ``(I, J, K)`` mask of the voxels to draw.
-            grid: Grid of all arrays; every side must be a multiple of the bundle's factor.
-            seed: Seed; the same seed gives the same images on the same type of device.
-            num_inference_steps: Number of sampling steps; None for the bundle's default.
+            image_hu: ``(I, J, K)`` HU; what is hidden of it does not matter.
+            label_maps: ``(I, J, K)`` ids each; 0 where there is no image.
+            hidden: ``(I, J, K)`` voxels to draw.
+            grid: Grid of all of them; every side a multiple of the bundle's factor.
+            seed: The same seed gives the same images on the same type of device.
+            num_inference_steps: None for the bundle's default.
+            solver: Solver of a rectified flow; others than ``euler`` take every step once.
             num_resamplings: Number of times that each step is taken, see ``KnownLatent``.
-            puts_back: Whether the known part of the latent is restored at every step; otherwise only a ControlNet that
-                takes surroundings is conditioned on it.
+            puts_back: Whether the latents of what is not hidden are put back at every step; without, only a ControlNet
+                that takes surroundings knows of them.
 
         Returns:
-            ``(B, I, J, K)`` decoded HU, where known parts are the autoencoder's reconstruction of them.
+            ``(B, I, J, K)`` HU as decoded, known parts included: the autoencoder's rendering of them.
 
         Raises:
-            GridError: The networks cannot use a side of the grid.
-            RecipeError: There are more steps than the scheduler was trained with, or fewer with DDPM.
+            GridError: For sides that the networks cannot take.
+            RecipeError: For more steps than the scheduler was trained with, or with DDPM for fewer or another solver.
         """
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Crop for bundle '{self.bundle.name}'")
         device = self.networks.device
         num_steps = self.bundle.choose_steps(num_inference_steps, takes_fewer=False)
+        require_solver(self.bundle, solver)
         image = hu_to_unit(torch.from_numpy(np.ascontiguousarray(image_hu)).to(device))[None]
         # What adds noise on its way draws each alone, so that it is the same noise for all.
         adds_noise = num_resamplings > 1 or not isinstance(self.networks.scheduler, RFlowScheduler)
@@ -290,6 +299,7 @@ class Pipeline:
                     replace(self._conditions_of(maps, grid), surroundings=to_surroundings(image, is_known)),
                     noise,
                     num_inference_steps=num_steps,
+                    solver=solver,
                     embed_once=self.fast_paths.embed_once,
                     generator=torch.Generator(device).manual_seed(derive_seed(seed, "sampling noise")),
                     known=self._encode_known(image, is_known, noise, num_resamplings) if puts_back else None,

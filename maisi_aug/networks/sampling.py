@@ -17,9 +17,11 @@ from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
 
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling, SolverName
 from maisi_aug.networks.building import Networks, count_control_channels
 from maisi_aug.networks.conditioning import name_for_unet, to_control
 from maisi_aug.networks.fewer_steps import integrate_fast
+from maisi_aug.networks.flow_solvers import integrate_flow, spread_times
 from maisi_aug.system.progress import Report
 
 
@@ -77,6 +79,7 @@ def sample_latent(
     noise: Tensor,
     *,
     num_inference_steps: int,
+    solver: SolverName = PLAIN_SOLVER,
     guidance_scale: float = 0.0,
     unconditional: Conditions | None = None,
     embed_once: bool = True,
@@ -84,31 +87,34 @@ def sample_latent(
     known: KnownLatent | None = None,
     report: Report | None = None,
 ) -> Tensor:
-    """Sample latents of images, from noise to the last step of the scheduler.
+    """Integrate from noise to a latent.
 
     Args:
         networks: ControlNet, U-Net and scheduler.
-        conditions: Conditions of the wanted images.
+        conditions: Conditions of the images wanted.
         noise: ``(B, C, i, j, k)`` standard normal.
-        num_inference_steps: Number of steps; for DDPM, fewer than all are taken by ``integrate_fast``.
-        guidance_scale: Scale of classifier-free guidance: 0 for none; 1 to 5 enforces tumours at twice the cost.
+        num_inference_steps: Steps of the scheduler; fewer than all of DDPM are those of ``integrate_fast``.
+        solver: Solver of a rectified flow.
+        guidance_scale: 0 for none; 1-5 enforces tumours at twice the cost.
         unconditional: Conditions of the unconditional branch; needed when ``guidance_scale`` is above 0.
         embed_once: Compute the condition embedding once; False computes it at every step, as MAISI does.
         generator: Generator of the noise that DDPM adds at every step and resampling between steps, on the device of
             ``noise``; rectified flow alone adds none.
-        known: Known part of the latent, which is restored at every step; None for none.
-        report: Progress callback, called with (steps done, steps in all).
+        known: Known part, which is put back at every step; None for none.
+        report: Called with (steps done, steps in all).
 
     Returns:
         ``(B, C, i, j, k)`` latent, still multiplied by the bundle's scale factor.
 
     Raises:
-        ValueError: ``guidance_scale`` is above 0 and the unconditional branch is missing, for more steps than the
-            scheduler knows, or for fewer of DDPM while a part is put back.
+        ValueError: When ``guidance_scale`` is above 0 and the unconditional branch is missing, for more steps than the
+            scheduler knows, for fewer of DDPM while a part is put back, or for a solver of second order with DDPM or
+            with steps that are taken again.
     """
+    sampling = Sampling(num_inference_steps, solver)
     if guidance_scale <= 0:
         predict = _predictor(networks, conditions, embed_once)
-        return _integrate(networks, noise, predict, num_inference_steps, generator, known, report)
+        return _integrate(networks, noise, predict, sampling, generator, known, report)
     if unconditional is None:
         raise ValueError("Guidance: the conditions of the unconditional branch are missing.")
     with_condition = _predictor(networks, conditions, embed_once)
@@ -118,7 +124,7 @@ def sample_latent(
         base = without_condition(latent, timesteps)
         return base + guidance_scale * (with_condition(latent, timesteps) - base)  # classifier-free guidance
 
-    return _integrate(networks, noise, guided, num_inference_steps, generator, known, report)
+    return _integrate(networks, noise, guided, sampling, generator, known, report)
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -168,12 +174,14 @@ def _integrate(
     networks: Networks,
     noise: Tensor,
     predict: Predict,
-    num_steps: int,
+    sampling: Sampling,
     generator: torch.Generator | None,
     known: KnownLatent | None,
     report: Report | None,
 ) -> Tensor:
-    scheduler = networks.scheduler
+    scheduler, num_steps = networks.scheduler, sampling.num_steps
+    if sampling.solver != PLAIN_SOLVER:
+        return _integrate_flow(scheduler, noise, predict, sampling, known, report)
     if isinstance(scheduler, DDPMScheduler) and num_steps < scheduler.num_train_timesteps:
         if known is not None:
             raise ValueError(f"DDPM: expected every time step where a part is known, found {num_steps} of them.")
@@ -203,6 +211,34 @@ def _integrate(
         if report is not None:
             report(done, num_steps)
     # the known part ends without noise
+    return latent if known is None else torch.where(known.is_known, known.latent, latent)
+
+
+def _integrate_flow(
+    scheduler: RFlowScheduler | DDPMScheduler,
+    noise: Tensor,
+    predict: Predict,
+    sampling: Sampling,
+    known: KnownLatent | None,
+    report: Report | None,
+) -> Tensor:
+    """The latent by a solver of second order."""
+    if not isinstance(scheduler, RFlowScheduler):
+        raise ValueError(f"Sampling: expected a rectified flow for solver '{sampling.solver}', found DDPM.")
+    if known is not None and known.num_resamplings > 1:
+        raise ValueError(f"Sampling: expected every step once for solver '{sampling.solver}', found resampling.")
+    num_training = scheduler.num_train_timesteps
+
+    def velocity(latent: Tensor, time: float) -> Tensor:
+        return predict(latent, torch.full((len(latent),), time * num_training, device=latent.device))
+
+    def restore(latent: Tensor, time: float) -> Tensor:
+        if known is None:
+            return latent
+        return _put_back(scheduler, known, latent, noise, torch.tensor(time * num_training))
+
+    times = spread_times(scheduler, sampling.num_steps, noise[0, 0].numel())
+    latent = integrate_flow(velocity, noise, times, solver=sampling.solver, restore=restore, report=report)
     return latent if known is None else torch.where(known.is_known, known.latent, latent)
 
 

@@ -156,6 +156,8 @@ def test_dry_run_imports_no_torch(recipe: Path, repository: Path) -> None:
         (["--shape", "60x48x48"], 2, "expected sides that are multiples of 8, found 60x48x48. Use 64x48x48"),
         (["--shape", "60x48"], 2, "--shape: expected one or three numbers such as 128x96x80, found '60x48'"),
         (["--steps", "1001"], 2, "num_inference_steps: at most 1000 "),
+        (["--steps", "few"], 2, "--steps: expected a number of steps above 0 or 'auto', found 'few'"),
+        (["--steps", "auto", "--solver", "multistep"], 2, "--steps auto chooses the solver, too, found 'multistep'"),
         (["--spacing", "0"], 2, "--spacing: expected millimetres between 0 and 100"),
         (["--modality", "mr"], 2, "'mr' is not one of 'ct', 'ct_contrast', 'ct_wo_contrast'"),
         (["--body-region", "chest"], 2, "--body-region[0]: expected 'head', 'thorax', 'abdomen' or 'pelvis'"),

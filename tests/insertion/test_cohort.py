@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from maisi_aug.bundle_spec.proven_steps import store_proof
+from maisi_aug.bundle_spec.solvers import Sampling
 from maisi_aug.cohort.manifest import load_manifest
-from maisi_aug.errors import CohortError, RequestError
+from maisi_aug.errors import CohortError, MaisiAugWarning, RequestError
 from maisi_aug.insertion.backgrounds import Background, Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
 from maisi_aug.insertion.config import resolve_insertion
@@ -16,6 +18,8 @@ from maisi_aug.insertion.request import InsertConfig
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
+from tests.builders.made_proofs import make_proof
+from tests.builders.tiny_bundle import write_tiny_bundle
 from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
 
 GRID = Grid.from_spacing(SHAPE, SPACING_MM)
@@ -173,3 +177,20 @@ def test_embedded_bundle_draws_lung_nodules_where_nothing_is_said(chests: Path, 
     assert 0 < np.count_nonzero(after != before) <= made["num_zone_voxels"]
     cohort = resolve_insertion(asked).to_document()
     assert cohort["bundle"]["licence"].startswith("CC BY 3.0; trained on LIDC-IDRI")
+
+
+def test_auto_takes_the_steps_that_were_proven_for_insertion(chests: Path, tmp_path: Path) -> None:
+    plain = write_tiny_bundle(tmp_path / "bundle")
+    drawn = {"painter": "network", "bundle": str(plain.path), "num_inference_steps": "auto"}
+    with pytest.warns(MaisiAugWarning, match="takes its full 2 steps: no fewer are proven for 'insert'"):
+        full = resolve_insertion(config_for(chests, **drawn))
+    assert full.sampling == Sampling(2, "euler", is_auto=True)
+    assert full.configuration["num_inference_steps"] == 2
+    assert "solver" not in full.configuration
+    store_proof(plain, make_proof(plain, command="insert", num_inference_steps=1))
+    fewer = resolve_insertion(config_for(chests, **drawn))
+    assert fewer.sampling == Sampling(1, "multistep", is_auto=True)
+    assert (fewer.configuration["num_inference_steps"], fewer.configuration["solver"]) == (1, "multistep")
+    typed = resolve_insertion(config_for(chests, **drawn | {"num_inference_steps": "7"}))
+    assert typed.sampling == Sampling(7)
+    assert resolve_insertion(config_for(chests, num_inference_steps=7)).sampling is None, "the procedural painter"
