@@ -140,17 +140,22 @@ class CpuMaisiUpsample(MaisiUpsample):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, C, I, J, K)`` upsampled to ``(B, D, 2 I, 2 J, 2 K)``, in the memory format channels last."""
+        return self.upsample(x, 0, 2 * x.shape[2])
+
+    def upsample(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return the planes of the output along I from ``start`` to ``stop``."""
         if self.use_convtranspose:
-            return cast(Tensor, self.conv(x))  # MAISI's copies it into another memory format
+            return cast(Tensor, self.conv(x))[:, :, start:stop]  # MAISI's copies it into another memory format
         if not _is_for_cpu(x, self.conv.weight) or min(x.shape[2:]) < 2 or not self.conv.looks_one_voxel_far:
-            return cast(Tensor, super().forward(x))
-        shape = (x.shape[0], self.conv.out_channels, *(2 * side for side in x.shape[2:]))
+            return cast(Tensor, super().forward(x))[:, :, start:stop]
+        first, last = start // 2, -(-stop // 2)
+        shape = (x.shape[0], self.conv.out_channels, 2 * (last - first), *(2 * side for side in x.shape[3:]))
         output = torch.empty(shape, memory_format=torch.channels_last_3d)
         padded = functional.pad(x, (1,) * 6, mode="replicate").contiguous(memory_format=torch.channels_last_3d)
         for image, found in zip(padded, output, strict=True):
-            _upsample(image[None], self.conv.weight, self.conv.bias, found[None])
-        _correct_faces(x, self.conv.weight, self.conv.bias, output)
-        return output
+            _upsample(image[None, :, first : last + 2], self.conv.weight, self.conv.bias, found[None])
+        _correct_faces(x, self.conv.weight, output, 2 * first)
+        return output[:, :, start - 2 * first : stop - 2 * first]
 
 
 class CpuGroupNorm(nn.GroupNorm):
@@ -348,27 +353,29 @@ def _convolve_groups(part: Tensor, kernels: list[Tensor], bias: Tensor | None, o
 def _upsample(padded: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
     """Fill ``(1, D, 2 I, 2 J, 2 K)`` from ``(1, C, I + 2, J + 2, K + 2)``, plane by plane; wrong at the six faces.
 
-    Of a convolution of zeros between voxels, planes whose place is even take the middle of the kernel and odd ones its
-    two ends, along each side alike.
+    Of a convolution of zeros between voxels, places that are even take the middle of the kernel and odd ones its two
+    ends, along each side alike. Smoothing along J and K is a convolution of each channel alone.
     """
     taps = {0: torch.tensor((1,)), 1: torch.tensor((0, 2))}
     kernels = {}
     for odd in product((0, 1), repeat=3):
-        kernel = weight / 64  # of smoothing by (1, 3, 3, 1) / 4 along three sides
+        kernel = weight
         for axis, is_odd in enumerate(odd, start=2):
             kernel = kernel.index_select(axis, taps[is_odd])
         kernels[odd] = kernel.contiguous(memory_format=torch.channels_last_3d)
-    # Smoothing adds up eight voxels with these factors along each side.
-    share = None if bias is None else bias / 8**3
+    channels, j, k = weight.shape[0], *(side - 2 for side in padded.shape[3:])
+    row = torch.tensor((1.0, 3.0, 3.0, 1.0))
+    smoothing = (torch.outer(row, row) / 64).expand(channels, 1, 4, 4).contiguous()  # / 4 along each of three sides
+    share = None if bias is None else bias / 8  # the factors along I add up to 8
+    shape = (1, channels, 2 * j + 3, 2 * k + 3)
 
     def plane(number: int, is_odd: int) -> Tensor:
         """A plane ``(1, D, 2 J, 2 K)``, smoothed along J and K."""
         part = padded[:, :, number : number + 1 + is_odd]
-        rows = []
-        for odd_j in (0, 1):
-            columns = [_convolve(part, kernels[is_odd, odd_j, odd_k], share).squeeze(2) for odd_k in (0, 1)]
-            rows.append(_smooth(columns[0], columns[1], axis=3))
-        return _smooth(rows[0], rows[1], axis=2)
+        spread = torch.empty(shape, memory_format=torch.channels_last)
+        for odd_j, odd_k in product((0, 1), repeat=2):
+            spread[:, :, odd_j::2, odd_k::2] = _convolve(part, kernels[is_odd, odd_j, odd_k], None).squeeze(2)
+        return functional.conv2d(spread, smoothing, share, groups=channels)
 
     even, odds = [plane(0, 0), plane(1, 0)], [plane(0, 1)]
     for number in range(padded.shape[2] - 2):
@@ -377,38 +384,32 @@ def _upsample(padded: Tensor, weight: Tensor, bias: Tensor | None, output: Tenso
         torch.add(even[2] + odds[0], odds[1] + even[1], alpha=3, out=output[:, :, 2 * number + 1])
 
 
-def _smooth(even: Tensor, odd: Tensor, *, axis: int) -> Tensor:
-    """Smooth by (1, 3, 3, 1) along a side of planes.
+def _correct_faces(features: Tensor, weight: Tensor, output: Tensor, first: int) -> None:
+    """Take away what lies beyond the faces: zeros to MAISI's convolution, and to ``_upsample`` copies of the outermost.
 
-    Args:
-        even: What lies at even places, from one before the first to one behind the last of n.
-        odd: What lies at odd places, from one before the first to the last of n.
-        axis: The side.
-
-    Returns:
-        2 n places.
+    One side after the other, so that edges are not taken twice: sides that are done end with zeros, others go on. Of
+    the whole output, ``output`` has the planes along I from ``first`` on.
     """
-    number = odd.shape[axis] - 1
-    shape = [2 * number if each == axis else side for each, side in enumerate(odd.shape)]
-    output = torch.empty(shape, memory_format=torch.channels_last)
-    evens = [even.narrow(axis, start, number) for start in range(3)]
-    odds = [odd.narrow(axis, start, number) for start in range(2)]
-    places = [(slice(None),) * axis + (slice(start, None, 2),) for start in (0, 1)]
-    torch.add(odds[1] + evens[0], evens[1] + odds[0], alpha=3, out=output[places[0]])
-    torch.add(evens[2] + odds[0], odds[1] + evens[1], alpha=3, out=output[places[1]])
-    return output
-
-
-def _correct_faces(features: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
-    """Compute the outermost voxels as MAISI does: beyond them are zeros, not what interpolation would go on with."""
+    stop = first + output.shape[2]
     for axis, is_end in product((2, 3, 4), (False, True)):
         side = features.shape[axis]
-        outermost = features.narrow(axis, side - 2 if is_end else 0, 2)
-        interpolated = functional.interpolate(outermost, scale_factor=2.0, mode="trilinear")
-        seen = interpolated.narrow(axis, 2 if is_end else 0, 2).contiguous(memory_format=torch.channels_last_3d)
-        kernel = weight.narrow(axis, 0 if is_end else 1, 2)
-        padding = cast(Triple, tuple(int(each != axis) for each in (2, 3, 4)))
-        output.narrow(axis, 2 * side - 1 if is_end else 0, 1).copy_(_convolve(seen, kernel, bias, padding=padding))
+        if axis == 2 and (stop < 2 * side if is_end else first > 0):
+            continue
+        beyond = features.narrow(axis, side - 1 if is_end else 0, 1)
+        # (left, right) from the last side on, as functional.pad takes them; of those that go on
+        goes_on = [number for each in (4, 3, 2) for number in ((1, 1) if each > axis else (0, 0))]
+        beyond = functional.interpolate(
+            functional.pad(beyond, goes_on, mode="replicate"),
+            scale_factor=tuple(1.0 if each == axis else 2.0 for each in (2, 3, 4)),
+            mode="trilinear",
+        )
+        for each in range(axis + 1, 5):  # of four voxels that padding has become, one is seen on either side
+            beyond = beyond.narrow(each, 1, beyond.shape[each] - 2)
+        kernel = weight.narrow(axis, 2 if is_end else 0, 1)
+        padding = cast(Triple, tuple(int(each < axis) for each in (2, 3, 4)))
+        seen = _convolve(beyond.contiguous(memory_format=torch.channels_last_3d), kernel, None, padding=padding)
+        face = output.narrow(axis, output.shape[axis] - 1 if is_end else 0, 1)
+        face.sub_(seen if axis == 2 else seen[:, :, first:stop])
 
 
 def use_cpu_layers(network: nn.Module) -> int:

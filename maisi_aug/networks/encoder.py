@@ -27,8 +27,8 @@ from maisi_aug.networks.streaming import MIN_THICKNESS, is_streamable, stream
 _LOG = logging.getLogger(__name__)
 _GB = 1e9
 
-# Float32 copies of the widest features that are held at once. On a CPU measured with rflow-ct's autoencoder at a quarter
-# of its width (tests/networks/test_encoding_memory.py); on other devices not measured, and taken to be the same.
+# Float32 copies of the widest features that are held at once. On a CPU measured with rflow-ct's autoencoder at a
+# quarter of its width (tests/networks/test_encoding_memory.py); taken to be the same on other devices.
 WHOLE_COPIES = 3.7
 HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
 """Memory of kept features in float32 relative to the widest, by what is kept between passes; half precision: half."""

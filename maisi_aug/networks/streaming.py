@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
-from maisi_aug.networks.cpu_layers import is_measurable, measure_groups
+from maisi_aug.networks.cpu_layers import CpuMaisiUpsample, is_measurable, measure_groups
 from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
@@ -189,7 +189,10 @@ class _Up:
         return max(start // 2 - 1, 0), min(-(-stop // 2) + 1, side)
 
     def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
-        return cast(Tensor, self.layer(part))[:, :, start - 2 * first : stop - 2 * first]
+        start, stop = start - 2 * first, stop - 2 * first
+        if isinstance(self.layer, CpuMaisiUpsample):
+            return self.layer.upsample(part, start, stop)
+        return cast(Tensor, self.layer(part))[:, :, start:stop]
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,9 @@ def test_interpolated_upsampling_changes_by_rounding_alone(sides: tuple[int, int
         found = holder(features)
     assert not torch.equal(found, expected), "the fast way was not taken"
     require_same_sums(found, expected, exact, num_terms=27 * 6)
+    for start, stop in ((0, 3), (2, 2 * sides[0]), (1, 2 * sides[0] - 1)):
+        part = holder[0].upsample(features, start, stop)
+        require_same_sums(part, expected[:, :, start:stop], exact[:, :, start:stop], num_terms=27 * 6)
     assert copy.deepcopy(holder).double()(features.double()).allclose(exact, rtol=1e-12)
 
 
