@@ -146,16 +146,24 @@ class CpuMaisiUpsample(MaisiUpsample):  # type: ignore[misc]
         """Return the planes of the output along I from ``start`` to ``stop``."""
         if self.use_convtranspose:
             return cast(Tensor, self.conv(x))[:, :, start:stop]  # MAISI's copies it into another memory format
-        if not _is_for_cpu(x, self.conv.weight) or min(x.shape[2:]) < 2 or not self.conv.looks_one_voxel_far:
+        inner = _inner_convolution(self.conv)
+        assert isinstance(inner, CpuConv3d)
+        if not _is_for_cpu(x, inner.weight) or min(x.shape[2:]) < 2 or not inner.looks_one_voxel_far:
             return cast(Tensor, super().forward(x))[:, :, start:stop]
         first, last = start // 2, -(-stop // 2)
-        shape = (x.shape[0], self.conv.out_channels, 2 * (last - first), *(2 * side for side in x.shape[3:]))
+        shape = (x.shape[0], inner.out_channels, 2 * (last - first), *(2 * side for side in x.shape[3:]))
         output = torch.empty(shape, memory_format=torch.channels_last_3d)
         padded = functional.pad(x, (1,) * 6, mode="replicate").contiguous(memory_format=torch.channels_last_3d)
         for image, found in zip(padded, output, strict=True):
-            _upsample(image[None, :, first : last + 2], self.conv.weight, self.conv.bias, found[None])
-        _correct_faces(x, self.conv.weight, output, 2 * first)
+            _upsample(image[None, :, first : last + 2], inner.weight, inner.bias, found[None])
+        _correct_faces(x, inner.weight, output, 2 * first)
         return output[:, :, start - 2 * first : stop - 2 * first]
+
+
+def _inner_convolution(layer: nn.Module) -> nn.Module | None:
+    """The only layer in MONAI's wrapper, which is named like a block of several; None of a block."""
+    found = [each for each in layer.modules() if not list(each.children())]
+    return found[0] if len(found) == 1 else None
 
 
 class CpuGroupNorm(nn.GroupNorm):
@@ -437,7 +445,8 @@ def use_cpu_layers(network: nn.Module) -> int:
                 num_changed += 1
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is MaisiUpsample and isinstance(child.conv, CpuConv3d | CpuUpsampling):
+            inner = _inner_convolution(child.conv) if type(child) is MaisiUpsample else None
+            if isinstance(inner, CpuConv3d | CpuUpsampling):
                 setattr(parent, name, CpuMaisiUpsample.sharing(child))
                 num_changed += 1
     return num_changed

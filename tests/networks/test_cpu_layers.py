@@ -114,6 +114,7 @@ def test_networks_keep_their_weights_and_names() -> None:
         assert use_cpu_layers(network) > 15
         assert {name: value.data_ptr() for name, value in network.state_dict().items()} == before
         assert use_cpu_layers(network) == 0
+        assert not any(type(layer) is MaisiUpsample for layer in network.modules())
         assert not any(type(layer) is nn.Conv3d for layer in network.modules())
 
 
