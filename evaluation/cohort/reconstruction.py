@@ -153,6 +153,7 @@ def measure_reconstruction(
     *,
     engine: Engine,
     lpips: LpipsWeights | None = None,
+    memory_gb: float | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
     """Encode and decode every CT, and compare the result with the CT.
 
@@ -162,6 +163,7 @@ def measure_reconstruction(
         notify: Called with cases done and cases in all.
         engine: Runs the workers, each of which loads the autoencoder once.
         lpips: Weights for LPIPS; None leaves it out.
+        memory_gb: Memory for encoding and for decoding; None for what is free.
 
     Returns:
         The document, and a picture of the worst slices.
@@ -174,7 +176,7 @@ def measure_reconstruction(
         engine,
         case_set.cases,
         lambda case: case.case_id,
-        partial(_open_autoencoder, case_set, bundle, lpips),
+        partial(_open_autoencoder, case_set, bundle, lpips, memory_gb),
         notify,
         reads=(bundle.path, case_set.path),
     )
@@ -210,13 +212,13 @@ def measure_reconstruction(
 
 
 def _open_autoencoder(
-    case_set: CaseSet, bundle: Bundle, lpips: LpipsWeights | None, place: WorkerPlace
+    case_set: CaseSet, bundle: Bundle, lpips: LpipsWeights | None, memory_gb: float | None, place: WorkerPlace
 ) -> Callable[[EvaluatedCase], Rebuilt]:
     device = resolve_device(place.device)
     perceptual = None
     if lpips is not None:
         perceptual = load_perceptual_distance(lpips.place, sha256=lpips.sha256, device=device)
-    return partial(_measure_case, case_set, Autoencoder.load(bundle, device), perceptual)
+    return partial(_measure_case, case_set, Autoencoder.load(bundle, device, memory_gb=memory_gb), perceptual)
 
 
 def _measure_case(

@@ -12,7 +12,7 @@ import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiDownsample
 from torch import Tensor, nn
 
-from maisi_aug.bundle_spec.decoding import DecodeSettings, kept_in
+from maisi_aug.bundle_spec.decoding import NUM_SPLITS, DecodeSettings, kept_in
 from maisi_aug.errors import MemoryShortageError
 from maisi_aug.networks.decoder import (
     FLOAT_BYTES,
@@ -28,11 +28,11 @@ _LOG = logging.getLogger(__name__)
 _GB = 1e9
 
 # Float32 copies of the widest features that are held at once. On a CPU measured with rflow-ct's autoencoder at a
-# quarter of its width (tests/networks/test_encoding_memory.py); taken to be the same on other devices.
-WHOLE_COPIES = 3.7
-HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
+# quarter of its width (tests/networks/test_encoder.py); taken to be the same on other devices.
+WHOLE_COPIES = 4.0
+HELD_COPIES = {"all": 2.1, "most": 1.6, "least": 1.2, "host": 0.2}
 """Memory of kept features in float32 relative to the widest, by what is kept between passes; half precision: half."""
-PART_COPIES = 4.45
+PART_COPIES = 4.9
 """Memory of the part that is computed, relative to the whole."""
 
 
@@ -74,8 +74,8 @@ class Encoder:
             too_much.add(settings)
             _LOG.warning("Encoding %s: out of memory for %s; trying smaller parts.", _describe(image), settings)
         raise MemoryShortageError(
-            f"Encoding {_describe(image)}: out of memory even in {DecodeSettings(None, num_splits=128).num_splits} "
-            "parts. Free some memory, or choose another --device."
+            f"Encoding {_describe(image)}: out of memory even in {NUM_SPLITS[-1]} parts. Free some memory, or choose "
+            "another --device."
         )
 
     def _options(self, image: Tensor) -> list[DecodeSettings]:
