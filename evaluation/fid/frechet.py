@@ -51,7 +51,8 @@ class Moments:
         """``F`` with ``F F' = C``: Cholesky's where the covariance has full rank, else its symmetric root."""
         if self.num > self.mean.size:
             with suppress(np.linalg.LinAlgError):
-                return np.linalg.cholesky(self.covariance)
+                lower: Matrix = np.linalg.cholesky(self.covariance).astype(np.float64, copy=False)
+                return lower
         return _power(self.covariance, 0.5)
 
     def without(self, part: Moments) -> Moments:
@@ -240,7 +241,8 @@ def kernel_distance(first: Sequence[Features], second: Sequence[Features], gener
 def _unbiased_mmd(rows: Sequence[Features], owners: Sequence[NDArray[np.int_]]) -> float:
     def kernel(a: Features, b: Features) -> NDArray[Any]:
         base: NDArray[Any] = a @ b.T / a.shape[1] + 1.0
-        return base * base * base  # NumPy's power takes ten times as long
+        cube: NDArray[Any] = base * base * base  # NumPy's power takes ten times as long
+        return cube
 
     within = 0.0
     for features, owner in zip(rows, owners, strict=True):
