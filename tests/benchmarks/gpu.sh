@@ -22,13 +22,14 @@ else
   grids="256x256x256 512x512x128 512x512x512" sides="256 512" window=64x64x48 own_window=64x64x48 memory=20
 fi
 deadline=$((SECONDS + 60 * minutes))
-rm -f "$out"/*.json "$out"/*.log "$out"/*.md "$out"/summary.txt
+: >"$out/summary.txt"
 
 # part NAME SECONDS COMMAND...: its output in NAME.log, one line of its outcome here and in summary.txt.
 part() {
   local name="$1" limit=$((patience * $2)) begun=$SECONDS outcome=done status
   local left=$((deadline - SECONDS - 10))
   shift 2
+  rm -f "$out/$name.log" "$out/$name.json" "$out/$name/results_pipeline".* # of an earlier run
   if [ "$left" -lt 15 ]; then
     outcome="left out"
   else
