@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from maisi_aug.system.content import spells_number
 from maisi_aug.system.models import Option, PathText, StrictModel
@@ -154,6 +154,8 @@ class ReconstructionRequest(StrictModel, use_attribute_docstrings=True):
     """Weights of SqueezeNet 1.1, to measure LPIPS as well; an https address also needs --sha256."""
     sha256: Annotated[str | None, Option()] = None
     """SHA-256 of the weights; for a local file at least 8 digits."""
+    memory_gb: Annotated[PositiveFloat | None, Option("--memory", metavar="GB")] = None
+    """Memory for encoding and for decoding, in addition to weights and image (default: what is free)."""
     device: _Device = "auto"
     """Device to compute on: auto, cpu, cuda, cuda:N or mps."""
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.bundle_spec.bundle import Bundle
-from maisi_aug.bundle_spec.decoding import ComputeType, latent_factor
+from maisi_aug.bundle_spec.decoding import ComputeType, DecodingConfig, latent_factor
 from maisi_aug.errors import MaisiAugError
 from maisi_aug.evaluation.cohort import image_fidelity as fidelity
 from maisi_aug.evaluation.cohort.case_sets import (
@@ -33,6 +33,7 @@ from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.evaluation.scores.statistics import interval_of_mean
 from maisi_aug.networks.building import compute_in
 from maisi_aug.networks.decoder import Decoder
+from maisi_aug.networks.encoder import Encoder
 from maisi_aug.networks.pipeline import choose_image_precision, resolve_device
 from maisi_aug.networks.weights import load_autoencoder
 from maisi_aug.pictures.slices import BACKGROUND, DIM_TEXT, SOFT_TISSUE, Plane, Window, draw_slice, write_text
@@ -98,22 +99,26 @@ class LpipsWeights(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Autoencoder:
-    """The autoencoder of a bundle on a device, which encodes and decodes CTs.
+    """The autoencoder of a bundle on a device.
 
     Attributes:
         bundle: Bundle of the autoencoder.
         device: Device on which it runs.
         precision: Precision to compute in.
-        decoder: Decoder, which computes in smaller parts if memory is short.
+        decoder: Holds it; takes less at once where memory is short.
+        encoder: Holds it, too, and does likewise.
+        memory_gb: Memory for either; None for what is free.
     """
 
     bundle: Bundle
     device: str
     precision: ComputeType
     decoder: Decoder
+    encoder: Encoder
+    memory_gb: float | None = None
 
     @classmethod
-    def load(cls, bundle: Bundle, device: str) -> Autoencoder:
+    def load(cls, bundle: Bundle, device: str, *, memory_gb: float | None = None) -> Autoencoder:
         """Load only the autoencoder of a bundle onto a device.
 
         Raises:
@@ -122,19 +127,20 @@ class Autoencoder:
         network = load_autoencoder(bundle, device=device)
         # Latents are not scaled on their way from encoder to decoder.
         decoder = Decoder(network, bundle.definition("autoencoder"), 1.0, bundle.spec.decode_window)
-        return cls(bundle, device, choose_image_precision("auto", bundle, device), decoder)
+        precision = choose_image_precision("auto", bundle, device)
+        return cls(bundle, device, precision, decoder, Encoder(network, memory_gb), memory_gb)
 
     def rebuild(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Encode and decode an ``(I, J, K)`` CT; the result is in HU from -1000 to 1000.
+        """Encode and decode an ``(I, J, K)`` CT; HU from -1000 to 1000.
 
         Raises:
-            MemoryShortageError: Memory does not suffice even for the smallest windows.
+            MemoryShortageError: When it can be encoded or decoded in no number of parts.
         """
         factor = latent_factor(self.bundle.definition("autoencoder"))
         filled = np.pad(image_hu, [(0, -side % factor) for side in image_hu.shape], mode="edge")
         with torch.inference_mode(), compute_in(self.precision, self.device):
-            latent = encode_image(filled, self.decoder.autoencoder, self.device)[None].float()
-            decoded, _ = self.decoder.decode(latent)
+            latent = encode_image(filled, self.encoder, self.device)[None].float()
+            decoded, _ = self.decoder.decode(latent, DecodingConfig(memory_gb=self.memory_gb))
         i, j, k = image_hu.shape
         unit: NDArray[np.float32] = decoded[0, 0, :i, :j, :k].float().cpu().numpy()
         return unit * np.float32(fidelity.HIGH_HU - fidelity.LOW_HU) + np.float32(fidelity.LOW_HU)
@@ -147,28 +153,30 @@ def measure_reconstruction(
     *,
     engine: Engine,
     lpips: LpipsWeights | None = None,
+    memory_gb: float | None = None,
 ) -> tuple[dict[str, Any], Image.Image]:
-    """Encode and decode every CT with a bundle's autoencoder, and compare the results with the CTs.
+    """Encode and decode every CT, and compare the result with the CT.
 
     Args:
-        case_set: CTs; with label maps, errors are also measured by label.
+        case_set: CTs; where they have label maps, errors are given by label as well.
         bundle: Bundle of the autoencoder.
-        notify: Progress callback, called with (cases done, cases in all).
-        engine: Engine that runs the workers, each of which loads the autoencoder once.
+        notify: Called with cases done and cases in all.
+        engine: Runs the workers, each of which loads the autoencoder once.
         lpips: Weights for LPIPS; None leaves it out.
+        memory_gb: Memory for encoding and for decoding; None for what is free.
 
     Returns:
-        Figures as a JSON-able dict, and a picture of the worst slices.
+        The document, and a picture of the worst slices.
 
     Raises:
-        EvaluationError: No case can be read.
+        EvaluationError: When no case can be read.
     """
     network = None if lpips is None else load_perceptual_distance(lpips.place, sha256=lpips.sha256).name
     cases, skipped = measure_each_on(
         engine,
         case_set.cases,
         lambda case: case.case_id,
-        partial(_open_autoencoder, case_set, bundle, lpips),
+        partial(_open_autoencoder, case_set, bundle, lpips, memory_gb),
         notify,
         reads=(bundle.path, case_set.path),
     )
@@ -204,13 +212,13 @@ def measure_reconstruction(
 
 
 def _open_autoencoder(
-    case_set: CaseSet, bundle: Bundle, lpips: LpipsWeights | None, place: WorkerPlace
+    case_set: CaseSet, bundle: Bundle, lpips: LpipsWeights | None, memory_gb: float | None, place: WorkerPlace
 ) -> Callable[[EvaluatedCase], Rebuilt]:
     device = resolve_device(place.device)
     perceptual = None
     if lpips is not None:
         perceptual = load_perceptual_distance(lpips.place, sha256=lpips.sha256, device=device)
-    return partial(_measure_case, case_set, Autoencoder.load(bundle, device), perceptual)
+    return partial(_measure_case, case_set, Autoencoder.load(bundle, device, memory_gb=memory_gb), perceptual)
 
 
 def _measure_case(

@@ -4,14 +4,16 @@ Notation of Heusel et al., "GANs trained by a two time-scale update rule converg
 section 4: ``m`` mean and ``C`` covariance of a set, ``FID = |m1 - m2|^2 + tr(C1) + tr(C2) - 2 tr((C1 C2)^(1/2))``.
 
 MONAI's ``FIDMetric`` takes the same trace from a general matrix root, 20 s for 1280 features on one core. Here it comes
-from two symmetric eigendecompositions, 1 s, and without the imaginary parts that few slices give that root; a test
-holds one against the other.
+from the eigenvalues of ``F' C2 F`` with ``C1 = F F'``, which are those of ``C1 C2``: half a second, and without the
+imaginary parts that few slices give that root; a test holds one against the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
@@ -43,6 +45,24 @@ class Moments:
     num: int
     mean: Matrix
     covariance: Matrix
+
+    @cached_property
+    def factor(self) -> Matrix:
+        """``F`` with ``F F' = C``: Cholesky's where the covariance has full rank, else its symmetric root."""
+        if self.num > self.mean.size:
+            with suppress(np.linalg.LinAlgError):
+                lower: Matrix = np.linalg.cholesky(self.covariance).astype(np.float64, copy=False)
+                return lower
+        return _power(self.covariance, 0.5)
+
+    def without(self, part: Moments) -> Moments:
+        """Return the moments of the rest of the set, of which ``part`` describes a part."""
+        num = self.num - part.num
+        mean = (self.num * self.mean - part.num * part.mean) / num
+        step = part.mean - mean
+        scatter = (self.num - 1) * self.covariance - (part.num - 1) * part.covariance
+        scatter -= part.num * num / self.num * np.outer(step, step)
+        return Moments(num, mean, scatter / (num - 1))
 
 
 def measure_moments(blocks: Sequence[Features]) -> Moments:
@@ -82,43 +102,56 @@ def reduce_to_span(first: Sequence[Features], second: Sequence[Features]) -> tup
 
 def frechet_distance(first: Moments, second: Moments) -> float:
     """Return the squared Fréchet distance between two Gaussians, which is the FID of the sets that they describe."""
-    root = _power(first.covariance, 0.5)
-    product = np.linalg.eigvalsh(root @ second.covariance @ root)
+    product = np.linalg.eigvalsh(first.factor.T @ second.covariance @ first.factor)
     shared = float(np.sqrt(np.clip(product, 0.0, None)).sum())
     step = first.mean - second.mean
     return float(step @ step + np.trace(first.covariance) + np.trace(second.covariance) - 2.0 * shared)
 
 
-def extrapolate_distance(
-    first: Sequence[Features], second: Sequence[Features], value: float, generator: np.random.Generator
-) -> float | None:
-    """Extrapolate a Fréchet distance to sets of very many cases, from half of the cases.
+def measure_halves(
+    cases: Sequence[Features], whole: Moments, generator: np.random.Generator
+) -> tuple[Moments, Moments]:
+    """Return the moments of two random halves of a set of cases.
 
-    The distance of few cases is too large by about ``b / n`` (Chong and Forsyth, "Effectively unbiased FID and
-    Inception score", 2020, section 4): for halves of both sets the bias is twice as large, so that two distances give
-    the limit. With fewer cases than features, the law holds only approximately, and the limit is still too large, but
-    less so than the distance.
+    Args:
+        cases: Features of each case, ``(N, D)``; of an odd number, the first half has one more.
+        whole: Moments of all of them.
+        generator: Draws the halves.
+    """
+    chosen = np.array_split(generator.permutation(len(cases)), 2)[0]
+    half = measure_moments([cases[index] for index in chosen])
+    return half, whole.without(half)
+
+
+def extrapolate_distance(
+    first: Sequence[Features],
+    second: Sequence[Features],
+    moments: tuple[Moments, Moments],
+    value: float,
+    generator: np.random.Generator,
+) -> float | None:
+    """Return the distance that a set of very many cases would have, as far as half the cases tell.
+
+    A distance of few cases is too large by about ``b / n`` (Chong and Forsyth, "Effectively unbiased FID and Inception
+    score", 2020, section 4): halves of both sets are off by twice as much, so that two distances give the limit. With
+    fewer cases than features the law is only begun, and the limit is still too large, but less so than the distance.
 
     Args:
         first: Features of each case, ``(N, D)``.
-        second: Features of each case of the other set, ``(N, D)``.
-        value: Fréchet distance of the sets.
-        generator: Generator that draws the halves.
+        second: The same of the other set.
+        moments: Moments of both sets.
+        value: Their distance.
+        generator: Draws the halves.
 
     Returns:
-        The limit, which may be negative for similar sets; None if a set has fewer than four cases.
+        The limit, below zero by chance where the sets are alike; None where a set has fewer than four cases.
     """
     if min(len(first), len(second)) < MIN_HALVED_CASES:
         return None
     halved = []
     for _ in range(NUM_HALVINGS):
-        orders = [np.array_split(generator.permutation(len(cases)), 2) for cases in (first, second)]
-        for parts in zip(*orders, strict=True):
-            moments = [
-                measure_moments([cases[index] for index in part])
-                for cases, part in zip((first, second), parts, strict=True)
-            ]
-            halved.append(frechet_distance(*moments))
+        halves = [measure_halves(*each, generator) for each in zip((first, second), moments, strict=True)]
+        halved += [frechet_distance(*parts) for parts in zip(*halves, strict=True)]
     return 2.0 * value - float(np.mean(halved))
 
 
@@ -136,8 +169,8 @@ def case_influence(cases: Sequence[Features], own: Moments, other: Moments) -> M
     Returns:
         ``(number of cases,)`` influences, whose sum is zero.
     """
-    root = _power(other.covariance, 0.5)
-    transport = root @ _power(root @ own.covariance @ root, -0.5) @ root
+    factor = other.factor
+    transport = factor @ _power(factor.T @ own.covariance @ factor, -0.5) @ factor.T
     slope = np.eye(own.mean.size) - transport
     step = 2.0 * (own.mean - other.mean)
     sums = []
@@ -209,8 +242,9 @@ def kernel_distance(first: Sequence[Features], second: Sequence[Features], gener
 
 def _unbiased_mmd(rows: Sequence[Features], owners: Sequence[NDArray[np.int_]]) -> float:
     def kernel(a: Features, b: Features) -> NDArray[Any]:
-        product: NDArray[Any] = (a @ b.T / a.shape[1] + 1.0) ** 3
-        return product
+        base: NDArray[Any] = a @ b.T / a.shape[1] + 1.0
+        cube: NDArray[Any] = base * base * base  # NumPy's power takes ten times as long
+        return cube
 
     within = 0.0
     for features, owner in zip(rows, owners, strict=True):

@@ -20,6 +20,7 @@ from maisi_aug.evaluation.fid.frechet import (
     extrapolate_distance,
     frechet_distance,
     kernel_distance,
+    measure_halves,
     measure_moments,
     reduce_to_span,
 )
@@ -117,7 +118,7 @@ def _measure_plane(
     moments = measure_moments(spanned[0]), measure_moments(spanned[1])
     fid = frechet_distance(*moments)
     influences = case_influence(spanned[0], *moments), case_influence(spanned[1], moments[1], moments[0])
-    limit = extrapolate_distance(*spanned, fid, numpy_generator(seed, f"halves {plane}"))
+    limit = extrapolate_distance(*spanned, moments, fid, numpy_generator(seed, f"halves {plane}"))
     subsets = numpy_generator(seed, f"kernel subsets {plane}")
     figures = {
         "fid": fid,
@@ -125,28 +126,19 @@ def _measure_plane(
         "extrapolated": limit,
         "extrapolated_interval": _shift(limit, influences, seed),
         "kid": kernel_distance(*sides, subsets),
-        "floor": _measure_floor(spanned[0], seed),
+        "floor": _measure_floor(spanned[0], moments[0], seed),
         "num_real_slices": moments[0].num,
         "num_synthetic_slices": moments[1].num,
     }
     return figures, influences
 
 
-def _measure_floor(cases: Sequence[NDArray[Any]], seed: int) -> list[float] | None:
+def _measure_floor(cases: Sequence[NDArray[Any]], whole: Moments, seed: int) -> list[float] | None:
     """FID of random halves of the real cases against each other; None with fewer than four cases."""
     if len(cases) < MIN_FLOOR_CASES:
         return None
     generator = numpy_generator(seed, "real halves")
-    floors = []
-    for _ in range(NUM_SPLITS):
-        order = generator.permutation(len(cases))
-        halves = [_moments_of(cases, part) for part in np.array_split(order, 2)]
-        floors.append(frechet_distance(*halves))
-    return floors
-
-
-def _moments_of(cases: Sequence[NDArray[Any]], chosen: NDArray[np.int_]) -> Moments:
-    return measure_moments([cases[index] for index in chosen])
+    return [frechet_distance(*measure_halves(cases, whole, generator)) for _ in range(NUM_SPLITS)]
 
 
 def _average(

@@ -450,7 +450,7 @@ def reconstruction(
     with listen_to_stages(progress) as notify:
         report = partial(notify, "cases")
         document, worst = measurement.measure_reconstruction(
-            case_set, found, report, engine=where.open_engine(), lpips=weights
+            case_set, found, report, engine=where.open_engine(), lpips=weights, memory_gb=asked.memory_gb
         )
     charts = {"reconstruction.svg": measurement.draw_chart(document)}
     pictures = {measurement.PICTURE_NAME: worst}

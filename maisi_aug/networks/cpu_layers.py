@@ -8,6 +8,10 @@ Three facts decide how long a convolution with a kernel of 3x3x3 takes (``python
   CVPR 2016), and the planes that it leaves are convolved in two dimensions.
 * oneDNN fills up output channels to the width of its vectors, so that one channel costs as much as sixteen.
 
+MAISI upsamples by trilinear interpolation and convolves then. Interpolation by 2 is zeros between the voxels, smoothed
+along each side by (1, 3, 3, 1) / 4. Smoothing treats every channel alike, so that it can come after the convolution,
+and of a convolution of zeros between voxels an eighth of the products is left.
+
 The sums are the same in another order: results differ by rounding, of which Winograd's make three to five times as
 much as a plain convolution. Attention goes through torch's fused kernel, which holds no matrix of all pairs.
 """
@@ -18,6 +22,7 @@ from itertools import product
 from typing import cast
 
 import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiUpsample
 from monai.networks.blocks.crossattention import CrossAttentionBlock
 from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
@@ -30,6 +35,10 @@ MIN_VOXELS = 1024
 """Smallest number of voxels of an image; with fewer, transforming the weights takes as long as it saves."""
 FEW_VOXELS = 128
 """Number of voxels of an image below which reordering the weights of a convolution takes as long as the convolution."""
+MIN_MEASURED = 1 << 15
+"""Smallest number of values of a norm for which a copy takes longer than the calls that it saves."""
+CACHE_NUMBERS = 1 << 17
+"""Number of values whose moments are taken at once."""
 CHUNK_NUMBERS = 1 << 20
 """Number of input values transformed at once: few enough for a processor's cache."""
 
@@ -62,7 +71,7 @@ class CpuConv3d(nn.Conv3d):
         if features[0, 0].numel() < FEW_VOXELS:
             return super().forward(features)
         features = features.contiguous(memory_format=torch.channels_last_3d)
-        if self._looks_one_voxel_far and self.groups == 1:
+        if self.looks_one_voxel_far and self.groups == 1:
             if self.out_channels == 1:
                 return _convolve_into_one(features, self.weight, self.bias)
             is_wide = min(self.in_channels, self.out_channels) >= MIN_CHANNELS
@@ -79,7 +88,8 @@ class CpuConv3d(nn.Conv3d):
         )
 
     @property
-    def _looks_one_voxel_far(self) -> bool:
+    def looks_one_voxel_far(self) -> bool:
+        """Whether the kernel has 3x3x3 voxels and the output the size of the input."""
         return self.kernel_size == (3, 3, 3) and self.padding == self.stride == self.dilation == (1, 1, 1)
 
 
@@ -117,11 +127,51 @@ class CpuUpsampling(nn.ConvTranspose3d):
         return output
 
 
-class CpuGroupNorm(nn.GroupNorm):
-    """``torch.nn.GroupNorm`` that is accurate for channels-last features on a CPU.
+class CpuMaisiUpsample(MaisiUpsample):  # type: ignore[misc]
+    """MAISI's upsampling; by interpolation and convolution it takes an eighth of the products."""
 
-    torch's own kernel for this case sums sequentially in float32: with 10^6 numbers per group, the deviation is wrong
-    in the fourth digit. Its kernel for contiguous features is accurate to the seventh.
+    @classmethod
+    def sharing(cls, plain: MaisiUpsample) -> CpuMaisiUpsample:
+        """Return an upsampling with the convolution of a plain one."""
+        with torch.device("meta"):
+            twin = cls(3, 1, plain.use_convtranspose, 1, 0, False, plain.save_mem)
+        twin.conv = plain.conv
+        return twin.train(plain.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(B, C, I, J, K)`` upsampled to ``(B, D, 2 I, 2 J, 2 K)``, in the memory format channels last."""
+        return self.upsample(x, 0, 2 * x.shape[2])
+
+    def upsample(self, x: Tensor, start: int, stop: int) -> Tensor:
+        """Return the planes of the output along I from ``start`` to ``stop``."""
+        if self.use_convtranspose:
+            return cast(Tensor, self.conv(x))[:, :, start:stop]  # MAISI's copies it into another memory format
+        inner = _inner_convolution(self.conv)
+        assert isinstance(inner, CpuConv3d)
+        if not _is_for_cpu(x, inner.weight) or min(x.shape[2:]) < 2 or not inner.looks_one_voxel_far:
+            return cast(Tensor, super().forward(x))[:, :, start:stop]
+        first, last = start // 2, -(-stop // 2)
+        shape = (x.shape[0], inner.out_channels, 2 * (last - first), *(2 * side for side in x.shape[3:]))
+        output = torch.empty(shape, memory_format=torch.channels_last_3d)
+        padded = functional.pad(x, (1,) * 6, mode="replicate").contiguous(memory_format=torch.channels_last_3d)
+        for image, found in zip(padded, output, strict=True):
+            _upsample(image[None, :, first : last + 2], inner.weight, inner.bias, found[None])
+        _correct_faces(x, inner.weight, output, 2 * first)
+        return output[:, :, start - 2 * first : stop - 2 * first]
+
+
+def _inner_convolution(layer: nn.Module) -> nn.Module | None:
+    """The only layer in MONAI's wrapper, which is named like a block of several; None of a block."""
+    found = [each for each in layer.modules() if not list(each.children())]
+    return found[0] if len(found) == 1 else None
+
+
+class CpuGroupNorm(nn.GroupNorm):
+    """``torch.nn.GroupNorm`` of features in channels last.
+
+    torch's own kernel for these on a CPU sums in float32 one after the other: of 10^6 numbers a group, the deviation is
+    wrong in the fourth digit. Its kernel for contiguous features is right in the seventh, as is ``measure_groups``,
+    which needs no copy.
     """
 
     @classmethod
@@ -133,8 +183,57 @@ class CpuGroupNorm(nn.GroupNorm):
         return twin.train(plain.training)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return normalised ``(B, C, I, J, K)`` features, in contiguous memory."""
-        return super().forward(features.contiguous())
+        """Return ``(B, C, I, J, K)`` normed."""
+        if self.weight is None or not (_is_for_cpu(features, self.weight) and is_measurable(features)):
+            return super().forward(features.contiguous())
+        mean, squares = measure_groups(features, self.num_groups)
+        deviation = (squares * (self.num_groups / features[0].numel()) + self.eps).sqrt()
+        per_channel = self.num_channels // self.num_groups
+        mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (mean, deviation))
+        scale = self.weight / deviation
+        shift = self.bias - mean * scale
+        scale, shift = (each.float().view(*each.shape, 1, 1, 1) for each in (scale, shift))
+        return torch.addcmul(shift, features, scale)
+
+
+def is_measurable(features: Tensor) -> bool:
+    """Whether ``measure_groups`` is faster than a copy and torch's norm: large features in channels last."""
+    return (
+        features.dtype == torch.float32
+        and features.device.type == "cpu"
+        and features.dim() == 5
+        and features.numel() >= MIN_MEASURED
+        and features.is_contiguous(memory_format=torch.channels_last_3d)
+        and not features.is_contiguous()
+    )
+
+
+def measure_groups(features: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Return mean and sum of squared deviations of groups of channels.
+
+    Sums are taken of what is left when a value near the mean is subtracted, in blocks that fit a processor's cache.
+
+    Args:
+        features: ``(B, C, I, J, K)`` in channels last.
+        num_groups: Groups of equally many channels.
+
+    Returns:
+        ``(B, num_groups)`` float64 each.
+    """
+    batch, channels = features.shape[:2]
+    rows = features.permute(0, 2, 3, 4, 1).flatten(1, 3)  # (B, V, C)
+    number = rows.shape[1]
+    near = rows[:, :64].mean(dim=1, keepdim=True)
+    total, squares = (torch.zeros(batch, channels, dtype=torch.float64) for _ in range(2))
+    for part in rows.split(max(CACHE_NUMBERS // channels, 1), dim=1):
+        offset = part - near
+        total += offset.sum(dim=1)
+        squares += offset.mul_(offset).sum(dim=1)
+    means = near[:, 0] + total / number  # (B, C)
+    within = squares - total.square() / number
+    means, within = (each.view(batch, num_groups, -1) for each in (means, within))
+    mean = means.mean(dim=2)
+    return mean, within.sum(dim=2) + number * (means - mean[:, :, None]).square().sum(dim=2)
 
 
 def doubles_sides(layer: nn.Module) -> bool:
@@ -259,6 +358,68 @@ def _convolve_groups(part: Tensor, kernels: list[Tensor], bias: Tensor | None, o
     torch.add(m[5].add_(difference), difference_2, alpha=8, out=voxels[3])
 
 
+def _upsample(padded: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> None:
+    """Fill ``(1, D, 2 I, 2 J, 2 K)`` from ``(1, C, I + 2, J + 2, K + 2)``, plane by plane; wrong at the six faces.
+
+    Of a convolution of zeros between voxels, places that are even take the middle of the kernel and odd ones its two
+    ends, along each side alike. Smoothing along J and K is a convolution of each channel alone.
+    """
+    taps = {0: torch.tensor((1,)), 1: torch.tensor((0, 2))}
+    kernels = {}
+    for odd in product((0, 1), repeat=3):
+        kernel = weight
+        for axis, is_odd in enumerate(odd, start=2):
+            kernel = kernel.index_select(axis, taps[is_odd])
+        kernels[odd] = kernel.contiguous(memory_format=torch.channels_last_3d)
+    channels, j, k = weight.shape[0], *(side - 2 for side in padded.shape[3:])
+    row = torch.tensor((1.0, 3.0, 3.0, 1.0))
+    smoothing = (torch.outer(row, row) / 64).expand(channels, 1, 4, 4).contiguous()  # / 4 along each of three sides
+    share = None if bias is None else bias / 8  # the factors along I add up to 8
+    shape = (1, channels, 2 * j + 3, 2 * k + 3)
+
+    def plane(number: int, is_odd: int) -> Tensor:
+        """A plane ``(1, D, 2 J, 2 K)``, smoothed along J and K."""
+        part = padded[:, :, number : number + 1 + is_odd]
+        spread = torch.empty(shape, memory_format=torch.channels_last)
+        for odd_j, odd_k in product((0, 1), repeat=2):
+            spread[:, :, odd_j::2, odd_k::2] = _convolve(part, kernels[is_odd, odd_j, odd_k], None).squeeze(2)
+        return functional.conv2d(spread, smoothing, share, groups=channels)
+
+    even, odds = [plane(0, 0), plane(1, 0)], [plane(0, 1)]
+    for number in range(padded.shape[2] - 2):
+        even, odds = [*even[-2:], plane(number + 2, 0)], [odds[-1], plane(number + 1, 1)]
+        torch.add(odds[1] + even[0], even[1] + odds[0], alpha=3, out=output[:, :, 2 * number])
+        torch.add(even[2] + odds[0], odds[1] + even[1], alpha=3, out=output[:, :, 2 * number + 1])
+
+
+def _correct_faces(features: Tensor, weight: Tensor, output: Tensor, first: int) -> None:
+    """Take away what lies beyond the faces: zeros to MAISI's convolution, and to ``_upsample`` copies of the outermost.
+
+    One side after the other, so that edges are not taken twice: sides that are done end with zeros, others go on. Of
+    the whole output, ``output`` has the planes along I from ``first`` on.
+    """
+    stop = first + output.shape[2]
+    for axis, is_end in product((2, 3, 4), (False, True)):
+        side = features.shape[axis]
+        if axis == 2 and (stop < 2 * side if is_end else first > 0):
+            continue
+        beyond = features.narrow(axis, side - 1 if is_end else 0, 1)
+        # (left, right) from the last side on, as functional.pad takes them; of those that go on
+        goes_on = [number for each in (4, 3, 2) for number in ((1, 1) if each > axis else (0, 0))]
+        beyond = functional.interpolate(
+            functional.pad(beyond, goes_on, mode="replicate"),
+            scale_factor=tuple(1.0 if each == axis else 2.0 for each in (2, 3, 4)),
+            mode="trilinear",
+        )
+        for each in range(axis + 1, 5):  # of four voxels that padding has become, one is seen on either side
+            beyond = beyond.narrow(each, 1, beyond.shape[each] - 2)
+        kernel = weight.narrow(axis, 2 if is_end else 0, 1)
+        padding = cast(Triple, tuple(int(each < axis) for each in (2, 3, 4)))
+        seen = _convolve(beyond.contiguous(memory_format=torch.channels_last_3d), kernel, None, padding=padding)
+        face = output.narrow(axis, output.shape[axis] - 1 if is_end else 0, 1)
+        face.sub_(seen if axis == 2 else seen[:, :, first:stop])
+
+
 def use_cpu_layers(network: nn.Module) -> int:
     """Replace convolutions by :class:`CpuConv3d` with the same weights and names, and fuse attention, in place.
 
@@ -281,6 +442,12 @@ def use_cpu_layers(network: nn.Module) -> int:
                 num_changed += 1
             elif type(child) is nn.ConvTranspose3d and doubles_sides(child):
                 setattr(parent, name, CpuUpsampling.sharing(child))
+                num_changed += 1
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            inner = _inner_convolution(child.conv) if type(child) is MaisiUpsample else None
+            if isinstance(inner, CpuConv3d | CpuUpsampling):
+                setattr(parent, name, CpuMaisiUpsample.sharing(child))
                 num_changed += 1
     return num_changed
 

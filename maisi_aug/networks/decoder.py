@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -95,7 +95,7 @@ class Decoder:
         device = str(latent.device)
         options = [option for option in self._options(config, sides, device) if option not in too_much]
         for settings in options[self._first_that_fits(options, sides, device, config.memory_gb) :]:
-            image = self._try(latent, settings)
+            image = try_in_memory(lambda chosen=settings: self._decode(latent, chosen), latent.device)  # type: ignore[misc]
             if image is not None:
                 return image, settings
             too_much.add(settings)
@@ -121,38 +121,57 @@ class Decoder:
         self, options: list[DecodeSettings], sides: LatentShape, device: str, memory_gb: float | None
     ) -> int:
         """The index of the first settings that the memory should allow; that of the last where none does."""
-        known = find_free_bytes(device)
-        bounds = [int(USABLE_SHARE * known)] if known is not None else []
-        bounds += [int(memory_gb * _GB)] if memory_gb is not None else []
-        if not bounds or not options:
-            return 0
         device_type = device.partition(":")[0]
         kind = (device_type, "half" if torch.is_autocast_enabled(device_type) else "float32")
         needed = [estimate_decode_bytes(self.definition, option, sides, kind=kind) for option in options]
-        fitting = [index for index, number in enumerate(needed) if number <= min(bounds)]
-        chosen = fitting[0] if fitting else len(options) - 1
-        is_wanted = memory_gb is not None and bool(fitting) and min(bounds) == bounds[-1]
-        if chosen and not is_wanted:
+        chosen, shortage = choose_fitting(needed, device, memory_gb)
+        if shortage is not None:
             _LOG.warning(
                 "Decoding %s latent voxels on %s: about %.1f GB are needed for %s, %.1f GB are free; decoding %s "
                 "instead.",
-                *(_spell(sides), device, needed[0] / _GB, options[0], min(bounds) / _GB, options[chosen]),
+                *(_spell(sides), device, needed[0] / _GB, options[0], shortage / _GB, options[chosen]),
             )
         return chosen
 
-    def _try(self, latent: Tensor, settings: DecodeSettings) -> Tensor | None:
-        """The image, or None where the memory did not suffice; nothing of the attempt is held any more then."""
-        try:
-            return decode_latent(
-                self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings, clips=self.clips
-            )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Not before here: the error holds the frames, and those hold the tensors.
-        gc.collect()
-        release_memory(latent.device)
-        return None
+    def _decode(self, latent: Tensor, settings: DecodeSettings) -> Tensor:
+        return decode_latent(
+            self.autoencoder, latent, scale_factor=self.scale_factor, settings=settings, clips=self.clips
+        )
+
+
+def choose_fitting(needed: Sequence[int], device: str, memory_gb: float | None) -> tuple[int, int | None]:
+    """Return the index of the first settings that the memory should allow; that of the last where none does.
+
+    Args:
+        needed: Memory in bytes that settings are estimated to need, from those that are preferred on.
+        device: Device whose free memory counts.
+        memory_gb: Memory that may be used; None for what is free.
+
+    Returns:
+        The index, and the bytes that are free where fewer than requested are.
+    """
+    known = find_free_bytes(device)
+    bounds = [int(USABLE_SHARE * known)] if known is not None else []
+    bounds += [int(memory_gb * _GB)] if memory_gb is not None else []
+    if not bounds or not needed:
+        return 0, None
+    fitting = [index for index, number in enumerate(needed) if number <= min(bounds)]
+    chosen = fitting[0] if fitting else len(needed) - 1
+    is_wanted = memory_gb is not None and bool(fitting) and min(bounds) == bounds[-1]
+    return chosen, min(bounds) if chosen and not is_wanted else None
+
+
+def try_in_memory(compute: Callable[[], Tensor], device: torch.device) -> Tensor | None:
+    """Return a result, or None where the memory did not suffice; nothing of the attempt is held any more then."""
+    try:
+        return compute()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Not before here: the error holds the frames, and those hold the tensors.
+    gc.collect()
+    release_memory(device)
+    return None
 
 
 def _spell(sides: LatentShape) -> str:

@@ -43,6 +43,7 @@ from maisi_aug.networks.conditioning import (
 )
 from maisi_aug.networks.decoder import Decoder
 from maisi_aug.networks.devices import explain_missing
+from maisi_aug.networks.encoder import Encoder
 from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.progress import Report
@@ -163,6 +164,11 @@ class Pipeline:
             may_split=is_plain and self.compiler != "trt",
             clips=not self.bundle.is_mr,
         )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Encoder of images to latents; remembers what exceeded the memory."""
+        return Encoder(self.networks.autoencoder)
 
     def synthesize_image(
         self,
@@ -324,7 +330,7 @@ class Pipeline:
     @torch.inference_mode()
     def _encode_known(self, image: Tensor, is_known: Tensor, noise: Tensor, num_resamplings: int) -> KnownLatent:
         """The latent of an image, known where all voxels below a latent voxel are."""
-        latent = self.networks.autoencoder.encode(image[:, None])[0].float()  # type: ignore[operator]
+        latent = self.encoder.encode(image[:, None]).float()
         factors = [side // small for side, small in zip(is_known.shape[1:], noise.shape[2:], strict=True)]
         hidden = functional.max_pool3d((~is_known)[:, None].float(), factors)  # of which MPS has no adaptive one
         return KnownLatent((latent * self.networks.scale_factor).expand_as(noise), hidden == 0, num_resamplings)

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
+from maisi_aug.networks.cpu_layers import CpuMaisiUpsample, is_measurable, measure_groups
 from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
@@ -97,14 +98,8 @@ class Moments:
 
     def add(self, slab: Tensor) -> None:
         """Accumulate a slab ``(B, C, I, J, K)``."""
-        # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU. Of
-        # channels last its sums are too coarse, see CpuGroupNorm.
-        batch, channels, *sides = slab.shape
-        _, means, rsqrts = torch.native_group_norm(
-            slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
-        )
         added = slab[0].numel() // self.num_groups
-        mean, squares = in_float64(means), in_float64(rsqrts).square().reciprocal() * added
+        mean, squares = self._measure(slab)
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = added, mean, squares
             return
@@ -113,6 +108,19 @@ class Moments:
         self.squares = self.squares + squares + shift.square() * (self.count * added / total)
         self.mean = self.mean + shift * (added / total)
         self.count = total
+
+    def _measure(self, slab: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and sum of squared deviations of a slab's groups, ``(B, num_groups)`` float64."""
+        if is_measurable(slab):
+            return measure_groups(slab, self.num_groups)
+        # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU. Of
+        # channels last its sums are too coarse, see CpuGroupNorm.
+        batch, channels, *sides = slab.shape
+        _, means, rsqrts = torch.native_group_norm(
+            slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
+        )
+        number = slab[0].numel() // self.num_groups
+        return in_float64(means), in_float64(rsqrts).square().reciprocal() * number
 
     def as_scale_and_shift(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """Return scale and shift that a group norm amounts to, ``(B, C, 1, 1, 1)`` float32 each."""
@@ -188,7 +196,10 @@ class _Up:
         return max(start // 2 - 1, 0), min(-(-stop // 2) + 1, side)
 
     def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
-        return cast(Tensor, self.layer(part))[:, :, start - 2 * first : stop - 2 * first]
+        start, stop = start - 2 * first, stop - 2 * first
+        if isinstance(self.layer, CpuMaisiUpsample):
+            return self.layer.upsample(part, start, stop)
+        return cast(Tensor, self.layer(part))[:, :, start:stop]
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,7 @@ from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.networks.weights import load_weight_file
 from tests.benchmarks.image_stages import read_sides
 from tests.benchmarks.measuring import Clock
-from tests.benchmarks.pipeline import REPOSITORY, WIDTHS
-from tests.builders.narrow_networks import scaled_header
-from tests.builders.random_bundle import write_random_bundle
+from tests.benchmarks.pipeline import REPOSITORY, WIDTHS, find_random_bundle
 from tests.oracles.reference_loop import ReferenceLoop
 
 WAYS = ("whole", "exact", "windows", "reference")
@@ -52,14 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--precision", choices=["float32", "bfloat16", "float16"], default="float32")
     parser.add_argument("--way", action="append", choices=WAYS, help="may repeat (default: all)")
     parser.add_argument("--out", type=Path, help="file for the figures")
-    parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help="folder that keeps the random weights for a further run")
+    parser.add_argument("--images", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.bundle:
+    if options.images:
         sys.stdout.write(json.dumps(measure(options, options.way[0])) + "\n")
         return
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        write_random_bundle(Path(folder), scaled_header("rflow-ct", divisor=WIDTHS[options.width]), seed=0)
+        options.weights = find_random_bundle(options.weights or Path(folder), "rflow-ct", options.width).path
         for way in options.way or WAYS:
             rows[way] = run_in_process(options, way, folder)
             if "error" not in rows[way] and Path(folder, "whole.npy").is_file():
@@ -67,20 +66,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows[way]["largest_difference"] = float(np.abs(whole - image).max())
             sys.stdout.write(f"{way}: {json.dumps(rows[way])}\n")
             sys.stdout.flush()
-    if options.out:
-        options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            if options.out:  # after every way, so that a time limit leaves what there is
+                options.out.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if any("error" in row for row in rows.values()):
+        raise SystemExit(1)
 
 
 def run_in_process(options: argparse.Namespace, way: str, folder: str) -> dict[str, Any]:
     """One way's figures, or its error, which leaves the other ways alone."""
-    taken = {"side", "width", "window", "own_window", "memory", "device", "precision"}
+    taken = {"side", "width", "window", "own_window", "memory", "device", "precision", "weights"}
     flags = [
         text
         for key, value in vars(options).items()
         if key in taken and value is not None
         for text in (f"--{key.replace('_', '-')}", str(value))
     ]
-    command = [sys.executable, "-m", "tests.benchmarks.decoding", *flags, "--way", way, "--bundle", folder]
+    command = [sys.executable, "-m", "tests.benchmarks.decoding", *flags, "--way", way, "--images", folder]
     done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1]}
@@ -90,7 +91,7 @@ def run_in_process(options: argparse.Namespace, way: str, folder: str) -> dict[s
 
 def measure(options: argparse.Namespace, way: str) -> dict[str, Any]:
     """Decode a small latent to warm up, then the one that is measured, and leave the image in the folder."""
-    bundle = load_bundle(options.bundle)
+    bundle = load_bundle(options.weights)
     precision: ComputeType = options.precision
     latent = torch.randn(1, 4, *[options.side // 4] * 3, generator=torch.Generator().manual_seed(0)).to(options.device)
     notes: dict[str, Any] = {}
@@ -131,7 +132,7 @@ def measure(options: argparse.Namespace, way: str) -> dict[str, Any]:
         image = decode(latent)
         clock.stop()
     used = time.process_time() - begun
-    np.save(options.bundle / f"{way}.npy", image.cpu().numpy())
+    np.save(options.images / f"{way}.npy", image.cpu().numpy())
     figures = clock.to_dict()["decode"]
     seconds = figures["seconds"] if options.device.startswith("cuda") else used
     return {"seconds": round(seconds, 2), "peak_gb": round((figures["peak_bytes"] - before) / 1e9, 3), **notes}

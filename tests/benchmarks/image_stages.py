@@ -18,6 +18,7 @@ from torch import nn
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, load_bundle
 from maisi_aug.bundle_spec.decoding import DecodingConfig, PrecisionName
 from maisi_aug.gates.checks import check_organ_hu
+from maisi_aug.networks.acceleration import Compiler
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.vocabulary.hu import reference_hu_ranges
 from maisi_aug.volumes.grid import Grid
@@ -43,6 +44,8 @@ class Case:
         window: Latent voxels decoded at once, on both sides; None for the bundle's, ``whole`` for all of them.
         source: ``given`` for a label map that is there, ``diffusion`` for one that is generated first.
         own_precision: What ours computes in.
+        compiler: What ours is compiled by.
+        warm_ups: Rounds before those that count.
     """
 
     bundle: str
@@ -54,6 +57,8 @@ class Case:
     window: tuple[int, int, int] | str | None = None
     source: str = "given"
     own_precision: PrecisionName = "auto"
+    compiler: Compiler = "none"
+    warm_ups: int = 0
 
 
 class _EmbeddingTimer:
@@ -86,16 +91,20 @@ class _EmbeddingTimer:
 def run_ours(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
     """Our pipeline as ``synthesize`` uses it; loading the weights is not timed."""
     label_map: NDArray[np.uint8] = np.load(case.label_map)
-    pipeline = Pipeline.load(load_bundle(case.bundle), case.device, precision=case.own_precision)
+    pipeline = Pipeline.load(
+        load_bundle(case.bundle), case.device, precision=case.own_precision, compiler=case.compiler
+    )
     timer = _EmbeddingTimer(pipeline.networks.controlnet, case.device)
     grid = Grid.from_spacing(cast(tuple[int, int, int], label_map.shape), SPACING_MM)
     used: list[Any] = []
-    for number in range(case.repeats):
+    for number in range(-case.warm_ups, case.repeats):
+        if number == 0:
+            clock.forget()
         clock.start("sampling")
         image_hu = pipeline.synthesize_image(
             label_map,
             grid,
-            seed=number,
+            seed=abs(number),
             num_inference_steps=case.steps,
             decoding=DecodingConfig(window=case.window),  # type: ignore[arg-type]  # a list, from JSON
             report=lambda done, total: clock.start("image decode") if done == total else None,
@@ -127,9 +136,11 @@ def run_reference(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
     window = bundle.spec.decode_window if case.window is None else case.window
     shape = (1, 4, *(side // bundle_factor(definitions) for side in label_map.shape))
     affine = np.diag([*SPACING_MM, 1.0])
-    for number in range(case.repeats):
+    for number in range(-case.warm_ups, case.repeats):
+        if number == 0:
+            clock.forget()
         clock.start("sampling")
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(case.device)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(abs(number))).to(case.device)
         regions = (
             ("abdomen", "abdomen")
             if bundle.definition("diffusion_unet").get("include_top_region_index_input")

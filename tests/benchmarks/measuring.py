@@ -43,6 +43,12 @@ class Clock:
         self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), _read_peak(self.device))
         self._running = None
 
+    def forget(self) -> None:
+        """Drop what rounds before those that count have taken."""
+        self.stop()
+        self.seconds.clear()
+        self.peak_bytes.clear()
+
     def move(self, seconds: float, *, origin: str, target: str) -> None:
         """Count part of the last round of a stage as another stage that ran inside it."""
         self.seconds[origin][-1] -= seconds

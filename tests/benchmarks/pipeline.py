@@ -25,8 +25,9 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
+from maisi_aug.bundle_spec.bundle import BUNDLE_FILE, Bundle, embedded_bundles, load_bundle
 from maisi_aug.bundle_spec.decoding import PrecisionName
+from maisi_aug.networks.acceleration import Compiler
 from tests.benchmarks import image_stages, mask_stages
 from tests.benchmarks.image_stages import Case
 from tests.benchmarks.measuring import Clock
@@ -62,12 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--warm-ups", type=int, default=0, help="rounds before those that count")
     parser.add_argument("--window", metavar="IxJxK|whole", help="decoded at once (default: the bundle's)")
     parser.add_argument(
         "--precision", action="append", choices=["float32", "bfloat16", "float16"], help="of the reference; may repeat"
     )
     known = get_args(PrecisionName)
     parser.add_argument("--own-precision", choices=known, default="auto", help="of ours (default: auto)")
+    parser.add_argument("--compile", choices=get_args(Compiler), default="none", help="of our networks (default: none)")
+    parser.add_argument("--weights", type=Path, help="folder that keeps the random weights for a further run")
+    parser.add_argument("--only", choices=list(IMAGE), help="one side alone")
     parser.add_argument("--source", action="append", choices=["given", "diffusion"], help="of the map; may repeat")
     parser.add_argument("--mask-time-steps", type=int, default=1000, help="of the mask scheduler, all of them taken")
     parser.add_argument("--side", nargs=2, metavar=("SIDE", "CASE"), help=argparse.SUPPRESS)
@@ -86,19 +91,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for source, width, grid, precision in product(sources, widths, options.grid or GRIDS[kind], precisions):
             options.source, options.width, options.precision = source, width, precision
             case = prepare(options, grid, Path(folder))
-            sides = {name: run_in_process(name, case) for name in IMAGE}
-            runs.append({"grid": grid, **describe(options), "sides": sides})
+            runs.append({"grid": grid, **describe(options), "sides": {}})
+            for name in [options.only] if options.only else IMAGE:
+                runs[-1]["sides"][name] = run_in_process(name, case)
+                write_results(results, options.out)  # after every side, so that a time limit leaves what there is
             sys.stdout.write(to_table(runs[-1]) + "\n")
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results_pipeline.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (options.out / "results_pipeline.md").write_text(to_markdown(results), encoding="utf-8")
+    if any("error" in side for run in runs for side in run["sides"].values()):
+        raise SystemExit(1)
+
+
+def write_results(results: Mapping[str, Any], folder: Path) -> None:
+    """Write ``results_pipeline.json`` and ``results_pipeline.md``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results_pipeline.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / "results_pipeline.md").write_text(to_markdown(results), encoding="utf-8")
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:
     """The settings that tell one run from another."""
     return {
         key: getattr(options, key)
-        for key in ("bundle", "source", "width", "steps", "device", "repeats", "window", "precision", "own_precision")
+        for key in (
+            *("bundle", "source", "width", "steps", "device", "repeats", "warm_ups", "window", "precision"),
+            *("own_precision", "compile"),
+        )
     }
 
 
@@ -108,7 +124,9 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
     np.save(label_map, image_stages.draw_label_map(image_stages.read_sides(grid)))
     if options.bundle in embedded_bundles():
         bundle = load_bundle(options.bundle)
-    elif (folder / options.source / options.width / "bundle.yaml").is_file():
+    elif options.source == "given" and options.bundle == "rflow-ct":
+        bundle = find_random_bundle(options.weights or folder, options.bundle, options.width)
+    elif (folder / options.source / options.width / BUNDLE_FILE).is_file():
         bundle = load_bundle(folder / options.source / options.width)
     else:
         bundle = write_narrow_bundle(options, folder / options.source / options.width)
@@ -123,7 +141,17 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
         window,
         options.source,
         options.own_precision,
+        options.compile,
+        options.warm_ups,
     )
+
+
+def find_random_bundle(folder: Path, name: str, width: str) -> Bundle:
+    """A known bundle's image networks at a width with random weights; those of an earlier run where there are some."""
+    place = folder / f"{name}-{width}"
+    if (place / BUNDLE_FILE).is_file():
+        return load_bundle(place)
+    return write_random_bundle(place, scaled_header(name, divisor=WIDTHS[width]), seed=0)
 
 
 def write_narrow_bundle(options: argparse.Namespace, folder: Path) -> Bundle:
@@ -139,7 +167,7 @@ def write_narrow_bundle(options: argparse.Namespace, folder: Path) -> Bundle:
 
 
 def run_in_process(name: str, case: Case) -> dict[str, Any]:
-    """One side, measured from its first import on."""
+    """One side, measured from its first import on, or its error, which leaves the other side alone."""
     command = [
         sys.executable,
         "-m",
@@ -150,7 +178,10 @@ def run_in_process(name: str, case: Case) -> dict[str, Any]:
         name,
         json.dumps(asdict(case)),
     ]
-    done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, capture_output=True, text=True)
+    sys.stderr.write(done.stderr)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1]}
     side: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return side
 
@@ -185,20 +216,25 @@ def describe_machine(device: str) -> dict[str, Any]:
 
 
 def to_table(run: dict[str, Any]) -> str:
-    """One run as a Markdown table."""
-    ours: dict[str, dict[str, float]] = run["sides"]["ours"]["stages"]
-    reference: dict[str, dict[str, float]] = run["sides"]["reference"]["stages"]
-    rows = [(stage, ours[stage], reference[stage]) for stage in STAGES if stage in ours and stage in reference]
-    rows.append(("total", _add_up(ours), _add_up(reference)))
+    """One run as a Markdown table, in which a side that failed or was left out has dashes."""
+    sides = [run["sides"].get(name, {}) for name in ("reference", "ours")]
+    found: list[dict[str, dict[str, float]]] = [dict(side.get("stages", {})) for side in sides]
+    for stages in found:
+        if stages:
+            stages["total"] = _add_up(stages)
     lines = [
         "| stage | reference, s | ours, s | times faster | reference, GB | ours, GB |",
         "|---|---|---|---|---|---|",
     ]
-    for stage, mine, theirs in rows:
-        faster = theirs["seconds"] / max(mine["seconds"], 1e-9)
-        peaks = " | ".join(f"{side['peak_bytes'] / 1e9:.2f}" for side in (theirs, mine))
-        lines.append(f"| {stage} | {theirs['seconds']:.3g} | {mine['seconds']:.3g} | {faster:.1f} | {peaks} |")
-    return "\n".join(lines)
+    for stage in (*STAGES, "total"):
+        theirs, mine = (stages.get(stage) for stages in found)
+        if theirs or mine:
+            faster = f"{theirs['seconds'] / max(mine['seconds'], 1e-9):.1f}" if theirs and mine else "-"
+            seconds = [f"{side['seconds']:.3g}" if side else "-" for side in (theirs, mine)]
+            peaks = [f"{side['peak_bytes'] / 1e9:.2f}" if side else "-" for side in (theirs, mine)]
+            lines.append(f"| {' | '.join([stage, *seconds, faster, *peaks])} |")
+    errors = [f"{name} failed: {side['error']}" for name, side in run["sides"].items() if "error" in side]
+    return "\n".join([*lines, *(f"\n{error}" for error in errors)])
 
 
 def _add_up(stages: dict[str, dict[str, float]]) -> dict[str, float]:
@@ -212,7 +248,7 @@ def describe_source(run: dict[str, Any]) -> str:
     """Where the label map came from, and in how many steps on either side."""
     if run["source"] == "given":
         return "label map given"
-    steps = [run["sides"][name]["mask_steps"] for name in ("reference", "ours")]
+    steps = [run["sides"].get(name, {}).get("mask_steps", "-") for name in ("reference", "ours")]
     return f"label map generated in {steps[0]} and {steps[1]} steps"
 
 
@@ -236,9 +272,9 @@ def to_markdown(results: dict[str, Any]) -> str:
         parts += [
             f"## {run['bundle']} at {run['width']} width, {run['grid']}, {run['steps']} steps, {run['device']}, "
             + describe_source(run),
-            f"Reference in {run['precision']}; ours in {run['own_precision']}, decoded as "
-            + json.dumps(run["sides"]["ours"]["decoding"])
-            + "."
+            f"Reference in {run['precision']}; ours in {run['own_precision']}"
+            + ("" if run["compile"] == "none" else f", compiled by {run['compile']}")
+            + f", decoded as {json.dumps(run['sides'].get('ours', {}).get('decoding'))}."
             + published,
             to_table(run),
         ]

@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.precision", description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=6, help="phantoms (default: 6)")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--steps", type=int, help="of the sampler (default: the bundle's)")
     options = parser.parse_args(arguments)
     bundle = load_bundle("phantom-ct")
     pipeline = Pipeline.load(bundle, options.device, precision="float32")
@@ -43,10 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: dict[str, list[list[float]]] = {name: [] for name in ways}
     for seed in range(FIRST_SEED, FIRST_SEED + options.num):
         label_map = build_label_map(seed=seed, grid=bundle.grid, region="abdomen").label_map
-        exact = pipeline.synthesize_image(label_map, bundle.grid, seed=seed)
+
+        def draw(label_map: NDArray[np.uint8] = label_map, seed: int = seed) -> NDArray[np.int16]:
+            return pipeline.synthesize_image(label_map, bundle.grid, seed=seed, num_inference_steps=options.steps)
+
+        exact = draw()
         for title, way in ways.items():
             with way():
-                image_hu = pipeline.synthesize_image(label_map, bundle.grid, seed=seed)
+                image_hu = draw()
             found[title].append(compare(image_hu, exact, label_map))
     sys.stdout.write(f"| {options.num} phantoms | mean absolute difference in the body, HU | ")
     sys.stdout.write(" | ".join(f"median of the {organ}, HU" for organ in ORGANS) + " |\n|" + "---|" * 5 + "\n")

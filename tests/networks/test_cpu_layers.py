@@ -5,11 +5,20 @@ from typing import Any, cast
 
 import pytest
 import torch
+from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiUpsample
 from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
 
 from maisi_aug.networks.building import build_network, use_plain_layers
-from maisi_aug.networks.cpu_layers import CpuConv3d, CpuGroupNorm, CpuUpsampling, use_cpu_layers
+from maisi_aug.networks.cpu_layers import (
+    CpuConv3d,
+    CpuGroupNorm,
+    CpuMaisiUpsample,
+    CpuUpsampling,
+    is_measurable,
+    measure_groups,
+    use_cpu_layers,
+)
 from tests.builders.narrow_networks import scaled_header
 from tests.oracles.rounding import ROUNDOFF, WINOGRAD_SPREAD, error_of
 
@@ -105,6 +114,7 @@ def test_networks_keep_their_weights_and_names() -> None:
         assert use_cpu_layers(network) > 15
         assert {name: value.data_ptr() for name, value in network.state_dict().items()} == before
         assert use_cpu_layers(network) == 0
+        assert not any(type(layer) is MaisiUpsample for layer in network.modules())
         assert not any(type(layer) is nn.Conv3d for layer in network.modules())
 
 
@@ -126,3 +136,41 @@ def test_norm_of_a_large_image_in_channels_last_is_as_exact_as_of_a_contiguous_o
     norm = nn.GroupNorm(2, 4).requires_grad_(False)
     exact = copy.deepcopy(norm).double()(features.double().contiguous())
     assert error_of(CpuGroupNorm.sharing(norm)(features), exact) < 10 * ROUNDOFF[torch.float32]
+
+
+@pytest.mark.parametrize("sides", [(2, 2, 2), (3, 5, 4), (7, 2, 3)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_interpolated_upsampling_changes_by_rounding_alone(sides: tuple[int, int, int], bias: bool) -> None:
+    plain = MaisiUpsample(3, 6, False, num_splits=1, dim_split=0, print_info=False, save_mem=False)
+    plain.conv = with_random_bias(nn.Conv3d(6, 6, 3, padding=1, bias=bias))
+    features = draw(2, 6, *sides)
+    with torch.no_grad():
+        exact = copy.deepcopy(plain).double()(features.double())
+        expected = plain(features)
+        holder = nn.Sequential(plain)
+        assert use_cpu_layers(holder) == 2
+        assert isinstance(holder[0], CpuMaisiUpsample)
+        found = holder(features)
+    assert not torch.equal(found, expected), "the fast way was not taken"
+    require_same_sums(found, expected, exact, num_terms=27 * 6)
+    for start, stop in ((0, 3), (2, 2 * sides[0]), (1, 2 * sides[0] - 1)):
+        part = holder[0].upsample(features, start, stop)
+        require_same_sums(part, expected[:, :, start:stop], exact[:, :, start:stop], num_terms=27 * 6)
+    assert copy.deepcopy(holder).double()(features.double()).allclose(exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [0.0, 50.0])
+def test_groups_are_measured_in_channels_last_as_exactly_as_in_float64(mean: float) -> None:
+    features = (draw(2, 8, 21, 22, 23) + mean).contiguous(memory_format=torch.channels_last_3d)
+    assert is_measurable(features)
+    means, squares = measure_groups(features, 2)
+    groups = features.double().reshape(2, 2, -1)
+    assert torch.allclose(means, groups.mean(-1), atol=1e-6)
+    assert torch.allclose(squares, (groups - groups.mean(-1, keepdim=True)).square().sum(-1), rtol=1e-6)
+    norm = nn.GroupNorm(2, 8).requires_grad_(False)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    found = CpuGroupNorm.sharing(norm)(features)
+    assert found.is_contiguous(memory_format=torch.channels_last_3d)
+    exact = copy.deepcopy(norm).double()(features.double())
+    assert error_of(found, exact) <= (4 + mean) * ROUNDOFF[torch.float32] * 4

@@ -11,19 +11,18 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 from pathlib import Path
 from threading import Lock
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from monai.inferers.utils import sliding_window_inference
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import hu_to_unit
+from maisi_aug.networks.encoder import Encoder
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
@@ -58,9 +57,6 @@ class Ahead(Generic[Batch]):
 
 
 CACHE_BYTES = 2 * 2**30
-# Larger images are encoded in overlapping windows, as MAISI does: NV-Generate-CTMR, diff_model_create_training_data.py.
-ENCODE_WINDOW: Shape = (320, 320, 160)
-ENCODE_OVERLAP = 0.4
 
 REGIONS = ("chest", "abdomen", "pelvis", "any")
 
@@ -244,9 +240,8 @@ def encode_store(
         raise TrainingError("Latents: there is no training case. Build the phantoms first.")
     folder = folder / f"latents-{weights_hash[:12]}"
     paths = [folder / f"{index:05d}.npy" for index in range(len(store))]
-    latents = load_or_encode(
-        paths, lambda index: encode_image(store.image_hu(index), autoencoder, device), report=report
-    )
+    encoder = Encoder(autoencoder)
+    latents = load_or_encode(paths, lambda index: encode_image(store.image_hu(index), encoder, device), report=report)
     return LatentSet(latents, measure_scale_factor(latents, deviation))
 
 
@@ -287,16 +282,6 @@ def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
     return deviation / float((power - centre**2).sqrt())
 
 
-def encode_image(image_hu: NDArray[np.int16], autoencoder: nn.Module, device: str) -> Tensor:
-    """Encode an ``(I, J, K)`` CT in HU to its posterior mean ``(C, i, j, k)``; large images are encoded in windows."""
-
-    def encode(image: Tensor) -> Tensor:
-        mean: Tensor = autoencoder.encode(image)[0]  # type: ignore[operator]
-        return mean
-
-    image = hu_to_unit(torch.from_numpy(image_hu)).to(device)[None, None]
-    if image.numel() <= prod(ENCODE_WINDOW):
-        return encode(image)[0]
-    window = [min(side, wanted) for side, wanted in zip(image_hu.shape, ENCODE_WINDOW, strict=True)]
-    mean = sliding_window_inference(image, window, 1, encode, overlap=ENCODE_OVERLAP, mode="gaussian")
-    return cast(Tensor, mean)[0]
+def encode_image(image_hu: NDArray[np.int16], encoder: Encoder, device: str) -> Tensor:
+    """Return the posterior mean ``(C, i, j, k)`` of an ``(I, J, K)`` image, in parts where memory is short."""
+    return encoder.encode(hu_to_unit(torch.from_numpy(image_hu)).to(device)[None, None])[0]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from maisi_aug.errors import PreparationError, TrainingError
+from maisi_aug.networks.encoder import Encoder
 from maisi_aug.preparation.prepared import LATENTS_FOLDER, PreparedCase, PreparedDataset, PreparedSpec, load_prepared
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.training.cases.data import (
@@ -129,8 +130,9 @@ class PreparedStore:
         folder = self.dataset.path / LATENTS_FOLDER / weights_hash[:12]
         # The hash covers the header too, so that it changes with the grid.
         paths = [folder / f"{record.id}.{record.image_sha256[:12]}.npy" for record in self.cases]
+        encoder = Encoder(autoencoder)
         latents = load_or_encode(
-            paths, lambda index: encode_image(self.image_hu(index), autoencoder, device), report=report
+            paths, lambda index: encode_image(self.image_hu(index), encoder, device), report=report
         )
         if deviation is not None:
             scale_factor = measure_scale_factor(latents, deviation)

@@ -53,6 +53,18 @@ def test_default_needs_no_download_and_says_what_it_is(embedded: Extractor) -> N
     assert embedded.describe().endswith("sha256 579344248a93)")
 
 
+@pytest.mark.parametrize("sides", [(64, 96), (75, 57)])
+def test_folded_network_gives_the_features_of_timms(embedded: Extractor, sides: tuple[int, int]) -> None:
+    plain = embedded.spec.build()
+    extractors._load_state(plain, extractors._find_embedded(), embedded.spec)
+    slices = torch.rand(2, 1, *sides, generator=torch.Generator().manual_seed(0)).expand(-1, 3, -1, -1) * 2 - 1
+    with torch.inference_mode():
+        wanted = plain.eval().forward_features(slices).mean(dim=(2, 3))  # type: ignore[operator]
+        found = embedded.network(slices).mean(dim=(2, 3))
+        exact = in_float64(plain).forward_features(slices.double()).mean(dim=(2, 3))  # type: ignore[operator]
+    require_rounding_alone(found, wanted, exact, depth=depth_of(plain))
+
+
 def test_stack_is_scaled_by_its_own_extremes(embedded: Extractor) -> None:
     """Gain and offset of a stack do not matter, but scaling slice by slice would: the slices keep their proportions."""
     slices = draw_slices()

@@ -84,6 +84,33 @@ def test_moments_do_not_depend_on_how_slices_are_dealt_out() -> None:
     np.testing.assert_allclose(apart.covariance, np.cov(np.concatenate(cases).astype(np.float64), rowvar=False))
 
 
+def test_rest_of_a_set_has_the_moments_of_its_cases() -> None:
+    cases = draw_cases(4)
+    rest = measure_moments(cases).without(measure_moments(cases[:5]))
+    expected = measure_moments(cases[5:])
+    assert rest.num == expected.num
+    np.testing.assert_allclose(rest.mean, expected.mean, rtol=1e-12)
+    np.testing.assert_allclose(rest.covariance, expected.covariance, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("num_constant", [0, 1])
+def test_distance_and_influence_bear_features_that_never_change_or_repeat(num_constant: int) -> None:
+    """Of such features covariances are singular however many slices there are."""
+    first, second = (draw_cases(seed, shift=0.3 * seed) for seed in (1, 2))
+    wider = [
+        [np.c_[case, case[:, :2], np.ones((len(case), num_constant))] for case in cases] for cases in (first, second)
+    ]
+    # What repeats counts twice, as it does when both are one feature that is sqrt(2) times as large.
+    stretched = [
+        [case * np.r_[np.full(2, 2**0.5), np.ones(DIMENSION - 2)] for case in cases] for cases in (first, second)
+    ]
+    expected, found = ([measure_moments(cases) for cases in sets] for sets in (stretched, wider))
+    assert frechet_distance(*found) == pytest.approx(frechet_distance(*expected), rel=1e-6)
+    np.testing.assert_allclose(
+        case_influence(wider[0], *found), case_influence(stretched[0], *expected), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_influence_is_the_derivative_by_a_cases_weight() -> None:
     first, second = draw_cases(5), draw_cases(6, shift=0.5)
     own, other = measure_moments(first), measure_moments(second)
@@ -171,13 +198,14 @@ def test_extrapolation_comes_nearer_to_very_many_cases() -> None:
     raw, limits = [], []
     for seed in range(12):
         first, second = draw_cases(100 + seed), draw_cases(200 + seed, shift=0.8)
-        raw.append(frechet_distance(measure_moments(first), measure_moments(second)))
-        limit = extrapolate_distance(first, second, raw[-1], np.random.default_rng(seed))
+        moments = measure_moments(first), measure_moments(second)
+        raw.append(frechet_distance(*moments))
+        limit = extrapolate_distance(first, second, moments, raw[-1], np.random.default_rng(seed))
         assert limit is not None
         limits.append(limit)
     assert np.mean(raw) > 2 * truth
     assert abs(np.mean(limits) - truth) < 0.25 * abs(np.mean(raw) - truth)
-    assert extrapolate_distance(first[:3], second, 1.0, np.random.default_rng(0)) is None
+    assert extrapolate_distance(first[:3], second, moments, 1.0, np.random.default_rng(0)) is None
 
 
 @pytest.mark.slow
@@ -188,7 +216,7 @@ def test_interval_of_the_extrapolated_distance_covers_that_of_very_many_cases() 
         first, second = draw_cases(1000 + seed, num_cases=60), draw_cases(2000 + seed, num_cases=60, shift=0.8)
         own, other = measure_moments(first), measure_moments(second)
         generator = np.random.default_rng(seed)
-        limit = extrapolate_distance(first, second, frechet_distance(own, other), generator)
+        limit = extrapolate_distance(first, second, (own, other), frechet_distance(own, other), generator)
         assert limit is not None
         interval = bootstrap_interval(
             limit, [case_influence(first, own, other), case_influence(second, other, own)], generator

@@ -17,6 +17,7 @@ from maisi_aug.api.finetuning import finetune_controlnet
 from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import MaisiAugError, PreparationError, TrainingError
 from maisi_aug.networks.conditioning import unit_to_hu
+from maisi_aug.networks.encoder import Encoder
 from maisi_aug.networks.weights import load_autoencoder
 from maisi_aug.training.cases.data import encode_image
 from maisi_aug.training.cases.embeddings import prepare_embeddings, read_list
@@ -46,7 +47,7 @@ def write(tmp_path: Path, base: Bundle) -> Callable[..., Path]:
             label_map[label_map == GLAND] = label_id
             image_hu = np.vectorize(lambda i: HU.get(i, 60), otypes=[np.int16])(label_map)
             with torch.no_grad():
-                mean = encode_image(image_hu, autoencoder, "cpu").numpy()
+                mean = encode_image(image_hu, Encoder(autoencoder), "cpu").numpy()
             folder = tmp_path / "kits" / f"KiTS-00{number}"
             folder.mkdir(parents=True, exist_ok=True)
             affine = np.diag([*SPACING_MM, 1.0])
