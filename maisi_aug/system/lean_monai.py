@@ -16,9 +16,41 @@ from types import ModuleType
 from typing import Final
 
 UNNEEDED: Final = frozenset(
-    "clearml cucim cupy cupyx cv2 gdown h5py huggingface_hub ignite itk lpips matplotlib mlflow nibabel openslide optuna "
-    "pandas pyamg pydicom requests scipy.signal segment_anything skimage sklearn tensorboard tensorboardX tifffile "
-    "torch.utils.tensorboard torchaudio torchio torchvision transformers zarr".split()
+    (
+        "clearml",
+        "cucim",
+        "cupy",
+        "cupyx",
+        "cv2",
+        "gdown",
+        "h5py",
+        "huggingface_hub",
+        "ignite",
+        "itk",
+        "lpips",
+        "matplotlib",
+        "mlflow",
+        "nibabel",
+        "openslide",
+        "optuna",
+        "pandas",
+        "pyamg",
+        "pydicom",
+        "requests",
+        "scipy.signal",
+        "segment_anything",
+        "skimage",
+        "sklearn",
+        "tensorboard",
+        "tensorboardX",
+        "tifffile",
+        "torch.utils.tensorboard",
+        "torchaudio",
+        "torchio",
+        "torchvision",
+        "transformers",
+        "zarr",
+    )
 )
 """Packages and modules that MONAI imports where they are installed; no network, scheduler, loss or metric of ours uses
 one."""
