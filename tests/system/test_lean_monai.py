@@ -26,6 +26,7 @@ def test_networks_are_loaded_without_what_they_do_not_need() -> None:
         "pipeline = Pipeline.load(load_bundle('phantom-ct'), 'cpu')\n"
         "found = {name.partition('.')[0] for name in sys.modules} & {*UNNEEDED, 'sympy', 'triton'}\n"
         "assert found <= {'skimage'}, found  # of label maps\n"
+        "assert not pipeline.networks.controlnet.use_checkpointing\n"
         "assert 'torch._dynamo' not in sys.modules, 'the compiler is imported for nothing'\n"
         "import monai, pydicom, nibabel, scipy.signal, torchvision, importlib.resources\n"
         "assert importlib.resources.files(monai).joinpath('README.md').parent.is_dir()\n"
