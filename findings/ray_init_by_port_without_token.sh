@@ -2,8 +2,9 @@
 # Ray on one machine and account, with a token in ~/.ray/auth_token: ray start, then ray.init("HOST:PORT").
 #
 # Ray 2.60.0's `ray start --head` finds the token and asks everyone for it. ray.init(address="HOST:PORT") of the same
-# account does not look for the file: it sends no token, is refused, and names RAY_AUTH_MODE in its error. With
-# RAY_AUTH_MODE=token it reads the file and is let in. Exits 0 while this is so, 1 when it changes.
+# account does not look for the file: it sends no token, is refused, tries again for some time, and
+# ends with "Failed to connect to Ray cluster", which names no token. With RAY_AUTH_MODE=token it reads the file and is
+# let in. Exits 0 while this is so, 1 when it changes.
 set -euo pipefail
 work=$(mktemp -d)
 head=""
@@ -30,11 +31,13 @@ setsid ray start --head --block --port="$port" --node-ip-address=127.0.0.1 --num
     --temp-dir="$work/r" --object-store-memory=100000000 >head.log 2>&1 &
 head=$!
 for _ in $(seq 240); do grep -q "Ray runtime started" head.log && break; sleep 1; done
-without=$(timeout 300 python join.py "127.0.0.1:$port" 2>/dev/null | tail -1 || true)
+said=$(timeout 300 python join.py "127.0.0.1:$port" 2>&1 || true)
+without=$(tail -1 <<<"$said")
 with=$(RAY_AUTH_MODE=token timeout 300 python join.py "127.0.0.1:$port" 2>/dev/null | tail -1 || true)
 echo "Ray 2.60.0, as it is: $without"
 echo "with RAY_AUTH_MODE=token: $with"
-if [[ $without != joined* && $without == *uth* && $with == "joined a cluster with 1 core" ]]; then
+if [[ $said == *"Authentication token is missing"* && $without == ConnectionError* && $without != *oken* &&
+    $with == "joined a cluster with 1 core" ]]; then
     echo "as described"
 else
     echo "CHANGED"
