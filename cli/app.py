@@ -15,6 +15,7 @@ from maisi_aug import __version__
 from maisi_aug.cli.shared.boundary import LESS_MEMORY, guard, silence_third_parties
 from maisi_aug.cli.shared.help_pages import HELP_FLAGS, fit_help, name_values, unbreak
 from maisi_aug.cli.shared.streams import open_closed_streams
+from maisi_aug.system.lean_monai import import_monai_lean
 
 PROGRAM = "maisi-aug"
 DEBUG_FLAG = "--debug"
@@ -173,6 +174,7 @@ def _memory_options(words: Sequence[str]) -> list[str]:
 def main() -> None:
     """Entry point of the installed command ``maisi-aug``."""
     open_closed_streams()
+    import_monai_lean()
     if DEBUG_FLAG not in sys.argv:
         silence_third_parties()
     sys.exit(run(sys.argv[1:]))

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -79,28 +78,19 @@ def pull_command(
 
     Example: maisi-aug bundles pull rflow-ct --accept-license
     """
-    from maisi_aug.bundle_spec.known_bundles import find_known_bundle
-    from maisi_aug.networks.checkpoints.databases import pull_database
-    from maisi_aug.networks.checkpoints.hub import pull_bundle
-    from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
+    from maisi_aug.api.bundles import pull_bundle
+    from maisi_aug.networks.checkpoints.databases import database_folder
 
-    accept = partial(_accept, accept_license)
-    if is_repository(name):
-        if with_masks or with_mask_database:
-            option = "--with-masks" if with_masks else "--with-mask-database"
-            raise typer.BadParameter(f"{option} can only be used with a bundle of NVIDIA's.")
-        bundle = pull_shared(name, accept_licence=accept, revision=revision, folder=to, report=tell)
-        tell_ready(bundle, to, as_json=as_json)
-        return
-    if revision is not None:
-        raise typer.BadParameter("--revision can only be used with a shared bundle, OWNER/NAME.")
-    known = find_known_bundle(name)
-    if with_mask_database:
-        known.require_database()
-    bundle = pull_bundle(known, accept_licence=accept, with_masks=with_masks, folder=to, report=tell)
-    # The licence, which is that of the label maps too, was accepted for the bundle.
-    database = pull_database(known, accept_licence=lambda _: True, report=tell) if with_mask_database else None
-    tell_ready(bundle, to, as_json=as_json, database=database)
+    bundle = pull_bundle(
+        name,
+        accept_license=accept_license or ask_for_licence,
+        with_masks=with_masks,
+        with_mask_database=with_mask_database,
+        revision=revision,
+        to=to,
+        say=tell,
+    )
+    tell_ready(bundle, to, as_json=as_json, database=database_folder(name) if with_mask_database else None)
 
 
 def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path | None = None) -> None:
@@ -115,12 +105,8 @@ def tell_ready(bundle: Bundle, to: Path | None, *, as_json: bool, database: Path
     usage = "" if bundle.has_controlnet else " --mask-source none"
     typer.echo(f"{bundle.name}: ready in {bundle.path}.")
     if database is not None:
-        typer.echo(f"Label maps: in {database}.\nUse them with: --mask-bank {database}")
+        typer.echo(f"Use the label maps with: --mask-bank {database}")
     typer.echo(f"Use it with: --bundle {used}{usage}")
-
-
-def _accept(is_accepted: bool, _: object) -> bool:
-    return is_accepted or ask_for_licence()
 
 
 def ask_for_licence() -> bool:
@@ -331,15 +317,17 @@ def import_command(
 
     Example: maisi-aug bundles import NV-Generate-CTMR --as rflow-ct --accept-license
     """
-    from maisi_aug.networks.checkpoints.folders import import_bundle, import_networks
+    from maisi_aug.api.bundles import import_bundle
 
-    if network is None:
-        if modality:
-            raise typer.BadParameter("--modality can only be used with --network.")
-        accept = partial(_accept, accept_license)
-        bundle = import_bundle(source, accept_licence=accept, name=name, folder=to, report=tell)
-    else:
-        bundle = import_networks(source, network, name=name, modalities=modality or (), folder=to, report=tell)
+    bundle = import_bundle(
+        source,
+        name=name,
+        network=network,
+        modalities=modality or (),
+        accept_license=accept_license or ask_for_licence,
+        to=to,
+        say=tell,
+    )
     tell_ready(bundle, to, as_json=as_json)
 
 

@@ -36,7 +36,7 @@ dataset_id, plans, configuration, num_processes = sys.argv[1:]
 preprocess_dataset(int(dataset_id), plans, (configuration,), (int(num_processes),), show_progress_bar=False)
 """
 _TRAIN = """
-import multiprocessing, os, random, signal, sys
+import multiprocessing, os, random, signal, sys, threading
 from pathlib import Path
 import numpy as np
 import torch
@@ -52,7 +52,13 @@ def stop(*_):  # with the workers that draw batches, which would live on and hol
     os._exit(1)
 
 
+def follow():  # the process that reads the output: killed, it cannot end this one, which another would train beside
+    sys.stdin.buffer.read()
+    stop()
+
+
 signal.signal(signal.SIGTERM, stop)
+threading.Thread(target=follow, daemon=True).start()
 random.seed(int(seed))
 np.random.seed(int(seed) % 2**32)
 torch.manual_seed(int(seed))
@@ -196,6 +202,7 @@ def _follow(
     """Run the training and read what it prints; None if it was stopped at the time limit."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _TRAIN, *arguments],
+        stdin=subprocess.PIPE,  # closed when this process ends, however it ends
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -25,6 +25,7 @@ from maisi_aug.errors import MaisiAugError, WorkerError
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.engine.crew import Message, Post, serve
 from maisi_aug.system.engine.work import Worker, WorkerPlace, WorkerSpec
+from maisi_aug.system.lean_monai import import_monai_lean
 
 PIECE_BYTES: Final = 8 << 20
 LISTEN_SECONDS: Final = 10.0
@@ -137,6 +138,7 @@ class RemoteWorker:
     def _work(self) -> None:
         from ray import get_runtime_context
 
+        import_monai_lean()
         with suppress(OSError):
             os.chdir(self._assignment.home)
         path, content = self._assignment.token

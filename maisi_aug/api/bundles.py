@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict
 
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 # Fields that give the width of a network, under MAISI's names.
 WIDTH_KEYS = ("num_channels", "channels", "latent_channels", "num_res_blocks", "attention_levels", "num_head_channels")
 DTYPES = ("float16", "bfloat16", "float32")
+
+AcceptLicense = bool | Callable[[], bool]
+"""Whether the licence of the weights is accepted, or a function that asks; it is called only where weights are about to
+be written, once ``say`` has received the licence."""
 
 
 class BundleRow(TypedDict):
@@ -83,7 +87,7 @@ def show_bundle(bundle: str | Path) -> dict[str, Any]:
 def pull_bundle(
     name: str,
     *,
-    accept_license: bool = False,
+    accept_license: AcceptLicense = False,
     with_masks: bool = False,
     with_mask_database: bool = False,
     revision: str | None = None,
@@ -94,10 +98,10 @@ def pull_bundle(
 
     Args:
         name: One of those that :func:`list_bundles` names, or the repository ``owner/name`` of a shared one.
-        accept_license: Whether you have read and accept the licence of the weights.
+        accept_license: Whether you have read and accept the licence of the weights, or a function that asks you.
         with_masks: Whether to include the networks that generate label maps.
         with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
-            with their folder.
+            with their folder. Their licence is that of the bundle, and is not asked for again.
         revision: Branch, tag or commit of a shared bundle (default: the newest).
         to: Folder of the bundle (default: the folder where bundles are found by name).
         say: Called with a sentence about each step.
@@ -114,22 +118,22 @@ def pull_bundle(
     from maisi_aug.networks.checkpoints.hub import pull_bundle as pull
     from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared
 
-    folder = None if to is None else Path(to)
+    accept, folder = _asks(accept_license), None if to is None else Path(to)
     if is_repository(name):
         if with_masks or with_mask_database:
-            option = "with_masks" if with_masks else "with_mask_database"
+            option = "--with-masks" if with_masks else "--with-mask-database"
             raise RequestError(f"{option} can only be used with a bundle of NVIDIA's.")
-        return pull_shared(name, accept_licence=lambda _: accept_license, revision=revision, folder=folder, report=say)
+        return pull_shared(name, accept_licence=accept, revision=revision, folder=folder, report=say)
     if revision is not None:
-        raise RequestError("revision can only be used with a shared bundle, OWNER/NAME.")
+        raise RequestError("--revision can only be used with a shared bundle, OWNER/NAME.")
     known = find_known_bundle(name)
     if with_mask_database:
         known.require_database()
-    bundle = pull(known, accept_licence=lambda _: accept_license, with_masks=with_masks, folder=folder, report=say)
+    bundle = pull(known, accept_licence=accept, with_masks=with_masks, folder=folder, report=say)
     if with_mask_database:
-        database = pull_database(known, accept_licence=lambda _: accept_license, report=say)
+        database = pull_database(known, accept_licence=lambda _: True, report=say)
         if say is not None:
-            say(f"The label maps lie in {database}.")
+            say(f"The label maps are in {database}.")
     return bundle
 
 
@@ -139,7 +143,7 @@ def import_bundle(
     name: str | None = None,
     network: str | Path | None = None,
     modalities: Sequence[str] = (),
-    accept_license: bool = False,
+    accept_license: AcceptLicense = False,
     to: str | Path | None = None,
     say: Say | None = None,
 ) -> Bundle:
@@ -151,7 +155,7 @@ def import_bundle(
             ``network`` the name of the new bundle.
         network: The ``config_network_*.json`` that defines networks of your own, of any width.
         modalities: Modalities that these were trained on, the default first; CT when empty.
-        accept_license: Whether you have read and accept the licence of the weights.
+        accept_license: Whether you have read and accept the licence of the weights, or a function that asks you.
         to: Folder of the bundle (default: the folder where bundles are found by name).
         say: Called with a sentence about each step.
 
@@ -170,8 +174,13 @@ def import_bundle(
     if network is not None:
         return import_networks(Path(source), Path(network), name=name, modalities=modalities, folder=folder, report=say)
     if modalities:
-        raise RequestError("modalities can only be used with network.")
-    return take_over(Path(source), accept_licence=lambda _: accept_license, name=name, folder=folder, report=say)
+        raise RequestError("--modality can only be used with --network.")
+    return take_over(Path(source), accept_licence=_asks(accept_license), name=name, folder=folder, report=say)
+
+
+def _asks(accept_license: AcceptLicense) -> Callable[[object], bool]:
+    """Return the question as it is put of a bundle, whose licence ``say`` has received by then."""
+    return lambda _: accept_license() if callable(accept_license) else accept_license
 
 
 def push_bundle(

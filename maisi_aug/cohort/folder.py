@@ -15,12 +15,14 @@ from typing import Any, NamedTuple
 import yaml
 
 from maisi_aug.cohort.manifest import (
+    FOLDERS,
     MANIFEST_NAME,
     AttemptRecord,
     Manifest,
     ManifestWriter,
     list_manifests,
     load_manifest,
+    remove_cohort_leftovers,
     scratch_of,
 )
 from maisi_aug.cohort.request import COHORT_NAME, differences
@@ -30,14 +32,11 @@ from maisi_aug.system.content import ContentError
 from maisi_aug.system.whole_files import (
     TEMPORARY_SUFFIX,
     is_leftover_of,
-    remove_leftovers,
     sha256_of,
     write_text_whole,
 )
 from maisi_aug.system.yaml_content import read_yaml
 
-FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
-REJECTED_FOLDERS = ("rejected/images", "rejected/labels", "rejected/anatomy")
 CONTACT_SHEET_NAME = "contact_sheet.png"
 ATTEMPTS_FIELD = "max_attempts"
 CASES_FIELD, GROWTH_FIELD = "num_cases", "grown_from"
@@ -364,8 +363,7 @@ def open_cohort(
         require_compatible(path, manifest)  # again, now that others see this process
         existing = find_cohort(path, document, begun, is_shared=lambda: any(find_others(path, manifest)))
         if manifest == MANIFEST_NAME:
-            for folder in (".", *FOLDERS, *(name for name in REJECTED_FOLDERS if (path / name).is_dir())):
-                remove_leftovers(path / folder)
+            remove_cohort_leftovers(path)
         if existing is None:
             writer.clear()
         content = dict(document) if existing is None else _allow_growth(_allow_attempts(existing, document), document)

@@ -30,9 +30,12 @@ from maisi_aug.system.content import MAX_LINE_BYTES
 from maisi_aug.system.file_lock import is_locked, try_lock
 from maisi_aug.system.file_names import INNER_PATH, PLAIN_NAME
 from maisi_aug.system.lease import Holder, busy_folder, is_fresh, read_holder, take_lease
-from maisi_aug.system.whole_files import APPENDING, append_line, cut_torn_line
+from maisi_aug.system.whole_files import APPENDING, append_line, cut_torn_line, remove_leftovers
 
 MANIFEST_NAME = "manifest.jsonl"
+FOLDERS = ("images", "labels", "anatomy", "previews", "previews/rejected")
+REJECTED_FOLDERS = ("rejected/images", "rejected/labels", "rejected/anatomy")
+"""Of attempts that a run was asked to keep; FOLDERS are in every cohort."""
 SHARD_NAME = re.compile(r"manifest\.(?P<number>[1-9]\d{0,5})-of-(?P<count>[1-9]\d{0,5})\.jsonl$")
 NUM_TRIES, TRY_SECONDS = 4, 0.1
 
@@ -217,6 +220,12 @@ def lease_of(manifest: Path) -> Path:
 def scratch_of(manifest: Path) -> Path:
     """Return the path of the hidden scratch folder for files that are not in a manifest yet."""
     return manifest.with_name(f".{manifest.name}.work")
+
+
+def remove_cohort_leftovers(folder: Path) -> None:
+    """Remove what killed processes left of files of a cohort; nothing else may write into it meanwhile."""
+    for name in (".", *FOLDERS, *REJECTED_FOLDERS):
+        remove_leftovers(folder / name)
 
 
 def find_holder(manifest: Path) -> Holder | None:

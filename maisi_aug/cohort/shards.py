@@ -21,6 +21,7 @@ from maisi_aug.cohort.manifest import (
     list_manifests,
     load_manifest,
     read_manifest,
+    remove_cohort_leftovers,
     scratch_of,
 )
 from maisi_aug.cohort.request import COHORT_NAME, differences
@@ -124,6 +125,7 @@ def merge_shards(folder: Path) -> int:
         shards = list_manifests(folder)[1:]
         for path in shards:  # no process continues a shard while it is merged
             locks.enter_context(ManifestWriter(path))
+        remove_cohort_leftovers(folder)  # a shard cannot, because others may be writing
         if shards:
             load_manifest(folder, gates=())  # once more, now that nothing is written
             _write_joined(folder / MANIFEST_NAME, [folder / MANIFEST_NAME, *shards])

@@ -127,7 +127,7 @@ def synthesize_cohort(
     """
     listener, engine = listener or Listener(), engine or InProcess(device)
     started, max_attempts, num_cases = perf_counter(), run.request.max_attempts, len(run.plan.cases)
-    if not is_cohort(folder):  # what cannot be computed leaves no folder behind
+    if engine.devices and not is_cohort(folder):  # what cannot be computed leaves no folder behind
         _require_computable(run, engine.devices, compiler)
     groups, name = _list_groups(run, case_indices), MANIFEST_NAME
     if shard is not None:

@@ -71,8 +71,6 @@ def compile_networks(networks: Networks, compiler: Compiler, *, fingerprint: str
     require_compiler(compiler, networks.device)
     if compiler == "none":
         return
-    # Recomputing activations in a backward pass that there is not; a compiler would have to look through it.
-    networks.controlnet.use_checkpointing = False  # type: ignore[assignment]
     decoder = cast(nn.Module, networks.autoencoder.decoder)
     parts = {"diffusion_unet": networks.diffusion_unet, "controlnet": networks.controlnet, "decoder": decoder}
     if compiler == "inductor":

@@ -7,7 +7,7 @@ The classes are MONAI's. A definition names one of them and its hyper-parameters
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +24,7 @@ from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from monai.networks.schedulers.rectified_flow import RFlowScheduler
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from maisi_aug.bundle_spec.decoding import ComputeType, PrecisionName
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
@@ -100,13 +101,29 @@ def _arguments(definition: Definition) -> dict[str, Any]:
     }
 
 
-def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
+class _NoDraws(TorchFunctionMode):
+    """Leaves weights as they are in memory instead of drawing them.
+
+    Drawing those of an embedding on the meta device makes torch import its compiler, which takes longer than all other
+    work on a small network.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.init.kaiming_uniform_, nn.init.normal_, nn.init.uniform_):
+            return (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_network(definition: Definition, *, device: str = "cpu", draws_weights: bool = True) -> nn.Module:
     """Build one network with freshly initialised weights.
 
     Args:
         definition: ``{"class": name, **hyper-parameters}``; flash attention is switched off without a CUDA device,
             which changes no weight and no value.
         device: Device on which the parameters live.
+        draws_weights: Whether weights are initialised; not needed where all of them are loaded.
 
     Raises:
         BundleError: For an unknown class or hyper-parameters that the class refuses.
@@ -116,7 +133,7 @@ def build_network(definition: Definition, *, device: str = "cpu") -> nn.Module:
     if not device.startswith("cuda") and "use_flash_attention" in arguments:
         arguments["use_flash_attention"] = False
     try:
-        with content_errors():
+        with content_errors(), nullcontext() if draws_weights else _NoDraws():
             network: nn.Module = network_class(**arguments)
     except ContentError as error:
         raise BundleError(f"Network definition of {definition['class']}: rejected by MONAI: {error}") from error
@@ -130,7 +147,7 @@ def describe_tensors(definition: Definition) -> dict[str, Tensor]:
         BundleError: For a definition that cannot be built.
     """
     with torch.device("meta"):
-        described: dict[str, Tensor] = build_network(definition, device="meta").state_dict()
+        described: dict[str, Tensor] = build_network(definition, device="meta", draws_weights=False).state_dict()
     return described
 
 

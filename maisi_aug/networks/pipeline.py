@@ -145,6 +145,8 @@ class Pipeline:
         networks = load_networks(
             bundle, device=device, plain_layers=fast_paths.plain_layers, cpu_layers=fast_paths.cpu_layers
         )
+        # Recomputing activations in a backward pass that there is not; torch would import its compiler for it.
+        networks.controlnet.use_checkpointing = False  # type: ignore[assignment]
         pipeline = cls(bundle, networks, fast_paths, compiler, chosen)
         for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
             store_in(pipeline._autocast_type, network)

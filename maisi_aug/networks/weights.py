@@ -131,7 +131,7 @@ def _load_network(bundle: Bundle, role: str, *, device: str) -> nn.Module:
     subject = f"Bundle '{bundle.name}', {bundle.weight_path(role).name}"
     # Compared first, so that no memory is taken for a network that the file does not hold.
     require_same_tensors(describe_tensors(bundle.definition(role)), describe_weight_file(bundle, role), subject=subject)
-    network = build_network(bundle.definition(role), device=device)
+    network = build_network(bundle.definition(role), device=device, draws_weights=False)
     state = load_weight_file(bundle, role, device=device)
     network.load_state_dict({key: value.float() for key, value in state.items()})
     return network

@@ -24,8 +24,8 @@ import numpy as np
 import yaml
 from pydantic import JsonValue
 
-from maisi_aug.cohort.folder import FOLDERS, CohortFolder
-from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, FileRecord, VerdictRecord
+from maisi_aug.cohort.folder import CohortFolder
+from maisi_aug.cohort.manifest import FOLDERS, MANIFEST_NAME, AttemptRecord, FileRecord, VerdictRecord
 from maisi_aug.cohort.plan import CasePlan
 from maisi_aug.cohort.request import COHORT_NAME, build_request
 from maisi_aug.cohort.resolve import CohortRun, resolve

@@ -56,15 +56,17 @@ def test_fid_under_torchrun_is_told_of_devices(run_cli: RunCli, cohort: Path, mo
 @pytest.mark.slow
 def test_workers_find_the_same_figures(run_cli: RunCli, bundle_path: Path, tmp_path: Path) -> None:
     sets = [write_folder(tmp_path / name, seeds) for name, seeds in (("a", range(10)), ("b", range(20, 30)))]
-    for words, way in (
-        (["distribution", *sets], ["--workers", "2"]),
-        (["equivalence", *sets], ["--workers", "2"]),
-        (["memorization", sets[0], "--train", sets[1]], ["--workers", "2"]),
-        (["reconstruction", sets[0], "--bundle", bundle_path], ["--devices", "cpu,cpu"]),
+    few = write_folder(tmp_path / "few", range(3))
+    one, two = ["--workers", "1"], ["--workers", "2"]
+    for words, *ways in (
+        (["distribution", *sets], one, two),
+        (["equivalence", *sets], one, two),
+        (["memorization", sets[0], "--train", sets[1]], one, two),
+        (["reconstruction", few, "--bundle", bundle_path], ["--device", "cpu"], ["--devices", "cpu,cpu"]),
     ):
-        alone, shared = (run_cli("evaluate", *words, *more, "--json") for more in ([], way))
+        alone, shared = (run_cli("evaluate", *words, *more, "--json") for more in ways)
         assert (alone.code, shared.code) == (0, 0), shared.stderr
-        first, second = ({**json.loads(one.stdout), "peak_memory_gb": None} for one in (alone, shared))
+        first, second = ({**json.loads(found.stdout), "peak_memory_gb": None} for found in (alone, shared))
         assert first == second
 
 

@@ -16,6 +16,7 @@ import torch
 
 from maisi_aug.api.cohorts import cohort_status, merge_cohort, verify_cohort
 from maisi_aug.cohort.manifest import MANIFEST_NAME, AttemptRecord, ManifestWriter, load_manifest
+from maisi_aug.cohort.request import COHORT_NAME
 from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.cohort.shards import Shard
 from maisi_aug.errors import CohortError, RequestError, WorkerError
@@ -23,6 +24,7 @@ from maisi_aug.generate.driver import Listener
 from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.system.engine.cores import count_threads
 from maisi_aug.system.engine.processes import Processes
+from maisi_aug.system.whole_files import TEMPORARY_SUFFIX
 from tests.builders.cohorts_compared import hash_files, read_lines, sort_lines
 from tests.builders.resolver import GATES_OFF, resolver
 
@@ -132,15 +134,24 @@ def shards(resolve: Callable[..., CohortRun], tmp_path_factory: pytest.TempPathF
     return out
 
 
+def leave_files(cohort: Path) -> None:
+    """Leave what a process leaves that is killed while it writes files of a cohort."""
+    for name in (COHORT_NAME, MANIFEST_NAME, "contact_sheet.png", "images/case_0002.nii.gz"):
+        path = cohort / name
+        path.with_name(f".{path.name}.0a1b2c3d{TEMPORARY_SUFFIX}").write_bytes(b"torn")
+
+
 def test_merged_shards_are_as_from_one_process(reference: CohortSummary, shards: Path, tmp_path: Path) -> None:
     out = shutil.copytree(shards, tmp_path / "cohort")
     assert len(load_manifest(out).accepted) == NUM_CASES  # read as one before, too
     assert cohort_status(out).shards == tuple(f"manifest.{number}-of-3.jsonl" for number in (1, 2, 3))
+    leave_files(out)  # by a shard that was killed; another was at work when it went on
     cohort = merge_cohort(out)
     assert (cohort.summary.is_complete, cohort_status(out).shards) == (True, ())
     assert hash_files(out) == hash_files(reference.folder)
     assert read_lines(out) == sort_lines(reference.folder)
     assert verify_cohort(out).is_whole
+    leave_files(out)  # by a merge that was killed at its end
     merge_cohort(out)
     assert hash_files(out) == hash_files(reference.folder)
 
@@ -157,6 +168,7 @@ def test_shards_with_a_folder_each_are_merged_into_a_new_one(
     assert read_lines(tmp_path / "all") == sort_lines(reference.folder)
     assert [hash_files(folder) for folder in folders] == before
     (tmp_path / "all" / "images" / "case_0002.nii.gz").unlink()  # as if it had been killed before
+    leave_files(tmp_path / "all")
     merge_cohort(*folders, out=tmp_path / "all")
     assert hash_files(tmp_path / "all") == hash_files(reference.folder)
 

@@ -21,6 +21,7 @@ from typing import Any, Generic, cast
 from maisi_aug.system.engine.cores import count_threads, environment_of
 from maisi_aug.system.engine.crew import Crew, Ending, Message, Post, serve
 from maisi_aug.system.engine.work import Item, Result, Settle, Watch, WorkerSpec, num_ahead_of
+from maisi_aug.system.lean_monai import import_monai_lean
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _work_in_child(connection: Connection, spec: WorkerSpec[Item, Result], post:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt_once)
     threading.Thread(target=_follow_parent, daemon=True).start()
+    import_monai_lean()
     is_sending = threading.Lock()  # threads of the worker tell, too
 
     def send(kind: str, content: Any) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -66,6 +67,36 @@ def test_workers_one_of_which_is_killed_find_the_same_scores(tmp_path: Path) -> 
     assert lost
     assert len(begun) == len(ARMS) + len(lost)
     assert scores_of(alone) == scores_of(shared)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="The processes of a worker are found in /proc.")
+def test_nnunet_trains_in_workers_and_ends_with_one_that_is_killed(tmp_path: Path) -> None:
+    config = build_config(tmp_path, arms=ARMS[:2], engine="nnunet", num_steps=2)
+    benchmark = open_benchmark(tmp_path / "bench", config)
+    lost: list[str] = []
+    orphans: list[int] = []
+
+    def kill_once(worker: str, event: str, details: tuple[Any, ...]) -> None:
+        if event == "loses":
+            lost.append(worker)
+        elif event == "steps" and not orphans:
+            victim = next(child for child in multiprocessing.active_children() if child.name == worker)
+            for path in Path(f"/proc/{victim.pid}/task").glob("*/children"):
+                orphans.extend(map(int, path.read_text().split()))
+            os.kill(victim.pid or 0, signal.SIGKILL)
+            victim.join()
+
+    states: list[ArmState] = []
+    run_trainings(benchmark, Processes(("cpu", "cpu")), on_state=states.append, watch=kill_once)
+    assert [(state.arm, state.status, state.reason) for state in sorted(states, key=lambda one: one.arm)] == [
+        (arm, "done", "") for arm in ARMS[:2]
+    ]
+    assert (len(lost), len(orphans)) == (1, 1)
+    ends_at = monotonic() + 60
+    while Path(f"/proc/{orphans[0]}").exists():
+        assert monotonic() < ends_at, "nnU-Net still trains for a worker that is gone"
+        sleep(0.1)
 
 
 def test_training_that_runs_elsewhere_and_time_that_is_up_are_told(tmp_path: Path) -> None:

@@ -19,10 +19,12 @@ import safetensors.torch
 import torch
 import yaml
 
+import maisi_aug as ma
 from maisi_aug.bundle_spec import known_bundles as table
 from maisi_aug.bundle_spec.bundle import Bundle, list_bundles, load_bundle, pulled_bundles_folder
 from maisi_aug.bundle_spec.known_bundles import KnownBundle
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, RequestError
+from maisi_aug.networks.checkpoints import databases
 from maisi_aug.networks.checkpoints import hub as hub_module
 from maisi_aug.networks.checkpoints import importing as checkpoint_import
 from maisi_aug.networks.checkpoints.hub import Hub, fetch_files
@@ -386,3 +388,77 @@ def test_command_pulls_lists_and_shows(
     wrong = run_cli("bundles", "pull", "rflow")
     assert (wrong.code, wrong.stdout) == (1, "")
     assert "Did you mean 'rflow-ct'?" in wrong.stderr
+
+
+@pytest.fixture
+def hub_with_maps(known: KnownBundle, server: HubServer, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> KnownBundle:
+    """The bundle and its label maps are on the hub that all commands ask."""
+    assert known.mask_database is not None
+    server.files |= dict.fromkeys(known.mask_database.files.values(), b"[]")
+    for module in (hub_module, databases):
+        monkeypatch.setattr(module, "Hub", lambda: hub)
+    return known
+
+
+def test_one_question_is_for_a_bundle_and_its_label_maps(hub_with_maps: KnownBundle) -> None:
+    said: list[str] = []
+    with pytest.raises(BundleError, match="licence must be accepted first"):
+        ma.pull_bundle("rflow-ct", with_mask_database=True)
+    assert left_behind() == []
+
+    def accept() -> bool:
+        said.append("asked")
+        return True
+
+    bundle = ma.pull_bundle("rflow-ct", accept_license=accept, with_mask_database=True, say=said.append)
+    assert bundle == load_bundle("rflow-ct")
+    assert said.count("asked") == 1
+    assert hub_with_maps.licence_url in said[said.index("asked") - 1], "the licence is shown before the question"
+    maps = databases.database_folder("rflow-ct")
+    assert said[-1] == f"The label maps are in {maps}."
+    shutil.rmtree(maps)
+    ma.pull_bundle("rflow-ct", accept_license=lambda: pytest.fail("asked"), with_mask_database=True)
+    assert maps.is_dir()
+
+
+def test_command_asks_once_on_a_terminal(
+    run_cli: Callable[..., Any], hub_with_maps: KnownBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions: list[bool] = []
+
+    def ask() -> bool:
+        questions.append(True)
+        return len(questions) > 1
+
+    monkeypatch.setattr("maisi_aug.cli.bundles.ask_for_licence", ask)
+    words = ("bundles", "pull", "rflow-ct", "--with-mask-database", "--json")
+    refused = run_cli(*words)
+    assert (refused.code, refused.stdout, left_behind()) == (1, "", [])
+    found = json.loads(run_cli(*words).stdout)
+    assert found["mask_database"] == str(databases.database_folder("rflow-ct"))
+    assert len(questions) == 2
+    shown = run_cli("bundles", "pull", "rflow-ct", "--with-mask-database")
+    assert f"Use the label maps with: --mask-bank {found['mask_database']}\n" in shown.stdout
+    assert len(questions) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "keywords", "message"),
+    [
+        (["anna/kidney", "--with-masks"], {"with_masks": True}, "--with-masks can only be used with a bundle"),
+        (
+            ["anna/kidney", "--with-mask-database"],
+            {"with_mask_database": True},
+            "--with-mask-database can only be used with a bundle of NVIDIA's.",
+        ),
+        (["rflow-ct", "--revision", "v2"], {"revision": "v2"}, "--revision can only be used with a shared bundle"),
+    ],
+)
+def test_options_of_another_kind_of_bundle_are_refused(
+    run_cli: Callable[..., Any], words: list[str], keywords: dict[str, Any], message: str
+) -> None:
+    refused = run_cli("bundles", "pull", *words, "--accept-license")
+    assert (refused.code, refused.stdout) == (2, "")
+    assert message in refused.stderr
+    with pytest.raises(RequestError, match=message):
+        ma.pull_bundle(words[0], accept_license=True, **keywords)

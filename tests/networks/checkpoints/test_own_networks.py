@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+import maisi_aug as ma
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle, pulled_bundles_folder
-from maisi_aug.errors import BundleError
+from maisi_aug.errors import BundleError, RequestError
 from maisi_aug.networks.building import FastPaths, build_network
 from maisi_aug.networks.checkpoints.folders import import_networks
 from maisi_aug.networks.checkpoints.own_networks import read_network_file
@@ -220,3 +221,5 @@ def test_modality_goes_with_a_network_file(run_cli: Callable[..., Any], tmp_path
     refused = run_cli("bundles", "import", tmp_path, "--modality", "mri_t1")
     assert refused.code == 2
     assert "--modality can only be used with --network." in refused.stderr
+    with pytest.raises(RequestError, match="--modality can only be used with --network"):
+        ma.import_bundle(tmp_path, modalities=["mri_t1"])

@@ -21,7 +21,7 @@ from maisi_aug.bundle_spec.bundle import (
     pulled_bundles_folder,
     reference_of,
 )
-from maisi_aug.errors import BundleError, RequestError
+from maisi_aug.errors import BundleError
 from maisi_aug.networks.checkpoints import sharing
 from maisi_aug.networks.checkpoints.hub import Hub
 from maisi_aug.networks.checkpoints.sharing import is_repository, pull_shared, push_bundle
@@ -371,10 +371,6 @@ def test_python_has_the_commands(finetuned: Bundle, tmp_path: Path) -> None:
     files, address = ma.push_bundle(finetuned.path, REPOSITORY, to=tmp_path / "shared", dry_run=True)
     assert address is None
     assert {file.name for file in files} == {path.name for path in (tmp_path / "shared").iterdir()}
-    with pytest.raises(RequestError, match="with_masks can only be used with a bundle of NVIDIA's"):
-        ma.pull_bundle(REPOSITORY, with_masks=True)
-    with pytest.raises(RequestError, match="revision can only be used with a shared bundle"):
-        ma.pull_bundle("rflow-ct", revision="v2")
 
 
 @pytest.mark.parametrize(
