@@ -199,7 +199,9 @@ def measure_region(real: Side, synthetic: Side, *, seed: int) -> dict[str, Any]:
         "is_singular": min(moment.num for moment in moments) <= num_features,
         "frd": distance,
         "frd_interval": bootstrap_interval(distance, influences, numpy_generator(seed, "bootstrap")),
-        "frd_extrapolated": extrapolate_distance(scaled[0], scaled[1], distance, numpy_generator(seed, "halves")),
+        "frd_extrapolated": extrapolate_distance(
+            scaled[0], scaled[1], moments, distance, numpy_generator(seed, "halves")
+        ),
         "frd_p": _find_p(scaled, distance, numpy_generator(seed, "shuffles")),
         "nearest": nearest,
         **{name: {"value": figures[name], "interval": list(intervals[name])} for name in NAMES},

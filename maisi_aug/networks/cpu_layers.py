@@ -134,9 +134,10 @@ class CpuMaisiUpsample(MaisiUpsample):  # type: ignore[misc]
     def sharing(cls, plain: MaisiUpsample) -> CpuMaisiUpsample:
         """Return an upsampling with the convolution of a plain one."""
         with torch.device("meta"):
-            twin = cls(3, 1, plain.use_convtranspose, 1, 0, False, plain.save_mem)
+            twin: CpuMaisiUpsample = cls(3, 1, plain.use_convtranspose, 1, 0, False, plain.save_mem)
         twin.conv = plain.conv
-        return twin.train(plain.training)
+        twin.train(plain.training)
+        return twin
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(B, C, I, J, K)`` upsampled to ``(B, D, 2 I, 2 J, 2 K)``, in the memory format channels last."""
@@ -184,7 +185,7 @@ class CpuGroupNorm(nn.GroupNorm):
 
     def forward(self, features: Tensor) -> Tensor:
         """Return ``(B, C, I, J, K)`` normed."""
-        if self.weight is None or not (_is_for_cpu(features, self.weight) and is_measurable(features)):
+        if not (self.affine and _is_for_cpu(features, self.weight) and is_measurable(features)):
             return super().forward(features.contiguous())
         mean, squares = measure_groups(features, self.num_groups)
         deviation = (squares * (self.num_groups / features[0].numel()) + self.eps).sqrt()
@@ -225,7 +226,7 @@ def measure_groups(features: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     number = rows.shape[1]
     near = rows[:, :64].mean(dim=1, keepdim=True)
     total, squares = (torch.zeros(batch, channels, dtype=torch.float64) for _ in range(2))
-    for part in rows.split(max(CACHE_NUMBERS // channels, 1), dim=1):
+    for part in torch.split(rows, max(CACHE_NUMBERS // channels, 1), dim=1):
         offset = part - near
         total += offset.sum(dim=1)
         squares += offset.mul_(offset).sum(dim=1)
@@ -445,7 +446,7 @@ def use_cpu_layers(network: nn.Module) -> int:
                 num_changed += 1
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
-            inner = _inner_convolution(child.conv) if type(child) is MaisiUpsample else None
+            inner = _inner_convolution(cast(nn.Module, child.conv)) if type(child) is MaisiUpsample else None
             if isinstance(inner, CpuConv3d | CpuUpsampling):
                 setattr(parent, name, CpuMaisiUpsample.sharing(child))
                 num_changed += 1

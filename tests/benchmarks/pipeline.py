@@ -252,7 +252,7 @@ def describe_source(run: dict[str, Any]) -> str:
     return f"label map generated in {steps[0]} and {steps[1]} steps"
 
 
-def to_markdown(results: dict[str, Any]) -> str:
+def to_markdown(results: Mapping[str, Any]) -> str:
     """All runs, and what they were measured on."""
     machine = results["machine"]
     parts = [

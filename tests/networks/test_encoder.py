@@ -154,6 +154,6 @@ def test_estimate_is_close_to_the_measured_peak(side: int, num_splits: int) -> N
     root = Path(__file__).parents[2]
     measured = int(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
     network = build_network(definition, device="meta")
-    settings = DecodeSettings(None, num_splits=num_splits)  # type: ignore[arg-type]
+    settings = DecodeSettings(None, num_splits=num_splits)
     estimated = estimate_encode_bytes(network, settings, (1, 1, side, side, side))
     assert abs(estimated / measured - 1) < 0.25, f"{estimated / 1e6:.0f} MB against {measured / 1e6:.0f} MB"
