@@ -53,7 +53,7 @@ def stop(*_):  # with the workers that draw batches, which would live on and hol
 
 
 def follow():  # the process that reads the output: killed, it cannot end this one, which another would train beside
-    sys.stdin.buffer.read()
+    os.read(0, 1)  # not sys.stdin, whose lock a forked worker would wait for when it closes it
     stop()
 
 
