@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -43,11 +44,12 @@ class Clock:
         self.peak_bytes[stage] = max(self.peak_bytes.get(stage, 0), _read_peak(self.device))
         self._running = None
 
-    def forget(self) -> None:
-        """Drop what rounds before those that count have taken."""
+    def forget(self, stages: Iterable[str]) -> None:
+        """Drop what stages have taken in rounds before those that count."""
         self.stop()
-        self.seconds.clear()
-        self.peak_bytes.clear()
+        for stage in stages:
+            self.seconds.pop(stage, None)
+            self.peak_bytes.pop(stage, None)
 
     def move(self, seconds: float, *, origin: str, target: str) -> None:
         """Count part of the last round of a stage as another stage that ran inside it."""
