@@ -96,7 +96,7 @@ def test_recipe_can_insist_and_validate_warns(run_cli: Run, rflow: Path, tmp_pat
     assert (refused.code, "as many voxels along I" in refused.stderr) == (2, True)
     path.write_text(json.dumps({**content, "allow_unseen_grid": True}))
     outcome = run_cli("recipes", "validate", path)
-    assert (outcome.code, outcome.stdout) == (0, f"{path}: valid, 4 cases for 1 label requests.\n")
+    assert (outcome.code, outcome.stdout) == (0, f"{path}: valid, 4 cases for 1 label request.\n")
     assert "Note: Grid for bundle 'rflow-ct'" in flat(outcome.stderr)
 
 

@@ -30,12 +30,14 @@ STAND_IN = "recipes/guides/stand_in.md"
 """The page that makes the data of those that link to it."""
 FOREIGN_FLAGS = {
     "--array",
+    "--baseline",
     "--config",
     "--dist",
     "--input",
     "--maps",
     "--own-precision",
     "--source",
+    "--strict",
     "--segmenter",
     "--folder",
     "--test",

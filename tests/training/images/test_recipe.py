@@ -134,8 +134,8 @@ def test_shipped_grid_is_what_was_promised() -> None:
 
 
 def test_header_holds_every_field_of_a_bundle_that_training_does_not_make() -> None:
-    # No recipe trains mask networks, so that none says how they are run.
-    made = {"format", "scale_factor", "weights", "provenance", "mask_generation"} | {
+    # No recipe trains mask networks, so that none says how they are run; steps are proven of weights that are there.
+    made = {"format", "scale_factor", "weights", "provenance", "mask_generation", "proven_steps"} | {
         "base",
         "sizes",
         "hu_ranges",
