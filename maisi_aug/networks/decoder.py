@@ -37,18 +37,18 @@ USABLE_SHARE = 0.9
 """Usable share of the free memory; the rest cannot be used by an allocator."""
 
 # Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
-# quarter and at half of its width, 64^3 to 128^3 voxels (tests/networks/test_decoding_memory.py). On a CUDA device,
+# quarter of its width, 64^3 to 128^3 voxels, medians (tests/networks/test_decoding_memory.py). On a CUDA device,
 # whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
 # published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
-WHOLE_COPIES = {("cpu", "float32"): 3.7, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
-HELD_COPIES = {"all": 1.59, "most": 1.1, "least": 0.83, "host": 0.2}
+WHOLE_COPIES = {("cpu", "float32"): 3.0, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
+HELD_COPIES = {"all": 1.72, "most": 1.16, "least": 0.93, "host": 0.2}
 """Memory of kept features in float32 relative to the whole, by what is kept between passes; half precision: half."""
-PART_COPIES = {("cpu", "float32"): 4.45, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
+PART_COPIES = {("cpu", "float32"): 3.2, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Memory of the part that is computed, relative to the whole."""
 HALO = 4
 """Number of voxels along I by which a part is longer than its output."""
-SCRATCH_BYTES = 65_000_000
+SCRATCH_BYTES = 45_000_000
 """Scratch memory in bytes of convolutions of the whole on a CPU, whatever its size."""
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -57,11 +58,12 @@ def measure(settings: DecodeSettings, sides: LatentShape, *, is_half: bool) -> i
     return int(subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout)
 
 
-def require_close(settings: DecodeSettings, side: int, precision: str, *, tolerance: float) -> None:
+def require_close(settings: DecodeSettings, side: int, precision: str, *, tolerance: float, repeats: int = 1) -> None:
     sides = (side, side, side)
     definition = scaled_header("rflow-ct", divisor=4)["networks"]["autoencoder"]
     estimated = estimate_decode_bytes(definition, settings, sides, kind=("cpu", precision))
-    measured = measure(settings, sides, is_half=precision == "half")
+    # The peak of one process differs from the next one's by up to 12%.
+    measured = median(measure(settings, sides, is_half=precision == "half") for _ in range(repeats))
     message = f"{estimated / 1e6:.0f} MB against {measured / 1e6:.0f} MB"
     assert abs(estimated / measured - 1) < tolerance, message
 
@@ -70,7 +72,7 @@ def require_close(settings: DecodeSettings, side: int, precision: str, *, tolera
 @pytest.mark.parametrize("num_splits", [1, 4, 16])
 @pytest.mark.parametrize("side", [16, 24, 32])
 def test_estimate_is_a_tenth_from_the_measured_peak(num_splits: int, side: int) -> None:
-    require_close(DecodeSettings(num_splits=num_splits), side, "float32", tolerance=0.1)
+    require_close(DecodeSettings(num_splits=num_splits), side, "float32", tolerance=0.1, repeats=3)
 
 
 @pytest.mark.slow
