@@ -123,17 +123,19 @@ class LesionPool:
         name: Hashable,
         rng: np.random.Generator,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Insert one lesion into a CT and its label map.
+        """Insert one lesion into a CT and its label map: one that the pool holds for this CT, or a new one.
 
         Args:
             image_hu: ``(I, J, K)`` image in HU, with any axis directions; not modified.
-            label_map: ``(I, J, K)`` label numbers of the training; not modified.
+            label_map: ``(I, J, K)`` integer label numbers of the training, on the image's grid; not modified.
             affine: ``(4, 4)`` matrix from voxel indices to RAS+ mm.
-            name: Key that identifies the CT.
-            rng: Generator of all random draws.
+            name: Key under which lesions are held: the same for every call with this CT, different for different CTs.
+            rng: Generator of all random draws, which it advances.
 
         Returns:
-            Image and label map with the lesion; both unchanged if the CT has no room for one.
+            Copies of image and label map, in that order and of the same shapes and dtypes, with the lesion; voxels of
+            the lesion have the pool's ``number``. Both are as given if the CT has no room for a lesion; if it has no
+            host organ at all, a ``MaisiAugWarning`` says so.
         """
         grid = Grid(image_hu.shape, np.asarray(affine, dtype=np.float64))
         image_hu, label_map = image_hu.copy(), label_map.copy()

@@ -244,6 +244,11 @@ def measure_step_seconds(
 
 
 def count_windows(shape: Sequence[int], plan: TrainingPlan) -> int:
-    """Return the number of windows in which a case is segmented, for estimates of a benchmark's duration."""
+    """Return the number of windows in which a case is segmented, for estimates of a benchmark's duration.
+
+    Args:
+        shape: Number of voxels of the case along I, J, K, at the planned spacing.
+        plan: Plan whose ``patch_shape`` is the shape of a window; neighbouring windows overlap by ``WINDOW_OVERLAP``.
+    """
     steps = [max(1, int(np.ceil(s / p / (1 - WINDOW_OVERLAP)))) for s, p in zip(shape, plan.patch_shape, strict=True)]
     return int(np.prod(steps))

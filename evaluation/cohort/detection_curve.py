@@ -325,7 +325,15 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_sizes(document: Mapping[str, Any]) -> list[str]:
-    """Return sentences about the size from which given fractions of lesions are found; none without a fit."""
+    """Say from which diameter on half of the lesions are found, and so on for every fraction of the logistic fit.
+
+    Args:
+        document: Figures of :func:`measure_detection_curve`, of which ``fit`` is used.
+
+    Returns:
+        One sentence per fraction, in the order of the fit, with the diameter in mm and its 95% interval where there is
+        one; an empty list if ``fit`` is None, because there was too little to fit.
+    """
     found = []
     for row in (document["fit"] or {}).get("diameters", ()):
         ends = row["interval"]

@@ -83,7 +83,14 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """Describe the searched folders for a message."""
+    """Join the folders that were searched for a preprocessed dataset into a phrase for a message.
+
+    Args:
+        places: Searched folders, as :func:`preprocessed_places` returns them.
+
+    Returns:
+        ``"A or B"``; without folders, that ``nnUNet_preprocessed`` is not set.
+    """
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 

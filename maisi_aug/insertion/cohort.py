@@ -255,7 +255,16 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """Draw the surroundings of the case's largest lesion, which is too small for a picture of the whole CT."""
+        """Draw the preview of an attempt: three planes through its largest lesion, with words on top.
+
+        About 12 cm around the lesion are shown, because it is too small for a picture of the whole CT.
+
+        Args:
+            attempt: Attempt whose image and label map have been drawn, with at least one lesion.
+
+        Returns:
+            RGB picture in which each plane is shown without and with outlines of the requested labels.
+        """
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
@@ -429,7 +438,16 @@ def _cut_for_preview(
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
-    """Draw the contact sheet of a cohort: the previews of all accepted cases in one picture."""
+    """Write the contact sheet of a cohort of inserted lesions: the previews of all accepted cases in one picture.
+
+    Args:
+        place: Folder of the cohort, which holds the previews; ``contact_sheet.png`` is written there.
+        cohort: Plan of the cohort, for the title.
+        manifest: Attempts of the cohort; without an accepted one nothing is written.
+
+    Raises:
+        VolumeError: The file cannot be written.
+    """
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)

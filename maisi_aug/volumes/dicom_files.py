@@ -186,7 +186,13 @@ def items_of(header: Dataset, keyword: str) -> list[Dataset]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of object in a DICOM file, such as image, segmentation or structure set."""
+    """Return what a DICOM file holds, judged by its SOP class and by whether its header has ``Rows``; never raises.
+
+    Returns:
+        ``slices`` for an image, of one frame or several; ``segmentation`` for SEG, ``structures`` for an RT structure
+        set; ``other`` for everything else, such as a dose or a report; ``damaged`` for a file that is missing, not
+        DICOM, unreadable or without a SOP class.
+    """
     try:
         return kind_of_header(read_header(path, ("SOPClassUID", "Rows")))
     except VolumeError:
@@ -194,7 +200,14 @@ def kind_of(path: Path) -> Kind:
 
 
 def kind_of_header(header: Dataset) -> Kind:
-    """Return the kind of object that a DICOM header describes."""
+    """Return what the object of a DICOM header holds; never raises.
+
+    Args:
+        header: Header with at least ``SOPClassUID`` and, for images, ``Rows``.
+
+    Returns:
+        ``slices``, ``segmentation``, ``structures`` or ``other``, as for :func:`kind_of`.
+    """
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in SEGMENTATION_CLASSES:
         return "segmentation"

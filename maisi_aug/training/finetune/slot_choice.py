@@ -143,14 +143,19 @@ def remap_table(
 ) -> tuple[NDArray[np.uint8], dict[str, int], dict[str, str]]:
     """Return the table from the ids of prepared label maps to those of the bundle that is trained.
 
+    Besides MAISI's labels, prepared data may have new labels, each with an id of its own. Those that are taught get
+    the id chosen for them; those that the base bundle was taught earlier get its id; each of the others is replaced by
+    its first host organ that is kept, or by the body.
+
     Args:
-        taught: Labels to teach.
+        taught: Labels to teach, with their ids in the data and in the new bundle.
         dataset: Prepared data.
         base: Bundle to start from.
 
     Returns:
-        ``(256,)`` table of new ids; name -> id of labels that the base learnt in slots and that occur in the data; and
-        name -> replacement of new labels that are neither taught nor known.
+        A tuple of three: the ``(256,)`` uint8 table, so that ``table[label_map]`` is the label map with the bundle's
+        ids; name of a new label that the base was taught earlier -> its id there; and name of a replaced label -> name
+        of the label that takes its voxels.
     """
     table = np.arange(256, dtype=np.uint8)
     replayed: dict[str, int] = {}

@@ -135,10 +135,16 @@ def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
 
 
 def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_shares: int, folder: Path) -> None:
-    """Raise unless a checkpoint belongs to a run with the same settings and number of batches per step.
+    """Raise unless a run can continue from a checkpoint, which needs the same settings and batches per step.
+
+    Args:
+        checkpoint: Result of :func:`read_checkpoint`, of which ``config`` and ``num_shares`` are read.
+        config: Settings of the run that is to continue; ``checkpoint_minutes`` and ``accumulation_count`` may differ.
+        num_shares: Batches per optimiser step: processes times ``accumulation_count``.
+        folder: Folder of the run, for messages only.
 
     Raises:
-        TrainingError: The message names what differs.
+        TrainingError: A setting or the number of batches differs; the message names it.
     """
     before = LoopConfig.model_validate(checkpoint["config"])
     values = {name: (getattr(before, name), getattr(config, name)) for name in LoopConfig.model_fields}
