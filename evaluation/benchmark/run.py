@@ -179,10 +179,18 @@ def run_arm(
 ) -> ArmState:
     """Run one training of an arm, or continue it; does nothing if it is done.
 
-    An error of the training is saved in its folder and returned as its state, so that the other arms continue.  Args:
-    benchmark: The benchmark.     arm: Name of the arm.     seed: Number of the training, from 0.     device: ``auto``,
-    ``cpu``, ``cuda`` or ``cuda:N``.     max_minutes: Time limit; None for no limit.     report_step: Progress callback,
-    called with (step, figures such as ``loss``).
+    An error of the training is saved in its folder and returned as its state, so that the other arms continue.
+
+    Args:
+        benchmark: The benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+        device: Name of a torch device, such as ``cpu``, ``cuda`` or ``cuda:N``.
+        max_minutes: Time limit; None for no limit.
+        report_step: Progress callback, called with (step, figures such as ``loss``).
+
+    Returns:
+        State of the training: ``done``; ``begun`` if the time limit was reached; or ``failed`` with the reason.
 
     Raises:
         BenchmarkError: There is no such arm or seed.

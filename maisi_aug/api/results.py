@@ -36,7 +36,7 @@ class Case:
         lesions: Lesions, each with ``label``, ``label_id``, requested size (``requested_ml``, ``requested_mm``) and
             realised size (``realised_ml``, ``diameter_mm``), ``centre_ijk`` (voxel) and ``host_id``.
         verdicts: Verdict of each quality gate that was run: ``gate`` (its name), ``passed``, ``figures`` (what it
-            measured) and ``message`` (why it failed; else empty).
+            measured) and ``message`` (a sentence about it).
         reason: Why a quality gate refused the case, a sentence; empty if it was accepted.
     """
 
