@@ -55,8 +55,8 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
             labels: Names or ids to keep, numbered 1, 2, ... in the order of their ids; those requested for the cohort
                 when empty. Everything else becomes 0, the background.
             include_anatomy: Whether to keep every other label of the maps as well, except the body envelope.
-            numbers: Label name -> number, such as a real dataset's, instead of ``labels`` and ``include_anatomy``; 0 for
-                labels that become background.
+            numbers: Label name -> number, such as a real dataset's, instead of ``labels`` and ``include_anatomy``; 0
+                for labels that become background.
 
         Raises:
             CohortError: It is not a cohort.

@@ -1,7 +1,11 @@
 """Measurements of cohorts and of bundles; ``ma.evaluate.fid(...)`` is ``maisi-aug evaluate fid``.
 
-Each function returns a :class:`Measurement`. With ``out`` it is also written to a folder, which
+Each function but :func:`blind_pack` returns a :class:`Measurement`. With ``out`` it is also written to a folder, which
 :func:`maisi_aug.report` takes as evidence. An existing folder is refused unless it is from such a measurement.
+
+Cases are a cohort, an nnU-Net raw dataset (path, number or name), a folder that ``prepare`` wrote, a folder with
+``images/`` and ``labels/``, a MONAI data list, or a folder of CTs in HU (NIfTI, NRRD, MHA or DICOM). A case that cannot
+be read raises nothing: it is listed with the reason under ``skipped`` in the figures.
 """
 
 from __future__ import annotations
@@ -45,13 +49,13 @@ class Measurement:
     """Result of one of the measurements in ``ma.evaluate``, to look at or to save.
 
     Attributes:
-        figures: Figures as JSON types.
+        figures: Figures as a dict of JSON types; ``figures["measurement"]`` names the measurement.
         text: The figures as Markdown; shown in notebooks.
         charts: File name -> chart as SVG text.
-        pictures: File name -> picture.
+        pictures: File name -> picture, as PIL image.
         further: File name -> further document as JSON types.
         notes: Notes to the user, a sentence each.
-        files: Written files, if a folder was given.
+        files: Paths of the written files; empty without ``out``.
     """
 
     figures: Mapping[str, Any]
@@ -70,10 +74,13 @@ class Measurement:
         return len(own) + sum(len(part.get("skipped", ())) for part in parts)
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write figures, text, charts and pictures to a folder.
+        """Write figures (``.json``), text (``.md``), charts (``.svg``) and pictures to a folder.
+
+        Args:
+            folder: Folder to write to, created if missing; files of the same names are replaced.
 
         Returns:
-            The written files.
+            Paths of the written files.
 
         Raises:
             VolumeError: A file cannot be written.
@@ -112,21 +119,32 @@ def fid(
     """Measure 2.5D FID and KID by plane, with intervals and the floor of real cases; ``maisi-aug evaluate fid``.
 
     Args:
-        real: Real cases: a folder of volumes, a prepared or an nnU-Net dataset.
-        synthetic: Synthetic cases: a cohort, or any of the kinds that ``real`` takes.
-        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own. Scripts that use it need
-            ``if __name__ == "__main__":``.
+        real: Real cases: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/`` and
+            ``labels/``, a MONAI data list, or a folder of CTs.
+        synthetic: Synthetic cases, of any of these kinds.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own, instead of
+            ``device``. Scripts that use it need ``if __name__ == "__main__":``.
         engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
-        address: Address of the Ray cluster, see :func:`maisi_aug.synthesize`.
-        num_workers: Number of workers on the cluster.
-        gpus_per_worker: GPUs per worker.
-        out: Folder for the results.
+        address: ``"HOST:PORT"`` of the cluster's head, or ``"auto"`` for one that runs on this machine.
+        num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        out: Folder for the results, created if missing: ``fid.json``, ``fid.md`` and ``fid.svg``; None to write
+            nothing.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
+            ``(stage, done, total)``: a text and two numbers.
         **fields: See below.
 
+    Returns:
+        ``figures["planes"]`` has, for ``xy`` (axial), ``yz`` (sagittal), ``zx`` (coronal) and ``mean``: ``fid`` with
+        its 95% ``interval``, ``extrapolated`` (to infinitely many cases), ``kid``, and ``floor``, the FID of random
+        halves of the real cases, with which to compare.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The cases were not found, none can be read, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        MissingExtraError: The package with the extractor's weights is not installed.
     """
     from maisi_aug.evaluation.fid import measurement
     from maisi_aug.evaluation.fid.extractors import find_extractor
@@ -167,14 +185,25 @@ def distribution(
     """Compare the distributions of radiomic features of real and synthetic cases; ``maisi-aug evaluate distribution``.
 
     Args:
-        real: Real cases, ten or more: any dataset or folder of volumes.
-        synthetic: Synthetic cases, ten or more.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        real: Real cases, ten or more: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
+            ``images/`` and ``labels/``, a MONAI data list, or a folder of CTs. Without label maps the body alone is
+            compared.
+        synthetic: Synthetic cases, ten or more, of any of these kinds.
+        out: Folder for the results, created if missing: ``distribution.json``, ``.md`` and ``.svg``; None to write
+            nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``figures["regions"]`` has a row for the body and for every label in enough cases of both sets: ``region``,
+        ``frd`` (Fréchet radiomics distance) with ``frd_interval`` (95%), and precision, recall, density and coverage,
+        each with ``value`` and ``interval``; ``floors`` are the same of random halves of the real cases.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The cases were not found or are too few, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.distribution import distances as measurement
 
@@ -200,14 +229,24 @@ def equivalence(
     """Test whether synthetic lesions and organs are equivalent to real ones; ``maisi-aug evaluate equivalence``.
 
     Args:
-        real: Real cases with label maps.
-        synthetic: Synthetic cases with label maps.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        real: Real cases with label maps: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
+            ``images/`` and ``labels/``, a MONAI data list, or a folder of CTs.
+        synthetic: Synthetic cases with label maps, of any of these kinds.
+        out: Folder for the results, created if missing: ``equivalence.json``, ``.md`` and ``.svg``; None to write
+            nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``figures["rows"]`` has a row for every label and quantity: ``label``, ``quantity``, means and deviations of
+        both sets, ``difference`` with ``difference_interval``, and ``verdict``, which is ``cannot tell`` where the
+        cases do not suffice.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The cases were not found or have no label maps, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.distribution import equivalence as measurement
 
@@ -233,13 +272,23 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
     ['hu.svg', 'hu.md', 'hu.json']
 
     Args:
-        cases: A cohort, or any labelled folder or dataset.
-        out: Folder for the results; with ``reference`` it also gets ``hu_ranges.json``, for ``ranges``.
-        progress: See :func:`fid`.
+        cases: Cases with label maps: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
+            ``images/`` and ``labels/``, or a MONAI data list.
+        out: Folder for the results, created if missing: ``hu.json``, ``hu.md`` and ``hu.svg``; with ``reference`` also
+            ``hu_ranges.json``, which a later call takes as ``ranges``. None to write nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``figures["labels"]`` has a row per label: ``label``, ``num_cases``, ``medians_hu`` (one per case), the
+        reference range from ``low_hu`` to ``high_hu`` (None without one) and ``inside``, the share of cases in it.
+        ``figures["outliers"]`` lists the cases outside.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The cases were not found or have no label maps, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import hu as measurement
 
@@ -280,12 +329,21 @@ def lesions(
 
     Args:
         cohort: Folder that ``synthesize`` or ``insert`` wrote.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        out: Folder for the results, created if missing: ``lesions.json``, ``lesions.md`` and charts; None to write
+            nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``figures["calibration"]`` has the errors of the diameter by label, ``figures["points"]`` a row per lesion with
+        ``requested_mm`` and ``realised_mm``, and ``figures["visibility"]`` by label ``contrast_hu``, ``cnr`` and
+        ``visible``, the share of visible lesions.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The folder is not a cohort or has no label maps, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
 
@@ -305,13 +363,24 @@ def agreement(
     """Measure the Dice of an independent segmenter against the label maps; ``maisi-aug evaluate agreement``.
 
     Args:
-        cases: A cohort, or any labelled folder or dataset.
-        out: Folder for the results.
-        progress: See :func:`fid`.
-        **fields: See below; ``map`` may also be a mapping of labels to names.
+        cases: Cases with label maps: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
+            ``images/`` and ``labels/``, or a MONAI data list.
+        out: Folder for the results, created if missing: ``agreement.json``, ``.md`` and ``.svg``; None to write
+            nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
+        **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
+            segmenter -> name in the vocabulary.
+
+    Returns:
+        ``figures["labels"]`` has a row per label: ``label``, ``num_cases``, ``mean`` Dice with its 95% ``interval``,
+        ``median`` and ``worst``. ``figures["cases"]`` has the Dice of every case, ``figures["unmatched"]`` the labels
+        of the segmenter that were not compared.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: No case or label can be compared, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
 
@@ -340,13 +409,24 @@ def detection_curve(
     """Measure which lesions a segmenter finds, by size or varied factor; ``maisi-aug evaluate detection-curve``.
 
     Args:
-        cohort: Folder that ``insert`` or ``synthesize`` wrote, best with ``twins``.
-        out: Folder for the results.
-        progress: See :func:`fid`.
-        **fields: See below; ``map`` may also be a mapping of labels to names.
+        cohort: Folder that ``insert`` or ``synthesize`` wrote. With ``twins``, cases that differ in one factor only,
+            sensitivity is given by this factor, else by size.
+        out: Folder for the results, created if missing: ``detection_curve.json``, ``.md`` and ``.svg``; None to write
+            nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
+        **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
+            segmenter -> name in the vocabulary.
+
+    Returns:
+        ``figures["groups"]`` has a row per value or range of sizes: ``name``, ``num``, ``num_found``, ``sensitivity``
+        with its 95% ``interval``; ``figures["fit"]`` the diameters in mm from which 50, 80 and 90% of the lesions are
+        found (None with too few lesions, or another factor than size); ``figures["lesions"]`` every lesion.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The folder is not a cohort, no label can be compared, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
 
@@ -379,14 +459,24 @@ def memorization(
     """Check whether synthetic cases repeat training cases; ``maisi-aug evaluate memorization``.
 
     Args:
-        cases: Synthetic cases.
-        train: Cases that the generator was trained on.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        cases: Synthetic cases: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/``
+            and ``labels/``, a MONAI data list, or a folder of CTs.
+        train: Cases that the generator was trained on, two or more, of any of these kinds.
+        out: Folder for the results, created if missing: ``memorization.json``, ``.md``, ``.svg`` and
+            ``closest_pairs.png``; None to write nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``figures["images"]`` and the further comparisons have a ``verdict`` and ``cases``, a row per synthetic case,
+        the most suspicious first: ``case``, ``nearest`` (training case), ``distance`` and ``is_copy``. The picture
+        shows the closest pairs.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The cases were not found or are too few, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
 
@@ -422,19 +512,31 @@ def reconstruction(
     """Measure what a bundle's autoencoder preserves of CTs; ``maisi-aug evaluate reconstruction``.
 
     Args:
-        cases: CTs: a folder of volumes, any dataset or cohort.
-        bundle: Bundle whose autoencoder is measured.
-        devices: See :func:`fid`, also for the following four arguments.
-        engine: ``"local"`` or ``"ray"``.
-        address: Head of the Ray cluster.
-        num_workers: Number of workers on it.
-        gpus_per_worker: GPUs per worker.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        cases: CTs: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/`` and
+            ``labels/``, a MONAI data list, or a folder of CTs.
+        bundle: Name or folder of the bundle whose autoencoder is measured.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own, instead of ``device``.
+            Scripts that use it need ``if __name__ == "__main__":``.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
+        address: ``"HOST:PORT"`` of the cluster's head, or ``"auto"`` for one that runs on this machine.
+        num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        out: Folder for the results, created if missing: ``reconstruction.json``, ``.md``, ``.svg`` and
+            ``worst_slices.png``; None to write nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``figures["summary"]`` has over all cases ``psnr_db``, ``ssim``, ``lpips`` (None without ``lpips_weights``),
+        ``mean_error_hu`` and ``blur_mm``; ``figures["cases"]`` the same per case; ``figures["tissues"]`` and
+        ``figures["labels"]`` errors in HU.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: The cases were not found, none can be read, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        BundleError: The bundle was not found, or the device cannot be used.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.evaluation.cohort import reconstruction as measurement
@@ -482,14 +584,22 @@ def blind_pack(
     """Write unlabelled pictures of real and synthetic cases for readers; ``maisi-aug evaluate blind-pack``.
 
     Args:
-        real: Real cases: any dataset or folder of volumes.
-        synthetic: Synthetic cases.
-        out: New folder; the key is written next to it.
-        progress: See :func:`fid`.
+        real: Real cases: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/`` and
+            ``labels/``, a MONAI data list, or a folder of CTs.
+        synthetic: Synthetic cases, of any of these kinds.
+        out: New folder for the readers, with a picture per item, ``answers.csv`` and ``README.txt``. The answer key
+            ``OUT_key.json`` is written next to it.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        Paths of the pack: ``folder``, ``key`` and ``answers``; and ``skipped``, the cases that could not be read.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: A field is invalid; the message lists all problems.
+        EvaluationError: There are too few cases of a kind, or ``out`` or the key exists.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -508,13 +618,19 @@ def blind_score(
     """Test whether readers can tell synthetic from real cases; ``maisi-aug evaluate blind-score``.
 
     Args:
-        key: Key that :func:`blind_pack` wrote.
-        answers: A filled-in ``answers.csv``, or one per reader.
-        margin: Share of right answers beyond one half that does not matter, 0.01 to 0.49.
-        out: Folder for the results.
+        key: Answer key ``OUT_key.json`` that :func:`blind_pack` wrote.
+        answers: A filled-in ``answers.csv``, or one per reader; the file's name is the reader's.
+        margin: Largest deviation of the share of right answers from one half that counts as "cannot tell", 0.01 to
+            0.49.
+        out: Folder for the results, created if missing: ``reader-test.json`` and ``.md``; None to write nothing.
+
+    Returns:
+        ``figures["readers"]`` has a row per reader: ``reader``, ``verdict`` (``can tell``, ``cannot tell`` or
+        ``undecided``), ``p_value``, ``num_unanswered`` and, under ``all``, the share of right answers.
 
     Raises:
-        EvaluationError: The answers do not belong to the key.
+        EvaluationError: A file is missing or damaged, the answers do not belong to the key, or ``out`` holds something
+            else.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -528,12 +644,19 @@ def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = Non
     """Summarise reviewers' decisions, their agreement and the blinded test; ``maisi-aug evaluate reviewers``.
 
     Args:
-        cohort: Folder whose cases were reviewed with ``maisi-aug view``.
-        seed: Seed of the intervals.
-        out: Folder for the results.
+        cohort: Folder whose cases were reviewed with ``maisi-aug view``, which wrote ``review.jsonl`` (decisions) or
+            ``reader_test.jsonl`` (answers of the blinded test) into it.
+        seed: Seed of the bootstrap intervals of kappa.
+        out: Folder for the results, created if missing: ``reviewers.json`` and ``.md``; None to write nothing.
+
+    Returns:
+        ``figures["reviewers"]`` has a row per reviewer (``num_accepted``, ``num_rejected``, ``reasons``);
+        ``figures["pairs"]`` one per pair, over the cases that both decided on (``num_both``, ``agreement``, ``kappa``
+        from ``low`` to ``high``, ``disagreements``); ``figures["readers"]`` one per reader of the blinded test.
 
     Raises:
-        MaisiAugError: The cases have not been reviewed, or a file is damaged.
+        EvaluationError: The cases have not been reviewed, or ``out`` holds something else.
+        CohortError: A file of decisions is damaged.
     """
     from maisi_aug.evaluation.review import reviewers as measurement
 

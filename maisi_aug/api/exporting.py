@@ -60,6 +60,7 @@ def export_nnunet(
         ``like``: ``path``, ``preprocessed``, ``labels``, ``folds`` and ``commands``, which are to be run next.
 
     Raises:
+        RecipeError: A keyword is unknown; the message names the closest.
         RequestError: An option is invalid, or cannot be combined with ``like``, or only with it.
         ExportError: The dataset would be wrong or incomplete, such as of an unfinished cohort, or the id is in use.
         CohortError: A folder is not a cohort.
@@ -89,6 +90,7 @@ def export_monai(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
         ``path``, ``labels`` (name -> number), ``num_synthetic``, ``num_real``, ``num_folds`` and ``notes``.
 
     Raises:
+        RecipeError: A keyword is unknown; the message names the closest.
         RequestError: An option is invalid.
         ExportError: The data list would be wrong or incomplete, or ``out`` is not empty.
         CohortError: A folder is not a cohort.
@@ -125,6 +127,7 @@ def export_dicom(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
 
     Raises:
         MissingExtraError: The extra is not installed.
+        RecipeError: A keyword is unknown; the message names the closest.
         RequestError: An option is invalid.
         ExportError: The files would be wrong or incomplete, or ``out`` is not empty.
         CohortError: A folder is not a cohort.
