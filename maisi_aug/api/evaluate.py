@@ -142,7 +142,8 @@ def fid(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found, none can be read, or ``out`` holds something else.
+        EvaluationError: The cases were not found or none can be read.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
         MissingExtraError: The package with the extractor's weights is not installed.
     """
@@ -202,7 +203,8 @@ def distribution(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or are too few, or ``out`` holds something else.
+        EvaluationError: The cases were not found or are too few.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.distribution import distances as measurement
@@ -245,7 +247,8 @@ def equivalence(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or have no label maps, or ``out`` holds something else.
+        EvaluationError: The cases were not found or have no label maps.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.distribution import equivalence as measurement
@@ -287,7 +290,8 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or have no label maps, or ``out`` holds something else.
+        EvaluationError: The cases were not found or have no label maps.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import hu as measurement
@@ -342,7 +346,8 @@ def lesions(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The folder is not a cohort or has no label maps, or ``out`` holds something else.
+        EvaluationError: The folder is not a cohort or has no label maps.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
@@ -379,7 +384,8 @@ def agreement(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: No case or label can be compared, or ``out`` holds something else.
+        EvaluationError: No case or label can be compared.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
@@ -425,7 +431,8 @@ def detection_curve(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The folder is not a cohort, no label can be compared, or ``out`` holds something else.
+        EvaluationError: The folder is not a cohort, or no label can be compared.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
@@ -475,7 +482,8 @@ def memorization(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or are too few, or ``out`` holds something else.
+        EvaluationError: The cases were not found or are too few.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
@@ -534,7 +542,8 @@ def reconstruction(
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
         RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found, none can be read, or ``out`` holds something else.
+        EvaluationError: The cases were not found or none can be read.
+        CohortError: ``out`` holds something else.
         MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
         BundleError: The bundle was not found, or the device cannot be used.
     """
@@ -629,8 +638,8 @@ def blind_score(
         ``undecided``), ``p_value``, ``num_unanswered`` and, under ``all``, the share of right answers.
 
     Raises:
-        EvaluationError: A file is missing or damaged, the answers do not belong to the key, or ``out`` holds something
-            else.
+        EvaluationError: A file is missing or damaged, or the answers do not belong to the key.
+        CohortError: ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -655,8 +664,8 @@ def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = Non
         from ``low`` to ``high``, ``disagreements``); ``figures["readers"]`` one per reader of the blinded test.
 
     Raises:
-        EvaluationError: The cases have not been reviewed, or ``out`` holds something else.
-        CohortError: A file of decisions is damaged.
+        EvaluationError: The cases have not been reviewed.
+        CohortError: A file of decisions is damaged, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.review import reviewers as measurement
 

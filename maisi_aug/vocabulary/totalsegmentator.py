@@ -225,7 +225,10 @@ def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
     """Return MAISI's id -> TotalSegmentator's id, for labels that are exactly one of its classes, and the background.
 
     In v1 the heart is divided into five classes, which MAISI's label map does not distinguish, so that it has no id
-    there.  Args:     version: ``v1``, ``v2`` or ``v3``.
+    there.
+
+    Args:
+        version: ``v1``, ``v2`` or ``v3``.
 
     Raises:
         VocabularyError: The version is unknown.
