@@ -132,7 +132,12 @@ def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> 
 
 
 def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """Return the volume in mL of an ``(I, J, K)`` host mask, and that of its largest connected part."""
+    """Return the volume of a host organ in mL, and that of its largest connected part.
+
+    Args:
+        host: ``(I, J, K)`` mask; may be empty, which has 0 mL.
+        spacing_mm: Voxel sides along I, J, K in mm.
+    """
     sizes = part_sizes(host)
     voxel_ml = voxel_volume_ml(spacing_mm)
     return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
@@ -164,7 +169,16 @@ def _plant(
 
 
 def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
-    """Return the largest volume in mL that a lesion may have outside its hosts in a map; infinite without a rule."""
+    """Return the largest volume in mL that a lesion's rule allows in a label map.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        wish: Lesion with its hosts and its rule.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        A share of the largest connected part of the hosts; infinite for a lesion without a rule.
+    """
     if wish.rule is None:
         return float("inf")
     return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]

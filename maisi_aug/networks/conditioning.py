@@ -67,6 +67,9 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
         surroundings: ``(B, 2, I, J, K)`` result of :func:`to_surroundings`; None if nothing is known.
         num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
+    Returns:
+        ``(B, 8, I, J, K)`` or ``(B, 10, I, J, K)`` float32; without surroundings the last two channels are 0.
+
     Raises:
         ValueError: The number of channels is neither 8 nor 10.
     """
@@ -148,7 +151,14 @@ def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tens
 
 
 def hu_to_unit(image_hu: Tensor) -> Tensor:
-    """Clip HU to [-1000, 1000] and map linearly to [0, 1]; float32, any shape."""
+    """Clip HU to [-1000, 1000] and map them linearly to [0, 1], as the networks take images; see :func:`unit_to_hu`.
+
+    Args:
+        image_hu: HU of any shape and dtype; not modified.
+
+    Returns:
+        float32 tensor of the same shape: -1000 HU and less become 0, 1000 HU and more become 1.
+    """
     return (image_hu.float().clamp(HU_MINIMUM, HU_MAXIMUM) - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM)
 
 

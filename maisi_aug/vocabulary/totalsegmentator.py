@@ -201,6 +201,9 @@ def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]
 def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
     """Return id -> class name of one of TotalSegmentator's further tasks, without the background.
 
+    Args:
+        task: Name of the task, as TotalSegmentator's option ``--task`` takes it.
+
     Raises:
         VocabularyError: The task is unknown.
     """
@@ -213,6 +216,9 @@ def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
 
 def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
     """Return a further task's id -> MAISI's id, with 0 -> 0, and body for classes that MAISI lacks.
+
+    Args:
+        task: Name of the task, as TotalSegmentator's option ``--task`` takes it.
 
     Raises:
         VocabularyError: The task is unknown.

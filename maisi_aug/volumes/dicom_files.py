@@ -163,6 +163,10 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
 def require_pixels(dataset: Dataset, path: Path) -> None:
     """Raise if a DICOM header announces more pixels than the file can hold, for which pydicom would allocate memory.
 
+    Args:
+        dataset: Header with the stored, perhaps compressed, pixels.
+        path: Name of the file in messages.
+
     Raises:
         VolumeError: The file is too short, or the number of pixels is missing.
     """
@@ -178,7 +182,15 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
 
 
 def items_of(header: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence in a DICOM header; empty if it is missing, empty or not a sequence."""
+    """Return the items of a sequence in a DICOM header.
+
+    Args:
+        header: DICOM header.
+        keyword: Keyword of the sequence, such as ``SegmentSequence``.
+
+    Returns:
+        The items in their order; an empty list if the element is missing, empty or not a sequence.
+    """
     from pydicom.sequence import Sequence
 
     value = header.get(keyword)

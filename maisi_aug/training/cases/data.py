@@ -228,10 +228,19 @@ def encode_store(
     """Encode every case of a store once; latents are kept on disk under the hash of the encoder's weights.
 
     The posterior mean is kept instead of a sample, because sampling adds noise that diffusion would have to learn. The
-    scale factor brings the standard deviation over all latents to ``deviation``.  Args:     store: Training cases.
-    autoencoder: Autoencoder in evaluation mode, on ``device``.     folder: Folder of the kept latents.
-    weights_hash: SHA-256 of the autoencoder's weights.     deviation: Standard deviation of scaled latents.     device:
-    Device on which images are encoded.     report: Progress callback, called with (cases done, cases in all).
+    scale factor brings the standard deviation over all latents to ``deviation``.
+
+    Args:
+        store: Training cases.
+        autoencoder: Autoencoder in evaluation mode, on ``device``.
+        folder: Folder of the kept latents, which go to ``latents-HASH`` in it, a ``.npy`` file per case.
+        weights_hash: SHA-256 of the autoencoder's weights.
+        deviation: Standard deviation of scaled latents.
+        device: Name of the torch device on which images are encoded.
+        report: Progress callback, called with (cases done, cases in all).
+
+    Returns:
+        Latents in the order of the cases, not yet scaled, and their scale factor.
 
     Raises:
         TrainingError: The store is empty.
