@@ -111,7 +111,8 @@ def segment_from_folder(folder: Path) -> Segment:
         folder: Folder of the label maps, named ``CASE.nii.gz`` after the ids of the evaluated cases.
 
     Returns:
-        Function from a case and its image to the ``(I, J, K)`` integer label map of its file, with the file's ids. It raises ``VolumeError`` for a case whose file is missing or unreadable, or is not on the image's grid.
+        Function from a case and its image to the ``(I, J, K)`` integer label map of its file, with the file's ids. It
+        raises ``VolumeError`` for a case whose file is missing or unreadable, or is not on the image's grid.
 
     Raises:
         EvaluationError: There is no such folder.
