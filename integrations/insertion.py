@@ -82,9 +82,10 @@ class LesionPool:
 
         Args:
             lesion: One lesion with its sizes, as in ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``.
-            number: Number of lesions in the label maps of the training; new lesions keep clear of those that are there.
-            host_numbers: Numbers in the label maps of the organs in which lesions may grow; without them, the lung is
-                found by HU for its lesions.
+            number: Value that lesions have in the label maps of the training; new lesions keep clear of those that are
+                there.
+            host_numbers: Values that the organs in which lesions may grow have in the label maps; without them, the
+                lung is found by HU for its lesions.
             reuse: Number of times that a lesion is used before it is replaced.
             per_ct: Lesions that are kept for every CT; one of them is shown at a time.
             texture: Texture of nodules; by default as frequent as in patients.

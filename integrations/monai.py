@@ -96,7 +96,7 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
             keys: Keys of the image and of the label map, in this order.
             probability: Probability in [0, 1] that an item gets a lesion.
             name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
-            **pool: Keywords of :class:`LesionPool`, such as ``number`` (of lesions in the label maps) or
+            **pool: Keywords of :class:`LesionPool`, such as ``number`` (the value of lesions in the label maps) or
                 ``host_numbers``.
 
         Raises:

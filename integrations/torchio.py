@@ -90,7 +90,7 @@ class InsertLesion:
             image: Name of the image in the subject, in HU.
             label: Name of the label map in the subject, on the image's grid.
             seed: Seed of everything random.
-            **pool: Keywords of :class:`LesionPool`, such as ``number`` (of lesions in the label maps) or
+            **pool: Keywords of :class:`LesionPool`, such as ``number`` (the value of lesions in the label maps) or
                 ``host_numbers``.
 
         Raises:

@@ -96,8 +96,8 @@ def plan_benchmark(
         **fields: Fields of the benchmark, see below; in the forms of :func:`benchmark`.
 
     Returns:
-        The plan: ``figures``, with ``train_cases``, ``test_cases``, ``arms``, ``num_trainings``, ``num_steps`` and the
-        estimated time; and ``text``, the same as Markdown.
+        The plan, as ``figures`` with ``train_cases``, ``test_cases``, ``arms``, ``num_trainings``, ``num_steps`` and
+        the estimated time, and as ``text`` in Markdown.
 
     Raises:
         RecipeError: A keyword is unknown.
@@ -202,7 +202,7 @@ def run_arm(
         progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
 
     Returns:
-        State of the training: its ``status`` is ``done``, ``begun`` or ``failed``, the last with a ``reason``.
+        State of the training, whose ``status`` is ``done``, ``begun`` or ``failed``, the last with a ``reason``.
 
     Raises:
         BenchmarkError: The benchmark, arm or seed was not found.

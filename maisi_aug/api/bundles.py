@@ -61,7 +61,7 @@ def list_bundles() -> list[BundleRow]:
     'maisi-aug bundles pull rflow-ct'
 
     Returns:
-        One dict per bundle, the installed ones first, with the keys of :class:`BundleRow`: ``name``, ``description``,
+        One dict per bundle, the installed ones first, with the keys ``name``, ``description``,
         ``licence``, ``grid``, ``num_bytes``, ``has_masks``, ``path``, ``pull`` and ``download_size``.
     """
     from maisi_aug.bundle_spec.bundle import list_bundles as list_at_hand
@@ -226,8 +226,8 @@ def push_bundle(
         say: Called with a sentence about each step; None for silence.
 
     Returns:
-        A tuple of two: the files, each with ``name`` (path in the repository), ``num_bytes`` and ``sha256``; and the
-        address of the repository, None for a dry run.
+        A tuple of the files, each with ``name`` (path in the repository), ``num_bytes`` and ``sha256``, and the
+        address of the repository, which is None for a dry run.
 
     Raises:
         BundleError: The bundle is altered, ``to`` is in use, or the hub refuses.
@@ -309,7 +309,7 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
         bundle: Name of an installed bundle, or its folder.
 
     Returns:
-        A dict for each file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
+        A dict for each file with ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
 
     Raises:
         BundleError: A file is missing, damaged or does not fit; the message names the first.

@@ -135,9 +135,9 @@ def fid(
         **fields: See below.
 
     Returns:
-        ``figures["planes"]`` has, for ``xy`` (axial), ``yz`` (sagittal), ``zx`` (coronal) and ``mean``: ``fid`` with
-        its 95% ``interval``, ``extrapolated`` (to infinitely many cases), ``kid``, and ``floor``, the FID of random
-        halves of the real cases, with which to compare.
+        A :class:`Measurement`, in which ``figures["planes"]`` has, for ``xy`` (axial), ``yz`` (sagittal), ``zx``
+        (coronal) and ``mean``, the figures ``fid`` with its 95% ``interval``, ``extrapolated`` (to infinitely many
+        cases), ``kid``, and ``floor``, the FID of random halves of the real cases, with which to compare.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -196,9 +196,10 @@ def distribution(
         **fields: See below.
 
     Returns:
-        ``figures["regions"]`` has a row for the body and for every label in enough cases of both sets: ``region``,
-        ``frd`` (Fréchet radiomics distance) with ``frd_interval`` (95%), and precision, recall, density and coverage,
-        each with ``value`` and ``interval``; ``floors`` are the same of random halves of the real cases.
+        A :class:`Measurement`, in which ``figures["regions"]`` has a row for the body and for every label in enough
+        cases of both sets, with ``region``, ``frd`` (Fréchet radiomics distance) with ``frd_interval`` (95%), and
+        precision, recall, density and coverage, each with ``value`` and ``interval``; ``floors`` are the same of random
+        halves of the real cases.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -240,9 +241,9 @@ def equivalence(
         **fields: See below.
 
     Returns:
-        ``figures["rows"]`` has a row for every label and quantity: ``label``, ``quantity``, means and deviations of
-        both sets, ``difference`` with ``difference_interval``, and ``verdict``, which is ``cannot tell`` where the
-        cases do not suffice.
+        A :class:`Measurement`, in which ``figures["rows"]`` has a row for every label and quantity, with ``label``,
+        ``quantity``, means and deviations of both sets, ``difference`` with ``difference_interval``, and ``verdict``,
+        which is ``cannot tell`` where the cases do not suffice.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -283,9 +284,9 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
         **fields: See below.
 
     Returns:
-        ``figures["labels"]`` has a row per label: ``label``, ``num_cases``, ``medians_hu`` (one per case), the
-        reference range from ``low_hu`` to ``high_hu`` (None without one) and ``inside``, the share of cases in it.
-        ``figures["outliers"]`` lists the cases outside.
+        A :class:`Measurement`, in which ``figures["labels"]`` has a row per label, with ``label``, ``num_cases``,
+        ``medians_hu`` (one per case), the reference range from ``low_hu`` to ``high_hu`` (None without one) and
+        ``inside``, the share of cases in it. ``figures["outliers"]`` lists the cases outside.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -339,9 +340,9 @@ def lesions(
         **fields: See below.
 
     Returns:
-        ``figures["calibration"]`` has the errors of the diameter by label, ``figures["points"]`` a row per lesion with
-        ``requested_mm`` and ``realised_mm``, and ``figures["visibility"]`` by label ``contrast_hu``, ``cnr`` and
-        ``visible``, the share of visible lesions.
+        A :class:`Measurement`, in which ``figures["calibration"]`` has the errors of the diameter by label,
+        ``figures["points"]`` a row per lesion with ``requested_mm`` and ``realised_mm``, and ``figures["visibility"]``
+        by label ``contrast_hu``, ``cnr`` and ``visible``, the share of visible lesions.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -377,9 +378,9 @@ def agreement(
             segmenter -> name in the vocabulary.
 
     Returns:
-        ``figures["labels"]`` has a row per label: ``label``, ``num_cases``, ``mean`` Dice with its 95% ``interval``,
-        ``median`` and ``worst``. ``figures["cases"]`` has the Dice of every case, ``figures["unmatched"]`` the labels
-        of the segmenter that were not compared.
+        A :class:`Measurement`, in which ``figures["labels"]`` has a row per label, with ``label``, ``num_cases``,
+        ``mean`` Dice with its 95% ``interval``, ``median`` and ``worst``. ``figures["cases"]`` has the Dice of every
+        case, ``figures["unmatched"]`` the labels of the segmenter that were not compared.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -424,9 +425,10 @@ def detection_curve(
             segmenter -> name in the vocabulary.
 
     Returns:
-        ``figures["groups"]`` has a row per value or range of sizes: ``name``, ``num``, ``num_found``, ``sensitivity``
-        with its 95% ``interval``; ``figures["fit"]`` the diameters in mm from which 50, 80 and 90% of the lesions are
-        found (None with too few lesions, or another factor than size); ``figures["lesions"]`` every lesion.
+        A :class:`Measurement`, in which ``figures["groups"]`` has a row per value or range of sizes, with ``name``,
+        ``num``, ``num_found``, ``sensitivity`` with its 95% ``interval``; ``figures["fit"]`` the diameters in mm from
+        which 50, 80 and 90% of the lesions are found (None with too few lesions, or another factor than size);
+        ``figures["lesions"]`` every lesion.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -475,9 +477,9 @@ def memorization(
         **fields: See below.
 
     Returns:
-        ``figures["images"]`` and the further comparisons have a ``verdict`` and ``cases``, a row per synthetic case,
-        the most suspicious first: ``case``, ``nearest`` (training case), ``distance`` and ``is_copy``. The picture
-        shows the closest pairs.
+        A :class:`Measurement`, in which ``figures["images"]`` and the further comparisons have a ``verdict`` and
+        ``cases``, a row per synthetic case, the most suspicious first: ``case``, ``nearest`` (training case),
+        ``distance`` and ``is_copy``. The picture shows the closest pairs.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -535,9 +537,9 @@ def reconstruction(
         **fields: See below.
 
     Returns:
-        ``figures["summary"]`` has over all cases ``psnr_db``, ``ssim``, ``lpips`` (None without ``lpips_weights``),
-        ``mean_error_hu`` and ``blur_mm``; ``figures["cases"]`` the same per case; ``figures["tissues"]`` and
-        ``figures["labels"]`` errors in HU.
+        A :class:`Measurement`, in which ``figures["summary"]`` has over all cases ``psnr_db``, ``ssim``, ``lpips``
+        (None without ``lpips_weights``), ``mean_error_hu`` and ``blur_mm``; ``figures["cases"]`` the same per case;
+        ``figures["tissues"]`` and ``figures["labels"]`` errors in HU.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -602,7 +604,7 @@ def blind_pack(
         **fields: See below.
 
     Returns:
-        Paths of the pack: ``folder``, ``key`` and ``answers``; and ``skipped``, the cases that could not be read.
+        The paths ``folder``, ``key`` and ``answers``; and ``skipped``, the cases that could not be read.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.
@@ -634,8 +636,9 @@ def blind_score(
         out: Folder for the results, created if missing: ``reader-test.json`` and ``.md``; None to write nothing.
 
     Returns:
-        ``figures["readers"]`` has a row per reader: ``reader``, ``verdict`` (``can tell``, ``cannot tell`` or
-        ``undecided``), ``p_value``, ``num_unanswered`` and, under ``all``, the share of right answers.
+        A :class:`Measurement`, in which ``figures["readers"]`` has a row per reader, with ``reader``, ``verdict``
+        (``can tell``, ``cannot tell`` or ``undecided``), ``p_value``, ``num_unanswered`` and, under ``all``, the share
+        of right answers.
 
     Raises:
         EvaluationError: A file is missing or damaged, or the answers do not belong to the key.
@@ -659,9 +662,10 @@ def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = Non
         out: Folder for the results, created if missing: ``reviewers.json`` and ``.md``; None to write nothing.
 
     Returns:
-        ``figures["reviewers"]`` has a row per reviewer (``num_accepted``, ``num_rejected``, ``reasons``);
-        ``figures["pairs"]`` one per pair, over the cases that both decided on (``num_both``, ``agreement``, ``kappa``
-        from ``low`` to ``high``, ``disagreements``); ``figures["readers"]`` one per reader of the blinded test.
+        A :class:`Measurement`, in which ``figures["reviewers"]`` has a row per reviewer (``num_accepted``,
+        ``num_rejected``, ``reasons``); ``figures["pairs"]`` one per pair, over the cases that both decided on
+        (``num_both``, ``agreement``, ``kappa`` from ``low`` to ``high``, ``disagreements``); ``figures["readers"]`` one
+        per reader of the blinded test.
 
     Raises:
         EvaluationError: The cases have not been reviewed.

@@ -56,8 +56,9 @@ def export_nnunet(
             dataset -> name in the cohort.
 
     Returns:
-        Without ``like``: ``path``, ``labels`` (name -> number, with the background), ``num_cases`` and ``notes``. With
-        ``like``: ``path``, ``preprocessed``, ``labels``, ``folds`` and ``commands``, which are to be run next.
+        Without ``like`` an object with ``path``, ``labels`` (name -> number, with the background), ``num_cases`` and
+        ``notes``. With ``like`` one with ``path``, ``preprocessed``, ``labels``, ``folds`` and ``commands``, which are
+        to be run next.
 
     Raises:
         RecipeError: A keyword is unknown; the message names the closest.

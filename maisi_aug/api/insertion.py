@@ -81,7 +81,7 @@ def insert(
         **fields: See below.
 
     Returns:
-        The cohort. Cases that failed a quality gate in every attempt raise nothing: they are in ``cohort.rejected``.
+        The cohort. Cases that failed a quality gate in every attempt raise nothing; they are in ``cohort.rejected``.
 
     Raises:
         RecipeError: A keyword is unknown, or fields are invalid; the message lists all problems.

@@ -132,9 +132,9 @@ class Pipeline:
                 ``max_attempts``, ``hu_reference``, ``decoding``, ``gates``.
 
         Returns:
-            The last attempt: ``image`` (``(I, J, K)`` int16 HU), ``label_map`` (uint8 ids), ``affine``, ``lesions``,
-            ``verdicts``. Where the gates refused all attempts, its ``is_accepted`` is False and ``reason`` says why.
-            Nothing is written; see :meth:`DrawnCase.save`.
+            The last attempt, with ``image`` (``(I, J, K)`` int16 HU), ``label_map`` (uint8 ids), ``affine``,
+            ``lesions``, ``verdicts``. Where the gates refused all attempts, its ``is_accepted`` is False and ``reason``
+            says why. Nothing is written; see :meth:`DrawnCase.save`.
 
         Raises:
             LesionError: A lesion finds no room; the message names the largest that does.

@@ -147,8 +147,8 @@ def prove_steps(
             ``(stage, done, total)``.
 
     Returns:
-        The report: ``arms``, one per number of steps that was tried, the most steps first; and ``proven``, the arm with
-        the fewest steps that draw the same, or None. Its ``sampling.num_steps`` is the number.
+        The report, with ``arms``, one per number of steps that was tried, the most steps first; and ``proven``, the arm
+        with the fewest steps that draw the same, or None. Its ``sampling.num_steps`` is the number.
 
     Raises:
         RequestError: There is no number of steps to try, or one is not below the full number.
