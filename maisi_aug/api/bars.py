@@ -139,6 +139,10 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
 def count_up(name: str, *, is_quiet: bool) -> Iterator[Report]:
     """Context with one progress bar for counted work, which disappears when the work is done.
 
+    Args:
+        name: Words in front of the bar.
+        is_quiet: Whether to show nothing.
+
     Yields:
         A function to call with (done, total).
     """
@@ -157,6 +161,10 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 
 def add_phase(bars: Progress, name: str) -> Report:
     """Add a bar for work whose total the first report states; where there is no terminal, print lines instead.
+
+    Args:
+        bars: Open progress display.
+        name: Words in front of the bar.
 
     Returns:
         A function to call with (done, total).

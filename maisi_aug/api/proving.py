@@ -63,7 +63,17 @@ class MapRequest:
         return ", ".join([*words, *([] if self.recipe is None else [f"recipe {Path(self.recipe).name}"])])
 
     def draw(self, sampling: Sampling, folder: Path, where: Where, listener: Listener) -> Sequence[AttemptRecord]:
-        """Draw all maps once, or continue, and return the first attempt at each with the figures of its gates."""
+        """Draw all maps once, or continue, and return the first attempt at each with the figures of its gates.
+
+        Args:
+            sampling: Steps and solver to draw with.
+            folder: Folder of the cohort, new or one that the same call began.
+            where: Devices that draw.
+            listener: Object whose methods are called as the run proceeds.
+
+        Returns:
+            One record per map, in the order of the maps.
+        """
         from maisi_aug.cohort.manifest import load_manifest
 
         fields: dict[str, Any] = {

@@ -155,6 +155,10 @@ class InsertionWorker:
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
     """Return the painter that draws the lesions of a cohort, with its networks loaded onto a device if it has any.
 
+    Args:
+        cohort: Resolved cohort of inserted lesions, with its bundle and its sampling.
+        device: Name of the torch device; a procedural painter uses none.
+
     Raises:
         BundleError: The weights or the device cannot be used.
     """
@@ -202,6 +206,13 @@ class Inserter:
         """Make an attempt at a case; after a failed one, the next attempt uses the next CT.
 
         CTs that can never take the lesions are skipped; if no CT can, the attempt is marked as the last.
+
+        Args:
+            case: Planned case with its lesions.
+            number: Number of the attempt, from 0.
+
+        Returns:
+            The attempt with image and label map, judged; a failed one has a reason.
         """
         started, seed = perf_counter(), self.cohort.seed_of(case, number)
         passed_over: list[JsonValue] = []

@@ -316,7 +316,15 @@ def _choose_centre(bank_map: BankMap, extent_mm: NDArray[np.float64]) -> NDArray
 
 
 def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
-    """Return the slices of the voxels of a grid whose centres lie within another grid with the same axis directions."""
+    """Return the slices of the voxels of a grid whose centres lie within another grid with the same axis directions.
+
+    Args:
+        own: Grid that limits the part.
+        grid: Grid whose voxels are cut, with the same axis directions.
+
+    Returns:
+        Slices along I, J, K of ``grid``; of no width along an axis on which nothing lies inside.
+    """
     corners = np.array([[-0.5, -0.5, -0.5, 1.0], [*(side - 0.5 for side in grid.shape), 1.0]])
     first, stop = (np.linalg.solve(own.affine, grid.affine) @ corners.T).T[:, :3]
     low, high = (np.maximum(np.ceil(np.round(corner, DECIMALS)), 0).astype(int) for corner in (first, stop))

@@ -325,7 +325,17 @@ def _choose_lesions(bank: FolderBank, index: int, lesions: Sequence[Lesion]) -> 
 def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[Lesion], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]] | None:
-    """Resize the lesions of a cut label map to the requested volumes; None if the cut lost, split or joined one."""
+    """Resize the lesions of a cut label map to the requested volumes; None if the cut lost, split or joined one.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        lesions: Requested lesions of the case.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        ``(I, J, K)`` label map with resized lesions, and the lesions as realised in it, in the given order. None if the
+        map does not have exactly one connected lesion for each.
+    """
     voxel_ml = voxel_volume_ml(spacing_mm)
     realised: dict[int, Lesion] = {}
     for label_id in sorted({wish.label_id for wish in lesions}):

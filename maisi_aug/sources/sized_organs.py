@@ -38,7 +38,12 @@ DEFORM_STRENGTH = 0.6
 
 
 def is_sized_organ(label_id: int, vocabulary: Vocabulary) -> bool:
-    """Whether a label that is requested with a size is an organ, which is resized instead of planted."""
+    """Whether a label that is requested with a size is an organ, which is resized instead of planted.
+
+    Args:
+        label_id: Vocabulary id of the label.
+        vocabulary: Vocabulary of the id.
+    """
     return vocabulary.label(label_id).kind == "organ"
 
 
