@@ -69,6 +69,13 @@ class Benchmark:
     def folder_of(self, arm: str, seed: int) -> Path:
         """Return the folder of one training of an arm.
 
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Returns:
+            Path of the folder, which need not exist.
+
         Raises:
             BenchmarkError: There is no such arm, or no such seed.
         """
@@ -83,7 +90,15 @@ class Benchmark:
         return self.folder / "arms" / found.folder_name / f"seed-{seed}"
 
     def state_of(self, arm: str, seed: int) -> ArmState:
-        """Return the state of one training of an arm."""
+        """Return the state of one training of an arm.
+
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Raises:
+            BenchmarkError: There is no such arm or seed.
+        """
         folder = self.folder_of(arm, seed)
         if (folder / SCORES_NAME).is_file():
             return ArmState(arm, seed, "done")
@@ -100,6 +115,13 @@ class Benchmark:
 
     def load_scores(self, arm: str, seed: int) -> dict[str, Any]:
         """Return the scores of a finished training.
+
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Returns:
+            Content of ``scores.json`` in the folder of the training.
 
         Raises:
             BenchmarkError: The training is not done, or its file is damaged.

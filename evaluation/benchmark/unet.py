@@ -80,7 +80,12 @@ class PatchObjective(Stateless):
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """Draw the patches of a step: ``(B, 1, I, J, K)`` float32 images and ``(B, I, J, K)`` uint8 classes."""
+        """Draw the patches of a step: ``(B, 1, I, J, K)`` float32 images and ``(B, I, J, K)`` uint8 classes.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+        """
         rng = numpy_generator(derive_seed("benchmark batch", self.seed, step), "patches")
         chosen = rng.integers(self.cases.num_cases, size=self.preset.batch_count * share.count)
         patches = [self._draw_patch(int(index), rng) for index in chosen][share.slice_of(self.preset.batch_count)]
@@ -221,7 +226,15 @@ def _build_strong(augmentation: Augmentation, plan: TrainingPlan) -> StrongVaria
 def measure_step_seconds(
     plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str, augmentation: Augmentation = "light"
 ) -> float:
-    """Measure the seconds of one training step on noise, for estimates of a benchmark's duration."""
+    """Measure the seconds of one training step on noise, for estimates of a benchmark's duration.
+
+    Args:
+        plan: Plan with the patches' shape.
+        preset: Size of the network.
+        num_classes: Number of classes, including the background.
+        device: Name of the torch device that trains.
+        augmentation: How patches are varied.
+    """
     rng = np.random.default_rng(0)
     noise = LoadedCase(
         rng.integers(-100, 100, plan.patch_shape).astype(np.int16),

@@ -287,7 +287,12 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
 
 
 def size_at(fitted: tuple[float, float], share: float) -> float:
-    """Return the diameter in mm at which a given fraction of lesions is found, by a fitted logistic curve."""
+    """Return the diameter in mm at which a given fraction of lesions is found, by a fitted logistic curve.
+
+    Args:
+        fitted: Intercept and slope, result of :func:`fit_logistic`.
+        share: Fraction of the lesions in (0, 1).
+    """
     return float(np.exp(np.clip((special.logit(share) - fitted[0]) / fitted[1], -10.0, 10.0)))
 
 

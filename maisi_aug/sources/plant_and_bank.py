@@ -333,8 +333,9 @@ def match_volumes(
         spacing_mm: Voxel sides along I, J, K in mm.
 
     Returns:
-        ``(I, J, K)`` label map with resized lesions, and the lesions as realised in it, in the given order. None if the
-        map does not have exactly one connected lesion for each.
+        ``(I, J, K)`` label map with resized lesions, and the lesions as realised in it, in the given order; a lesion
+        that would have to change by more than a factor of ``MAX_RESIZE`` keeps its volume. None if the map does not
+        have exactly one connected lesion for each.
     """
     voxel_ml = voxel_volume_ml(spacing_mm)
     realised: dict[int, Lesion] = {}

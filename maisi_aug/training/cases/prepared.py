@@ -89,6 +89,10 @@ class PreparedStore:
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
         """Return ``(I, J, K)`` uint8 vocabulary ids of a case, or of a box of it.
 
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+
         Raises:
             PreparationError: The file has another shape than it was prepared with.
             VolumeError: The file cannot be read.

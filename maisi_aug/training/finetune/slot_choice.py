@@ -30,6 +30,10 @@ HOST_SHARE = 0.15
 def find_source(name: str, dataset: PreparedDataset) -> Label:
     """Return the label of a prepared dataset that has a name.
 
+    Args:
+        name: Name or alias of the label.
+        dataset: Prepared data.
+
     Raises:
         TrainingError: The data have no voxel of it.
     """
@@ -233,6 +237,10 @@ def choose_hosts(traits: LabelTraits) -> tuple[int, ...]:
 
 def choose_kind(name: str, traits: LabelTraits) -> tuple[Kind, str]:
     """Decide whether a label is a lesion or an organ, by its name, or by how many patients have it and how large it is.
+
+    Args:
+        name: Name of the label.
+        traits: Sizes of the label over the patients.
 
     Returns:
         The kind, and the reason as text.

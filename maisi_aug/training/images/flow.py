@@ -415,7 +415,16 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """Return ``(B, 256)`` weights of each case's labels: square root of their voxels, with a factor for lesions."""
+    """Return ``(B, 256)`` weights of each case's labels: square root of their voxels, with a factor for lesions.
+
+    Args:
+        label_maps: ``(B, I, J, K)`` vocabulary ids.
+        lesion_ids: Ids of the labels that count as lesions.
+        lesion_weight: Factor on their weights.
+
+    Returns:
+        ``(B, 256)`` float32 weights by id; 0 for the background and for labels that a case lacks.
+    """
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

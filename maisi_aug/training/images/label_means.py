@@ -237,7 +237,12 @@ def _start_unet(unet: Any, num_channels: int, *, scale: float) -> None:
 
 
 def write_lookup(embedding: Any, lookup: Lookup) -> None:
-    """Write a lookup into the first layers of a ControlNet's condition embedding, in place."""
+    """Write a lookup into the first layers of a ControlNet's condition embedding, in place.
+
+    Args:
+        embedding: Condition embedding of two widths, changed in place.
+        lookup: Lookup to write.
+    """
     first, second, down = (only_convolution(layer) for layer in (embedding.conv_in, *embedding.blocks))
     for layer, fitted in ((first, lookup.first), (second, lookup.second)):
         layer.weight.zero_()

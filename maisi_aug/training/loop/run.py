@@ -332,7 +332,12 @@ class TrainingRun:
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
-    """Return Adam or AdamW with the settings of a training loop."""
+    """Return Adam or AdamW with the settings of a training loop.
+
+    Args:
+        parameters: Parameters that are trained.
+        config: Settings of the loop: optimiser, learning rate, weight decay and betas.
+    """
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     betas = (0.9, config.second_beta)
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=betas)

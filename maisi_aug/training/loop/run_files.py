@@ -57,6 +57,11 @@ class StepLog:
     def write(self, step: int, figures: Mapping[str, float], *, group: str = TRAINING) -> None:
         """Log the figures of a step, counted from 1.
 
+        Args:
+            step: Number of the step.
+            figures: Name -> value.
+            group: Name under which the figures are logged; those of training stand in the line itself.
+
         Raises:
             TrainingError: The disk is full.
         """
@@ -103,6 +108,10 @@ def _open_writer(folder: Path, last_step: int) -> Any:
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all; only then is the previous one replaced.
 
+    Args:
+        path: File to write.
+        content: What to keep, with the number of the ``step``: tensors and plain values.
+
     Raises:
         TrainingError: The checkpoint cannot be written, for instance because the disk is full; the previous one is
             kept.
@@ -121,6 +130,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
     """Read a checkpoint, as data only, without code.
+
+    Args:
+        path: File that :func:`write_checkpoint` wrote.
+        device: Name of the torch device to load tensors to.
 
     Raises:
         TrainingError: torch cannot read it.

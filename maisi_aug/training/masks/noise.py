@@ -36,7 +36,12 @@ class SizedLatents:
     sizes: NDArray[np.float32]
 
     def gather(self, indices: Sequence[int], scale_factor: float) -> tuple[Tensor, Tensor]:
-        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32, of some maps."""
+        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32, of some maps.
+
+        Args:
+            indices: Numbers of the maps, from 0.
+            scale_factor: Factor by which latents are multiplied.
+        """
         clean = torch.stack([self.latents[index].float() for index in indices]) * scale_factor
         return clean, torch.from_numpy(self.sizes[list(indices)])[:, None]
 
