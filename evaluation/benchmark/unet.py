@@ -73,7 +73,15 @@ class PatchObjective(Stateless):
         return {"unet": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a share of a step's patches, with figures to log."""
+        """Return the loss of a share of a step's patches, with figures to log.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         images, classes = self.draw_batch(step, share)
         scores = self.network(images.to(self.device)).float()
         loss: Tensor = self.criterion(scores, classes.to(self.device))

@@ -182,6 +182,11 @@ def add_phase(bars: Progress, name: str) -> Report:
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
     """Add a bar for optimiser steps that shows the loss; where there is no terminal, print lines instead.
 
+    Args:
+        bars: Open progress display.
+        name: Words in front of the bar.
+        num_steps: Number of steps of the whole training.
+
     Returns:
         A function to call with (step, figures such as ``loss``).
     """

@@ -330,6 +330,13 @@ class InsertionSource(MapSource):
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw the lesions of a case, the largest first, each separate from real lesions and from earlier ones.
 
+        Args:
+            case: Planned case with its lesions.
+            seed: Seed of everything random.
+
+        Returns:
+            CT with lesions, label map, grid, the lesions as realised, and their origin.
+
         Raises:
             UnfitCtError: The CT cannot be used, or has no host or no room for a lesion.
             LesionError: There is no room left next to other lesions.

@@ -68,6 +68,13 @@ class SizedOrganSource(BankedSource):
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw a label map with the organs and lesions of a case, and no other lesions.
 
+        Args:
+            case: Planned case with its organs and lesions.
+            seed: Seed of everything random.
+
+        Returns:
+            Label map with its grid, the case as realised, and the map's origin.
+
         Raises:
             LesionError: The volumes of all such organs in the bank are far from the requested one, or a lesion does not
                 fit.

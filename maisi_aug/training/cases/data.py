@@ -195,11 +195,21 @@ class PhantomStore:
         return CaseFacts(self.shape, self.spacing_mm, str(self._read(index, "modality")))
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` uint8 vocabulary ids of a phantom, or of a box of it."""
+        """Return ``(I, J, K)`` uint8 vocabulary ids of a phantom, or of a box of it.
+
+        Args:
+            index: Number of the phantom, from 0.
+            box: Slices along I, J, K; the whole phantom when empty.
+        """
         return self._read(index, "label_map")[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it."""
+        """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it.
+
+        Args:
+            index: Number of the phantom, from 0.
+            box: Slices along I, J, K; the whole phantom when empty.
+        """
         return self._read(index, "image_hu")[box]
 
     def _read(self, index: int, name: str) -> NDArray[Any]:

@@ -76,7 +76,15 @@ class MaskVaeObjective(Stateless):
         return {"mask_autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of a step's patches, with its parts as figures to log."""
+        """Return the loss of a share of a step's patches, with its parts as figures to log.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         patches, noises = self._draw_batch(step, share)
         classes = torch.from_numpy(patches).to(self.device)
         mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
