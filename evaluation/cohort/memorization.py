@@ -390,14 +390,11 @@ def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
 
 
 def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Return the ``(cases, others)`` matrix of 1 - correlation of images.
+    """Return the ``(cases, others)`` matrix of 1 - correlation of images, in [0, 2]; 0 for equal ones.
 
     Args:
         cases: Thumbnails of the rows.
         others: Thumbnails of the columns.
-
-    Returns:
-        ``(cases, others)`` float64 distances in [0, 2]; 0 for equal images.
     """
     product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
     distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
@@ -466,9 +463,6 @@ def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
     Args:
         cases: Thumbnails of the rows.
         others: Thumbnails of the columns.
-
-    Returns:
-        ``(cases, others)`` float64 fractions in [0, 1]; NaN where a label map is missing.
     """
     distances = np.full((len(cases), len(others)), np.nan)
     for row, case in enumerate(cases):

@@ -4,8 +4,8 @@ Each function but :func:`blind_pack` returns a :class:`Measurement`. With ``out`
 :func:`maisi_aug.report` takes as evidence. An existing folder is refused unless it is from such a measurement.
 
 Cases are a cohort, an nnU-Net raw dataset (path, number or name), a folder that ``prepare`` wrote, a folder with
-``images/`` and ``labels/``, a MONAI data list, or a folder of CTs in HU (NIfTI, NRRD, MHA or DICOM). A case that cannot
-be read raises nothing: it is listed with the reason under ``skipped`` in the figures.
+``images/`` and ``labels/``, a MONAI data list, or a folder of CTs in HU (NIfTI, NRRD, MHA, DICOM). Cases that cannot be
+read are listed with the reason under ``skipped`` in the figures. Every error is a :class:`~maisi_aug.MaisiAugError`.
 """
 
 from __future__ import annotations
@@ -119,8 +119,7 @@ def fid(
     """Measure 2.5D FID and KID by plane, with intervals and the floor of real cases; ``maisi-aug evaluate fid``.
 
     Args:
-        real: Real cases: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/`` and
-            ``labels/``, a MONAI data list, or a folder of CTs.
+        real: Real cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
         synthetic: Synthetic cases, of any of these kinds.
         devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own, instead of
             ``device``. Scripts that use it need ``if __name__ == "__main__":``.
@@ -128,10 +127,8 @@ def fid(
         address: ``"HOST:PORT"`` of the cluster's head, or ``"auto"`` for one that runs on this machine.
         num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
         gpus_per_worker: GPUs of each worker, such as 0.5.
-        out: Folder for the results, created if missing: ``fid.json``, ``fid.md`` and ``fid.svg``; None to write
-            nothing.
-        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``: a text and two numbers.
+        out: Folder for ``fid.json``, ``fid.md`` and ``fid.svg``, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
     Returns:
@@ -140,11 +137,8 @@ def fid(
         cases), ``kid``, and ``floor``, the FID of random halves of the real cases, with which to compare.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or none can be read.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or none can be read, or ``out`` holds something else.
         MissingExtraError: The package with the extractor's weights is not installed.
     """
     from maisi_aug.evaluation.fid import measurement
@@ -186,12 +180,10 @@ def distribution(
     """Compare the distributions of radiomic features of real and synthetic cases; ``maisi-aug evaluate distribution``.
 
     Args:
-        real: Real cases, ten or more: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
-            ``images/`` and ``labels/``, a MONAI data list, or a folder of CTs. Without label maps the body alone is
-            compared.
+        real: Ten cases or more: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs
+            or CTs. Without label maps the body alone is compared.
         synthetic: Synthetic cases, ten or more, of any of these kinds.
-        out: Folder for the results, created if missing: ``distribution.json``, ``.md`` and ``.svg``; None to write
-            nothing.
+        out: Folder for ``distribution.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
@@ -202,11 +194,8 @@ def distribution(
         halves of the real cases.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or are too few.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or are too few, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.distribution import distances as measurement
 
@@ -232,25 +221,19 @@ def equivalence(
     """Test whether synthetic lesions and organs are equivalent to real ones; ``maisi-aug evaluate equivalence``.
 
     Args:
-        real: Real cases with label maps: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
-            ``images/`` and ``labels/``, a MONAI data list, or a folder of CTs.
-        synthetic: Synthetic cases with label maps, of any of these kinds.
-        out: Folder for the results, created if missing: ``equivalence.json``, ``.md`` and ``.svg``; None to write
-            nothing.
+        real: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
+        synthetic: Labelled synthetic cases, of any of these kinds.
+        out: Folder for ``equivalence.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
     Returns:
-        A :class:`Measurement`, in which ``figures["rows"]`` has a row for every label and quantity, with ``label``,
-        ``quantity``, means and deviations of both sets, ``difference`` with ``difference_interval``, and ``verdict``,
-        which is ``cannot tell`` where the cases do not suffice.
+        A :class:`Measurement`, in which ``figures["rows"]`` has a row for every label and quantity, with means and
+        deviations of both sets, ``difference`` with its interval, and ``verdict``, ``cannot tell`` with too few cases.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or have no label maps.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or have no label maps, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.distribution import equivalence as measurement
 
@@ -276,8 +259,7 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
     ['hu.svg', 'hu.md', 'hu.json']
 
     Args:
-        cases: Cases with label maps: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
-            ``images/`` and ``labels/``, or a MONAI data list.
+        cases: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
         out: Folder for the results, created if missing: ``hu.json``, ``hu.md`` and ``hu.svg``; with ``reference`` also
             ``hu_ranges.json``, which a later call takes as ``ranges``. None to write nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
@@ -289,11 +271,8 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
         ``inside``, the share of cases in it. ``figures["outliers"]`` lists the cases outside.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or have no label maps.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or have no label maps, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import hu as measurement
 
@@ -334,8 +313,7 @@ def lesions(
 
     Args:
         cohort: Folder that ``synthesize`` or ``insert`` wrote.
-        out: Folder for the results, created if missing: ``lesions.json``, ``lesions.md`` and charts; None to write
-            nothing.
+        out: Folder for ``lesions.json``, ``lesions.md`` and charts, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
@@ -345,11 +323,8 @@ def lesions(
         by label ``contrast_hu``, ``cnr`` and ``visible``, the share of visible lesions.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The folder is not a cohort or has no label maps.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The folder is not a cohort or has no label maps, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
 
@@ -369,10 +344,8 @@ def agreement(
     """Measure the Dice of an independent segmenter against the label maps; ``maisi-aug evaluate agreement``.
 
     Args:
-        cases: Cases with label maps: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with
-            ``images/`` and ``labels/``, or a MONAI data list.
-        out: Folder for the results, created if missing: ``agreement.json``, ``.md`` and ``.svg``; None to write
-            nothing.
+        cases: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
+        out: Folder for ``agreement.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
             segmenter -> name in the vocabulary.
@@ -383,11 +356,8 @@ def agreement(
         case, ``figures["unmatched"]`` the labels of the segmenter that were not compared.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: No case or label can be compared.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: No case or label can be compared, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
 
@@ -418,8 +388,7 @@ def detection_curve(
     Args:
         cohort: Folder that ``insert`` or ``synthesize`` wrote. With ``twins``, cases that differ in one factor only,
             sensitivity is given by this factor, else by size.
-        out: Folder for the results, created if missing: ``detection_curve.json``, ``.md`` and ``.svg``; None to write
-            nothing.
+        out: Folder for ``detection_curve.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
             segmenter -> name in the vocabulary.
@@ -427,15 +396,11 @@ def detection_curve(
     Returns:
         A :class:`Measurement`, in which ``figures["groups"]`` has a row per value or range of sizes, with ``name``,
         ``num``, ``num_found``, ``sensitivity`` with its 95% ``interval``; ``figures["fit"]`` the diameters in mm from
-        which 50, 80 and 90% of the lesions are found (None with too few lesions, or another factor than size);
-        ``figures["lesions"]`` every lesion.
+        which 50, 80 and 90% of the lesions are found (None with too few lesions, or another factor than size).
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The folder is not a cohort, or no label can be compared.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: It is not a cohort, no label can be compared, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
 
@@ -468,11 +433,9 @@ def memorization(
     """Check whether synthetic cases repeat training cases; ``maisi-aug evaluate memorization``.
 
     Args:
-        cases: Synthetic cases: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/``
-            and ``labels/``, a MONAI data list, or a folder of CTs.
+        cases: Synthetic: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
         train: Cases that the generator was trained on, two or more, of any of these kinds.
-        out: Folder for the results, created if missing: ``memorization.json``, ``.md``, ``.svg`` and
-            ``closest_pairs.png``; None to write nothing.
+        out: Folder for ``memorization.json``, ``.md``, ``.svg`` and ``closest_pairs.png``; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
@@ -482,11 +445,8 @@ def memorization(
         ``distance`` and ``is_copy``. The picture shows the closest pairs.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or are too few.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or are too few, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
 
@@ -522,17 +482,14 @@ def reconstruction(
     """Measure what a bundle's autoencoder preserves of CTs; ``maisi-aug evaluate reconstruction``.
 
     Args:
-        cases: CTs: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/`` and
-            ``labels/``, a MONAI data list, or a folder of CTs.
+        cases: CTs: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
         bundle: Name or folder of the bundle whose autoencoder is measured.
-        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own, instead of ``device``.
-            Scripts that use it need ``if __name__ == "__main__":``.
-        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
-        address: ``"HOST:PORT"`` of the cluster's head, or ``"auto"`` for one that runs on this machine.
-        num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``; see :func:`fid`, also for the following four arguments.
+        engine: ``"local"`` or ``"ray"``.
+        address: ``"HOST:PORT"`` of the Ray cluster's head, or ``"auto"``.
+        num_workers: Number of workers on the cluster.
         gpus_per_worker: GPUs of each worker, such as 0.5.
-        out: Folder for the results, created if missing: ``reconstruction.json``, ``.md``, ``.svg`` and
-            ``worst_slices.png``; None to write nothing.
+        out: Folder for ``reconstruction.json``, ``.md``, ``.svg`` and ``worst_slices.png``; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
@@ -542,11 +499,8 @@ def reconstruction(
         ``figures["tissues"]`` and ``figures["labels"]`` errors in HU.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
-        EvaluationError: The cases were not found or none can be read.
-        CohortError: ``out`` holds something else.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or none can be read, or ``out`` holds something else.
         BundleError: The bundle was not found, or the device cannot be used.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
@@ -595,8 +549,7 @@ def blind_pack(
     """Write unlabelled pictures of real and synthetic cases for readers; ``maisi-aug evaluate blind-pack``.
 
     Args:
-        real: Real cases: a cohort, an nnU-Net dataset, a folder that ``prepare`` wrote, a folder with ``images/`` and
-            ``labels/``, a MONAI data list, or a folder of CTs.
+        real: Real cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
         synthetic: Synthetic cases, of any of these kinds.
         out: New folder for the readers, with a picture per item, ``answers.csv`` and ``README.txt``. The answer key
             ``OUT_key.json`` is written next to it.
@@ -607,10 +560,8 @@ def blind_pack(
         The paths ``folder``, ``key`` and ``answers``; and ``skipped``, the cases that could not be read.
 
     Raises:
-        RecipeError: A keyword is unknown; the message names the closest.
-        RequestError: A field is invalid; the message lists all problems.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
         EvaluationError: There are too few cases of a kind, or ``out`` or the key exists.
-        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -631,14 +582,12 @@ def blind_score(
     Args:
         key: Answer key ``OUT_key.json`` that :func:`blind_pack` wrote.
         answers: A filled-in ``answers.csv``, or one per reader; the file's name is the reader's.
-        margin: Largest deviation of the share of right answers from one half that counts as "cannot tell", 0.01 to
-            0.49.
-        out: Folder for the results, created if missing: ``reader-test.json`` and ``.md``; None to write nothing.
+        margin: Largest deviation of the share of right answers from one half that does not matter, 0.01 to 0.49.
+        out: Folder for ``reader-test.json`` and ``.md``, created if missing; None writes nothing.
 
     Returns:
         A :class:`Measurement`, in which ``figures["readers"]`` has a row per reader, with ``reader``, ``verdict``
-        (``can tell``, ``cannot tell`` or ``undecided``), ``p_value``, ``num_unanswered`` and, under ``all``, the share
-        of right answers.
+        (such as ``cannot tell``), ``p_value``, ``num_unanswered`` and, under ``all``, the share of right answers.
 
     Raises:
         EvaluationError: A file is missing or damaged, or the answers do not belong to the key.
@@ -659,7 +608,7 @@ def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = Non
         cohort: Folder whose cases were reviewed with ``maisi-aug view``, which wrote ``review.jsonl`` (decisions) or
             ``reader_test.jsonl`` (answers of the blinded test) into it.
         seed: Seed of the bootstrap intervals of kappa.
-        out: Folder for the results, created if missing: ``reviewers.json`` and ``.md``; None to write nothing.
+        out: Folder for ``reviewers.json`` and ``.md``, created if missing; None writes nothing.
 
     Returns:
         A :class:`Measurement`, in which ``figures["reviewers"]`` has a row per reviewer (``num_accepted``,
