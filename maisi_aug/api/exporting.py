@@ -40,12 +40,7 @@ def export_nnunet(
     With ``like`` they are added to a real dataset: its labels, its validation folds, plans made on its cases alone.
     Without it they are a dataset of their own, labels numbered in the order of their ids.
 
-    The dataset is ``DatasetXXX_NAME`` in ``out`` or ``$nnUNet_raw``.
-
-    >>> import maisi_aug as ma
-    >>> report = ma.export_nnunet("cohort", dataset_id=502, name="SynLiver", out="nnUNet_raw")
-    >>> report.path.name, report.num_cases
-    ('Dataset502_SynLiver', 1)
+    The dataset is ``DatasetXXX_NAME`` in ``out`` or ``$nnUNet_raw``; :meth:`Cohort.export_nnunet` has an example.
 
     Args:
         cohorts: A :class:`Cohort` or its folder, or several of them.
