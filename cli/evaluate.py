@@ -294,6 +294,9 @@ def reviewers(
 ) -> None:
     """Summarise reviewers' decisions: rejections, agreement with kappa, and the blinded test of real or synthetic.
 
+    The folder must contain review.jsonl or reader_test.jsonl, which maisi-aug view writes. Agreement is measured for
+    every pair of reviewers, over the cases that both decided on.
+
     Example: maisi-aug evaluate reviewers cohort
     """
     from maisi_aug.api import evaluate

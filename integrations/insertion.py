@@ -82,9 +82,10 @@ class LesionPool:
 
         Args:
             lesion: One lesion with its sizes, as in ``maisi-aug insert --labels``, such as ``"lung nodule:6-20mm"``.
-            number: Number of lesions in the label maps of the training; new lesions keep clear of those that are there.
-            host_numbers: Numbers in the label maps of the organs in which lesions may grow; without them, the lung is
-                found by HU for its lesions.
+            number: Value that lesions have in the label maps of the training; new lesions keep clear of those that are
+                there.
+            host_numbers: Values that the organs in which lesions may grow have in the label maps; without them, the
+                lung is found by HU for its lesions.
             reuse: Number of times that a lesion is used before it is replaced.
             per_ct: Lesions that are kept for every CT; one of them is shown at a time.
             texture: Texture of nodules; by default as frequent as in patients.
@@ -123,17 +124,19 @@ class LesionPool:
         name: Hashable,
         rng: np.random.Generator,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Insert one lesion into a CT and its label map.
+        """Insert one lesion into a CT and its label map: one that the pool holds for this CT, or a new one.
 
         Args:
             image_hu: ``(I, J, K)`` image in HU, with any axis directions; not modified.
-            label_map: ``(I, J, K)`` label numbers of the training; not modified.
+            label_map: ``(I, J, K)`` integer label numbers of the training, on the image's grid; not modified.
             affine: ``(4, 4)`` matrix from voxel indices to RAS+ mm.
-            name: Key that identifies the CT.
-            rng: Generator of all random draws.
+            name: Key under which lesions are held: the same for every call with this CT, different for different CTs.
+            rng: Generator of all random draws, which it advances.
 
         Returns:
-            Image and label map with the lesion; both unchanged if the CT has no room for one.
+            Copies of image and label map, in that order and of the same shapes and dtypes, with the lesion; voxels of
+            the lesion have the pool's ``number``. Both are as given if the CT has no room for a lesion; if it has no
+            host organ at all, a ``MaisiAugWarning`` says so.
         """
         grid = Grid(image_hu.shape, np.asarray(affine, dtype=np.float64))
         image_hu, label_map = image_hu.copy(), label_map.copy()

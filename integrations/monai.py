@@ -24,10 +24,18 @@ NAME_KEY: Final = "filename_or_obj"
 
 
 class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
-    """MONAI dataset of a cohort, with items ``{"image", "label", "case_id", "request", "seed"}``.
+    """MONAI dataset of a finished cohort, one item per accepted case, read from disk when it is asked for.
 
-    Images and label maps are MetaTensors ``(1, I, J, K)`` with their affine, so that MONAI's ``LoadImaged`` and
-    ``EnsureChannelFirstd`` must be left out. ``dataset.numbering.to_dict()`` returns label name -> number.
+    An item is a dict: ``image`` (float32, in HU) and ``label`` (uint8, numbers of the labels) are MetaTensors
+    ``(1, I, J, K)`` in RAS+ with their affine, so that MONAI's ``LoadImaged`` and ``EnsureChannelFirstd`` must be left
+    out; ``case_id``, ``request`` and ``seed`` say which case it is. Reading an item raises ``ExportError`` if a file is
+    missing or altered::
+
+        dataset = CohortDataset("cohort", transform=RandFlipd(["image", "label"], prob=0.5))
+        dataset[0]["image"].shape, dataset.numbering.to_dict()
+
+    Attributes:
+        numbering: Numbers of the labels; ``numbering.to_dict()`` returns label name -> number.
     """
 
     def __init__(
@@ -42,11 +50,13 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
         """Open the cohort.
 
         Args:
-            folder: Folder that ``synthesize`` wrote.
-            transform: Applied to every item.
-            labels: Names or ids to keep; those requested for the cohort when empty.
-            include_anatomy: Every label in the maps as well, except the body envelope.
-            numbers: Label name -> number instead, such as a real dataset's; 0 for background.
+            folder: Folder that ``synthesize`` or ``insert`` wrote.
+            transform: Function or MONAI transform of an item; its result is what the dataset returns.
+            labels: Names or ids to keep, numbered 1, 2, ... in the order of their ids; those requested for the cohort
+                when empty. Everything else becomes 0, the background.
+            include_anatomy: Whether to keep every other label of the maps as well, except the body envelope.
+            numbers: Label name -> number, such as a real dataset's, instead of ``labels`` and ``include_anatomy``; 0
+                for labels that become background.
 
         Raises:
             CohortError: It is not a cohort.
@@ -82,14 +92,16 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         """Create the transform.
 
         Args:
-            lesion: Such as ``"lung nodule:6-20mm"``.
-            keys: Keys of the image and of the label map.
-            probability: Probability that an item gets a lesion.
+            lesion: One lesion with its sizes, such as ``"lung nodule:6-20mm"``.
+            keys: Keys of the image and of the label map, in this order.
+            probability: Probability in [0, 1] that an item gets a lesion.
             name_key: Key of the item's name, where it is not the image's ``filename_or_obj``.
-            pool: See :class:`LesionPool`.
+            **pool: Keywords of :class:`LesionPool`, such as ``number`` (the value of lesions in the label maps) or
+                ``host_numbers``.
 
         Raises:
-            RequestError: The keys are not two, or the lesion is none.
+            RequestError: The keys are not two, or the text is not a single lesion with a size.
+            VocabularyError: There is no such label.
         """
         MapTransform.__init__(self, keys)
         if len(self.keys) != 2:
@@ -98,7 +110,12 @@ class InsertLesiond(MapTransform, Randomizable):  # type: ignore[misc]  # MONAI 
         self.pool = LesionPool(lesion, **pool)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the item with a lesion more, or as it was."""
+        """Return a copy of an item with one lesion more, or as it was.
+
+        Args:
+            data: Item with the keys of image (HU) and label map, MetaTensors ``(1, I, J, K)`` on one grid; its tensors
+                are not modified. It is returned without a lesion by chance, or if the CT has no room for one.
+        """
         item = dict(data)
         rng = np.random.default_rng(self.R.randint(2**31))
         if rng.random() >= self.probability:

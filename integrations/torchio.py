@@ -51,7 +51,19 @@ def iterate_subjects(
     include_anatomy: bool = False,
     numbers: Mapping[str, int] | None = None,
 ) -> Iterator[Any]:
-    """Yield the subjects of :func:`load_subjects` one at a time, for cohorts that do not fit into memory."""
+    """Yield the subjects of :func:`load_subjects` one at a time, for cohorts that do not fit into memory.
+
+    Args:
+        folder: Folder of the cohort.
+        labels: Names or ids of labels, numbered 1, 2, ... in the order of ids; if empty, those requested for the
+            cohort.
+        include_anatomy: Also include every other label in the maps, except the body.
+        numbers: Label name -> number instead, such as a real dataset's; 0 for background.
+
+    Returns:
+        Iterator over the subjects in the order of the cases; the arguments are checked at once, errors are those of
+        :func:`load_subjects`.
+    """
     import_torchio()
     pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
     return (to_subject(pairs.load(index)) for index in range(len(pairs)))
@@ -73,22 +85,24 @@ class InsertLesion:
         """Create the transform.
 
         Args:
-            lesion: Such as ``"lung nodule:6-20mm"``.
-            probability: Probability that a subject gets a lesion.
-            image: Name of the image in the subject.
-            label: Name of the label map.
+            lesion: One lesion with its sizes, such as ``"lung nodule:6-20mm"``.
+            probability: Probability in [0, 1] that a subject gets a lesion.
+            image: Name of the image in the subject, in HU.
+            label: Name of the label map in the subject, on the image's grid.
             seed: Seed of everything random.
-            pool: See :class:`LesionPool`.
+            **pool: Keywords of :class:`LesionPool`, such as ``number`` (the value of lesions in the label maps) or
+                ``host_numbers``.
 
         Raises:
-            RequestError: The lesion is none.
+            RequestError: The text is not a single lesion with a size.
+            VocabularyError: There is no such label.
         """
         self.probability, self.names = probability, (image, label)
         self.pool = LesionPool(lesion, **pool)
         self._rng = np.random.default_rng(seed)
 
     def __call__(self, subject: Any) -> Any:
-        """Return the subject with a lesion more, or as it was."""
+        """Return a copy of a subject with one lesion more; by chance, or if the CT has no room, it has none more."""
         if self._rng.random() >= self.probability:
             return subject
         subject = copy.deepcopy(subject)

@@ -10,7 +10,11 @@ _LONGEST_WORD = 200
 
 
 class MaisiAugError(Exception):
-    """Base class of every error that a user can cause; only the command line catches it."""
+    """Base class of every error that a user can cause, such as a wrong argument or a damaged file.
+
+    The message says what is wrong and what to do. Most subclasses, in ``maisi_aug.errors``, are also a ``ValueError``;
+    ``MissingExtraError`` is an ``ImportError``, and ``MemoryShortageError`` a ``MemoryError``.
+    """
 
 
 class VocabularyError(MaisiAugError, ValueError):

@@ -88,6 +88,14 @@ def make_case(bench: Path, plan: BenchmarkPlan, ref: CaseRef) -> CaseFiles:
     With copy-paste it has a lesion of another one, warped it is deformed as label maps of a mask bank are, the image
     along with its label map.
 
+    Args:
+        bench: Folder of the benchmark, in which the case is kept.
+        plan: Plan of the benchmark.
+        ref: Kind and id of the case.
+
+    Returns:
+        Paths of its image and label map.
+
     Raises:
         BenchmarkError: There is no lesion to paste, or no room.
     """

@@ -82,7 +82,14 @@ def paste_lesion(
 def cut_lesion(
     donor: LoadedCase, lesion_classes: Sequence[int], target: LoadedCase, *, rng: np.random.Generator
 ) -> CutLesion | None:
-    """Return one lesion of a case, resampled to the spacing of another; None if it is lost at that spacing."""
+    """Return one lesion of a case, resampled to the spacing of another; None if it is lost at that spacing.
+
+    Args:
+        donor: Case with a lesion.
+        lesion_classes: Classes that are lesions, of which the donor has one at least.
+        target: Case whose spacing the lesion gets.
+        rng: Source of all randomness.
+    """
     number = int(rng.choice([n for n in lesion_classes if (donor.classes == n).any()]))
     parts = list(connected_parts(donor.classes == number))
     box, inside = parts[int(rng.integers(len(parts)))]

@@ -106,7 +106,15 @@ def load_case(case: CaseFiles, label_ids: LabelIds) -> LoadedCase:
 
 
 def to_classes(label_map: NDArray[Any], label_ids: LabelIds) -> NDArray[np.uint8]:
-    """Convert label ids to classes 1, 2, ... in the order of the label names; other ids become 0."""
+    """Convert label ids to classes 1, 2, ... in the order of the label names; other ids become 0.
+
+    Args:
+        label_map: Integer label ids, of any shape.
+        label_ids: Label name -> ids that together are the label.
+
+    Returns:
+        Classes of the label map's shape.
+    """
     table = np.zeros(max(int(label_map.max()), *(n for ids in label_ids.values() for n in ids)) + 1, dtype=np.uint8)
     for number, ids in enumerate(label_ids.values(), start=1):
         table[list(ids)] = number
@@ -116,6 +124,10 @@ def to_classes(label_map: NDArray[Any], label_ids: LabelIds) -> NDArray[np.uint8
 
 def plan_training(cases: Sequence[LoadedCase], preset: Preset) -> TrainingPlan:
     """Plan the preprocessing on real training cases: median spacing and shape, and HU of labelled voxels.
+
+    Args:
+        cases: Real training cases.
+        preset: Size of the network, which limits the number of voxels.
 
     Raises:
         BenchmarkError: No voxel is labelled in any case.

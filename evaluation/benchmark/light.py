@@ -18,7 +18,16 @@ class LightEngine:
     """Engine that trains MONAI's U-Net in this process."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Train MONAI's U-Net or continue, then segment the test cases that have no prediction yet."""
+        """Train MONAI's U-Net or continue, then segment the test cases that have no prediction yet.
+
+        Args:
+            job: Training to run, with its folder.
+            max_minutes: Time limit; None for no limit.
+            report_step: Progress callback, called with (step, figures such as ``loss``).
+
+        Returns:
+            Whether training and predictions are done; False if the time limit was reached.
+        """
         preset, plan = PRESETS[job.plan.config.preset], job.plan.training
         prepared = PreparedCases(job.bench / PREPARED_NAME, plan, job.plan.lesion_classes)
         network = train_unet(

@@ -33,7 +33,16 @@ class NnunetEngine:
     """Engine that trains with nnU-Net's own trainer, augmentation and loss."""
 
     def run(self, job: ArmJob, *, max_minutes: float | None, report_step: ReportStep | None) -> bool:
-        """Prepare the nnU-Net dataset if needed, train or continue, then segment the test cases."""
+        """Prepare the nnU-Net dataset if needed, train or continue, then segment the test cases.
+
+        Args:
+            job: Training to run, with its folder.
+            max_minutes: Time limit; None for no limit.
+            report_step: Progress callback, called with (step, figures such as ``loss``).
+
+        Returns:
+            Whether training and predictions are done; False if the time limit was reached.
+        """
         plans = _prepare(job)
         model = train_nnunet_fold(
             job.bench / "nnunet",

@@ -73,7 +73,15 @@ class BenchmarkPlan:
         }
 
     def draw_of(self, arm: str, seed: int) -> tuple[str, int]:
-        """Return the key of a training's cases in :attr:`training_sets`."""
+        """Return the key of a training's cases in :attr:`training_sets`.
+
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Returns:
+            Name of the arm, and the number of the draw; 0 for arms whose trainings share their cases.
+        """
         return arm, seed if arm in self.draws else 0
 
     @property

@@ -69,6 +69,13 @@ class Benchmark:
     def folder_of(self, arm: str, seed: int) -> Path:
         """Return the folder of one training of an arm.
 
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Returns:
+            Path of the folder, which need not exist.
+
         Raises:
             BenchmarkError: There is no such arm, or no such seed.
         """
@@ -83,7 +90,15 @@ class Benchmark:
         return self.folder / "arms" / found.folder_name / f"seed-{seed}"
 
     def state_of(self, arm: str, seed: int) -> ArmState:
-        """Return the state of one training of an arm."""
+        """Return the state of one training of an arm.
+
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Raises:
+            BenchmarkError: There is no such arm or seed.
+        """
         folder = self.folder_of(arm, seed)
         if (folder / SCORES_NAME).is_file():
             return ArmState(arm, seed, "done")
@@ -100,6 +115,13 @@ class Benchmark:
 
     def load_scores(self, arm: str, seed: int) -> dict[str, Any]:
         """Return the scores of a finished training.
+
+        Args:
+            arm: Name of the arm.
+            seed: Number of the training, from 0.
+
+        Returns:
+            Content of ``scores.json`` in the folder of the training.
 
         Raises:
             BenchmarkError: The training is not done, or its file is damaged.
@@ -179,10 +201,18 @@ def run_arm(
 ) -> ArmState:
     """Run one training of an arm, or continue it; does nothing if it is done.
 
-    An error of the training is saved in its folder and returned as its state, so that the other arms continue.  Args:
-    benchmark: The benchmark.     arm: Name of the arm.     seed: Number of the training, from 0.     device: ``auto``,
-    ``cpu``, ``cuda`` or ``cuda:N``.     max_minutes: Time limit; None for no limit.     report_step: Progress callback,
-    called with (step, figures such as ``loss``).
+    An error of the training is saved in its folder and returned as its state, so that the other arms continue.
+
+    Args:
+        benchmark: The benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+        device: Name of a torch device, such as ``cpu``, ``cuda`` or ``cuda:N``.
+        max_minutes: Time limit; None for no limit.
+        report_step: Progress callback, called with (step, figures such as ``loss``).
+
+    Returns:
+        State of the training: ``done``; ``begun`` if the time limit was reached; or ``failed`` with the reason.
 
     Raises:
         BenchmarkError: There is no such arm or seed.

@@ -153,6 +153,10 @@ def find_leaks(cases: Iterable[CaseFiles], tested: Iterable[CaseFiles]) -> tuple
 
     Such a case leaks the anatomy of a test patient. It is found by file name or hash of the label map, or by the map
     itself if the origin of a case is unknown.
+
+    Args:
+        cases: Synthetic cases.
+        tested: Test cases.
     """
     known = RealMaps((case.case_id, case.label) for case in tested)
     return tuple(

@@ -27,12 +27,23 @@ METHOD: Final = (
 
 
 def arm_command(folder: Path, arm: str, seed: int) -> str:
-    """Return the command line that runs one training of a benchmark."""
+    """Return the command line that runs one training of a benchmark.
+
+    Args:
+        folder: Folder of the benchmark.
+        arm: Name of the arm.
+        seed: Number of the training, from 0.
+    """
     return shlex.join(["maisi-aug", "benchmark", "arm", str(folder), "--arm", arm, "--seed", str(seed)])
 
 
 def list_commands(folder: Path, config: BenchmarkConfig) -> list[str]:
-    """Return the command lines that run all trainings of a benchmark, one each."""
+    """Return the command lines that run all trainings of a benchmark, one each.
+
+    Args:
+        folder: Folder of the benchmark.
+        config: Configuration with arms and number of trainings.
+    """
     return [arm_command(folder, arm.name, seed) for seed in range(config.num_seeds) for arm in config.parsed_arms]
 
 
@@ -56,7 +67,12 @@ def spell_verdict(row: Mapping[str, Any]) -> str:
 
 
 def spell_interval(row: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """Format a mean difference with its interval, if there is one."""
+    """Format a mean difference with its interval, if there is one.
+
+    Args:
+        row: ``mean``, ``low`` and ``high`` of the difference; None for none.
+        signed: Whether positive numbers get a plus sign.
+    """
     if row is None:
         return "none"
     form = "+z.3f" if signed else "z.3f"  # z: no minus before zero

@@ -73,14 +73,27 @@ class PatchObjective(Stateless):
         return {"unet": self.network}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of a share of a step's patches, with figures to log."""
+        """Return the loss of a share of a step's patches, with figures to log.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         images, classes = self.draw_batch(step, share)
         scores = self.network(images.to(self.device)).float()
         loss: Tensor = self.criterion(scores, classes.to(self.device))
         return loss, {}
 
     def draw_batch(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Tensor]:
-        """Draw the patches of a step: ``(B, 1, I, J, K)`` float32 images and ``(B, I, J, K)`` uint8 classes."""
+        """Draw the patches of a step: ``(B, 1, I, J, K)`` float32 images and ``(B, I, J, K)`` uint8 classes.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+        """
         rng = numpy_generator(derive_seed("benchmark batch", self.seed, step), "patches")
         chosen = rng.integers(self.cases.num_cases, size=self.preset.batch_count * share.count)
         patches = [self._draw_patch(int(index), rng) for index in chosen][share.slice_of(self.preset.batch_count)]
@@ -221,7 +234,15 @@ def _build_strong(augmentation: Augmentation, plan: TrainingPlan) -> StrongVaria
 def measure_step_seconds(
     plan: TrainingPlan, preset: Preset, num_classes: int, *, device: str, augmentation: Augmentation = "light"
 ) -> float:
-    """Measure the seconds of one training step on noise, for estimates of a benchmark's duration."""
+    """Measure the seconds of one training step on noise, for estimates of a benchmark's duration.
+
+    Args:
+        plan: Plan with the patches' shape.
+        preset: Size of the network.
+        num_classes: Number of classes, including the background.
+        device: Name of the torch device that trains.
+        augmentation: How patches are varied.
+    """
     rng = np.random.default_rng(0)
     noise = LoadedCase(
         rng.integers(-100, 100, plan.patch_shape).astype(np.int16),
@@ -244,6 +265,11 @@ def measure_step_seconds(
 
 
 def count_windows(shape: Sequence[int], plan: TrainingPlan) -> int:
-    """Return the number of windows in which a case is segmented, for estimates of a benchmark's duration."""
+    """Return the number of windows in which a case is segmented, for estimates of a benchmark's duration.
+
+    Args:
+        shape: Number of voxels of the case along I, J, K, at the planned spacing.
+        plan: Plan whose ``patch_shape`` is the shape of a window; neighbouring windows overlap by ``WINDOW_OVERLAP``.
+    """
     steps = [max(1, int(np.ceil(s / p / (1 - WINDOW_OVERLAP)))) for s, p in zip(shape, plan.patch_shape, strict=True)]
     return int(np.prod(steps))

@@ -103,7 +103,16 @@ def match_labels(
 
 
 def segment_from_folder(folder: Path) -> Segment:
-    """Return a segmenter that reads existing label maps ``CASE.nii.gz``, such as those of ``nnUNetv2_predict``.
+    """Return a segmenter that reads existing label maps, such as those of ``nnUNetv2_predict``.
+
+    Nothing is read before the segmenter is called with a case and its image.
+
+    Args:
+        folder: Folder of the label maps, named ``CASE.nii.gz`` after the ids of the evaluated cases.
+
+    Returns:
+        Function from a case and its image to the ``(I, J, K)`` integer label map of its file, with the file's ids. It
+        raises ``VolumeError`` for a case whose file is missing or unreadable, or is not on the image's grid.
 
     Raises:
         EvaluationError: There is no such folder.

@@ -378,6 +378,10 @@ def _open_or_skip(
 def require_some(num_left: int, skipped: Sequence[SkippedCase]) -> None:
     """Raise if no item could be measured.
 
+    Args:
+        num_left: Number of items that were measured.
+        skipped: Items that were not, with their reasons.
+
     Raises:
         EvaluationError: The message names the first skipped item and the number of others.
     """

@@ -287,7 +287,12 @@ def fit_logistic(diameters_mm: NDArray[Any], is_found: NDArray[np.bool_]) -> tup
 
 
 def size_at(fitted: tuple[float, float], share: float) -> float:
-    """Return the diameter in mm at which a given fraction of lesions is found, by a fitted logistic curve."""
+    """Return the diameter in mm at which a given fraction of lesions is found, by a fitted logistic curve.
+
+    Args:
+        fitted: Intercept and slope, result of :func:`fit_logistic`.
+        share: Fraction of the lesions in (0, 1).
+    """
     return float(np.exp(np.clip((special.logit(share) - fitted[0]) / fitted[1], -10.0, 10.0)))
 
 
@@ -325,7 +330,15 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def spell_sizes(document: Mapping[str, Any]) -> list[str]:
-    """Return sentences about the size from which given fractions of lesions are found; none without a fit."""
+    """Say from which diameter on half of the lesions are found, and so on for every fraction of the logistic fit.
+
+    Args:
+        document: Figures of :func:`measure_detection_curve`, of which ``fit`` is used.
+
+    Returns:
+        One sentence per fraction, in the order of the fit, with the diameter in mm and its 95% interval where there is
+        one; an empty list if ``fit`` is None, because there was too little to fit.
+    """
     found = []
     for row in (document["fit"] or {}).get("diameters", ()):
         ends = row["interval"]

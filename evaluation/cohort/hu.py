@@ -93,6 +93,13 @@ def load_reference(path: Path, vocabulary: Vocabulary) -> Reference:
     The file has rows ``{"name": "liver", "low_hu": 20, "high_hu": 160}`` under ``organs``; ``label_ids`` may replace
     the name.
 
+    Args:
+        path: JSON file.
+        vocabulary: Vocabulary of the names.
+
+    Returns:
+        Ranges of the median HU by label id.
+
     Raises:
         EvaluationError: The file has another format.
         VocabularyError: A name is not in the vocabulary.
@@ -315,7 +322,12 @@ def _name_of(label_id: int, vocabulary: Vocabulary) -> str:
 
 
 def to_ranges(reference: Reference, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Return the content of a file with reference ranges, which :func:`load_reference` reads."""
+    """Return the content of a file with reference ranges, which :func:`load_reference` reads.
+
+    Args:
+        reference: Ranges by label id.
+        vocabulary: Vocabulary of the ids.
+    """
     return {
         "source": reference.name,
         "rule": "low = min(mean - 6 sigma, percentile 0.5), high = max(mean + 6 sigma, percentile 99.5) of medians",

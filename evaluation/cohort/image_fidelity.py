@@ -68,7 +68,12 @@ def to_unit(image_hu: Image) -> NDArray[np.float32]:
 
 
 def measure_psnr(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> float:
-    """Return the peak signal-to-noise ratio in dB of two images in [0, 1]; infinite for equal ones."""
+    """Return the peak signal-to-noise ratio in dB of two images in [0, 1]; infinite for equal ones.
+
+    Args:
+        original: Image in [0, 1].
+        rebuilt: Image of the same shape.
+    """
     mean = np.mean([np.square(a - b, dtype=np.float64).mean() for a, b in zip(original, rebuilt, strict=True)])
     return float(-10 * np.log10(mean)) if mean > 0 else float("inf")
 
@@ -78,6 +83,13 @@ def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", 2004; with a
     Gaussian window of 1.5 voxels, in slabs of at most 64 slices.
+
+    Args:
+        original: ``(I, J, K)`` image in [0, 1].
+        rebuilt: ``(I, J, K)`` image of the same shape.
+
+    Returns:
+        Mean similarity, 1 for equal images; None if a side has fewer than 11 voxels.
     """
     from skimage.metrics import structural_similarity
 
@@ -99,14 +111,25 @@ def measure_ssim(original: NDArray[np.float32], rebuilt: NDArray[np.float32]) ->
 
 
 def measure_tissues(original_hu: Image, rebuilt_hu: Image) -> dict[str, Error]:
-    """Return tissue -> HU error of a reconstruction, where tissues are ranges of the CT's HU."""
+    """Return tissue -> HU error of a reconstruction, where tissues are ranges of the CT's HU.
+
+    Args:
+        original_hu: ``(I, J, K)`` image in HU, which decides on the tissue of a voxel.
+        rebuilt_hu: ``(I, J, K)`` reconstruction in HU.
+    """
     edges = np.array([high for _, _, high in TISSUES[:-1]])
     groups = np.searchsorted(edges, original_hu.ravel(), side="right")
     return _sum_up(groups, original_hu, rebuilt_hu, [name for name, _, _ in TISSUES])
 
 
 def measure_labels(original_hu: Image, rebuilt_hu: Image, label_map: NDArray[np.uint8]) -> dict[int, Error]:
-    """Return label id -> HU error of a reconstruction and preserved contrast, for labels of at least ten voxels."""
+    """Return label id -> HU error of a reconstruction and preserved contrast, for labels of at least ten voxels.
+
+    Args:
+        original_hu: ``(I, J, K)`` image in HU.
+        rebuilt_hu: ``(I, J, K)`` reconstruction in HU.
+        label_map: ``(I, J, K)`` vocabulary ids.
+    """
     sums = _sum_up(label_map.ravel(), original_hu, rebuilt_hu, [str(number) for number in range(256)])
     found = {}
     for number, box in enumerate(ndimage.find_objects(label_map), start=1):
@@ -183,6 +206,14 @@ def measure_spectrum(
 
 
 def find_blur(frequencies: NDArray[np.float64], kept: NDArray[np.float64]) -> float | None:
-    """Return the width in mm (half a wavelength) of the widest structures that lost half of their power, or None."""
+    """Return the width in mm (half a wavelength) of the widest structures that lost half of their power, or None.
+
+    Args:
+        frequencies: ``(N,)`` ascending spatial frequencies in cycles per mm.
+        kept: ``(N,)`` share of the power at each frequency that is left.
+
+    Returns:
+        Width in mm; None if no frequency lost half of its power.
+    """
     lost = np.flatnonzero(kept < HALF)
     return None if not len(lost) else float(0.5 / frequencies[lost[0]])

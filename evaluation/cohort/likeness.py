@@ -121,6 +121,13 @@ def plant_copy(image: Volume, rng: np.random.Generator) -> Volume:
 
     Each axis is flipped with probability one half; the rotation is up to 10 degrees about one axis; 80 to 100% of each
     axis is kept; the shift is up to 50 HU. The result has a coarse grid.
+
+    Args:
+        image: CT in HU; not modified.
+        rng: Source of all randomness.
+
+    Returns:
+        The copy, with at most ``PLANTED_SIDE`` voxels along every axis.
     """
     i, j, k = (min(side, PLANTED_SIDE) for side in image.grid.shape)
     coarse = image.grid.divided_into((i, j, k))

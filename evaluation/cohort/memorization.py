@@ -122,7 +122,12 @@ def find_reference(
 
 
 def find_threshold(reference: NDArray[np.float64], *, num_train: int) -> float:
-    """Return the relative distance below which a case counts as a copy, from reference distances of real cases."""
+    """Return the relative distance below which a case counts as a copy, from reference distances of real cases.
+
+    Args:
+        reference: Relative distances of real cases that are no copies.
+        num_train: Number of training cases.
+    """
     if min(len(reference), num_train) < MIN_CASES:
         return SURE_COPY
     return max(SURE_COPY, COPY_SHARE * float(np.quantile(reference, LOW_QUANTILE)))
@@ -385,7 +390,12 @@ def find_body_box(image_hu: NDArray[Any]) -> tuple[slice, slice, slice]:
 
 
 def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Return the ``(cases, others)`` matrix of 1 - correlation of images."""
+    """Return the ``(cases, others)`` matrix of 1 - correlation of images, in [0, 2]; 0 for equal ones.
+
+    Args:
+        cases: Thumbnails of the rows.
+        others: Thumbnails of the columns.
+    """
     product = np.stack([case.image for case in cases]) @ np.stack([other.image for other in others]).T
     distances: NDArray[np.float64] = np.clip(1.0 - product.astype(np.float64), 0.0, 2.0)
     return distances
@@ -394,7 +404,13 @@ def measure_image_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbna
 def measure_moved_distances(
     cases: Sequence[Thumbnail], others: Sequence[Thumbnail], notify: Report
 ) -> NDArray[np.float64]:
-    """Return ``(cases, others)`` values of 1 - correlation of images under the best flip, rotation and crop."""
+    """Return ``(cases, others)`` values of 1 - correlation of images under the best flip, rotation and crop.
+
+    Args:
+        cases: Thumbnails of the rows.
+        others: Thumbnails of the columns.
+        notify: Progress callback, called with (done, in all).
+    """
     return measure_likeness([case.portrait for case in cases], [other.portrait for other in others], notify)
 
 
@@ -442,7 +458,12 @@ def _audit_planted(
 
 
 def measure_label_distances(cases: Sequence[Thumbnail], others: Sequence[Thumbnail]) -> NDArray[np.float64]:
-    """Return the ``(cases, others)`` fractions of organ voxels that differ between label maps; NaN without maps."""
+    """Return the ``(cases, others)`` fractions of organ voxels that differ between label maps; NaN without maps.
+
+    Args:
+        cases: Thumbnails of the rows.
+        others: Thumbnails of the columns.
+    """
     distances = np.full((len(cases), len(others)), np.nan)
     for row, case in enumerate(cases):
         for column, other in enumerate(others):

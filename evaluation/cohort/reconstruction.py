@@ -121,6 +121,11 @@ class Autoencoder:
     def load(cls, bundle: Bundle, device: str, *, memory_gb: float | None = None) -> Autoencoder:
         """Load only the autoencoder of a bundle onto a device.
 
+        Args:
+            bundle: Bundle of the autoencoder.
+            device: Name of the torch device.
+            memory_gb: Memory in GB for encoding and for decoding; None for what is free.
+
         Raises:
             BundleError: The weight file is missing or altered.
         """

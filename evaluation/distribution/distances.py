@@ -86,7 +86,20 @@ def collect_regions(
 def describe_sets(
     case_sets: Sequence[CaseSet], found: Sequence[Sequence[CaseRegions]], left_out: Sequence[Sequence[SkippedCase]]
 ) -> dict[str, Any]:
-    """Describe a real and a synthetic set for a report, with a note if their voxel sizes differ; a JSON-able dict."""
+    """Describe a real and a synthetic set for a report.
+
+    All arguments have two entries, the real set first.
+
+    Args:
+        case_sets: The sets.
+        found: Measured cases of each set, at least one, as :func:`collect_regions` returns them.
+        left_out: Skipped cases of each set, as :func:`collect_regions` returns them.
+
+    Returns:
+        JSON-able dict with ``real`` and ``synthetic``, each with ``path``, ``kind``, ``num_cases`` (measured ones) and
+        ``skipped`` (rows of ``case`` and ``reason``); and ``notes``, a list of sentences, which has one if the median
+        voxel sizes of the sets differ.
+    """
     spacings = [np.median([case.spacing_mm for case in cases], axis=0) for cases in found]
     notes = []
     if np.abs(spacings[0] / spacings[1] - 1).max() > SPACING_TOLERANCE:

@@ -225,7 +225,12 @@ def measure_texture(hu: NDArray[Any], mask: Mask) -> tuple[float, ...]:
 
 
 def count_pairs(levels: NDArray[np.int64], mask: Mask) -> NDArray[np.float64]:
-    """Return the ``(levels, levels)`` counts of neighbouring grey levels inside a mask, each pair in both orders."""
+    """Return the ``(levels, levels)`` counts of neighbouring grey levels inside a mask, each pair in both orders.
+
+    Args:
+        levels: ``(I, J, K)`` grey levels, from 0 to ``NUM_LEVELS`` - 1.
+        mask: ``(I, J, K)`` mask of the voxels that count.
+    """
     counts = np.zeros(NUM_LEVELS * NUM_LEVELS)
     for offset in DIRECTIONS:
         here = tuple(slice(max(0, -o), min(side, side - o)) for o, side in zip(offset, mask.shape, strict=True))

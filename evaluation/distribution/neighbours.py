@@ -25,7 +25,12 @@ Matrix = NDArray[np.float64]
 
 
 def choose_nearest(num_real: int, num_synthetic: int) -> int:
-    """Return the number of nearest neighbours to use: 5, as published, or 3 if either set has fewer than 20 cases."""
+    """Return the number of nearest neighbours to use: 5, as published, or 3 if either set has fewer than 20 cases.
+
+    Args:
+        num_real: Number of real cases.
+        num_synthetic: Number of synthetic cases.
+    """
     return 5 if min(num_real, num_synthetic) >= 20 else 3
 
 
@@ -48,6 +53,15 @@ def find_neighbour_intervals(
 
     Drawing with replacement would make a vector its own neighbour. A half drawn without replacement varies about its
     mean as the whole set varies about the truth, by the variance of sampling from a finite set.
+
+    Args:
+        real: ``(N, D)`` features, a row per case.
+        synthetic: ``(M, D)`` features, a row per case.
+        nearest: Number of nearest neighbours.
+        rng: Source of the halves.
+
+    Returns:
+        Name of the figure -> lower and upper end.
     """
     draws: dict[str, list[float]] = {name: [] for name in NAMES}
     for _ in range(NUM_DRAWS):

@@ -132,10 +132,19 @@ class ExtractorFile:
         return () if self.spec.name == DEFAULT_EXTRACTOR else (self.path,)
 
     def load(self, device: str) -> Extractor:
-        """Load the extractor onto a device; the one loaded last is kept.
+        """Check the weights against ``sha256``, and load the network with them onto a device.
+
+        The result of the last call is kept and returned again for the same file and device.
+
+        Args:
+            device: Name of a torch device, such as ``cpu`` or ``cuda:0``.
+
+        Returns:
+            The extractor, in evaluation mode and without gradients.
 
         Raises:
             BundleError: The weights are missing, altered, or those of another network.
+            MissingExtraError: The package with the default weights is not installed.
         """
         return _load(self, device)
 
@@ -160,7 +169,14 @@ def _load(file: ExtractorFile, device: str) -> Extractor:
 def load_extractor(
     name: str = DEFAULT_EXTRACTOR, *, weights: str | None = None, sha256: str | None = None, device: str = "cpu"
 ) -> Extractor:
-    """Find a feature extractor for FID and load it onto a device; arguments as for :func:`find_extractor`."""
+    """Find a feature extractor for FID and load it onto a device.
+
+    Args:
+        name: See :func:`find_extractor`, also for the following two arguments and the errors.
+        weights: File or address of the weights.
+        sha256: SHA-256 of the weights.
+        device: Name of a torch device, such as ``cpu`` or ``cuda:0``.
+    """
     return find_extractor(name, weights=weights, sha256=sha256).load(device)
 
 

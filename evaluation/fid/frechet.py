@@ -101,7 +101,12 @@ def reduce_to_span(first: Sequence[Features], second: Sequence[Features]) -> tup
 
 
 def frechet_distance(first: Moments, second: Moments) -> float:
-    """Return the squared Fréchet distance between two Gaussians, which is the FID of the sets that they describe."""
+    """Return the squared Fréchet distance between two Gaussians, which is the FID of the sets that they describe.
+
+    Args:
+        first: Mean and covariance of the features of one set.
+        second: The same of the other set, with the same number of features; the order does not matter.
+    """
     product = np.linalg.eigvalsh(first.factor.T @ second.covariance @ first.factor)
     shared = float(np.sqrt(np.clip(product, 0.0, None)).sum())
     step = first.mean - second.mean
@@ -116,7 +121,10 @@ def measure_halves(
     Args:
         cases: Features of each case, ``(N, D)``; of an odd number, the first half has one more.
         whole: Moments of all of them.
-        generator: Draws the halves.
+        generator: Source of the random division.
+
+    Returns:
+        Moments of the first half and of the rest.
     """
     chosen = np.array_split(generator.permutation(len(cases)), 2)[0]
     half = measure_moments([cases[index] for index in chosen])

@@ -42,6 +42,10 @@ def share_of(flags: Iterable[bool]) -> float | None:
 def require_own_folder(folder: Path, name: str) -> None:
     """Raise before a measurement if its results would replace a file that is not an earlier result.
 
+    Args:
+        folder: Folder for the results, which may be missing.
+        name: Name of the measurement.
+
     Raises:
         CohortError: ``folder`` is a file, or holds a ``NAME.json`` of something else.
     """

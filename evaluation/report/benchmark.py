@@ -44,7 +44,12 @@ LABEL_COLOURS: Final[tuple[Rgb, ...]] = (  # dark enough for bone, bright enough
 
 
 def build_benchmark_sections(benchmark: Benchmark, document: Mapping[str, Any]) -> list[Section]:
-    """Return the sections of a benchmark's report page, in order."""
+    """Return the sections of a benchmark's report page, in order.
+
+    Args:
+        benchmark: Benchmark with its finished trainings.
+        document: Figures of the benchmark.
+    """
     return [
         Section("Summary", _build_summary(document)),
         Section("Worth in real cases", _build_replacement(document)),

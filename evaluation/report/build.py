@@ -114,6 +114,10 @@ def _is_report(figures: Path) -> bool:
 def write_report(report: Report, target: Path) -> tuple[Path, ...]:
     """Write a report's page, figures and summary with the same stem, and return the paths, the page first.
 
+    Args:
+        report: Report to write.
+        target: Path of the page; figures and summary get its stem.
+
     Raises:
         EvaluationError: A file of that name is not of an earlier report; nothing is written.
         VolumeError: A file cannot be written.

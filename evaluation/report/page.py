@@ -126,7 +126,12 @@ def build_page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def paragraph(text: str, *, kind: str = "") -> str:
-    """Format plain text as an HTML paragraph."""
+    """Format plain text as an HTML paragraph.
+
+    Args:
+        text: Plain text, which is escaped.
+        kind: CSS class of the paragraph; none when empty.
+    """
     return f'<p class="{kind}">{clean_html(text)}</p>' if kind else f"<p>{clean_html(text)}</p>"
 
 
@@ -141,7 +146,12 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def warn(text: str, *, is_failure: bool = False) -> str:
-    """Format a plain sentence as a warning, or a failure."""
+    """Format a plain sentence as a warning, or a failure.
+
+    Args:
+        text: Plain sentence, which is escaped.
+        is_failure: Whether to mark it as a failure.
+    """
     return f'<p class="warning{" failure" if is_failure else ""}">{clean_html(text)}</p>'
 
 
@@ -227,7 +237,13 @@ def verdict(text: str) -> str:
 
 
 def number(value: float, digits: int = 2, *, signed: bool = False) -> str:
-    """Format a number with a true minus sign, and without a sign if it rounds to zero."""
+    """Format a number with a true minus sign, and without a sign if it rounds to zero.
+
+    Args:
+        value: Number to write.
+        digits: Digits after the point.
+        signed: Whether positive numbers get a plus sign.
+    """
     return f"{value:{'+' if signed else ''}z.{digits}f}".replace("-", _MINUS)
 
 
@@ -237,7 +253,12 @@ def figures(text: str) -> str:
 
 
 def chart(svg: str, *, caption: str) -> str:
-    """Embed an SVG chart in the page's colours, with a caption."""
+    """Embed an SVG chart in the page's colours, with a caption.
+
+    Args:
+        svg: Chart as SVG text, whose colours become variables of the page.
+        caption: Plain text, which is escaped.
+    """
     drawn = re.sub(r"#[0-9a-f]{6}", lambda match: _COLOURS.get(match[0], match[0]), svg)
     return (
         f'<figure><div class="chart" role="region" tabindex="0" aria-label="{clean_html(caption)}">{drawn}</div>'
@@ -278,7 +299,12 @@ def gallery(figures: Iterable[str]) -> str:
 
 
 def fold(title: str, body: str) -> str:
-    """Format content that is collapsed until it is opened."""
+    """Format content that is collapsed until it is opened.
+
+    Args:
+        title: Plain text that is always shown, and escaped.
+        body: HTML that is shown once it is opened.
+    """
     return f"<details><summary>{clean_html(title)}</summary>\n{body}\n</details>"
 
 

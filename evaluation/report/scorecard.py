@@ -267,7 +267,12 @@ def build_scorecard_html(entries: Sequence[Entry]) -> str:
 
 
 def build_evidence_html(name: str, document: Figures) -> str:
-    """Format the figures of a measurement as HTML, for a section of the page."""
+    """Format the figures of a measurement as HTML, for a section of the page.
+
+    Args:
+        name: Name of the measurement.
+        document: Its figures.
+    """
     measurement = MEASUREMENTS[name]
     if measurement.has_chart:
         return page.chart(measurement.draw_chart(document), caption=measurement.title)
@@ -278,7 +283,12 @@ def build_evidence_html(name: str, document: Figures) -> str:
 
 
 def to_scorecard_text(entries: Sequence[Entry], evidence: Mapping[str, Figures]) -> str:
-    """Format a scorecard, and the reports behind it, as Markdown."""
+    """Format a scorecard, and the reports behind it, as Markdown.
+
+    Args:
+        entries: Criteria with what was found.
+        evidence: Name of the measurement -> its figures.
+    """
     rows = (
         [entry.criterion, " ".join(entry.found) or "not measured", ", ".join(entry.missing) or None]
         for entry in (Entry(**clean_document(entry._asdict())) for entry in entries)

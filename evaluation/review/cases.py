@@ -293,7 +293,12 @@ class Predictions:
 
 
 def list_labels(case: ShownCase, vocabulary: Vocabulary) -> list[Json]:
-    """Return id, name, colour and ``is_lesion`` of every label that a case's label map may contain."""
+    """Return id, name, colour and ``is_lesion`` of every label that a case's label map may contain.
+
+    Args:
+        case: Case that is shown.
+        vocabulary: Vocabulary of its ids, if it has no names of its own.
+    """
     if case.label_names is not None:
         lesions = tuple(number for number, name in case.label_names.items() if _is_lesion(name))
         names = dict(case.label_names)

@@ -212,6 +212,11 @@ class Desk:
     def decide(self, key: str, choice: Choice, reason: str) -> Json:
         """Save a reviewer's decision about a case, and return the new state of the case.
 
+        Args:
+            key: Key of the case and attempt.
+            choice: ``accept``, ``reject``, or ``undo`` to take the last decision back.
+            reason: Words of the reviewer; may be empty.
+
         Raises:
             EvaluationError: There is no such case, or the folder cannot be reviewed.
             CohortError: The disk is full; nothing of the decision is saved.

@@ -69,7 +69,12 @@ class FolderFiles:
         return found
 
     def name_of(self, case: ShownCase, role: str) -> str:
-        """Return the name of a volume in addresses, with a suffix that tells the page how to read it."""
+        """Return the name of a volume in addresses, with a suffix that tells the page how to read it.
+
+        Args:
+            case: Case that is shown.
+            role: Kind of file, such as ``image`` or ``label``.
+        """
         path = case.files[role]
         suffix = next((suffix for suffix in SHOWN_SUFFIXES if path.name.lower().endswith(suffix)), ".nii.gz")
         try:

@@ -109,7 +109,15 @@ def match_lesions(
 
 
 def count_by_size(lesions: Iterable[LesionMatch]) -> tuple[DetectionFigures, ...]:
-    """Count matched lesions in total and by diameter; bins include their lower and exclude their upper edge."""
+    """Count matched lesions in total and by diameter.
+
+    Args:
+        lesions: Results of :func:`match_lesions` of any number of cases.
+
+    Returns:
+        Counts of all lesions, named ``all``, and of every bin of ``BINS_MM``, ascending; bins include their lower and
+        exclude their upper edge.
+    """
     found = list(lesions)
     groups = [("all", found)]
     groups += [
@@ -148,7 +156,12 @@ def _diameter(num_voxels: int, voxel_ml: float) -> float:
 
 
 def name_of_bin(low: float, high: float) -> str:
-    """Return the name of a range of diameters in mm for tables."""
+    """Return the name of a range of diameters for tables, such as ``10-20 mm``.
+
+    Args:
+        low: Lower edge in mm; 0 gives ``under 10 mm``.
+        high: Upper edge in mm; infinity gives ``30 mm and more``.
+    """
     if high == float("inf"):
         return f"{low:g} mm and more"
     return f"{low:g}-{high:g} mm" if low else f"under {high:g} mm"

@@ -65,7 +65,11 @@ class Estimate:
         return float(2 * stats.t.sf(abs(self.value) / max(self.error, TINY), self.degrees))
 
     def interval(self, level: float = 1 - 2 * ALPHA) -> tuple[float, float]:
-        """Return the confidence interval of the difference; at the default of 90%, that of the two one-sided tests."""
+        """Return the lower and upper end of the confidence interval of the difference, by Student's t.
+
+        Args:
+            level: Confidence in (0, 1); the default of 0.9 is the interval of the two one-sided tests.
+        """
         reach = float(stats.t.ppf((1 + level) / 2, self.degrees)) * self.error
         return self.value - reach, self.value + reach
 
@@ -113,6 +117,9 @@ def compare_sets(
     Args:
         pairs: Name -> ``(N,)`` real and ``(M,)`` synthetic values, one per case; at least six cases, and not all equal.
         margin: Margin of the mean, in standard deviations of the real values.
+
+    Returns:
+        Name -> comparison, with p-values that are adjusted for the number of quantities (Holm).
     """
     estimates = {name: (_compare_means(*pair, margin), _compare_spreads(*pair)) for name, pair in pairs.items()}
     p_values = [min(1.0, 2 * min(mean.p_value, spread.p_value)) for mean, spread in estimates.values()]
@@ -126,7 +133,12 @@ def compare_sets(
 
 
 def can_compare(real: Array, synthetic: Array) -> bool:
-    """Whether two sets have enough values to be compared, which vary even without any single case."""
+    """Whether two sets have enough values to be compared, which vary even without any single case.
+
+    Args:
+        real: ``(N,)`` values, one per case.
+        synthetic: ``(M,)`` values, one per case.
+    """
     return all(
         len(values) >= MIN_CASES
         and np.sort(values)[-2] - np.sort(values)[0] > TINY

@@ -43,10 +43,17 @@ def compare_means(differences: Array) -> PairedDifference:
 
 
 def compare_shares(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> PairedDifference:
-    """Interval of the difference of two shares of the same cases, ``(N,)`` each; never of no width.
+    """Return the difference of two shares of the same cases, with its interval, which always has a width.
 
     Half a case is added to every kind of pair (Agresti and Min, "Simple improved confidence intervals for comparing
     matched proportions", 2005).
+
+    Args:
+        before: ``(N,)`` whether the case counts, in the first condition.
+        after: ``(N,)`` the same in the second condition, in the same order.
+
+    Returns:
+        Share after minus share before, with the lower and upper end of its 90% interval.
     """
     gained, lost = int((after & ~before).sum()) + 0.5, int((before & ~after).sum()) + 0.5
     num = len(before) + 2
@@ -56,5 +63,13 @@ def compare_shares(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Paire
 
 
 def compare_spreads(before: Array, after: Array) -> PairedDifference:
-    """Interval of the logarithm of the ratio of two standard deviations of the same cases, by a paired jackknife."""
+    """Return the log ratio of two standard deviations of the same cases, with its interval, by a paired jackknife.
+
+    Args:
+        before: ``(N,)`` values of the first condition.
+        after: ``(N,)`` values of the second condition, in the same order.
+
+    Returns:
+        Natural logarithm of the standard deviation after over that before, with its interval.
+    """
     return compare_means(jackknife_log_deviations(after) - jackknife_log_deviations(before))

@@ -35,9 +35,16 @@ Array = NDArray[np.float64]
 
 
 def wilcoxon_p(arm: Array, other: Array) -> float:
-    """Return the exact two-sided p-value of Wilcoxon's signed-rank test on paired ``(N,)`` scores; 1 if none differ.
+    """Return the exact two-sided p-value of Wilcoxon's signed-rank test on paired scores.
 
     Pairs that do not differ are left out; equal differences share their ranks.
+
+    Args:
+        arm: ``(N,)`` scores, one per patient.
+        other: ``(N,)`` scores to compare with, of the same patients in the same order.
+
+    Returns:
+        Value in (0, 1]; 1 if no pair differs.
     """
     differences = arm - other
     differences = differences[np.abs(differences) > SAME]
@@ -57,7 +64,11 @@ def least_p(num_patients: int) -> float:
 
 
 def critical_sum(num_patients: int, alpha: float) -> int:
-    """Return the largest rank sum of Wilcoxon's test with a two-sided p-value below ``alpha``, for pairs without ties.
+    """Return the largest rank sum of Wilcoxon's test with a two-sided p-value below a level, for pairs without ties.
+
+    Args:
+        num_patients: Number of pairs, all of which differ.
+        alpha: Level of the test, such as 0.05.
 
     Returns:
         The rank sum; -1 if even 0 is not sufficient.
@@ -106,7 +117,12 @@ class Interval:
         return {"mean": self.mean, "low": self.low, "high": self.high}
 
     def cut(self, least: float, most: float) -> Interval:
-        """Return the interval with its ends clipped to a possible range."""
+        """Return the interval with its ends clipped to the possible range; unchanged if it has no ends.
+
+        Args:
+            least: Smallest possible value.
+            most: Largest possible value.
+        """
         if self.low is None or self.high is None:
             return self
         return Interval(self.mean, max(least, self.low), min(most, self.high))

@@ -95,7 +95,25 @@ def build_known_truth(
 def write_real_cases(
     folder: Path, training: PhantomSettings, num_train: int, testing: PhantomSettings, num_test: int
 ) -> tuple[str, ...]:
-    """Write two kinds of phantoms as image and label pairs in one folder ``real``, and return the test cases' names."""
+    """Write the real cases of the study: phantoms of two kinds, as one folder of image and label pairs.
+
+    The phantoms go to ``folder/train`` and ``folder/test``. The pairs ``folder/real/images/NAME.nii.gz`` and
+    ``folder/real/labels/NAME.nii.gz`` are symbolic links to them; links of an earlier call are removed first.
+
+    Args:
+        folder: Folder of the study; phantoms that it has already are kept.
+        training: Settings of the phantoms to train on.
+        num_train: Number of phantoms to train on.
+        testing: Settings of the phantoms to test on.
+        num_test: Number of phantoms to test on.
+
+    Returns:
+        Names of the test cases, ``test_`` and the phantom's id, in the order of the phantoms.
+
+    Raises:
+        CohortError: A folder contains something else, or phantoms with other settings.
+        VolumeError: A file cannot be written.
+    """
     names: list[str] = []
     for stale in (folder / "real").glob("*/*.nii.gz"):  # of an earlier call with other numbers
         stale.unlink()

@@ -171,7 +171,12 @@ def _describe(case: AttemptRecord, study: str) -> dict[str, Any]:
 
 
 def to_dicom_text(text: str, max_length: int = MAX_LONG_STRING) -> str:
-    """Shorten a text and remove characters that DICOM does not allow: control characters and backslashes."""
+    """Return a text as DICOM allows it: without control characters, slashes for backslashes, and not too long.
+
+    Args:
+        text: Any text.
+        max_length: Largest number of characters; what is beyond is cut off. The default is that of a long string (LO).
+    """
     return clean_value(text, max_length).replace("\\", "/")[:max_length]
 
 

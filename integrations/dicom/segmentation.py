@@ -121,7 +121,15 @@ def _describe_segment(number: int, label_id: int, name: str, series: str, vocabu
 
 
 def code_of(label_id: int, name: str) -> Any:
-    """Return the DICOM code of a structure, from SNOMED CT if pydicom has it, otherwise from an own scheme."""
+    """Return the DICOM code of a structure, from SNOMED CT if pydicom has it, otherwise from an own scheme.
+
+    Args:
+        label_id: Vocabulary id of the label.
+        name: Name of the label, the meaning of a code of the own scheme; cut to 64 characters.
+
+    Returns:
+        A ``pydicom.sr.coding.Code``.
+    """
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
 

@@ -43,6 +43,10 @@ class CaseBuffer:
     def take(self, epoch: int, item: int) -> Any:
         """Return the case of an item of an epoch, waiting until it is drawn.
 
+        Args:
+            epoch: Number of the epoch, from 0.
+            item: Number of the item in the epoch, from 0.
+
         Raises:
             Exception: The error that ended the drawing of cases.
             EOFError: The buffer was closed.

@@ -48,11 +48,20 @@ ERROR_NAME = "stderr.txt"
 class FreshCases:
     """Map-style dataset whose cases are drawn during training.
 
+    An item is a dict: ``image`` (float32, in HU) and ``label`` (uint8, numbers of the labels) are MetaTensors
+    ``(1, I, J, K)`` in RAS+; ``case_id``, ``request``, ``seed`` and ``epoch`` say which case it is.
+
     An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a separate process on
     one device; the training process and the workers of its loader request cases over a local socket.
 
     Use a loader that does not shuffle: the schedule is random already. In another order, cases would wait for each
-    other, or be drawn twice if the buffer is smaller than an epoch.
+    other, or be drawn twice if the buffer is smaller than an epoch. Call :meth:`set_epoch` before every epoch, and
+    :meth:`close` at the end, or use it as a context manager::
+
+        with FreshCases({"labels": ["hepatic tumor:10-30mm"]}, num_items=250, reuse=4) as cases:
+            for epoch in range(100):
+                cases.set_epoch(epoch)
+                for batch in DataLoader(cases, batch_size=2, num_workers=2): ...
     """
 
     _process: subprocess.Popen[str] | None  # None in the workers of a loader
@@ -74,21 +83,24 @@ class FreshCases:
         """Start the process; the weights are loaded while the training prepares.
 
         Args:
-            configuration: Request with the fields of a recipe; ``num_cases`` and ``seed`` are those below.
-            num_items: Items of an epoch.
-            reuse: Most items that show the same case; how often a transform may vary it.
-            buffer: Most cases held ready, in the memory of the process; half of them are in use at a time.
-            seed: Decides every case of every epoch.
+            configuration: Dict with the fields of a recipe, as :func:`maisi_aug.synthesize` takes them; ``num_cases``
+                and ``seed`` are ignored, because those below count.
+            num_items: Number of items of an epoch.
+            reuse: Largest number of items of an epoch that show the same case; how often a transform may vary it.
+            buffer: Largest number of cases held ready in the memory of the process; half are in use at a time.
+            seed: Seed that decides every case of every epoch.
             device: Device on which the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-            transform: Applied to every item, in the process that asks.
-            as_subjects: Items are TorchIO subjects instead of dictionaries of MetaTensors.
+            transform: Function or transform of an item, called in the process that asks; its result is returned.
+            as_subjects: Whether items are TorchIO subjects instead of dicts of MetaTensors; needs the extra
+                ``torchio``.
             numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
-                 requested are 1, 2, ... in the order of their ids, see :attr:`numbering`.
-            is_quiet: Say nothing on stderr while a case is waited for.
+                requested are 1, 2, ... in the order of their ids, see :attr:`numbering`.
+            is_quiet: Whether to say nothing on stderr while a case is waited for.
 
         Raises:
             RecipeError: The configuration does not validate, or draws without label maps.
             RequestError: A number is too small, or ``numbers`` cannot stand in a label map.
+            CohortError: The system is Windows, which lacks the sockets that are used.
         """
         if not isinstance(configuration, CohortRequest):
             configuration = build_request(configuration, source="FreshCases")
@@ -161,7 +173,11 @@ class FreshCases:
         return int(self._epoch.value)
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch before iterating over a loader; otherwise every epoch repeats the first one."""
+        """Set the epoch before iterating over a loader; otherwise every epoch repeats the first one.
+
+        Args:
+            epoch: Number of the epoch, from 0; workers of a loader that live on see it as well.
+        """
         self._epoch.value = epoch
 
     def __getitem__(self, index: int) -> Any:
@@ -171,9 +187,18 @@ class FreshCases:
         return item if self.transform is None else self.transform(item)
 
     def fetch(self, epoch: int, index: int) -> Pair:
-        """Return the case of an item of an epoch, drawn first if it is not ready.
+        """Return the case of an item of an epoch as arrays, drawn first if it is not ready; ``transform`` is not used.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            index: Number of the item in the epoch, from 0.
+
+        Returns:
+            ``image_hu`` (``(I, J, K)`` int16), ``label_map`` (``(I, J, K)`` uint8 numbers of the labels), ``grid`` and
+            ``metadata`` (``case_id``, ``request``, ``seed``, ``epoch``).
 
         Raises:
+            CohortError: The drawing process has ended or cannot be reached.
             MaisiAugError: The error that ended the drawing of cases.
         """
         try:

@@ -73,6 +73,13 @@ class FreshMaker:
     def make(self, epoch: int, number: int) -> Pair:
         """Draw a case, with as many attempts as are allowed, and if none is accepted, other cases instead.
 
+        Args:
+            epoch: Number of the epoch, from 0; every epoch shows other patients.
+            number: Number of the case in the plan of an epoch, from 0.
+
+        Returns:
+            Image in HU, label map with the label numbers of the training, grid, and metadata of the accepted case.
+
         Raises:
             CohortError: No case is accepted.
         """
@@ -105,7 +112,16 @@ class FreshMaker:
 
 
 def number_requested(run: CohortRun, numbers: Mapping[str, int] | None = None) -> LabelNumbering:
-    """Return the numbering of a plan's labels, 1, 2, ... or as given; without label requests, of all but the body."""
+    """Return the numbering of the labels that a cohort requests; without label requests, of all but the body.
+
+    Args:
+        run: Resolved cohort.
+        numbers: Label name -> number, 0 for background; None to number 1, 2, ... in the order of ids.
+
+    Raises:
+        RequestError: A number is invalid in a label map, or a requested label has none.
+        VocabularyError: A label name is unknown.
+    """
     vocabulary = run.bundle.vocabulary
     if numbers is not None:
         return number_labels(vocabulary, numbers, run.plan.requested_ids, vocabulary.name_of)

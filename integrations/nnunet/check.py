@@ -25,6 +25,10 @@ _PROGRAM = (
 def verify_integrity(dataset: Path, *, num_processes: int) -> None:
     """Run nnU-Net's integrity check on a purely synthetic dataset, where warnings about geometry count as errors.
 
+    Args:
+        dataset: Folder of the raw dataset.
+        num_processes: Number of processes that read cases.
+
     Raises:
         ExportError: The check fails; the message contains nnU-Net's first complaint.
     """
@@ -40,6 +44,10 @@ def verify_integrity(dataset: Path, *, num_processes: int) -> None:
 
 def verify_mixed_integrity(dataset: Path, *, num_processes: int) -> tuple[str, ...]:
     """Run nnU-Net's integrity check on a dataset that also contains real cases.
+
+    Args:
+        dataset: Folder of the raw dataset.
+        num_processes: Number of processes that read cases.
 
     Returns:
         nnU-Net's warnings, each once; it trains on such cases nevertheless.

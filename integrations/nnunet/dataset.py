@@ -85,7 +85,16 @@ class _Written:
 def export_alone(
     cohorts: Sequence[Path], request: NnunetExport, *, notify: ReportStage = report_nothing
 ) -> ExportReport:
-    """Export cohorts to an nnU-Net dataset without real cases, as a request says; see :func:`export_nnunet`."""
+    """Export cohorts to an nnU-Net dataset without real cases.
+
+    Args:
+        cohorts: Folders of the cohorts.
+        request: Options of the export, with ``name`` and without ``like``.
+        notify: Progress callback, called with (stage, done, total).
+
+    Returns:
+        The report of :func:`export_nnunet`, whose errors may be raised.
+    """
     assert request.name is not None
     return export_nnunet(
         cohorts,

@@ -45,8 +45,11 @@ def preprocessed_places(dataset: str, given: Path | None = None) -> tuple[Path, 
     """Return the folders in which nnU-Net may have preprocessed, or may preprocess, a dataset.
 
     Args:
-        dataset: Name of the dataset.
+        dataset: Name of the dataset, such as ``Dataset007_Pancreas``.
         given: Folder for preprocessed datasets in addition to ``$nnUNet_preprocessed``; None for none.
+
+    Returns:
+        Folders named after the dataset, which need not exist, the one in ``given`` first; empty if neither is known.
     """
     folders = [Path(folder) for folder in (given, os.environ.get(PREPROCESSED_VARIABLE)) if folder]
     different = {folder.resolve(): folder for folder in reversed(folders)}
@@ -83,7 +86,14 @@ def _read(path: Path) -> Any:
 
 
 def tell_places(places: Sequence[Path]) -> str:
-    """Describe the searched folders for a message."""
+    """Join the folders that were searched for a preprocessed dataset into a phrase for a message.
+
+    Args:
+        places: Searched folders, as :func:`preprocessed_places` returns them.
+
+    Returns:
+        ``"A or B"``; without folders, that ``nnUNet_preprocessed`` is not set.
+    """
     return " or ".join(map(str, places)) or f"nnU-Net's folders: {PREPROCESSED_VARIABLE} is not set"
 
 
@@ -98,6 +108,14 @@ def _require_folder(given: Path | None, kind: str, option: str, variable: str) -
 
 def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
     """Return the path of a new dataset's folder, after checking that id and name are free in all folders of nnU-Net.
+
+    Args:
+        raw_folder: Folder for raw datasets.
+        dataset_id: Number of the dataset, 1 to 999.
+        name: Name of the dataset without its number.
+
+    Returns:
+        ``raw_folder/DatasetXXX_NAME``, which is not created.
 
     Raises:
         ExportError: The id or the name is invalid for nnU-Net, or the id is in use.
@@ -123,6 +141,10 @@ def require_free_target(raw_folder: Path, dataset_id: int, name: str) -> Path:
 def require_unused_id(folder: Path, dataset_id: int) -> None:
     """Raise if one of nnU-Net's folders contains anything with a dataset id.
 
+    Args:
+        folder: Folder for raw or preprocessed datasets, or for results; may be missing.
+        dataset_id: Number of the dataset, 1 to 999.
+
     Raises:
         ExportError: The id is in use; the message names the path.
     """
@@ -132,6 +154,10 @@ def require_unused_id(folder: Path, dataset_id: int) -> None:
 
 def raise_taken(dataset_id: int, taken: Path) -> None:
     """Raise the error for a dataset id that is in use.
+
+    Args:
+        dataset_id: Number of the dataset.
+        taken: Path that uses it.
 
     Raises:
         ExportError: Always.
@@ -143,6 +169,11 @@ def raise_taken(dataset_id: int, taken: Path) -> None:
 
 def place_file(source: Path, target: Path, *, copy: bool) -> bool:
     """Link or copy an image file to its place in a dataset, with its bytes unchanged.
+
+    Args:
+        source: File to link or copy.
+        target: New path; its folder exists.
+        copy: Whether to copy; otherwise it is hard-linked, or copied where the disk supports no links.
 
     Returns:
         Whether it is a hard link.

@@ -109,6 +109,10 @@ class CtScaling:
     def of(cls, plans: Mapping[str, Any], schemes: Collection[str]) -> CtScaling:
         """Return the scaling of the first channel from a dataset's plans.
 
+        Args:
+            plans: Content of ``nnUNetPlans.json``.
+            schemes: Names of the normalisation schemes of the channels, in their order.
+
         Raises:
             TrainingError: The channel is not scaled as a CT.
         """
@@ -122,11 +126,11 @@ class CtScaling:
         return cls(float(held["mean"]), max(float(held["std"]), 1e-8), limits_hu)
 
     def to_hu(self, scaled: NDArray[Any]) -> NDArray[np.float32]:
-        """Convert scaled voxels back to HU; clipped values are lost."""
+        """Convert scaled voxels of any shape back to float32 HU; what the scaling has clipped is not restored."""
         return np.asarray(scaled * self.deviation_hu + self.mean_hu, dtype=np.float32)
 
     def from_hu(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Clip and scale HU as nnU-Net does."""
+        """Clip HU of any shape to the plans' percentiles and scale them to float32 as nnU-Net does."""
         return np.asarray((np.clip(image_hu, *self.limits_hu) - self.mean_hu) / self.deviation_hu, dtype=np.float32)
 
 

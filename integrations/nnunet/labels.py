@@ -112,7 +112,17 @@ def require_complete_mapping(
 
 
 def describe_mapping(real: RealDataset, cohort: CohortSource, mapping: LabelMapping) -> list[dict[str, Any]]:
-    """Return a label mapping as JSON-able rows with TotalSegmentator's task and class, sorted by value and id."""
+    """Return a label mapping as rows for a report.
+
+    Args:
+        real: Real dataset with its labels.
+        cohort: Cohort with its vocabulary.
+        mapping: Vocabulary ids of the cohort -> values of the real dataset.
+
+    Returns:
+        JSON-able rows, sorted by value and id: ``vocabulary_id``, ``name``, ``value``, ``label`` (of the real dataset),
+        ``found_by`` (``flag`` or ``name``), and ``totalsegmentator``, its task and class for the label.
+    """
     names = {target.value: target.spelling for target in real.targets} | {0: BACKGROUND_NAME}
     return [
         {

@@ -93,6 +93,9 @@ class NnUNetModel:
 def read_label_values(path: Path) -> dict[str, tuple[int, ...]]:
     """Return label name -> ids from nnU-Net's ``dataset.json``, without the background; regions have several ids.
 
+    Args:
+        path: The ``dataset.json`` of a dataset, a model or a folder of predictions.
+
     Raises:
         EvaluationError: The file is missing or has no labels.
     """

@@ -224,7 +224,15 @@ def build_report(
 
 
 def write_report(report: LikeReport, folder: Path) -> None:
-    """Write the report into a dataset's folder, as JSON and Markdown."""
+    """Write the report of an export into a dataset's folder, as JSON and Markdown.
+
+    Args:
+        report: Report of the export.
+        folder: Folder of the dataset, which has no report yet.
+
+    Raises:
+        VolumeError: A file cannot be written, or exists.
+    """
     write_json_whole(folder / f"{SUMMARY_STEM}.json", report.to_dict(), is_new=True, indent=2)
     write_text_whole(folder / f"{SUMMARY_STEM}.md", report.to_markdown(), is_new=True)
 

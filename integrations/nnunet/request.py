@@ -78,7 +78,15 @@ def choose_cases(
 
 
 def count_wanted(ratio: float, num_real: int) -> int:
-    """Return the number of synthetic cases that a ratio to real cases requests."""
+    """Return the number of synthetic cases that a ratio requests.
+
+    Args:
+        ratio: Synthetic cases per real case.
+        num_real: Number of real cases.
+
+    Returns:
+        The product, rounded; at least 1.
+    """
     return max(1, round(ratio * num_real))
 
 
@@ -157,7 +165,14 @@ class LikeExport:
 
 
 def prepare_like_export(cohorts: Sequence[Path], request: NnunetExport) -> LikeExport:
-    """Check everything about an export that can be checked without voxels; nothing is written.
+    """Check everything about an export to a real dataset that can be checked without voxels; nothing is written.
+
+    Args:
+        cohorts: Folders of the cohorts.
+        request: Options of the export, with ``like``.
+
+    Returns:
+        The export: real dataset, chosen cases, label mapping, folds and folders.
 
     Raises:
         CohortError: A folder is not a cohort.

@@ -60,7 +60,7 @@ class SyntheticShareLoader(nnUNetDataLoader):  # type: ignore[misc]  # nnU-Net h
                 )
 
     def get_indices(self) -> NDArray[np.str_]:
-        """Return the identifiers of the cases of one batch."""
+        """Return the ``(batch_size,)`` identifiers of the cases of one batch, drawn with replacement."""
         expected = float(self._share.value) * self.batch_size
         # NumPy's global stream, which nnU-Net seeds anew in each worker; a generator of ours would be the same in all.
         num_synthetic = int(expected) + int(np.random.uniform() < expected - int(expected))  # noqa: NPY002

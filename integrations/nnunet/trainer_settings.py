@@ -54,7 +54,15 @@ class TrainerSettings:
         return 0.0 if self.fades else self.share
 
     def share_at(self, epoch: int, num_epochs: int) -> float:
-        """Return the share of synthetic cases in an epoch, counted from 0."""
+        """Return the share of synthetic cases among the cases that are drawn in an epoch.
+
+        Args:
+            epoch: Number of the epoch, from 0.
+            num_epochs: Number of epochs of the training.
+
+        Returns:
+            Value in [0, 1]; if the share fades, it falls linearly to 0.
+        """
         if not self.fades:
             return self.share
         return self.share * max(0.0, 1.0 - epoch / max(1.0, FADED_AT * num_epochs))
@@ -86,6 +94,10 @@ def read_trainer_name(name: str) -> TrainerSettings | None:
 
 def read_synthetic_cases(description: Mapping[str, Any], subject: str) -> frozenset[str]:
     """Return the identifiers of the synthetic cases that a ``dataset.json`` names.
+
+    Args:
+        description: Content of the ``dataset.json``.
+        subject: Name of the dataset in messages.
 
     Raises:
         TrainingError: There are none.

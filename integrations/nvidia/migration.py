@@ -186,6 +186,10 @@ def _build(run: _Run, kind: Kind, document: Mapping[str, Any], path: Path) -> No
 def find_kind(document: Mapping[str, Any], path: Path) -> Kind:
     """Return the kind of a configuration file of NVIDIA's scripts, recognised by its keys.
 
+    Args:
+        document: Content of the file.
+        path: Name of the file in messages.
+
     Raises:
         MigrationError: The file is not one of NVIDIA's.
     """

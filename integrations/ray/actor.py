@@ -121,7 +121,12 @@ class RemoteWorker:
         return messages
 
     def hand_in(self, key: int, item: Any) -> None:
-        """Give the worker another item, with its number."""
+        """Give the worker another item; returns at once.
+
+        Args:
+            key: Number of the item, under which its result is reported.
+            item: Picklable item of work.
+        """
         self._inbox.put((key, item))
 
     def stop(self) -> None:

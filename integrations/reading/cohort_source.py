@@ -241,7 +241,12 @@ def _read_configuration(folder: Path) -> dict[str, Any]:
 
 
 def find_vocabulary(folder: Path, records: Sequence[AttemptRecord]) -> Vocabulary:
-    """Return the vocabulary of a cohort's label maps, from its configuration or from the bundle of its attempts."""
+    """Return the vocabulary of a cohort's label maps, from its configuration or from the bundle of its attempts.
+
+    Args:
+        folder: Folder of the cohort.
+        records: Attempts of the cohort, at least one.
+    """
     return _find_vocabulary(str(_read_configuration(folder).get("bundle", records[0].bundle)), records)
 
 

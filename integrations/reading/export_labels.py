@@ -175,6 +175,10 @@ def _require_present(cohort: CohortSource, wanted: Set[int], present: Mapping[in
 def require_numbers_alone(labels: Sequence[str], *, include_anatomy: bool = False) -> None:
     """Raise if labels are chosen in addition to ``numbers``, which already choose them.
 
+    Args:
+        labels: Names of labels to export; must be empty.
+        include_anatomy: Whether to export every other label; must be False.
+
     Raises:
         RequestError: The message names the surplus argument.
     """
@@ -197,7 +201,15 @@ def require_label_maps(cohort: CohortSource) -> None:
 
 
 def count_labels(cohort: CohortSource, notify: ReportStage = report_nothing) -> Counter[int]:
-    """Return vocabulary id -> number of a cohort's cases that contain it, without the background."""
+    """Return vocabulary id -> number of a cohort's cases that contain it, without the background.
+
+    Args:
+        cohort: Cohort whose label maps are read.
+        notify: Progress callback, called with (stage, maps read, maps in all).
+
+    Raises:
+        ExportError: A file is missing or altered.
+    """
     counts: Counter[int] = Counter()
     for index, case in enumerate(cohort.cases):
         notify("reading labels", index, len(cohort.cases))

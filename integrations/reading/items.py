@@ -113,6 +113,9 @@ class CohortPairs:
     def load(self, index: int) -> Pair:
         """Read a case, after comparing its bytes with the manifest.
 
+        Args:
+            index: Position of the case among the accepted ones, from 0.
+
         Raises:
             ExportError: A file is missing or altered.
         """
@@ -121,6 +124,15 @@ class CohortPairs:
 
 def load_pair(cohort: CohortSource, case: AttemptRecord, numbering: LabelNumbering) -> Pair:
     """Read image and label map of a case of a cohort, with labels renumbered.
+
+    Args:
+        cohort: Cohort of the case.
+        case: Accepted case with a label map.
+        numbering: Numbers of the labels; all others become background.
+
+    Returns:
+        ``image_hu`` (``(I, J, K)`` int16), ``label_map`` (``(I, J, K)`` uint8 numbers), ``grid`` and ``metadata``
+        (``case_id``, ``request``, ``seed``).
 
     Raises:
         ExportError: A file is missing or altered.

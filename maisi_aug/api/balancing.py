@@ -244,7 +244,13 @@ def find_balance(
 
 
 def names_one_of(name: str, label_ids: Collection[int], vocabulary: Vocabulary) -> bool:
-    """Whether a label name or alias stands for one of the given ids; False for names that are not in the vocabulary."""
+    """Whether a label name or alias stands for one of the given ids; False for names that are not in the vocabulary.
+
+    Args:
+        name: Name or alias of a label.
+        label_ids: Vocabulary ids.
+        vocabulary: Vocabulary of the names.
+    """
     try:
         return vocabulary.id_of(name) in label_ids
     except VocabularyError:
@@ -271,6 +277,12 @@ def read_balance(
     picture: str | Path | None,
 ) -> BalanceOptions:
     """Check the balancing arguments of a Python call, and return them as one object.
+
+    Args:
+        dataset: Real dataset to balance; None without balancing.
+        size_bins: Ascending edges in mm, or text such as ``5,10,20mm``; None for the default.
+        max_lesions: Largest number of lesions of a case; None for the default.
+        picture: PNG file to draw the balance into; None for none.
 
     Raises:
         RequestError: ``size_bins``, ``max_lesions`` or ``picture`` is given without a dataset, or is invalid.

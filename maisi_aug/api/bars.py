@@ -139,6 +139,10 @@ def show_stages(first: str, *, is_quiet: bool = False) -> Iterator[ReportStage]:
 def count_up(name: str, *, is_quiet: bool) -> Iterator[Report]:
     """Context with one progress bar for counted work, which disappears when the work is done.
 
+    Args:
+        name: Words in front of the bar.
+        is_quiet: Whether to show nothing.
+
     Yields:
         A function to call with (done, total).
     """
@@ -158,6 +162,10 @@ def show_loading(*, is_quiet: bool = False) -> Iterator[None]:
 def add_phase(bars: Progress, name: str) -> Report:
     """Add a bar for work whose total the first report states; where there is no terminal, print lines instead.
 
+    Args:
+        bars: Open progress display.
+        name: Words in front of the bar.
+
     Returns:
         A function to call with (done, total).
     """
@@ -173,6 +181,11 @@ def add_phase(bars: Progress, name: str) -> Report:
 
 def add_training(bars: Progress, name: str, num_steps: int) -> ReportStep:
     """Add a bar for optimiser steps that shows the loss; where there is no terminal, print lines instead.
+
+    Args:
+        bars: Open progress display.
+        name: Words in front of the bar.
+        num_steps: Number of steps of the whole training.
 
     Returns:
         A function to call with (step, figures such as ``loss``).

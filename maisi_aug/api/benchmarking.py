@@ -89,13 +89,20 @@ def plan_benchmark(
     """Return the plan of a benchmark without writing anything; ``maisi-aug benchmark run --dry-run``.
 
     Args:
-        real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
-        device: Device on which a training step is timed.
+        real: Real cases: an nnU-Net raw dataset, a folder that :func:`prepare` wrote, or a folder with ``images/`` and
+            ``labels/``, whose files have the same names.
+        device: Device on which one training step is timed: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
-        **fields: As for :func:`benchmark`.
+        **fields: Fields of the benchmark, see below; in the forms of :func:`benchmark`.
+
+    Returns:
+        The plan, as ``figures`` with ``train_cases``, ``test_cases``, ``arms``, ``num_trainings``, ``num_steps`` and
+        the estimated time, and as ``text`` in Markdown.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown.
+        BenchmarkError: A field is invalid, or the cases do not suffice; the message lists all problems.
+        MaisiAugError: The cases cannot be read; the message is the one that the command prints.
     """
     require_known(plan_benchmark, fields)
     config = _read_config(real, fields, source="plan_benchmark")
@@ -120,25 +127,40 @@ def benchmark(
 ) -> BenchmarkResult:
     """Train a segmenter on the cases of every arm, and compare on held-out patients; ``maisi-aug benchmark run``.
 
+    An arm is a way to compose the training set, such as ``real`` or ``real+synthetic:1`` (one synthetic case per real
+    one). All arms are tested on the same patients, which are in no training set::
+
+        result = ma.benchmark("Dataset007_Pancreas", synthetic="cohort", out="bench", max_minutes=60)
+        print(result.text)
+
     Args:
-        real: Real cases: an nnU-Net raw dataset, a prepared folder, or a folder of pairs.
-        out: Folder of the benchmark: new, or one that the same call began, which is continued.
+        real: Real cases: an nnU-Net raw dataset, a folder that :func:`prepare` wrote, or a folder with ``images/`` and
+            ``labels/``, whose files have the same names.
+        out: Folder of the benchmark: new, or one that the same call began, which is continued. Plan, weights and scores
+            are kept there; :func:`report` makes a page of it.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        devices: Several devices, such as ``"cuda:0,cuda:1"``; each trains one arm at a time in its own process. Scripts
-            that use it need ``if __name__ == "__main__":``.
-        address: Head of a Ray cluster whose workers train instead, or ``"auto"``.
-        num_workers: Number of workers on that cluster.
-        gpus_per_worker: GPUs per worker.
-        max_minutes: Time limit; calling again continues.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, instead of ``device``; each trains one arm at a time in
+            its own process. Scripts that use it need ``if __name__ == "__main__":``.
+        address: ``"HOST:PORT"`` of the head of a Ray cluster whose workers train instead, or ``"auto"``. The following
+            two arguments can only be used with it.
+        num_workers: Number of workers on that cluster; one per GPU, or per core, when not given.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        max_minutes: Time limit for all trainings together, after which the call returns; the same call continues.
         plan_only: Only write the plan; trainings are then run with :func:`run_arm` or the commands of the result.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
-        **fields: Fields of the benchmark, see below. ``synthetic`` may be one folder, several, or a mapping of names to
-            folders; ``labels`` one name or several; ``mapping`` a mapping of labels to names.
+            ``(stage, done, total)``: a text and two numbers.
+        **fields: Fields of the benchmark, see below. ``synthetic`` may be one folder, several, or a dict, name of the
+            source -> folder; ``labels`` one name or several; ``mapping`` a dict, label -> name or names.
+
+    Returns:
+        ``states`` (of every training), ``is_complete``, ``figures`` (scores and, under ``comparisons``, differences
+        between arms with verdicts), ``text`` (the same as Markdown), ``commands`` and ``warnings``. A training that
+        fails does not raise an error, but has the status ``failed`` in ``states``.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints. A training that fails
-            does not raise an error, but is a state of the result.
+        RecipeError: A keyword is unknown.
+        BenchmarkError: A field is invalid, the cases do not suffice, or ``out`` holds another benchmark.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     require_known(benchmark, fields)
     config = _read_config(real, fields, source="benchmark")
@@ -172,15 +194,15 @@ def run_arm(
     Several may run at the same time, on several machines that share the folder.
 
     Args:
-        bench: Folder of the benchmark.
-        arm: Name of the arm.
-        seed: Number of the training, from 0.
+        bench: Folder of the benchmark, which :func:`benchmark` has begun, for instance with ``plan_only=True``.
+        arm: Name of the arm, such as ``real+synthetic:1``.
+        seed: Number of the training, from 0 to ``num_seeds`` - 1.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Time limit; calling again continues.
+        max_minutes: Time limit, after which the state is saved and the call returns; the same call continues.
         progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
 
     Returns:
-        State of the training: done, begun, or failed with the reason.
+        State of the training, whose ``status`` is ``done``, ``begun`` or ``failed``, the last with a ``reason``.
 
     Raises:
         BenchmarkError: The benchmark, arm or seed was not found.
@@ -211,15 +233,23 @@ def report(
 
     Args:
         path: Folder of a benchmark or of a cohort.
-        out: The page; figures (``.json``) and summary (``.md``) are written next to it.
-        fid: ``fid.json`` of ``ma.evaluate.fid(..., out=...)``, to be shown with a cohort.
-        detection_curve: ``detection_curve.json`` of ``ma.evaluate.detection_curve(..., out=...)``, to be shown with a
-            cohort.
-        evidence: Folders of other measurements, for the scorecard of a cohort.
+        out: The page, a new ``.html`` file or one of an earlier report; figures (``.json``) and summary (``.md``) of
+            the same name are written next to it.
+        fid: The file ``fid.json`` that ``ma.evaluate.fid(..., out=...)`` wrote, to be shown in the page.
+        detection_curve: The file ``detection_curve.json`` that ``ma.evaluate.detection_curve(..., out=...)`` wrote, to
+            be shown with a cohort; not for a benchmark.
+        evidence: One folder or several that other measurements of :mod:`maisi_aug.api.evaluate` wrote, for the
+            scorecard of a cohort; not for a benchmark.
         progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
 
+    Returns:
+        ``files`` (page, figures, summary), ``figures`` (content of the ``.json``) and ``text`` (the summary).
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError: ``out`` does not end in ``.html``.
+        BenchmarkError: ``path`` is neither a benchmark nor a cohort.
+        EvaluationError: A file of figures is missing, has another format or belongs to another folder, or ``out``
+            exists and is not of an earlier report.
     """
     from maisi_aug.evaluation.report.build import build_report, require_own_report, write_report
 

@@ -59,6 +59,10 @@ def list_bundles() -> list[BundleRow]:
     >>> import maisi_aug as ma
     >>> {row["name"]: row["pull"] for row in ma.list_bundles()}["rflow-ct"]
     'maisi-aug bundles pull rflow-ct'
+
+    Returns:
+        One dict per bundle, the installed ones first, with the keys ``name``, ``description``,
+        ``licence``, ``grid``, ``num_bytes``, ``has_masks``, ``path``, ``pull`` and ``download_size``.
     """
     from maisi_aug.bundle_spec.bundle import list_bundles as list_at_hand
     from maisi_aug.bundle_spec.known_bundles import known_bundles
@@ -76,7 +80,12 @@ def show_bundle(bundle: str | Path) -> dict[str, Any]:
     ['autoencoder', 'controlnet', 'diffusion_unet']
 
     Args:
-        bundle: Name or folder.
+        bundle: Name of an installed bundle, or its folder.
+
+    Returns:
+        The row of :func:`list_bundles`, and among others ``networks`` (by role), ``slots`` (labels that it was taught),
+        ``modalities``, ``num_inference_steps``, ``proven_steps``, ``sides_multiple_of`` and ``grid_limits`` (which
+        shapes and spacings it takes).
 
     Raises:
         BundleError: The bundle was not found.
@@ -98,20 +107,24 @@ def pull_bundle(
 
     Args:
         name: One of those that :func:`list_bundles` names, or the repository ``owner/name`` of a shared one.
-        accept_license: Whether you have read and accept the licence of the weights, or a function that asks you.
-        with_masks: Whether to include the networks that generate label maps.
+        accept_license: Whether you have read and accept the licence of the weights, or a function without arguments
+            that asks and returns the answer; ``say`` has received the licence by then. With the default nothing is
+            written.
+        with_masks: Whether to include the networks that generate label maps; only for NVIDIA's bundles.
         with_mask_database: Whether to download NVIDIA's 4,000 label maps, too, for ``mask_bank``; ``say`` is called
             with their folder. Their licence is that of the bundle, and is not asked for again.
-        revision: Branch, tag or commit of a shared bundle (default: the newest).
-        to: Folder of the bundle (default: the folder where bundles are found by name).
-        say: Called with a sentence about each step.
-
-    Raises:
-        BundleError: The licence is not accepted, or a file differs from what the hub states.
-        RequestError: An argument has no meaning for the bundle.
+        revision: Branch, tag or commit of a shared bundle; the newest when not given.
+        to: Folder of the bundle, where it is then found by path; when not given ``bundles/NAME`` in
+            ``$MAISI_AUG_HOME`` or else in the user's data folder, where it is found by name.
+        say: Called with a sentence about each step; None for silence.
 
     Returns:
-        The downloaded bundle.
+        The downloaded bundle; its folder is ``path``, its name ``name``.
+
+    Raises:
+        BundleError: The bundle is unknown, the licence is not accepted, the hub cannot be reached, or a file differs
+            from what the hub states.
+        RequestError: An argument has no meaning for the bundle.
     """
     from maisi_aug.bundle_spec.known_bundles import find_known_bundle
     from maisi_aug.networks.checkpoints.databases import pull_database
@@ -154,18 +167,19 @@ def import_bundle(
         name: ``rflow-ct``, ``ddpm-ct``, ``rflow-mr`` or ``rflow-mr-brain``, if it is not clear from the folder; with
             ``network`` the name of the new bundle.
         network: The ``config_network_*.json`` that defines networks of your own, of any width.
-        modalities: Modalities that these were trained on, the default first; CT when empty.
-        accept_license: Whether you have read and accept the licence of the weights, or a function that asks you.
-        to: Folder of the bundle (default: the folder where bundles are found by name).
-        say: Called with a sentence about each step.
+        modalities: Modalities that these were trained on, such as ``ct``, the default first; CT when empty.
+        accept_license: Whether you have read and accept the licence of the weights, or a function without arguments
+            that asks and returns the answer; not needed with ``network``.
+        to: Folder of the bundle; when not given as for :func:`pull_bundle`.
+        say: Called with a sentence about each step; None for silence.
+
+    Returns:
+        The new bundle, with weights as safetensors; its folder is ``path``, its name ``name``.
 
     Raises:
         BundleError: The licence is not accepted, or a checkpoint is missing, contains more than data or another
             network.
         RequestError: Modalities are given without a network file.
-
-    Returns:
-        The new bundle.
     """
     from maisi_aug.networks.checkpoints.folders import import_bundle as take_over
     from maisi_aug.networks.checkpoints.folders import import_networks
@@ -202,17 +216,18 @@ def push_bundle(
     ['README.md', 'autoencoder.safetensors']
 
     Args:
-        bundle: Name or folder.
+        bundle: Name of an installed bundle, or its folder.
         repository: ``owner/name``; made if it is not there.
         private: Whether a new repository can be read by its owner alone.
         self_contained: Whether to include the weights of the base that it was fine-tuned from.
         with_label_maps: Whether to include its label maps, which are those of the training patients.
-        to: New folder in which to keep what is uploaded.
+        to: New folder in which to keep what is uploaded; None to keep nothing.
         dry_run: Upload nothing; the files are written if ``to`` is given.
-        say: Called with a sentence about each step.
+        say: Called with a sentence about each step; None for silence.
 
     Returns:
-        The files, and the address of the repository; None if nothing was uploaded.
+        A tuple of the files, each with ``name`` (path in the repository), ``num_bytes`` and ``sha256``, and the
+        address of the repository, which is None for a dry run.
 
     Raises:
         BundleError: The bundle is altered, ``to`` is in use, or the hub refuses.
@@ -239,11 +254,11 @@ def export_bundle(bundle: str | Path, to: str | Path) -> Bundle:
     'phantom-ct'
 
     Args:
-        bundle: Name or folder.
-        to: New folder.
+        bundle: Name of an installed bundle, or its folder.
+        to: New folder of the MONAI bundle; ``docs/README.md`` in it says how to run it.
 
     Returns:
-        The bundle that was written.
+        The bundle that was exported, not the folder ``to``.
 
     Raises:
         ExportError: The folder is in use, or MONAI cannot draw with the bundle.
@@ -264,7 +279,11 @@ def convert_bundle(
     Args:
         source: A bundle by name or folder, or the checkpoint (``.pt``) of one network, which is written as safetensors.
         to: New folder of the bundle, or new ``.safetensors`` file.
-        dtype: Dtype of the weights (default: float16 for a bundle, unchanged for a checkpoint).
+        dtype: Dtype of the weights; when not given, float16 for a bundle, and unchanged for a checkpoint.
+
+    Returns:
+        ``path`` (the folder or file), ``dtype``, ``num_bytes_before``, ``num_bytes``, and of a checkpoint
+        ``scale_factor`` (of latents) and ``left_out`` (entries that are not weights).
 
     Raises:
         BundleError: The source is damaged, the target exists, or weights exceed the range of the dtype.
@@ -287,10 +306,10 @@ def verify_bundle(bundle: str | Path) -> list[dict[str, Any]]:
     ['autoencoder', 'diffusion_unet', 'controlnet']
 
     Args:
-        bundle: Name or folder.
+        bundle: Name of an installed bundle, or its folder.
 
     Returns:
-        A row for each file: ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
+        A dict for each file with ``role``, ``file``, ``sha256``, ``class`` of the network, ``num_tensors``.
 
     Raises:
         BundleError: A file is missing, damaged or does not fit; the message names the first.

@@ -98,11 +98,15 @@ def cohort_status(folder: str | Path) -> CohortStatus:
     >>> status.num_cases, len(status.manifest.accepted), status.running
     (1, 1, ())
 
+    Args:
+        folder: Folder of the cohort, with one manifest or those of several shards.
+
+    Returns:
+        ``num_cases`` (planned), ``manifest`` (attempts so far), ``shards``, ``running`` (processes, with their pace)
+        and ``seconds_left``; ``to_json()`` gives the counts of accepted, rejected and open cases.
+
     Raises:
         CohortError: There is no cohort, or it is damaged.
-
-    Args:
-        folder: Folder of the cohort.
     """
     folder = Path(folder)
     manifest, paths = load_manifest(folder, gates=()), list_manifests(folder)
@@ -163,11 +167,16 @@ def verify_cohort(folder: str | Path) -> Verification:
     >>> ma.verify_cohort("cohort").is_whole
     True
 
+    Args:
+        folder: Folder of the cohort; nothing in it is changed. To draw lost cases again, pass ``verify=True`` to
+            :func:`synthesize`.
+
+    Returns:
+        ``is_whole``, ``lost`` (accepted cases with ``missing`` and ``altered`` files) and ``status``, as
+        :func:`cohort_status` returns it. Lost files do not raise.
+
     Raises:
         CohortError: There is no cohort, it is damaged, or two shards have made the same case to different bytes.
-
-    Args:
-        folder: Folder of the cohort.
     """
     status = cohort_status(folder)
     return Verification(status, tuple(find_lost(status.folder, status.manifest, verify=True)))
@@ -181,7 +190,11 @@ def merge_cohort(*folders: str | Path, out: str | Path | None = None) -> Cohort:
 
     Args:
         *folders: One folder in which all shards worked, or one folder per shard.
-        out: New folder, required for several folders; files are hard-linked where the disk supports it.
+        out: New folder of the merged cohort, required for several folders; files are hard-linked where the disk
+            supports it, and copied elsewhere. One folder is merged in place.
+
+    Returns:
+        The merged cohort.
 
     Raises:
         CohortError: A shard is still running, the folders hold different cohorts, or two shards have made the same case

@@ -138,6 +138,10 @@ class TrainingDisplay:
     def add_training(self, name: str, num_steps: int) -> ReportStep:
         """Add a bar for the optimiser steps of a training.
 
+        Args:
+            name: Words in front of the bar.
+            num_steps: Number of steps of the whole training.
+
         Returns:
             A function to call with (step, figures such as ``loss``).
         """

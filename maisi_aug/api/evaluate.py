@@ -1,7 +1,11 @@
 """Measurements of cohorts and of bundles; ``ma.evaluate.fid(...)`` is ``maisi-aug evaluate fid``.
 
-Each function returns a :class:`Measurement`. With ``out`` it is also written to a folder, which
+Each function but :func:`blind_pack` returns a :class:`Measurement`. With ``out`` it is also written to a folder, which
 :func:`maisi_aug.report` takes as evidence. An existing folder is refused unless it is from such a measurement.
+
+Cases are a cohort, an nnU-Net raw dataset (path, number or name), a folder that ``prepare`` wrote, a folder with
+``images/`` and ``labels/``, a MONAI data list, or a folder of CTs in HU (NIfTI, NRRD, MHA, DICOM). Cases that cannot be
+read are listed with the reason under ``skipped`` in the figures. Every error is a :class:`~maisi_aug.MaisiAugError`.
 """
 
 from __future__ import annotations
@@ -45,13 +49,13 @@ class Measurement:
     """Result of one of the measurements in ``ma.evaluate``, to look at or to save.
 
     Attributes:
-        figures: Figures as JSON types.
+        figures: Figures as a dict of JSON types; ``figures["measurement"]`` names the measurement.
         text: The figures as Markdown; shown in notebooks.
         charts: File name -> chart as SVG text.
-        pictures: File name -> picture.
+        pictures: File name -> picture, as PIL image.
         further: File name -> further document as JSON types.
         notes: Notes to the user, a sentence each.
-        files: Written files, if a folder was given.
+        files: Paths of the written files; empty without ``out``.
     """
 
     figures: Mapping[str, Any]
@@ -70,10 +74,13 @@ class Measurement:
         return len(own) + sum(len(part.get("skipped", ())) for part in parts)
 
     def save(self, folder: str | Path) -> tuple[Path, ...]:
-        """Write figures, text, charts and pictures to a folder.
+        """Write figures (``.json``), text (``.md``), charts (``.svg``) and pictures to a folder.
+
+        Args:
+            folder: Folder to write to, created if missing; files of the same names are replaced.
 
         Returns:
-            The written files.
+            Paths of the written files.
 
         Raises:
             VolumeError: A file cannot be written.
@@ -112,21 +119,27 @@ def fid(
     """Measure 2.5D FID and KID by plane, with intervals and the floor of real cases; ``maisi-aug evaluate fid``.
 
     Args:
-        real: Real cases: a folder of volumes, a prepared or an nnU-Net dataset.
-        synthetic: Synthetic cases: a cohort, or any of the kinds that ``real`` takes.
-        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own. Scripts that use it need
-            ``if __name__ == "__main__":``.
+        real: Real cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
+        synthetic: Synthetic cases, of any of these kinds.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own, instead of
+            ``device``. Scripts that use it need ``if __name__ == "__main__":``.
         engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
-        address: Address of the Ray cluster, see :func:`maisi_aug.synthesize`.
-        num_workers: Number of workers on the cluster.
-        gpus_per_worker: GPUs per worker.
-        out: Folder for the results.
-        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
+        address: ``"HOST:PORT"`` of the cluster's head, or ``"auto"`` for one that runs on this machine.
+        num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        out: Folder for ``fid.json``, ``fid.md`` and ``fid.svg``, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["planes"]`` has, for ``xy`` (axial), ``yz`` (sagittal), ``zx``
+        (coronal) and ``mean``, the figures ``fid`` with its 95% ``interval``, ``extrapolated`` (to infinitely many
+        cases), ``kid``, and ``floor``, the FID of random halves of the real cases, with which to compare.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or none can be read, or ``out`` holds something else.
+        MissingExtraError: The package with the extractor's weights is not installed.
     """
     from maisi_aug.evaluation.fid import measurement
     from maisi_aug.evaluation.fid.extractors import find_extractor
@@ -167,14 +180,22 @@ def distribution(
     """Compare the distributions of radiomic features of real and synthetic cases; ``maisi-aug evaluate distribution``.
 
     Args:
-        real: Real cases, ten or more: any dataset or folder of volumes.
-        synthetic: Synthetic cases, ten or more.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        real: Ten cases or more: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs
+            or CTs. Without label maps the body alone is compared.
+        synthetic: Synthetic cases, ten or more, of any of these kinds.
+        out: Folder for ``distribution.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["regions"]`` has a row for the body and for every label in enough
+        cases of both sets, with ``region``, ``frd`` (Fréchet radiomics distance) with ``frd_interval`` (95%), and
+        precision, recall, density and coverage, each with ``value`` and ``interval``; ``floors`` are the same of random
+        halves of the real cases.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or are too few, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.distribution import distances as measurement
 
@@ -200,14 +221,19 @@ def equivalence(
     """Test whether synthetic lesions and organs are equivalent to real ones; ``maisi-aug evaluate equivalence``.
 
     Args:
-        real: Real cases with label maps.
-        synthetic: Synthetic cases with label maps.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        real: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
+        synthetic: Labelled synthetic cases, of any of these kinds.
+        out: Folder for ``equivalence.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["rows"]`` has a row for every label and quantity, with means and
+        deviations of both sets, ``difference`` with its interval, and ``verdict``, ``cannot tell`` with too few cases.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or have no label maps, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.distribution import equivalence as measurement
 
@@ -233,13 +259,20 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
     ['hu.svg', 'hu.md', 'hu.json']
 
     Args:
-        cases: A cohort, or any labelled folder or dataset.
-        out: Folder for the results; with ``reference`` it also gets ``hu_ranges.json``, for ``ranges``.
-        progress: See :func:`fid`.
+        cases: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
+        out: Folder for the results, created if missing: ``hu.json``, ``hu.md`` and ``hu.svg``; with ``reference`` also
+            ``hu_ranges.json``, which a later call takes as ``ranges``. None to write nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["labels"]`` has a row per label, with ``label``, ``num_cases``,
+        ``medians_hu`` (one per case), the reference range from ``low_hu`` to ``high_hu`` (None without one) and
+        ``inside``, the share of cases in it. ``figures["outliers"]`` lists the cases outside.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or have no label maps, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import hu as measurement
 
@@ -280,12 +313,18 @@ def lesions(
 
     Args:
         cohort: Folder that ``synthesize`` or ``insert`` wrote.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        out: Folder for ``lesions.json``, ``lesions.md`` and charts, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["calibration"]`` has the errors of the diameter by label,
+        ``figures["points"]`` a row per lesion with ``requested_mm`` and ``realised_mm``, and ``figures["visibility"]``
+        by label ``contrast_hu``, ``cnr`` and ``visible``, the share of visible lesions.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The folder is not a cohort or has no label maps, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import lesion_report as measurement
 
@@ -305,13 +344,20 @@ def agreement(
     """Measure the Dice of an independent segmenter against the label maps; ``maisi-aug evaluate agreement``.
 
     Args:
-        cases: A cohort, or any labelled folder or dataset.
-        out: Folder for the results.
-        progress: See :func:`fid`.
-        **fields: See below; ``map`` may also be a mapping of labels to names.
+        cases: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
+        out: Folder for ``agreement.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
+        **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
+            segmenter -> name in the vocabulary.
+
+    Returns:
+        A :class:`Measurement`, in which ``figures["labels"]`` has a row per label, with ``label``, ``num_cases``,
+        ``mean`` Dice with its 95% ``interval``, ``median`` and ``worst``. ``figures["cases"]`` has the Dice of every
+        case, ``figures["unmatched"]`` the labels of the segmenter that were not compared.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: No case or label can be compared, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import agreement as measurement
 
@@ -340,13 +386,21 @@ def detection_curve(
     """Measure which lesions a segmenter finds, by size or varied factor; ``maisi-aug evaluate detection-curve``.
 
     Args:
-        cohort: Folder that ``insert`` or ``synthesize`` wrote, best with ``twins``.
-        out: Folder for the results.
-        progress: See :func:`fid`.
-        **fields: See below; ``map`` may also be a mapping of labels to names.
+        cohort: Folder that ``insert`` or ``synthesize`` wrote. With ``twins``, cases that differ in one factor only,
+            sensitivity is given by this factor, else by size.
+        out: Folder for ``detection_curve.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
+        **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
+            segmenter -> name in the vocabulary.
+
+    Returns:
+        A :class:`Measurement`, in which ``figures["groups"]`` has a row per value or range of sizes, with ``name``,
+        ``num``, ``num_found``, ``sensitivity`` with its 95% ``interval``; ``figures["fit"]`` the diameters in mm from
+        which 50, 80 and 90% of the lesions are found (None with too few lesions, or another factor than size).
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: It is not a cohort, no label can be compared, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import detection_curve as measurement
 
@@ -379,14 +433,20 @@ def memorization(
     """Check whether synthetic cases repeat training cases; ``maisi-aug evaluate memorization``.
 
     Args:
-        cases: Synthetic cases.
-        train: Cases that the generator was trained on.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        cases: Synthetic: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
+        train: Cases that the generator was trained on, two or more, of any of these kinds.
+        out: Folder for ``memorization.json``, ``.md``, ``.svg`` and ``closest_pairs.png``; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["images"]`` and the further comparisons have a ``verdict`` and
+        ``cases``, a row per synthetic case, the most suspicious first: ``case``, ``nearest`` (training case),
+        ``distance`` and ``is_copy``. The picture shows the closest pairs.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or are too few, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import memorization as measurement
 
@@ -422,19 +482,26 @@ def reconstruction(
     """Measure what a bundle's autoencoder preserves of CTs; ``maisi-aug evaluate reconstruction``.
 
     Args:
-        cases: CTs: a folder of volumes, any dataset or cohort.
-        bundle: Bundle whose autoencoder is measured.
-        devices: See :func:`fid`, also for the following four arguments.
+        cases: CTs: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
+        bundle: Name or folder of the bundle whose autoencoder is measured.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``; see :func:`fid`, also for the following four arguments.
         engine: ``"local"`` or ``"ray"``.
-        address: Head of the Ray cluster.
-        num_workers: Number of workers on it.
-        gpus_per_worker: GPUs per worker.
-        out: Folder for the results.
-        progress: See :func:`fid`.
+        address: ``"HOST:PORT"`` of the Ray cluster's head, or ``"auto"``.
+        num_workers: Number of workers on the cluster.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        out: Folder for ``reconstruction.json``, ``.md``, ``.svg`` and ``worst_slices.png``; None writes nothing.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        A :class:`Measurement`, in which ``figures["summary"]`` has over all cases ``psnr_db``, ``ssim``, ``lpips``
+        (None without ``lpips_weights``), ``mean_error_hu`` and ``blur_mm``; ``figures["cases"]`` the same per case;
+        ``figures["tissues"]`` and ``figures["labels"]`` errors in HU.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError, CohortError: The cases were not found or none can be read, or ``out`` holds something else.
+        BundleError: The bundle was not found, or the device cannot be used.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.evaluation.cohort import reconstruction as measurement
@@ -482,14 +549,19 @@ def blind_pack(
     """Write unlabelled pictures of real and synthetic cases for readers; ``maisi-aug evaluate blind-pack``.
 
     Args:
-        real: Real cases: any dataset or folder of volumes.
-        synthetic: Synthetic cases.
-        out: New folder; the key is written next to it.
-        progress: See :func:`fid`.
+        real: Real cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare``, image-label pairs or CTs.
+        synthetic: Synthetic cases, of any of these kinds.
+        out: New folder for the readers, with a picture per item, ``answers.csv`` and ``README.txt``. The answer key
+            ``OUT_key.json`` is written next to it.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        The paths ``folder``, ``key`` and ``answers``; and ``skipped``, the cases that could not be read.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RequestError, RecipeError: A field is invalid, or a keyword is unknown.
+        EvaluationError: There are too few cases of a kind, or ``out`` or the key exists.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -508,13 +580,18 @@ def blind_score(
     """Test whether readers can tell synthetic from real cases; ``maisi-aug evaluate blind-score``.
 
     Args:
-        key: Key that :func:`blind_pack` wrote.
-        answers: A filled-in ``answers.csv``, or one per reader.
-        margin: Share of right answers beyond one half that does not matter, 0.01 to 0.49.
-        out: Folder for the results.
+        key: Answer key ``OUT_key.json`` that :func:`blind_pack` wrote.
+        answers: A filled-in ``answers.csv``, or one per reader; the file's name is the reader's.
+        margin: Largest deviation of the share of right answers from one half that does not matter, 0.01 to 0.49.
+        out: Folder for ``reader-test.json`` and ``.md``, created if missing; None writes nothing.
+
+    Returns:
+        A :class:`Measurement`, in which ``figures["readers"]`` has a row per reader, with ``reader``, ``verdict``
+        (such as ``cannot tell``), ``p_value``, ``num_unanswered`` and, under ``all``, the share of right answers.
 
     Raises:
-        EvaluationError: The answers do not belong to the key.
+        EvaluationError: A file is missing or damaged, or the answers do not belong to the key.
+        CohortError: ``out`` holds something else.
     """
     from maisi_aug.evaluation.cohort import blind_pack as packing
 
@@ -528,12 +605,20 @@ def reviewers(cohort: str | Path, *, seed: int = 0, out: str | Path | None = Non
     """Summarise reviewers' decisions, their agreement and the blinded test; ``maisi-aug evaluate reviewers``.
 
     Args:
-        cohort: Folder whose cases were reviewed with ``maisi-aug view``.
-        seed: Seed of the intervals.
-        out: Folder for the results.
+        cohort: Folder whose cases were reviewed with ``maisi-aug view``, which wrote ``review.jsonl`` (decisions) or
+            ``reader_test.jsonl`` (answers of the blinded test) into it.
+        seed: Seed of the bootstrap intervals of kappa.
+        out: Folder for ``reviewers.json`` and ``.md``, created if missing; None writes nothing.
+
+    Returns:
+        A :class:`Measurement`, in which ``figures["reviewers"]`` has a row per reviewer (``num_accepted``,
+        ``num_rejected``, ``reasons``); ``figures["pairs"]`` one per pair, over the cases that both decided on
+        (``num_both``, ``agreement``, ``kappa`` from ``low`` to ``high``, ``disagreements``); ``figures["readers"]`` one
+        per reader of the blinded test.
 
     Raises:
-        MaisiAugError: The cases have not been reviewed, or a file is damaged.
+        EvaluationError: The cases have not been reviewed.
+        CohortError: A file of decisions is damaged, or ``out`` holds something else.
     """
     from maisi_aug.evaluation.review import reviewers as measurement
 

@@ -40,16 +40,26 @@ def export_nnunet(
     With ``like`` they are added to a real dataset: its labels, its validation folds, plans made on its cases alone.
     Without it they are a dataset of their own, labels numbered in the order of their ids.
 
+    The dataset is ``DatasetXXX_NAME`` in ``out`` or ``$nnUNet_raw``; :meth:`Cohort.export_nnunet` has an example.
+
     Args:
-        cohorts: A cohort or its folder, or several.
+        cohorts: A :class:`Cohort` or its folder, or several of them.
         dataset_id: Number of the dataset, 1 to 999, not in use.
         copy: Without ``like``: copy the images instead of hard-linking them.
         progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
-        **fields: See below; ``map`` may be a mapping of labels to names as well.
+        **fields: See below; ``name`` is required without ``like``. ``map`` may also be a dict, label of the real
+            dataset -> name in the cohort.
+
+    Returns:
+        Without ``like`` an object with ``path``, ``labels`` (name -> number, with the background), ``num_cases`` and
+        ``notes``. With ``like`` one with ``path``, ``preprocessed``, ``labels``, ``folds`` and ``commands``, which are
+        to be run next.
 
     Raises:
+        RecipeError: A keyword is unknown; the message names the closest.
         RequestError: An option is invalid, or cannot be combined with ``like``, or only with it.
-        MaisiAugError: The dataset would be wrong or incomplete.
+        ExportError: The dataset would be wrong or incomplete, such as of an unfinished cohort, or the id is in use.
+        CohortError: A folder is not a cohort.
     """
     from maisi_aug.integrations.nnunet.dataset import export_alone
     from maisi_aug.integrations.nnunet.like import export_like
@@ -66,13 +76,20 @@ def export_monai(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
     """Write images, label maps, a MONAI data list with folds and a task file for Auto3DSeg; ``maisi-aug export monai``.
 
     Args:
-        cohorts: A cohort or its folder, or several.
-        out: New or empty folder.
+        cohorts: A :class:`Cohort` or its folder, or several of them.
+        out: New or empty folder. It gets ``datalist.json`` and ``task.yaml`` next to the images and label maps, whose
+            numbers are those of the report's ``labels``.
         progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
-        **fields: See below; ``map`` may be a mapping of labels to names as well.
+        **fields: See below; ``map`` may also be a dict, label of the real dataset -> name in the cohort.
+
+    Returns:
+        ``path``, ``labels`` (name -> number), ``num_synthetic``, ``num_real``, ``num_folds`` and ``notes``.
 
     Raises:
-        MaisiAugError: The data list would be wrong or incomplete.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: An option is invalid.
+        ExportError: The data list would be wrong or incomplete, or ``out`` is not empty.
+        CohortError: A folder is not a cohort.
     """
     from maisi_aug.integrations.monai_data_list import export_monai as export
 
@@ -96,14 +113,20 @@ def export_dicom(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
     """Write a DICOM CT series and a DICOM segmentation per case; ``maisi-aug export dicom``. Needs the extra ``dicom``.
 
     Args:
-        cohorts: A cohort or its folder, or several.
-        out: New or empty folder.
+        cohorts: A :class:`Cohort` or its folder, or several of them.
+        out: New or empty folder; ``maisi_aug_index.json`` in it lists the files of every case.
         progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
         **fields: See below.
 
+    Returns:
+        ``path``, ``num_cases`` (CT series), ``num_segmentations``, ``segments`` (names of the labels) and ``notes``.
+
     Raises:
         MissingExtraError: The extra is not installed.
-        MaisiAugError: The files would be wrong or incomplete.
+        RecipeError: A keyword is unknown; the message names the closest.
+        RequestError: An option is invalid.
+        ExportError: The files would be wrong or incomplete, or ``out`` is not empty.
+        CohortError: A folder is not a cohort.
     """
     from maisi_aug.integrations.dicom.export import export_dicom as export
 

@@ -41,28 +41,37 @@ def finetune_controlnet(
 ) -> FinetuneResult | None:
     """Teach a ControlNet new labels from labelled CTs; ``maisi-aug finetune-controlnet``.
 
-    The resulting bundle, ``result.bundle.path``, can be used with :func:`synthesize` and :class:`Pipeline`.
+    The resulting bundle can be used with :func:`synthesize` and :class:`Pipeline`, and knows the labels by name::
+
+        result = ma.finetune_controlnet("left parotid", data="prepared", base="rflow-ct", out="run")
+        ma.synthesize("left parotid", bundle=result.bundle.path, num_cases=4, out="cohort")
 
     Args:
-        labels: Labels to teach, by name.
-        data: Folder of :func:`prepare`; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's JSON list
-            of embeddings, which are prepared into ``out`` first.
-        base: Bundle to start from.
-        out: Folder of the run: new, or one that the same call began, which is continued.
+        labels: One label to teach or several, by their names in the data.
+        data: Folder that :func:`prepare` wrote; or an nnU-Net dataset, a folder of images and label maps, or NVIDIA's
+            JSON list of embeddings, which are prepared into ``out/prepared`` first.
+        base: Name or folder of the bundle to start from.
+        out: Folder of the run: new, or one that the same call began, which is continued. The bundle is written to
+            ``out/bundle``, checkpoint and log to ``out/training``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Time limit; calling again continues.
-        with_tensorboard: Whether to log for TensorBoard as well.
-        self_contained: Copy the base's weights and the label maps into the bundle.
+        max_minutes: Time limit, after which the state is saved and the call returns; the same call continues.
+        with_tensorboard: Whether to log for TensorBoard as well; needs the extra ``tensorboard``.
+        self_contained: Copy the base's weights and the label maps into the bundle, which otherwise refers to them.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
+            ``(stage, done, total)``: a text and two numbers.
         **fields: See below.
 
     Returns:
-        The bundle and the progress of training; None if the time limit was reached before training began, and in all
-        processes of ``torchrun`` except the first.
+        ``bundle`` (with the best weights so far; its folder is ``bundle.path``), ``taught`` (labels with their ids),
+        ``loop`` (``num_steps_done``, ``is_complete``, ``best_loss``) and ``num_steps``. None if the time limit was
+        reached before training began, and in all processes of ``torchrun`` except the first.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown, or fields are invalid; the message lists all problems.
+        BundleError: The base was not found, or the device cannot be used.
+        PreparationError: The data cannot be prepared.
+        TrainingError: The labels cannot be taught from the data or to the base, or ``out`` holds something else.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     require_known(finetune_controlnet, fields)
     values = {"labels": labels, "data": data, "base": base, **fields}

@@ -49,32 +49,45 @@ def insert(
     >>> ma.insert("lung nodule:8-12mm", into="cts", num_cases=1, texture="solid", out="nodules")
     Cohort('nodules', 1 of 1 cases accepted)
 
+    The result is a cohort like that of :func:`synthesize`, except that its images are the CTs with lesions. The files
+    in ``into`` are not changed.
+
     Args:
-        labels: Lesions with their sizes, ``NAME[:SIZE][@SHARE]``.
-        into: A CT, a folder of CTs, or an nnU-Net dataset.
+        labels: One lesion with its size or several, ``NAME[:SIZE][@SHARE]``, as for :func:`synthesize`, such as
+            ``"lung nodule:8-12mm"``. May be empty with a recipe.
+        into: A CT (NIfTI, NRRD, MHA or a folder of DICOM slices) in HU, a folder of CTs, or an nnU-Net dataset. May be
+            left out with a recipe that names it.
         out: Folder of the cohort: new, empty, or one that the same call began, which is continued.
         recipe: Name or file of a recipe for insertion; other arguments override it.
         balance_against: Real dataset whose missing lesions are made, as for :func:`synthesize`; ``map`` then also says
-            which of its labels the lesions are.
-        size_bins: Edges in mm of the lesion sizes that are balanced.
-        max_lesions: Most lesions that a case holds that balances a dataset.
-        balance_picture: File to draw the balance into.
-        device: Device on which the networks of ``painter="network"`` run.
-        devices: Several devices, each with a process of its own; see :func:`synthesize`, also for the following
-            arguments.
-        shard: ``"I/N"`` to make every N-th case only.
-        engine: Whether workers run here or on a Ray cluster.
-        address: Address of that cluster.
-        num_workers: Number of workers on the cluster.
-        gpus_per_worker: GPUs per worker.
-        verify: Check the bytes of finished cases against the manifest and draw altered ones again.
-        redraw_rejected: Try again for cases that reviewers rejected; ``maisi-aug view``.
+            which of its labels the lesions are. The following three arguments can only be used with it.
+        size_bins: Ascending edges in mm of the lesion diameters that are balanced; 5, 10, 20, 30, 50, 100 when not
+            given.
+        max_lesions: Largest number of lesions in a case; 3 when not given.
+        balance_picture: PNG file to draw the balance into.
+        device: Device on which networks draw lesions: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``; the
+            procedural painter uses none.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own; instead of ``device``.
+            Scripts that use it need ``if __name__ == "__main__":``.
+        shard: ``"I/N"``, with I from 1, to make every N-th case only; see :func:`merge_cohort`.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster, to which the following three arguments apply.
+        address: ``"HOST:PORT"`` of that cluster's head, or ``"auto"``.
+        num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
+        gpus_per_worker: GPUs of each worker, such as 0.5.
+        verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
+        redraw_rejected: Make another attempt at cases that reviewers rejected in ``maisi-aug view``.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
+            ``(stage, done, total)``: a text and two numbers.
         **fields: See below.
 
+    Returns:
+        The cohort. Cases that failed a quality gate in every attempt raise nothing; they are in ``cohort.rejected``.
+
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown, or fields are invalid; the message lists all problems.
+        CohortError: ``out`` holds something else or another cohort, is in use, or the disk is full.
+        MaisiAugError: The request cannot be met for another reason, such as CTs that cannot be read (VolumeError) or
+            have no host organ for the lesion (UnfitCtError). Messages are those of the command.
     """
     require_known(insert, fields)
     given = to_fields(InsertConfig, {"labels": labels or None, "into": into, **fields})

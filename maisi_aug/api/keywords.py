@@ -53,6 +53,10 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
 def require_known(function: Callable[..., object], fields: Mapping[str, Any]) -> None:
     """Raise if a keyword argument is not a field of a function that :func:`takes_fields_of` has documented.
 
+    Args:
+        function: Function whose signature shows its keywords.
+        fields: Keyword -> value, as the caller gave them.
+
     Raises:
         RecipeError: The message names the closest fields.
     """
@@ -85,6 +89,13 @@ def to_fields(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, An
 
     Paths become text, and NumPy numbers Python numbers. A field that holds a sequence of texts also takes a single
     text, or a mapping, which becomes ``key=value`` texts.
+
+    Args:
+        model: Model whose fields the keywords are.
+        values: Keyword -> value; not modified.
+
+    Returns:
+        Field -> plain value, to be validated by the model.
     """
     fields = {}
     for name, value in values.items():

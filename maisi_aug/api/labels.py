@@ -24,8 +24,12 @@ def labels(
 
     Args:
         find: Return only labels that have this text in their name or an alias, or this id.
-        kind: Return only ``organ``, ``tumor`` or ``slot`` labels.
-        bundle: The bundle whose names for placeholder slots are listed; those of ``phantom-ct`` when not given.
+        kind: Return only ``organ``, ``tumor`` or ``slot`` labels; slots are ids that fine-tuning may give a meaning.
+        bundle: Name or folder of the bundle whose meanings of such ids are listed; ``phantom-ct`` when not given.
+
+    Returns:
+        Labels in the order of their ids, without the background, each with ``id`` (its value in label maps), ``name``,
+        ``kind``, ``hosts`` (ids of the organs in which a tumour may grow) and ``aliases``.
 
     Raises:
         VocabularyError: No label fits; the message offers the closest names.
@@ -39,6 +43,9 @@ def load_vocabulary(bundle: str | Path | None) -> tuple[Vocabulary, dict[str, Si
 
     Args:
         bundle: Name or folder; None for ``phantom-ct``.
+
+    Raises:
+        BundleError: There is no such bundle.
     """
     known = {name: reference_distribution(name) for name in reference_labels()}
     if bundle is None:
@@ -61,9 +68,12 @@ def select_labels(
 
     Args:
         vocabulary: All labels.
-        find: Part of a name or alias, or an id.
-        kind: Organs, tumours or placeholder slots.
-        sizes: Only labels whose sizes are known.
+        find: Part of a name or alias, or an id; None for any.
+        kind: ``organ``, ``tumor`` or ``slot``; None for any.
+        sizes: Label name -> size distribution, to return only labels in it; None for any.
+
+    Returns:
+        Labels in the order of the vocabulary, without the background.
 
     Raises:
         VocabularyError: No label matches.

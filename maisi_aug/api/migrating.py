@@ -32,13 +32,14 @@ def migrate(
         configs: Files of one run of NV-Generate-CTMR, in any order: ``config_infer*.json`` or ``config_maisi_*.json``,
             and ``environment*.json`` if it is at hand.
         version: Networks, such as ``rflow-ct`` (default: what the files name, or ``rflow-ct``).
-        random_seed: Random seed.
-        mask: Label map to draw an image of, as for ``scripts.infer_image_from_mask``.
-        out: Folder of the result (default: what the files name).
+        random_seed: Value of ``--seed`` in the commands (default: what the files name; else ``--seed`` is left out).
+        mask: Label map to draw an image of, as for ``scripts.infer_image_from_mask``; None for generated cases.
+        out: Value of ``--out`` in the commands (default: what the files name).
 
     Returns:
-        ``commands`` in their order, ``settings`` of the files with their counterparts, ``notes`` on what differs;
-        ``to_script()`` gives lines for a shell. Nothing is run.
+        ``commands``, each a list of words, in the order in which to run them; ``settings``, every key of the files with
+        ``key``, ``value``, ``ours`` (its counterpart) and ``difference``; and ``notes`` on what differs anyway.
+        ``to_script()`` gives lines for a shell. Nothing is run or written.
 
     Raises:
         MigrationError: A file is not NVIDIA's, there are several runs, or the scripts refuse a value.

@@ -53,6 +53,8 @@ class Pipeline:
     >>> round(another.lesions[0].diameter_mm)
     20
 
+    Open one with :meth:`from_bundle`, and call it: :meth:`__call__`.
+
     Attributes:
         bundle: Bundle of the networks.
         networks: The networks themselves; ``networks.synthesize_image`` draws one image from one label map without
@@ -76,9 +78,13 @@ class Pipeline:
 
         Args:
             bundle: ``phantom-ct``, the name of one that ``maisi-aug bundles pull`` has fetched, or a folder.
-            device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-            precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-            compile_with: ``none``, ``inductor`` or ``trt``.
+            device: ``auto`` (CUDA if available, else the CPU), ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
+            precision: Floating-point type of the networks: ``float32``, ``bfloat16``, ``float16``, or ``auto`` for
+                float16 on CUDA and float32 elsewhere.
+            compile_with: Compiler of the networks: ``none``, ``inductor`` (torch.compile) or ``trt`` (TensorRT).
+
+        Returns:
+            The pipeline, with the weights on the device.
 
         Raises:
             BundleError: There is no such bundle or device, or its files are missing or altered.
@@ -110,26 +116,31 @@ class Pipeline:
 
         Args:
             label_map: A file, an nnU-Net case or a folder of masks such as TotalSegmentator's; or integers
-                ``(I, J, K)``, with ``affine``; or an image of nibabel, SimpleITK or MONAI. When not given, an anatomy
-                of the bundle's own for ``plant``, else the image is drawn without any.
-            affine: ``(4, 4)`` from voxel index to RAS+ millimetres, for an array.
+                ``(I, J, K)``, with ``affine``; or an image of nibabel, SimpleITK or MONAI. Its ids are those of the
+                vocabulary (:func:`labels`) unless ``mask_labels`` gives them another meaning. When not given, the
+                bundle's own anatomy is used for ``plant``; without ``plant`` the image is drawn without a label map.
+            affine: ``(4, 4)`` matrix from voxel index to RAS+ millimetres, required for an array and only used with
+                one; ``label_map`` and ``ct`` as arrays share it.
             ct: The CT that the map belongs to, of the same kinds; the body is found in it where the map lacks it.
             plant: Lesions of exact size to put into the map, such as ``"hepatic tumor:15mm"``; several as a list or
                 joined with ``+``. The map's own tumours become healthy organ then. Nothing is deformed.
-            seed: The same seed gives the same case.
-            progress: True for a bar on a terminal or in a notebook, False for none, or something to call with
+            seed: Seed from 0 of everything random; the same seed gives the same case.
+            progress: True for a bar on a terminal or in a notebook, False for none, or a function that is called with
                 ``(stage, done, total)``.
             **fields: Of a recipe: ``mask_labels`` (what the ids mean), ``num_inference_steps``, ``guidance_scale``,
                 ``modality``, ``body_region``, ``preset``, ``shape``, ``spacing_mm``, ``allow_unseen_grid``,
                 ``max_attempts``, ``hu_reference``, ``decoding``, ``gates``.
 
         Returns:
-            The last attempt: ``image``, ``label_map``, ``grid``, ``lesions``, ``verdicts``. Where the gates refused all
-            attempts, its ``is_accepted`` is False and ``reason`` says why.
+            The last attempt, with ``image`` (``(I, J, K)`` int16 HU), ``label_map`` (uint8 ids), ``affine``,
+            ``lesions``, ``verdicts``. Where the gates refused all attempts, its ``is_accepted`` is False and ``reason``
+            says why. Nothing is written; see :meth:`DrawnCase.save`.
 
         Raises:
             LesionError: A lesion finds no room; the message names the largest that does.
-            MaisiAugError: The request is invalid; the message is the one that the command prints.
+            BankError: ``label_map`` is several maps or not readable as one, or ``ct`` is given without it.
+            RecipeError: A keyword is unknown, or a field is invalid.
+            MaisiAugError: The request is invalid otherwise; the message is the one that the command prints.
         """
         require_known(Pipeline.__call__, fields)
         wanted = ["+".join([plant] if isinstance(plant, str) else plant)] if plant else []
@@ -171,7 +182,7 @@ class Pipeline:
 
 
 class DrawnCase(Case):
-    """A case in memory, from a :class:`Pipeline`."""
+    """A case in memory, from a :class:`Pipeline`, with the attributes of :class:`Case`; nothing of it is on disk."""
 
     def __init__(self, attempt: Attempt, run: CohortRun, networks: ImagePipeline) -> None:
         case = attempt.case
@@ -199,8 +210,8 @@ class DrawnCase(Case):
     def save(self, folder: str | Path) -> SavedCase:
         """Save the case into a folder laid out like a cohort, next to cases that were saved there before.
 
-        The folder can be opened with :func:`load_cohort` and exported. A case that the gates refused goes to its
-        ``rejected/`` and is exported nowhere.
+        The folder can be opened with :func:`load_cohort` and exported. Cases are numbered in the order in which they
+        are saved. A case that the gates refused goes to its ``rejected/`` and is exported nowhere.
 
         >>> import maisi_aug as ma
         >>> case = ma.Pipeline.from_bundle("phantom-ct", device="cpu")(plant="hepatic tumor:30mm", seed=3)
@@ -209,8 +220,15 @@ class DrawnCase(Case):
         >>> ma.load_cohort("saved")
         Cohort('saved', 1 of 1 cases accepted)
 
+        Args:
+            folder: Folder for saved cases: new, empty, or one with cases that were saved before.
+
+        Returns:
+            The case on disk, with the paths of its ``image``, ``label``, ``anatomy`` and ``preview`` in ``files``.
+
         Raises:
-            CohortError: ``synthesize`` made the folder, another process writes to it, or the disk is full.
+            CohortError: ``synthesize`` or ``insert`` made the folder, another process writes to it, or the disk is
+                full.
         """
         from maisi_aug.generate.driver import Recorder
         from maisi_aug.generate.writer import open_writer

@@ -31,25 +31,35 @@ def prepare(
 ) -> PrepareResult:
     """Prepare CTs and label maps for training: one grid, one vocabulary, body, folds, pictures; ``maisi-aug prepare``.
 
+    The sources are either ``images`` and ``labels``, or ``nnunet``; they are not changed.
+
     >>> import maisi_aug as ma
     >>> result = ma.prepare(images="lab/images", labels="lab/labels", map={1: "liver"}, num_folds=2, out="prepared")
     >>> sorted(result.problems), [row["name"] for row in result.summary["labels"]]
     ([], ['liver', 'body'])
 
     Args:
-        out: Folder of the prepared cases, new or begun.
-        device: Device on which TotalSegmentator runs, if organ labels are made with it.
+        out: The prepared folder: new, or one that an earlier call began, which is continued. It gets
+            ``images/ID.nii.gz`` (int16 HU), ``labels/ID.nii.gz`` (uint8 vocabulary ids), ``previews/ID.png``,
+            ``dataset.yaml``, ``summary.json`` and ``summary.md``. :func:`finetune_controlnet`, :func:`train` and
+            :func:`benchmark` take it.
+        device: Device on which TotalSegmentator runs, with ``run_totalsegmentator``; unused otherwise.
         update: Whether an existing folder may be changed to other options; cases that are then left out are removed.
-        num_workers: Processes; one per core when not given.
+        num_workers: Number of processes; one per core when not given.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
-        **fields: See below.
+            ``(stage, done, total)``: a text and two numbers.
+        **fields: See below. ``map`` and ``tissues`` may also be dicts, as in the example.
 
     Returns:
-        The prepared folder, its summary, and the cases that could not be prepared with the reasons.
+        ``dataset`` (``path``, ``cases`` and ``vocabulary`` of the prepared folder), ``summary`` (content of
+        ``summary.json``) and ``problems`` (case -> why it could not be prepared), which do not raise.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown.
+        PreparationError: Fields are invalid (the message lists all problems), the sources cannot be used, ``out``
+            holds something else or was made with other options, or no case can be prepared.
+        MissingExtraError: TotalSegmentator is requested but not installed.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     require_known(prepare, fields)
     config = build_model(PrepareConfig, fields, source="prepare", error=PreparationError)

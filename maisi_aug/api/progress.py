@@ -243,7 +243,12 @@ def _clock(seconds: float) -> str:
 
 
 def follow_run(*, is_quiet: bool, as_lines: bool) -> AbstractContextManager[Listener]:
-    """Return the listener for a command's output: a bar or a line per case, JSON lines, or nothing."""
+    """Return the listener for a command's output: a bar or a line per case, JSON lines, or nothing.
+
+    Args:
+        is_quiet: Whether to show nothing but messages.
+        as_lines: Whether to print a line of JSON per event, for other programs.
+    """
     return nullcontext(ProgressLines()) if as_lines else CohortProgress(is_quiet=is_quiet)
 
 

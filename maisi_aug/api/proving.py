@@ -63,7 +63,17 @@ class MapRequest:
         return ", ".join([*words, *([] if self.recipe is None else [f"recipe {Path(self.recipe).name}"])])
 
     def draw(self, sampling: Sampling, folder: Path, where: Where, listener: Listener) -> Sequence[AttemptRecord]:
-        """Draw all maps once, or continue, and return the first attempt at each with the figures of its gates."""
+        """Draw all maps once, or continue, and return the first attempt at each with the figures of its gates.
+
+        Args:
+            sampling: Steps and solver to draw with.
+            folder: Folder of the cohort, new or one that the same call began.
+            where: Devices that draw.
+            listener: Object whose methods are called as the run proceeds.
+
+        Returns:
+            One record per map, in the order of the maps.
+        """
         from maisi_aug.cohort.manifest import load_manifest
 
         fields: dict[str, Any] = {
@@ -129,26 +139,32 @@ def prove_steps(
     one-sided tests. What is there already is not drawn again. ``num_inference_steps="auto"`` uses the proof.
 
     Args:
-        bundle: Name or folder.
-        labels: Lesions and organs of the maps, as for :func:`synthesize`.
-        out: Folder of the cohorts and the report.
+        bundle: Name or folder of the bundle; with ``store`` its ``bundle.yaml`` is changed.
+        labels: Lesions and organs of the maps, as for :func:`synthesize`; those of the recipe when empty.
+        out: Folder that gets a cohort per number of steps, ``prove_steps.json`` and ``prove_steps.md``; new, or of an
+            earlier call.
         into: CTs to draw lesions into, to prove it for :func:`insert`; a recipe may name them instead.
         recipe: A recipe, or the ``cohort.yaml`` of a cohort, that says which maps.
-        steps: Numbers of steps to try; 2/3, 1/2, 1/3 and 1/4 of the full number when not given.
+        steps: Numbers of steps to try, each below the full number; 2/3, 1/2, 1/3 and 1/4 of it when not given.
         against: Another full number than the bundle's, such as MAISI's 30; what is proven of it is not stored.
-        solver: Solver for fewer steps of a rectified flow; ``multistep`` when not given.
-        num_maps: Number of maps; a proof needs an image of 40.
-        seed: Random seed of the maps.
-        device: Device of the networks.
-        devices: Several, such as ``"cuda:0,cuda:1"``.
+        solver: Solver for fewer steps of a rectified flow, ``euler`` or ``multistep``, which is used when not given.
+        num_maps: Number of maps; a proof needs images of at least 40.
+        seed: Random seed of the maps and of the noise.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own; instead of ``device``.
         store: Whether to write a proof into ``bundle.yaml``.
-        progress: See :func:`synthesize`.
+        progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
+            ``(stage, done, total)``.
 
     Returns:
-        The report, with the proven arm as ``proven``.
+        The report, with ``arms``, one per number of steps that was tried, the most steps first; and ``proven``, the arm
+        with the fewest steps that draw the same, or None. Its ``sampling.num_steps`` is the number.
 
     Raises:
-        MaisiAugError: The request is invalid, or the bundle cannot be written to.
+        RequestError: There is no number of steps to try, or one is not below the full number.
+        RecipeError: The bundle cannot take the solver or fewer steps, or the recipe is invalid.
+        BundleError: The bundle was not found, or cannot be written to.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     wanted = (labels,) if isinstance(labels, str) else tuple(labels)
     found = load_bundle(bundle)

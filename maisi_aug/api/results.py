@@ -33,9 +33,11 @@ class Case:
         id: Name of the case.
         request: Label request that it was made for, such as ``hepatic tumor:0.3``.
         seed: Seed of everything random in the case.
-        lesions: Lesions with their requested and realised sizes.
-        verdicts: Verdict of each quality gate: ``gate``, ``passed``, ``figures``, ``message``.
-        reason: Why a quality gate refused the case; empty if it was accepted.
+        lesions: Lesions, each with ``label``, ``label_id``, requested size (``requested_ml``, ``requested_mm``) and
+            realised size (``realised_ml``, ``diameter_mm``), ``centre_ijk`` (voxel) and ``host_id``.
+        verdicts: Verdict of each quality gate that was run: ``gate`` (its name), ``passed``, ``figures`` (what it
+            measured) and ``message`` (a sentence about it).
+        reason: Why a quality gate refused the case, a sentence; empty if it was accepted.
     """
 
     def __init__(
@@ -96,12 +98,16 @@ class Case:
 
 
 class SavedCase(Case):
-    """A case of a cohort on disk, whose arrays are read when they are first used.
+    """A case of a cohort on disk, with the attributes of :class:`Case`; arrays are read once, when first used.
+
+    Reading an array raises ``VolumeError`` if its file is missing or damaged.
 
     Attributes:
         record: The case's line of the manifest: request, seed, sizes, verdicts, origin of the label map, bundle and
             licence.
-        files: Paths by kind: ``image``, ``label``, ``anatomy`` and ``preview``.
+        files: Paths by kind: ``image`` (CT), ``label`` (label map of the requested labels alone), ``anatomy`` (label
+            map of everything, as ``label_map`` returns it) and ``preview`` (PNG). An image that was drawn without a
+            label map has neither ``label`` nor ``anatomy``.
     """
 
     def __init__(self, record: AttemptRecord, folder: Path) -> None:
@@ -144,6 +150,9 @@ class Cohort:
 
     Attributes:
         folder: Folder of the cohort.
+        summary: Figures of the whole cohort: ``num_cases`` (planned), ``manifest`` (all attempts), ``is_complete``
+            (whether every case was accepted), and of the run that made it ``num_new`` and ``seconds``;
+            ``to_json()`` returns them as a dict.
     """
 
     def __init__(self, folder: str | Path, summary: CohortSummary | None = None) -> None:
@@ -151,7 +160,7 @@ class Cohort:
 
         Args:
             folder: Folder of the cohort.
-            summary: Summary of the run that has just made it.
+            summary: Summary of the run that has just made it; None to read it from the manifest.
 
         Raises:
             CohortError: The folder is not a cohort, or its manifest is damaged.
@@ -169,33 +178,47 @@ class Cohort:
 
     @cached_property
     def rejected(self) -> tuple[AttemptRecord, ...]:
-        """The last attempt at every case that was not accepted, with the reason."""
+        """The last attempt at every case that was rejected, by the gates or a reviewer, with its ``reason``."""
         return self._load().rejected
 
     @property
     def contact_sheet(self) -> Path:
-        """Path of the contact sheet, one picture of all cases."""
+        """Path of the contact sheet, a PNG of all accepted cases; missing if there is none, or shards are unmerged."""
         return self.folder / CONTACT_SHEET_NAME
 
     def export_nnunet(self, dataset_id: int, **options: Any) -> ExportReport | LikeReport:
-        """Export the cohort to nnU-Net; see :func:`maisi_aug.export_nnunet`.
+        """Write the accepted cases as an nnU-Net v2 dataset, or add them to a real one.
 
         >>> import maisi_aug as ma
         >>> ma.load_cohort("cohort").export_nnunet(dataset_id=501, name="SynLiver", out="nnUNet_raw").labels
         {'background': 0, 'hepatic tumor': 1}
+
+        Args:
+            dataset_id: Number of the dataset, 1 to 999, not in use.
+            **options: See :func:`maisi_aug.export_nnunet`, also for result and errors.
         """
         from maisi_aug.api.exporting import export_nnunet
 
         return export_nnunet(self, dataset_id=dataset_id, **options)
 
     def export_monai(self, out: str | Path, **options: Any) -> MonaiReport:
-        """Export the cohort to MONAI and Auto3DSeg; see :func:`maisi_aug.export_monai`."""
+        """Write the accepted cases with a MONAI data list and a task file for Auto3DSeg.
+
+        Args:
+            out: New or empty folder.
+            **options: See :func:`maisi_aug.export_monai`, also for result and errors.
+        """
         from maisi_aug.api.exporting import export_monai
 
         return export_monai(self, out, **options)
 
     def export_dicom(self, out: str | Path, **options: Any) -> DicomReport:
-        """Export the cohort as DICOM series and segmentations; see :func:`maisi_aug.export_dicom`."""
+        """Write the accepted cases as DICOM CT series and segmentations; needs the extra ``dicom``.
+
+        Args:
+            out: New or empty folder.
+            **options: See :func:`maisi_aug.export_dicom`, also for result and errors.
+        """
         from maisi_aug.api.exporting import export_dicom
 
         return export_dicom(self, out, **options)
@@ -223,10 +246,13 @@ class Cohort:
 
 
 def load_cohort(folder: str | Path) -> Cohort:
-    """Open a cohort on disk.
+    """Open a cohort on disk; finished or not, nothing is changed, and volumes are read when they are first used.
 
     Args:
         folder: Folder that ``synthesize``, ``insert`` or :meth:`DrawnCase.save` has written.
+
+    Returns:
+        The cohort with its accepted cases, see :class:`Cohort` for an example.
 
     Raises:
         CohortError: The folder is not a cohort, or its manifest is damaged.

@@ -62,38 +62,49 @@ def synthesize(
     True
 
     Args:
-        labels: Requests, ``NAME[:SIZE][@SHARE]``, such as ``"lung nodule:8-20mm"``; several lesions in one case are
-            joined with ``+``.
-        out: Folder of the cohort: new, empty, or one that the same call began, which it continues.
+        labels: One request or several, ``NAME[:SIZE][@SHARE]``, such as ``"lung nodule:8-20mm"``. The size is an
+            equivalent diameter (``mm``, ``cm``), a volume (``mL``) or, without a unit, a percentile of patients in
+            [0, 1]; a range is drawn from. ``x2`` after it gives two lesions, and ``+`` joins what one case holds. The
+            share, such as ``@0.4``, is the fraction of the cases. May be empty with a recipe or with given label maps.
+        out: Folder of the cohort: new, empty, or one that the same call began, which it continues. It gets
+            ``images/``, ``labels/`` (requested labels), ``anatomy/`` (all labels), ``previews/``, ``manifest.jsonl``,
+            ``cohort.yaml`` and ``contact_sheet.png``.
         recipe: Name or file of a recipe, or a ``cohort.yaml``; other arguments override it.
         balance_against: Real dataset whose missing lesions are made: an nnU-Net raw dataset by path, number or name, or
-            a folder of label maps. ``labels`` then names the lesions alone.
+            a folder of label maps. ``labels`` then names the lesions alone, without sizes. The following four arguments
+            can only be used with it.
         map: Label of that dataset, by id or name -> the lesion's name here; found by name when not given.
-        size_bins: Edges in mm of the lesion sizes that are balanced.
-        max_lesions: Most lesions that a case holds that balances a dataset.
-        balance_picture: File to draw the balance into.
+        size_bins: Ascending edges in mm of the lesion diameters that are balanced; 5, 10, 20, 30, 50, 100 when not
+            given.
+        max_lesions: Largest number of lesions in a case that is made; 3 when not given.
+        balance_picture: PNG file to draw the balance into, before anything is made.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own. Scripts that use it need
-            ``if __name__ == "__main__":``.
-        shard: ``"I/N"`` to make every N-th case only, while other calls make the rest; see :func:`merge_cohort`.
-        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster.
+        devices: Several devices, such as ``"cuda:0,cuda:1"``, each with a process of its own; instead of ``device``.
+            Scripts that use it need ``if __name__ == "__main__":``.
+        shard: ``"I/N"``, with I from 1, to make every N-th case only, while other calls make the rest; see
+            :func:`merge_cohort`.
+        engine: ``"local"``, or ``"ray"`` for workers on a Ray cluster, to which the following three arguments apply.
         address: ``"HOST:PORT"`` of that cluster's head, or ``"auto"`` for one that runs on this machine; when not
             given, that of ``RAY_ADDRESS``, else a cluster of this machine alone.
         num_workers: Number of workers on the cluster; one per GPU, or per core, when not given.
         gpus_per_worker: GPUs of each worker, such as 0.5.
         compile_with: Compiler of the networks: ``none``, ``inductor`` (torch.compile) or ``trt`` (TensorRT).
-        resume: Whether ``out`` may hold this cohort already.
+        resume: Whether ``out`` may hold this cohort already; if False, an existing cohort is an error.
         verify: Compare the bytes of finished cases with the manifest, and draw altered ones again.
-        redraw_rejected: Make another attempt at cases that reviewers rejected; ``maisi-aug view``.
+        redraw_rejected: Make another attempt at cases that reviewers rejected in ``maisi-aug view``.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
+            ``(stage, done, total)``: a text and two numbers.
         **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
 
     Returns:
-        The cohort, with cases that were rejected in ``cohort.summary``.
+        The cohort. ``cohort.cases`` are the accepted ones. Cases that failed a quality gate in every attempt raise
+        nothing: they are in ``cohort.rejected``, and ``cohort.summary.is_complete`` is False.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown, or fields are invalid; the message lists all problems.
+        CohortError: ``out`` holds something else or another cohort, is in use, or the disk is full.
+        MaisiAugError: The request cannot be met for another reason, such as an unknown label (VocabularyError), a
+            missing bundle (BundleError) or lesions that fit nowhere (LesionError). Messages are those of the command.
     """
     require_known(synthesize, fields)
     request = read_request(labels, recipe, fields, source="synthesize")
@@ -142,19 +153,27 @@ def plan(
     maisi_aug.errors.RecipeError: plan: unknown keyword 'num_case'. Did you mean 'num_cases'?
 
     Args:
-        labels: See :func:`synthesize`, also for the following arguments.
-        out: Folder that the cohort would be written to; checked as in a run.
-        recipe: A recipe to start from.
-        balance_against: Real dataset to balance.
-        map: Meaning of the labels of the real dataset.
-        size_bins: Edges of the sizes.
-        max_lesions: Most lesions of a case.
-        balance_picture: File to draw the balance into.
-        progress: See :func:`synthesize`.
-        **fields: As for :func:`synthesize`.
+        labels: One request or several, ``NAME[:SIZE][@SHARE]``; see :func:`synthesize`.
+        out: Folder that the cohort would be written to: checked as in a run, but not created. None checks none.
+        recipe: Name or file of a recipe, or a ``cohort.yaml``; other arguments override it.
+        balance_against: Real dataset whose missing lesions are planned: an nnU-Net raw dataset or a folder of label
+            maps. The following four arguments can only be used with it.
+        map: Label of that dataset, by id or name -> the lesion's name here.
+        size_bins: Ascending edges in mm of the lesion diameters that are balanced.
+        max_lesions: Largest number of lesions in a case.
+        balance_picture: PNG file to draw the balance into; the only file that is written.
+        progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
+        **fields: The fields of a recipe, see below.
+
+    Returns:
+        The plan. ``plan.cases`` are the cases in the order in which they would be made, each with ``case_id``,
+        ``request``, ``lesions`` (``label``, ``requested_ml``, ``requested_mm``) and ``required_ids`` of organs;
+        ``plan.requested_ids`` are the label ids that the files in ``labels/`` would contain.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: A keyword is unknown, or fields are invalid; the message lists all problems.
+        LesionError: A lesion has no room in any label map that was tried.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     require_known(plan, fields)
     request = read_request(labels, recipe, fields, source="plan")

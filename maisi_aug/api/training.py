@@ -80,21 +80,26 @@ def train(
     maisi_aug.errors.RecipeError: train: mask_bank: ...
 
     Args:
-        stage: Name of the stage.
-        out: Folder of the run: new, or one that an earlier call began, which is continued.
+        stage: ``vae``, ``diffusion``, ``controlnet``, ``mask-vae`` or ``mask-diffusion``. ``diffusion`` needs the
+            finished ``vae`` in ``out``, and so on.
+        out: Folder of the run: new, or one that an earlier call began, which is continued. A stage writes checkpoint,
+            log and weights to ``out/STAGE``; the last stage writes the bundle to ``out/bundle``.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        max_minutes: Time limit; calling again continues.
-        with_tensorboard: Whether to log for TensorBoard as well.
+        max_minutes: Time limit, after which the state is saved and the call returns; the same call continues.
+        with_tensorboard: Whether to log for TensorBoard as well; needs the extra ``tensorboard``.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
-            ``(stage, done, total)``.
+            ``(stage, done, total)``: a text and two numbers.
         **fields: See below; image stages take only ``recipe``, ``data`` and ``embedded_by``, and only
             ``mask-diffusion`` takes ``base``.
 
     Returns:
-        Path of the result and progress; None in all processes of ``torchrun`` except the first.
+        ``path`` (folder of the bundle after the last stage, otherwise of the stage), ``is_complete``, ``num_steps`` and
+        ``loop`` (steps done so far); None in all processes of ``torchrun`` except the first.
 
     Raises:
-        MaisiAugError: The request is invalid; the message is the one that the command prints.
+        RecipeError: Stage or keyword is unknown, or recipe or fields are invalid.
+        TrainingError: An earlier stage is missing, or ``out`` was begun with another recipe or other data.
+        MaisiAugError: The request cannot be met for another reason; the message is the one that the command prints.
     """
     require_known(train, fields)
     if stage not in REQUESTS:

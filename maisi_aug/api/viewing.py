@@ -21,13 +21,14 @@ def view(
     """Show a case of a cohort in a notebook, its lesions in red; needs the extra ``notebook``.
 
     Args:
-        cohort: A cohort or its folder, or one of its cases.
-        case: Case to show, by number from 0 or by id; ignored if a case is given.
-        window_hu: HU shown as black and as white.
+        cohort: A :class:`Cohort` or its folder, or one of its cases.
+        case: Accepted case to show, by position from 0 or by id, such as ``"case_0001"``; ignored if ``cohort`` is a
+            case.
+        window_hu: HU shown as black and as white, in this order.
         height: Height of the widget in pixels.
 
     Returns:
-        A ``NiiVue`` widget of ipyniivue.
+        A ``NiiVue`` widget of ipyniivue, which a notebook shows if it is the last value of a cell.
 
     Raises:
         MissingExtraError: ipyniivue is not installed.

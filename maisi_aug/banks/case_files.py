@@ -150,6 +150,13 @@ def find_folders(folder: Path, names: Sequence[str]) -> list[Path]:
     """Return the sub-folders of a folder that have one of the given names, in the order of the names.
 
     Upper and lower case are not distinguished.
+
+    Args:
+        folder: Folder to look into.
+        names: Names of sub-folders, the preferred one first.
+
+    Returns:
+        Paths of those that exist; an empty list if none does.
     """
     ranks = {name.lower(): rank for rank, name in reversed(list(enumerate(names)))}
     found = [child for child in list_folders(folder) if child.name.lower() in ranks]

@@ -170,7 +170,12 @@ def require_place(labels: Volume, image: Path | None, *, subject: str) -> Volume
 
 
 def is_same_place(grid: Grid, other: Grid) -> bool:
-    """Whether the voxels of two grids coincide to within a tenth of a voxel."""
+    """Whether the voxels of two grids coincide to within a tenth of a voxel.
+
+    Args:
+        grid: Grid whose smallest voxel side sets the tolerance.
+        other: Grid to compare with; of another shape it is never the same place.
+    """
     if grid.shape != other.shape:
         return False
     corners = np.array(list(product(*((0, side - 1) for side in grid.shape))))

@@ -158,7 +158,11 @@ class Bundle:
         return 0 if self.is_mr else expected_contrast_sign(name)
 
     def find_mask_bank(self) -> tuple[str, str] | None:
-        """Return the bundle's default list of label maps and the meaning of their ids; None to use the phantoms.
+        """Return where the bundle's own label maps are, which are used unless the user names others.
+
+        Returns:
+            Path of their list, and the meaning of their ids: the name of a numbering, or a file. None for a bundle
+            without label maps, which uses phantoms.
 
         Raises:
             BundleError: The list that the bundle names is missing.

@@ -34,7 +34,11 @@ def require_masks(bundle: Bundle) -> MaskGenerationSpec:
 
 
 def choose_mask_steps(bundle: Bundle, num_inference_steps: int | None) -> int:
-    """Return the number of sampling steps for a label map: the requested one, or the bundle's default if None.
+    """Return the number of sampling steps for a label map.
+
+    Args:
+        bundle: Bundle with mask networks.
+        num_inference_steps: Requested number; None for the bundle's default.
 
     Raises:
         BundleError: The bundle has no mask networks.
@@ -65,6 +69,10 @@ def require_inside(bundle: Bundle, grid: Grid) -> None:
     """Raise if a grid is longer along the body (K) than the label maps that a bundle generates.
 
     Across the body, a wider grid is allowed, because it only shows more air.
+
+    Args:
+        bundle: Bundle with mask networks.
+        grid: Grid of the images that are to be drawn.
 
     Raises:
         BundleError: The bundle has no mask networks.

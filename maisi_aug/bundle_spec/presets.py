@@ -124,6 +124,10 @@ def list_all_presets() -> list[tuple[Preset, tuple[str, ...]]]:
 def find_preset(name: str, bundle: Bundle) -> Preset:
     """Return the preset with a given name that suits a bundle.
 
+    Args:
+        name: Name of the preset, such as those that ``maisi-aug bundles presets`` lists.
+        bundle: Bundle whose grid limits the preset must respect.
+
     Raises:
         RecipeError: There is no such preset, or it does not suit the bundle.
     """

@@ -59,10 +59,14 @@ def choose_sampling(
 
 
 def require_solver(bundle: Bundle, solver: SolverName) -> None:
-    """Raise unless the bundle's networks can be integrated by a solver.
+    """Raise unless a solver can be used with a bundle's networks.
+
+    Args:
+        bundle: Bundle that draws.
+        solver: ``euler``, which every bundle takes, or ``multistep``, which needs a rectified flow.
 
     Raises:
-        RecipeError: DDPM has samplers of its own.
+        RecipeError: The bundle is a DDPM one, which has samplers of its own.
     """
     if bundle.is_ddpm and solver != PLAIN_SOLVER:
         raise RecipeError(
@@ -72,7 +76,15 @@ def require_solver(bundle: Bundle, solver: SolverName) -> None:
 
 
 def find_proof(bundle: Bundle, command: DrawingCommand) -> StepProof | None:
-    """Return the proof with the fewest steps; None without one for these weights."""
+    """Return the proof that fewer steps draw the same, the one with the fewest steps.
+
+    Args:
+        bundle: Bundle with the proofs of its ``bundle.yaml``.
+        command: ``synthesize`` or ``insert``, for which the steps were proven.
+
+    Returns:
+        The proof; None without one for the command and the bundle's present weights.
+    """
     proofs = [proof for proof in bundle.spec.proven_steps if proof.command == command]
     valid = [proof for proof in proofs if proof.weights == hash_weights(bundle)]
     return min(valid, key=lambda proof: proof.num_inference_steps, default=None)
@@ -81,7 +93,17 @@ def find_proof(bundle: Bundle, command: DrawingCommand) -> StepProof | None:
 def warn_of_auto(
     bundle: Bundle, sampling: Sampling, *, command: DrawingCommand = "synthesize", is_guided: bool = False
 ) -> tuple[str, ...]:
-    """Warning where ``--steps auto`` has to take the full number; empty if there is none."""
+    """Return a warning if ``--steps auto`` has to take the full number of steps.
+
+    Args:
+        bundle: Bundle that draws.
+        sampling: Steps and solver that were chosen, and whether ``auto`` chose them.
+        command: ``synthesize`` or ``insert``.
+        is_guided: Whether a guidance scale above 0 is used, for which nothing is proven.
+
+    Returns:
+        One sentence with the reason; empty if fewer steps are taken, or ``auto`` was not requested.
+    """
     if not sampling.is_auto or (not is_guided and find_proof(bundle, command) is not None):
         return ()
     if is_guided:
@@ -112,6 +134,10 @@ def hash_weights(bundle: Bundle) -> str:
 
 def store_proof(bundle: Bundle, proof: StepProof) -> Bundle:
     """Write a proof into ``bundle.yaml`` in place of earlier ones for the same command; the rest keeps its bytes.
+
+    Args:
+        bundle: Bundle whose file is changed, whole or not at all.
+        proof: Proof to add.
 
     Returns:
         The bundle as it is now, with the same fingerprint.

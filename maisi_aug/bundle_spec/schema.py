@@ -52,7 +52,12 @@ def without_proofs(content: bytes) -> bytes:
 
 
 def with_proofs(content: bytes, proofs: Sequence[StepProof]) -> bytes:
-    """Return the bytes of a ``bundle.yaml`` with other proofs; the rest stays."""
+    """Return the bytes of a ``bundle.yaml`` with other proofs of steps; the rest stays.
+
+    Args:
+        content: Bytes of the file, which end with a line break.
+        proofs: All proofs that the result has; none removes the section.
+    """
     plain = without_proofs(content)
     listed = [proof.model_dump(mode="json") for proof in proofs]
     added = dump_bundle({PROOF_SECTION: listed}) if listed else ""
@@ -73,7 +78,14 @@ _MAX_LEVELS = 16
 
 
 def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
-    """Return a network definition unchanged; raise for implausible values, which would take hours to build."""
+    """Return a network definition unchanged, after checking that it can be built in reasonable time.
+
+    Args:
+        definition: Class and hyper-parameters of a network, as in ``bundle.yaml``.
+
+    Raises:
+        ValueError: The class is missing, or a value is implausible.
+    """
     if not isinstance(definition.get("class"), str):
         raise ValueError("the name of a 'class' is missing")
     for name, value in definition.items():
@@ -91,7 +103,14 @@ def require_definition(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_levels(networks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Return network definitions unchanged; raise if one lacks its number of levels, on which the grid depends."""
+    """Return network definitions unchanged, after checking that those on which the grid depends name their levels.
+
+    Args:
+        networks: Role of the network -> definition.
+
+    Raises:
+        ValueError: A definition has no list ``num_channels``.
+    """
     for role in networks.keys() & _LEVELLED_ROLES:
         if not isinstance(levels := networks[role].get("num_channels"), list) or not levels:
             raise ValueError(f"expected a list of integers as {role}.num_channels")

@@ -66,11 +66,28 @@ class CohortFolder:
         return self.path / folder / (case_id + (".png" if role == "preview" else ".nii.gz"))
 
     def rejected_preview(self, case_id: str, attempt: int) -> Path:
-        """Return the path of the preview of a failed attempt."""
+        """Return the path of the preview of a failed attempt.
+
+        Args:
+            case_id: Name of the case.
+            attempt: Number of the attempt, from 0.
+
+        Returns:
+            ``previews/rejected/ID_aN.png`` in the cohort's folder, which need not exist.
+        """
         return self.path / "previews" / "rejected" / f"{case_id}_a{attempt}.png"
 
     def rejected_file_of(self, role: str, case_id: str, attempt: int) -> Path:
-        """Return the path of a volume of a rejected case that is kept, separate from the training data."""
+        """Return the path of a volume of a rejected case that is kept, separate from the training data.
+
+        Args:
+            role: ``image``, ``label`` or ``anatomy``.
+            case_id: Name of the case.
+            attempt: Number of the attempt, from 0.
+
+        Returns:
+            Path below ``rejected/`` in the cohort's folder, which need not exist.
+        """
         return self.path / REJECTED_FOLDER / self.file_of(role, f"{case_id}_a{attempt}").relative_to(self.path)
 
     def relative(self, path: Path) -> str:

@@ -174,7 +174,15 @@ def label_names(texts: Sequence[str]) -> list[str]:
 
 
 def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
-    """Return the problems of label requests, each with its position; the sum of shares is not checked."""
+    """Return the problems of label requests, each with its position; the sum of shares is not checked.
+
+    Args:
+        texts: Label requests, such as ``lung nodule:8-20mm``.
+        vocabulary: The labels that may be requested.
+
+    Returns:
+        One sentence per request that cannot be read; an empty list if all can.
+    """
     problems = []
     for place, text in enumerate(texts):
         try:
@@ -186,6 +194,13 @@ def find_problems(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
 
 def allot_cases(requests: Sequence[CaseRequest], num_cases: int) -> list[int]:
     """Return the number of cases for each request: by share, rounded by largest remainder, and at least one.
+
+    Args:
+        requests: Parsed label requests with their shares.
+        num_cases: Number of cases of the cohort.
+
+    Returns:
+        One number per request, in the same order; together ``num_cases``.
 
     Raises:
         RequestError: There are fewer cases than requests.

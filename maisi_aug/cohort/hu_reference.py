@@ -46,7 +46,12 @@ def load_hu_reference(
 
 
 def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
-    """Return HU ranges as JSON-able values, as in ``cohort.yaml``; :func:`ranges_from_json` reads them."""
+    """Return HU ranges as JSON-able values, as in ``cohort.yaml``; :func:`ranges_from_json` reads them.
+
+    Returns:
+        One row per range, in the same order, with ``name``, ``label_ids``, ``low_hu``, ``high_hu`` and ``median_hu``;
+        HU are rounded to two decimals.
+    """
     return [
         {
             "name": row.name,
@@ -60,7 +65,18 @@ def ranges_to_json(ranges: Sequence[HuRange]) -> list[dict[str, Any]]:
 
 
 def ranges_from_json(rows: Sequence[Mapping[str, Any]]) -> tuple[HuRange, ...]:
-    """Read HU ranges that :func:`ranges_to_json` wrote."""
+    """Read HU ranges from the rows that :func:`ranges_to_json` wrote; nothing is checked.
+
+    Args:
+        rows: Rows with ``name``, ``label_ids``, ``low_hu``, ``high_hu`` and ``median_hu``.
+
+    Returns:
+        One range per row, in the same order.
+
+    Raises:
+        KeyError: A row has no ``label_ids``.
+        TypeError: A row lacks another field that has no default, or has an unknown one.
+    """
     return tuple(HuRange(**{**row, "label_ids": tuple(row["label_ids"])}) for row in rows)
 
 

@@ -187,7 +187,12 @@ def _find_kept(name: str, vocabulary: Vocabulary) -> Label:
 
 
 def spell_labels(label_ids: Sequence[int], vocabulary: Vocabulary) -> str:
-    """Return the names of labels; of many, lesions first and then the number of labels left out."""
+    """Return the names of labels; of many, lesions first and then the number of labels left out.
+
+    Args:
+        label_ids: Vocabulary ids, in the order in which to name them.
+        vocabulary: Names of the ids.
+    """
     if len(label_ids) > MAX_NAMES:
         label_ids = sorted(label_ids, key=lambda label_id: (label_id not in vocabulary.tumor_ids, label_id))
     names = [vocabulary.name_of(label_id) for label_id in label_ids[:MAX_NAMES]]
@@ -324,7 +329,12 @@ def plan_bare_images(num_cases: int, *, first: int | None = None) -> CohortPlan:
 
 
 def number_case(case: CasePlan, index: int) -> CasePlan:
-    """Return a planned case with another index, and the name that belongs to it."""
+    """Return a planned case with another index, and the name that belongs to it.
+
+    Args:
+        case: Planned case, not modified.
+        index: Position in the cohort, from 0; the name becomes ``case_0001`` for 0, and so on.
+    """
     return replace(case, case_id=_case_id(index, 1), index=index)
 
 

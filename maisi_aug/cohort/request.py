@@ -501,6 +501,14 @@ def load_recipe(name_or_path: str, flags: Mapping[str, Any] | None = None) -> Co
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Describe the fields in which two configurations differ, as ``name: old -> new``."""
+    """Describe the fields in which two configurations differ, as ``name: old -> new``.
+
+    Args:
+        old: Field -> value of the first configuration.
+        new: Field -> value of the second configuration.
+
+    Returns:
+        One text per differing field; a missing field counts as None.
+    """
     names: Iterable[str] = dict.fromkeys([*old, *new])
     return [f"{name}: {old.get(name)!r} -> {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]

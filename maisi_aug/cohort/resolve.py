@@ -312,7 +312,12 @@ def _choose_grid(request: CohortRequest, bundle: Bundle) -> Grid:
 
 
 def shows_head_alone(request: CohortRequest, bundle: Bundle) -> bool:
-    """Whether a cohort shows only the head, judged by its body region or otherwise by its requested labels."""
+    """Whether a cohort shows only the head, judged by its body region or otherwise by its requested labels.
+
+    Args:
+        request: Cohort request.
+        bundle: Bundle whose vocabulary the label requests refer to.
+    """
     if request.body_region is not None:
         return set(request.body_region) == {"head"}
     return all(_is_in_head(name, bundle) for name in label_names(request.labels))

@@ -189,6 +189,10 @@ def _read_line(path: Path, line: bytes) -> Decision:
 def append_decision(folder: Path, decision: Decision) -> None:
     """Append a decision to a folder's ``review.jsonl``; several processes may do so at the same time.
 
+    Args:
+        folder: Folder of the reviewed cases.
+        decision: Decision of one reviewer about one attempt.
+
     Raises:
         CohortError: The disk is full or the folder cannot be written to; the file is then unchanged.
     """
@@ -201,7 +205,12 @@ def now() -> str:
 
 
 def apply_review(manifest: Manifest, review: Review) -> Manifest:
-    """Return a manifest in which accepted cases that a reviewer rejected count as rejected, with the reason."""
+    """Return a manifest in which accepted cases that a reviewer rejected count as rejected, with the reason.
+
+    Args:
+        manifest: Attempts of a cohort; not modified.
+        review: Decisions of all reviewers.
+    """
     rejections = review.rejections()
     return Manifest(tuple(judge_record(record, rejections) for record in manifest.records))
 
@@ -234,6 +243,10 @@ def load_reviewed_manifest(folder: Path, *, gates: Collection[str] | None = None
 
 def num_rejected_in_review(folder: Path, manifest: Manifest) -> int:
     """Return the number of accepted cases in a manifest that a reviewer rejected.
+
+    Args:
+        folder: Folder with ``review.jsonl``; without it, no case was rejected.
+        manifest: Attempts of the cohort, as the gates judged them.
 
     Raises:
         CohortError: A line of the review cannot be read.

@@ -195,9 +195,15 @@ def with_size(text: str, value: str) -> str:
 
 
 def twin_of(record: AttemptRecord) -> tuple[int, str, str] | None:
-    """Return group, factor and value of a recorded case of twins; None for other cases.
+    """Return to which group of twins a recorded case belongs; twins show the same patient but for one factor.
 
-    An entry of another form counts as none, because a manifest may come from an untrusted source.
+    Args:
+        record: Line of a manifest, whose ``mask_origin`` has the entry ``twins`` if the case is one of twins.
+
+    Returns:
+        Number of the group from 0, name of the factor (``size``, ``texture``, ``place`` or ``contrast``), and the
+        case's value of it as text, such as ``10mm``. None for other cases, and for an entry of another form, because a
+        manifest may come from an untrusted source.
     """
     entry = record.mask_origin.get(ORIGIN_KEY)
     if not isinstance(entry, dict):

@@ -193,7 +193,15 @@ def judge_organ_hu(
 
 
 def overlay_ranges(ranges: Sequence[HuRange], own: Sequence[HuRange]) -> tuple[HuRange, ...]:
-    """Return HU ranges in which those of labels that a user has measured are replaced by the user's."""
+    """Return HU ranges in which those of labels that a user has measured are replaced by the user's.
+
+    Args:
+        ranges: HU ranges of organs, each for one or several label ids.
+        own: Ranges that the user has measured, which come last in the result.
+
+    Returns:
+        Ranges in which every label id occurs once at most; groups lose the ids that the user has measured.
+    """
     taken = {label_id for row in own for label_id in row.label_ids}
     kept = (replace(row, label_ids=tuple(i for i in row.label_ids if i not in taken)) for row in ranges)
     return (*(row for row in kept if row.label_ids), *own)
@@ -234,7 +242,12 @@ def _placed_like(expected: Grid, grid: Grid) -> Grid:
 
 
 def name_verdict(verdict: Verdict, label: str) -> Verdict:
-    """Return a verdict whose message and figures name the label that it is about."""
+    """Return a verdict whose message and figures name the label that it is about.
+
+    Args:
+        verdict: Verdict of a gate; not modified.
+        label: Name of the label, which becomes the figure ``label`` and begins the message.
+    """
     return Verdict(verdict.gate, verdict.passed, {"label": label, **verdict.figures}, f"{label}: {verdict.message}")
 
 

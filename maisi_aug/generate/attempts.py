@@ -77,11 +77,23 @@ class AttemptMaker:
     report_step: ReportStage = report_nothing
 
     def begin(self, case: CasePlan, number: int) -> Attempt:
-        """Return a new attempt at a case, with its seed, before anything is drawn."""
+        """Return a new attempt at a case, with its seed, before anything is drawn.
+
+        Args:
+            case: Planned case.
+            number: Number of the attempt, from 0.
+        """
         return Attempt(case, number, case_seed(self.run.seed, case.asked, case.index, number))
 
     def draw_twins(self, cases: Sequence[CasePlan], number: int) -> list[Attempt]:
         """Make an attempt at every case of a group of twins; images are drawn only if all label maps pass.
+
+        Args:
+            cases: All cases of one group of twins, in the order of their values.
+            number: Number of the attempt, from 0.
+
+        Returns:
+            One attempt per case, in the same order; failed ones have a reason.
 
         Raises:
             EmptyBankError: The bank has no usable map left, for any case.
@@ -161,7 +173,15 @@ class AttemptMaker:
 
 
 def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:
-    """Run the gates that need the image of an attempt, or return the attempt unchanged if it has no image."""
+    """Run the gates that need the image of an attempt, or return the attempt unchanged if it has no image.
+
+    Args:
+        run: Resolved cohort, with its gates and its bundle.
+        attempt: Attempt whose label map has passed its gates.
+
+    Returns:
+        The attempt with further verdicts and, if one failed, a reason.
+    """
     drawn, image_hu, gates = attempt.drawn, attempt.image_hu, run.request.gates
     if drawn is None or image_hu is None:
         return attempt

@@ -51,7 +51,15 @@ def rehearse(run: CohortRun, report: Report = report_nothing) -> None:
 
 
 def coarsen(grid: Grid, cases: Sequence[CasePlan]) -> Grid:
-    """Return a grid of the same field of view with at most ``MAX_VOXELS``, unless lesions would be lost on it."""
+    """Return a grid of the same field of view with at most ``MAX_VOXELS``, unless lesions would be lost on it.
+
+    Args:
+        grid: Grid of the cohort.
+        cases: Planned cases, whose smallest lesion limits how coarse the result is.
+
+    Returns:
+        An axis-aligned grid; the given one if it has few voxels already.
+    """
     smallest_ml = min((lesion.requested_ml for case in cases for lesion in case.lesions), default=math.inf)
     largest = (smallest_ml / MIN_LESION_VOXELS / grid.voxel_ml) ** (1 / 3)
     factor = min(math.ceil((math.prod(grid.shape) / MAX_VOXELS) ** (1 / 3)), largest)

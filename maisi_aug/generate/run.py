@@ -195,7 +195,16 @@ def _longest_first(run: CohortRun, items: Sequence[CaseItem]) -> list[CaseItem]:
 
 
 def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) -> None:
-    """Draw the contact sheet of a cohort: the previews of all accepted cases in one picture."""
+    """Write the contact sheet of a generated cohort: the previews of all accepted cases in one picture.
+
+    Args:
+        place: Folder of the cohort, which holds the previews; ``contact_sheet.png`` is written there.
+        run: Resolved cohort, for the title.
+        manifest: Attempts of the cohort; without an accepted one that has a preview nothing is written.
+
+    Raises:
+        VolumeError: The file cannot be written.
+    """
     names = (record.files["preview"].path for record in manifest.accepted if "preview" in record.files)
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""

@@ -155,7 +155,15 @@ class CaseWriter:
 
 
 def explain_disk(folder: Path, error: OSError | VolumeError) -> CohortError:
-    """Return an error that explains why files cannot be written to a folder, such as a full disk."""
+    """Return an error that explains why files cannot be written to a folder, such as a full disk.
+
+    Args:
+        folder: Folder that could not be written to.
+        error: Error of the operating system, or of this package with that as its cause.
+
+    Returns:
+        An error to raise, whose message says whether the disk is full.
+    """
     cause = error if isinstance(error, OSError) else error.__cause__
     if is_disk_full(cause):
         return CohortError(
@@ -234,7 +242,13 @@ def _preview(run: CohortRun, attempt: Attempt) -> Image:
 
 
 def describe_attempt(attempt: Attempt, voxel_ml: float, bundle_name: str) -> Caption:
-    """Return the caption of an attempt's preview: requested and realised lesions, and the origin of the label map."""
+    """Return the caption of an attempt's preview: requested and realised lesions, and the origin of the label map.
+
+    Args:
+        attempt: Attempt with its lesions, verdicts and label map.
+        voxel_ml: Volume of a voxel in mL.
+        bundle_name: Name of the bundle that drew the image.
+    """
     contrasts = {
         (verdict.figures.get("label"), verdict.figures.get("num_voxels")): verdict.figures.get("contrast_hu")
         for verdict in attempt.verdicts

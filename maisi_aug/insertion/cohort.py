@@ -155,6 +155,10 @@ class InsertionWorker:
 def build_painter(cohort: ResolvedInsertion, device: str) -> Painter:
     """Return the painter that draws the lesions of a cohort, with its networks loaded onto a device if it has any.
 
+    Args:
+        cohort: Resolved cohort of inserted lesions, with its bundle and its sampling.
+        device: Name of the torch device; a procedural painter uses none.
+
     Raises:
         BundleError: The weights or the device cannot be used.
     """
@@ -202,6 +206,13 @@ class Inserter:
         """Make an attempt at a case; after a failed one, the next attempt uses the next CT.
 
         CTs that can never take the lesions are skipped; if no CT can, the attempt is marked as the last.
+
+        Args:
+            case: Planned case with its lesions.
+            number: Number of the attempt, from 0.
+
+        Returns:
+            The attempt with image and label map, judged; a failed one has a reason.
         """
         started, seed = perf_counter(), self.cohort.seed_of(case, number)
         passed_over: list[JsonValue] = []
@@ -255,7 +266,16 @@ class Inserter:
         return host
 
     def draw_preview(self, attempt: Attempt) -> Image:
-        """Draw the surroundings of the case's largest lesion, which is too small for a picture of the whole CT."""
+        """Draw the preview of an attempt: three planes through its largest lesion, with words on top.
+
+        About 12 cm around the lesion are shown, because it is too small for a picture of the whole CT.
+
+        Args:
+            attempt: Attempt whose image and label map have been drawn, with at least one lesion.
+
+        Returns:
+            RGB picture in which each plane is shown without and with outlines of the requested labels.
+        """
         drawn, origins = attempt.drawn, attempt.origin
         assert drawn is not None
         assert drawn.image_hu is not None
@@ -309,6 +329,13 @@ class InsertionSource(MapSource):
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw the lesions of a case, the largest first, each separate from real lesions and from earlier ones.
+
+        Args:
+            case: Planned case with its lesions.
+            seed: Seed of everything random.
+
+        Returns:
+            CT with lesions, label map, grid, the lesions as realised, and their origin.
 
         Raises:
             UnfitCtError: The CT cannot be used, or has no host or no room for a lesion.
@@ -429,7 +456,16 @@ def _cut_for_preview(
 
 
 def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest: Manifest) -> None:
-    """Draw the contact sheet of a cohort: the previews of all accepted cases in one picture."""
+    """Write the contact sheet of a cohort of inserted lesions: the previews of all accepted cases in one picture.
+
+    Args:
+        place: Folder of the cohort, which holds the previews; ``contact_sheet.png`` is written there.
+        cohort: Plan of the cohort, for the title.
+        manifest: Attempts of the cohort; without an accepted one nothing is written.
+
+    Raises:
+        VolumeError: The file cannot be written.
+    """
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)

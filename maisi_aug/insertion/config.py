@@ -83,7 +83,12 @@ class ResolvedInsertion:
         return [(case,) for case in self.plan.cases] if self.twins is None else self.twins.groups(self.plan)
 
     def seed_of(self, case: CasePlan, attempt: int) -> int:
-        """Return the seed of everything random in an attempt; twins share that of their group."""
+        """Return the seed of everything random in an attempt; twins share that of their group.
+
+        Args:
+            case: Planned case.
+            attempt: Number of the attempt, from 0.
+        """
         if self.twins is None:
             return case_seed(self.config.seed, case.asked, case.index, attempt)
         return case_seed(self.config.seed, ORIGIN_KEY, self.twins.group_of(case.index), attempt)
@@ -92,6 +97,10 @@ class ResolvedInsertion:
         """Return the indices of the CTs in the order in which an attempt tries them.
 
         Cases use the CTs in turn, and each attempt after a failed one begins with the next CT.
+
+        Args:
+            case_index: Position of the case in the cohort, from 0.
+            attempt: Number of the attempt, from 0.
         """
         case_index = case_index if self.twins is None else self.twins.group_of(case_index)
         count = len(self.backgrounds.cases)

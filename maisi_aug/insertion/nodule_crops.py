@@ -89,7 +89,16 @@ def cut_window(
 def draw_turn(
     image_hu: NDArray[Any], label_map: NDArray[Any], rng: np.random.Generator
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Rotate and mirror image and label map together: one of eight symmetries of a slice, flipped along K or not."""
+    """Rotate and mirror image and label map together: one of eight symmetries of a slice, flipped along K or not.
+
+    Args:
+        image_hu: ``(I, J, K)`` image in HU; not modified.
+        label_map: ``(I, J, K)`` label map of the image; not modified.
+        rng: Source of all randomness.
+
+    Returns:
+        Image and label map as contiguous arrays; sides I and J are exchanged by a quarter turn.
+    """
     turns, flips = int(rng.integers(4)), rng.random(2) < 0.5
     turned = []
     for array in (image_hu, label_map):

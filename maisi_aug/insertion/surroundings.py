@@ -41,7 +41,16 @@ def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: M
 
 
 def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> NDArray[np.float32]:
-    """Smooth an ``(I, J, K)`` image with a Gaussian of the same width in mm along all axes."""
+    """Smooth an ``(I, J, K)`` image with a Gaussian of the same width in mm along all axes.
+
+    Args:
+        image_hu: ``(I, J, K)`` image in HU; not modified.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        sigma_mm: Standard deviation of the Gaussian in mm.
+
+    Returns:
+        ``(I, J, K)`` float32 HU.
+    """
     smooth: NDArray[np.float32] = ndimage.gaussian_filter(
         image_hu.astype(np.float32), [sigma_mm / step for step in spacing_mm], mode="nearest"
     )
@@ -49,7 +58,16 @@ def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> N
 
 
 def keep_thick_parts(dense: Mask, spacing_mm: Spacing, radius_mm: float = VESSEL_RADIUS_MM) -> Mask:
-    """Return the morphological opening of a mask with a ball, which removes parts thinner than two radii."""
+    """Return the morphological opening of a mask with a ball, which removes parts thinner than two radii.
+
+    Args:
+        dense: ``(I, J, K)`` mask.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        radius_mm: Radius of the ball in mm.
+
+    Returns:
+        ``(I, J, K)`` mask, a part of the given one; empty if no part is thick enough.
+    """
     deep = _distance(dense, spacing_mm) >= radius_mm
     if not deep.any():
         return np.zeros_like(dense)

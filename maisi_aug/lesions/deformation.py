@@ -121,7 +121,16 @@ def spline_basis(positions: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def spline_field(knots: NDArray[np.float64], bases: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Evaluate ``(A, B, C)`` knots on the product of three axes with bases ``(I, A)``, ``(J, B)``, ``(K, C)``."""
+    """Evaluate a cubic B-spline on a grid.
+
+    Args:
+        knots: ``(A, B, C)`` coefficients.
+        bases: For each axis the values of its basis functions at the grid's positions: ``(I, A)``, ``(J, B)`` and
+            ``(K, C)``, results of :func:`spline_basis`.
+
+    Returns:
+        ``(I, J, K)`` values.
+    """
     field: NDArray[np.float64] = np.einsum("abc,kc->abk", knots, bases[2])
     field = np.einsum("abk,jb->ajk", field, bases[1])
     return np.asarray(np.einsum("ajk,ia->ijk", field, bases[0]))
@@ -229,7 +238,16 @@ def find_cavity(label_map: NDArray[np.uint8], spacing_mm: Sequence[float], *, ma
 
 
 def find_depth_mm(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> NDArray[np.float32]:
-    """Return ``(I, J, K)`` depths of voxels below the skin in mm; the array's border does not count as skin."""
+    """Return how deep every voxel lies below the skin.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; 0 is outside the body.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        ``(I, J, K)`` float32 depths in mm, 0 outside the body; infinite if no voxel is outside. The array's border does
+        not count as skin.
+    """
     strides, body = _thin(label_map > 0, spacing_mm)
     steps_mm = [side * stride for side, stride in zip(spacing_mm, strides, strict=True)]  # mm of the thinned voxels
     depth = np.full(body.shape, np.inf) if body.all() else ndimage.distance_transform_edt(body, sampling=steps_mm)
@@ -264,7 +282,15 @@ def find_outside_room(
 
 
 def find_loose(label_map: NDArray[np.uint8], spacing_mm: Sequence[float]) -> Mask:
-    """Return the mask of tissue that a large lesion may push aside: inside chest and abdomen, and part of the wall."""
+    """Return the tissue that a large lesion may push aside: inside chest and abdomen, and part of the wall.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids of the full label map.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        ``(I, J, K)`` mask.
+    """
     return find_cavity(label_map, spacing_mm, margin_mm=WALL_MM) & (
         find_depth_mm(label_map, spacing_mm) >= MIN_DEPTH_MM
     )

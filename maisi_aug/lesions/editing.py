@@ -162,7 +162,14 @@ def describe_lesion(label_map: NDArray[np.uint8], mask: Mask, lesion: Lesion, *,
 
 
 def widen(box: Box, margin_mm: float, spacing_mm: Sequence[float], shape: Sequence[int]) -> Box:
-    """Enlarge a box of voxels by a margin in mm on all sides, limited to an array of a given shape."""
+    """Enlarge a box of voxels on all sides, within an array.
+
+    Args:
+        box: Slices along I, J, K.
+        margin_mm: Margin in mm, rounded up to whole voxels.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        shape: Number of voxels of the array along I, J, K, to which the box is limited.
+    """
     margins = [int(np.ceil(margin_mm / side)) for side in spacing_mm]
     return tuple(
         slice(max(0, part.start - margin), min(side, part.stop + margin))

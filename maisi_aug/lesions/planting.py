@@ -132,7 +132,12 @@ def measure_lesions(label_map: NDArray[Any], label_id: int, voxel_ml: float) -> 
 
 
 def host_volumes_ml(host: Mask, spacing_mm: Sequence[float]) -> tuple[float, float]:
-    """Return the volume in mL of an ``(I, J, K)`` host mask, and that of its largest connected part."""
+    """Return the volume of a host organ in mL, and that of its largest connected part.
+
+    Args:
+        host: ``(I, J, K)`` mask; may be empty, which has 0 mL.
+        spacing_mm: Voxel sides along I, J, K in mm.
+    """
     sizes = part_sizes(host)
     voxel_ml = voxel_volume_ml(spacing_mm)
     return sum(sizes) * voxel_ml, max(sizes, default=0) * voxel_ml
@@ -164,7 +169,16 @@ def _plant(
 
 
 def host_limit_ml(label_map: NDArray[np.uint8], wish: Lesion, spacing_mm: Sequence[float]) -> float:
-    """Return the largest volume in mL that a lesion may have outside its hosts in a map; infinite without a rule."""
+    """Return the largest volume in mL that a lesion's rule allows in a label map.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        wish: Lesion with its hosts and its rule.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        A share of the largest connected part of the hosts; infinite for a lesion without a rule.
+    """
     if wish.rule is None:
         return float("inf")
     return wish.rule.max_host_share * host_volumes_ml(is_any_of(label_map, wish.hosts), spacing_mm)[1]
@@ -398,17 +412,21 @@ def _surroundings(mask: Mask) -> Mask:
 def draw_part(
     host: Mask, room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> tuple[Box, Mask, Mask] | None:
-    """Choose where in a host organ a lesion may grow.
+    """Choose one connected part of the allowed voxels in which a lesion may grow.
+
+    Parts with ample room are drawn in proportion to their voxels in the host; without any, the largest part is taken.
 
     Args:
-        host: ``(I, J, K)`` mask of the host organs.
-        room: ``(I, J, K)`` mask of the voxels that the lesion may occupy.
+        host: ``(I, J, K)`` mask of the host organs, in which the lesion begins.
+        room: ``(I, J, K)`` mask of the voxels that the lesion may occupy: ``host`` itself, or with space around it.
         num_voxels: Number of voxels of the lesion.
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of all randomness.
 
     Returns:
-        A box, the part of the host in it to start from, and the connected room to grow in; None if it is too small.
+        A tuple of three: the box of the part (slices along I, J, K into the masks); inside this box, the mask of the
+        part's voxels in the host; and the mask of all its voxels. None if no connected part has ``num_voxels`` voxels
+        and touches the host.
     """
     if np.count_nonzero(room) < num_voxels or not host.any():
         return None
@@ -475,13 +493,16 @@ def grow_roundest(
 def draw_centres(
     start_room: Mask, num_voxels: int, spacing_mm: Sequence[float], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Draw ``(N, 3)`` centre voxels for a lesion, preferably deep in the host, up to the depth that it needs.
+    """Draw voxels to grow a lesion from, preferably deep in the host, up to the depth that it needs.
 
     Args:
-        start_room: ``(I, J, K)`` mask of the host.
+        start_room: ``(I, J, K)`` mask of the host; at least one voxel.
         num_voxels: Number of voxels of the lesion.
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of all randomness.
+
+    Returns:
+        ``(MAX_GROWTHS, 3)`` voxel indices I, J, K in the mask, in the order in which they are to be tried.
     """
     stride = max(1, int(np.ceil((start_room.size / MAX_SEARCH_VOXELS) ** (1 / 3))))
     thinned = start_room[::stride, ::stride, ::stride]
@@ -553,7 +574,15 @@ def _draw_score(
 
 
 def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
-    """Return a lesion's root mean square distance from its centre of mass, relative to a ball of the same volume."""
+    """Return a lesion's root mean square distance from its centre of mass, relative to a ball of the same volume.
+
+    Args:
+        lesion: ``(I, J, K)`` mask; at least one voxel.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        About 1 for a ball, more for every other shape.
+    """
     points_mm = np.argwhere(lesion) * np.asarray(spacing_mm)  # (N, 3)
     variance = float(((points_mm - points_mm.mean(axis=0)) ** 2).sum(axis=1).mean())
     # a ball of radius r has variance 0.6 r^2
@@ -561,7 +590,15 @@ def spread_of(lesion: Mask, spacing_mm: Sequence[float]) -> float:
 
 
 def require_num_voxels(volume_ml: float, spacing_mm: Sequence[float]) -> int:
-    """Return the number of voxels nearest to a volume in mL; raises :class:`LesionError` below half a voxel."""
+    """Return the number of voxels, at least one, that is nearest to a volume.
+
+    Args:
+        volume_ml: Volume in mL.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Raises:
+        LesionError: The volume is below half a voxel, negative or not finite.
+    """
     num_voxels = round(volume_ml / voxel_volume_ml(spacing_mm)) if np.isfinite(volume_ml) and volume_ml > 0 else 0
     if num_voxels < 1:
         raise LesionError(

@@ -232,7 +232,12 @@ def require_sound_cudnn(version: int | None) -> None:
 
 
 def computes_in(precision: ComputeType, device: str) -> bool:
-    """Whether a device computes in a floating-point type natively, without emulation."""
+    """Whether a device computes in a floating-point type natively, without emulation.
+
+    Args:
+        precision: ``float32``, ``bfloat16`` or ``float16``.
+        device: Name of a torch device, such as ``cpu`` or ``cuda:0``.
+    """
     device_type = device.partition(":")[0]
     if precision == "float32" or device_type == "cuda":
         return True
@@ -249,7 +254,12 @@ HALF_TYPES: Mapping[ComputeType, torch.dtype] = {"float16": torch.float16, "bflo
 
 
 def compute_in(precision: ComputeType, device: str) -> AbstractContextManager[object]:
-    """Return a context in which networks compute in a floating-point type; it has no effect for float32."""
+    """Return a context in which networks compute in a floating-point type, by torch's autocast.
+
+    Args:
+        precision: ``float32``, for which the context has no effect, ``bfloat16`` or ``float16``.
+        device: Name of the torch device that computes, such as ``cpu`` or ``cuda:0``.
+    """
     device_type = device.partition(":")[0]
     if precision == "float32":
         return nullcontext()
@@ -265,6 +275,10 @@ def store_in(precision: ComputeType, network: nn.Module) -> None:
     """Convert the weights that autocast would cast at every call to its type, in place: same values, half the memory.
 
     From then on the network runs only under autocast of that type; results outside of autocast stay float32.
+
+    Args:
+        precision: Type of the weights of convolutions and linear layers; ``float32`` changes nothing.
+        network: Network, changed in place.
     """
     if precision == "float32" or isinstance(network, _InFloat32):
         return

@@ -67,6 +67,9 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
         surroundings: ``(B, 2, I, J, K)`` result of :func:`to_surroundings`; None if nothing is known.
         num_channels: Condition channels of the ControlNet: 8, or 10 with surroundings.
 
+    Returns:
+        ``(B, 8, I, J, K)`` or ``(B, 10, I, J, K)`` float32; without surroundings the last two channels are 0.
+
     Raises:
         ValueError: The number of channels is neither 8 nor 10.
     """
@@ -83,17 +86,47 @@ def to_control(label_bits: Tensor, surroundings: Tensor | None, *, num_channels:
 
 
 def to_spacing_tensor(spacing_mm: Sequence[Spacing], *, device: str = "cpu") -> Tensor:
-    """Encode spacing as ``(B, 3)`` float32 in hundredths of a millimetre along I, J, K."""
+    """Encode spacing as the networks take it, in hundredths of a millimetre.
+
+    Args:
+        spacing_mm: For each image of the batch, voxel sides along I, J, K in mm.
+        device: Name of the torch device of the result.
+
+    Returns:
+        ``(B, 3)`` float32: the sides times 100.
+    """
     return torch.tensor([list(step) for step in spacing_mm], dtype=torch.float32, device=device) * SPACING_SCALE
 
 
 def to_modality_tensor(modalities: Sequence[str], *, device: str = "cpu") -> Tensor:
-    """Encode names of modalities as ``(B,)`` int64 codes."""
+    """Encode names of modalities as the codes that the networks were trained with.
+
+    Args:
+        modalities: For each image of the batch, a key of ``MODALITY_CODES``, such as ``ct``.
+        device: Name of the torch device of the result.
+
+    Returns:
+        ``(B,)`` int64 codes.
+
+    Raises:
+        KeyError: A name is unknown.
+    """
     return torch.tensor([MODALITY_CODES[name] for name in modalities], dtype=torch.int64, device=device)
 
 
 def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Encode uppermost and lowest body regions, each as a ``(B, 4)`` float32 one-hot times 100."""
+    """Encode the uppermost and lowest body regions of images, which bundles of MAISI's first version take.
+
+    Args:
+        regions: For each image of the batch, its uppermost and its lowest region, names of ``BODY_REGIONS``.
+        device: Name of the torch device of the results.
+
+    Returns:
+        Uppermost and lowest regions, each ``(B, 4)`` float32 with 100 at the region's index and 0 elsewhere.
+
+    Raises:
+        ValueError: A name is unknown.
+    """
     # (B, 2)
     places = torch.tensor([[BODY_REGIONS.index(region) for region in pair] for pair in regions], device=device)
     top, bottom = (one_hot(places, len(BODY_REGIONS)).float() * REGION_SCALE).unbind(dim=1)  # (B, 4) each
@@ -101,7 +134,16 @@ def to_region_tensors(regions: Sequence[Regions], *, device: str = "cpu") -> tup
 
 
 def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tensor] | None) -> dict[str, Tensor]:
-    """Return argument name -> encoded condition of the U-Net; regions are included only if given."""
+    """Return the conditions of a diffusion U-Net as keyword arguments of its ``forward``.
+
+    Args:
+        modality: ``(B,)`` result of :func:`to_modality_tensor`.
+        spacing: ``(B, 3)`` result of :func:`to_spacing_tensor`.
+        regions: Results of :func:`to_region_tensors`; None for a network that does not take them.
+
+    Returns:
+        Argument name -> tensor; without regions their two names are left out.
+    """
     told = {"class_labels": modality, "spacing_tensor": spacing}
     if regions is not None:
         told["top_region_index_tensor"], told["bottom_region_index_tensor"] = regions
@@ -109,19 +151,27 @@ def name_for_unet(modality: Tensor, spacing: Tensor, regions: tuple[Tensor, Tens
 
 
 def hu_to_unit(image_hu: Tensor) -> Tensor:
-    """Clip HU to [-1000, 1000] and map linearly to [0, 1]; float32, any shape."""
+    """Clip HU to [-1000, 1000] and map them linearly to [0, 1], as the networks take images; see :func:`unit_to_hu`.
+
+    Args:
+        image_hu: HU of any shape and dtype; not modified.
+
+    Returns:
+        float32 tensor of the same shape: -1000 HU and less become 0, 1000 HU and more become 1.
+    """
     return (image_hu.float().clamp(HU_MINIMUM, HU_MAXIMUM) - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM)
 
 
 def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) -> NDArray[np.int16]:
-    """Map a decoded image from [0, 1] to whole HU and set voxels outside the body to air.
+    """Map a decoded image linearly to whole HU, 0 to -1000 HU and 1 to 1000 HU, and voxels outside the body to air.
 
     Args:
-        image: ``(I, J, K)`` decoder output; values outside [0, 1] are clipped.
-        label_map: ``(I, J, K)`` ids; voxels of id 0 become -1000 HU. None leaves every voxel as it was decoded.
+        image: ``(I, J, K)`` decoder output; values outside [0, 1] are clipped; not modified.
+        label_map: ``(I, J, K)`` vocabulary ids; voxels of id 0, the background, become -1000 HU. None leaves every
+            voxel as it was decoded.
 
     Returns:
-        ``(I, J, K)`` int16 HU.
+        ``(I, J, K)`` int16 HU in [-1000, 1000], rounded.
     """
     scaled = np.clip(image, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM
     image_hu: NDArray[np.int16] = np.rint(scaled).astype(np.int16)

@@ -109,7 +109,15 @@ class CpuUpsampling(nn.ConvTranspose3d):
         return twin.train(plain.training)
 
     def forward(self, features: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """Upsample ``(B, C, I, J, K)`` features to ``(B, D, 2 I, 2 J, 2 K)``, in channels-last memory format."""
+        """Upsample features by two along every axis.
+
+        Args:
+            features: ``(B, C, I, J, K)`` features.
+            output_size: As of ``torch.nn.ConvTranspose3d``; with it torch's own implementation computes.
+
+        Returns:
+            ``(B, D, 2 I, 2 J, 2 K)`` features, in channels-last memory format.
+        """
         if output_size is not None or not _is_for_cpu(features, self.weight):
             return super().forward(features, output_size)
         # A convolution of an upsampling looks one voxel ahead, and beyond the end are zeros.
@@ -144,7 +152,16 @@ class CpuMaisiUpsample(MaisiUpsample):  # type: ignore[misc]
         return self.upsample(x, 0, 2 * x.shape[2])
 
     def upsample(self, x: Tensor, start: int, stop: int) -> Tensor:
-        """Return the planes of the output along I from ``start`` to ``stop``."""
+        """Return some planes of the upsampled features.
+
+        Args:
+            x: ``(B, C, I, J, K)`` features.
+            start: First plane of the output along its first axis of ``2 I`` planes.
+            stop: First plane after them.
+
+        Returns:
+            ``(B, D, stop - start, 2 J, 2 K)`` features.
+        """
         if self.use_convtranspose:
             return cast(Tensor, self.conv(x))[:, :, start:stop]  # MAISI's copies it into another memory format
         inner = _inner_convolution(self.conv)

@@ -162,7 +162,15 @@ def choose_fitting(needed: Sequence[int], device: str, memory_gb: float | None) 
 
 
 def try_in_memory(compute: Callable[[], Tensor], device: torch.device) -> Tensor | None:
-    """Return a result, or None where the memory did not suffice; nothing of the attempt is held any more then."""
+    """Compute something that may need more memory than there is.
+
+    Args:
+        compute: Function that is called once; its other errors are passed on.
+        device: Device whose memory is released after a failure.
+
+    Returns:
+        Its result; None if the memory did not suffice. Nothing of the attempt is held any more then.
+    """
     try:
         return compute()
     except (MemoryError, RuntimeError) as error:

@@ -81,16 +81,32 @@ def decode_in_parts(autoencoder: nn.Module, latent: Tensor, num_splits: int | No
 
 
 def cut_window(window: LatentShape | None, sides: torch.Size | LatentShape) -> LatentShape | None:
-    """Limit a window to the sides of a latent; None if it covers the whole latent.
+    """Limit a decoding window to the sides of a latent.
 
     Shorter sides are not padded with zeros, which would change what the decoder's norms see.
+
+    Args:
+        window: Sides of the window in latent voxels; None for the whole latent.
+        sides: Sides of the latent along i, j, k.
+
+    Returns:
+        Sides of the window, none longer than the latent's; None if it covers the whole latent.
     """
     cut = None if window is None else cast(LatentShape, tuple(map(min, window, sides)))
     return None if cut == tuple(sides) else cut
 
 
 def window_starts(side: int, window: int, overlap: float) -> list[int]:
-    """Return window starts along a side, as in MONAI's ``sliding_window_inference``: the last ends at the side."""
+    """Return where windows start along one axis, as in MONAI's ``sliding_window_inference``.
+
+    Args:
+        side: Number of voxels along the axis.
+        window: Number of voxels of a window, at most ``side``.
+        overlap: Share in [0, 1) of a window that overlaps the next one.
+
+    Returns:
+        Ascending indices of first voxels, from 0; the last window ends where the axis ends.
+    """
     step = max(int(window * (1 - overlap)), 1)
     num_windows = 1 if window >= side else 1 + math.ceil((side - window) / step)
     return [min(number * step, side - window) for number in range(num_windows)]

@@ -30,7 +30,17 @@ class FlowSolver(Protocol):
     """Takes the steps of one integration; it may remember the earlier ones."""
 
     def step(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
-        """Return the latent ``(B, C, i, j, k)`` at time ``stop`` of that at ``start``."""
+        """Take one step of the flow.
+
+        Args:
+            velocity: Function from latent and time to the networks' velocity, of the latent's shape.
+            latent: ``(B, C, i, j, k)`` latent at time ``start``.
+            start: Time of the latent, in (0, 1].
+            stop: Time to reach, in [0, ``start``).
+
+        Returns:
+            ``(B, C, i, j, k)`` latent at time ``stop``.
+        """
         ...
 
 
@@ -46,7 +56,7 @@ class Multistep:
         self._before: tuple[Tensor, Tensor, float] | None = None  # latent, velocity and length of the last step
 
     def step(self, velocity: Velocity, latent: Tensor, start: float, stop: float) -> Tensor:
-        """Evaluate the networks once."""
+        """Take one step of the flow, as :meth:`FlowSolver.step`; the networks are evaluated once."""
         now, length = velocity(latent, start), start - stop
         slope = now
         if self._before is not None:
@@ -72,12 +82,16 @@ def integrate_flow(
     """Integrate a rectified flow from noise to a latent.
 
     Args:
-        velocity: Predicts v.
-        noise: ``(B, C, i, j, k)``.
-        times: From 1 down to 0, both included.
+        velocity: Function from latent and time to the networks' velocity, of the latent's shape.
+        noise: ``(B, C, i, j, k)`` Gaussian noise.
+        times: From 1 down to 0, both included; one step leads from each to the next.
         solver: A solver of second order; not ``euler``.
-        restore: Applied before every evaluation, for latents of which a part is known.
-        report: Called with (steps done, steps in all).
+        restore: Function of latent and time that is applied before every evaluation, for latents of which a part is
+            known.
+        report: Progress callback, called with (steps done, steps in all).
+
+    Returns:
+        ``(B, C, i, j, k)`` latent at time 0.
     """
 
     def evaluate(latent: Tensor, time: float) -> Tensor:

@@ -112,6 +112,10 @@ def read_organ_sizes(sizes: Mapping[str, float], vocabulary: Vocabulary = MAISI)
 def require_not_absent(organ_sizes: Mapping[int, float], needed_ids: Collection[int]) -> None:
     """Raise if a requested size of -1 removes an organ that a label request needs.
 
+    Args:
+        organ_sizes: Organ id -> size percentile in [0, 1], or -1 for absent; result of :func:`read_organ_sizes`.
+        needed_ids: Ids of the organs that label requests name or that host their lesions.
+
     Raises:
         RecipeError: The message names the organ.
     """

@@ -68,7 +68,15 @@ class Slabs:
         self.pieces.append(piece.cpu() if self.on_host else piece)
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Return ``(B, C, stop - start, J, K)``; a view if the range lies in one piece."""
+        """Return a range of the features along I.
+
+        Args:
+            start: First voxel, counted in the whole features.
+            stop: First voxel after the range.
+
+        Returns:
+            ``(B, C, stop - start, J, K)`` on the device; a view if the range lies in one piece.
+        """
         found, offset = [], self.first
         for piece in self.pieces:
             first, last = max(start - offset, 0), min(stop - offset, piece.shape[2])
@@ -148,7 +156,16 @@ class Step(Protocol):
         """Return the number of voxels along I of the output for an input of ``side`` voxels."""
 
     def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
-        """Return the range along I of an input with ``side`` voxels that is needed to compute a range of the output."""
+        """Return which part of the input is needed to compute a range of the output along I.
+
+        Args:
+            start: First voxel of the output's range.
+            stop: First voxel after it.
+            side: Number of voxels of the whole input along I.
+
+        Returns:
+            First voxel of the input's part, and the first after it.
+        """
 
     def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
         """Return a range of the output along I.
@@ -158,6 +175,9 @@ class Step(Protocol):
             first: Position of the part's first voxel in the input.
             start: First voxel of the output's range.
             stop: First voxel after it.
+
+        Returns:
+            ``(B, C, stop - start, J, K)`` output.
         """
 
 
@@ -367,7 +387,11 @@ class Stream:
         self.moments = {} if moments is None else {moments.num_groups: moments}
 
     def take(self) -> Iterator[Tensor]:
-        """Yield the current features slab by slab, and free their sources meanwhile."""
+        """Yield the current features slab by slab, and free their sources meanwhile.
+
+        Yields:
+            ``(B, C, i, J, K)`` slabs that follow each other along I, i being the side of a slab.
+        """
         pending, self.pending = self.pending, ()
         yield from self._pull_all(pending, is_last=True)
 
@@ -488,6 +512,9 @@ def stream_slabs(
         features: ``(B, C, I, J, K)`` input.
         last: Function of the blocks' output, such as the last convolution.
         num_parts: Number of slabs along I.
+
+    Yields:
+        ``(B, C, i, J, K)`` slabs of the output that follow each other along I.
     """
     run = Stream(Slabs(features), num_parts)
     del features

@@ -75,6 +75,13 @@ def load_networks(
 def load_autoencoder(bundle: Bundle, *, device: str = "cpu") -> nn.Module:
     """Load only the autoencoder of a bundle, as :func:`load_networks` does.
 
+    Args:
+        bundle: Bundle whose weight file is first compared with its SHA-256.
+        device: Name of the torch device on which it runs.
+
+    Returns:
+        The autoencoder in evaluation mode.
+
     Raises:
         BundleError: The file is altered or missing, or tensors do not match the definition.
     """
@@ -209,6 +216,11 @@ def verify_bundle(bundle: Bundle) -> list[dict[str, Any]]:
 def require_same_tensors(expected: StateDict, found: StateDict, *, subject: str) -> None:
     """Raise unless two state dicts have the same names and shapes of tensors.
 
+    Args:
+        expected: State dict of the network.
+        found: State dict of the file.
+        subject: Name of the file in messages.
+
     Raises:
         BundleError: They differ; the message lists missing, surplus and misshapen tensors, at most five of each.
     """
@@ -303,7 +315,11 @@ def write_weights(
 
 
 def load_safetensors(path: Path, *, device: str = "cpu") -> dict[str, Tensor]:
-    """Return name -> tensor of a safetensors file.
+    """Return name -> tensor of a safetensors file, in the types of the file.
+
+    Args:
+        path: File to read.
+        device: Name of the torch device to load the tensors to.
 
     Raises:
         ContentError: The file is not a safetensors file, or damaged.

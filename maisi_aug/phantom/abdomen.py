@@ -59,7 +59,17 @@ _GALLBLADDER_CENTRE_MM: Final = (52.0, 46.0, 306.0)
 
 
 def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat: float) -> dict[int, Field]:
-    """Paint both kidneys, with the fatty hilum cut into their medial side, and return their distances."""
+    """Paint both kidneys, with the fatty hilum cut into their medial side, and return their distances.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        seed: Seed of the patient.
+        visceral_fat: Amount of visceral fat, which surrounds the kidneys.
+
+    Returns:
+        Label id of the kidney -> distances to it.
+    """
     fields = {}
     for label, centre in _KIDNEYS.items():
         side = 1.0 if label == RIGHT_KIDNEY else -1.0
@@ -92,14 +102,25 @@ def _match(field: Field, box: Slices) -> F32:
 
 
 def paint_adrenals(canvas: Canvas, seed: int) -> None:
-    """Paint the adrenal glands: an inverted Y above each kidney."""
+    """Paint the adrenal glands: an inverted Y above each kidney.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     for label, limbs in _ADRENALS.items():
         for knots in limbs:
             canvas.paint(tube(canvas.frame, shifted(seed, f"adrenal {label}", knots), smooth=False), label)
 
 
 def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Paint the stomach from the cardia to the pylorus, under the diaphragm, and return its distances."""
+    """Paint the stomach from the cardia to the pylorus, under the diaphragm, and return its distances.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        seed: Seed of the patient.
+    """
     rng = numpy_generator(seed, "stomach fill")
     fill = float(np.clip(rng.normal(0.93, 0.10), 0.72, 1.12))
     knots = [
@@ -115,7 +136,14 @@ def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
 
 
 def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: int) -> None:
-    """Paint the spleen between the left chest wall, the diaphragm and the kidney; the stomach yields to it."""
+    """Paint the spleen between the left chest wall, the diaphragm and the kidney; the stomach yields to it.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        left_kidney: Distances to the left kidney.
+        seed: Seed of the patient.
+    """
     shift, factor = jitter(seed, "spleen", shift_mm=5.0, spread=0.10)
     radii = np.asarray(_SPLEEN_RADII_MM) * factor
     field = ellipsoid(
@@ -132,7 +160,12 @@ def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: i
 
 
 def paint_gallbladder(canvas: Canvas, seed: int) -> None:
-    """Paint the gallbladder, a pear under the right liver; in a few patients it is contracted."""
+    """Paint the gallbladder, a pear under the right liver; in a few patients it is contracted.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     shift, _ = jitter(seed, "gallbladder", shift_mm=5.0)
     rng = numpy_generator(seed, "gallbladder fill")
     radii = np.asarray((13.5, 17.0, 29.0)) * float(np.clip(rng.normal(1.0, 0.14), 0.65, 1.25))
@@ -141,7 +174,13 @@ def paint_gallbladder(canvas: Canvas, seed: int) -> None:
 
 
 def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Return the distances to the liver: a wedge under the right dome that thins out to the left."""
+    """Return the distances to the liver: a wedge under the right dome that thins out to the left.
+
+    Args:
+        canvas: Canvas with the frame of the patient.
+        envelope: Layers of the patient's trunk.
+        seed: Seed of the patient.
+    """
     frame = canvas.frame
     rng = numpy_generator(seed, "liver")
     box = frame.box((-95, -105, 205), (138, 112, 440))
@@ -165,7 +204,15 @@ def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
 
 
 def paint_liver(canvas: Canvas, envelope: Envelope, others: dict[int, Field], stomach: Field, seed: int) -> None:
-    """Paint the liver around its neighbours, then the hepatic vessels inside it (id 25)."""
+    """Paint the liver around its neighbours, then the hepatic vessels inside it (id 25).
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        others: Label id -> distances to the kidneys, of which the liver keeps clear of the right one.
+        stomach: Distances to the stomach.
+        seed: Seed of the patient.
+    """
     field = liver_field(canvas, envelope, seed)
     mm = np.maximum(field.mm, 4 - _match(others[RIGHT_KIDNEY], field.slices))
     mm = np.maximum(mm, 1.5 - _match(stomach, field.slices))
@@ -196,7 +243,12 @@ def _points_inside(canvas: Canvas, label: int, rng: np.random.Generator, count: 
 
 
 def paint_pancreas(canvas: Canvas, seed: int) -> None:
-    """Paint the pancreas: head in the duodenal loop, neck over the portal vein, body and tail towards the spleen."""
+    """Paint the pancreas: head in the duodenal loop, neck over the portal vein, body and tail towards the spleen.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     rng = numpy_generator(seed, "pancreas surface")
     size = float(np.clip(rng.normal(1.0, 0.08), 0.84, 1.18))
     knots = [(x, y, z, r * size) for x, y, z, r in shifted(seed, "pancreas", _PANCREAS, shift_mm=4.0, spread=0.0)]
@@ -208,7 +260,12 @@ def paint_pancreas(canvas: Canvas, seed: int) -> None:
 
 
 def paint_duodenum(canvas: Canvas, seed: int) -> None:
-    """Paint the duodenum: a C from the pylorus around the pancreatic head to the left of the aorta."""
+    """Paint the duodenum: a C from the pylorus around the pancreatic head to the left of the aorta.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     canvas.paint(
         tube(canvas.frame, shifted(seed, "pancreas", _DUODENUM, shift_mm=4.0, spread=0.0), step_mm=7.0),
         DUODENUM,

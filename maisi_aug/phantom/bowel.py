@@ -48,7 +48,13 @@ _SMALL_BOWEL_BOX: Final = ((-112.0, -45.0, 92.0), (112.0, 112.0, 385.0))
 
 
 def paint_colon(canvas: Canvas, envelope: Envelope, seed: int) -> None:
-    """Paint one haustrated tube of varying filling from caecum to anus, inside the cavity."""
+    """Paint one haustrated tube of varying filling from caecum to anus, inside the cavity.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        seed: Seed of the patient.
+    """
     rng = numpy_generator(seed, "colon")
     knots = _COLON[:, :4].copy()
     knots[:, :3] += np.clip(rng.normal(0, 0.6, (len(knots), 3)), -1.2, 1.2) * _COLON[:, 4:]
@@ -73,7 +79,14 @@ def paint_colon(canvas: Canvas, envelope: Envelope, seed: int) -> None:
 
 
 def paint_small_bowel(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
-    """Paint a tube that winds through the free peritoneal space; visceral fat spaces the loops apart."""
+    """Paint a tube that winds through the free peritoneal space; visceral fat spaces the loops apart.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        habitus: Build of the patient.
+        seed: Seed of the patient.
+    """
     frame = canvas.frame
     rng = numpy_generator(seed, "small bowel")
     box = frame.box(*_SMALL_BOWEL_BOX)

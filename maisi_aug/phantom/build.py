@@ -108,6 +108,11 @@ def plant_drawn_lesions(
 ) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]]:
     """Plant 1 to 4 lesions of 1 to 3 kinds with log-uniform volumes; lesions that do not fit are skipped.
 
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        grid: Grid of the label map.
+        rng: Source of all randomness.
+
     Returns:
         A new label map (or the given one if nothing could be planted), and the lesions.
     """
@@ -135,7 +140,12 @@ def plant_drawn_lesions(
 
 
 def lesion_limits_ml(label_map: NDArray[np.uint8], grid: Grid) -> dict[int, tuple[float, float]]:
-    """Return tumour id -> smallest and largest volume in mL to draw, for tumours whose host organ is in view."""
+    """Return tumour id -> smallest and largest volume in mL to draw, for tumours whose host organ is in view.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        grid: Grid of the label map.
+    """
     volumes_ml = np.bincount(label_map.ravel(), minlength=256) * grid.voxel_ml
     smallest = max(_sphere_ml(DIAMETER_RANGE_MM[0]), MIN_LESION_VOXELS * grid.voxel_ml)
     limits = {}

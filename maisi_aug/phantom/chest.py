@@ -35,7 +35,13 @@ PLEURA_MM: Final = 2.5  # chest wall between the cavity's outline and the lung
 
 
 def heart_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Return the distances to the heart: an egg that points to the left, front and down, resting on the diaphragm."""
+    """Return the distances to the heart: an egg that points to the left, front and down, resting on the diaphragm.
+
+    Args:
+        canvas: Canvas with the frame of the patient.
+        envelope: Layers of the patient's trunk.
+        seed: Seed of the patient.
+    """
     shift, factor = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
     centre = np.asarray(HEART_CENTRE_MM) + shift
     field = ellipsoid(
@@ -56,7 +62,13 @@ def _onto(field: Field, target: Field, canvas: Canvas) -> F32:
 
 
 def paint_heart(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Paint heart and left atrial appendage, and return the heart's distances, from which the lungs keep clear."""
+    """Paint heart and left atrial appendage, and return the heart's distances, from which the lungs keep clear.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        seed: Seed of the patient.
+    """
     field = heart_field(canvas, envelope, seed)
     canvas.paint(field, HEART, over=(BODY, PULMONARY_VEIN))
     shift, _ = jitter(seed, "heart", shift_mm=3.0, spread=0.08)
@@ -69,7 +81,12 @@ def paint_heart(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
 
 
 def paint_thyroid(canvas: Canvas, seed: int) -> None:
-    """Paint the thyroid: two lobes beside the trachea at the base of the neck, and the isthmus."""
+    """Paint the thyroid: two lobes beside the trachea at the base of the neck, and the isthmus.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     shift, factor = jitter(seed, "airway", shift_mm=3.0, spread=0.10)
     size = np.asarray((8.5, 9.5, 24.0)) * factor
     for side in (1, -1):
@@ -78,7 +95,14 @@ def paint_thyroid(canvas: Canvas, seed: int) -> None:
 
 
 def paint_lungs(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> None:
-    """Paint the lungs: the chest cavity above the diaphragm without the mediastinum, divided by curved fissures."""
+    """Paint the lungs: the chest cavity above the diaphragm without the mediastinum, divided by curved fissures.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        heart: Distances to the heart.
+        seed: Seed of the patient.
+    """
     frame = canvas.frame
     box = frame.box((-150, -125, LUNG_BOTTOM_MM), (150, 110, LUNG_TOP_MM))
     x, y, z = frame.x[box], frame.y[box], frame.z[box]

@@ -103,7 +103,13 @@ class Envelope:
 
 
 def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
-    """Return the layers of the trunk for one patient."""
+    """Return the layers of the trunk for one patient.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        habitus: Build of the patient.
+        seed: Seed of the patient.
+    """
     index = np.clip((frame.z - _TABLE_START_MM) / _TABLE_STEP_MM, 0, len(_TABLE_Z) - 1).astype(np.int32)
     belly = habitus.belly_mm * bump(_TABLE_Z, *BELLY_Z_MM)
     widest = np.interp(_TABLE_Z, *WIDEST_Y_TABLE.T)
@@ -114,7 +120,17 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
 
 
 def bump(z: NDArray[np.float64], start: float, peak: float, stop: float) -> NDArray[np.float64]:
-    """Return a smooth hump along z: 0 at ``start`` and ``stop``, 1 at ``peak``."""
+    """Return a smooth hump along z: 0 at ``start`` and ``stop``, 1 at ``peak``.
+
+    Args:
+        z: Heights of any shape.
+        start: Height below which the hump is 0.
+        peak: Height at which it is 1, above ``start``.
+        stop: Height above which it is 0, above ``peak``.
+
+    Returns:
+        Values in [0, 1] of the shape of ``z``.
+    """
     rise = np.clip((z - start) / (peak - start), 0, 1)
     fall = np.clip((stop - z) / (stop - peak), 0, 1)
     hump: NDArray[np.float64] = np.sin(0.5 * np.pi * np.minimum(rise, fall)) ** 2
@@ -165,7 +181,16 @@ def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
 
 
 def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
-    """Return the height of the diaphragm in mm at canonical x and y: two domes, the right one higher."""
+    """Return the height of the diaphragm in mm at canonical x and y: two domes, the right one higher.
+
+    Args:
+        x: Canonical x in mm, of any shape.
+        y: Canonical y in mm, of the same shape.
+        raised_mm: Height by which the domes are raised, in mm.
+
+    Returns:
+        Canonical z in mm, of the same shape.
+    """
     rim = np.float32(338) + np.float32(48) * np.clip((y + 10) / np.float32(90), 0, 1)
     dome = np.float32(409 + raised_mm) + np.float32(9) * np.tanh(x / np.float32(35))
     dome -= np.float32(8) * np.exp(-((x / np.float32(28)) ** 2))
@@ -175,7 +200,14 @@ def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
 
 
 def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
-    """Fill the body with label 200, and paint the tissues below the skin: fat, muscle wall and visceral fat."""
+    """Fill the body with label 200, and paint the tissues below the skin: fat, muscle wall and visceral fat.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        habitus: Build of the patient.
+        seed: Seed of the patient.
+    """
     frame = canvas.frame
     canvas.labels[envelope.skin < 0] = BODY
     canvas.tissue[...] = TISSUE_SUBCUTANEOUS

@@ -47,7 +47,12 @@ class Pose:
 
 
 def draw_pose(seed: int, *, scale: tuple[float, float, float]) -> Pose:
-    """Draw a slightly turned, tilted and bent pose: scoliosis, kyphosis and a local warp of a few millimetres."""
+    """Draw a slightly turned, tilted and bent pose: scoliosis, kyphosis and a local warp of a few millimetres.
+
+    Args:
+        seed: Seed of the patient.
+        scale: Size of the patient along x, y, z, relative to the canonical one.
+    """
     rng = numpy_generator(seed, "pose")
     knots_z = KNOT_ORIGIN_MM[2] + KNOT_SPACING_MM * np.arange(KNOT_COUNTS[2])
     local = rng.normal(0.0, 1.0, (3, *KNOT_COUNTS)) * np.array([6.0, 5.0, 7.0])[:, None, None, None]
@@ -120,7 +125,12 @@ class Frame:
         return patient
 
     def slices_of(self, low_mm: ArrayLike, high_mm: ArrayLike) -> Slices:
-        """Return the slices of voxels along I, J, K inside a box in patient space, limited to the grid."""
+        """Return the slices of voxels along I, J, K inside a box in patient space, limited to the grid.
+
+        Args:
+            low_mm: ``(3,)`` lower corner of the box in patient mm.
+            high_mm: ``(3,)`` upper corner.
+        """
         low, high = np.asarray(low_mm, dtype=np.float64), np.asarray(high_mm, dtype=np.float64)
         bounds = []
         for a in range(3):
@@ -131,13 +141,28 @@ class Frame:
         return bounds[0], bounds[1], bounds[2]
 
     def box(self, low: ArrayLike, high: ArrayLike, *, pad_mm: float = 6.0) -> Slices:
-        """Return the slices of voxels along I, J, K that contain a canonical box, with a margin for the warp."""
+        """Return the slices of voxels along I, J, K that contain a canonical box, with a margin for the warp.
+
+        Args:
+            low: ``(3,)`` lower corner of the box in canonical mm.
+            high: ``(3,)`` upper corner.
+            pad_mm: Margin in mm.
+        """
         low_mm, high_mm = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
         steps = np.stack(np.meshgrid(*[(0.0, 0.5, 1.0)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
         corners = self.to_patient(low_mm + steps * (high_mm - low_mm))
         return self.slices_of(corners.min(axis=0) - pad_mm, corners.max(axis=0) + pad_mm)
 
     def smooth_noise(self, rng: np.random.Generator, wavelength_mm: float, within: Slices | None = None) -> F32:
-        """Return low-frequency noise of about unit standard deviation over the grid or over a box of it."""
+        """Return low-frequency noise of about unit standard deviation over the grid or over a box of it.
+
+        Args:
+            rng: Source of all randomness.
+            wavelength_mm: Wavelength of the noise in mm.
+            within: Box of voxels; None for the whole grid.
+
+        Returns:
+            ``(I, J, K)`` float32 noise of the grid or the box.
+        """
         sides = self.shape if within is None else tuple(side.stop - side.start for side in within)
         return smooth_noise((sides[0], sides[1], sides[2]), self.spacing_mm, rng, wavelength_mm)

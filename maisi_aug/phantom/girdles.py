@@ -57,7 +57,12 @@ _TROCHANTER: Final = ((141.0, -18.0, 52.0), (14.0, 18.0, 22.0))
 
 
 def one_side(knots: Knots, side: int) -> Knots:
-    """Return the knots of a structure on the right side, or their mirror image for the left side (-1)."""
+    """Return the knots of a structure on the right side, or their mirror image for the left side (-1).
+
+    Args:
+        knots: Points and radii of the structure on the right side.
+        side: 1 for right, -1 for left.
+    """
     return knots if side > 0 else mirrored(knots)
 
 

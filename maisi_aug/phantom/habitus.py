@@ -61,7 +61,14 @@ def draw_habitus(seed: int) -> Habitus:
 
 
 def jitter(seed: int, organ: str, *, shift_mm: float = 4.0, spread: float = 0.06) -> tuple[np.ndarray, float]:
-    """Return a random shift ``(3,)`` in mm and a size factor for an organ, from the organ's own stream."""
+    """Return a random shift ``(3,)`` in mm and a size factor for an organ, from the organ's own stream.
+
+    Args:
+        seed: Seed of the patient.
+        organ: Name of the organ, which has random numbers of its own.
+        shift_mm: Largest shift along every axis, in mm.
+        spread: Standard deviation of the logarithm of the size factor.
+    """
     rng = numpy_generator(seed, f"organ {organ}")
     shift = np.clip(rng.normal(0, shift_mm / 2, 3), -shift_mm, shift_mm)
     return shift, float(np.exp(np.clip(rng.normal(0, spread), -2.2 * spread, 2.2 * spread)))

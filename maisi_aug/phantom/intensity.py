@@ -122,6 +122,10 @@ def draw_appearance(seed: int, phase: Phase) -> Appearance:
     """Draw the HU of organs, the reconstruction kernel and the noise of one scan.
 
     Left and right partners share their draw, so that a patient is consistent.
+
+    Args:
+        seed: Seed of the patient.
+        phase: Contrast phase of the scan.
     """
     rng = numpy_generator(seed, "appearance")
     column = PHASES.index(phase)

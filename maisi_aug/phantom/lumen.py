@@ -36,7 +36,12 @@ class Filling:
 
 
 def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | None:
-    """Return the smallest box around the true voxels of a mask, with a margin in voxels; None if there are none."""
+    """Return the smallest box around the true voxels of a mask, with a margin in voxels; None if there are none.
+
+    Args:
+        mask: ``(I, J, K)`` mask.
+        pad: Margin in voxels, as far as the array reaches.
+    """
     box = []
     for axis in range(3):
         along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
@@ -59,7 +64,15 @@ def eroded(mask: Mask) -> Mask:
 
 
 def local_height(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
-    """Return how far to the front (A) a voxel lies in its loop, in standard deviations of the loop's depth."""
+    """Return how far to the front (A) a voxel lies in its loop, in standard deviations of the loop's depth.
+
+    Args:
+        mask: ``(I, J, K)`` mask of the bowel.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        ``(I, J, K)`` float32 heights; larger towards the front.
+    """
     sigma = [_LEVEL_SCALE_MM / step for step in spacing_mm]
     weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=2.0)
     depth = (np.arange(mask.shape[1], dtype=np.float32) * np.float32(spacing_mm[1])).reshape(1, -1, 1)

@@ -44,7 +44,13 @@ _AUTOCHTHON: Final = np.array(
 
 
 def paint_muscles(canvas: Canvas, envelope: Envelope, habitus: Habitus) -> None:
-    """Paint all labelled muscles over body tissue that has no organ label."""
+    """Paint all labelled muscles over body tissue that has no organ label.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        envelope: Layers of the patient's trunk.
+        habitus: Build of the patient.
+    """
     for side in SIDES:
         _paint_autochthon(canvas, envelope, habitus, side)
         _paint_iliopsoas(canvas, habitus, side)

@@ -11,7 +11,14 @@ _SPLINE_VARIANCE = 0.48
 
 
 def spline_basis(coordinates_mm: NDArray[np.float64], *, origin_mm: float, spacing_mm: float, count: int) -> F32:
-    """Return ``(n, count)`` weights of uniform cubic B-splines at ``(n,)`` coordinates, clamped at the outer knots."""
+    """Return ``(n, count)`` weights of uniform cubic B-splines at ``(n,)`` coordinates, clamped at the outer knots.
+
+    Args:
+        coordinates_mm: ``(n,)`` positions in mm.
+        origin_mm: Position of the first knot in mm.
+        spacing_mm: Distance of the knots in mm.
+        count: Number of knots.
+    """
     position = np.clip((coordinates_mm - origin_mm) / spacing_mm, 1.0, count - 2.001)
     first = np.floor(position).astype(int)
     t = position - first
@@ -24,7 +31,13 @@ def spline_basis(coordinates_mm: NDArray[np.float64], *, origin_mm: float, spaci
 
 
 def spread(coefficients: ArrayLike, bases: tuple[F32, F32, F32]) -> F32:
-    """Return ``(I, J, K)`` field from coefficients on knots, one axis at a time (cheap: no dense 3D kernel)."""
+    """Return ``(I, J, K)`` field from coefficients on knots, one axis at a time (cheap: no dense 3D kernel).
+
+    Args:
+        coefficients: ``(A, B, C)`` values at the knots.
+        bases: For each axis the weights of the knots, ``(I, A)``, ``(J, B)`` and ``(K, C)``; results of
+            :func:`spline_basis`.
+    """
     field = np.asarray(coefficients, dtype=np.float32)
     field = np.matmul(field, bases[2].T)
     field = np.matmul(bases[1], field)

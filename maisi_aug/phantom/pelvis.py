@@ -16,7 +16,13 @@ BLADDER_ML: Final = (125.0, 430.0)
 
 
 def paint_pelvic_organs(canvas: Canvas, habitus: Habitus, seed: int) -> None:
-    """Paint bladder, and prostate or uterus: behind the pubis, below the bladder, and behind it."""
+    """Paint bladder, and prostate or uterus: behind the pubis, below the bladder, and behind it.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        habitus: Build of the patient.
+        seed: Seed of the patient.
+    """
     frame = canvas.frame
     rng = numpy_generator(seed, "bladder fill")
     volume_ml = float(np.exp(rng.uniform(np.log(BLADDER_ML[0]), np.log(BLADDER_ML[1]))))

@@ -50,7 +50,14 @@ class Canvas:
     def paint(
         self, field: Field, label: int, *, over: Iterable[int] = (BODY,), also: NDArray[np.bool_] | None = None
     ) -> None:
-        """Write a label inside a solid, where one of the labels ``over`` is and the mask ``also`` is true."""
+        """Write a label inside a solid, where one of the labels ``over`` is and the mask ``also`` is true.
+
+        Args:
+            field: Distances to the solid.
+            label: Vocabulary id to write.
+            over: Ids that may be replaced.
+            also: Mask of the field's box; None for all of it.
+        """
         view = self.labels[field.slices]
         inside = (field.mm < 0) & lookup(over)[view]
         if also is not None:
@@ -58,7 +65,13 @@ class Canvas:
         view[inside] = label
 
     def paint_tissue(self, field: Field, tissue: int, *, also: NDArray[np.bool_] | None = None) -> None:
-        """Write a tissue inside a solid; labels are not changed."""
+        """Write a tissue inside a solid; labels are not changed.
+
+        Args:
+            field: Distances to the solid.
+            tissue: One of the ``TISSUE_`` ids.
+            also: Mask of the field's box; None for all of it.
+        """
         inside = field.mm < 0
         if also is not None:
             inside &= also
@@ -84,6 +97,13 @@ def ellipsoid(
 
     The distance is the usual first-order approximation, ``k0 (k0 - 1) / k1`` with ``k0 = |p / r|`` and ``k1 = |p /
     r^2|``.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        centre: ``(3,)`` centre in canonical mm.
+        radii: ``(3,)`` radii in mm along x, y, z before turning.
+        turn_deg: Angles in degrees about x, y and z.
+        margin_mm: Distance in mm up to which the result reaches beyond the surface.
     """
     middle, size = np.asarray(centre, dtype=np.float64), np.asarray(radii, dtype=np.float64)
     turn = rotation(turn_deg)
@@ -107,13 +127,28 @@ def rotation(turn_deg: tuple[float, float, float]) -> NDArray[np.float64]:
 
 
 def turned(frame: Frame, box: Slices, centre: NDArray[np.float64], turn: NDArray[np.float64]) -> list[F32]:
-    """Return the canonical coordinates of a box of voxels relative to a centre, along the columns of a rotation."""
+    """Return the canonical coordinates of a box of voxels relative to a centre, along the columns of a rotation.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        box: Slices along I, J, K.
+        centre: ``(3,)`` centre in canonical mm.
+        turn: ``(3, 3)`` rotation.
+
+    Returns:
+        Three arrays of the box's shape, in mm.
+    """
     x, y, z = (axis[box] - np.float32(c) for axis, c in zip((frame.x, frame.y, frame.z), centre, strict=True))
     return [x * np.float32(turn[0, a]) + y * np.float32(turn[1, a]) + z * np.float32(turn[2, a]) for a in range(3)]
 
 
 def smooth_path(knots: Knots, *, step_mm: float = 6.0) -> NDArray[np.float64]:
-    """Return ``(N, 4)`` points and radii along a natural cubic spline through the knots."""
+    """Return ``(N, 4)`` points and radii along a natural cubic spline through the knots.
+
+    Args:
+        knots: Points and radii in mm; with fewer than three the path is straight.
+        step_mm: Distance of the points in mm.
+    """
     rows = np.asarray(knots, dtype=np.float64)
     if len(rows) < 3:
         return rows
@@ -125,13 +160,28 @@ def smooth_path(knots: Knots, *, step_mm: float = 6.0) -> NDArray[np.float64]:
 
 
 def tube(frame: Frame, knots: Knots, *, step_mm: float = 6.0, margin_mm: float = 3.0, smooth: bool = True) -> Field:
-    """Return the distances to a tube of varying radius along a spline through canonical knots."""
+    """Return the distances to a tube of varying radius along a spline through canonical knots.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        knots: Points and radii in canonical mm.
+        step_mm: Distance of the points along the spline in mm.
+        margin_mm: Distance in mm up to which the result reaches beyond the surface.
+        smooth: Whether to lay a spline through the knots; otherwise straight pieces.
+    """
     path = smooth_path(knots, step_mm=step_mm) if smooth else np.asarray(knots, dtype=np.float64)
     return capsules(frame, path[:-1], path[1:], margin_mm=margin_mm)
 
 
 def capsules(frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64], *, margin_mm: float = 3.0) -> Field:
-    """Return the distances to a union of tapered capsules between ``(N, 4)`` canonical points with radii."""
+    """Return the distances to a union of tapered capsules between ``(N, 4)`` canonical points with radii.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        starts: ``(N, 4)`` x, y, z and radius of one end of every capsule, in canonical mm.
+        ends: ``(N, 4)`` the same of the other end.
+        margin_mm: Distance in mm up to which the result reaches beyond the surface.
+    """
     first = np.column_stack([frame.to_patient(starts[:, :3]), starts[:, 3] * frame.radius_scale])
     last = np.column_stack([frame.to_patient(ends[:, :3]), ends[:, 3] * frame.radius_scale])
     return patient_capsules(frame, first, last, margin_mm=margin_mm)
@@ -143,6 +193,12 @@ def patient_capsules(
     """Return the distances to a union of tapered capsules between ``(N, 4)`` points in patient mm with radii.
 
     Each capsule is evaluated in its own box only.
+
+    Args:
+        frame: Placed grid.
+        starts: ``(N, 4)`` x, y, z and radius of one end of every capsule, in patient mm.
+        ends: ``(N, 4)`` the same of the other end.
+        margin_mm: Distance in mm up to which the result reaches beyond the surface.
     """
     first, last, radius_first, radius_last = starts[:, :3], ends[:, :3], starts[:, 3], ends[:, 3]
     reach = np.maximum(radius_first, radius_last)[:, None] + margin_mm
@@ -186,6 +242,13 @@ def sheet(
     """Return the distances to a curved plate, made of capsules between two edge curves.
 
     ``bulge`` displaces the middle of the plate, in mm.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        edge: Points and radii of one edge, in canonical mm.
+        opposite: Points and radii of the other edge.
+        bulge: ``(3,)`` displacement of the middle in mm.
+        step_mm: Distance of the capsules in mm.
     """
     first, last = smooth_path(edge, step_mm=1.0), smooth_path(opposite, step_mm=1.0)
     longest = max(_length(first), _length(last))
@@ -211,7 +274,13 @@ def mirrored(knots: Knots) -> list[tuple[float, float, float, float]]:
 
 
 def smooth_max(first: F32, second: F32, blend_mm: float) -> F32:
-    """Return the distances to the intersection of two solids, with the edge rounded over ``blend_mm``."""
+    """Return the distances to the intersection of two solids, with the edge rounded over ``blend_mm``.
+
+    Args:
+        first: Signed distances to the first solid in mm.
+        second: Signed distances to the second solid, of the same shape.
+        blend_mm: Width of the rounding in mm, above 0.
+    """
     h = np.maximum(np.float32(blend_mm) - np.abs(first - second), 0) / np.float32(blend_mm)
     result: F32 = np.maximum(first, second) + h * h * np.float32(blend_mm * 0.25)
     return result

@@ -152,7 +152,16 @@ def _paint_sacrum(canvas: Canvas) -> None:
 
 
 def rib_path(number: int, side: int, habitus: Habitus) -> Knots:
-    """Return the knots of rib ``number`` (1 to 12) on ``side`` (+1 right, -1 left), from spine to cartilage."""
+    """Return the knots of rib ``number`` (1 to 12) on ``side`` (+1 right, -1 left), from spine to cartilage.
+
+    Args:
+        number: Number of the rib, 1 to 12.
+        side: 1 for right, -1 for left.
+        habitus: Build of the patient.
+
+    Returns:
+        Points and radii in canonical mm.
+    """
     z_start = VERTEBRA_Z_MM[f"T{number}"] + 5.0
     drop, end = _RIB_DROP_MM[number - 1], np.deg2rad(_RIB_END_DEG[number - 1])
     half_width = _body_size(z_start)[0]
@@ -187,7 +196,12 @@ def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: f
 
 
 def paint_ribs(canvas: Canvas, habitus: Habitus) -> None:
-    """Paint twelve pairs of ribs, their cartilages and the sternum."""
+    """Paint twelve pairs of ribs, their cartilages and the sternum.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        habitus: Build of the patient.
+    """
     _paint_sternum(canvas, habitus)
     for side, first_id in ((1, RIGHT_RIB_1), (-1, LEFT_RIB_1)):
         ends = []
@@ -217,7 +231,12 @@ def _cartilage(number: int, side: int, ends: list[np.ndarray], habitus: Habitus)
 
 
 def sternum_y(z: float, habitus: Habitus) -> float:
-    """Return the canonical y, in mm, of the middle of the sternum at a height z."""
+    """Return the canonical y, in mm, of the middle of the sternum at a height z.
+
+    Args:
+        z: Canonical height in mm.
+        habitus: Build of the patient.
+    """
     return cavity_point(np.pi, z, habitus, outwards_mm=8.0)[1]
 
 
@@ -244,5 +263,11 @@ def _paint_sternum(canvas: Canvas, habitus: Habitus) -> None:
 
 
 def is_in_view(frame: Frame, z_low: float, z_high: float) -> bool:
-    """Whether any voxel of the grid lies between two canonical heights in mm."""
+    """Whether any voxel of the grid lies between two canonical heights in mm.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        z_low: Lower height in mm.
+        z_high: Upper height in mm.
+    """
     return bool(frame.z.min() < z_high and frame.z.max() > z_low)

@@ -25,7 +25,15 @@ _MIN_TWIG_MM: Final = 0.55
 def paint_lungs(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Paint the inside of the lungs: the gradient by gravity, branching vessels and bronchial walls."""
+    """Paint the inside of the lungs: the gradient by gravity, branching vessels and bronchial walls.
+
+    Args:
+        image: ``(I, J, K)`` HU, painted in place.
+        labels: ``(I, J, K)`` vocabulary ids.
+        appearance: HU of organs, kernel and noise of the scan.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
     for lobes in (_LEFT_LUNG, _RIGHT_LUNG):
         lung = np.isin(labels, lobes)
         box = bounding_box(lung)
@@ -67,7 +75,14 @@ def _innermost(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 
 def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.random.Generator) -> None:
-    """Paint a compact shell around the trabecular bone, thicker where no air is near."""
+    """Paint a compact shell around the trabecular bone, thicker where no air is near.
+
+    Args:
+        image: ``(I, J, K)`` HU, painted in place.
+        labels: ``(I, J, K)`` vocabulary ids.
+        appearance: HU of organs, kernel and noise of the scan.
+        rng: Source of all randomness.
+    """
     bone = lookup(ids.BONES)[labels]
     shell = bone & ~eroded(bone)
     strength = np.float32(appearance.cortex_hu)
@@ -82,7 +97,15 @@ def paint_bones(image: F32, labels: Labels, appearance: Appearance, rng: np.rand
 def paint_kidneys(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Paint renal cortex, pyramids and pelvis, with the contrast of the phase."""
+    """Paint renal cortex, pyramids and pelvis, with the contrast of the phase.
+
+    Args:
+        image: ``(I, J, K)`` HU, painted in place.
+        labels: ``(I, J, K)`` vocabulary ids.
+        appearance: HU of organs, kernel and noise of the scan.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
     contrast = {"non-contrast": 0.0, "arterial": 62.0, "portal": 22.0, "delayed": 5.0}[appearance.phase]
     kidney = lookup(ids.KIDNEYS)[labels]
     box = bounding_box(kidney)
@@ -101,7 +124,15 @@ def paint_kidneys(
 def paint_heart(
     image: F32, labels: Labels, appearance: Appearance, spacing_mm: Spacing, rng: np.random.Generator
 ) -> None:
-    """Paint the blood pools of the four heart chambers inside the myocardium."""
+    """Paint the blood pools of the four heart chambers inside the myocardium.
+
+    Args:
+        image: ``(I, J, K)`` HU, painted in place.
+        labels: ``(I, J, K)`` vocabulary ids.
+        appearance: HU of organs, kernel and noise of the scan.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
     heart = labels == ids.HEART
     box = bounding_box(heart, pad=0)
     if box is None:
@@ -135,7 +166,16 @@ def paint_fat(
     spacing_mm: Spacing,
     rng: np.random.Generator,
 ) -> None:
-    """Paint strands and vessels in visceral fat, septa under the skin, fatty streaks in muscle, and the skin."""
+    """Paint strands and vessels in visceral fat, septa under the skin, fatty streaks in muscle, and the skin.
+
+    Args:
+        image: ``(I, J, K)`` HU, painted in place.
+        labels: ``(I, J, K)`` vocabulary ids.
+        tissue: ``(I, J, K)`` tissue ids of body voxels.
+        appearance: HU of organs, kernel and noise of the scan.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
     body = labels == ids.BODY
     shape = (labels.shape[0], labels.shape[1], labels.shape[2])
     fine = smooth_noise(shape, spacing_mm, rng, 15.0)

@@ -29,7 +29,14 @@ class Tree:
 def grow_tree(
     root: NDArray[np.float64], tips: NDArray[np.float64], *, root_radius_mm: float, min_radius_mm: float
 ) -> Tree:
-    """Connect ``(N, 3)`` tips to a root, the nearest first, so that trunks form and twigs branch off."""
+    """Connect ``(N, 3)`` tips to a root, the nearest first, so that trunks form and twigs branch off.
+
+    Args:
+        root: ``(3,)`` point in patient mm.
+        tips: ``(N, 3)`` points in patient mm.
+        root_radius_mm: Radius at the root in mm.
+        min_radius_mm: Smallest radius of a branch in mm.
+    """
     order = np.argsort(np.linalg.norm(tips - root, axis=1))
     points = np.concatenate([root[None], tips[order]])
     count = len(points)
@@ -66,7 +73,12 @@ def _bent(points: NDArray[np.float64], parents: NDArray[np.int64]) -> tuple[NDAr
 
 
 def tree_capsules(tree: Tree, *, min_radius_mm: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the branches of at least a radius as ``(N, 4)`` start and end points (patient mm, radius)."""
+    """Return the branches of at least a radius as ``(N, 4)`` start and end points (patient mm, radius).
+
+    Args:
+        tree: Tree in patient space.
+        min_radius_mm: Smallest radius of the branches to return, in mm.
+    """
     nodes = np.flatnonzero((tree.parents >= 0) & (tree.radii >= min_radius_mm))
     parents = tree.parents[nodes]
     start_radius = np.minimum(tree.radii[parents], 1.15 * tree.radii[nodes])
@@ -86,6 +98,16 @@ def tree_fraction(
     """Return the fraction of every voxel that a tree's branches fill, so that thin vessels are faint as in real scans.
 
     Branches are sampled every ``step_mm``; each piece deposits its volume on the eight voxels around it.
+
+    Args:
+        tree: Tree in patient space.
+        shape: Number of voxels along I, J, K.
+        origin_mm: ``(3,)`` position of the first voxel in patient mm.
+        spacing_mm: ``(3,)`` voxel sides in mm.
+        step_mm: Distance of the samples along a branch in mm.
+
+    Returns:
+        ``(I, J, K)`` float32 fractions.
     """
     nodes = np.flatnonzero(tree.parents >= 0)
     starts, ends = tree.points[tree.parents[nodes]], tree.points[nodes]

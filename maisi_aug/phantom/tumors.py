@@ -43,7 +43,12 @@ def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
 
 
 def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bool_]]]) -> Labels:
-    """Return a label map without tumours: each is replaced by the host organ that surrounds it most."""
+    """Return a label map without tumours: each is replaced by the host organ that surrounds it most.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        tumors: Tumours of the label map, as :func:`find_tumors` returns them.
+    """
     healthy = label_map.copy()
     for tumor, box, mask in tumors:
         hosts = ids.TUMOR_HOSTS[tumor]
@@ -59,7 +64,15 @@ def blend_tumors(
     spacing_mm: tuple[float, float, float],
     rng: np.random.Generator,
 ) -> None:
-    """Blend every tumour over the blurred image of the healthy patient, in place."""
+    """Blend every tumour over the blurred image of the healthy patient, in place.
+
+    Args:
+        image: ``(I, J, K)`` HU, changed in place.
+        tumors: Tumours of the label map, as :func:`find_tumors` returns them.
+        appearance: HU of organs, kernel and noise of the scan.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
     for tumor, box, mask in tumors:
         share = ndimage.gaussian_filter(mask.astype(np.float32), appearance.kernel_voxels, truncate=3.0)
         share = np.minimum(np.float32(_EDGE_GAIN) * share, 1)

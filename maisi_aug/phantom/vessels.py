@@ -136,20 +136,39 @@ _UNLABELLED: Final[tuple[Knots, ...]] = (  # celiac trunk, superior mesenteric a
 
 
 def shifted(seed: int, group: str, knots: Knots, *, shift_mm: float = 3.0, spread: float = 0.08) -> Knots:
-    """Return knots moved and scaled by a random draw that all vessels of a group share."""
+    """Return knots moved and scaled by a random draw that all vessels of a group share.
+
+    Args:
+        seed: Seed of the patient.
+        group: Name of the group of vessels.
+        knots: Points and radii in canonical mm; not modified.
+        shift_mm: Largest shift along every axis, in mm.
+        spread: Spread of the factor on the radii.
+    """
     shift, factor = jitter(seed, group, shift_mm=shift_mm, spread=spread)
     return [(x + shift[0], y + shift[1], z + shift[2], radius * factor) for x, y, z, radius in knots]
 
 
 def paint_great_vessels(canvas: Canvas, seed: int) -> None:
-    """Paint arteries and systemic veins over body tissue; a group moves together, so that branches keep their roots."""
+    """Paint arteries and systemic veins over body tissue; a group moves together, so that branches keep their roots.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     for vessel in (*_ARTERIES, *_VEINS):
         knots = shifted(seed, vessel.group, vessel.knots)
         canvas.paint(tube(canvas.frame, knots, step_mm=7.0), vessel.label)
 
 
 def paint_portal_vein(canvas: Canvas, seed: int, over: tuple[int, ...]) -> None:
-    """Paint the superior mesenteric, portal and splenic vein (one label), behind the pancreas."""
+    """Paint the superior mesenteric, portal and splenic vein (one label), behind the pancreas.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+        over: Label ids that may be replaced.
+    """
     for vessel in _PORTAL:
         canvas.paint(
             tube(canvas.frame, shifted(seed, vessel.group, vessel.knots), step_mm=7.0), vessel.label, over=over
@@ -157,7 +176,12 @@ def paint_portal_vein(canvas: Canvas, seed: int, over: tuple[int, ...]) -> None:
 
 
 def paint_airway(canvas: Canvas, seed: int) -> None:
-    """Paint the trachea, the bronchi down to segmental ones, and the oesophagus behind the trachea."""
+    """Paint the trachea, the bronchi down to segmental ones, and the oesophagus behind the trachea.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     trachea = shifted(seed, "airway", _TRACHEA, spread=0.10)
     canvas.paint(tube(canvas.frame, trachea, step_mm=8.0), TRACHEA)
     for knots in _AIRWAY:
@@ -170,7 +194,12 @@ def paint_airway(canvas: Canvas, seed: int) -> None:
 
 
 def paint_pulmonary_trunk(canvas: Canvas, seed: int) -> None:
-    """Paint the pulmonary trunk, its two branches (counted to the heart) and the four pulmonary veins."""
+    """Paint the pulmonary trunk, its two branches (counted to the heart) and the four pulmonary veins.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     for knots in _PULMONARY_VEINS:
         canvas.paint(tube(canvas.frame, shifted(seed, "heart", knots), step_mm=6.0), PULMONARY_VEIN)
     for knots in _PULMONARY_TRUNK:
@@ -178,14 +207,24 @@ def paint_pulmonary_trunk(canvas: Canvas, seed: int) -> None:
 
 
 def paint_unlabelled_vessels(canvas: Canvas, seed: int) -> None:
-    """Paint vessels without an id of their own: they stay body (200) with the tissue of a vessel."""
+    """Paint vessels without an id of their own: they stay body (200) with the tissue of a vessel.
+
+    Args:
+        canvas: Canvas of the patient, painted in place.
+        seed: Seed of the patient.
+    """
     for knots in _UNLABELLED:
         field = tube(canvas.frame, shifted(seed, "veins", knots), step_mm=7.0)
         canvas.paint_tissue(field, TISSUE_VESSEL, also=canvas.labels[field.slices] == BODY)
 
 
 def mediastinal_tubes(canvas: Canvas, seed: int) -> list[Field]:
-    """Return the distances to the tubes in the mediastinum, from which the lungs keep clear."""
+    """Return the distances to the tubes in the mediastinum, from which the lungs keep clear.
+
+    Args:
+        canvas: Canvas with the frame of the patient.
+        seed: Seed of the patient.
+    """
     frame = canvas.frame
     fields = []
     for vessel in (*_ARTERIES[:3], _ARTERIES[4], _ARTERIES[5], *_VEINS[3:]):

@@ -156,7 +156,16 @@ def build_plain_preview(
 
 
 def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_ids: Sequence[int]) -> NDArray[np.bool_]:
-    """Return the mask that the planes of a preview go through: largest lesion, else named organs, else the body."""
+    """Return the mask that the planes of a preview go through: largest lesion, else named organs, else the body.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        lesion_ids: Ids that count as lesions.
+        organ_ids: Ids of the organs to show if there is no lesion.
+
+    Returns:
+        ``(I, J, K)`` mask of one connected lesion, or of all voxels of the organs or the body.
+    """
     lesions = np.isin(label_map, list(lesion_ids))
     if lesions.any():
         parts, num_parts = label_parts(lesions)
@@ -171,7 +180,12 @@ def find_focus(label_map: NDArray[np.uint8], lesion_ids: Sequence[int], organ_id
 
 
 def choose_window(label_map: NDArray[np.uint8], focus: NDArray[np.bool_]) -> Window:
-    """Return the window for the tissue around the focus: lung, bone or soft tissue."""
+    """Return the window for the tissue around the focus: lung, bone or soft tissue.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        focus: ``(I, J, K)`` mask of what is shown, such as a lesion.
+    """
     shell = ndimage.binary_dilation(focus, iterations=2) & ~focus
     around = np.bincount(label_map[shell], minlength=256)
     around[0] = 0
@@ -300,6 +314,10 @@ def _draw_legend(canvas: Image.Image, rows: Sequence[Sequence[tuple[int, Rgb, st
 def save_picture(path: Path, picture: Image.Image) -> None:
     """Write a PNG, whole or not at all; the same picture gives the same bytes.
 
+    Args:
+        path: PNG file to write; an existing one is replaced.
+        picture: Picture; the positions in its ``info`` are kept in the file.
+
     Raises:
         VolumeError: The file cannot be written.
     """
@@ -312,7 +330,15 @@ def save_picture(path: Path, picture: Image.Image) -> None:
 
 
 def choose_evenly(count: int, limit: int) -> list[int]:
-    """Return at most ``limit`` of ``count`` positions, evenly spread and including the first and the last."""
+    """Return at most ``limit`` of ``count`` positions, evenly spread and including the first and the last.
+
+    Args:
+        count: Number of positions.
+        limit: Largest number to choose, 2 or more if there are more positions.
+
+    Returns:
+        Ascending positions, from 0 to ``count - 1``.
+    """
     if count <= limit:
         return list(range(count))
     return [round(step * (count - 1) / (limit - 1)) for step in range(limit)]

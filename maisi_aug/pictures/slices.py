@@ -92,12 +92,25 @@ class Plane:
         return np.ascontiguousarray(np.take(volume, self.index, axis=self.axis)[::-1, ::-1].T)
 
     def size_px(self, grid: Grid, pixels_per_mm: float) -> tuple[int, int]:
-        """Return width and height in pixels of the slice's picture, in true proportions."""
+        """Return width and height in pixels of the slice's picture, in true proportions.
+
+        Args:
+            grid: Grid of the volume.
+            pixels_per_mm: Resolution of the picture.
+        """
         across, up = [step for axis, step in enumerate(grid.extent_mm) if axis != self.axis]
         return max(1, round(across * pixels_per_mm)), max(1, round(up * pixels_per_mm))
 
     def locate(self, voxel: tuple[int, int, int], grid: Grid) -> tuple[float, float]:
-        """Return the position of a voxel in the picture, as fractions of its width and height."""
+        """Return the position of a voxel in the picture, as fractions of its width and height.
+
+        Args:
+            voxel: Index of the voxel along I, J, K.
+            grid: Grid of the volume.
+
+        Returns:
+            Fractions in [0, 1], from the left and from the top.
+        """
         column, row = [axis for axis in range(3) if axis != self.axis]
         return (
             1 - (voxel[column] + 0.5) / grid.shape[column],
@@ -106,7 +119,14 @@ class Plane:
 
 
 def draw_slice(image_hu: NDArray[Any], plane: Plane, size_px: tuple[int, int], window: Window) -> Image.Image:
-    """Draw a slice in grey as an RGB picture; it is enlarged smoothly before the window is applied."""
+    """Draw a slice in grey as an RGB picture; it is enlarged smoothly before the window is applied.
+
+    Args:
+        image_hu: ``(I, J, K)`` image in HU.
+        plane: Plane to cut.
+        size_px: Width and height of the picture in pixels.
+        window: HU shown from black to white.
+    """
     slice_hu = Image.fromarray(plane.cut(image_hu).astype(np.float32))
     enlarged = np.asarray(slice_hu.resize(size_px, Image.Resampling.BICUBIC))
     low = window.centre_hu - window.width_hu / 2
@@ -176,7 +196,15 @@ def _enlarge_labels(labels: NDArray[np.uint8], size_px: tuple[int, int]) -> NDAr
 
 
 def label_colours(label_ids: NDArray[Any], lesion_ids: tuple[int, ...]) -> dict[int, Rgb]:
-    """Return id -> colour: vivid for lesions, muted and well separated for organs, the same in every picture."""
+    """Return id -> colour: vivid for lesions, muted and well separated for organs, the same in every picture.
+
+    Args:
+        label_ids: Vocabulary ids to colour; background gets none.
+        lesion_ids: Those of them that are lesions.
+
+    Returns:
+        Id -> red, green and blue, 0 to 255.
+    """
     colours: dict[int, Rgb] = {}
     for label_id in map(int, label_ids):
         if label_id == BODY_ID:

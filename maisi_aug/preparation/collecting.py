@@ -113,7 +113,18 @@ def collect_cases(sources: Sources) -> tuple[tuple[SourceCase, ...], tuple[str, 
 
 
 def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCase], list[str]]:
-    """Return the cases with organ labels from a folder in place of earlier ones, and the names of cases without."""
+    """Return the cases with organ labels from a folder in place of earlier ones, and the names of cases without.
+
+    Args:
+        cases: Cases with their images and label files.
+        folder: Folder of TotalSegmentator's label maps or masks, named after the cases.
+
+    Returns:
+        All cases in the same order, and the ids of those without organ labels in the folder.
+
+    Raises:
+        PreparationError: No organ labels belong to a case.
+    """
     found = find_organs(folder, [case.id for case in cases])
     with_organs = [replace(case, organs=(*case.organs, found[case.id])) if case.id in found else case for case in cases]
     return with_organs, [case.id for case in cases if case.id not in found]

@@ -55,6 +55,10 @@ def find_patients(case_ids: Sequence[str], rule: str | None) -> dict[str, str]:
 def require_enough_patients(patients: Mapping[str, str], num_folds: int) -> None:
     """Raise unless there are at least as many patients as folds.
 
+    Args:
+        patients: Case -> patient.
+        num_folds: Number of folds.
+
     Raises:
         PreparationError: There are too few patients; the message states their number.
     """

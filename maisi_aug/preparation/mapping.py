@@ -233,6 +233,10 @@ def _find_beyond_maisi(vocabulary: Vocabulary, used: set[int]) -> dict[str, NewL
 def allocate_new_labels(rules: Iterable[MapRule], vocabulary: Vocabulary) -> dict[str, NewLabel]:
     """Return new name -> label with its id, in the order of the rules: placeholder slots first, then free ids.
 
+    Args:
+        rules: Rules of ``--map`` in their order.
+        vocabulary: Vocabulary without the new labels.
+
     Raises:
         PreparationError: A name looks misspelt, or is marked as new although the vocabulary has it; an id or a host is
             unknown.

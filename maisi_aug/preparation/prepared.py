@@ -128,7 +128,15 @@ class PreparedDataset:
         return bind_new_labels(MAISI, self.spec.new_labels.items())
 
     def file_of(self, role: Literal["image", "label", "preview"], case_id: str) -> Path:
-        """Return the path of a file of a case."""
+        """Return the path of a file of a case.
+
+        Args:
+            role: Kind of file.
+            case_id: Id of the case.
+
+        Returns:
+            Path in the prepared folder; it is not checked whether the file exists.
+        """
         suffix = ".png" if role == "preview" else ".nii.gz"
         return self.path / f"{role}s" / f"{case_id}{suffix}"
 
@@ -161,6 +169,10 @@ class PreparedDataset:
 
 def bind_new_labels(vocabulary: Vocabulary, new_labels: Collection[tuple[str, NewLabel]]) -> Vocabulary:
     """Return a vocabulary with new labels bound to their ids.
+
+    Args:
+        vocabulary: Vocabulary without the new labels; not modified.
+        new_labels: Name and label, with its id and its hosts.
 
     Raises:
         VocabularyError: A name is taken or an id is not free.

@@ -167,6 +167,10 @@ def find_labels(
 def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelFile, ...]]:
     """Find organ labels in a folder, as TotalSegmentator writes them; returns case -> label map or masks.
 
+    Args:
+        folder: Folder of the organ labels, ``ID.nii.gz`` or a folder ``ID`` of masks.
+        case_ids: Ids of the cases to look for.
+
     Raises:
         PreparationError: No organ labels belong to a case.
     """

@@ -70,7 +70,15 @@ def _describe_label(
 
 
 def spell_summary(summary: Mapping[str, Any], dataset: PreparedDataset) -> str:
-    """Format the summary of a preparation as Markdown."""
+    """Format the summary of a preparation as Markdown.
+
+    Args:
+        summary: Content of ``summary.json``.
+        dataset: The prepared cases.
+
+    Returns:
+        Content of ``summary.md``.
+    """
     grid = dataset.spec.grid
     lines = [
         f"# {clean_markdown(summary['name'])}",

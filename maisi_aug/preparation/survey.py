@@ -55,7 +55,13 @@ def survey_case(case: SourceCase) -> CaseSurvey:
 
 
 def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[dict[int, int], ...]:
-    """Return, for each label file of a case, source id -> vocabulary id; dropped ids become 0."""
+    """Return, for each label file of a case, source id -> vocabulary id; dropped ids become 0.
+
+    Args:
+        case: Case with its label files.
+        survey: Ids and voxel counts that were found in these files.
+        meanings: Meaning of every label of the lab.
+    """
     tables = []
     for file, counts in zip(case.labels, survey.counts, strict=True):
         labels = labels_of(file, counts)
@@ -64,7 +70,13 @@ def tables_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> 
 
 
 def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> tuple[frozenset[int], ...]:
-    """Return, for each label file of a case, the ids of lesions that are replaced by their surroundings."""
+    """Return, for each label file of a case, the ids of lesions that are replaced by their surroundings.
+
+    Args:
+        case: Case with its label files.
+        survey: Ids and voxel counts that were found in these files.
+        meanings: Meaning of every label of the lab.
+    """
     return tuple(
         frozenset(
             MASK_ID if label.id is None else label.id
@@ -76,7 +88,13 @@ def dropped_lesions_of(case: SourceCase, survey: CaseSurvey, meanings: LabelMean
 
 
 def holds_envelope(case: SourceCase, survey: CaseSurvey, meanings: LabelMeanings) -> bool:
-    """Whether a case has a label that stands for the whole body."""
+    """Whether a case has a label that stands for the whole body.
+
+    Args:
+        case: Case with its label files.
+        survey: Ids and voxel counts that were found in these files.
+        meanings: Meaning of every label of the lab.
+    """
     return any(
         counts.get(MASK_ID if label.id is None else label.id, 0)
         for file, counts in zip(case.labels, survey.counts, strict=True)
@@ -105,6 +123,12 @@ def require_labels(
     cases: Sequence[SourceCase], surveys: Sequence[CaseSurvey], meanings: LabelMeanings, *, allow_empty: bool
 ) -> None:
     """Raise if a mapped label occurs in no case, or a case contains none of them.
+
+    Args:
+        cases: All cases.
+        surveys: What was found in their label files, one per case, in the same order.
+        meanings: Meaning of every label of the lab.
+        allow_empty: Whether a case may contain none of the labels.
 
     Raises:
         PreparationError: The message names the labels or the cases.

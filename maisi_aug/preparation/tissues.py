@@ -38,6 +38,10 @@ class Tissue:
 def parse_tissue(text: str, vocabulary: Vocabulary) -> Tissue:
     """Parse ``NAME=LOW:HIGH``, such as ``skull=150:3000``.
 
+    Args:
+        text: Rule as the user typed it; LOW and HIGH are in HU.
+        vocabulary: Vocabulary that has the label NAME.
+
     Raises:
         PreparationError: The text has another form, or the vocabulary has no such label.
     """

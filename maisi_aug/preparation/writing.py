@@ -51,7 +51,15 @@ def prepare_and_write(work: tuple[CaseTask, Path]) -> dict[str, Any]:
 
 
 def read_record(folder: Path, case_id: str) -> dict[str, Any] | None:
-    """Return the record of a case from an earlier run in a folder; None if there is none."""
+    """Return the record of a case from an earlier run in a folder; None if there is none.
+
+    Args:
+        folder: The prepared folder.
+        case_id: Id of the case.
+
+    Returns:
+        The record as a dict; None as well for a file that cannot be read.
+    """
     try:
         record = read_json(folder / STATE_FOLDER / f"{case_id}.json")
     except (OSError, ValueError):

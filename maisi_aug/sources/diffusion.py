@@ -73,6 +73,13 @@ class DiffusionSource(MapSource):
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Generate a label map with the lesions of a case and no others, in which all required organs are present.
 
+        Args:
+            case: Planned case with its lesions and required organs.
+            seed: Seed of everything random.
+
+        Returns:
+            Label map with its grid, the case with realised lesions, and the map's origin.
+
         Raises:
             LesionError: A lesion found no room in any of ``max_maps`` maps.
             BankError: No map has the hosts and the required organs.

@@ -103,7 +103,12 @@ class NoMapSource(MapSource):
     grid: Grid
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
-        """Return an empty map for a case: grid and seed of an image that is drawn without a label map."""
+        """Return an empty map for a case: grid and seed of an image that is drawn without a label map.
+
+        Args:
+            case: Planned case, returned unchanged.
+            seed: Not used, because nothing of an empty map is random.
+        """
         return DrawnMap(case, None, self.grid, {"source": "none"})
 
 
@@ -130,13 +135,26 @@ class GivenSource(BankedSource):
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Return whether other cases are left, each of which has a label map of its own."""
+        """Return whether other cases are left, each of which has a label map of its own.
+
+        Args:
+            error: Error of the case that failed.
+            case: Case that failed.
+            others: Cases that are still to be made.
+        """
         return bool(others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Return the label map of a case, and the case with that map's lesions, their volumes, and its organs.
 
         If the case requests lesions, they are planted in the map in place of its own.
+
+        Args:
+            case: Planned case with the index of its map.
+            seed: Seed of the planting of requested lesions.
+
+        Returns:
+            Label map with its grid, the case as realised, and the map's origin.
 
         Raises:
             BankError: The map cannot be used; the message names its file.
@@ -316,7 +334,15 @@ def _choose_centre(bank_map: BankMap, extent_mm: NDArray[np.float64]) -> NDArray
 
 
 def part_inside(own: Grid, grid: Grid) -> tuple[slice, slice, slice]:
-    """Return the slices of the voxels of a grid whose centres lie within another grid with the same axis directions."""
+    """Return the slices of the voxels of a grid whose centres lie within another grid with the same axis directions.
+
+    Args:
+        own: Grid that limits the part.
+        grid: Grid whose voxels are cut, with the same axis directions.
+
+    Returns:
+        Slices along I, J, K of ``grid``; of no width along an axis on which nothing lies inside.
+    """
     corners = np.array([[-0.5, -0.5, -0.5, 1.0], [*(side - 0.5 for side in grid.shape), 1.0]])
     first, stop = (np.linalg.solve(own.affine, grid.affine) @ corners.T).T[:, :3]
     low, high = (np.maximum(np.ceil(np.round(corner, DECIMALS)), 0).astype(int) for corner in (first, stop))

@@ -53,6 +53,13 @@ class MapSource(Protocol):
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw a label map with the lesions of a case and no others, in which all required organs are present.
 
+        Args:
+            case: Planned case with its lesions and required organs.
+            seed: Seed of everything random.
+
+        Returns:
+            Label map with its grid, the case with realised lesions, and the map's origin.
+
         Raises:
             LesionError: A lesion finds no room, or none of that size is available.
             BankError: No map has what is needed.
@@ -237,6 +244,11 @@ def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> Drawn
 
 
 def has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:
-    """Whether an ``(I, J, K)`` label map contains every one of the given ids."""
+    """Whether an ``(I, J, K)`` label map contains every one of the given ids.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        label_ids: Ids that must occur.
+    """
     counts = np.bincount(label_map.ravel(), minlength=256)
     return all(counts[label_id] > 0 for label_id in label_ids)

@@ -97,11 +97,24 @@ class PlantSource(BankedSource):
     max_bases: int = MAX_BASES
 
     def leaves_hope(self, error: LesionError | BankError, case: CasePlan, others: Sequence[CasePlan]) -> bool:
-        """Return whether other cases may succeed after a failure: planting a larger lesion is never easier."""
+        """Return whether other cases may succeed after a failure: planting a larger lesion is never easier.
+
+        Args:
+            error: Error of the case that failed.
+            case: Case that failed.
+            others: Cases that are still to be made.
+        """
         return not all(other.asks_for_all_of(case) for other in others)
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw a label map with the lesions of a case and no others, in which all required organs are present.
+
+        Args:
+            case: Planned case with its lesions and required organs.
+            seed: Seed of everything random.
+
+        Returns:
+            Label map with its grid, the case with realised lesions, and the map's origin.
 
         Raises:
             LesionError: A lesion found no room in ``max_bases`` maps, or cannot find any.
@@ -113,6 +126,13 @@ class PlantSource(BankedSource):
         """Draw one label map per twin, all of one patient: the same lesion in several sizes, or in several hosts.
 
         The case with the largest lesion decides on the patient; smaller lesions are inner parts of the largest.
+
+        Args:
+            cases: Cases of one group of twins.
+            seed: Seed of everything random, the same for all.
+
+        Returns:
+            One label map per case, in the same order.
 
         Raises:
             LesionError: The lesions found no room in ``max_bases`` maps, or cannot find any.
@@ -214,6 +234,13 @@ class BankSource(BankedSource):
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw a label map of the bank that contains the lesions of a case, and all required organs.
+
+        Args:
+            case: Planned case with its lesions and required organs.
+            seed: Seed of everything random.
+
+        Returns:
+            Label map with its grid, the case with realised lesions, and the map's origin.
 
         Raises:
             LesionError: The volumes of all lesions in the bank are far from the requested one.
@@ -325,7 +352,18 @@ def _choose_lesions(bank: FolderBank, index: int, lesions: Sequence[Lesion]) -> 
 def match_volumes(
     label_map: NDArray[np.uint8], lesions: Sequence[Lesion], spacing_mm: Sequence[float]
 ) -> tuple[NDArray[np.uint8], tuple[Lesion, ...]] | None:
-    """Resize the lesions of a cut label map to the requested volumes; None if the cut lost, split or joined one."""
+    """Resize the lesions of a cut label map to the requested volumes; None if the cut lost, split or joined one.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        lesions: Requested lesions of the case.
+        spacing_mm: Voxel sides along I, J, K in mm.
+
+    Returns:
+        ``(I, J, K)`` label map with resized lesions, and the lesions as realised in it, in the given order; a lesion
+        that would have to change by more than a factor of ``MAX_RESIZE`` keeps its volume. None if the map does not
+        have exactly one connected lesion for each.
+    """
     voxel_ml = voxel_volume_ml(spacing_mm)
     realised: dict[int, Lesion] = {}
     for label_id in sorted({wish.label_id for wish in lesions}):

@@ -38,7 +38,12 @@ DEFORM_STRENGTH = 0.6
 
 
 def is_sized_organ(label_id: int, vocabulary: Vocabulary) -> bool:
-    """Whether a label that is requested with a size is an organ, which is resized instead of planted."""
+    """Whether a label that is requested with a size is an organ, which is resized instead of planted.
+
+    Args:
+        label_id: Vocabulary id of the label.
+        vocabulary: Vocabulary of the id.
+    """
     return vocabulary.label(label_id).kind == "organ"
 
 
@@ -62,6 +67,13 @@ class SizedOrganSource(BankedSource):
 
     def draw(self, case: CasePlan, seed: int) -> DrawnMap:
         """Draw a label map with the organs and lesions of a case, and no other lesions.
+
+        Args:
+            case: Planned case with its organs and lesions.
+            seed: Seed of everything random.
+
+        Returns:
+            Label map with its grid, the case as realised, and the map's origin.
 
         Raises:
             LesionError: The volumes of all such organs in the bank are far from the requested one, or a lesion does not

@@ -169,12 +169,16 @@ def parse_json(content: bytes) -> Any:
 
 
 def require_plain(document: Any) -> None:
-    """Raise for values in a document that later code cannot compute with, compare or write.
+    """Raise for values in a parsed document that later code cannot compute with, compare or write.
 
-    The document is checked level by level, without recursion.
+    The document is checked level by level, without recursion. Values of other types than those named below pass.
+
+    Args:
+        document: Result of a JSON or YAML parser: dicts, lists, strings, numbers, booleans and None.
 
     Raises:
-        ContentError: The document is nested too deeply, has integers beyond 64 bits, or invalid Unicode.
+        ContentError: Dicts and lists are nested more than ``MAX_DEPTH`` (64) levels deep, an integer needs more than 64
+            bits, or a string or a key cannot be written as UTF-8, such as a lone surrogate.
     """
     level = [document]
     for _ in range(MAX_DEPTH):

@@ -167,7 +167,12 @@ def take_lease(path: Path, *, has_lock: bool | None) -> Lease:
 
 
 def busy_folder(folder: Path, holder: Holder) -> CohortError:
-    """Return the error for a process that opens a cohort while another one writes to it."""
+    """Return the error for a process that opens a cohort while another one writes to it.
+
+    Args:
+        folder: Folder that is in use.
+        holder: Process that uses it, as far as it is known.
+    """
     who = f" ({spell_holder(holder)})" if holder.pid else ""
     return CohortError(
         f"{folder}: another process is working in this folder{who}. Wait for it to end, or choose another --out."

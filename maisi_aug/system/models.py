@@ -98,13 +98,22 @@ PathText = Annotated[str, BeforeValidator(_to_text)]
 
 
 def warn_of_spelling(old: str, new: str) -> None:
-    """Warn that an option or key is spelt as in an earlier release, and state the current spelling."""
+    """Warn that an option or key is spelt as in an earlier release, and state the current spelling.
+
+    Args:
+        old: Spelling that was used.
+        new: Spelling to use.
+    """
     sentence = f"{old} is an earlier spelling that the next release removes. Write {new}."
     warnings.warn(sentence, EarlierSpelling, stacklevel=3)
 
 
 def texts_of(values: Sequence[object], example: str) -> list[str]:
     """Check that all values are texts, and return them unchanged.
+
+    Args:
+        values: Values of a field.
+        example: Example of a right value.
 
     Raises:
         ValueError: A value is not text; the message contains ``example``.
@@ -117,6 +126,13 @@ def texts_of(values: Sequence[object], example: str) -> list[str]:
 
 def split_rule(text: str, example: str) -> tuple[str, str]:
     """Split ``LABEL=NAME`` of ``--map`` into the label in the user's files and its name in the vocabulary.
+
+    Args:
+        text: Rule as the user typed it.
+        example: Example of a right rule.
+
+    Returns:
+        Label and name, without surrounding spaces.
 
     Raises:
         ValueError: One side is missing; the message contains ``example``.

@@ -28,12 +28,22 @@ _CONTINUATION: Final = re.compile("\n(?=  )")
 
 
 def clean_value(text: str, max_length: int = MAX_VALUE) -> str:
-    """Clean a value for a message: one line, escaped control characters, and the middle of a long text left out."""
+    """Clean a value for a message: one line, escaped control characters, and the middle of a long text left out.
+
+    Args:
+        text: Text from an untrusted file or argument.
+        max_length: Length in characters above which the middle is left out.
+    """
     return shorten(_IN_VALUES.sub(_spell, text), max_length)
 
 
 def spell_count(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is one: ``1 real case``, ``3 real cases``."""
+    """Return a number with its noun, in the plural unless it is one: ``1 real case``, ``3 real cases``.
+
+    Args:
+        number: Number to write.
+        noun: Noun in the singular, whose plural ends in ``s``.
+    """
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -61,7 +71,12 @@ def clean_html(text: str) -> str:
 
 
 def clean_document(document: Any, clean: Callable[[str], str] = clean_markdown) -> Any:
-    """Return a copy of a JSON document with every text cleaned, including keys."""
+    """Return a copy of a JSON document with every text cleaned, including keys.
+
+    Args:
+        document: JSON values; not modified.
+        clean: Function that cleans one text; the default is for Markdown.
+    """
     if isinstance(document, str):
         return clean(document)
     if isinstance(document, Mapping):
@@ -82,7 +97,12 @@ def from_clean_document(to_markdown: Callable[[Mapping[str, Any]], str]) -> Call
 
 
 def shorten(text: str, max_length: int) -> str:
-    """Shorten a text to about a length: the middle of a longer text is replaced by its number of characters."""
+    """Shorten a text to about a length: the middle of a longer text is replaced by its number of characters.
+
+    Args:
+        text: Any text.
+        max_length: Length in characters above which it is shortened.
+    """
     if len(text) <= max_length:
         return text
     half = max_length // 2

@@ -14,17 +14,27 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def case_seed(cohort_seed: int, asked: str, case_index: int, attempt: int) -> int:
-    """Return the seed of one attempt at one case; it is the same in any order, shard, batch or engine.
+    """Return the seed of one attempt at one case; it depends on nothing but the arguments.
+
+    So a case is the same in whatever order, shard, batch, process or machine it is made.
 
     Args:
-        cohort_seed: Seed of the cohort.
-        asked: Text that describes the required content; cohorts with different requests show different patients.
-        case_index: Position in the cohort, from 0.
-        attempt: Number of the attempt, starting at 0.
+        cohort_seed: Seed of the cohort, as the user gave it.
+        asked: Text of what the case must contain, such as its label request; another text gives another patient.
+        case_index: Position of the case in the cohort, from 0.
+        attempt: Number of the attempt at this case, from 0.
+
+    Returns:
+        Non-negative integer below 2**63, for :func:`numpy_generator` and torch generators.
     """
     return derive_seed("case", cohort_seed, asked, case_index, attempt)
 
 
 def numpy_generator(seed: int, stream: str) -> np.random.Generator:
-    """Return an independent NumPy generator for a named stream of a seed, such as ``mask`` or ``augment``."""
+    """Return an independent NumPy generator for a named stream of a seed.
+
+    Args:
+        seed: Seed of a case, see :func:`case_seed`.
+        stream: Name of what is drawn, such as ``mask`` or ``augment``; other names give independent numbers.
+    """
     return np.random.default_rng(derive_seed(seed, stream))

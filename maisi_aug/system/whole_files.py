@@ -53,6 +53,11 @@ def write_whole(path: Path | str, content: bytes, *, is_new: bool = False) -> No
 def write_text_whole(path: Path | str, text: str, *, is_new: bool = False) -> None:
     """Write UTF-8 text with its line breaks unchanged, as :func:`write_whole` does.
 
+    Args:
+        path: File to write.
+        text: Content.
+        is_new: Whether an existing file is an error; otherwise it is replaced.
+
     Raises:
         VolumeError: The file cannot be written (no space, no permission, a path in use); nothing is left behind.
     """
@@ -63,6 +68,13 @@ def write_json_whole(
     path: Path | str, content: Any, *, is_new: bool = False, indent: int = 1, allow_nan: bool = False
 ) -> None:
     """Write JSON in UTF-8 without escapes and with a final newline, as :func:`write_whole` does.
+
+    Args:
+        path: File to write.
+        content: JSON values.
+        is_new: Whether an existing file is an error; otherwise it is replaced.
+        indent: Spaces per level.
+        allow_nan: Whether NaN and infinity are written as JavaScript does.
 
     Raises:
         ValueError: The content has NaN or infinity, which JSON lacks, and ``allow_nan`` is False.
@@ -89,7 +101,12 @@ def sha256_of(path: Path | str) -> str:
 
 
 def is_leftover_of(path: Path, name: str) -> bool:
-    """Whether a file was left by a process that was killed while writing the file of the given name."""
+    """Whether a file was left by a process that was killed while writing the file of the given name.
+
+    Args:
+        path: File to judge, by its name alone.
+        name: Name of the file that was being written.
+    """
     return path.name.startswith(f".{name}.") and path.name.endswith(TEMPORARY_SUFFIX)
 
 

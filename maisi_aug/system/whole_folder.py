@@ -192,6 +192,10 @@ def _naming_lock(folder: Path) -> Iterator[None]:
 def link_or_copy(source: Path, target: Path) -> bool:
     """Hard-link or copy a file to a new path; an existing file is never overwritten.
 
+    Args:
+        source: Existing file; of a symbolic link, the file that it points to is linked.
+        target: New path, whose folder exists.
+
     Returns:
         Whether it is a hard link.
 
@@ -210,6 +214,10 @@ def link_or_copy(source: Path, target: Path) -> bool:
 
 def copy_new(source: Path, target: Path) -> None:
     """Copy a file to a path that does not exist yet.
+
+    Args:
+        source: Existing file.
+        target: New path, whose folder exists.
 
     Raises:
         ExportError: The path exists; it could be a link to another file, which would be overwritten.

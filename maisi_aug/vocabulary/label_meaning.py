@@ -58,7 +58,15 @@ UNKNOWN = Meaning(None)
 
 
 def find_label_id(name: str, vocabulary: Vocabulary) -> int | None:
-    """Return the vocabulary's id for a label name that stands alone; None if it has none."""
+    """Return the vocabulary's id for a label name, read without its neighbours in a dataset.
+
+    Args:
+        name: Name as a dataset has it, such as ``Liver`` or ``kidney_right``.
+        vocabulary: Vocabulary to look it up in.
+
+    Returns:
+        The id; None if no label of the vocabulary has that meaning.
+    """
     return _read_alone(name, vocabulary)[0].label_id
 
 

@@ -49,7 +49,12 @@ def regions_of(label_ids: Iterable[int]) -> Regions | None:
 
 
 def covers(regions: Regions, wanted: Regions) -> bool:
-    """Whether a range of body regions includes another range."""
+    """Whether a range of body regions includes another range.
+
+    Args:
+        regions: Uppermost and lowest region of the outer range, names of ``BODY_REGIONS``.
+        wanted: Uppermost and lowest region of the inner range.
+    """
     (top, bottom), (first, last) = ([BODY_REGIONS.index(region) for region in pair] for pair in (regions, wanted))
     return top <= first and last <= bottom
 

@@ -98,7 +98,15 @@ class SizeDistribution:
         return (above - 1 + share) / (NUM_QUANTILES - 1)
 
     def cut(self, low_ml: float, high_ml: float) -> tuple[float, ...]:
-        """Return the 21 quantiles in mL of the distribution restricted to lesions in ``[low_ml, high_ml]``."""
+        """Return the quantiles of the distribution among lesions of a range of volumes.
+
+        Args:
+            low_ml: Smallest volume in mL.
+            high_ml: Largest volume in mL.
+
+        Returns:
+            21 volumes in mL, ascending: the quantiles 0, 0.05, ..., 1.
+        """
         first, last = self.percentile(low_ml), self.percentile(high_ml)
         steps = (step / (NUM_QUANTILES - 1) for step in range(NUM_QUANTILES))
         return tuple(self.volume_ml(min(1.0, first + step * (last - first))) for step in steps)

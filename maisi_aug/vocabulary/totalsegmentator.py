@@ -201,6 +201,9 @@ def totalsegmentator_mapping(version: TotalSegmentatorVersion) -> dict[int, int]
 def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
     """Return id -> class name of one of TotalSegmentator's further tasks, without the background.
 
+    Args:
+        task: Name of the task, as TotalSegmentator's option ``--task`` takes it.
+
     Raises:
         VocabularyError: The task is unknown.
     """
@@ -214,6 +217,9 @@ def totalsegmentator_task_names(task: TotalSegmentatorTask) -> dict[int, str]:
 def totalsegmentator_task_mapping(task: TotalSegmentatorTask) -> dict[int, int]:
     """Return a further task's id -> MAISI's id, with 0 -> 0, and body for classes that MAISI lacks.
 
+    Args:
+        task: Name of the task, as TotalSegmentator's option ``--task`` takes it.
+
     Raises:
         VocabularyError: The task is unknown.
     """
@@ -225,7 +231,10 @@ def to_totalsegmentator(version: TotalSegmentatorVersion) -> dict[int, int]:
     """Return MAISI's id -> TotalSegmentator's id, for labels that are exactly one of its classes, and the background.
 
     In v1 the heart is divided into five classes, which MAISI's label map does not distinguish, so that it has no id
-    there.  Args:     version: ``v1``, ``v2`` or ``v3``.
+    there.
+
+    Args:
+        version: ``v1``, ``v2`` or ``v3``.
 
     Raises:
         VocabularyError: The version is unknown.

@@ -22,7 +22,15 @@ TOUCHING = np.ones((3, 3, 3), dtype=bool)
 
 
 def bounding_box(mask: Mask, *, margin: int = 0) -> Box:
-    """Return the smallest box around a mask, with a margin in voxels inside the array; empty for an empty mask."""
+    """Return the smallest box around a mask, such that ``mask[box]`` holds all of it.
+
+    Args:
+        mask: Mask of any number of axes.
+        margin: Voxels to add on every side, as far as the array reaches.
+
+    Returns:
+        One slice per axis; slices of no width for an empty mask.
+    """
     box = []
     for axis in range(mask.ndim):
         hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
@@ -90,7 +98,11 @@ def label_parts(mask: Mask) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
 
 
 def connected_parts(mask: Mask) -> Iterator[tuple[Box, Mask]]:
-    """Yield the connected components of a mask in scan order, each as its smallest box and its mask in that box."""
+    """Yield the connected components of a mask in scan order.
+
+    Yields:
+        Smallest box of the component (a slice per axis of ``mask``), and its mask inside this box.
+    """
     outer = bounding_box(mask)
     parts, num_parts = label_parts(mask[outer])
     for number, inner in enumerate(ndimage.find_objects(parts) if num_parts else (), start=1):
@@ -108,7 +120,15 @@ def part_sizes(mask: Mask) -> list[int]:
 
 
 def is_any_of(label_map: NDArray[Any], label_ids: Iterable[int]) -> Mask:
-    """Return the mask of voxels that have one of the given ids."""
+    """Return the mask of voxels that have one of the given ids.
+
+    Args:
+        label_map: Integer label ids, of any shape.
+        label_ids: Ids to look for; those that the map's dtype cannot hold are found nowhere.
+
+    Returns:
+        Boolean mask of the label map's shape.
+    """
     ids = sorted(set(label_ids))
     if label_map.dtype != np.uint8:
         return np.isin(label_map, ids)
@@ -119,7 +139,15 @@ def is_any_of(label_map: NDArray[Any], label_ids: Iterable[int]) -> Mask:
 
 
 def measure_dice(expected: Mask, found: Mask) -> float | None:
-    """Return the Dice coefficient of two masks of one shape; None if the expected mask is empty."""
+    """Return the Dice coefficient of two masks.
+
+    Args:
+        expected: Reference mask.
+        found: Mask of the same shape that is compared with it.
+
+    Returns:
+        Value in [0, 1]; None if the expected mask is empty.
+    """
     in_both, in_expected, in_found = (int(np.count_nonzero(mask)) for mask in (expected & found, expected, found))
     return _to_dice(in_both, in_expected, in_found)
 

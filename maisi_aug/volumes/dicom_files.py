@@ -163,6 +163,10 @@ def whole_number(header: Dataset, keyword: str, path: Path | str, default: int |
 def require_pixels(dataset: Dataset, path: Path) -> None:
     """Raise if a DICOM header announces more pixels than the file can hold, for which pydicom would allocate memory.
 
+    Args:
+        dataset: Header with the stored, perhaps compressed, pixels.
+        path: Name of the file in messages.
+
     Raises:
         VolumeError: The file is too short, or the number of pixels is missing.
     """
@@ -178,7 +182,15 @@ def require_pixels(dataset: Dataset, path: Path) -> None:
 
 
 def items_of(header: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence in a DICOM header; empty if it is missing, empty or not a sequence."""
+    """Return the items of a sequence in a DICOM header.
+
+    Args:
+        header: DICOM header.
+        keyword: Keyword of the sequence, such as ``SegmentSequence``.
+
+    Returns:
+        The items in their order; an empty list if the element is missing, empty or not a sequence.
+    """
     from pydicom.sequence import Sequence
 
     value = header.get(keyword)
@@ -186,7 +198,13 @@ def items_of(header: Dataset, keyword: str) -> list[Dataset]:
 
 
 def kind_of(path: Path) -> Kind:
-    """Return the kind of object in a DICOM file, such as image, segmentation or structure set."""
+    """Return what a DICOM file holds, judged by its SOP class and by whether its header has ``Rows``; never raises.
+
+    Returns:
+        ``slices`` for an image, of one frame or several; ``segmentation`` for SEG, ``structures`` for an RT structure
+        set; ``other`` for everything else, such as a dose or a report; ``damaged`` for a file that is missing, not
+        DICOM, unreadable or without a SOP class.
+    """
     try:
         return kind_of_header(read_header(path, ("SOPClassUID", "Rows")))
     except VolumeError:
@@ -194,7 +212,14 @@ def kind_of(path: Path) -> Kind:
 
 
 def kind_of_header(header: Dataset) -> Kind:
-    """Return the kind of object that a DICOM header describes."""
+    """Return what the object of a DICOM header holds; never raises.
+
+    Args:
+        header: Header with at least ``SOPClassUID`` and, for images, ``Rows``.
+
+    Returns:
+        ``slices``, ``segmentation``, ``structures`` or ``other``, as for :func:`kind_of`.
+    """
     sop_class = str(header.get("SOPClassUID", ""))
     if sop_class in SEGMENTATION_CLASSES:
         return "segmentation"

@@ -212,6 +212,13 @@ def _read_rescale(find: Any, subject: str) -> tuple[float, float]:
 def stack_slices(frames: Sequence[Frame], subject: Path | str) -> Stack:
     """Sort the slices of a DICOM image by position, and check that they form an even stack.
 
+    Args:
+        frames: Geometry of the slices, at least one, in any order.
+        subject: Name of the image in messages.
+
+    Returns:
+        The stack: the place of each frame along the normal, number of slices, rows and columns, and affine.
+
     Raises:
         VolumeError: Slices differ in orientation, spacing or size, two have the same position, some are missing, or the
             thickness of a single slice is unknown.

@@ -75,7 +75,17 @@ def read_dicom_image(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_dicom_grid(path: Path) -> tuple[tuple[int, int, int], NDArray[np.float64]]:
-    """Return shape and affine that :func:`read_dicom_image` returns, from headers only."""
+    """Return the grid of a DICOM image from headers only, without its voxels.
+
+    Args:
+        path: File with several frames, or folder of a series.
+
+    Returns:
+        Number of columns, rows and slices, and the ``(4, 4)`` affine from (column, row, slice) to RAS+ mm.
+
+    Raises:
+        VolumeError: The slices cannot be read, or do not form an even stack.
+    """
     _, stack = _lay_out(_find_series(path, has_pixels=False), path)
     return (stack.sides[1], stack.sides[0], stack.num_slices), stack.affine
 

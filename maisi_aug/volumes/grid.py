@@ -48,7 +48,15 @@ class Grid:
 
     @classmethod
     def from_spacing(cls, shape: Shape, spacing_mm: Spacing) -> Grid:
-        """Return an axis-aligned RAS+ grid with a shape and a spacing in mm, centred on the world origin."""
+        """Return an axis-aligned RAS+ grid that is centred on the world origin.
+
+        Args:
+            shape: Number of voxels along I, J, K.
+            spacing_mm: Voxel sides along I, J, K in mm.
+
+        Raises:
+            GridError: A side or a step is not positive.
+        """
         affine = np.diag([*spacing_mm, 1.0]).astype(np.float64)
         affine[:3, 3] = -0.5 * (np.asarray(shape) - 1) * np.asarray(spacing_mm)
         return cls(shape, affine)
@@ -84,7 +92,12 @@ class Grid:
         return (i, j, k)
 
     def cut(self, first: Sequence[float] | NDArray[Any], shape: Sequence[int]) -> Grid:
-        """Return the grid of a given shape whose first voxel is voxel ``first`` of this grid."""
+        """Return a grid with the same voxels, which begins at another voxel; it may reach beyond this grid.
+
+        Args:
+            first: Index of its first voxel in this grid, along I, J, K; may be negative or fractional.
+            shape: Its number of voxels along I, J, K.
+        """
         affine = self.affine.copy()
         affine[:3, 3] += affine[:3, :3] @ np.asarray(first)
         i, j, k = (int(side) for side in shape)
@@ -107,11 +120,20 @@ class Grid:
         return self.divided_into((i, j, k))
 
     def is_close(self, other: Grid, *, tolerance_mm: float = 1e-3) -> bool:
-        """Whether another grid has the same shape and, within a tolerance in mm, the same affine."""
+        """Whether another grid has the same shape and about the same affine.
+
+        Args:
+            other: The other grid.
+            tolerance_mm: Largest difference of any entry of the affines, in mm.
+        """
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=tolerance_mm))
 
     def require_multiple_of(self, factor: int, *, subject: str) -> None:
-        """Raise unless every side is a multiple of ``factor``.
+        """Raise unless every side is a multiple of a number.
+
+        Args:
+            factor: Number of voxels, at least 1.
+            subject: Name of the grid in the message.
 
         Raises:
             GridError: The message names the sides and the nearest suitable shape.
@@ -125,12 +147,18 @@ class Grid:
 
 
 def voxel_volume_ml(spacing_mm: Sequence[float]) -> float:
-    """Return the volume in mL of a voxel with orthogonal sides in mm."""
+    """Return the volume in mL of a voxel, from its three orthogonal sides in mm."""
     return float(np.prod(np.asarray(spacing_mm, dtype=np.float64))) / 1000.0
 
 
 def spell_grid(shape: Sequence[int], spacing_mm: Sequence[float], *, with_extent: bool = True) -> str:
-    """Describe a grid as ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``, optionally without its field of view."""
+    """Describe a grid in words, such as ``512x512x128 at 0.75x0.75x4 mm (384x384x512 mm)``.
+
+    Args:
+        shape: Number of voxels along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        with_extent: Whether to add the field of view in parentheses.
+    """
     extent = "x".join(f"{side * step:.0f}" for side, step in zip(shape, spacing_mm, strict=True))
     words = f"{'x'.join(map(str, shape))} at {'x'.join(f'{step:.4g}' for step in spacing_mm)} mm"
     return f"{words} ({extent} mm)" if with_extent else words

@@ -134,7 +134,11 @@ def unpack_gzip(content: bytes, max_bytes: int) -> bytes:
 
 
 def unpack_start(content: bytes, num_bytes: int) -> bytes:
-    """Return the first bytes that gzip bytes unpack to; fewer if there are no more.
+    """Return the first bytes that gzip bytes unpack to.
+
+    Args:
+        content: Compressed bytes, from the beginning of a gzip stream; may be cut off.
+        num_bytes: Largest number of unpacked bytes to return; fewer if there are no more.
 
     Raises:
         ContentError: The compressed data are damaged.

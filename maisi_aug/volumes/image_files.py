@@ -274,7 +274,15 @@ def take_image(image: Any, affine: Any = None, *, subject: str) -> Volume:
 
 
 def take_label_map(image: Any, affine: Any = None, *, subject: str) -> Volume:
-    """Convert a label map in memory to a volume, with the checks of :func:`load_label_map`; see :func:`take_image`.
+    """Convert a label map in memory to a volume, with the checks of :func:`load_label_map`.
+
+    Args:
+        image: Integers ``(I, J, K)``, or an image of nibabel, SimpleITK or MONAI; see :func:`take_image`.
+        affine: ``(4, 4)`` matrix from voxel index to RAS+ mm, for an array only.
+        subject: Name of the map in messages.
+
+    Returns:
+        ``array``, ``(I, J, K)`` ids in RAS+ in the smallest unsigned integer type for them, and ``grid``.
 
     Raises:
         VolumeError: The map is not a volume, has values that are not labels, or its geometry is unknown.

@@ -71,6 +71,10 @@ def read_with_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
 def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """Return voxels and affine of a SimpleITK image, as :func:`read_with_itk` does for a file.
 
+    Returns:
+        Voxels with axes in the image's own order I, J, K, of its dtype; and the ``(4, 4)`` affine from voxel index to
+        RAS+ mm.
+
     Raises:
         ContentError: The image has several values per voxel.
     """
@@ -81,7 +85,11 @@ def take_itk_image(image: Any) -> tuple[NDArray[Any], NDArray[np.float64]]:
 
 
 def read_itk_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return shape and affine that :func:`read_with_itk` returns, from the header only.
+    """Return the geometry of a file from its header only, without its voxels.
+
+    Returns:
+        Number of voxels along the file's axes, and the ``(4, 4)`` affine from voxel index to RAS+ mm, as
+        :func:`read_with_itk` returns them.
 
     Raises:
         ContentError: ITK cannot read the file.

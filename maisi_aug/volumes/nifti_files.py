@@ -82,7 +82,11 @@ def parse_nifti(
 
 
 def read_nifti_grid(path: Path) -> tuple[tuple[int, ...], NDArray[np.float64]]:
-    """Return shape and affine that :func:`parse_nifti` returns, from the header of a file only.
+    """Return the geometry of a NIfTI file from its header only, without its voxels.
+
+    Returns:
+        Number of voxels along the file's axes, and the ``(4, 4)`` affine from voxel index to RAS+ mm, as
+        :func:`parse_nifti` returns them.
 
     Raises:
         ContentError: The file is damaged.
@@ -184,7 +188,7 @@ def _count_promised(header: Any) -> int:
 
 
 def affine_of(read: Any, sides: Sequence[int], stored: bytes, subject: Path | str) -> NDArray[np.float64]:
-    """Return the affine of a NIfTI header from voxel indices to RAS+ millimetres, converted from the header's unit.
+    """Return the ``(4, 4)`` affine of a NIfTI header from voxel index to RAS+ mm, converted from the header's unit.
 
     Args:
         read: Header as nibabel reads it, NIfTI-1 or NIfTI-2.

@@ -38,16 +38,18 @@ _PAIRS = ((0, 1), (0, 2), (1, 2))
 def resample_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fill: float = -1000.0) -> NDArray[Scalar]:
     """Resample an image linearly, smoothed beforehand along axes on which the target is coarser.
 
-    The smoothing is a Gaussian of ``(factor - 1) / 2`` source voxels, where the factor is the target's step.
+    The smoothing is a Gaussian with a standard deviation of ``(factor - 1) / 2`` source voxels, where ``factor`` is the
+    target's step along the source axis in source voxels. Axes with a factor of 1 or less are not smoothed.
 
     Args:
-        image: ``(I, J, K)`` values on the source grid; not modified.
-        source: Grid of the image.
-        target: Grid of the result.
-        fill: Value outside the source's field of view.
+        image: ``(I, J, K)`` values on the source grid, of any integer or float dtype; not modified.
+        source: Grid of the image: its shape and its affine from voxel index to RAS+ mm.
+        target: Grid of the result; its axes may have other spacings, directions and another origin.
+        fill: Value of target voxels whose centre lies outside the source's voxels; the default is air in HU.
 
     Returns:
-        ``(I, J, K)`` values on the target grid, of the image's dtype; integers are rounded. Equal grids give a copy.
+        ``(I, J, K)`` values of the target's shape and the image's dtype; integers are rounded and clipped to the range
+        of the dtype. Equal grids give an unchanged copy.
 
     Raises:
         GridError: The image does not have the source grid's shape.
@@ -71,10 +73,11 @@ def interpolate_image(image: NDArray[Scalar], source: Grid, target: Grid, *, fil
         image: ``(I, J, K)`` values on the source grid; not modified.
         source: Grid of the image; its axes may meet at any angle.
         target: Grid of the result.
-        fill: Value outside the source's field of view.
+        fill: Value of target voxels whose centre lies outside the source's voxels.
 
     Returns:
-        ``(I, J, K)`` values on the target grid, of the image's dtype; integers are rounded.
+        ``(I, J, K)`` values of the target's shape and the image's dtype; integers are rounded and clipped to the range
+        of the dtype.
 
     Raises:
         GridError: The image does not have the source grid's shape.
@@ -399,7 +402,16 @@ def straighten_image(image: NDArray[Scalar], source: Grid, target: Grid) -> NDAr
 
 
 def straighten_label_map(label_map: NDArray[Scalar], source: Grid, target: Grid) -> NDArray[Scalar]:
-    """Resample a sheared label map to an orthogonal grid, by the nearest label; beyond its voxels is background."""
+    """Resample a sheared label map to an orthogonal grid, by the nearest label; beyond its voxels is background.
+
+    Args:
+        label_map: ``(I, J, K)`` label ids on the sheared grid; not modified.
+        source: Sheared grid.
+        target: Result of :func:`right_angled_grid`.
+
+    Returns:
+        ``(I, J, K)`` label ids on the target, of the label map's dtype; 0 beyond the source's voxels.
+    """
     return resample_label_map(label_map, source, target)
 
 

@@ -61,7 +61,16 @@ def write_known_bundle(
 
 
 def find_intact(folder: Path, name: str, origin: str) -> Bundle | None:
-    """Return the intact bundle that an earlier conversion of the same origin wrote to a folder, or None."""
+    """Return the bundle that an earlier conversion wrote to a folder, if nothing of it is missing or altered.
+
+    Args:
+        folder: Folder that may hold it, or not exist.
+        name: Name of the bundle.
+        origin: Repository or file that it was converted from, as ``bundle.yaml`` states it.
+
+    Returns:
+        The bundle; None for anything else.
+    """
     try:
         bundle = read_converted(folder, name, origin)
         if bundle is not None:
@@ -103,6 +112,12 @@ def convert_checkpoints(header: Mapping[str, Any], files: Mapping[str, Path], fo
 def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say, *, command: str) -> None:
     """Show the licence of a bundle's weights, and raise unless the user accepts it.
 
+    Args:
+        known: Bundle whose weights are to be written.
+        accept_licence: Function that is called with the bundle and returns whether its licence is accepted.
+        say: Called with a sentence that names the licence and its address, before the question.
+        command: Command to name in the error, which accepts the licence by an option.
+
     Raises:
         BundleError: It is not accepted; the message names the licence and the command to accept it.
     """
@@ -115,7 +130,16 @@ def require_accepted(known: KnownBundle, accept_licence: AcceptLicence, say: Say
 
 
 def write_licence(known: KnownBundle, folder: Path, *, command: str) -> None:
-    """Write the licence's notice and the time of acceptance next to the weights."""
+    """Write the licence's notice and the time of acceptance into ``LICENCE_FILE`` next to the weights.
+
+    Args:
+        known: Bundle with its notice.
+        folder: Folder of the weights.
+        command: Command by which the licence was accepted, to be recorded.
+
+    Raises:
+        VolumeError: The file cannot be written.
+    """
     when = datetime.now(UTC).isoformat(timespec="seconds")
     text = f"{known.notice}\n{known.licence_url}\n{ACCEPTED}{when} for '{command}'.\n"
     write_text_whole(folder / LICENCE_FILE, text)
@@ -151,6 +175,11 @@ def read_converted(folder: Path, name: str, origin: str) -> Bundle | None:
 
 def require_free(folder: Path, name: str, origin: str) -> None:
     """Raise unless a folder is new or empty, or contains only an earlier copy of the same bundle, altered or not.
+
+    Args:
+        folder: Folder that a bundle is to be written to.
+        name: Name of the bundle.
+        origin: Repository or file that it is converted from, as ``bundle.yaml`` states it.
 
     Raises:
         BundleError: It holds anything else.

@@ -98,7 +98,12 @@ def note_masks(
 
 
 def copy_without_masks(bundle: Bundle, folder: Path) -> None:
-    """Copy a bundle to an empty folder without its mask networks; files are hard-linked if the disk supports it."""
+    """Copy a bundle without its mask networks; files are hard-linked if the disk supports it.
+
+    Args:
+        bundle: Bundle to copy.
+        folder: Existing, empty folder.
+    """
     masks = bundle.spec.mask_generation
     own = {named.file for role, named in bundle.spec.weights.items() if role in MASK_ROLES}
     own |= {masks.size_conditions.file} if masks else set()

@@ -118,7 +118,14 @@ def take_state_dict(checkpoint: Mapping[str, Any], role: str, *, subject: str) -
 
 
 def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str | None, dict[str, Tensor]]:
-    """Return the state dict in the checkpoint of an unknown network, and the key that nests it, if any.
+    """Return the state dict in the checkpoint of an unknown network.
+
+    Args:
+        checkpoint: Content of the checkpoint.
+        subject: Name of the file in messages.
+
+    Returns:
+        Key of the checkpoint that nests the state dict, None if it is the checkpoint itself; and name -> tensor.
 
     Raises:
         BundleError: There is no state dict; the keys that were found are named.
@@ -136,6 +143,10 @@ def find_state_dict(checkpoint: Mapping[str, Any], *, subject: str) -> tuple[str
 
 def take_scale_factor(checkpoint: Mapping[str, Any], *, subject: str) -> float:
     """Return the factor by which latents are multiplied for diffusion, from a checkpoint.
+
+    Args:
+        checkpoint: Content of the checkpoint of a diffusion U-Net.
+        subject: Name of the file in messages.
 
     Raises:
         BundleError: The factor is missing or not a positive number.

@@ -345,10 +345,18 @@ def pull_shared(
 
 
 def read_spec(path: Path, repository: str) -> BundleSpec:
-    """Read the ``bundle.yaml`` of a shared bundle, and check that all paths in it stay inside its folder.
+    """Read the ``bundle.yaml`` of a shared bundle before anything else of it is downloaded.
+
+    Args:
+        path: The downloaded ``bundle.yaml``.
+        repository: Name of the repository, ``owner/name``, for messages only.
+
+    Returns:
+        The validated content. All weights and size conditions that it names are relative paths inside the bundle's
+        folder, and all weights are safetensors files.
 
     Raises:
-        BundleError: It does not validate, or names a file elsewhere.
+        BundleError: It is not YAML, does not validate, or names a file elsewhere or weights of another format.
     """
     content = read_yaml(path, f"Bundle {repository}", BundleError)
     with explain_problems(BundleSpec, f"Bundle {repository}: {BUNDLE_FILE}", BundleError, one_line=True):

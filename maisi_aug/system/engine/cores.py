@@ -29,7 +29,14 @@ def count_cores() -> int:
 
 
 def count_threads(num_workers: int) -> int:
-    """Return the number of threads per worker if several share this process's cores, limited by ``OMP_NUM_THREADS``."""
+    """Return the number of threads that each of several workers may use, so that together they fill the cores.
+
+    Args:
+        num_workers: Number of workers that share the cores of :func:`count_cores`; at least 1.
+
+    Returns:
+        Cores divided by workers, rounded down, but not more than ``OMP_NUM_THREADS`` if that is set; at least 1.
+    """
     return limit_threads(count_cores() // num_workers)
 
 

@@ -90,7 +90,12 @@ class Hand(Protocol[Item]):
         ...
 
     def hand_out(self, key: int, item: Item) -> None:
-        """Send the worker an item with its number."""
+        """Send the worker an item with its number.
+
+        Args:
+            key: Number of the item, under which its result is reported.
+            item: Item of work.
+        """
         ...
 
     def bury(self) -> Ending:

@@ -99,7 +99,13 @@ class Watch(Protocol):
     """
 
     def __call__(self, worker: str, event: str, details: tuple[Any, ...]) -> None:
-        """Report an event of a worker."""
+        """Report an event of a worker.
+
+        Args:
+            worker: Name of the worker, such as ``worker 1``.
+            event: Name of the event, such as ``opens``.
+            details: Further values of the event.
+        """
         ...
 
 

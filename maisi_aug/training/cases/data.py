@@ -48,7 +48,13 @@ class Ahead(Generic[Batch]):
         self._pending: dict[tuple[Draw[Batch], int, Share], Future[Batch]] = {}
 
     def __call__(self, draw: Draw[Batch], step: int, share: Share = WHOLE) -> Batch:
-        """Return a share of a step's batch, which ``draw`` computes from its arguments alone."""
+        """Return a share of a step's batch, which ``draw`` computes from its arguments alone.
+
+        Args:
+            draw: Function from step and share to the batch.
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+        """
         if self._pool is None:
             return draw(step, share)
         pending = self._pending.pop((draw, step, share), None)
@@ -87,10 +93,20 @@ class CaseStore(Protocol):
         """Return shape, spacing, modality and regions of a case, without reading its voxels."""
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` vocabulary ids of a case or of a box of it; read-only."""
+        """Return ``(I, J, K)`` vocabulary ids of a case or of a box of it; read-only.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` HU of a case or of a box of it; read-only."""
+        """Return ``(I, J, K)`` HU of a case or of a box of it; read-only.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
 
 
 class Memory:
@@ -107,7 +123,12 @@ class Memory:
         self._lock = Lock()  # batches are drawn ahead in a thread of their own
 
     def get(self, key: Hashable, read: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """Return the array of a key from the cache, or read it with ``read`` and keep it."""
+        """Return the array of a key from the cache, or read it with ``read`` and keep it.
+
+        Args:
+            key: Key of the array.
+            read: Function that reads it.
+        """
         with self._lock:
             if key in self._arrays:
                 self._arrays.move_to_end(key)
@@ -141,7 +162,13 @@ class PhantomStore:
         self._num_cases = 0
 
     def ensure(self, num_cases: int, *, report: Report = report_nothing, num_workers: int | None = None) -> None:
-        """Build those of the first ``num_cases`` phantoms that are missing."""
+        """Build those of the first ``num_cases`` phantoms that are missing.
+
+        Args:
+            num_cases: Number of phantoms that there must be.
+            report: Progress callback, called with (phantoms built, phantoms to build).
+            num_workers: Number of processes; None for one per core.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
         tasks = [(self.path_of(index), self.seed, index, self.shape, self.spacing_mm) for index in missing]
@@ -168,11 +195,21 @@ class PhantomStore:
         return CaseFacts(self.shape, self.spacing_mm, str(self._read(index, "modality")))
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` uint8 vocabulary ids of a phantom, or of a box of it."""
+        """Return ``(I, J, K)`` uint8 vocabulary ids of a phantom, or of a box of it.
+
+        Args:
+            index: Number of the phantom, from 0.
+            box: Slices along I, J, K; the whole phantom when empty.
+        """
         return self._read(index, "label_map")[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it."""
+        """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it.
+
+        Args:
+            index: Number of the phantom, from 0.
+            box: Slices along I, J, K; the whole phantom when empty.
+        """
         return self._read(index, "image_hu")[box]
 
     def _read(self, index: int, name: str) -> NDArray[Any]:
@@ -181,7 +218,12 @@ class PhantomStore:
 
 
 def read_array(path: Path, name: str) -> NDArray[Any]:
-    """Return one array of an ``.npz`` archive, by its name."""
+    """Return one array of an ``.npz`` archive, by its name.
+
+    Args:
+        path: Archive, read without pickles.
+        name: Name of the array in it.
+    """
     with np.load(path, allow_pickle=False) as stored:
         array: NDArray[Any] = stored[name]
     return array
@@ -228,10 +270,19 @@ def encode_store(
     """Encode every case of a store once; latents are kept on disk under the hash of the encoder's weights.
 
     The posterior mean is kept instead of a sample, because sampling adds noise that diffusion would have to learn. The
-    scale factor brings the standard deviation over all latents to ``deviation``.  Args:     store: Training cases.
-    autoencoder: Autoencoder in evaluation mode, on ``device``.     folder: Folder of the kept latents.
-    weights_hash: SHA-256 of the autoencoder's weights.     deviation: Standard deviation of scaled latents.     device:
-    Device on which images are encoded.     report: Progress callback, called with (cases done, cases in all).
+    scale factor brings the standard deviation over all latents to ``deviation``.
+
+    Args:
+        store: Training cases.
+        autoencoder: Autoencoder in evaluation mode, on ``device``.
+        folder: Folder of the kept latents, which go to ``latents-HASH`` in it, a ``.npy`` file per case.
+        weights_hash: SHA-256 of the autoencoder's weights.
+        deviation: Standard deviation of scaled latents.
+        device: Name of the torch device on which images are encoded.
+        report: Progress callback, called with (cases done, cases in all).
+
+    Returns:
+        Latents in the order of the cases, not yet scaled, and their scale factor.
 
     Raises:
         TrainingError: The store is empty.
@@ -276,12 +327,26 @@ def load_or_encode(
 
 
 def measure_scale_factor(latents: Sequence[Tensor], deviation: float) -> float:
-    """Return the factor that brings the standard deviation over all latents to a value."""
+    """Return the factor that brings the standard deviation over all latents to a value.
+
+    Args:
+        latents: One ``(C, i, j, k)`` latent per case, of any sizes.
+        deviation: Standard deviation that scaled latents have.
+    """
     power = torch.stack([latent.float().var() + latent.float().mean() ** 2 for latent in latents]).mean()
     centre = torch.stack([latent.float().mean() for latent in latents]).mean()
     return deviation / float((power - centre**2).sqrt())
 
 
 def encode_image(image_hu: NDArray[np.int16], encoder: Encoder, device: str) -> Tensor:
-    """Return the posterior mean ``(C, i, j, k)`` of an ``(I, J, K)`` image, in parts where memory is short."""
+    """Return the posterior mean ``(C, i, j, k)`` of an ``(I, J, K)`` image, in parts where memory is short.
+
+    Args:
+        image_hu: ``(I, J, K)`` image in HU.
+        encoder: Encoder of the autoencoder.
+        device: Name of the torch device on which it runs.
+
+    Returns:
+        ``(C, i, j, k)`` latent on the device, not scaled.
+    """
     return encoder.encode(hu_to_unit(torch.from_numpy(image_hu)).to(device)[None, None])[0]

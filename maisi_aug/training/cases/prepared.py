@@ -89,6 +89,10 @@ class PreparedStore:
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
         """Return ``(I, J, K)`` uint8 vocabulary ids of a case, or of a box of it.
 
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+
         Raises:
             PreparationError: The file has another shape than it was prepared with.
             VolumeError: The file cannot be read.
@@ -96,7 +100,12 @@ class PreparedStore:
         return self._read(index, "label", np.uint8)[box]
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
-        """Return ``(I, J, K)`` int16 HU of a case, or of a box of it; raises as :meth:`label_map` does."""
+        """Return ``(I, J, K)`` int16 HU of a case, or of a box of it; raises as :meth:`label_map` does.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
         return self._read(index, "image", np.int16)[box]
 
     def encode(

@@ -48,6 +48,11 @@ def resolve_finetuning(request: FinetuneRequest, base: Bundle, device: str) -> F
     Mixed precision is used on CUDA devices only, if the base tolerates it: on processors that compute in bfloat16,
     gradients of convolutions were not always finite.
 
+    Args:
+        request: What the user requests.
+        base: Bundle to start from.
+        device: Name of the torch device that trains.
+
     Raises:
         GridError: A side of the crop is not a multiple of the base's grid factor.
         TrainingError: The region contrastive loss is requested for a base that predicts noise; in MAISI only rectified
@@ -88,6 +93,13 @@ def _to_latent(crop_shape: Shape, base: Bundle) -> Shape:
 def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, PreparedDataset]:
     """Split prepared cases into those to train on, and those of one fold to validate on.
 
+    Args:
+        dataset: Prepared cases.
+        fold: Number of the fold to hold out.
+
+    Returns:
+        The cases to train on, and those to validate on.
+
     Raises:
         TrainingError: There is only one patient, or all or none of them are in the fold.
         PreparationError: The fold does not exist.
@@ -104,6 +116,11 @@ def split_folds(dataset: PreparedDataset, fold: int) -> tuple[PreparedDataset, P
 
 def require_voxels(taught: tuple[TaughtLabel, ...], training: PreparedDataset, held_out: PreparedDataset) -> None:
     """Raise unless every label occurs in a training case; warn if it occurs in no held-out case.
+
+    Args:
+        taught: Labels to teach.
+        training: Cases to train on.
+        held_out: Cases to validate on.
 
     Raises:
         TrainingError: The message names the label.
@@ -131,6 +148,10 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
 
     For a base without grid limits, that is its default grid.
 
+    Args:
+        dataset: Prepared cases, all on one grid.
+        base: Bundle to start from.
+
     Raises:
         TrainingError: The message names both grids.
     """
@@ -154,6 +175,10 @@ def require_fitting_grid(dataset: PreparedDataset, base: Bundle) -> None:
 def require_one_shape(dataset: PreparedDataset, config: FinetuneConfig) -> None:
     """Raise if cases of different shapes would be put into one batch.
 
+    Args:
+        dataset: Prepared cases.
+        config: Settings with the number of cases per step.
+
     Raises:
         TrainingError: The message names the shapes.
     """
@@ -171,6 +196,11 @@ def describe_run(config: FinetuneConfig, base: Bundle, dataset: PreparedDataset)
 
     The held-out cases are included, because data that are prepared again with other folds might hold out cases that the
     run was trained on.
+
+    Args:
+        config: Resolved settings.
+        base: Bundle to start from.
+        dataset: Prepared cases.
     """
     return {
         "configuration": config.model_dump(mode="json", exclude=UNTOLD),
@@ -203,6 +233,10 @@ def open_run(folder: Path, described: dict[str, Any]) -> None:
     """Start a run in a new or empty folder, or continue the existing one.
 
     A run without a checkpoint may be restarted with other settings.
+
+    Args:
+        folder: Folder of the run, created if missing.
+        described: Result of :func:`describe_run`, which the folder keeps.
 
     Raises:
         TrainingError: The folder holds something else, or a run with other settings.

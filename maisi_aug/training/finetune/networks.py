@@ -57,6 +57,10 @@ class FinetuneNetworks:
 def load_trainable(base: Bundle, device: str) -> Networks:
     """Load the networks of a base for fine-tuning, with all parameters frozen.
 
+    Args:
+        base: Bundle to start from; its files are compared with their SHA-256.
+        device: Name of the torch device.
+
     Raises:
         BundleError: Files are altered or missing.
     """

@@ -30,6 +30,10 @@ HOST_SHARE = 0.15
 def find_source(name: str, dataset: PreparedDataset) -> Label:
     """Return the label of a prepared dataset that has a name.
 
+    Args:
+        name: Name or alias of the label.
+        dataset: Prepared data.
+
     Raises:
         TrainingError: The data have no voxel of it.
     """
@@ -143,14 +147,19 @@ def remap_table(
 ) -> tuple[NDArray[np.uint8], dict[str, int], dict[str, str]]:
     """Return the table from the ids of prepared label maps to those of the bundle that is trained.
 
+    Besides MAISI's labels, prepared data may have new labels, each with an id of its own. Those that are taught get
+    the id chosen for them; those that the base bundle was taught earlier get its id; each of the others is replaced by
+    its first host organ that is kept, or by the body.
+
     Args:
-        taught: Labels to teach.
+        taught: Labels to teach, with their ids in the data and in the new bundle.
         dataset: Prepared data.
         base: Bundle to start from.
 
     Returns:
-        ``(256,)`` table of new ids; name -> id of labels that the base learnt in slots and that occur in the data; and
-        name -> replacement of new labels that are neither taught nor known.
+        A tuple of three: the ``(256,)`` uint8 table, so that ``table[label_map]`` is the label map with the bundle's
+        ids; name of a new label that the base was taught earlier -> its id there; and name of a replaced label -> name
+        of the label that takes its voxels.
     """
     table = np.arange(256, dtype=np.uint8)
     replayed: dict[str, int] = {}
@@ -228,6 +237,10 @@ def choose_hosts(traits: LabelTraits) -> tuple[int, ...]:
 
 def choose_kind(name: str, traits: LabelTraits) -> tuple[Kind, str]:
     """Decide whether a label is a lesion or an organ, by its name, or by how many patients have it and how large it is.
+
+    Args:
+        name: Name of the label.
+        traits: Sizes of the label over the patients.
 
     Returns:
         The kind, and the reason as text.

@@ -45,7 +45,12 @@ class SlotStore:
         return len(self._store)
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        """Return ``(I, J, K)`` translated ids of a case, or of a box of it."""
+        """Return ``(I, J, K)`` translated ids of a case, or of a box of it.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
         ids = self._store.label_map(index, box)
         # Three times as fast as indexing the table with the ids.
         translated = bytearray(ids.tobytes()).translate(self._table)

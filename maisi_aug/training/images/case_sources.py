@@ -54,7 +54,18 @@ class PhantomSource:
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Encode the phantoms, and return their latents and no held-out latents; see :func:`encode_store`."""
+        """Encode the phantoms, and return their latents and no held-out latents; see :func:`encode_store`.
+
+        Args:
+            autoencoder: Autoencoder in evaluation mode, on ``device``.
+            weights_hash: SHA-256 of its weights.
+            deviation: Standard deviation of scaled latents.
+            device: Name of the torch device.
+            report: Progress callback, called with (cases done, cases in all).
+
+        Returns:
+            Latents of all phantoms, and None.
+        """
         latents = encode_store(
             self.store,
             autoencoder,
@@ -116,7 +127,18 @@ class PreparedSource:
     def encode(
         self, autoencoder: nn.Module, *, weights_hash: str, deviation: float, device: str, report: Report
     ) -> tuple[LatentSet, LatentSet | None]:
-        """Encode the cases, and return latents of training and held-out cases, with the scale factor of the former."""
+        """Encode the cases, and return latents of training and held-out cases, with the scale factor of the former.
+
+        Args:
+            autoencoder: Autoencoder in evaluation mode, on ``device``.
+            weights_hash: SHA-256 of its weights.
+            deviation: Standard deviation of scaled latents.
+            device: Name of the torch device.
+            report: Progress callback, called with (cases done, cases in all).
+
+        Returns:
+            Latents of the cases to train on, and of the held-out ones; None for those without a held-out fold.
+        """
         latents = self.training.encode(
             autoencoder, weights_hash=weights_hash, deviation=deviation, device=device, report=report
         )

@@ -52,7 +52,12 @@ class LabelRemover:
 
     @classmethod
     def of_taught(cls, taught: Sequence[TaughtLabel], vocabulary: Vocabulary) -> Self:
-        """Return a remover of the taught labels, including organs, and of no others."""
+        """Return a remover of the taught labels, including organs, and of no others.
+
+        Args:
+            taught: Labels that are taught.
+            vocabulary: Vocabulary of the bundle that is trained.
+        """
         return cls(_only_these_are_tumors(taught, vocabulary), with_cysts=False)
 
     def remove(self, label_map: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:

@@ -135,11 +135,24 @@ class FlowObjective(Stateless):
         return trained
 
     def on(self, store: CaseStore, latents: LatentSet) -> Self:
-        """Return an objective with the same networks and losses, but other cases."""
+        """Return an objective with the same networks and losses, but other cases.
+
+        Args:
+            store: Cases.
+            latents: Latents of these cases, in the same order.
+        """
         return replace(self, store=store, latents=latents)
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of a step's batch, with the figures to log: plain L1, and L1 inside lesions."""
+        """Return the loss of a share of a step's batch, with the figures to log: plain L1, and L1 inside lesions.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
@@ -415,7 +428,16 @@ def label_mean_error(
 
 
 def weigh_labels(label_maps: Tensor, lesion_ids: Sequence[int], lesion_weight: float) -> Tensor:
-    """Return ``(B, 256)`` weights of each case's labels: square root of their voxels, with a factor for lesions."""
+    """Return ``(B, 256)`` weights of each case's labels: square root of their voxels, with a factor for lesions.
+
+    Args:
+        label_maps: ``(B, I, J, K)`` vocabulary ids.
+        lesion_ids: Ids of the labels that count as lesions.
+        lesion_weight: Factor on their weights.
+
+    Returns:
+        ``(B, 256)`` float32 weights by id; 0 for the background and for labels that a case lacks.
+    """
     counts = torch.bincount(_places_of_labels(label_maps), minlength=256 * len(label_maps)).float()
     weight = counts.sqrt().view(len(label_maps), 256)
     weight[:, 0] = 0.0

@@ -127,7 +127,7 @@ def freeze_lookup(controlnet: nn.Module) -> None:
 def measure_label_means(
     store: CaseStore, cases: Iterable[int], vocabulary: Vocabulary, *, faint_gain: float = 1.0
 ) -> LabelMeans:
-    """Measure the mean intensity of every label over some cases.
+    """Measure the mean intensity of every label over the voxels of some cases.
 
     For a tumour it is the mean of its hosts plus the contrast of its core to them in the same patient: a mean over
     patients would mix contrast phases, and one over whole tumours would include the rim that shares voxels with the
@@ -135,9 +135,14 @@ def measure_label_means(
 
     Args:
         store: Training cases.
-        cases: Indices of the cases to measure.
+        cases: Indices of the cases to measure, from 0.
         vocabulary: Vocabulary, which names tumours and their hosts.
-        faint_gain: Factor on contrasts below ``FAINT_HU``, which compensates for what training and sampling lose.
+        faint_gain: Factor on a tumour's contrast if that is below ``FAINT_HU`` (100 HU), which compensates for what
+            training and sampling lose; 1 keeps the measured contrast.
+
+    Returns:
+        Two float32 tensors of shape ``(256,)``, indexed by label id: ``intensity``, where 0 is -1000 HU and 1 is
+        1000 HU, and ``num_voxels`` over all cases. Both are 0 for labels that no case contains.
     """
     total, count = np.zeros(256), np.zeros(256)
     contrast, core_count = np.zeros(256), np.zeros(256)
@@ -232,7 +237,12 @@ def _start_unet(unet: Any, num_channels: int, *, scale: float) -> None:
 
 
 def write_lookup(embedding: Any, lookup: Lookup) -> None:
-    """Write a lookup into the first layers of a ControlNet's condition embedding, in place."""
+    """Write a lookup into the first layers of a ControlNet's condition embedding, in place.
+
+    Args:
+        embedding: Condition embedding of two widths, changed in place.
+        lookup: Lookup to write.
+    """
     first, second, down = (only_convolution(layer) for layer in (embedding.conv_in, *embedding.blocks))
     for layer, fitted in ((first, lookup.first), (second, lookup.second)):
         layer.weight.zero_()

@@ -75,12 +75,28 @@ class PatchSource:
         self.lesions = LesionPlaces(store, lesion_ids)
 
     def draw(self, step: int, share: Share = WHOLE) -> Tensor:
-        """Return ``(B, 1, I, J, K)`` intensities in [0, 1] of a share of a step's patches."""
+        """Return ``(B, 1, I, J, K)`` intensities in [0, 1] of a share of a step's patches.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            ``(B, 1, I, J, K)`` float32 intensities; 0 is -1000 HU and 1 is 1000 HU.
+        """
         plans = self.plan(step, num_shares=share.count)[share.slice_of(self.config.batch_count)]
         return torch.stack([self.cut(plan) for plan in plans])[:, None]
 
     def plan(self, step: int, *, num_shares: int = 1) -> list[PatchPlan]:
-        """Return the plans of all patches of a step."""
+        """Return the plans of all patches of a step.
+
+        Args:
+            step: Number of the step, from 0.
+            num_shares: Number of shares of the batch over all processes.
+
+        Returns:
+            Plans of the patches of all shares, in the order of the batch.
+        """
         rng = numpy_generator(derive_seed("vae batch", self.seed, step), "patches")
         transforms = numpy_generator(derive_seed("vae batch", self.seed, step), "transforms")
         start = self.config.large_patch_start_step

@@ -74,7 +74,15 @@ class SliceDistance(nn.Module):
         return torch.stack(distances).sum() / len(ours)
 
     def compare(self, ours: Tensor, theirs: Tensor) -> Tensor:
-        """Return the ``(N,)`` LPIPS distances of two stacks of slices, ``(N, 1, H, W)`` each."""
+        """Return the ``(N,)`` LPIPS distances of two stacks of slices, ``(N, 1, H, W)`` each.
+
+        Args:
+            ours: ``(N, 1, H, W)`` slices, which get gradients.
+            theirs: ``(N, 1, H, W)`` slices to compare with.
+
+        Returns:
+            ``(N,)`` distances, one per pair of slices; 0 for equal ones.
+        """
         distance = ours.new_zeros(len(ours))
         mine, other = ((image - self.shift) / self.scale for image in (ours, theirs))
         place = 0

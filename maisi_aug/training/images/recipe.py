@@ -208,10 +208,15 @@ class TrainingRecipe(StrictModel):
         return self
 
     def with_prepared(self, folder: Path) -> TrainingRecipe:
-        """Return the recipe for a prepared folder instead of its own data; the recipe's fold is held out.
+        """Return a copy of the recipe that trains on the cases of a prepared folder instead of its own data.
 
-        The bundle of a recipe for phantoms would be described wrongly, so its name, description and licence are
-        replaced.
+        A recipe that trains on prepared data already keeps its other settings of the data, such as the fold that is
+        held out. A recipe that trains on phantoms then trains on all cases of the folder, without a held-out fold; the
+        name of its bundle gets the prefix ``own-``, and its description, advice and licence are replaced, because they
+        describe phantoms.
+
+        Args:
+            folder: Folder that ``maisi-aug prepare`` wrote; it is not opened here.
         """
         if isinstance(self.data, PreparedData):
             return self.model_copy(update={"data": self.data.model_copy(update={"prepared": str(folder)})})

@@ -54,7 +54,15 @@ class VaeObjective:
         return {"autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of a step's patches, with the figures to log, such as the mean error in HU."""
+        """Return the loss of a share of a step's patches, with the figures to log, such as the mean error in HU.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         image = self._batches(self.patches.draw, step, share).to(self.device)
         mean, sigma = self.autoencoder.encode(image)  # type: ignore[operator]
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]

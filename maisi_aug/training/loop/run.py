@@ -67,7 +67,15 @@ class Objective(Protocol):
         """Name -> network that the loop trains, averages and saves."""
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, Figures]:
-        """Return the scalar loss of a share of a step's batch, and figures to log, which may stay on the device."""
+        """Return the scalar loss of a share of a step's batch, and figures to log, which may stay on the device.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
 
     def after_step(self, step: int) -> None:
         """Run what follows the optimiser step, such as training a discriminator."""
@@ -332,7 +340,12 @@ class TrainingRun:
 
 
 def build_optimizer(parameters: Sequence[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
-    """Return Adam or AdamW with the settings of a training loop."""
+    """Return Adam or AdamW with the settings of a training loop.
+
+    Args:
+        parameters: Parameters that are trained.
+        config: Settings of the loop: optimiser, learning rate, weight decay and betas.
+    """
     kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
     betas = (0.9, config.second_beta)
     return kind(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=betas)

@@ -57,6 +57,11 @@ class StepLog:
     def write(self, step: int, figures: Mapping[str, float], *, group: str = TRAINING) -> None:
         """Log the figures of a step, counted from 1.
 
+        Args:
+            step: Number of the step.
+            figures: Name -> value.
+            group: Name under which the figures are logged; those of training stand in the line itself.
+
         Raises:
             TrainingError: The disk is full.
         """
@@ -103,6 +108,10 @@ def _open_writer(folder: Path, last_step: int) -> Any:
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint whole or not at all; only then is the previous one replaced.
 
+    Args:
+        path: File to write.
+        content: What to keep, with the number of the ``step``: tensors and plain values.
+
     Raises:
         TrainingError: The checkpoint cannot be written, for instance because the disk is full; the previous one is
             kept.
@@ -122,6 +131,10 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
 def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
     """Read a checkpoint, as data only, without code.
 
+    Args:
+        path: File that :func:`write_checkpoint` wrote.
+        device: Name of the torch device to load tensors to.
+
     Raises:
         TrainingError: torch cannot read it.
     """
@@ -135,10 +148,16 @@ def read_checkpoint(path: Path, *, device: str) -> dict[str, Any]:
 
 
 def require_same_run(checkpoint: Mapping[str, Any], config: LoopConfig, *, num_shares: int, folder: Path) -> None:
-    """Raise unless a checkpoint belongs to a run with the same settings and number of batches per step.
+    """Raise unless a run can continue from a checkpoint, which needs the same settings and batches per step.
+
+    Args:
+        checkpoint: Result of :func:`read_checkpoint`, of which ``config`` and ``num_shares`` are read.
+        config: Settings of the run that is to continue; ``checkpoint_minutes`` and ``accumulation_count`` may differ.
+        num_shares: Batches per optimiser step: processes times ``accumulation_count``.
+        folder: Folder of the run, for messages only.
 
     Raises:
-        TrainingError: The message names what differs.
+        TrainingError: A setting or the number of batches differs; the message names it.
     """
     before = LoopConfig.model_validate(checkpoint["config"])
     values = {name: (getattr(before, name), getattr(config, name)) for name in LoopConfig.model_fields}

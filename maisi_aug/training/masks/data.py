@@ -112,6 +112,13 @@ def open_bank(
 def open_prepared(recipe: MaskTrainingRecipe, store: PreparedStore) -> MaskSplit:
     """Return the label maps of a prepared folder, of which the first fold is held out.
 
+    Args:
+        recipe: Recipe with its grid.
+        store: Prepared cases.
+
+    Returns:
+        Label maps to train on, and the held-out ones.
+
     Raises:
         TrainingError: The grid is not the recipe's, or there is only one fold.
     """

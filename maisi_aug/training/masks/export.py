@@ -59,6 +59,10 @@ def require_base(name_or_path: str | None, recipe: MaskTrainingRecipe) -> Bundle
 def write_mask_bundle(run: MaskTrainingFolder, base: Bundle) -> Path:
     """Write a copy of a bundle with the trained mask networks into the run's ``bundle``, whole or not at all.
 
+    Args:
+        run: Run whose stages are trained.
+        base: Bundle of image networks to copy.
+
     Returns:
         The bundle's folder.
 

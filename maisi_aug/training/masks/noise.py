@@ -36,7 +36,12 @@ class SizedLatents:
     sizes: NDArray[np.float32]
 
     def gather(self, indices: Sequence[int], scale_factor: float) -> tuple[Tensor, Tensor]:
-        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32, of some maps."""
+        """Return scaled latents ``(B, C, i, j, k)`` and their conditions ``(B, 1, 10)``, float32, of some maps.
+
+        Args:
+            indices: Numbers of the maps, from 0.
+            scale_factor: Factor by which latents are multiplied.
+        """
         clean = torch.stack([self.latents[index].float() for index in indices]) * scale_factor
         return clean, torch.from_numpy(self.sizes[list(indices)])[:, None]
 
@@ -62,7 +67,15 @@ class MaskNoiseObjective(Stateless):
         return {"mask_diffusion_unet": self.unet}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of a step's latents, and figures to log; every latent has a seed of its own."""
+        """Return the loss of a share of a step's latents, and figures to log; every latent has a seed of its own.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         own = share.slice_of(self.config.batch_count)
         indices, timesteps, noises = [], [], []
         for place in range(own.start, own.stop):
@@ -91,7 +104,15 @@ class MaskNoiseObjective(Stateless):
         return output.float()
 
     def compare(self, found: Tensor, noise: Tensor) -> Tensor:
-        """Return the mean distance between predicted and added noise, L1 or L2 by the settings."""
+        """Return the mean distance between predicted and added noise, L1 or L2 by the settings.
+
+        Args:
+            found: ``(B, C, i, j, k)`` predicted noise.
+            noise: ``(B, C, i, j, k)`` noise that was added, on any device.
+
+        Returns:
+            Scalar mean over all values.
+        """
         distance = functional.l1_loss if self.config.norm == "l1" else functional.mse_loss
         return distance(found, noise.to(self.device))
 

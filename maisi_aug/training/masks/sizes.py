@@ -93,7 +93,12 @@ def measure_maps(maps: LabelMaps, path: Path, *, voxel_ml: float, report: Report
 
 
 def measure_map(classes: Classes, *, voxel_ml: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the ``(125,)`` voxels per class and ``(10,)`` volumes in mL of one map, see :class:`MapFigures`."""
+    """Return the ``(125,)`` voxels per class and ``(10,)`` volumes in mL of one map, see :class:`MapFigures`.
+
+    Args:
+        classes: ``(I, J, K)`` classes of the mask networks.
+        voxel_ml: Volume of a voxel in mL.
+    """
     ids = class_ids()
     counts = np.bincount(classes.ravel(), minlength=len(ids)).astype(np.int64)
     volumes = np.zeros(len(CONDITION_IDS))

@@ -76,7 +76,15 @@ class MaskVaeObjective(Stateless):
         return {"mask_autoencoder": self.autoencoder}
 
     def loss(self, step: int, share: Share = WHOLE) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of a share of a step's patches, with its parts as figures to log."""
+        """Return the loss of a share of a step's patches, with its parts as figures to log.
+
+        Args:
+            step: Number of the step, from 0.
+            share: Part of the batch that this process takes.
+
+        Returns:
+            Scalar loss with gradients, and name -> figure to log.
+        """
         patches, noises = self._draw_batch(step, share)
         classes = torch.from_numpy(patches).to(self.device)
         mean, sigma = self.autoencoder.encode(self._to_channels(classes))  # type: ignore[operator]
@@ -137,7 +145,15 @@ def balance_classes(counts: NDArray[np.int64], *, power: float, max_weight: floa
 
 
 def decode_features(autoencoder: nn.Module, latent: Tensor) -> tuple[Tensor, nn.Module]:
-    """Return the features before the decoder's last convolution, and that convolution."""
+    """Return the features before the decoder's last convolution, and that convolution.
+
+    Args:
+        autoencoder: Autoencoder of label maps.
+        latent: ``(B, C, i, j, k)`` latent.
+
+    Returns:
+        ``(B, D, I, J, K)`` features, and the convolution that makes scores of classes of them.
+    """
     blocks = _blocks(autoencoder)
     features = cast(Tensor, cast(nn.Module, autoencoder.post_quant_conv)(latent))
     for block in blocks[:-1]:
@@ -200,6 +216,11 @@ def _sum_by_class(head: nn.Module, features: Tensor, classes: Tensor, within: sl
 @torch.no_grad()
 def encode_classes(autoencoder: nn.Module, classes: Classes, *, device: str) -> Tensor:
     """Encode a label map, given as ``(I, J, K)`` classes, to its posterior mean.
+
+    Args:
+        autoencoder: Autoencoder of label maps, in evaluation mode.
+        classes: ``(I, J, K)`` classes of the mask networks.
+        device: Name of the torch device on which it runs.
 
     Returns:
         ``(1, C, i, j, k)`` float32 on the device.
