@@ -42,7 +42,7 @@ USABLE_SHARE = 0.9
 # published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
 WHOLE_COPIES = {("cpu", "float32"): 3.0, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
-HELD_COPIES = {"all": 1.72, "most": 1.16, "least": 0.93, "host": 0.2}
+HELD_COPIES = {"all": 1.72, "most": 1.16, "least": 0.75, "host": 0.2}
 """Memory of kept features in float32 relative to the whole, by what is kept between passes; half precision: half."""
 PART_COPIES = {("cpu", "float32"): 3.2, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Memory of the part that is computed, relative to the whole."""
