@@ -36,6 +36,7 @@ FOREIGN_FLAGS = {
     "--input",
     "--maps",
     "--own-precision",
+    "--scaling",
     "--source",
     "--strict",
     "--segmenter",

@@ -266,14 +266,18 @@ def find_actors() -> list[int]:
     return found
 
 
-def test_killed_worker_costs_the_cases_in_flight_only(
+def test_killed_workers_cost_the_cases_in_flight_only(
     cluster: Cluster, reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
-    destroyer = Destroyer(lambda: os.kill(find_actors()[0], signal.SIGKILL))
+    def kill_all() -> None:  # one alone may have nothing in flight, and nobody would miss it
+        for actor in find_actors():
+            os.kill(actor, signal.SIGKILL)
+
+    destroyer = Destroyer(kill_all)
     summary = synthesize_cohort(
         resolve(), tmp_path / "cohort", engine=RayEngine(cluster.address, 2), listener=destroyer
     )
-    assert destroyer.lost == [f"was killed on {socket.gethostname()}, probably for lack of memory"]
+    assert set(destroyer.lost) == {f"was killed on {socket.gethostname()}, probably for lack of memory"}
     require_same(summary.folder, reference)
 
 
