@@ -270,8 +270,8 @@ def test_killed_workers_cost_the_cases_in_flight_only(
     cluster: Cluster, reference: CohortSummary, resolve: Callable[..., CohortRun], tmp_path: Path
 ) -> None:
     def kill_all() -> None:  # one alone may have nothing in flight, and nobody would miss it
-        for actor in find_actors():
-            os.kill(actor, signal.SIGKILL)
+        for worker in find_actors():
+            os.kill(worker, signal.SIGKILL)
 
     destroyer = Destroyer(kill_all)
     summary = synthesize_cohort(
