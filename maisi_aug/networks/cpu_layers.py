@@ -205,13 +205,29 @@ class CpuGroupNorm(nn.GroupNorm):
         if not (self.affine and _is_for_cpu(features, self.weight) and is_measurable(features)):
             return super().forward(features.contiguous())
         mean, squares = measure_groups(features, self.num_groups)
-        deviation = (squares * (self.num_groups / features[0].numel()) + self.eps).sqrt()
-        per_channel = self.num_channels // self.num_groups
-        mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (mean, deviation))
-        scale = self.weight / deviation
-        shift = self.bias - mean * scale
-        scale, shift = (each.float().view(*each.shape, 1, 1, 1) for each in (scale, shift))
+        scale, shift = to_scale_and_shift(self, mean, squares * (self.num_groups / features[0].numel()))
         return torch.addcmul(shift, features, scale)
+
+
+def to_scale_and_shift(norm: nn.GroupNorm, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and shift of every channel that a group norm amounts to.
+
+    Args:
+        norm: With weight and bias.
+        mean: Of the groups, ``(B, num_groups)``; on another device than the norm where that one lacks float64.
+        variance: The same of their squared deviations.
+
+    Returns:
+        ``(B, C, 1, 1, 1)`` float32 each, on the norm's device.
+    """
+    per_channel = norm.num_channels // norm.num_groups
+    deviation = (variance + norm.eps).sqrt()
+    mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (mean, deviation))
+    weight, bias = (each.to(deviation.device) for each in (norm.weight, norm.bias))
+    scale = weight / deviation
+    shift = bias - mean * scale
+    shape, device = (*scale.shape, 1, 1, 1), norm.weight.device
+    return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
 
 
 def is_measurable(features: Tensor) -> bool:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -94,19 +95,15 @@ class Decoder:
         too_much = self._too_much.setdefault(sides, set())
         device = str(latent.device)
         options = [option for option in self._options(config, sides, device) if option not in too_much]
-        for settings in options[self._first_that_fits(options, sides, device, config.memory_gb) :]:
-            image = try_in_memory(lambda chosen=settings: self._decode(latent, chosen), latent.device)  # type: ignore[misc]
-            if image is not None:
-                return image, settings
-            too_much.add(settings)
-            _LOG.warning(
-                "Decoding %s latent voxels on %s: out of memory for %s; trying smaller parts.",
-                *(_spell(sides), device, settings),
+        fitting = options[self._first_that_fits(options, sides, device, config.memory_gb) :]
+        subject = f"Decoding {_spell(sides)} latent voxels on {device}"
+        found = compute_in_memory(partial(self._decode, latent), fitting, latent.device, too_much, subject=subject)
+        if found is None:
+            raise MemoryShortageError(
+                f"{subject}: out of memory even for windows of 16x16x16. Free some memory, choose a smaller --shape, "
+                "or another --device."
             )
-        raise MemoryShortageError(
-            f"Decoding {_spell(sides)} latent voxels on {device}: out of memory even for windows of 16x16x16. Free "
-            "some memory, choose a smaller --shape, or another --device."
-        )
+        return found
 
     def _options(self, config: DecodingConfig, sides: LatentShape, device: str) -> list[DecodeSettings]:
         takes_windows = config.takes_windows or not (self.may_split or config.mode or config.window)
@@ -161,16 +158,37 @@ def choose_fitting(needed: Sequence[int], device: str, memory_gb: float | None) 
     return chosen, min(bounds) if chosen and not is_wanted else None
 
 
-def try_in_memory(compute: Callable[[], Tensor], device: torch.device) -> Tensor | None:
-    """Compute something that may need more memory than there is.
+def compute_in_memory(
+    compute: Callable[[DecodeSettings], Tensor],
+    options: Sequence[DecodeSettings],
+    device: torch.device,
+    too_much: set[DecodeSettings],
+    *,
+    subject: str,
+) -> tuple[Tensor, DecodeSettings] | None:
+    """Compute something by the first settings for which the memory suffices.
 
     Args:
-        compute: Function that is called once; its other errors are passed on.
+        compute: Function of settings; errors other than a lack of memory are passed on.
+        options: Settings to try, from those that are preferred on.
         device: Device whose memory is released after a failure.
+        too_much: Takes the settings that failed.
+        subject: What warnings call the computation.
 
     Returns:
-        Its result; None if the memory did not suffice. Nothing of the attempt is held any more then.
+        The result and its settings; None if the memory did not suffice for any.
     """
+    for settings in options:
+        result = _try_in_memory(partial(compute, settings), device)
+        if result is not None:
+            return result, settings
+        too_much.add(settings)
+        _LOG.warning("%s: out of memory for %s; trying smaller parts.", subject, settings)
+    return None
+
+
+def _try_in_memory(compute: Callable[[], Tensor], device: torch.device) -> Tensor | None:
+    """The result; None if the memory did not suffice, and nothing of the attempt is held any more then."""
     try:
         return compute()
     except (MemoryError, RuntimeError) as error:

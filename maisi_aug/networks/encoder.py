@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -19,13 +19,10 @@ from maisi_aug.networks.decoder import (
     HALO,
     ComputeKind,
     choose_fitting,
+    compute_in_memory,
     settings_by_memory,
-    try_in_memory,
 )
 from maisi_aug.networks.streaming import MIN_THICKNESS, is_streamable, stream
-
-_LOG = logging.getLogger(__name__)
-_GB = 1e9
 
 # Float32 copies of the widest features that are held at once. On a CPU measured with rflow-ct's autoencoder at a
 # quarter of its width (tests/networks/test_encoder.py); taken to be the same on other devices.
@@ -67,16 +64,15 @@ class Encoder:
         options = [option for option in self._options(image) if option not in too_much]
         kind = (image.device.type, "half" if torch.is_autocast_enabled(image.device.type) else "float32")
         needed = [estimate_encode_bytes(self.autoencoder, option, image.shape, kind=kind) for option in options]
-        for settings in options[choose_fitting(needed, device, self.memory_gb)[0] :]:
-            latent = try_in_memory(lambda chosen=settings: self._encode(image, chosen), image.device)  # type: ignore[misc]
-            if latent is not None:
-                return latent
-            too_much.add(settings)
-            _LOG.warning("Encoding %s: out of memory for %s; trying smaller parts.", _describe(image), settings)
-        raise MemoryShortageError(
-            f"Encoding {_describe(image)}: out of memory even in {NUM_SPLITS[-1]} parts. Free some memory, or choose "
-            "another --device."
-        )
+        fitting = options[choose_fitting(needed, device, self.memory_gb)[0] :]
+        subject = f"Encoding {'x'.join(map(str, image.shape[2:]))} voxels on {device}"
+        found = compute_in_memory(partial(self._encode, image), fitting, image.device, too_much, subject=subject)
+        if found is None:
+            raise MemoryShortageError(
+                f"{subject}: out of memory even in {NUM_SPLITS[-1]} parts. Free some memory, or choose another "
+                "--device."
+            )
+        return found[0]
 
     def _options(self, image: Tensor) -> list[DecodeSettings]:
         """The whole, then more and more parts."""
@@ -133,7 +129,3 @@ def _widest_channels(autoencoder: nn.Module) -> float:
 
 def _blocks_of(autoencoder: nn.Module) -> tuple[nn.Module, ...]:
     return tuple(cast(nn.ModuleList, cast(nn.Module, autoencoder.encoder).blocks))
-
-
-def _describe(image: Tensor) -> str:
-    return f"{'x'.join(map(str, image.shape[2:]))} voxels on {image.device}"

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
-from maisi_aug.networks.cpu_layers import CpuMaisiUpsample, is_measurable, measure_groups
+from maisi_aug.networks.cpu_layers import CpuMaisiUpsample, is_measurable, measure_groups, to_scale_and_shift
 from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
@@ -107,7 +107,7 @@ class Moments:
     def add(self, slab: Tensor) -> None:
         """Accumulate a slab ``(B, C, I, J, K)``."""
         added = slab[0].numel() // self.num_groups
-        mean, squares = self._measure(slab)
+        mean, squares = self._measure(slab, added)
         if self.mean is None or self.squares is None:
             self.count, self.mean, self.squares = added, mean, squares
             return
@@ -117,8 +117,8 @@ class Moments:
         self.mean = self.mean + shift * (added / total)
         self.count = total
 
-    def _measure(self, slab: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and sum of squared deviations of a slab's groups, ``(B, num_groups)`` float64."""
+    def _measure(self, slab: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Mean and sum of squared deviations of a slab's groups of ``count`` values, ``(B, num_groups)`` float64."""
         if is_measurable(slab):
             return measure_groups(slab, self.num_groups)
         # The library's kernel, of which two small outputs are used: torch.var_mean takes ten times as long on a CPU. Of
@@ -127,22 +127,13 @@ class Moments:
         _, means, rsqrts = torch.native_group_norm(
             slab.float().contiguous(), None, None, batch, channels, math.prod(sides), self.num_groups, 0.0
         )
-        number = slab[0].numel() // self.num_groups
-        return in_float64(means), in_float64(rsqrts).square().reciprocal() * number
+        return in_float64(means), in_float64(rsqrts).square().reciprocal() * count
 
     def as_scale_and_shift(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """Return scale and shift that a group norm amounts to, ``(B, C, 1, 1, 1)`` float32 each."""
         assert self.mean is not None
         assert self.squares is not None
-        deviation = (self.squares / self.count + norm.eps).sqrt()
-        per_channel = norm.num_channels // norm.num_groups
-        mean, deviation = (each.repeat_interleave(per_channel, dim=1) for each in (self.mean, deviation))
-        weight, bias = (each.to(deviation.device) for each in (norm.weight, norm.bias))
-        scale = weight / deviation
-        shift = bias - mean * scale
-        shape = (*scale.shape, 1, 1, 1)
-        device = norm.weight.device
-        return scale.float().view(shape).to(device), shift.float().view(shape).to(device)
+        return to_scale_and_shift(norm, self.mean, self.squares / self.count)
 
 
 class Step(Protocol):

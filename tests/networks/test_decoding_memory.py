@@ -21,32 +21,24 @@ from tests.builders.narrow_networks import scaled_header
 # A process of its own decodes once and says by how much its resident memory grew at its highest.
 PROGRAM = """
 import json, sys
-from pathlib import Path
 import torch
 from maisi_aug.networks.decoding import decode_latent
 from maisi_aug.bundle_spec.decoding import DecodeSettings
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.cpu_layers import use_cpu_layers
+from tests.builders.peak_memory import measure_growth
 
 definition, sides, window, num_splits, is_half = json.loads(sys.argv[1])
 network = build_network(definition).eval().requires_grad_(False)
 use_plain_layers(network)
 use_cpu_layers(network)
 
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
 def decode(sides, window):
     settings = DecodeSettings(window and tuple(window), num_splits=num_splits)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_half):
         decode_latent(network, torch.randn(1, 4, *sides), scale_factor=1.0, settings=settings)
 
-decode((4, 4, 4), None)  # what the libraries set up once
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS:")
-decode(sides, window)
-print(resident("VmHWM:") - before)
+print(measure_growth(lambda: decode(sides, window), warm_up=lambda: decode((4, 4, 4), None)))
 """
 
 

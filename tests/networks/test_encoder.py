@@ -118,31 +118,23 @@ def test_image_that_never_fits_is_named(autoencoder: nn.Module, image: Tensor, m
 
 PROGRAM = """
 import json, sys
-from pathlib import Path
 import torch
 from maisi_aug.bundle_spec.decoding import DecodeSettings
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.cpu_layers import use_cpu_layers
 from maisi_aug.networks.encoder import Encoder
+from tests.builders.peak_memory import measure_growth
 
 definition, side, num_splits = json.loads(sys.argv[1])
 network = build_network(definition).eval().requires_grad_(False)
 use_plain_layers(network)
 use_cpu_layers(network)
 
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
 def encode(side):
     with torch.no_grad():
         Encoder(network)._encode(torch.rand(1, 1, side, side, side), DecodeSettings(num_splits=num_splits))
 
-encode(16)  # what the libraries set up once
-Path("/proc/self/clear_refs").write_text("5")
-before = resident("VmRSS:")
-encode(side)
-print(resident("VmHWM:") - before)
+print(measure_growth(lambda: encode(side), warm_up=lambda: encode(16)))
 """
 
 
