@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from maisi_aug.bundle_spec.solvers import SolverName
+from maisi_aug.bundle_spec.solvers import DEFAULT_PROOF_MAPS, SolverName
 from maisi_aug.cli.shared.completion import (
     complete_bundles,
     complete_datasets,
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from maisi_aug.bundle_spec.bundle import Bundle
     from maisi_aug.bundle_spec.presets import Preset
 
-DEFAULT_NUM_MAPS = 44
-"""A few more than a proof needs, because a lesion may find no room in some."""
 
 AcceptOption = Annotated[
     bool, typer.Option("--accept-license", help="Accept the licence of the weights without a prompt.")
@@ -403,7 +401,7 @@ def prove_steps_command(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", "-o", metavar="DIR", help="Folder for images and report; an unfinished one is continued."
+            "--out", "-o", metavar="FOLDER", help="Folder for images and report; an unfinished one is continued."
         ),
     ],
     labels: Annotated[
@@ -440,7 +438,7 @@ def prove_steps_command(
     ] = None,
     num_maps: Annotated[
         int, typer.Option(min=1, help="Number of maps; a proof needs an image of 40.")
-    ] = DEFAULT_NUM_MAPS,
+    ] = DEFAULT_PROOF_MAPS,
     seed: Annotated[int, typer.Option(min=0, metavar="N", help="Random seed of the maps.")] = 0,
     store: Annotated[bool, typer.Option(help="Write a proof into bundle.yaml.")] = True,
     device: Annotated[str, typer.Option(help="Device to compute on.", rich_help_panel=RUN)] = "auto",
@@ -456,7 +454,7 @@ def prove_steps_command(
     """
     from maisi_aug.api.bars import show_loading
     from maisi_aug.api.engines import Where
-    from maisi_aug.api.proving import MapRequest, run_proof
+    from maisi_aug.api.proving import MapRequest, counts_for_auto, run_proof
     from maisi_aug.bundle_spec.bundle import load_bundle
 
     request = MapRequest(load_bundle(name), tuple(labels or ()), into, recipe, num_maps, seed)
@@ -471,7 +469,7 @@ def prove_steps_command(
         typer.echo(json.dumps(report.to_json(), indent=1))
         return
     typer.echo(report.to_markdown())
-    if report.proven is not None and store and against in (None, request.bundle.default_steps):
+    if store and counts_for_auto(report, request.bundle):
         typer.echo(f"Stored in {request.bundle.path}. Use it with: --bundle {name} --steps auto")
 
 

@@ -14,8 +14,8 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from maisi_aug.bundle_spec.schema import MIN_PROOF_MAPS, ProvenEquivalence
-from maisi_aug.bundle_spec.solvers import Sampling
+from maisi_aug.bundle_spec.schema import ProvenEquivalence
+from maisi_aug.bundle_spec.solvers import MIN_PROOF_MAPS, Sampling
 from maisi_aug.cohort.manifest import AttemptRecord, VerdictRecord
 from maisi_aug.evaluation.output.files import to_markdown
 from maisi_aug.evaluation.scores.equivalence import MIN_CASES, can_compare

@@ -11,8 +11,8 @@ from maisi_aug.api.displays import Progress, listen_to_run
 from maisi_aug.api.engines import HERE, Where
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.proven_steps import hash_weights, require_solver, store_proof
-from maisi_aug.bundle_spec.schema import MIN_PROOF_MAPS, StepProof
-from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, DrawingCommand, Sampling, SolverName
+from maisi_aug.bundle_spec.schema import StepProof
+from maisi_aug.bundle_spec.solvers import DEFAULT_PROOF_MAPS, PLAIN_SOLVER, DrawingCommand, Sampling, SolverName
 from maisi_aug.errors import RequestError
 from maisi_aug.generate.driver import Listener
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from maisi_aug.cohort.manifest import AttemptRecord
     from maisi_aug.evaluation.cohort.step_proof import StepsReport
 
-DEFAULT_NUM_MAPS: Final = MIN_PROOF_MAPS + 4
-"""A few more than a proof needs, because a lesion may find no room in some."""
 FLOW_SOLVER: Final[SolverName] = "multistep"
 """Solver for fewer steps of a rectified flow unless another is requested."""
 TRIED_SHARES: Final = (2 / 3, 1 / 2, 1 / 3, 1 / 4)
@@ -82,7 +80,7 @@ class MapRequest:
             "num_cases": self.num_maps,
             "seed": self.seed,
             "num_inference_steps": sampling.num_steps,
-            "solver": None if sampling.solver == PLAIN_SOLVER else sampling.solver,
+            "solver": sampling.requested_solver,
             "max_attempts": 1,
         }
         if self.command == "synthesize":
@@ -125,7 +123,7 @@ def prove_steps(
     steps: Sequence[int] | None = None,
     against: int | None = None,
     solver: SolverName | None = None,
-    num_maps: int = DEFAULT_NUM_MAPS,
+    num_maps: int = DEFAULT_PROOF_MAPS,
     seed: int = 0,
     device: str = "auto",
     devices: str | Sequence[str] | None = None,
@@ -234,9 +232,14 @@ def run_proof(
         save_results(out, REPORT_NAME, report.to_json(), report.to_markdown())
         if not report.arms[-1].is_proven:
             break
-    if store and report.proven is not None and full.num_steps == bundle.default_steps:
+    if store and counts_for_auto(report, bundle):
         store_proof(bundle, to_proof(report))
     return report
+
+
+def counts_for_auto(report: StepsReport, bundle: Bundle) -> bool:
+    """Whether a report proves fewer steps than the bundle's own number, which ``--steps auto`` replaces."""
+    return report.proven is not None and report.header["full_steps"] == bundle.default_steps
 
 
 def choose_arms(

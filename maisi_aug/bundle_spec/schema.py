@@ -10,7 +10,7 @@ import yaml
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
-from maisi_aug.bundle_spec.solvers import DrawingCommand, SolverName
+from maisi_aug.bundle_spec.solvers import MIN_PROOF_MAPS, DrawingCommand, SolverName
 from maisi_aug.system.file_names import INNER_PATH, MAX_PART_BYTES, is_path
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
 from maisi_aug.vocabulary.modalities import CT_MODALITIES, ImageModality, is_mr
@@ -20,8 +20,6 @@ MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 MASK_SECTION = "mask_generation"
 MASK_PROVENANCE = "masks"
 PROOF_SECTION = "proven_steps"
-MIN_PROOF_MAPS = 40
-"""A proof needs that many maps."""
 _PROOFS = re.compile(rf"^{PROOF_SECTION}:.*\n(?:[ -].*\n|\n)*".encode(), re.MULTILINE)
 """The section in the text of a ``bundle.yaml``: its key and what is indented below, or begins with a dash."""
 

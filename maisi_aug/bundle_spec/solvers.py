@@ -13,6 +13,10 @@ a predictor and a corrector. Both evaluate the networks once a step.
 """
 PLAIN_SOLVER: Final[SolverName] = "euler"
 AUTO: Final = "auto"
+MIN_PROOF_MAPS: Final = 40
+"""A proof that fewer steps draw the same needs that many maps."""
+DEFAULT_PROOF_MAPS: Final = MIN_PROOF_MAPS + 4
+"""A few more than a proof needs, because a lesion may find no room in some."""
 
 
 def read_steps(value: object) -> object:
@@ -45,6 +49,11 @@ class Sampling:
     num_steps: int
     solver: SolverName = PLAIN_SOLVER
     is_auto: bool = False
+
+    @property
+    def requested_solver(self) -> SolverName | None:
+        """The solver as requests and recipes name it; None for the default."""
+        return None if self.solver == PLAIN_SOLVER else self.solver
 
     def to_settings(self) -> dict[str, int | str]:
         """Return the entries of a manifest; of what is as by default, the number of steps alone."""

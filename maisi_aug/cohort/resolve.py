@@ -19,7 +19,7 @@ from maisi_aug.bundle_spec.decoding import DecodingConfig
 from maisi_aug.bundle_spec.mask_networks import choose_mask_steps, fingerprint_of_masks, require_inside
 from maisi_aug.bundle_spec.presets import Preset, find_preset
 from maisi_aug.bundle_spec.proven_steps import choose_sampling, warn_of_auto
-from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
+from maisi_aug.bundle_spec.solvers import Sampling
 from maisi_aug.cohort.folder import NOT_BEGUN, BegunCohort
 from maisi_aug.cohort.grammar import CaseRequest, label_names, parse_requests
 from maisi_aug.cohort.hu_reference import load_hu_reference, ranges_from_json, ranges_to_json
@@ -221,10 +221,9 @@ def _choose_sampling(request: CohortRequest, bundle: Bundle, bank: BankFiles) ->
 
 def _spell_sampling(sampling: Sampling, guidance_scale: float, modality: str) -> dict[str, Any]:
     """The same as fields of a request."""
-    solver = None if sampling.solver == PLAIN_SOLVER else sampling.solver
     return {
         "num_inference_steps": sampling.num_steps,
-        "solver": solver,
+        "solver": sampling.requested_solver,
         "guidance_scale": guidance_scale,
         "modality": modality,
     }

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from maisi_aug import __version__
 from maisi_aug.bundle_spec.bundle import Bundle, embedded_bundles, load_bundle
 from maisi_aug.bundle_spec.proven_steps import choose_sampling, warn_of_auto
-from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER, Sampling
+from maisi_aug.bundle_spec.solvers import Sampling
 from maisi_aug.cohort.grammar import label_names
 from maisi_aug.cohort.plan import CasePlan, CohortPlan, plan_from_texts
 from maisi_aug.cohort.request import without_unused
@@ -202,8 +202,7 @@ def _spell_sampling(config: InsertConfig, sampling: Sampling | None) -> dict[str
     """What ``auto`` stands for; what was requested otherwise stays as it is."""
     if sampling is None or not sampling.is_auto:
         return {}
-    solver = None if sampling.solver == PLAIN_SOLVER else sampling.solver
-    return {"num_inference_steps": sampling.num_steps, "solver": solver}
+    return {"num_inference_steps": sampling.num_steps, "solver": sampling.requested_solver}
 
 
 def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:

@@ -14,8 +14,7 @@ import maisi_aug as ma
 from maisi_aug.api.proving import MapRequest, choose_arms, to_proof
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.bundle_spec.proven_steps import store_proof
-from maisi_aug.bundle_spec.schema import MIN_PROOF_MAPS
-from maisi_aug.bundle_spec.solvers import Sampling
+from maisi_aug.bundle_spec.solvers import MIN_PROOF_MAPS, Sampling
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError, MaisiAugWarning, RecipeError, RequestError
 from maisi_aug.evaluation.cohort.step_proof import StepsReport, compare_arm
