@@ -123,6 +123,33 @@ TISSUE_MUSCLE: Final = 2
 TISSUE_SOFT: Final = 3  # uterus, lymphoid and glandular tissue, collapsed bowel, walls of unlabelled tubes
 TISSUE_DISC: Final = 4
 TISSUE_VESSEL: Final = 5  # unlabelled vessels of the mesentery, mediastinum and groin
+TISSUE_SKIN: Final = 6
+TISSUE_FASCIA: Final = 12  # thin fat between muscles
+TISSUES: Final = (
+    TISSUE_FAT, TISSUE_SUBCUTANEOUS, TISSUE_MUSCLE, TISSUE_SOFT, TISSUE_DISC, TISSUE_VESSEL, TISSUE_SKIN, TISSUE_FASCIA,
+)  # fmt: skip
+
+# Ids of detail maps (see ``detail``): structure that label maps do not show, under ids that the vocabulary leaves free.
+DETAIL_TISSUE: Final = 240  # plus the tissue: what is under id 200
+KIDNEY_MEDULLA: Final = 133
+LEFT_BLOOD_POOL: Final = 134  # of the heart
+RIGHT_BLOOD_POOL: Final = 135
+VISCERAL_FAT: Final = DETAIL_TISSUE + TISSUE_FAT
+SUBCUTANEOUS_FAT: Final = DETAIL_TISSUE + TISSUE_SUBCUTANEOUS
+UNLABELLED_MUSCLE: Final = DETAIL_TISSUE + TISSUE_MUSCLE
+SOFT_TISSUE: Final = DETAIL_TISSUE + TISSUE_SOFT
+DISC: Final = DETAIL_TISSUE + TISSUE_DISC
+UNLABELLED_VESSEL: Final = DETAIL_TISSUE + TISSUE_VESSEL
+SKIN: Final = DETAIL_TISSUE + TISSUE_SKIN
+CORTICAL_BONE: Final = 247
+GUT_GAS: Final = 248
+GUT_FLUID: Final = 249  # fluid and food
+STOOL: Final = 250
+ORAL_CONTRAST: Final = 251
+FASCIA: Final = DETAIL_TISSUE + TISSUE_FASCIA
+LUNG_VESSEL: Final = 253
+LUNG_LINE: Final = 254  # what is thinner than a voxel: fissures, walls of bronchi, small vessels
+DETAIL_IDS: Final = (KIDNEY_MEDULLA, LEFT_BLOOD_POOL, RIGHT_BLOOD_POOL, *range(DETAIL_TISSUE, LUNG_LINE + 1))
 
 
 def vertebra_name_to_id(name: str) -> int:
