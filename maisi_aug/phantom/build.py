@@ -15,7 +15,7 @@ from maisi_aug.lesions.planting import plant_lesions
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import Region, build_label_map
 from maisi_aug.phantom.intensity import Phase, draw_phase
-from maisi_aug.phantom.rendering import render_hu
+from maisi_aug.phantom.rendering import draw_case
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.volumes.grid import Grid
@@ -50,6 +50,8 @@ class Phantom:
     Attributes:
         image_hu: ``(I, J, K)`` int16 HU, -1000 outside the body.
         label_map: ``(I, J, K)`` uint8 vocabulary ids.
+        tissue: ``(I, J, K)`` uint8 tissue under label 200 (``ids.TISSUES``).
+        detail: ``(I, J, K)`` uint8 detail map, from which the image was rendered (see ``detail``).
         grid: Shape and affine of image and label map.
         region: Body region that is mostly shown.
         phase: Contrast phase.
@@ -59,6 +61,8 @@ class Phantom:
 
     image_hu: NDArray[np.int16]
     label_map: NDArray[np.uint8]
+    tissue: NDArray[np.uint8]
+    detail: NDArray[np.uint8]
     grid: Grid
     region: Region
     phase: Phase
@@ -99,8 +103,8 @@ def build_phantom(
     elif lesions:
         label_map, planted = plant_lesions(label_map, list(lesions), spacing_mm=grid.spacing_mm, rng=rng)
     phase = draw_phase(seed)
-    image = render_hu(label_map, seed=seed, grid=grid, phase=phase, tissue=anatomy.tissue)
-    return Phantom(image, label_map, grid, anatomy.region, phase, seed, planted)
+    detail, image = draw_case(label_map, anatomy.tissue, seed=seed, grid=grid, phase=phase)
+    return Phantom(image, label_map, anatomy.tissue, detail, grid, anatomy.region, phase, seed, planted)
 
 
 def plant_drawn_lesions(
