@@ -25,7 +25,7 @@ from maisi_aug.networks.conditioning import hu_to_unit
 from maisi_aug.networks.encoder import Encoder
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.progress import Report, report_nothing
-from maisi_aug.system.seeds import derive_seed
+from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.training.loop.processes import WHOLE, Share
 from maisi_aug.vocabulary.regions import Regions
@@ -100,12 +100,27 @@ class CaseStore(Protocol):
             box: Slices along I, J, K; the whole case when empty.
         """
 
+    def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """Return ``(I, J, K)`` ids that the networks are shown of a case or of a box of it; read-only.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
+
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
         """Return ``(I, J, K)`` HU of a case or of a box of it; read-only.
 
         Args:
             index: Number of the case, from 0.
             box: Slices along I, J, K; the whole case when empty.
+        """
+
+    def noise(self, index: int) -> NDArray[np.float32] | None:
+        """Return ``(I, J, K)`` white noise of deviation 1 that the noise of a case was made from; None if unknown.
+
+        Args:
+            index: Number of the case, from 0.
         """
 
 
@@ -148,15 +163,35 @@ class PhantomStore:
     """Training phantoms of one seed in a folder, built in parallel if they are missing.
 
     Phantom ``i`` depends only on the seed, the grid and ``i``, so that a store may grow between two runs.
+
+    Args:
+        folder: Folder that gets a sub-folder with the phantoms.
+        seed: Seed of all phantoms.
+        shape: Voxels along I, J, K.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        zoom_range: Smallest and largest factor on the spacing of a phantom, drawn for each; None for 1.
+        completes: Whether networks are shown the detail map with its phase (``condition_map``) instead of the labels.
+        memory: Cache of arrays.
     """
 
     def __init__(
-        self, folder: Path, *, seed: int, shape: Shape, spacing_mm: Spacing, memory: Memory | None = None
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        shape: Shape,
+        spacing_mm: Spacing,
+        zoom_range: tuple[float, float] | None = None,
+        completes: bool = False,
+        memory: Memory | None = None,
     ) -> None:
         self.seed = seed
         self.shape = shape
         self.spacing_mm = spacing_mm
-        key = hashlib.sha256(json.dumps([seed, shape, spacing_mm]).encode()).hexdigest()[:12]
+        self.zoom_range = zoom_range
+        self.completes = completes
+        facts = [seed, shape, spacing_mm, *([zoom_range] if zoom_range else []), *(["detail"] if completes else [])]
+        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]
         self.folder = folder / f"phantoms-{key}"
         self._memory = memory or Memory()
         self._num_cases = 0
@@ -171,7 +206,10 @@ class PhantomStore:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in range(num_cases) if not self.path_of(index).exists()]
-        tasks = [(self.path_of(index), self.seed, index, self.shape, self.spacing_mm) for index in missing]
+        tasks = [
+            (self.path_of(index), self.seed, index, self.shape, self.spacing_of(index), self.completes)
+            for index in missing
+        ]
         workers = min(num_workers or count_cores(), len(tasks))
         with ExitStack() as stack:
             finished: Iterator[None] = map(_build_and_save, tasks)
@@ -187,12 +225,21 @@ class PhantomStore:
         """Return the path of the file of phantom ``index``."""
         return self.folder / f"{index:05d}.npz"
 
+    def spacing_of(self, index: int) -> Spacing:
+        """Return the voxel sides along I, J, K in mm of phantom ``index``."""
+        if self.zoom_range is None:
+            return self.spacing_mm
+        low, high = self.zoom_range
+        zoom = low + (high - low) * float(numpy_generator(derive_seed("zoom", self.seed, index), "zoom").random())
+        i, j, k = (round(step * zoom, 2) for step in self.spacing_mm)
+        return i, j, k
+
     def __len__(self) -> int:
         return self._num_cases
 
     def facts(self, index: int) -> CaseFacts:
-        """Return the grid, which all phantoms share, and the modality of a phantom."""
-        return CaseFacts(self.shape, self.spacing_mm, str(self._read(index, "modality")))
+        """Return the grid and the modality of a phantom."""
+        return CaseFacts(self.shape, self.spacing_of(index), str(self._read(index, "modality")))
 
     def label_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
         """Return ``(I, J, K)`` uint8 vocabulary ids of a phantom, or of a box of it.
@@ -202,6 +249,23 @@ class PhantomStore:
             box: Slices along I, J, K; the whole phantom when empty.
         """
         return self._read(index, "label_map")[box]
+
+    def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """Return ``(I, J, K)`` uint8 ids that the networks are shown of a phantom, or of a box of it.
+
+        Args:
+            index: Number of the phantom, from 0.
+            box: Slices along I, J, K; the whole phantom when empty.
+        """
+        return self._read(index, "condition_map" if self.completes else "label_map")[box]
+
+    def noise(self, index: int) -> NDArray[np.float32]:
+        """Return ``(I, J, K)`` float32 white noise of deviation 1 that the phantom's noise was made from.
+
+        Args:
+            index: Number of the phantom, from 0.
+        """
+        return draw_white_noise(self.shape, _phantom_seed(self.seed, index))
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
         """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it.
@@ -229,19 +293,22 @@ def read_array(path: Path, name: str) -> NDArray[Any]:
     return array
 
 
-def _build_and_save(task: tuple[Path, int, int, Shape, Spacing]) -> None:
+def _phantom_seed(seed: int, index: int) -> int:
+    return derive_seed("training phantom", seed, index)
+
+
+def _build_and_save(task: tuple[Path, int, int, Shape, Spacing, bool]) -> None:
     from maisi_aug.phantom import build_phantom
 
-    path, seed, index, shape, spacing_mm = task
-    phantom = build_phantom(
-        seed=derive_seed("training phantom", seed, index),
-        grid=Grid.from_spacing(shape, spacing_mm),
-        region=REGIONS[index % len(REGIONS)],  # type: ignore[arg-type]
-    )
+    path, seed, index, shape, spacing_mm, completes = task
+    grid = Grid.from_spacing(shape, spacing_mm)
+    region = REGIONS[index % len(REGIONS)]
+    phantom = build_phantom(seed=_phantom_seed(seed, index), grid=grid, region=region)  # type: ignore[arg-type]
+    arrays = {"image_hu": phantom.image_hu, "label_map": phantom.label_map, "modality": np.asarray(phantom.modality)}
+    if completes:
+        arrays["condition_map"] = with_phase(phantom.detail, phantom.phase)
     with open_whole(path) as file:
-        np.savez_compressed(
-            file, image_hu=phantom.image_hu, label_map=phantom.label_map, modality=np.asarray(phantom.modality)
-        )
+        np.savez_compressed(file, **arrays)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,26 +1,20 @@
 """A start for a small U-Net and ControlNet: weights that already draw every label at its mean intensity.
 
 Before its first step the ControlNet returns e(m), the latent of an image in which each label of the map m has its
-mean intensity, and the U-Net answers with
-
-    v = -s (x_t - e(m)) / std(x_t - e(m)).
-
-For rectified flow this is the exact velocity x_0 - n wherever e(m) = x_0: x_t - e(m) is then t (n - x_0), whose scale
-the group normalisation before the last convolution takes away, and s is the standard deviation of n - x_0. What is left
-to learn is what a label does not tell: texture, contrast phase, partial volume, and lesions that differ.
-
-Signals pass the activations unharmed in pairs of opposite sign, for SiLU(a) - SiLU(-a) = a.
+mean intensity, and the networks (:mod:`maisi_aug.training.images.anchors`) draw this image with some of the noise that
+sampling starts from. What is left to learn is what a label does not tell: texture, partial volume, the colour of noise,
+and lesions that differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from monai.networks.utils import copy_model_state
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
@@ -30,10 +24,12 @@ from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit, to_label_bits
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore, LatentSet
-from maisi_aug.training.images.wavelet import NUM_WAVELETS, haar_kernels, only_convolution
+from maisi_aug.training.images.anchors import NUM_SIGNAL_EXTRAS, build_signal_path, freeze_signals
+from maisi_aug.training.images.wavelet import haar_kernels, only_convolution
 from maisi_aug.vocabulary.labels import Vocabulary
 
 NUM_FIT_STEPS = 12_000
+NUM_POLISH_STEPS = 400
 # Intensities span [0, 1] and soft tissue 2% of it: the fit works on larger numbers.
 FIT_GAIN = 10.0
 MAX_CASES = 60
@@ -41,6 +37,8 @@ MAX_CASES = 60
 TUMOR_FIT_WEIGHT = 5.0
 FAINT_HU = 100.0
 """Mean contrast in HU below which ``faint_gain`` amplifies a kind of tumor: soft tissue in soft tissue."""
+CENTRE = 0.52
+"""Intensity, that of soft tissue, which the layers after the lookup know as 0: convolutions pad the volume with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,11 +51,21 @@ class LabelMeans:
 
 @dataclass(frozen=True, eq=False)
 class Lookup:
-    """A small network from the bits of a label id to an intensity, used as the first layers of a ControlNet."""
+    """A small network from the bits of a label id to an intensity, used as the first layers of a ControlNet.
+
+    Attributes:
+        first: Layer on the bits.
+        second: Layer on the first one's.
+        readout: Layer to the intensity, times ``FIT_GAIN``.
+        num_wavelets: Wavelets of the looked-up image that the ControlNet's next layer makes.
+        centre: Intensity that this layer takes for 0.
+    """
 
     first: nn.Linear
     second: nn.Linear
     readout: nn.Linear
+    num_wavelets: int
+    centre: float = CENTRE
 
     def __call__(self, bits: Tensor) -> Tensor:
         """Return intensities in [0, 1] of ``(..., 8)`` bits, about."""
@@ -80,11 +88,12 @@ def start_from_label_means(
     vocabulary: Vocabulary,
     seed: int,
     faint_gain: float = 1.0,
+    noise_share: float = 0.0,
 ) -> None:
     """Set initial weights with which U-Net and ControlNet draw every label at its mean intensity, in place.
 
     Args:
-        unet: U-Net with ``num_channels[0] / norm_num_groups`` equal to twice the latent channels.
+        unet: U-Net whose first level has groups of at least three channels more than the latent.
         controlnet: ControlNet with a condition embedding of two widths; its encoder is copied from the U-Net, as in
             MAISI.
         store: Training cases, of which the first 60 are measured.
@@ -92,6 +101,7 @@ def start_from_label_means(
         vocabulary: Vocabulary, which names tumours and their hosts.
         seed: Seed of the fit.
         faint_gain: Factor on the contrast of faint tumours.
+        noise_share: Share of the starting noise that is left in the image, as its noise.
 
     Raises:
         TrainingError: The networks have another architecture.
@@ -102,15 +112,13 @@ def start_from_label_means(
     means = measure_label_means(store, cases, vocabulary, faint_gain=faint_gain)
     embedding: Any = controlnet.controlnet_cond_embedding
     width = only_convolution(embedding.conv_in).out_channels
-    lookup = _fit_lookup(means, vocabulary.tumor_ids, width=width, seed=seed)
+    lookup = _fit_lookup(means, vocabulary.tumor_ids, width=width, num_wavelets=num_channels, seed=seed)
     with torch.no_grad():
-        table = lookup(bits_of_ids())
-        matrix = _fit_latents(table, store, latents, cases)
-        power = torch.stack([(latents.latents[i].float() * latents.scale_factor).square().mean() for i in cases]).mean()
-        _start_unet(unet, num_channels, scale=float((1.0 + power).sqrt()))
-        copy_model_state(controlnet, unet.state_dict())
-        _start_embedding(embedding, lookup, matrix)
-        _start_hand_over(only_convolution(controlnet.controlnet_down_blocks[0]), num_channels)  # type: ignore[index]
+        matrix = _fit_latents(lookup(bits_of_ids()), store, latents, cases)
+        build_signal_path(unet, controlnet, num_channels, noise_share=noise_share)
+        write_lookup(embedding, lookup)
+        _write_matrix(only_convolution(embedding.conv_out), matrix)
+    freeze_signals(unet, controlnet, num_channels)
     freeze_lookup(controlnet)
 
 
@@ -147,7 +155,7 @@ def measure_label_means(
     total, count = np.zeros(256), np.zeros(256)
     contrast, core_count = np.zeros(256), np.zeros(256)
     for index in cases:
-        label_map = store.label_map(index)
+        label_map = store.condition_map(index)
         image = hu_to_unit(torch.from_numpy(store.image_hu(index))).numpy()
         sums = np.bincount(label_map.ravel(), image.ravel(), minlength=256)
         counts = np.bincount(label_map.ravel(), minlength=256)
@@ -173,10 +181,12 @@ def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return core if core.any() else mask
 
 
-def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed: int) -> Lookup:
+def _fit_lookup(
+    means: LabelMeans, tumor_ids: Sequence[int], *, width: int, num_wavelets: int, seed: int
+) -> Lookup:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("label means", seed))
-        lookup = Lookup(nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 1))
+        lookup = Lookup(nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 1), num_wavelets)
     optimizer = torch.optim.Adam(lookup.layers.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, NUM_FIT_STEPS)
     bits = bits_of_ids()
@@ -190,7 +200,36 @@ def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, seed
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
+    polish_lookup(lookup, means.intensity, torch.nonzero(means.num_voxels)[:, 0], num_steps=NUM_POLISH_STEPS)
     return lookup
+
+
+def polish_lookup(lookup: Lookup, intensity: Tensor, ids: Tensor, *, num_steps: int) -> None:
+    """Bring a lookup's intensities of some ids to their values, in place, to a fraction of a HU where it can.
+
+    Args:
+        lookup: Lookup that is near them, such as one fitted by gradient descent.
+        intensity: ``(256,)`` wanted intensities in [0, 1].
+        ids: Ids that count, all alike.
+        num_steps: Largest number of steps.
+    """
+    precise = lookup.layers.double()
+    bits, wanted = bits_of_ids()[ids].double(), intensity[ids].double()
+    optimizer = torch.optim.LBFGS(
+        precise.parameters(), max_iter=num_steps, history_size=50, line_search_fn="strong_wolfe", tolerance_grad=1e-12,
+        tolerance_change=1e-14,
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        error = (HU_MAXIMUM - HU_MINIMUM) * (lookup(bits) - wanted)
+        # The fourth power beside the square, for the label that is farthest off.
+        loss = (error**2).mean() + (error**4).mean().sqrt()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    lookup.layers.float()
 
 
 def bits_of_ids() -> Tensor:
@@ -199,41 +238,31 @@ def bits_of_ids() -> Tensor:
 
 
 def _fit_latents(table: Tensor, store: CaseStore, latents: LatentSet, cases: range) -> Tensor:
-    """``(C, 5)`` least-squares weights from four wavelets of the looked-up image, and 1, to the scaled latent."""
-    known, wanted = [], []
+    """``(C, 27 C + 1)`` least-squares weights from wavelets of the looked-up image around a voxel, and 1, to the latent.
+
+    The image that is looked up has sharp edges; fitted over neighbours, the latent has the blur of a CT.
+    """
+    num_channels = len(latents.latents[0])
+    size = 27 * num_channels + 1
+    left, right = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, num_channels, dtype=torch.float64)
     for index in cases:
-        wavelets = _to_wavelets(table[torch.from_numpy(store.label_map(index)).long()])
-        known.append(torch.cat((wavelets, torch.ones_like(wavelets[:1]))).flatten(1))
-        wanted.append(latents.latents[index].float().flatten(1) * latents.scale_factor)
-    left, right = torch.cat(known, dim=1).double(), torch.cat(wanted, dim=1).double()
-    matrix: Tensor = torch.linalg.solve(left @ left.T, left @ right.T).T.float()
+        image = table[torch.from_numpy(store.condition_map(index)).long()] - CENTRE
+        wavelets = functional.pad(_to_wavelets(image, num_channels), (1,) * 6)
+        i, j, k = (side - 2 for side in wavelets.shape[1:])
+        taps = [wavelets[:, a : a + i, b : b + j, c : c + k] for a, b, c in product(range(3), repeat=3)]
+        known = torch.cat([tap.flatten(1) for tap in taps] + [torch.ones(1, i * j * k)])
+        wanted = latents.latents[index].float().flatten(1) * latents.scale_factor
+        left += (known @ known.T).double()
+        right += (known @ wanted.T).double()
+    # Taps of a label map that are never seen apart would get large weights of opposite sign.
+    left.diagonal()[:-1] += 1e-5 * left.diagonal()[:-1].mean()
+    matrix: Tensor = torch.linalg.solve(left, right).T.float()
     return matrix
 
 
-def _to_wavelets(image: Tensor) -> Tensor:
-    """``(4, I/2, J/2, K/2)`` mean and first differences of an ``(I, J, K)`` image."""
-    return functional.conv3d(image[None, None], haar_kernels()[:, None], stride=2)[0]
-
-
-def _start_unet(unet: Any, num_channels: int, *, scale: float) -> None:
-    pair = range(num_channels)
-    first, last, norm = only_convolution(unet.conv_in), only_convolution(unet.out[2]), unet.out[0]
-    block = unet.up_blocks[-1].resnets[-1]
-    shortcut = only_convolution(block.skip_connection)
-    last.weight.zero_()
-    last.bias.zero_()
-    for layer in (first, shortcut, only_convolution(block.conv2)):
-        layer.weight[: 2 * num_channels] = 0.0
-        layer.bias[: 2 * num_channels] = 0.0
-    norm.weight[: 2 * num_channels] = 1.0
-    norm.bias[: 2 * num_channels] = 0.0
-    # The last block reads the features below it and then the first skip connection.
-    skip = shortcut.in_channels - first.out_channels
-    for channel in pair:
-        for sign, place in ((1.0, channel), (-1.0, channel + num_channels)):
-            _centre(first)[place, channel] = sign
-            _centre(shortcut)[place, skip + place] = 1.0
-            _centre(last)[channel, place] = -sign * scale
+def _to_wavelets(image: Tensor, count: int) -> Tensor:
+    """``(C, I/2, J/2, K/2)`` mean and differences of an ``(I, J, K)`` image."""
+    return functional.conv3d(image[None, None], haar_kernels(count)[:, None], stride=2)[0]
 
 
 def write_lookup(embedding: Any, lookup: Lookup) -> None:
@@ -248,36 +277,25 @@ def write_lookup(embedding: Any, lookup: Lookup) -> None:
         layer.weight.zero_()
         _centre(layer).copy_(fitted.weight)
         layer.bias.copy_(fitted.bias)
-    for channel, kernel in enumerate(haar_kernels()):
-        for sign, place in ((1.0, channel), (-1.0, channel + NUM_WAVELETS)):
+    count = lookup.num_wavelets
+    for channel, kernel in enumerate(haar_kernels(count)):
+        for sign, place in ((1.0, channel), (-1.0, channel + count)):
             down.weight[place] = 0.0
             # A stride of 2 and a padding of 1: taps 1 and 2 see the two voxels of a pair.
             down.weight[place, :, 1:, 1:, 1:] = sign * kernel * lookup.readout.weight[0][:, None, None, None] / FIT_GAIN
-            down.bias[place] = sign * float(kernel.sum()) * float(lookup.readout.bias) / FIT_GAIN
+            shift = float(lookup.readout.bias) / FIT_GAIN - lookup.centre
+            down.bias[place] = sign * float(kernel.sum()) * shift
 
 
-def _start_embedding(embedding: Any, lookup: Lookup, matrix: Tensor) -> None:
-    write_lookup(embedding, lookup)
-    last, num_channels = only_convolution(embedding.conv_out), len(matrix)
-    last.weight.zero_()
-    last.bias.zero_()
-    for copy in (0, num_channels):
-        places = slice(copy, copy + num_channels)
-        # Halves, for the two are added again where the noisy latents of opposite sign cancel.
-        _centre(last)[places, :NUM_WAVELETS] = matrix[:, :NUM_WAVELETS] / 2
-        _centre(last)[places, NUM_WAVELETS : 2 * NUM_WAVELETS] = -matrix[:, :NUM_WAVELETS] / 2
-        last.bias[places] = matrix[:, NUM_WAVELETS] / 2
-
-
-def _start_hand_over(convolution: nn.Conv3d, num_channels: int) -> None:
-    """Hand -e(m) and e(m) to the U-Net's first skip connection, which holds x_t and -x_t."""
-    convolution.weight.zero_()
-    assert convolution.bias is not None
-    convolution.bias.zero_()
-    for channel in range(num_channels):
-        for part in (channel, channel + num_channels):
-            _centre(convolution)[channel, part] = -1.0
-            _centre(convolution)[channel + num_channels, part] = 1.0
+def _write_matrix(last: nn.Conv3d, matrix: Tensor) -> None:
+    """Have the last layer of a condition embedding make the latent from wavelets of both signs, silu(a) - silu(-a) = a."""
+    count = len(matrix)
+    assert last.bias is not None
+    last.weight[:count] = 0.0
+    taps = matrix[:, :-1].view(count, 3, 3, 3, count).permute(0, 4, 1, 2, 3)
+    last.weight[:count, :count] = taps
+    last.weight[:count, count : 2 * count] = -taps
+    last.bias[:count] = matrix[:, -1]
 
 
 def _centre(convolution: nn.Conv3d) -> Tensor:
@@ -289,13 +307,15 @@ def _centre(convolution: nn.Conv3d) -> Tensor:
 def _require_fitting(unet: Any, controlnet: Any, store: CaseStore, latents: LatentSet) -> None:
     norm, blocks = unet.out[0], controlnet.controlnet_cond_embedding.blocks
     num_channels, *latent_shape = latents.latents[0].shape
-    group = norm.num_channels // norm.num_groups
+    group, least = norm.num_channels // norm.num_groups, num_channels + NUM_SIGNAL_EXTRAS
     down = only_convolution(blocks[-1])
     is_half = tuple(2 * side for side in latent_shape) == store.facts(0).shape
-    if not is_half or len(blocks) != 2 or group != 2 * num_channels or down.out_channels < 2 * NUM_WAVELETS:
+    is_wide = group >= least and norm.num_groups >= 2
+    if not is_half or len(blocks) != 2 or not is_wide or down.out_channels < 2 * num_channels:
         raise TrainingError(
             "Start from label means: expected latents half as wide as images, two widths of the condition embedding, "
-            f"the last of 8 or more, and num_channels[0] / norm_num_groups of {2 * num_channels}, found latents of "
-            f"{tuple(latent_shape)}, {len(blocks) // 2 + 1} widths, the last of {down.out_channels}, and {group}. "
-            "Change the definitions, or start from the encoder."
+            f"the last of {2 * num_channels} or more, and two or more groups of num_channels[0] / norm_num_groups of at "
+            f"least {least}, found latents of {tuple(latent_shape)}, {len(blocks) // 2 + 1} widths, the last of "
+            f"{down.out_channels}, and {norm.num_groups} groups of {group}. Change the definitions, or start from the "
+            "encoder."
         )

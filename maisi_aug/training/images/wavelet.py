@@ -62,12 +62,15 @@ CENTRE, MEAN_GAIN = 0.3, 0.5
 
 
 @torch.no_grad()
-def start_as_wavelet(autoencoder: nn.Module) -> None:
+def start_as_wavelet(autoencoder: nn.Module, *, gains: tuple[float, float, float, float] | None = None) -> None:
     """Set the weights of an autoencoder with two levels to a Haar transform, in place.
 
     Args:
         autoencoder: MAISI's VAE with two levels, transposed convolutions and one normalisation group; with four latent
             channels and at least eight channels per level, or with eight and at least twelve.
+        gains: Factors on the mean and on differences along one, two and three axes; None for 1 and 4 per axis, with
+            eight latent channels 0.5 and 4 per axis. Factors that give the noise of a CT one deviation in all channels
+            let sampling treat the channels alike.
 
     Raises:
         TrainingError: The autoencoder has another architecture.
@@ -78,13 +81,15 @@ def start_as_wavelet(autoencoder: nn.Module) -> None:
     assert isinstance(decoder, nn.ModuleList)
     _start_trunk(encoder, count, num_signals=1)
     _start_trunk(decoder, count, num_signals=count)
-    _start_down(_only(encoder, "Downsample"), count)
-    _start_up(_only(decoder, "Upsample"), count)
+    mean_gain = MEAN_GAIN if gains is None else gains[0]
+    by_axes = tuple(DIFFERENCE_GAIN * axes or 1.0 for axes in range(4)) if gains is None else (1.0, *gains[1:])
+    _start_down(_only(encoder, "Downsample"), count, by_axes)
+    _start_up(_only(decoder, "Upsample"), count, by_axes)
     for name in ("quant_conv_mu", "post_quant_conv"):
         _start_identity(only_convolution(getattr(autoencoder, name)), range(count))
     if count == NUM_ALL_WAVELETS:
-        _scale_mean(only_convolution(autoencoder.quant_conv_mu), MEAN_GAIN, -MEAN_GAIN * CENTRE)
-        _scale_mean(only_convolution(autoencoder.post_quant_conv), 1.0 / MEAN_GAIN, CENTRE)
+        _scale_mean(only_convolution(autoencoder.quant_conv_mu), mean_gain, -mean_gain * CENTRE)
+        _scale_mean(only_convolution(autoencoder.post_quant_conv), 1.0 / mean_gain, CENTRE)
 
 
 def _scale_mean(convolution: nn.Conv3d, gain: float, bias: float) -> None:
@@ -113,10 +118,6 @@ def _require_fitting(autoencoder: nn.Module) -> int:
 
 def _anchors(count: int) -> slice:
     return slice(count, count + NUM_ANCHORS)
-
-
-def _gain(wavelet: int) -> float:
-    return DIFFERENCE_GAIN * len(WAVELET_AXES[wavelet]) or 1.0
 
 
 def _start_trunk(blocks: nn.ModuleList, count: int, *, num_signals: int) -> None:
@@ -175,22 +176,22 @@ def _start_anchors(convolution: nn.Conv3d | nn.ConvTranspose3d, count: int) -> N
         _bias(convolution)[channel] = value
 
 
-def _start_down(convolution: nn.Conv3d, count: int) -> None:
+def _start_down(convolution: nn.Conv3d, count: int, gains: tuple[float, ...]) -> None:
     _start_anchors(convolution, count)
     for channel, kernel in enumerate(haar_kernels(count)):
         convolution.weight[channel] = 0.0
         _bias(convolution)[channel] = 0.0
-        convolution.weight[channel, 0, :2, :2, :2] = kernel * _gain(channel)
+        convolution.weight[channel, 0, :2, :2, :2] = kernel * gains[len(WAVELET_AXES[channel])]
 
 
-def _start_up(convolution: nn.ConvTranspose3d, count: int) -> None:
+def _start_up(convolution: nn.ConvTranspose3d, count: int, gains: tuple[float, ...]) -> None:
     """Tap 1 of a transposed convolution of stride 2 and padding 1 makes even voxels, tap 2 the odd ones after them."""
     _start_anchors(convolution, count)
     _output(convolution, 0).zero_()
     _bias(convolution)[0] = 0.0
     for channel, kernel in enumerate(haar_kernels(count)):
         signs = kernel * 8.0
-        convolution.weight[channel, 0, 1:3, 1:3, 1:3] = signs / _gain(channel)
+        convolution.weight[channel, 0, 1:3, 1:3, 1:3] = signs / gains[len(WAVELET_AXES[channel])]
 
 
 def _output(convolution: nn.Conv3d | nn.ConvTranspose3d, channel: int) -> Tensor:
