@@ -72,12 +72,27 @@ def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = 
         centre_z * habitus.scale[2],
     )
     frame = Frame(grid, draw_pose(seed, scale=habitus.scale), centre_mm=centre)
+    canvas, _ = paint_patient(frame, habitus, seed)
+    return AnatomyMap(canvas.labels, canvas.tissue, shown, grid, seed)
+
+
+def paint_patient(frame: Frame, habitus: Habitus, seed: int) -> tuple[Canvas, Envelope]:
+    """Paint a whole patient: the layers of the trunk, then the organs in their order of priority.
+
+    Args:
+        frame: Placed grid, with canonical coordinates of its voxels.
+        habitus: Build of the patient.
+        seed: Seed of the patient.
+
+    Returns:
+        The painted canvas, and the layers of the trunk.
+    """
     canvas = Canvas(frame)
     envelope = build_envelope(frame, habitus, seed)
     paint_envelope(canvas, envelope, habitus, seed)
-    _paint_organs(canvas, envelope, habitus, seed)
+    paint_organs(canvas, envelope, habitus, seed)
     canvas.labels[envelope.skin >= 0] = 0
-    return AnatomyMap(canvas.labels, canvas.tissue, shown, grid, seed)
+    return canvas, envelope
 
 
 def _draw_window(seed: int, region: str) -> tuple[float, Region]:
@@ -91,8 +106,15 @@ def _draw_window(seed: int, region: str) -> tuple[float, Region]:
     return centre, nearest
 
 
-def _paint_organs(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
-    """Rigid and tubular structures first, then organs from the ones that yield least to the ones that fill gaps."""
+def paint_organs(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
+    """Paint all organs: rigid and tubular ones first, then from the ones that yield least to the ones that fill gaps.
+
+    Args:
+        canvas: Canvas with the body and its tissues, painted in place.
+        envelope: Layers of the patient's trunk.
+        habitus: Build of the patient.
+        seed: Seed of the patient.
+    """
     skeleton.paint_spine(canvas)
     skeleton.paint_ribs(canvas, habitus)
     girdles.paint_shoulders(canvas)

@@ -40,10 +40,14 @@ class Canvas:
         frame: The placed grid.
         labels: ``(I, J, K)`` uint8 ids.
         tissue: ``(I, J, K)`` uint8, one of the ``TISSUE_`` ids; only meaningful where ``labels`` is 200.
+        fixed: ``(I, J, K)`` mask of voxels that ``paint`` leaves alone; None for none.
+        taken: Labels that ``paint`` does not write, because the user's map has them already.
     """
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
+        self.fixed: NDArray[np.bool_] | None = None
+        self.taken: frozenset[int] = frozenset()
         self.labels: NDArray[np.uint8] = np.zeros(frame.shape, dtype=np.uint8)
         self.tissue: NDArray[np.uint8] = np.zeros(frame.shape, dtype=np.uint8)
 
@@ -58,8 +62,12 @@ class Canvas:
             over: Ids that may be replaced.
             also: Mask of the field's box; None for all of it.
         """
+        if label in self.taken:
+            return
         view = self.labels[field.slices]
         inside = (field.mm < 0) & lookup(over)[view]
+        if self.fixed is not None:
+            inside &= ~self.fixed[field.slices]
         if also is not None:
             inside &= also
         view[inside] = label

@@ -1,0 +1,288 @@
+"""Fits the canonical body to a user's label map: a stretch from the ends of labels, then a smooth warp of surfaces.
+
+Coordinates of a user's map are mm from the middle of its grid along R, A, S; the fit maps them to the canonical body:
+``canonical = matrix @ mm + offset + warp(mm)``. Surfaces are matched by iterated closest points (Besl and McKay,
+"A method for registration of 3-D shapes", 1992), from the map to the reference only, so that organs may be cut off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import linalg, ndimage, sparse
+
+from maisi_aug.phantom.frame import Frame, Pose
+from maisi_aug.phantom.landmarks import FASCIA, F64, Reference, Surface, weight_of
+from maisi_aug.phantom.noise import F32, spline_basis, spread
+from maisi_aug.volumes.grid import Grid
+
+MATCH_MM: Final = 8.0  # by how much labels of two patients differ
+AFFINE_SPREAD: Final = 0.05  # spread of stretch and shear between patients, relative to the first estimate
+SCALE_LIMITS: Final = (0.72, 1.45)
+_FAR_MM: Final = (40.0, 25.0, 18.0, 14.0)  # distance at which a pair counts half, per iteration
+_STIFFNESS: Final = (12.0, 5.0, 2.0, 1.0)
+_KNOTS_MM: Final = (80.0, 80.0, 55.0, 55.0)
+_WARP_WEIGHT: Final = 1.2e-4  # price of one mm^2 of bending between neighbouring knots, at a stiffness of 1
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """Smooth displacement on cubic B-spline knots.
+
+    Attributes:
+        origin_mm: ``(3,)`` position of the first knot.
+        spacing_mm: Distance of the knots.
+        coefficients: ``(3, A, B, C)`` displacement in mm.
+    """
+
+    origin_mm: F64
+    spacing_mm: float
+    coefficients: F64
+
+    def at(self, points: F64) -> F64:
+        """Return the displacement in mm at ``(N, 3)`` points."""
+        counts = np.array(self.coefficients.shape[1:])
+        knots = np.clip((points - self.origin_mm) / self.spacing_mm, 1.0, counts - 2.001).T
+        return np.stack(
+            [ndimage.map_coordinates(part, knots, order=3, prefilter=False, mode="nearest") for part in self.coefficients],
+            axis=1,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """The map from a user's millimetres to the canonical body.
+
+    Attributes:
+        matrix: ``(3, 3)`` stretch and turn.
+        offset: ``(3,)`` canonical mm of the middle of the grid.
+        warp: Displacement in canonical mm; None for none.
+        residual_mm: Label -> mean distance of its surface to the reference's.
+    """
+
+    matrix: F64
+    offset: F64
+    warp: Warp | None = None
+    residual_mm: dict[int, float] = field(default_factory=dict)
+
+    def to_canonical(self, points: F64) -> F64:
+        """Return the canonical mm of ``(N, 3)`` points."""
+        straight: F64 = points @ self.matrix.T + self.offset
+        return straight if self.warp is None else straight + self.warp.at(points)
+
+    def to_patient(self, points: F64) -> F64:
+        """Return the mm of ``(N, 3)`` canonical points, by fixed-point iteration."""
+        inverse = np.linalg.inv(self.matrix)
+        patient: F64 = (points - self.offset) @ inverse.T
+        for _ in range(0 if self.warp is None else 6):
+            assert self.warp is not None
+            patient = (points - self.offset - self.warp.at(patient)) @ inverse.T
+        return patient
+
+
+class FittedFrame(Frame):
+    """Frame of a grid whose place in the body is known by a fit."""
+
+    def __init__(self, grid: Grid, fit: Fit) -> None:
+        self._fit = fit
+        scale = 1.0 / np.clip(np.abs(np.diag(fit.matrix)), 0.5, 2.0)
+        pose = Pose((float(scale[0]), float(scale[1]), float(scale[2])), 0.0, 0.0, np.zeros((3, 4, 4, 4)))
+        super().__init__(grid, pose, centre_mm=(0.0, 0.0, 0.0))
+
+    def _canonical_coordinates(self) -> tuple[F32, F32, F32]:
+        matrix, warp = self._fit.matrix.astype(np.float32), self._fit.warp
+        shapes = ((-1, 1, 1), (1, -1, 1), (1, 1, -1))
+        x, y, z = (axis.reshape(shape) for axis, shape in zip(self.axes, shapes, strict=True))
+        canonical = []
+        bases = None
+        if warp is not None:
+            sides = warp.coefficients.shape[1:]
+            bases = self.bases(warp.origin_mm, warp.spacing_mm, (sides[0], sides[1], sides[2]))
+        for a in range(3):
+            straight = matrix[a, 0] * x + matrix[a, 1] * y + matrix[a, 2] * z + np.float32(self._fit.offset[a])
+            canonical.append(straight if bases is None or warp is None else straight + spread(warp.coefficients[a], bases))
+        return canonical[0], canonical[1], canonical[2]
+
+    def to_patient(self, points: ArrayLike) -> NDArray[np.float64]:
+        """Transform ``(N, 3)`` canonical points to mm from the middle of the grid."""
+        return self._fit.to_patient(np.atleast_2d(np.asarray(points, dtype=np.float64)))
+
+
+def fit_ends(
+    surfaces: dict[int, Surface], outline_mm: F64, reference: Reference, *, fat_mm: float, default_z_mm: float
+) -> Fit:
+    """Return a first fit without turns: one stretch and shift per axis, from the ends of labels and of the outline.
+
+    Args:
+        surfaces: Surfaces of the map's labels.
+        outline_mm: ``(N, 5)`` ends of the body per slice, see ``outline_ends``; may be empty.
+        reference: Canonical body.
+        fat_mm: Thickness of the fat below the skin.
+        default_z_mm: Canonical height of the middle of the grid, for maps without a label that tells it.
+    """
+    pairs: list[list[tuple[float, float, float]]] = [[], [], []]
+    for key, surface in surfaces.items():
+        known = reference.surfaces.get(key)
+        if known is None or weight_of(key) == 0:
+            continue
+        for a in range(3):
+            for own, theirs in ((surface.low_mm[a], known.low_mm[a]), (surface.high_mm[a], known.high_mm[a])):
+                if np.isfinite(own) and np.isfinite(theirs) and (key < FASCIA or a < 2):
+                    pairs[a].append((float(own), float(theirs), weight_of(key)))
+    scale_z, offset_z = _fit_line(pairs[2], scale=1.0, spread=0.10, default=default_z_mm)
+    fascia = reference.fascia_mm
+    step = max(1, len(outline_mm) // 12)
+    for row in outline_mm[::step]:
+        z = scale_z * row[0] + offset_z
+        if fascia[0, 0] <= z <= 560.0:
+            for column, sign in ((1, 1), (2, -1), (3, 1), (4, -1)):
+                if np.isfinite(row[column]):
+                    theirs = float(np.interp(z, fascia[:, 0], fascia[:, column]))
+                    pairs[0 if column < 3 else 1].append((float(row[column]) + sign * fat_mm, theirs, 0.3))
+    scale_x, offset_x = _fit_line(pairs[0], scale=scale_z, spread=0.10, default=0.0)
+    scale_y, offset_y = _fit_line(pairs[1], scale=0.5 * (scale_x + scale_z), spread=0.10, default=-8.0)
+    return Fit(np.diag([scale_x, scale_y, scale_z]), np.array([offset_x, offset_y, offset_z]))
+
+
+def _fit_line(
+    pairs: list[tuple[float, float, float]], *, scale: float, spread: float, default: float
+) -> tuple[float, float]:
+    """Stretch and shift by robust least squares, with the stretch drawn to an expected one."""
+    if not pairs:
+        return scale, default
+    own, theirs, weight = np.array(pairs, dtype=np.float64).T
+    offset = float(np.average(theirs - scale * own, weights=weight))
+    reach = 60.0
+    start = scale
+    for _ in range(8):
+        away = theirs - (scale * own + offset)
+        robust = weight / (1 + (away / reach) ** 2)
+        rows = np.array([[robust @ own**2 + (MATCH_MM / spread) ** 2, robust @ own], [robust @ own, robust.sum()]])
+        right = np.array([robust @ (own * theirs) + (MATCH_MM / spread) ** 2 * start, robust @ theirs])
+        scale, offset = (float(value) for value in np.linalg.solve(rows, right))
+        reach = max(12.0, 0.6 * reach)
+    clipped = float(np.clip(scale, *SCALE_LIMITS))
+    if clipped != scale:
+        offset += (scale - clipped) * float(np.average(own, weights=robust))
+    return clipped, offset
+
+
+def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: Reference, first: Fit) -> Fit:
+    """Return the fit refined by surfaces: first stretch and turn, then a warp that becomes less stiff.
+
+    Args:
+        surfaces: Surfaces of the map's labels.
+        skin: Points of the muscle surface, as guessed from the skin; None where the outline is unknown.
+        reference: Canonical body.
+        first: Fit to begin with.
+    """
+    points, keys, weights = _gather(surfaces, skin, reference)
+    if not len(points):
+        return first
+    fit = first
+    for reach in (60.0, 40.0, 25.0):
+        targets, away = _closest(fit.to_canonical(points), keys, reference)
+        fit = _affine(points, targets, weights / (1 + (away / reach) ** 2), first)
+    low, high = points.min(axis=0), points.max(axis=0)
+    for reach, stiffness, knots_mm in zip(_FAR_MM, _STIFFNESS, _KNOTS_MM, strict=True):
+        targets, away = _closest(fit.to_canonical(points), keys, reference)
+        straight = points @ fit.matrix.T + fit.offset
+        robust = weights / (1 + (away / reach) ** 2)
+        warp = _solve_warp(points, targets - straight, robust, low, high, knots_mm, stiffness)
+        fit = Fit(fit.matrix, fit.offset, warp)
+    _, away = _closest(fit.to_canonical(points), keys, reference)
+    return Fit(fit.matrix, fit.offset, fit.warp, {key: float(away[keys == key].mean()) for key in np.unique(keys)})
+
+
+def _gather(
+    surfaces: dict[int, Surface], skin: Surface | None, reference: Reference
+) -> tuple[F64, NDArray[np.int64], F64]:
+    points, keys, weights = [np.empty((0, 3))], [np.empty(0, dtype=np.int64)], [np.empty(0)]
+    for key, surface in ({**surfaces, FASCIA: skin} if skin is not None else surfaces).items():
+        if key not in reference.trees or weight_of(key) == 0 or not len(surface.points):
+            continue
+        count = len(surface.points)
+        # A group's key stands for many bones. The outline says as much as a few organs do.
+        total = 4.0 if key == FASCIA else 6.0 if key > FASCIA else weight_of(key)
+        points.append(surface.points)
+        keys.append(np.full(count, key, dtype=np.int64))
+        weights.append(np.full(count, total / count))
+    return np.concatenate(points), np.concatenate(keys), np.concatenate(weights)
+
+
+def _closest(canonical: F64, keys: NDArray[np.int64], reference: Reference) -> tuple[F64, F64]:
+    """Closest point of the same label's surface for every point, and its distance."""
+    targets, away = np.empty_like(canonical), np.empty(len(canonical))
+    for key in np.unique(keys):
+        own = keys == key
+        distance, index = reference.trees[int(key)].query(canonical[own])
+        targets[own], away[own] = reference.surfaces[int(key)].points[index], distance
+    return targets, away
+
+
+def _affine(points: F64, targets: F64, weights: F64, first: Fit) -> Fit:
+    """Weighted least squares for stretch, shear and shift, drawn to the first fit."""
+    middle = np.average(points, axis=0, weights=weights)
+    centred = points - middle
+    design = np.column_stack([centred, np.ones(len(points))])
+    # Labels are worth MATCH_MM of certainty each; matrix entries differ between patients by AFFINE_SPREAD.
+    prior = np.diag([(MATCH_MM / AFFINE_SPREAD) ** 2] * 3 + [1e-6])
+    normal = design.T @ (weights[:, None] * design) + prior
+    matrix, offset = np.empty((3, 3)), np.empty(3)
+    for a in range(3):
+        start = np.append(first.matrix[a], 0.0)
+        solved = np.linalg.solve(normal, design.T @ (weights * targets[:, a]) + prior @ start)
+        matrix[a], offset[a] = solved[:3], solved[3] - solved[:3] @ middle
+    return Fit(matrix, offset)
+
+
+def _solve_warp(
+    points: F64, residual: F64, weights: F64, low: F64, high: F64, knots_mm: float, stiffness: float
+) -> Warp:
+    """Penalised least squares for the coefficients of a warp."""
+    origin = low - 2 * knots_mm
+    counts = np.maximum(np.ceil((high - low) / knots_mm).astype(int) + 5, 5)
+    rows = [spline_basis(points[:, a], origin_mm=float(origin[a]), spacing_mm=knots_mm, count=int(counts[a])) for a in range(3)]
+    design = _row_products(rows, counts)
+    weighted = design.multiply(weights[:, None]).tocsr()
+    normal = (design.T @ weighted).toarray() + stiffness * _bending(counts, knots_mm)
+    normal[np.diag_indices_from(normal)] += 1e-6
+    right = design.T @ (weights[:, None] * residual)
+    solved = linalg.cho_solve(linalg.cho_factor(normal, overwrite_a=True, check_finite=False), right, check_finite=False)
+    return Warp(origin, knots_mm, np.ascontiguousarray(solved.T).reshape(3, *counts))
+
+
+def _row_products(rows: list[F32], counts: NDArray[np.int64]) -> sparse.csr_matrix:
+    """``(N, A * B * C)`` weights of all knots at the points, from the weights along each axis."""
+    index, value = [], []
+    for basis in rows:
+        first = np.argmax(basis > 0, axis=1)
+        first = np.minimum(first, basis.shape[1] - 4)
+        columns = first[:, None] + np.arange(4)
+        index.append(columns)
+        value.append(np.take_along_axis(basis, columns, axis=1).astype(np.float64))
+    flat = (
+        (index[0][:, :, None, None] * counts[1] + index[1][:, None, :, None]) * counts[2] + index[2][:, None, None, :]
+    ).reshape(len(rows[0]), 64)
+    values = (value[0][:, :, None, None] * value[1][:, None, :, None] * value[2][:, None, None, :]).reshape(-1, 64)
+    starts = np.arange(0, values.size + 1, 64)
+    return sparse.csr_matrix((values.ravel(), flat.ravel(), starts), shape=(len(flat), int(np.prod(counts))))
+
+
+def _bending(counts: NDArray[np.int64], knots_mm: float) -> F64:
+    """Quadratic form of the second differences along every pair of axes, and a little of the first ones."""
+    first = [np.diff(np.eye(int(n)), axis=0) for n in counts]
+    second = [np.diff(np.eye(int(n)), n=2, axis=0) for n in counts]
+    squares = [(np.eye(int(n)), one.T @ one, two.T @ two) for n, one, two in zip(counts, first, second, strict=True)]
+
+    def product(i: int, j: int, k: int) -> F64:
+        result: F64 = np.kron(np.kron(squares[0][i], squares[1][j]), squares[2][k])
+        return result
+
+    bending = product(2, 0, 0) + product(0, 2, 0) + product(0, 0, 2)
+    bending += 2 * (product(1, 1, 0) + product(1, 0, 1) + product(0, 1, 1))
+    membrane = product(1, 0, 0) + product(0, 1, 0) + product(0, 0, 1)
+    return _WARP_WEIGHT * (80.0 / knots_mm) ** 3 * (100 * bending + 2 * membrane)

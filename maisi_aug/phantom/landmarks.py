@@ -1,0 +1,179 @@
+"""The canonical body as a reference: where its labels and its muscle surface lie, to which users' maps are fitted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from maisi_aug.phantom import ids
+from maisi_aug.phantom.anatomy import paint_patient
+from maisi_aug.phantom.frame import KNOT_COUNTS, Frame, Pose
+from maisi_aug.phantom.habitus import Habitus, draw_habitus
+from maisi_aug.phantom.shapes import lookup
+from maisi_aug.volumes.grid import Grid
+
+F64 = NDArray[np.float64]
+FASCIA: Final = 256
+"""Key of the muscle surface below the skin, which stands next to the labels' ids."""
+SPINE: Final = 257
+LEFT_RIBS: Final = 258
+RIGHT_RIBS: Final = 259
+REFERENCE_SEED: Final = 5
+_STEP_MM: Final = 5.0
+_CENTRE_MM: Final = (0.0, -8.0, 285.0)
+_SHAPE: Final = (72, 54, 142)
+_MOST_POINTS: Final = 90
+# One label for many bones, as in coarsely labelled maps: the group, its key, and the height in mm of a single one.
+COARSE_GROUPS: Final = (
+    (ids.VERTEBRAE, SPINE, 95.0),
+    (tuple(range(ids.LEFT_RIB_1, ids.RIGHT_RIB_1)), LEFT_RIBS, 190.0),
+    (tuple(range(ids.RIGHT_RIB_1, ids.RIGHT_RIB_12 + 1)), RIGHT_RIBS, 190.0),
+)
+# How far a label is to be trusted as a landmark; what is not listed counts as 1, and soft or mobile organs less.
+_WEIGHTS: Final[dict[int, float]] = {
+    **dict.fromkeys((ids.COLON, ids.SMALL_BOWEL, ids.COSTAL_CARTILAGE, ids.HEPATIC_VESSEL, ids.AIRWAY, ids.SPINAL_CORD,
+                     ids.LEFT_HUMERUS, ids.LEFT_HUMERUS + 1, ids.BODY, ids.BACKGROUND, ids.BONE_LESION), 0.0),
+    **dict.fromkeys((ids.STOMACH, ids.DUODENUM, ids.GALLBLADDER, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN,
+                     ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.PROSTATE, ids.THYROID), 0.3),
+    **dict.fromkeys((ids.PANCREAS, ids.ESOPHAGUS, *ids.MUSCLES, ids.AORTA, ids.INFERIOR_VENA_CAVA), 0.5),
+    **dict.fromkeys(ids.RIBS, 0.7),
+}  # fmt: skip
+# Lesions are part of their organ where they can only grow in one.
+_AS_HOST: Final = {tumor: hosts[0] for tumor, hosts in ids.TUMOR_HOSTS.items() if len(hosts) == 1}
+
+
+def weight_of(key: int) -> float:
+    """Return how far a label, or the key of a group, is trusted as a landmark: 0 not at all, 1 as a bone."""
+    return _WEIGHTS.get(key, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """Surface of one label in mm.
+
+    Attributes:
+        points: ``(N, 3)`` voxel centres on the surface, without those at the border of the grid.
+        low_mm: ``(3,)`` lower end along R, A, S; NaN where the label is cut by the border of the grid.
+        high_mm: ``(3,)`` upper end.
+    """
+
+    points: F64
+    low_mm: F64
+    high_mm: F64
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The canonical body.
+
+    Attributes:
+        surfaces: Label id or key of a group -> surface in canonical mm.
+        trees: The same keys -> search tree of the points of the surface.
+        fascia_mm: ``(Z, 5)`` height and, at it, the left, right, back and front end of the muscle surface.
+    """
+
+    surfaces: dict[int, Surface]
+    trees: dict[int, cKDTree]
+    fascia_mm: F64
+
+
+def neutral_habitus(seed: int) -> Habitus:
+    """Return the build of the reference; only what does not move organs is drawn from the seed."""
+    drawn = draw_habitus(seed)
+    return replace(drawn, scale=(1.0, 1.0, 1.0), belly_mm=0.0, inspiration_mm=2.0, muscle=1.0)
+
+
+@cache
+def reference_body() -> Reference:
+    """Return the canonical body, built once per process."""
+    grid = Grid.from_spacing(_SHAPE, (_STEP_MM,) * 3)
+    pose = Pose((1.0, 1.0, 1.0), 0.0, 0.0, np.zeros((3, *KNOT_COUNTS)))
+    frame = Frame(grid, pose, centre_mm=_CENTRE_MM)
+    canvas, envelope = paint_patient(frame, neutral_habitus(REFERENCE_SEED), REFERENCE_SEED)
+    surfaces = find_surfaces(canvas.labels, frame.axes, most_points=None)
+    for group, key, _ in COARSE_GROUPS:
+        union = np.where(lookup(group)[canvas.labels], np.uint8(1), np.uint8(0))
+        surfaces[key] = find_surfaces(union, frame.axes, most_points=None)[1]
+    inside = envelope.fascia < 0
+    shell = inside & ~ndimage.binary_erosion(inside, border_value=1)
+    points = np.stack([frame.axes[a][index] for a, index in enumerate(np.nonzero(shell))], axis=1).astype(np.float64)
+    surfaces[FASCIA] = Surface(points, points.min(axis=0), points.max(axis=0))
+    trees = {key: cKDTree(surface.points) for key, surface in surfaces.items() if len(surface.points)}
+    return Reference(surfaces, trees, outline_ends(inside, frame.axes))
+
+
+def outline_ends(inside: NDArray[np.bool_], axes: tuple[NDArray[np.float32], ...]) -> F64:
+    """Return the extent of an outline in every slice that shows it.
+
+    Args:
+        inside: ``(I, J, K)`` mask.
+        axes: mm of the voxel centres along I, J, K.
+
+    Returns:
+        ``(N, 5)``: height, left, right, back and front end in mm. An end at the border of the grid is NaN.
+    """
+    rows = []
+    for k in np.flatnonzero(inside.any(axis=(0, 1))):
+        row = [float(axes[2][k])]
+        for axis in (0, 1):
+            seen = np.flatnonzero(inside[:, :, k].any(axis=1 - axis))
+            for end, border in ((int(seen[0]), 0), (int(seen[-1]), inside.shape[axis] - 1)):
+                row.append(np.nan if end == border else float(axes[axis][end]))
+        rows.append(row)
+    return np.array(rows, dtype=np.float64).reshape(-1, 5)
+
+
+def find_surfaces(
+    labels: NDArray[np.uint8], axes: tuple[NDArray[np.float32], ...], *, most_points: int | None = _MOST_POINTS
+) -> dict[int, Surface]:
+    """Return the surfaces of all labels of a map except body and background.
+
+    Args:
+        labels: ``(I, J, K)`` vocabulary ids.
+        axes: mm of the voxel centres along I, J, K.
+        most_points: Largest number of points per label, spread evenly; None for all.
+
+    Returns:
+        Label id -> surface. A lesion with a single host counts as its host.
+    """
+    table = np.arange(256, dtype=np.uint8)
+    table[ids.BODY] = ids.BACKGROUND
+    for tumor, host in _AS_HOST.items():
+        table[tumor] = host
+    merged = table[labels]
+    surfaces = {}
+    for label, box in enumerate(ndimage.find_objects(merged), start=1):
+        if box is None:
+            continue
+        mask = merged[box] == label
+        shell = mask & ~ndimage.binary_erosion(mask, border_value=0)
+        index = np.argwhere(shell) + [side.start for side in box]
+        at_border = (index == 0) | (index == np.array(labels.shape) - 1)
+        low, high = np.full(3, np.nan), np.full(3, np.nan)
+        for a in range(3):
+            if box[a].start > 0:
+                low[a] = axes[a][box[a].start]
+            if box[a].stop < labels.shape[a]:
+                high[a] = axes[a][box[a].stop - 1]
+        index = index[~at_border.any(axis=1)]
+        if most_points is not None and len(index) > most_points:
+            index = index[np.linspace(0, len(index) - 1, most_points).astype(int)]
+        points = np.stack([axes[a][index[:, a]] for a in range(3)], axis=1).astype(np.float64)
+        surfaces[label] = Surface(points, low, high)
+    return surfaces
+
+
+def merge_coarse_bones(surfaces: dict[int, Surface]) -> dict[int, Surface]:
+    """Return the surfaces, in which a label that stands for many bones has the key of the group that it stands for."""
+    merged = dict(surfaces)
+    for group, key, most_mm in COARSE_GROUPS:
+        own = [label for label in group if label in surfaces]
+        if len(own) == 1 and len(surfaces[own[0]].points) and np.ptp(surfaces[own[0]].points[:, 2]) > most_mm:
+            merged[key] = merged.pop(own[0])
+    return merged
