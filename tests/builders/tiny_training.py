@@ -54,6 +54,12 @@ class ArrayStore:
         self.reads.append(("label_map", index))
         return self.cases[index].label_map[box]
 
+    def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        return self.label_map(index, box)
+
+    def noise(self, index: int) -> NDArray[np.float32] | None:
+        return None
+
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
         self.reads.append(("image_hu", index))
         return self.cases[index].image_hu[box]

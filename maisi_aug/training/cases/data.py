@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import hu_to_unit
 from maisi_aug.networks.encoder import Encoder
+from maisi_aug.phantom.phases import with_phase
 from maisi_aug.system.engine.cores import count_cores
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed, numpy_generator
@@ -265,7 +266,8 @@ class PhantomStore:
         Args:
             index: Number of the phantom, from 0.
         """
-        return draw_white_noise(self.shape, _phantom_seed(self.seed, index))
+        # The first draw of the renderer's generator of noise.
+        return numpy_generator(_phantom_seed(self.seed, index), "noise").standard_normal(self.shape, dtype=np.float32)
 
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
         """Return ``(I, J, K)`` int16 HU of a phantom, or of a box of it.

@@ -99,6 +99,18 @@ class PreparedStore:
         """
         return self._read(index, "label", np.uint8)[box]
 
+    def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """Return what the networks are shown of a case, or of a box of it: its label map; see :meth:`label_map`.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
+        return self.label_map(index, box)
+
+    def noise(self, index: int) -> None:
+        """Return None, because the noise of a patient's image is unknown."""
+
     def image_hu(self, index: int, box: Box = ()) -> NDArray[np.int16]:
         """Return ``(I, J, K)`` int16 HU of a case, or of a box of it; raises as :meth:`label_map` does.
 

@@ -40,6 +40,7 @@ class SlotStore:
         self._table = table.tobytes()
         self.facts = store.facts
         self.image_hu = store.image_hu
+        self.noise = store.noise
 
     def __len__(self) -> int:
         return len(self._store)
@@ -55,6 +56,15 @@ class SlotStore:
         # Three times as fast as indexing the table with the ids.
         translated = bytearray(ids.tobytes()).translate(self._table)
         return np.frombuffer(translated, dtype=np.uint8).reshape(ids.shape)
+
+    def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+        """Return what the networks are shown of a case, or of a box of it: its translated ids.
+
+        Args:
+            index: Number of the case, from 0.
+            box: Slices along I, J, K; the whole case when empty.
+        """
+        return self.label_map(index, box)
 
 
 def plan_labels(

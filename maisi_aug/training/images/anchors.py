@@ -32,7 +32,8 @@ NUM_SIGNAL_EXTRAS = 3
 ANCHOR = 1000.0
 # The level around which SiLU is linear to 1e-4 for what the signals are after normalisation, and their scale there.
 LEVEL, SCALE = 20.0, 0.5
-# Hidden channels that carry the time: two constants of opposite sign as their anchors, and d with both signs.
+# Hidden channels that carry the time, in a group of their own: two constants of opposite sign as their anchors, and d
+# with both signs.
 TIME_GAIN = 10.0
 NUM_TIMESTEPS = 1000
 # Noisy latents would drown what the label map tells in the features of the ControlNet.
@@ -133,7 +134,8 @@ class _Parts:
 
     def frozen(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Parameters with masks of what belongs to the signal path."""
-        signals, bound, times = list(range(self.num_channels)), self.bound, [0, 1, 2, 3]
+        signals, bound = list(range(self.num_channels)), self.bound
+        times = list(range(self.group))
         for layer, rows in (
             (self.first, signals), (self.shortcut, bound), (self.after, bound), (self.before, times),
             (self.block.time_emb_proj, times), (self.block.norm2, times), (self.norm, bound),
@@ -204,9 +206,7 @@ def _start_time(parts: _Parts) -> None:
     width = block.norm2.num_channels // block.norm2.num_groups
     deviation = ANCHOR * math.sqrt(2.0 / width)
     parts.before.bias[0], parts.before.bias[1] = ANCHOR, -ANCHOR
-    block.norm2.weight[2 : 4], block.norm2.bias[2 : 4] = deviation / TIME_GAIN, 0.0
-    # The free channels of the group keep the scale that they come with.
-    block.norm2.weight[4:width] = deviation
+    block.norm2.weight[2:4], block.norm2.bias[2:4] = deviation / TIME_GAIN, 0.0
     for high, low in parts.anchors:
         for sign, place in ((1.0, high), (-1.0, low)):
             _centre(parts.after)[place, 2], _centre(parts.after)[place, 3] = sign * ANCHOR, -sign * ANCHOR

@@ -29,7 +29,14 @@ class PhantomSource:
         self.folder = folder
         grid = recipe.bundle.grid
         self.shape = grid.shape
-        self.store = PhantomStore(folder, seed=data.seed, shape=grid.shape, spacing_mm=grid.spacing_mm)
+        self.store = PhantomStore(
+            folder,
+            seed=data.seed,
+            shape=grid.shape,
+            spacing_mm=grid.spacing_mm,
+            zoom_range=data.zoom_range,
+            completes=recipe.bundle.unlabelled == "complete",
+        )
 
     @property
     def description(self) -> str:

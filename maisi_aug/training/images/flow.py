@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import count_control_channels, takes_regions
 from maisi_aug.networks.conditioning import (
     hu_to_unit,
@@ -30,6 +31,7 @@ from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import Ahead, CaseStore, LatentSet
 from maisi_aug.training.images.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
 from maisi_aug.training.images.patches import LesionPlaces, draw_hidden
+from maisi_aug.training.images.wavelet import haar_kernels
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.loop.settings import FlowLossConfig
@@ -44,6 +46,8 @@ class Batch:
 
     The regions are those of the whole case, as in generation, because a crop may not show the organs that decide them.
     ``surroundings`` is the part of the images that the ControlNet is conditioned on, ``(B, 2, I, J, K)``, or None.
+    ``shown`` are the maps that it is conditioned on if they are not the label maps. ``noise`` is that which the image's
+    own was made from, ``(B, C, i, j, k)``, or None.
     """
 
     clean: Tensor
@@ -53,6 +57,8 @@ class Batch:
     regions: tuple[Regions, ...]
     has_lesions: bool
     surroundings: Tensor | None = None
+    shown: NDArray[np.uint8] | None = None
+    noise: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +162,7 @@ class FlowObjective(Stateless):
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
-        return self.compare(batch, noise, timesteps, mean_weights=drawn.mean_weights)
+        return self.compare(batch, noise if batch.noise is None else batch.noise, timesteps, mean_weights=drawn.mean_weights)
 
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None
@@ -174,7 +180,8 @@ class FlowObjective(Stateless):
         noisy = self.scheduler.add_noise(original_samples=clean, noise=noise, timesteps=timesteps)
         target = clean - noise if isinstance(self.scheduler, RFlowScheduler) else noise
         label_maps = torch.from_numpy(batch.label_maps).to(self.device)
-        output = self._predict(noisy, timesteps, batch, label_maps)
+        shown = label_maps if batch.shown is None else torch.from_numpy(batch.shown).to(self.device)
+        output = self._predict(noisy, timesteps, batch, shown)
         signed_error = output.float() - target
         error = signed_error.abs()
         weight, lesions = self._weights(label_maps, batch.clean.shape)
@@ -226,6 +233,8 @@ class FlowObjective(Stateless):
         noise = torch.randn(shape, generator=generator)[own]
         num = self.scheduler.num_train_timesteps
         positions = torch.rand(shape[0], generator=generator)[own]
+        if self.config.sampling_steps is not None:
+            return noise, self._draw_levels(positions)
         if isinstance(self.scheduler, DDPMScheduler):
             return noise, (positions * num).long()
         if _is_uniform(self.scheduler):
@@ -234,6 +243,15 @@ class FlowObjective(Stateless):
             torch.manual_seed(derive_seed("flow timesteps", self.seed, step))
             timesteps: Tensor = self.scheduler.sample_timesteps(clean.new_empty(1).expand(shape))[own]
         return noise, timesteps
+
+    def _draw_levels(self, positions: Tensor) -> Tensor:
+        """Time steps at which sampling calls the networks, by random positions in [0, 1)."""
+        assert isinstance(self.scheduler, RFlowScheduler)
+        assert self.config.sampling_steps is not None
+        numel = self.latents.latents[0][0].numel()
+        self.scheduler.set_timesteps(self.config.sampling_steps, input_img_size_numel=numel)
+        levels = self.scheduler.timesteps.float()
+        return levels[(positions * len(levels)).long()]
 
     def _draw_step(self, step: int, share: Share) -> DrawnStep:
         """All that this process needs of a step, drawn with the first of its shares and kept for the others."""
@@ -295,6 +313,7 @@ class FlowObjective(Stateless):
                 none.
         """
         cleans, label_maps, modalities, spacings, regions = [], [], [], [], []
+        shown, noises = [], []
         for place, (index, corner, shape) in enumerate(places):
             facts, latent = self.store.facts(index), self.latents.latents[index]
             factors = [side // small for side, small in zip(facts.shape, latent.shape[1:], strict=True)]
@@ -302,13 +321,34 @@ class FlowObjective(Stateless):
             in_image = tuple(slice(b.start * f, b.stop * f) for b, f in zip(in_latent, factors, strict=True))
             cleans.append(latent[(slice(None), *in_latent)].float() * self.latents.scale_factor)
             label_maps.append(self.store.label_map(index, in_image))
+            shown.append(self.store.condition_map(index, in_image))
+            if self.config.own_noise:
+                noises.append(self._find_noise(index)[(slice(None), *in_latent)])
             modalities.append(facts.modality if told is None else self._tell(facts.modality, told[place]))
             spacings.append(facts.spacing_mm)
             if takes_regions(self.unet):
                 regions.append(self._find_regions(index))
         maps = np.stack(label_maps)
         has_lesions = bool(self.lesions.is_lesion[maps].any())
-        return Batch(torch.stack(cleans), maps, tuple(modalities), tuple(spacings), tuple(regions), has_lesions)
+        return Batch(
+            torch.stack(cleans),
+            maps,
+            tuple(modalities),
+            tuple(spacings),
+            tuple(regions),
+            has_lesions,
+            shown=np.stack(shown),
+            noise=torch.stack(noises) if noises else None,
+        )
+
+    def _find_noise(self, index: int) -> Tensor:
+        """``(C, i, j, k)`` noise of deviation 1 in the latent of what a case's noise was made from."""
+        white = self.store.noise(index)
+        if white is None:
+            raise TrainingError(f"Case {index}: own_noise needs the noise that images were made from. Leave it out.")
+        num_channels = len(self.latents.latents[index])
+        kernels = haar_kernels(num_channels)[:, None] * 8**0.5
+        return functional.conv3d(torch.from_numpy(white)[None, None], kernels, stride=2)[0]
 
     def _find_regions(self, index: int) -> Regions:
         if index not in self._regions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, field_validator, model_validator
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, SlotSpec, bind_slots
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
@@ -30,10 +30,12 @@ class PhantomData(StrictModel):
     Attributes:
         num_phantoms: Number of phantoms.
         seed: Seed from which phantom ``i`` is derived, whatever their number.
+        zoom_range: Smallest and largest factor on the grid's spacing, drawn for every phantom; None for 1.
     """
 
     num_phantoms: int = Field(gt=0)
     seed: int = Field(ge=0)
+    zoom_range: tuple[PositiveFloat, PositiveFloat] | None = None
 
 
 class PreparedData(StrictModel):
@@ -64,9 +66,11 @@ class VaeStage(StrictModel):
 
     Attributes:
         start: ``random``, or ``wavelet`` for an autoencoder that begins as a Haar transform.
+        wavelet_gains: Factors on the mean and on differences along one, two and three axes; see ``start_as_wavelet``.
     """
 
     start: Literal["random", "wavelet"] = "random"
+    wavelet_gains: tuple[PositiveFloat, PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     loop: LoopConfig
     loss: VaeLossConfig = VaeLossConfig()
 
@@ -89,11 +93,13 @@ class ControlNetStage(FlowStage):
             What a ControlNet learns of noise shows as mottled organs; the start is free of it.
         faint_gain: With ``label-means``, factor on the contrast of tumours that differ from their host by less than 100
             HU, which compensates for what training and sampling lose.
+        noise_share: With ``label-means``, share of the starting noise that is left in the image, as its noise.
     """
 
     start: Literal["encoder", "label-means"] = "encoder"
     start_share: float = Field(default=0.0, ge=0, lt=1)
     faint_gain: float = Field(default=1.0, gt=0)
+    noise_share: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _require_trained_unet(self) -> Self:
@@ -101,6 +107,10 @@ class ControlNetStage(FlowStage):
             raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
         if self.start != "label-means" and self.faint_gain != 1.0:
             raise ValueError("faint_gain: applies to start: label-means only")
+        if self.start != "label-means" and self.noise_share != 0.0:
+            raise ValueError("noise_share: applies to start: label-means only")
+        if self.start == "label-means" and self.loop.weight_decay != 0.0:
+            raise ValueError("loop.weight_decay: start: label-means keeps weights unchanged and needs 0")
         return self
 
 
@@ -128,6 +138,7 @@ class BundleHeader(StrictModel):
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = Field(default={})
+    unlabelled: Literal["as-is", "complete"] = "as-is"
 
     def describe(self) -> dict[str, Any]:
         """Return the fields of ``bundle.yaml`` that the header sets, in the order of the class."""

@@ -22,6 +22,7 @@ from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
+from maisi_aug.training.images.anchors import freeze_signals
 from maisi_aug.training.images.case_sources import open_source
 from maisi_aug.training.images.checks import require_divisible, require_same_settings
 from maisi_aug.training.images.contrastive import LabelRemover
@@ -161,7 +162,7 @@ class TrainingFolder(StageFolder):
         autoencoder, names = self._build("autoencoder")
         stage = self.recipe.vae
         if stage.start == "wavelet":
-            start_as_wavelet(autoencoder)
+            start_as_wavelet(autoencoder, gains=stage.wavelet_gains)
         keep_decoder_output_precise(autoencoder)
         names = dict(zip(autoencoder.state_dict(), names.values(), strict=True))
         store, held_out = self._open_stores()
@@ -192,8 +193,9 @@ class TrainingFolder(StageFolder):
         data = self._open_latents()
         with self.processes.main_first():
             if (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
-                if self.recipe.controlnet.start == "label-means":
-                    freeze_lookup(controlnet)  # the checkpoint has the weights
+                if self.recipe.controlnet.start == "label-means":  # the checkpoint has the weights
+                    freeze_signals(unet, controlnet, len(data.training.latents[0]))
+                    freeze_lookup(controlnet)
             else:
                 self._start_controlnet(unet, controlnet, data.store, data.training)
                 if self.processes.is_main:
@@ -212,6 +214,7 @@ class TrainingFolder(StageFolder):
                 vocabulary=self.vocabulary,
                 seed=self.recipe.seed,
                 faint_gain=self.recipe.controlnet.faint_gain,
+                noise_share=self.recipe.controlnet.noise_share,
             )
         else:
             copy_model_state(controlnet, unet.state_dict())

@@ -185,6 +185,10 @@ class FlowLossConfig(StrictModel):
             removed from the label map, the output should change there and nowhere else. 0 for none; MAISI uses 0.01.
         contrastive_bound: Largest rewarded mean difference between the outputs with and without the tumours.
         surroundings: Settings of the visible part of the image for a ControlNet with 10 channels; None without.
+        sampling_steps: Number of sampling steps of a rectified flow whose time steps alone are trained, each as often;
+            None trains all levels of noise.
+        own_noise: Whether an image's latent gets the noise that the phantom's own noise was made from, so that the
+            networks learn to turn noise into that of a CT; for latents of wavelets.
     """
 
     batch_count: int = Field(default=1, gt=0)
@@ -203,6 +207,8 @@ class FlowLossConfig(StrictModel):
     contrastive_weight: float = Field(default=0.0, ge=0)
     contrastive_bound: float = Field(default=2.0, gt=0)
     surroundings: SurroundingsConfig | None = None
+    sampling_steps: int | None = Field(default=None, gt=0)
+    own_noise: bool = False
 
     @model_validator(mode="after")
     def _require_shares_below_one(self) -> Self:
