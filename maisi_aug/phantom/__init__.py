@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from maisi_aug.phantom.anatomy import REGIONS, AnatomyMap, Region, build_label_map
 from maisi_aug.phantom.build import Phantom, build_phantom, region_for
+from maisi_aug.phantom.detail import draw_detail
 from maisi_aug.phantom.intensity import PHASES, Phase
 from maisi_aug.phantom.rendering import render_hu
 
@@ -20,6 +21,7 @@ __all__ = [
     "Region",
     "build_label_map",
     "build_phantom",
+    "draw_detail",
     "region_for",
     "render_hu",
 ]

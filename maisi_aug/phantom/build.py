@@ -14,8 +14,9 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import plant_lesions
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import Region, build_label_map
+from maisi_aug.phantom.habitus import Variety
 from maisi_aug.phantom.intensity import Phase, draw_phase
-from maisi_aug.phantom.rendering import render_hu
+from maisi_aug.phantom.rendering import draw_case
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.vocabulary.labels import FULL_VOCABULARY
 from maisi_aug.volumes.grid import Grid
@@ -50,6 +51,8 @@ class Phantom:
     Attributes:
         image_hu: ``(I, J, K)`` int16 HU, -1000 outside the body.
         label_map: ``(I, J, K)`` uint8 vocabulary ids.
+        tissue: ``(I, J, K)`` uint8 tissue under label 200 (``ids.TISSUES``).
+        detail: ``(I, J, K)`` uint8 detail map, from which the image was rendered (see ``detail``).
         grid: Shape and affine of image and label map.
         region: Body region that is mostly shown.
         phase: Contrast phase.
@@ -59,6 +62,8 @@ class Phantom:
 
     image_hu: NDArray[np.int16]
     label_map: NDArray[np.uint8]
+    tissue: NDArray[np.uint8]
+    detail: NDArray[np.uint8]
     grid: Grid
     region: Region
     phase: Phase
@@ -77,6 +82,7 @@ def build_phantom(
     grid: Grid,
     region: Region | Literal["any"] = "any",
     lesions: bool | Sequence[Lesion] = True,
+    variety: Variety = "fitting",
 ) -> Phantom:
     """Build a procedural CT phantom with its exact label map; the same seed gives the same phantom.
 
@@ -86,12 +92,13 @@ def build_phantom(
         region: Body region in the centre of the grid; ``any`` draws a position along the trunk.
         lesions: True plants 1 to 4 lesions of 1 to 3 kinds in organs that are in view; False plants none; a sequence
             plants exactly these.
+        variety: ``fitting``: usual adults in the middle of the grid; ``any``: slight to obese patients, off the middle.
 
     Raises:
         LesionError: A requested lesion does not fit into its host.
-        GridError: The region has an unknown name.
+        GridError: The region or the variety has an unknown name.
     """
-    anatomy = build_label_map(seed=seed, grid=grid, region=region)
+    anatomy = build_label_map(seed=seed, grid=grid, region=region, variety=variety)
     label_map, planted = anatomy.label_map, tuple[Lesion, ...]()
     rng = numpy_generator(seed, "lesions")
     if lesions is True:
@@ -99,8 +106,8 @@ def build_phantom(
     elif lesions:
         label_map, planted = plant_lesions(label_map, list(lesions), spacing_mm=grid.spacing_mm, rng=rng)
     phase = draw_phase(seed)
-    image = render_hu(label_map, seed=seed, grid=grid, phase=phase, tissue=anatomy.tissue)
-    return Phantom(image, label_map, grid, anatomy.region, phase, seed, planted)
+    detail, image = draw_case(label_map, anatomy.tissue, seed=seed, grid=grid, phase=phase)
+    return Phantom(image, label_map, anatomy.tissue, detail, grid, anatomy.region, phase, seed, planted)
 
 
 def plant_drawn_lesions(

@@ -23,16 +23,18 @@ Row = tuple[float, float, float, float, float]  # HU per phase, standard deviati
 
 _VEIN: Final[Row] = (40, 70, 145, 112, 10)
 _ARTERY: Final[Row] = (41, 300, 150, 112, 14)
-_MUSCLE: Final[Row] = (50, 54, 60, 60, 5)
+_MUSCLE: Final[Row] = (52, 56, 61, 61, 5)
 _LUNG: Final[Row] = (-862, -860, -858, -858, 20)
-_BONE: Final[Row] = (190, 195, 205, 205, 30)  # trabecular; the cortex is added by the renderer
-_GUT: Final[Row] = (36, 62, 78, 68, 6)  # wall; the content is added by the renderer
-_ORGAN_HU: Final[dict[int, Row]] = {
+_BONE: Final[Row] = (175, 178, 185, 185, 40)  # marrow with its trabeculae; the cortex has an id of its own
+_GUT: Final[Row] = (36, 62, 78, 68, 6)  # wall
+_RENAL_CORTEX: Final[Row] = (34, 168, 182, 160, 9)
+_HU: Final[dict[int, Row]] = {
     ids.LIVER: (57, 66, 107, 92, 7),
-    ids.SPLEEN: (48, 108, 122, 98, 6),
-    ids.PANCREAS: (42, 92, 96, 80, 6),
-    ids.RIGHT_KIDNEY: (34, 128, 168, 158, 8),
-    ids.LEFT_KIDNEY: (34, 128, 168, 158, 8),
+    ids.SPLEEN: (48, 112, 122, 98, 6),
+    ids.PANCREAS: (42, 95, 96, 80, 6),
+    ids.RIGHT_KIDNEY: _RENAL_CORTEX,
+    ids.LEFT_KIDNEY: _RENAL_CORTEX,
+    ids.KIDNEY_MEDULLA: (32, 85, 152, 158, 8),
     ids.AORTA: _ARTERY,
     ids.INFERIOR_VENA_CAVA: (40, 80, 135, 110, 10),
     ids.RIGHT_ADRENAL: (25, 62, 70, 55, 6),
@@ -50,7 +52,9 @@ _ORGAN_HU: Final[dict[int, Row]] = {
     ids.COLON: _GUT,
     ids.LEFT_ATRIAL_APPENDAGE: (40, 270, 148, 112, 12),
     ids.COSTAL_CARTILAGE: (98, 98, 102, 102, 10),
-    ids.HEART: (41, 130, 128, 106, 8),  # myocardium; blood pools are added by the renderer
+    ids.HEART: (41, 105, 118, 104, 7),  # myocardium
+    ids.LEFT_BLOOD_POOL: (40, 295, 148, 112, 13),
+    ids.RIGHT_BLOOD_POOL: (40, 235, 146, 112, 24),
     ids.LEFT_KIDNEY_CYST: (6, 7, 8, 8, 3),
     ids.RIGHT_KIDNEY_CYST: (6, 7, 8, 8, 3),
     ids.PROSTATE: (40, 58, 72, 74, 6),
@@ -67,22 +71,32 @@ _ORGAN_HU: Final[dict[int, Row]] = {
         (ids.BRACHIOCEPHALIC_TRUNK, ids.LEFT_COMMON_CAROTID, ids.RIGHT_COMMON_CAROTID, ids.LEFT_SUBCLAVIAN_ARTERY,
          ids.RIGHT_SUBCLAVIAN_ARTERY), _ARTERY),
     **dict.fromkeys((ids.LEFT_BRACHIOCEPHALIC_VEIN, ids.RIGHT_BRACHIOCEPHALIC_VEIN), (40, 190, 140, 112, 22)),
+    ids.VISCERAL_FAT: (-104, -104, -103, -103, 4),
+    ids.SUBCUTANEOUS_FAT: (-107, -107, -107, -107, 4),
+    ids.UNLABELLED_MUSCLE: _MUSCLE,
+    ids.SOFT_TISSUE: (40, 62, 82, 84, 7),
+    ids.DISC: (82, 82, 84, 84, 6),
+    ids.UNLABELLED_VESSEL: (40, 120, 140, 105, 12),
+    ids.SKIN: (-8, -8, -6, -6, 14),
+    ids.CORTICAL_BONE: (640, 640, 640, 640, 70),
+    ids.GUT_GAS: (-965, -965, -965, -965, 12),
+    ids.GUT_FLUID: (18, 18, 18, 18, 8),
+    ids.STOOL: (-15, -15, -15, -15, 22),
+    ids.ORAL_CONTRAST: (190, 190, 190, 190, 55),
+    ids.FASCIA: (-55, -55, -52, -52, 10),  # thinner than a voxel
+    ids.LUNG_VESSEL: (-40, 30, 10, -10, 25),
+    ids.LUNG_LINE: (-660, -640, -640, -645, 25),  # thinner than a voxel
 }  # fmt: skip
-_TISSUE_HU: Final[dict[int, Row]] = {
-    ids.TISSUE_FAT: (-102, -102, -101, -101, 4),
-    ids.TISSUE_SUBCUTANEOUS: (-106, -106, -106, -106, 4),
-    ids.TISSUE_MUSCLE: _MUSCLE,
-    ids.TISSUE_SOFT: (40, 62, 82, 84, 7),
-    ids.TISSUE_DISC: (82, 82, 84, 84, 6),
-    ids.TISSUE_VESSEL: _VEIN,
-}
-_FALLBACK: Final[Row] = (40, 60, 80, 75, 5)  # labels the phantoms never paint (brain, free slots): soft tissue
+_FALLBACK: Final[Row] = (42, 56, 72, 68, 5)  # other soft tissue of the vocabulary
+_ENHANCEMENT_SPREAD: Final = 0.13  # dose of contrast per weight, and how fast the heart moves it
 # Standard deviation of the slow texture inside an organ, HU.
 _TEXTURE_HU: Final[dict[int, float]] = {
     **dict.fromkeys(range(256), 4.0),
-    ids.LIVER: 4.5, ids.SPLEEN: 5.0, ids.PANCREAS: 11.0, ids.GALLBLADDER: 1.5, ids.BLADDER: 1.5, ids.HEART: 4.0,
-    **dict.fromkeys(ids.LUNG_LOBES, 16.0), **dict.fromkeys(ids.BONES, 42.0), **dict.fromkeys(ids.MUSCLES, 7.0),
-    ids.TRACHEA: 0.0, ids.AIRWAY: 0.0, ids.COSTAL_CARTILAGE: 12.0, ids.BODY: 6.0, ids.BACKGROUND: 0.0,
+    ids.LIVER: 4.0, ids.SPLEEN: 4.0, ids.PANCREAS: 11.0, ids.GALLBLADDER: 1.5, ids.BLADDER: 1.5, ids.HEART: 4.0,
+    **dict.fromkeys(ids.LUNG_LOBES, 16.0), **dict.fromkeys(ids.BONES, 42.0), **dict.fromkeys(ids.MUSCLES, 5.0),
+    ids.TRACHEA: 0.0, ids.AIRWAY: 0.0, ids.COSTAL_CARTILAGE: 12.0, ids.BACKGROUND: 0.0,
+    ids.LEFT_BLOOD_POOL: 2.0, ids.RIGHT_BLOOD_POOL: 5.0, ids.CORTICAL_BONE: 60.0, ids.GUT_GAS: 0.0,
+    ids.LUNG_VESSEL: 40.0, ids.LUNG_LINE: 40.0, ids.ORAL_CONTRAST: 18.0, ids.STOOL: 12.0,
 }  # fmt: skip
 
 
@@ -92,25 +106,19 @@ class Appearance:
 
     Attributes:
         phase: Contrast phase.
-        organ_hu: ``(256,)`` float32 mean HU by label id; label 200 is looked up in ``tissue_hu``.
-        tissue_hu: ``(8,)`` float32 mean HU by tissue id.
-        texture_hu: ``(256,)`` float32 standard deviation of the slow texture by label id.
-        blood_hu: HU of the left and the right blood pool.
-        cortex_hu: HU of compact bone, as averaged by a voxel of about 3 mm.
-        kernel_voxels: Standard deviation of the reconstruction kernel in voxels.
-        noise_hu: Standard deviation of the noise after the kernel.
-        noise_grain_voxels: Correlation length of the noise.
+        hu: ``(256,)`` float32 mean HU by id of the detail map.
+        texture_hu: ``(256,)`` float32 standard deviation of the slow texture by id of the detail map.
+        sharpness: Reconstruction kernel, from 0 (soft) to 1 (sharp).
+        slice_mm: Thickness of the slices that the scanner reconstructed.
+        noise_hu: Standard deviation of the noise in slices of 0.75 mm pixels.
     """
 
     phase: Phase
-    organ_hu: NDArray[np.float32]
-    tissue_hu: NDArray[np.float32]
+    hu: NDArray[np.float32]
     texture_hu: NDArray[np.float32]
-    blood_hu: tuple[float, float]
-    cortex_hu: float
-    kernel_voxels: float
+    sharpness: float
+    slice_mm: float
     noise_hu: float
-    noise_grain_voxels: float
 
 
 def draw_phase(seed: int) -> Phase:
@@ -121,7 +129,8 @@ def draw_phase(seed: int) -> Phase:
 def draw_appearance(seed: int, phase: Phase) -> Appearance:
     """Draw the HU of organs, the reconstruction kernel and the noise of one scan.
 
-    Left and right partners share their draw, so that a patient is consistent.
+    Left and right partners share their draw, and one dose of contrast scales the enhancement of all organs, so that a
+    patient is consistent.
 
     Args:
         seed: Seed of the patient.
@@ -129,27 +138,23 @@ def draw_appearance(seed: int, phase: Phase) -> Appearance:
     """
     rng = numpy_generator(seed, "appearance")
     column = PHASES.index(phase)
+    dose = 1 + _ENHANCEMENT_SPREAD * float(np.clip(rng.standard_normal(), -1.8, 1.8))
     draws: dict[Row, float] = {}
 
     def draw(row: Row) -> float:
         if row not in draws:
-            draws[row] = row[column] + row[4] * float(np.clip(rng.standard_normal(), -1.8, 1.8))
+            own = row[4] * float(np.clip(rng.standard_normal(), -1.8, 1.8))
+            draws[row] = row[0] + dose * (row[column] - row[0]) + own
         return draws[row]
 
-    organ = np.array([draw(_ORGAN_HU.get(label, _FALLBACK)) for label in range(256)], dtype=np.float32)
-    tissue = np.array([draw(_TISSUE_HU.get(number, _FALLBACK)) for number in range(8)], dtype=np.float32)
-    organ[ids.BACKGROUND] = -1000.0
-    artery = float(organ[ids.AORTA])
-    right_shift = {"non-contrast": 0.0, "arterial": -60.0, "portal": -2.0, "delayed": 0.0}[phase]
-    sharpness = float(rng.random())
+    hu = np.array([draw(_HU.get(number, _FALLBACK)) for number in range(256)], dtype=np.float32)
+    hu[ids.BACKGROUND] = -1000.0
+    sharpness = float(rng.beta(1.1, 1.6))
     return Appearance(
         phase=phase,
-        organ_hu=organ,
-        tissue_hu=tissue,
-        texture_hu=np.array([_TEXTURE_HU[label] for label in range(256)], dtype=np.float32),
-        blood_hu=(artery - 4.0, artery + right_shift * float(rng.uniform(0.3, 1.7))),
-        cortex_hu=float(rng.uniform(440, 640)),
-        kernel_voxels=0.80 - 0.33 * sharpness,
-        noise_hu=float(np.clip(7.0 + 8.0 * sharpness + rng.normal(0, 2.0), 6.0, 18.0)),
-        noise_grain_voxels=0.95 - 0.40 * sharpness,
+        hu=hu,
+        texture_hu=np.array([_TEXTURE_HU[number] for number in range(256)], dtype=np.float32),
+        sharpness=sharpness,
+        slice_mm=float(rng.choice((1.0, 1.5, 2.0, 2.5, 3.0, 5.0))),
+        noise_hu=float(np.clip(11.0 + 16.0 * sharpness + rng.normal(0, 3.0), 7.0, 34.0)),
     )

@@ -1,4 +1,4 @@
-"""Contents of the gut: gas that rises to the front of a supine patient, fluid, food and stool."""
+"""Contents of the gut on detail maps: gas with horizontal levels, fluid, food, stool and positive contrast."""
 
 from __future__ import annotations
 
@@ -7,32 +7,34 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy.spatial import cKDTree
 
-from maisi_aug.phantom.noise import F32, smooth_noise
+from maisi_aug.phantom import ids
 
 Mask = NDArray[np.bool_]
-GAS_HU: Final = -960.0
-_LEVEL_SCALE_MM: Final = 13.0  # neighbourhood over which the local height inside a loop is measured
+Labels = NDArray[np.uint8]
+Spacing = tuple[float, float, float]
+ORAL_CONTRAST_SHARE: Final = 0.14  # patients who drank positive contrast
+WALL_MM: Final = 2.2
 
 
 @dataclass(frozen=True)
 class Filling:
-    """Content of one organ of the bowel: gas, fluid or stool.
+    """Content of one organ of the bowel, drawn segment by segment; a supine patient's gas lies in front.
 
     Attributes:
-        gas_level: Local height, in standard deviations, above which there is gas; larger means less gas.
-        gas_spread: Variation of the level from place to place.
-        content_hu: Mean HU of the fluid or stool.
-        mottle_hu: Standard deviation of the solid content's texture.
-        bubbles: Share of the content's voxels that are small gas bubbles.
+        segment_ml: Volume of a segment: within it gas ends at one horizontal level. 0 = the organ is one segment.
+        collapsed: Share of segments without content: they look like wall.
+        with_gas: Share of segments with gas.
+        gas: Range of the share of such a segment that is gas.
+        content: Id of what is below the gas.
     """
 
-    gas_level: float
-    gas_spread: float
-    content_hu: float
-    mottle_hu: float
-    bubbles: float
+    segment_ml: float
+    collapsed: float
+    with_gas: float
+    gas: tuple[float, float]
+    content: int
 
 
 def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | None:
@@ -63,66 +65,75 @@ def eroded(mask: Mask) -> Mask:
     return inner
 
 
-def local_height(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
-    """Return how far to the front (A) a voxel lies in its loop, in standard deviations of the loop's depth.
+def layers(thickness_mm: float, spacing_mm: Spacing) -> int:
+    """Return how many voxels a layer takes; 0 where voxels are more than twice as thick.
 
     Args:
-        mask: ``(I, J, K)`` mask of the bowel.
+        thickness_mm: Thickness of the layer in mm.
         spacing_mm: Voxel sides along I, J, K in mm.
-
-    Returns:
-        ``(I, J, K)`` float32 heights; larger towards the front.
     """
-    sigma = [_LEVEL_SCALE_MM / step for step in spacing_mm]
-    weight = ndimage.gaussian_filter(mask.astype(np.float32), sigma, truncate=2.0)
-    depth = (np.arange(mask.shape[1], dtype=np.float32) * np.float32(spacing_mm[1])).reshape(1, -1, 1)
-    depth = depth - depth.mean()
-    mean = ndimage.gaussian_filter(mask * depth, sigma, truncate=2.0) / np.maximum(weight, np.float32(1e-4))
-    result: F32 = (depth - mean) / np.float32(0.55 * _LEVEL_SCALE_MM)
-    return result
+    share = thickness_mm / float(np.cbrt(np.prod(spacing_mm)))
+    return round(share) if share >= 1.5 else int(share >= 0.5)
 
 
-def fill_lumen(
-    image: F32,
-    gut: Mask,
-    filling: Filling,
-    spacing_mm: tuple[float, float, float],
-    rng: np.random.Generator,
-) -> None:
-    """Write content into the lumen of a gut organ; its outermost voxels keep the wall's HU.
+def inner(mask: Mask, thickness_mm: float, spacing_mm: Spacing) -> Mask:
+    """Return a mask without its outer layer.
 
     Args:
-        image: ``(I, J, K)`` HU, changed in place inside the lumen.
-        gut: The organ, wall included.
-        filling: Content of the lumen.
+        mask: ``(I, J, K)`` mask; the grid's border does not count as outside.
+        thickness_mm: Thickness of the layer in mm.
         spacing_mm: Voxel sides along I, J, K in mm.
-        rng: Source of the texture.
     """
+    for _ in range(layers(thickness_mm, spacing_mm)):
+        mask = eroded(mask)
+    return mask
+
+
+def fill_gut(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+    """Write the content of oesophagus, stomach, duodenum, small bowel and colon; their walls keep the label.
+
+    Args:
+        detail: ``(I, J, K)`` detail map, painted in place.
+        labels: ``(I, J, K)`` vocabulary ids without tumours.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        rng: Source of all randomness.
+    """
+    fluid = ids.ORAL_CONTRAST if rng.random() < ORAL_CONTRAST_SHARE else ids.GUT_FLUID
+    gas_in_stomach = float(rng.uniform(0.05, 0.5))
+    gas_in_colon = float(rng.uniform(0.35, 0.75))
+    stool = ids.ORAL_CONTRAST if fluid == ids.ORAL_CONTRAST and rng.random() < 0.4 else ids.STOOL
+    fillings = {
+        ids.ESOPHAGUS: Filling(3.0, 0.6, 0.4, (0.3, 0.8), ids.ESOPHAGUS),
+        ids.STOMACH: Filling(0.0, 0.0, 0.9, (gas_in_stomach, gas_in_stomach), fluid),
+        ids.DUODENUM: Filling(12.0, 0.4, 0.2, (0.1, 0.5), fluid),
+        ids.SMALL_BOWEL: Filling(16.0, 0.45, 0.16, (0.1, 0.7), fluid),
+        ids.COLON: Filling(28.0, 0.10, gas_in_colon, (0.15, 1.0), stool),
+    }
+    for label, filling in fillings.items():
+        _fill(detail, labels == label, filling, spacing_mm, rng)
+
+
+def _fill(detail: Labels, gut: Mask, filling: Filling, spacing_mm: Spacing, rng: np.random.Generator) -> None:
     box = bounding_box(gut, pad=2)
     if box is None:
         return
-    mask = gut[box]
-    lumen = _without_wall(mask, spacing_mm)
-    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
-    height = local_height(mask, spacing_mm)
-    level = np.float32(filling.gas_level) + np.float32(filling.gas_spread) * smooth_noise(shape, spacing_mm, rng, 110.0)
-    gas = height > level
-    mottle = smooth_noise(shape, spacing_mm, rng, 13.0)
-    grain = rng.standard_normal(shape, dtype=np.float32)
-    content = np.float32(filling.content_hu) + np.float32(filling.mottle_hu) * (0.8 * mottle + 0.35 * grain)
-    if filling.bubbles > 0:
-        rough = 0.6 * grain + 0.8 * mottle
-        content = np.where(rough > np.quantile(rough, 1 - filling.bubbles), content - np.float32(330), content)
-    content = np.where(gas, np.float32(GAS_HU), content)
-    view = image[box]
-    view[lumen] = content[lumen]
-
-
-def _without_wall(mask: Mask, spacing_mm: tuple[float, float, float]) -> Mask:
-    """The lumen: the wall takes 2.5 mm, at least one voxel where voxels are not much coarser than that."""
-    if min(spacing_mm) > 5.0:
-        return mask
-    inner = mask
-    for _ in range(max(1, round(2.5 / max(spacing_mm)))):
-        inner = eroded(inner)
-    return inner
+    places = np.argwhere(inner(gut[box], WALL_MM, spacing_mm))
+    if not len(places):
+        return
+    points = (places * np.asarray(spacing_mm)).astype(np.float64)
+    volume_ml = len(points) * float(np.prod(spacing_mm)) / 1000
+    count = max(1, min(len(points), round(volume_ml / filling.segment_ml))) if filling.segment_ml else 1
+    centres = points[rng.choice(len(points), size=count, replace=False)]
+    segment = cKDTree(centres).query(points)[1]
+    kinds = rng.random(count)
+    shares = np.where(rng.random(count) < filling.with_gas, rng.uniform(*filling.gas, count), 0.0)
+    content = np.full(len(points), filling.content, dtype=np.uint8)
+    height = points[:, 1]
+    for number in range(count):
+        own = segment == number
+        level = np.quantile(height[own], 1 - shares[number]) if shares[number] else np.inf
+        content[own & (height > level)] = ids.GUT_GAS
+    filled = (kinds >= filling.collapsed)[segment]
+    view = detail[box]
+    where = tuple(places[filled].T)
+    view[where] = content[filled]

@@ -1,4 +1,4 @@
-"""Turns a label map into a CT: HU by organ and tissue, inner structure, partial volume, kernel, noise."""
+"""Turns a label map into a CT: its detail map, HU by id, texture, kernel, tumours and noise."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from scipy import ndimage
 
 from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids, textures
-from maisi_aug.phantom.intensity import Appearance, Phase, draw_appearance, draw_phase
-from maisi_aug.phantom.lumen import Filling, bounding_box, eroded, fill_lumen
-from maisi_aug.phantom.noise import F32, smooth_noise
+from maisi_aug.phantom.detail import draw_healthy_detail, with_tumors
+from maisi_aug.phantom.intensity import Phase, draw_appearance, draw_phase
+from maisi_aug.phantom.lumen import bounding_box, eroded
+from maisi_aug.phantom.scanner import blur_voxels, draw_noise
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.tumors import blend_tumors, find_tumors, without_tumors
 from maisi_aug.system.seeds import numpy_generator
 from maisi_aug.volumes.grid import Grid
 
+Labels = NDArray[np.uint8]
 HU_LIMITS: Final = (-1000.0, 1400.0)
 _WALL_REACH_MM: Final = 11.0  # how far muscle reaches around bones when the tissues have to be guessed
 
@@ -49,66 +51,38 @@ def render_hu(
         raise GridError(
             f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
         )
-    appearance = draw_appearance(seed, phase or draw_phase(seed))
+    tissues = guess_tissue(label_map, grid.spacing_mm) if tissue is None else tissue
+    return draw_case(label_map, tissues, seed=seed, grid=grid, phase=phase or draw_phase(seed))[1]
+
+
+def draw_case(
+    label_map: Labels, tissue: NDArray[np.uint8], *, seed: int, grid: Grid, phase: Phase
+) -> tuple[Labels, NDArray[np.int16]]:
+    """Draw the detail map of a label map and the CT image that matches both.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids, with or without tumours; not modified.
+        tissue: ``(I, J, K)`` tissue under label 200.
+        seed: Seed of detail, HU, textures, kernel and noise.
+        grid: Shape and affine of the label map.
+        phase: Contrast phase.
+
+    Returns:
+        The detail map, as :func:`detail.draw_detail` draws it, and ``(I, J, K)`` int16 HU.
+    """
+    appearance = draw_appearance(seed, phase)
     labels = np.ascontiguousarray(label_map, dtype=np.uint8)
-    tissues = guess_tissue(labels, grid.spacing_mm) if tissue is None else tissue
     tumors = find_tumors(labels)
-    image = _ideal_image(without_tumors(labels, tumors), tissues, appearance, grid, seed)
-    image = ndimage.gaussian_filter(image, appearance.kernel_voxels, truncate=3.0)
+    healthy = without_tumors(labels, tumors)
+    detail = draw_healthy_detail(healthy, tissue, seed=seed, grid=grid)
+    image = appearance.hu[detail]
+    textures.paint_textures(image, detail, healthy, appearance, grid.spacing_mm, numpy_generator(seed, "texture"))
+    image = ndimage.gaussian_filter(image, blur_voxels(appearance, grid.spacing_mm), truncate=3.0)
     blend_tumors(image, tumors, appearance, grid.spacing_mm, numpy_generator(seed, "tumors"))
-    return _with_noise(image, labels, appearance, seed)
-
-
-def _ideal_image(
-    labels: NDArray[np.uint8], tissues: NDArray[np.uint8], appearance: Appearance, grid: Grid, seed: int
-) -> F32:
-    """HU of the healthy patient before the scanner blurs them."""
-    spacing = grid.spacing_mm
-    image = np.where(labels == ids.BODY, appearance.tissue_hu[np.minimum(tissues, 7)], appearance.organ_hu[labels])
-    slow = smooth_noise(grid.shape, spacing, numpy_generator(seed, "texture"), 24.0)
-    image += slow * appearance.texture_hu[labels]
-    textures.paint_fat(image, labels, tissues, appearance, spacing, numpy_generator(seed, "fat"))
-    textures.paint_bones(image, labels, appearance, numpy_generator(seed, "bones"))
-    textures.paint_lungs(image, labels, appearance, spacing, numpy_generator(seed, "lungs"))
-    textures.paint_kidneys(image, labels, appearance, spacing, numpy_generator(seed, "kidneys"))
-    textures.paint_heart(image, labels, appearance, spacing, numpy_generator(seed, "heart"))
-    _fill_gut(image, labels, spacing, seed)
-    return image
-
-
-def _fill_gut(image: F32, labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float], seed: int) -> None:
-    """Gas, fluid, food and stool; a minority of patients drank positive contrast."""
-    rng = numpy_generator(seed, "gut")
-    oral = rng.random() < 0.12
-    fluid = float(rng.uniform(120, 220)) if oral else float(rng.uniform(8, 30))
-    fillings = {
-        ids.STOMACH: Filling(
-            float(rng.uniform(0.5, 2.2)),
-            0.2,
-            fluid if oral else float(rng.uniform(5, 45)),
-            float(rng.uniform(3, 16)),
-            0.0,
-        ),
-        ids.DUODENUM: Filling(2.3, 0.6, fluid, 5.0, 0.0),
-        ids.SMALL_BOWEL: Filling(2.0, 0.6, fluid, 7.0, 0.0),
-        ids.COLON: Filling(
-            float(rng.uniform(-0.15, 0.5)), 0.8, float(rng.uniform(-55, -10)), float(rng.uniform(20, 45)), 0.15
-        ),
-        ids.ESOPHAGUS: Filling(1.2, 1.0, 40.0, 3.0, 0.0),
-    }
-    for label, filling in fillings.items():
-        fill_lumen(image, labels == label, filling, spacing_mm, rng)
-
-
-def _with_noise(image: F32, labels: NDArray[np.uint8], appearance: Appearance, seed: int) -> NDArray[np.int16]:
-    """Add correlated noise, cut to the HU range and clear the air around the patient."""
-    white = numpy_generator(seed, "noise").standard_normal(image.shape, dtype=np.float32)
-    grain = ndimage.gaussian_filter(white, appearance.noise_grain_voxels, truncate=2.5)
-    image = image + grain * np.float32(appearance.noise_hu / max(float(grain.std()), 1e-6))
+    image += draw_noise(grid.shape, appearance, grid.spacing_mm, numpy_generator(seed, "noise"))
     np.clip(image, *HU_LIMITS, out=image)
     image[labels == ids.BACKGROUND] = HU_LIMITS[0]
-    rounded: NDArray[np.int16] = np.rint(image).astype(np.int16)
-    return rounded
+    return with_tumors(detail, labels), np.rint(image).astype(np.int16)
 
 
 def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> NDArray[np.uint8]:

@@ -16,6 +16,7 @@ from scipy import ndimage
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.intensity import Appearance
 from maisi_aug.phantom.noise import F32, smooth_noise
+from maisi_aug.phantom.scanner import blur_voxels
 
 Labels = NDArray[np.uint8]
 Box = tuple[slice, slice, slice]
@@ -73,8 +74,9 @@ def blend_tumors(
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of all randomness.
     """
+    blur = blur_voxels(appearance, spacing_mm)
     for tumor, box, mask in tumors:
-        share = ndimage.gaussian_filter(mask.astype(np.float32), appearance.kernel_voxels, truncate=3.0)
+        share = ndimage.gaussian_filter(mask.astype(np.float32), blur, truncate=3.0)
         share = np.minimum(np.float32(_EDGE_GAIN) * share, 1)
         seen = float(np.clip(share[mask].mean(), 0.55, 1.0))
         value = _tumor_texture(tumor, mask, seen, appearance, spacing_mm, rng)
@@ -121,7 +123,7 @@ def draw_tumor_hu(tumor: int, appearance: Appearance, rng: np.random.Generator, 
             ids.PANCREATIC_TUMOR: (34, 50, 27, 35),
             ids.KIDNEY_TUMOR: (55, 95, 27, 33),
         }[tumor]
-        host = float(appearance.organ_hu[ids.TUMOR_HOSTS[tumor][0]])
+        host = float(appearance.hu[ids.TUMOR_HOSTS[tumor][0]])
         contrast = float(rng.uniform(low, high) if enhanced else rng.uniform(low_plain, high_plain))
         return host - contrast / seen
     if tumor == ids.COLON_TUMOR:
