@@ -22,9 +22,9 @@ from maisi_aug.volumes.grid import Grid
 MATCH_MM: Final = 8.0  # by how much labels of two patients differ
 AFFINE_SPREAD: Final = 0.05  # spread of stretch and shear between patients, relative to the first estimate
 SCALE_LIMITS: Final = (0.72, 1.45)
-_FAR_MM: Final = (40.0, 25.0, 18.0, 14.0)  # distance at which a pair counts half, per iteration
-_STIFFNESS: Final = (12.0, 5.0, 2.0, 1.0)
-_KNOTS_MM: Final = (80.0, 80.0, 55.0, 55.0)
+_FAR_MM: Final = (40.0, 25.0, 16.0)  # distance at which a pair counts half, per iteration
+_STIFFNESS: Final = (10.0, 4.0, 1.0)
+_KNOTS_MM: Final = (85.0, 85.0, 60.0)
 _WARP_WEIGHT: Final = 1.2e-4  # price of one mm^2 of bending between neighbouring knots, at a stiffness of 1
 
 
@@ -243,8 +243,8 @@ def _solve_warp(
     points: F64, residual: F64, weights: F64, low: F64, high: F64, knots_mm: float, stiffness: float
 ) -> Warp:
     """Penalised least squares for the coefficients of a warp."""
-    origin = low - 2 * knots_mm
-    counts = np.maximum(np.ceil((high - low) / knots_mm).astype(int) + 5, 5)
+    origin = low - knots_mm
+    counts = np.maximum(np.ceil((high - low) / knots_mm).astype(int) + 3, 4)
     rows = [spline_basis(points[:, a], origin_mm=float(origin[a]), spacing_mm=knots_mm, count=int(counts[a])) for a in range(3)]
     design = _row_products(rows, counts)
     weighted = design.multiply(weights[:, None]).tocsr()
