@@ -21,6 +21,7 @@ from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
 from maisi_aug.phantom.fitting import Fit, FittedFrame, fit_ends, fit_surfaces
 from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.landmarks import (
+    COARSE_GROUPS,
     F64,
     Surface,
     find_surfaces,
@@ -64,7 +65,8 @@ _BELOW_FASCIA_MM: Final = (
 _HIP_DEPTH_MM: Final = 26.0
 _ORGAN_DEPTH_MM: Final = 20.0  # of the liver, the spleen and the lungs, where they touch the wall
 _FAT_LIMITS_MM: Final = (3.0, 65.0)
-_FAT_REACH_MM: Final = 26.0  # over which a thickness of fat that is measured at one place holds
+_NEIGHBOUR_MM: Final = 14.0  # within which the outermost label lies below the fascia, and others do not
+_FAT_REACH_MM: Final = 20.0  # over which a thickness of fat that is measured at one place holds
 
 
 def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Labels, NDArray[np.uint8]]:
@@ -104,7 +106,7 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     paint_envelope(canvas, layers, habitus, seed)
     _paint_limbs(canvas, layers, patient)
     canvas.labels[fixed] = labels[fixed]
-    canvas.fixed, canvas.taken = fixed, _taken(labels)
+    canvas.fixed, canvas.taken = fixed, find_taken(labels, patient.surfaces)
     paint_organs(canvas, layers, habitus, seed)
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
     return canvas.labels, canvas.tissue
@@ -252,14 +254,14 @@ def measure_fat(labels: Labels, skin_mm: F32, grid: Grid) -> tuple[F32, F32]:
     thickness = np.where(np.isnan(own_mm[labels]), np.float32(_FAR_MM), -skin_mm - own_mm[labels])
     coarse = _blocks(thickness, steps, np.float32(_FAR_MM)).min(axis=(1, 3, 5))
     coarse_mm = [step * factor for step, factor in zip(grid.spacing_mm, steps, strict=True)]
-    size = [2 * max(1, round(_FAT_REACH_MM / step)) + 1 for step in coarse_mm]
+    size = [2 * max(1, round(_NEIGHBOUR_MM / step)) + 1 for step in coarse_mm]
     outermost = ndimage.minimum_filter(coarse, size=size, mode="nearest")
     known = (coarse < _FAR_MM) & (coarse <= outermost + 8.0)
     sigma = [_FAT_REACH_MM / step for step in coarse_mm]
     weight = ndimage.gaussian_filter(known.astype(np.float32), sigma, truncate=2.5)
     total = ndimage.gaussian_filter(np.where(known, coarse, 0).astype(np.float32), sigma, truncate=2.5)
     fat = np.clip(total / np.maximum(weight, np.float32(1e-6)), *_FAT_LIMITS_MM)
-    certain = weight / (weight + np.float32(0.004))
+    certain = weight / (weight + np.float32(0.003))
     return _refined(fat, steps, labels.shape), _refined(certain, steps, labels.shape)
 
 
@@ -345,12 +347,17 @@ def _outward(skin_mm: F32, index: NDArray[np.int64], spacing_mm: list[float]) ->
     return result
 
 
-def _taken(labels: Labels) -> frozenset[int]:
-    """Labels that are not painted: those of the map, and single bones where the map has one label for many."""
-    present = {int(label) for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))}
-    taken = set(present)
-    if ids.HEPATIC_TUMOR in present:
-        taken.add(ids.LIVER)
+def find_taken(labels: Labels, surfaces: dict[int, Surface]) -> frozenset[int]:
+    """Return the labels that are not painted: those of the map, and all bones of which the map has one label for many.
+
+    Args:
+        labels: ``(I, J, K)`` vocabulary ids.
+        surfaces: Surfaces of the labels, with the keys of groups.
+    """
+    taken = {int(label) for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))}
+    for group, key, _ in COARSE_GROUPS:
+        if key in surfaces:
+            taken.update(group)
     return frozenset(taken - {ids.BACKGROUND, ids.BODY})
 
 
@@ -412,5 +419,6 @@ def _paint_limbs(canvas: Canvas, layers: Envelope, patient: PatientShape) -> Non
     """Muscle below the fat where the body reaches beyond the trunk: arms, head and thighs."""
     depth = -layers.skin
     z = canvas.frame.z
-    outside = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1]) | (layers.fascia > np.float32(patient.fat_mm + 18.0))
+    fat = patient.fat_at(np.stack([canvas.frame.x, canvas.frame.y, z]))
+    outside = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1]) | (layers.fascia > fat + np.float32(18.0))
     canvas.tissue[outside & (depth > min(patient.fat_mm, 14.0))] = ids.TISSUE_MUSCLE

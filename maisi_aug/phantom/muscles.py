@@ -71,7 +71,8 @@ def _paint_autochthon(canvas: Canvas, envelope: Envelope, habitus: Habitus, side
     mm = np.where(z > 345, np.maximum(mm, -envelope.cavity[box] - 3), mm)  # lung, not muscle, lies in the cavity
     mm = np.maximum(mm, 2.0 - side * x)
     # Around the two muscles and the spinous processes lies ordinary muscle and ligament.
-    canvas.paint_tissue(Field(box, np.maximum(field.mm - 6, y + 30).astype(np.float32)), TISSUE_MUSCLE)
+    around = np.maximum(np.maximum(field.mm - 6, y + 30), envelope.fascia[box])
+    canvas.paint_tissue(Field(box, around.astype(np.float32)), TISSUE_MUSCLE)
     _paint_with_fat_plane(canvas, Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
 
 
@@ -84,6 +85,8 @@ def _paint_iliopsoas(canvas: Canvas, habitus: Habitus, side: int) -> None:
 
 def _paint_with_fat_plane(canvas: Canvas, field: Field, label: int) -> None:
     """Paint a muscle a little thinner, wrapped in the fat that parts it from its neighbours."""
+    if label in canvas.taken:
+        return
     free = canvas.labels[field.slices] == BODY
     canvas.paint_tissue(field.grown(2.2), TISSUE_FAT, also=free)
     canvas.paint_tissue(field.grown(-0.8), TISSUE_MUSCLE, also=free)
