@@ -85,12 +85,18 @@ def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Label
         GridError: The map does not have the grid's shape, or nothing is labelled in it.
     """
     if label_map.shape != grid.shape:
-        raise GridError(f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid.")
+        raise GridError(
+            f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
+        )
     if not label_map.any():
-        raise GridError("Label map: expected a label or an outline of the body (200), found only 0. Nothing to complete.")
+        raise GridError(
+            "Label map: expected a label or an outline of the body (200), found only 0. Nothing to complete."
+        )
     codes = axis_codes(grid.affine)
     turned, ras_grid = turn_volume(np.asarray(label_map, dtype=np.uint8), grid, "RAS")
-    labels, tissue = _complete(np.ascontiguousarray(turned), Grid.from_spacing(ras_grid.shape, ras_grid.spacing_mm), seed)
+    labels, tissue = _complete(
+        np.ascontiguousarray(turned), Grid.from_spacing(ras_grid.shape, ras_grid.spacing_mm), seed
+    )
     back = [np.ascontiguousarray(turn_volume(volume, ras_grid, codes)[0]) for volume in (labels, tissue)]
     return back[0], back[1]
 
@@ -192,7 +198,9 @@ def signed_distance(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
     steps = tuple(max(1, int(0.6 * _COARSE_MM / step)) for step in spacing_mm)
     if mask.size > 3_000_000 and max(steps) > 1:
         padded = np.pad(mask, [(0, -side % step) for side, step in zip(mask.shape, steps, strict=True)], mode="edge")
-        blocks = padded.reshape([n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)])
+        blocks = padded.reshape(
+            [n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)]
+        )
         coarse = signed_distance(
             blocks.mean(axis=(1, 3, 5)) >= 0.5, tuple(s * f for s, f in zip(spacing_mm, steps, strict=True))
         )
