@@ -117,6 +117,7 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
     widest = np.interp(_TABLE_Z, *WIDEST_Y_TABLE.T)
     cavity = _outline(frame, index, CAVITY_TABLE, widest, belly, 0.25 * belly)
     fascia = _outline(frame, index, _FASCIA, widest, belly, 0.25 * belly)
+    fascia -= _axilla(frame)
     skin = fascia - _fat_thickness(frame, habitus, seed)
     fascia = fascia + _relief(frame, habitus)
     return Envelope(skin, fascia, cavity, diaphragm_height(frame.x, frame.y, habitus.inspiration_mm))
@@ -161,6 +162,15 @@ def _outline(
     rho = np.maximum(total, np.float32(1e-6)) ** np.float32(1 / OUTLINE_EXPONENT)
     gradient = np.hypot(u_steep / a, v_steep / b) / rho ** np.float32(OUTLINE_EXPONENT - 1)
     result: F32 = np.maximum((rho - 1) / np.maximum(gradient, np.float32(1e-3)), -np.minimum(a, b))
+    return result
+
+
+def _axilla(frame: Frame) -> F32:
+    """How far in mm the muscles of the shoulder blade and the armpit stand out behind the side of the chest."""
+    x, y, z = np.abs(frame.x), frame.y, frame.z
+    height = np.clip((z - 430) / np.float32(90), 0, 1) * np.clip((640 - z) / np.float32(50), 0, 1)
+    place = ((x - 126) / np.float32(42)) ** 2 + ((y + 48) / np.float32(46)) ** 2
+    result: F32 = np.float32(19) * height * np.exp(-place)
     return result
 
 
@@ -237,9 +247,10 @@ def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: i
     rng = numpy_generator(seed, "tissue")
     seam = frame.smooth_noise(rng, 42.0) + np.float32(0.5) * frame.smooth_noise(rng, 20.0)
     _paint_wall_layers(canvas, envelope, habitus, seam)
-    depth = np.minimum(-envelope.fascia, envelope.cavity)
-    armpit = (depth > 7) & (frame.z > 520) & (frame.y > -45) & (np.abs(frame.x) > 85) & (seam > -0.5)
+    armpit = (envelope.cavity > 11) & (envelope.fascia < -9) & (frame.z > 490) & (frame.y > -52)
+    armpit &= (np.abs(frame.x) > 92) & (frame.y < 45) & (seam > -0.6)
     canvas.tissue[armpit] = TISSUE_FAT
+    canvas.tissue[(envelope.cavity < 0) & (np.abs(frame.z - envelope.diaphragm_z) < 2)] = TISSUE_MUSCLE
     midline = (np.abs(frame.x) < 3.0) & (frame.y > 60) & (frame.z < 400) & (envelope.cavity > 3) & (envelope.fascia < 0)
     canvas.tissue[midline] = TISSUE_FASCIA
     if habitus.is_female:

@@ -85,7 +85,7 @@ _HU: Final[dict[int, Row]] = {
     ids.ORAL_CONTRAST: (190, 190, 190, 190, 55),
     ids.FASCIA: (-55, -55, -52, -52, 10),  # thinner than a voxel
     ids.LUNG_VESSEL: (-40, 30, 10, -10, 25),
-    ids.LUNG_LINE: (-660, -640, -640, -645, 25),  # thinner than a voxel
+    ids.LUNG_LINE: (-690, -680, -680, -682, 25),  # thinner than a voxel
 }  # fmt: skip
 _FALLBACK: Final[Row] = (42, 56, 72, 68, 5)  # other soft tissue of the vocabulary
 _ENHANCEMENT_SPREAD: Final = 0.13  # dose of contrast per weight, and how fast the heart moves it
