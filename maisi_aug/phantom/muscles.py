@@ -97,7 +97,7 @@ def _paint_autochthon(canvas: Canvas, envelope: Envelope, habitus: Habitus, side
     mm = np.maximum(mm, 2.0 - side * x)
     # Around the two muscles and the spinous processes lies ordinary muscle and ligament.
     canvas.paint_tissue(Field(box, np.maximum(field.mm - 6, y + 30).astype(np.float32)), TISSUE_MUSCLE)
-    _paint_with_fat_plane(canvas, Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
+    canvas.paint(Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
 
 
 def _paint_iliopsoas(canvas: Canvas, habitus: Habitus, side: int) -> None:
