@@ -135,7 +135,7 @@ def paint_organs(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int
         chest.paint_thyroid(canvas, seed)
         chest.paint_lungs(canvas, envelope, heart, seed)
     vessels.paint_unlabelled_vessels(canvas, seed)
-    muscles.paint_muscles(canvas, envelope, habitus)
+    muscles.paint_muscles(canvas, envelope, habitus, seed)
     pelvis.paint_pelvic_organs(canvas, habitus, seed)
     if skeleton.is_in_view(canvas.frame, 200.0, 440.0):
         _paint_upper_abdomen(canvas, envelope, habitus, seed)

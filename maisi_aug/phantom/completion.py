@@ -46,8 +46,8 @@ _FAR_MM: Final = 200.0
 _Z_RANGE_MM: Final = (-75.0, 640.0)
 _DEFAULT_Z_MM: Final = (240.0, 400.0)
 _ABDOMINAL: Final = (
-    ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.GALLBLADDER, ids.STOMACH,
-    ids.DUODENUM, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN, ids.SMALL_BOWEL, ids.HEPATIC_VESSEL, ids.COLON,
+    ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.GALLBLADDER,
+    ids.STOMACH, ids.DUODENUM, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN, ids.SMALL_BOWEL, ids.HEPATIC_VESSEL, ids.COLON,
     ids.LEFT_KIDNEY_CYST, ids.RIGHT_KIDNEY_CYST, ids.HEPATIC_TUMOR, ids.PANCREATIC_TUMOR, ids.COLON_TUMOR,
     ids.KIDNEY_TUMOR,
 )  # fmt: skip
@@ -55,8 +55,10 @@ _THORACIC: Final = (
     *ids.LUNG_LOBES, ids.HEART, ids.LUNG_TUMOR, ids.LEFT_ATRIAL_APPENDAGE, ids.PULMONARY_VEIN, ids.AIRWAY,
 )  # fmt: skip
 _VISCERAL: Final = (*_ABDOMINAL, *_THORACIC)
-_WALL: Final = (*ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE, *ids.MUSCLES, *ids.VERTEBRAE, ids.SACRUM,
-                ids.LEFT_HIP, ids.RIGHT_HIP, ids.LEFT_SCAPULA, ids.RIGHT_SCAPULA, ids.LEFT_FEMUR, ids.RIGHT_FEMUR)  # fmt: skip
+_WALL: Final = (
+    *ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE, *ids.MUSCLES, *ids.VERTEBRAE, ids.SACRUM, ids.LEFT_HIP,
+    ids.RIGHT_HIP, ids.LEFT_SCAPULA, ids.RIGHT_SCAPULA, ids.LEFT_FEMUR, ids.RIGHT_FEMUR,
+)  # fmt: skip
 # Labels that lie right below the fascia, and by how much in mm; hip bones tell it where no gluteus is labelled.
 _BELOW_FASCIA_MM: Final = (
     (ids.RIBS, 7.0), ((ids.STERNUM, ids.COSTAL_CARTILAGE), 5.0), ((ids.LEFT_AUTOCHTHON, ids.RIGHT_AUTOCHTHON), 4.0),
@@ -286,7 +288,7 @@ def _blocks(volume: NDArray[Any], steps: tuple[int, int, int], fill: Any) -> NDA
 
 
 def _guess_fat(labels: Labels, skin_mm: F32 | None, axes: tuple[NDArray[np.float32], ...], seed: int) -> float:
-    """Thickness of the fat in mm where no label below the fascia tells it: from organs at the wall, or from the width."""
+    """Thickness of fat in mm where no label below the fascia tells it: from organs at the wall, or by the width."""
     drawn = float(numpy_generator(seed, "subcutaneous fat").uniform(8.0, 24.0))
     if skin_mm is None:
         return drawn

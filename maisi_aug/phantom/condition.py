@@ -1,4 +1,4 @@
-"""Condition maps: label maps in which every voxel is anatomy, for networks of bundles that say ``unlabelled: complete``.
+"""Condition maps: label maps in which every voxel is anatomy, for networks of bundles with ``unlabelled: complete``.
 
 The networks then see fat, muscle and the cortex of bones as labels, and the contrast phase as ids, whatever a user's
 map leaves out. Label maps on disk stay as they are.
