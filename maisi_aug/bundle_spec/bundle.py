@@ -199,6 +199,11 @@ class Bundle:
         """Whether the bundle draws MR images, whose intensities are not HU."""
         return is_mr(self.spec.modalities[0])
 
+    @property
+    def completes_maps(self) -> bool:
+        """Whether label maps are completed by procedural anatomy before the networks see them."""
+        return self.spec.unlabelled == "complete"
+
     def require_controlnet(self) -> None:
         """Raise unless the bundle can draw images of label maps.
 

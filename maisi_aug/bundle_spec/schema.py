@@ -13,11 +13,13 @@ from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.bundle_spec.solvers import MIN_PROOF_MAPS, DrawingCommand, SolverName
 from maisi_aug.system.file_names import INNER_PATH, MAX_PART_BYTES, is_path
 from maisi_aug.system.models import Finite, PositiveFinite, StrictModel
+from maisi_aug.vocabulary.labels import FREE_IDS
 from maisi_aug.vocabulary.modalities import CT_MODALITIES, ImageModality, is_mr
 
 MASK_ROLES = ("mask_autoencoder", "mask_diffusion_unet")
 """Roles of the networks that generate label maps; a bundle has both or none."""
 MASK_SECTION = "mask_generation"
+UnlabelledRule = Literal["as-is", "complete"]
 MASK_PROVENANCE = "masks"
 PROOF_SECTION = "proven_steps"
 _PROOFS = re.compile(rf"^{PROOF_SECTION}:.*\n(?:[ -].*\n|\n)*".encode(), re.MULTILINE)
@@ -322,6 +324,8 @@ class BundleSpec(StrictModel):
         networks: Network definitions by role.
         weights: Weight files by role.
         slots: Label names bound to placeholder slots.
+        unlabelled: What the networks are shown of voxels without a label of their own: ``as-is`` the label map, or
+            ``complete`` a map that is completed by procedural anatomy, see ``maisi_aug.phantom.condition``.
         mask_generation: How label maps are generated; None for a bundle without mask networks.
         base: Bundle whose weights this one shares; None for a bundle that contains all of its weights.
         sizes: Label name -> distribution of volumes in the training data.
@@ -349,6 +353,7 @@ class BundleSpec(StrictModel):
     networks: _Networks
     weights: dict[str, WeightFile]
     slots: dict[str, SlotSpec] = Field(default={})
+    unlabelled: UnlabelledRule = "as-is"
     mask_generation: MaskGenerationSpec | None = None
     base: BaseSpec | None = None
     sizes: dict[str, SizeSpec] = Field(default={})
@@ -361,4 +366,17 @@ class BundleSpec(StrictModel):
     def _require_one_kind(self) -> BundleSpec:
         if len({is_mr(modality) for modality in self.modalities}) > 1:
             raise ValueError(f"expected only CT modalities or only MR modalities, found {', '.join(self.modalities)}")
+        return self
+
+    @model_validator(mode="after")
+    def _require_completable(self) -> BundleSpec:
+        if self.unlabelled == "complete":
+            if is_mr(self.modalities[0]) or "controlnet" not in self.networks:
+                raise ValueError("unlabelled: 'complete' is for CT bundles with a ControlNet")
+            for name, slot in self.slots.items():
+                if slot.id in FREE_IDS:
+                    raise ValueError(
+                        f"slots: with unlabelled 'complete', ids from {FREE_IDS[0]} stand for hidden structure, found "
+                        f"{slot.id} for '{name}'"
+                    )
         return self

@@ -93,7 +93,8 @@ class AttemptRecord:
         settings: What sampling was run with (``num_inference_steps``, ``guidance_scale``, ``modality``, ``device``,
             ``precision``, ``num_threads`` on a CPU, ``solver`` where it is not ``euler``, ``steps`` where ``auto``
             chose them, and ``body_region``, ``compile`` and ``gates`` where they were requested), and how the image was
-            decoded (``decoding``).
+            decoded (``decoding``), and, where the bundle completes label maps, with which seed and contrast phase
+            (``completion``).
         files: ``image``, ``label``, ``anatomy`` and ``preview`` when accepted; otherwise ``preview`` at most, and under
             ``rejected/`` the others of a rejected case whose user keeps them.
         seconds: Wall-clock time of the stages ``mask``, ``image`` and ``files``.

@@ -16,6 +16,7 @@ from maisi_aug.cohort.resolve import CohortRun
 from maisi_aug.cohort.twins import ORIGIN_KEY
 from maisi_aug.errors import BankError, EmptyBankError, LesionError
 from maisi_aug.gates.judgement import judge_bare_image, judge_image, judge_label_map
+from maisi_aug.phantom.phases import describe_completion
 from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.sources.plant_and_bank import PlantSource
 from maisi_aug.system.progress import ReportStage, report_nothing
@@ -39,6 +40,7 @@ class Attempt:
         reason: Why the attempt has failed; empty if it has not.
         image_hu: ``(I, J, K)`` image in HU; None before sampling, and if the label map failed.
         decoding: Settings with which the image was decoded; empty without an image.
+        completion: How the label map was completed for the networks; empty where they are shown the map as it is.
         seconds: Stage -> wall-clock seconds.
         origin: Origin of the label map, for the manifest.
         error: Error because of which no label map could be drawn; None otherwise.
@@ -54,6 +56,7 @@ class Attempt:
     reason: str = ""
     image_hu: NDArray[Any] | None = None
     decoding: dict[str, JsonValue] = field(default_factory=dict)
+    completion: dict[str, JsonValue] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     origin: dict[str, JsonValue] = field(default_factory=dict)
     error: LesionError | BankError | None = None
@@ -155,10 +158,11 @@ class AttemptMaker:
         assert self.pipeline is not None
         started = perf_counter()
         decoded: list[DecodeSettings] = []
+        seed = derive_seed(attempt.seed, "image")
         image_hu = self.pipeline.synthesize_image(
             attempt.drawn.label_map,
             attempt.drawn.grid,
-            seed=derive_seed(attempt.seed, "image"),
+            seed=seed,
             num_inference_steps=self.run.sampling.num_steps,
             solver=self.run.sampling.solver,
             guidance_scale=self.run.guidance_scale,
@@ -169,7 +173,11 @@ class AttemptMaker:
             report_decoding=decoded.append,
         )
         seconds = {**attempt.seconds, "image": perf_counter() - started}
-        return replace(attempt, image_hu=image_hu, decoding=decoded[0].to_dict(), seconds=seconds)
+        completion: dict[str, JsonValue] = {}
+        if self.run.bundle.completes_maps and attempt.drawn.label_map is not None:
+            completion = dict(describe_completion(seed, self.run.modality))
+        decoding = decoded[0].to_dict()
+        return replace(attempt, image_hu=image_hu, decoding=decoding, completion=completion, seconds=seconds)
 
 
 def judge_drawn_image(run: CohortRun, attempt: Attempt) -> Attempt:

@@ -147,7 +147,11 @@ class CaseWriter:
             bundle=facts.bundle,
             bundle_fingerprint=facts.bundle_fingerprint,
             licence=facts.licence,
-            settings={**facts.settings, **({"decoding": attempt.decoding} if attempt.decoding else {})},
+            settings={
+                **facts.settings,
+                **({"decoding": attempt.decoding} if attempt.decoding else {}),
+                **({"completion": attempt.completion} if attempt.completion else {}),
+            },
             files=files,
             seconds={stage: round(value, 3) for stage, value in seconds.items()},
             max_attempts=facts.max_attempts,

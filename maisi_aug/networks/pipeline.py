@@ -46,6 +46,7 @@ from maisi_aug.networks.devices import explain_missing
 from maisi_aug.networks.encoder import Encoder
 from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from maisi_aug.networks.weights import load_networks
+from maisi_aug.phantom.condition import complete_map
 from maisi_aug.system.progress import Report
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.regions import USUAL_REGIONS, Regions, find_body_regions
@@ -228,15 +229,16 @@ class Pipeline:
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         if takes_regions(self.networks.diffusion_unet):
             regions = regions or (USUAL_REGIONS if label_map is None else find_body_regions(label_map))
+        shown, healthy = self._show_map(label_map, grid, seed, modality, with_healthy=guidance_scale > 0)
         with compute_in(self._autocast_type, self.networks.device), explain_compilation(self.compiler):
             latent = sample_latent(
                 self.networks,
-                self._conditions(label_map, grid, modality, regions),
+                self._conditions(shown, grid, modality, regions),
                 self._draw_noise(grid, seed),
                 num_inference_steps=num_inference_steps,
                 solver=solver,
                 guidance_scale=guidance_scale,
-                unconditional=self._unconditional(label_map, grid, regions) if guidance_scale > 0 else None,
+                unconditional=self._conditions(healthy, grid, "unknown", regions) if guidance_scale > 0 else None,
                 embed_once=self.fast_paths.embed_once,
                 generator=torch.Generator(self.networks.device).manual_seed(derive_seed(seed, "sampling noise")),
                 report=report,
@@ -250,7 +252,7 @@ class Pipeline:
         if report_decoding is not None:
             report_decoding(used)
         drawn = image[0, 0].float().cpu().numpy()
-        return unit_to_mr(drawn) if self.bundle.is_mr else unit_to_hu(drawn, label_map)
+        return unit_to_mr(drawn) if self.bundle.is_mr else unit_to_hu(drawn, shown)
 
     def redraw_images(
         self,
@@ -366,12 +368,20 @@ class Pipeline:
             to_region_tensors([regions], device=device) if regions is not None else None,
         )
 
-    def _unconditional(self, label_map: NDArray[np.uint8] | None, grid: Grid, regions: Regions | None) -> Conditions:
-        """What guidance leads away from: no modality, and no lesions where there is a label map."""
+    def _show_map(
+        self, label_map: NDArray[np.uint8] | None, grid: Grid, seed: int, modality: str, *, with_healthy: bool
+    ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
+        """What the networks are shown of a label map, and the same without lesions, from which guidance leads away."""
+        if label_map is None:
+            return None, None
+        completed = complete_map(label_map, grid=grid, seed=seed) if self.bundle.completes_maps else None
         healthy = None
-        if label_map is not None:
-            healthy = remove_lesions(label_map, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
-        return self._conditions(healthy, grid, "unknown", regions)
+        if with_healthy:
+            whole = label_map if completed is None else completed.label_map
+            healthy = remove_lesions(whole, self.bundle.vocabulary, spacing_mm=grid.spacing_mm, with_cysts=True)
+        if completed is None:
+            return label_map, healthy
+        return completed.to_condition(modality), None if healthy is None else completed.to_condition(modality, healthy)
 
     def _draw_noise(self, grid: Grid, seed: int) -> Tensor:
         definition = self.bundle.definition("autoencoder")

@@ -129,7 +129,7 @@ def paint_stomach(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     ]
     field = tube(canvas.frame, knots, step_mm=9.0, margin_mm=6.0)
     mm = np.maximum(field.mm, envelope.cavity[field.slices] + 4)
-    below = canvas.frame.z[field.slices] - envelope.diaphragm_z[field.slices] + 4
+    below = canvas.frame.z[field.slices] - envelope.diaphragm_z[field.slices] + 2.5
     field = Field(field.slices, smooth_max(mm, below, 6.0))
     canvas.paint(field, STOMACH)
     return field
@@ -151,7 +151,7 @@ def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: i
     )
     box = field.slices
     mm = smooth_max(field.mm, envelope.cavity[box] + 3, 5.0)
-    mm = np.maximum(mm, canvas.frame.z[box] - envelope.diaphragm_z[box] + 4)
+    mm = np.maximum(mm, canvas.frame.z[box] - envelope.diaphragm_z[box] + 2.5)
     mm = np.maximum(mm, 3 - _match(left_kidney, box))
     rng = numpy_generator(seed, "spleen surface")
     if mm.size:
@@ -193,7 +193,7 @@ def liver_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     edge += np.float32(34) * np.clip(-across, 0, 1) + np.float32(22) * np.clip((48 - x) / 40, 0, 1) * np.clip(
         (12 - y) / 40, 0, 1
     )
-    mm = smooth_max(envelope.cavity[box] + 3, z - envelope.diaphragm_z[box] + 3, 8.0)
+    mm = smooth_max(envelope.cavity[box] + 3, z - envelope.diaphragm_z[box] + 1, 5.0)
     mm = smooth_max(mm, (edge - z) * np.float32(0.80), 14.0)
     back = np.float32(-26) - np.float32(0.9) * np.clip(x - 26, 0, 60) + np.float32(0.30) * np.clip(26 - x, 0, 90)
     mm = smooth_max(mm, (back - y) * np.float32(0.75), 12.0)

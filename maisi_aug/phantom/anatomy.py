@@ -12,7 +12,7 @@ from maisi_aug.errors import GridError
 from maisi_aug.phantom import abdomen, bowel, chest, girdles, muscles, pelvis, skeleton, vessels
 from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
 from maisi_aug.phantom.frame import Frame, draw_pose
-from maisi_aug.phantom.habitus import Habitus, draw_habitus
+from maisi_aug.phantom.habitus import VARIETIES, Habitus, Variety, draw_habitus
 from maisi_aug.phantom.ids import BODY, LEFT_KIDNEY
 from maisi_aug.phantom.shapes import Canvas
 from maisi_aug.system.seeds import numpy_generator
@@ -46,26 +46,34 @@ class AnatomyMap:
     seed: int
 
 
-def build_label_map(*, seed: int, grid: Grid, region: Region | Literal["any"] = "any") -> AnatomyMap:
+def build_label_map(
+    *, seed: int, grid: Grid, region: Region | Literal["any"] = "any", variety: Variety = "fitting"
+) -> AnatomyMap:
     """Build a tumour-free procedural anatomy on a grid.
 
     Args:
         seed: Seed of everything random: patient, pose and position of the window.
         grid: Grid of any shape and spacing, whose axes are taken as R, A, S.
         region: Body region in the centre of the grid; ``any`` draws a position along the trunk.
+        variety: ``fitting``: usual adults in the middle of the grid; ``any``: slight to obese patients, off the middle,
+            so that a field of view of 384 x 336 mm holds 15 to 70% air and may cut the body.
 
     Returns:
         The map, without any tumour id in it.
 
     Raises:
-        GridError: The region has an unknown name.
+        GridError: The region or the variety has an unknown name.
     """
     if region != "any" and region not in REGIONS:
         raise GridError(f"Region: expected one of {', '.join(REGIONS)} or any, found '{region}'. Choose one of these.")
-    habitus = draw_habitus(seed)
+    if variety not in VARIETIES:
+        raise GridError(f"Variety: expected one of {', '.join(VARIETIES)}, found '{variety}'. Choose one of these.")
+    habitus = draw_habitus(seed, variety=variety)
     centre_z, shown = _draw_window(seed, region)
     rng = numpy_generator(seed, "table position")
     off_x, off_y = (float(value) for value in np.clip(rng.normal(0, 3.5, 2), -8, 8))
+    if variety == "any":
+        off_x, off_y = off_x + float(rng.normal(0, 12.0)), off_y + float(rng.normal(0, 10.0))
     centre = (
         off_x,
         _BODY_MIDDLE_Y_MM * habitus.scale[1] + off_y + 0.45 * habitus.belly_mm,
@@ -127,7 +135,7 @@ def paint_organs(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int
         chest.paint_thyroid(canvas, seed)
         chest.paint_lungs(canvas, envelope, heart, seed)
     vessels.paint_unlabelled_vessels(canvas, seed)
-    muscles.paint_muscles(canvas, envelope, habitus)
+    muscles.paint_muscles(canvas, envelope, habitus, seed)
     pelvis.paint_pelvic_organs(canvas, habitus, seed)
     if skeleton.is_in_view(canvas.frame, 200.0, 440.0):
         _paint_upper_abdomen(canvas, envelope, habitus, seed)

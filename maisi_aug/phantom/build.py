@@ -14,6 +14,7 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.lesions.planting import plant_lesions
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import Region, build_label_map
+from maisi_aug.phantom.habitus import Variety
 from maisi_aug.phantom.intensity import Phase, draw_phase
 from maisi_aug.phantom.rendering import draw_case
 from maisi_aug.system.seeds import numpy_generator
@@ -81,6 +82,7 @@ def build_phantom(
     grid: Grid,
     region: Region | Literal["any"] = "any",
     lesions: bool | Sequence[Lesion] = True,
+    variety: Variety = "fitting",
 ) -> Phantom:
     """Build a procedural CT phantom with its exact label map; the same seed gives the same phantom.
 
@@ -90,12 +92,13 @@ def build_phantom(
         region: Body region in the centre of the grid; ``any`` draws a position along the trunk.
         lesions: True plants 1 to 4 lesions of 1 to 3 kinds in organs that are in view; False plants none; a sequence
             plants exactly these.
+        variety: ``fitting``: usual adults in the middle of the grid; ``any``: slight to obese patients, off the middle.
 
     Raises:
         LesionError: A requested lesion does not fit into its host.
-        GridError: The region has an unknown name.
+        GridError: The region or the variety has an unknown name.
     """
-    anatomy = build_label_map(seed=seed, grid=grid, region=region)
+    anatomy = build_label_map(seed=seed, grid=grid, region=region, variety=variety)
     label_map, planted = anatomy.label_map, tuple[Lesion, ...]()
     rng = numpy_generator(seed, "lesions")
     if lesions is True:

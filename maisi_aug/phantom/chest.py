@@ -108,7 +108,7 @@ def paint_lungs(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> 
     x, y, z = frame.x[box], frame.y[box], frame.z[box]
     if not x.size:
         return
-    mm = np.maximum(envelope.cavity[box] + PLEURA_MM, envelope.diaphragm_z[box] + 2 - z)
+    mm = np.maximum(envelope.cavity[box] + PLEURA_MM, envelope.diaphragm_z[box] + 1 - z)
     mm = np.maximum(mm, z - np.float32(LUNG_TOP_MM - 14))
     mm = np.maximum(mm, -_mediastinum(canvas, envelope, heart, seed)[box])
     lung = Field(box, mm.astype(np.float32))

@@ -8,7 +8,7 @@ body's range, such as the head and the arms, is fat and muscle by the depth belo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
 from maisi_aug.phantom.fitting import Fit, FittedFrame, fit_ends, fit_surfaces
 from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.landmarks import (
+    COARSE_GROUPS,
     F64,
     Surface,
     find_surfaces,
@@ -45,8 +46,8 @@ _FAR_MM: Final = 200.0
 _Z_RANGE_MM: Final = (-75.0, 640.0)
 _DEFAULT_Z_MM: Final = (240.0, 400.0)
 _ABDOMINAL: Final = (
-    ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.GALLBLADDER, ids.STOMACH,
-    ids.DUODENUM, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN, ids.SMALL_BOWEL, ids.HEPATIC_VESSEL, ids.COLON,
+    ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.GALLBLADDER,
+    ids.STOMACH, ids.DUODENUM, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN, ids.SMALL_BOWEL, ids.HEPATIC_VESSEL, ids.COLON,
     ids.LEFT_KIDNEY_CYST, ids.RIGHT_KIDNEY_CYST, ids.HEPATIC_TUMOR, ids.PANCREATIC_TUMOR, ids.COLON_TUMOR,
     ids.KIDNEY_TUMOR,
 )  # fmt: skip
@@ -54,10 +55,20 @@ _THORACIC: Final = (
     *ids.LUNG_LOBES, ids.HEART, ids.LUNG_TUMOR, ids.LEFT_ATRIAL_APPENDAGE, ids.PULMONARY_VEIN, ids.AIRWAY,
 )  # fmt: skip
 _VISCERAL: Final = (*_ABDOMINAL, *_THORACIC)
-_WALL: Final = (*ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE, *ids.MUSCLES, *ids.VERTEBRAE, ids.SACRUM,
-                ids.LEFT_HIP, ids.RIGHT_HIP, ids.LEFT_SCAPULA, ids.RIGHT_SCAPULA, ids.LEFT_FEMUR, ids.RIGHT_FEMUR)  # fmt: skip
-# What a rib or an organ of the wall's inside is away from the fascia in mm, from its outer side.
-_DEPTH_MM: Final = ((ids.RIBS, 7.0), (ids.MUSCLES, 2.0), ((ids.LIVER, ids.SPLEEN, *ids.LUNG_LOBES), 20.0))
+_WALL: Final = (
+    *ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE, *ids.MUSCLES, *ids.VERTEBRAE, ids.SACRUM, ids.LEFT_HIP,
+    ids.RIGHT_HIP, ids.LEFT_SCAPULA, ids.RIGHT_SCAPULA, ids.LEFT_FEMUR, ids.RIGHT_FEMUR,
+)  # fmt: skip
+# Labels that lie right below the fascia, and by how much in mm; hip bones tell it where no gluteus is labelled.
+_BELOW_FASCIA_MM: Final = (
+    (ids.RIBS, 7.0), ((ids.STERNUM, ids.COSTAL_CARTILAGE), 5.0), ((ids.LEFT_AUTOCHTHON, ids.RIGHT_AUTOCHTHON), 4.0),
+    (tuple(range(ids.LEFT_GLUTEUS_MAXIMUS, ids.RIGHT_GLUTEUS_MEDIUS + 1)), 2.0),
+)  # fmt: skip
+_HIP_DEPTH_MM: Final = 26.0
+_ORGAN_DEPTH_MM: Final = 20.0  # of the liver, the spleen and the lungs, where they touch the wall
+_FAT_LIMITS_MM: Final = (3.0, 65.0)
+_NEIGHBOUR_MM: Final = 14.0  # within which the outermost label lies below the fascia, and others do not
+_FAT_REACH_MM: Final = 20.0  # over which a thickness of fat that is measured at one place holds
 
 
 def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Labels, NDArray[np.uint8]]:
@@ -76,12 +87,18 @@ def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Label
         GridError: The map does not have the grid's shape, or nothing is labelled in it.
     """
     if label_map.shape != grid.shape:
-        raise GridError(f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid.")
+        raise GridError(
+            f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
+        )
     if not label_map.any():
-        raise GridError("Label map: expected a label or an outline of the body (200), found only 0. Nothing to complete.")
+        raise GridError(
+            "Label map: expected a label or an outline of the body (200), found only 0. Nothing to complete."
+        )
     codes = axis_codes(grid.affine)
     turned, ras_grid = turn_volume(np.asarray(label_map, dtype=np.uint8), grid, "RAS")
-    labels, tissue = _complete(np.ascontiguousarray(turned), Grid.from_spacing(ras_grid.shape, ras_grid.spacing_mm), seed)
+    labels, tissue = _complete(
+        np.ascontiguousarray(turned), Grid.from_spacing(ras_grid.shape, ras_grid.spacing_mm), seed
+    )
     back = [np.ascontiguousarray(turn_volume(volume, ras_grid, codes)[0]) for volume in (labels, tissue)]
     return back[0], back[1]
 
@@ -97,7 +114,7 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     paint_envelope(canvas, layers, habitus, seed)
     _paint_limbs(canvas, layers, patient)
     canvas.labels[fixed] = labels[fixed]
-    canvas.fixed, canvas.taken = fixed, _taken(labels)
+    canvas.fixed, canvas.taken = fixed, find_taken(labels, patient.surfaces)
     paint_organs(canvas, layers, habitus, seed)
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
     return canvas.labels, canvas.tissue
@@ -110,12 +127,28 @@ class PatientShape:
     Attributes:
         skin_mm: ``(I, J, K)`` signed distance to the outline, negative inside; None where the map has no outline.
         surfaces: Surfaces of the labels, see ``landmarks``.
-        fat_mm: Thickness of the fat below the skin: measured above ribs, muscles and organs, else guessed.
+        fat_mm: Thickness of the patient's fat, to which ``fat_share`` refers.
+        near_fat_mm: ``(I, J, K)`` thickness as measured above labels below the fascia; None where there are none.
+        certainty: ``(I, J, K)`` how certain it is, 0 to 1.
     """
 
     skin_mm: F32 | None
     surfaces: dict[int, Surface]
     fat_mm: float
+    near_fat_mm: F32 | None = None
+    certainty: F32 | None = None
+
+    def fat_at(self, canonical: F64 | F32, where: Any = ...) -> F32:
+        """Return the thickness of fat in mm.
+
+        Args:
+            canonical: ``(3, ...)`` canonical mm of the places.
+            where: Index of the same places in the grid; all voxels by default.
+        """
+        guessed = np.float32(self.fat_mm) * fat_share(canonical)
+        if self.near_fat_mm is None or self.certainty is None:
+            return guessed
+        return guessed + self.certainty[where] * (self.near_fat_mm[where] - guessed)
 
 
 def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
@@ -129,7 +162,14 @@ def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
     axes = _axes(grid)
     surfaces = merge_coarse_bones(find_surfaces(labels, axes))
     skin_mm = signed_distance(labels > 0, grid.spacing_mm) if has_outline(labels) else None
-    return PatientShape(skin_mm, surfaces, _estimate_fat(labels, skin_mm, axes, seed))
+    guessed = _guess_fat(labels, skin_mm, axes, seed)
+    if skin_mm is None:
+        return PatientShape(None, surfaces, guessed)
+    near, certainty = measure_fat(labels, skin_mm, grid)
+    certain = certainty > 0.8
+    if not certain.any():
+        return PatientShape(skin_mm, surfaces, guessed)
+    return PatientShape(skin_mm, surfaces, float(np.median(near[certain])) / 0.85, near, certainty)
 
 
 def has_outline(labels: Labels) -> bool:
@@ -160,7 +200,9 @@ def signed_distance(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
     steps = tuple(max(1, int(0.6 * _COARSE_MM / step)) for step in spacing_mm)
     if mask.size > 3_000_000 and max(steps) > 1:
         padded = np.pad(mask, [(0, -side % step) for side, step in zip(mask.shape, steps, strict=True)], mode="edge")
-        blocks = padded.reshape([n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)])
+        blocks = padded.reshape(
+            [n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)]
+        )
         coarse = signed_distance(
             blocks.mean(axis=(1, 3, 5)) >= 0.5, tuple(s * f for s, f in zip(spacing_mm, steps, strict=True))
         )
@@ -186,17 +228,74 @@ def _refined(coarse: F32, factors: tuple[int, ...], shape: tuple[int, ...]) -> F
     return out.astype(np.float32, copy=False)
 
 
-def _estimate_fat(labels: Labels, skin_mm: F32 | None, axes: tuple[NDArray[np.float32], ...], seed: int) -> float:
-    """Thickness of the fat below the skin in mm, from how deep the ribs, the muscles or the organs lie."""
+def fat_share(canonical: F64 | F32) -> F32:
+    """Return the thickness of fat relative to a patient's own: more on belly and buttocks, less towards the neck.
+
+    Args:
+        canonical: ``(3, ...)`` canonical mm.
+    """
+    x, y, z = (np.asarray(part, dtype=np.float32) for part in canonical)
+    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
+    side = np.clip(y / np.float32(90), -1, 1)
+    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * side * side)
+    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (side < 0)
+    result: F32 = share.astype(np.float32)
+    return result
+
+
+def measure_fat(labels: Labels, skin_mm: F32, grid: Grid) -> tuple[F32, F32]:
+    """Return how thick the fat is above labels that lie right below the fascia.
+
+    Args:
+        labels: ``(I, J, K)`` vocabulary ids.
+        skin_mm: Signed distance to the outline in mm.
+        grid: Grid of the labels.
+
+    Returns:
+        ``(I, J, K)`` thickness in mm, and how certain it is: 0 far from such labels, to 1.
+    """
+    own_mm = np.full(256, np.nan, dtype=np.float32)
+    for group, mm in _BELOW_FASCIA_MM:
+        own_mm[list(group)] = mm
+    glutei = lookup(_BELOW_FASCIA_MM[-1][0])
+    if not glutei[labels].any():
+        own_mm[[ids.LEFT_HIP, ids.RIGHT_HIP]] = _HIP_DEPTH_MM
+    steps = _coarse_steps(grid.spacing_mm)
+    thickness = np.where(np.isnan(own_mm[labels]), np.float32(_FAR_MM), -skin_mm - own_mm[labels])
+    coarse = _blocks(thickness, steps, np.float32(_FAR_MM)).min(axis=(1, 3, 5))
+    coarse_mm = [step * factor for step, factor in zip(grid.spacing_mm, steps, strict=True)]
+    size = [2 * max(1, round(_NEIGHBOUR_MM / step)) + 1 for step in coarse_mm]
+    outermost = ndimage.minimum_filter(coarse, size=size, mode="nearest")
+    known = (coarse < _FAR_MM) & (coarse <= outermost + 8.0)
+    sigma = [_FAT_REACH_MM / step for step in coarse_mm]
+    weight = ndimage.gaussian_filter(known.astype(np.float32), sigma, truncate=2.5)
+    total = ndimage.gaussian_filter(np.where(known, coarse, 0).astype(np.float32), sigma, truncate=2.5)
+    fat = np.clip(total / np.maximum(weight, np.float32(1e-6)), *_FAT_LIMITS_MM)
+    certain = weight / (weight + np.float32(0.003))
+    return _refined(fat, steps, labels.shape), _refined(certain, steps, labels.shape)
+
+
+def _coarse_steps(spacing_mm: tuple[float, float, float]) -> tuple[int, int, int]:
+    i, j, k = (max(1, round(_COARSE_MM / step)) for step in spacing_mm)
+    return i, j, k
+
+
+def _blocks(volume: NDArray[Any], steps: tuple[int, int, int], fill: Any) -> NDArray[Any]:
+    """View of a volume as blocks ``(A, i, B, j, C, k)``, padded to whole ones."""
+    width = [(0, -side % step) for side, step in zip(volume.shape, steps, strict=True)]
+    padded = np.pad(volume, width, constant_values=fill) if any(more for _, more in width) else volume
+    return padded.reshape([n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)])
+
+
+def _guess_fat(labels: Labels, skin_mm: F32 | None, axes: tuple[NDArray[np.float32], ...], seed: int) -> float:
+    """Thickness of fat in mm where no label below the fascia tells it: from organs at the wall, or by the width."""
     drawn = float(numpy_generator(seed, "subcutaneous fat").uniform(8.0, 24.0))
     if skin_mm is None:
         return drawn
-    for group, own_mm in _DEPTH_MM:
-        depth = -skin_mm[lookup(group)[labels]]
-        if len(depth) > 40:
-            # Ribs and muscles are below the fascia in many places; organs touch the wall in a few.
-            share = 25 if own_mm < 15 else 2
-            return float(np.clip(np.percentile(depth, share) - own_mm, 4.0, 60.0))
+    depth = -skin_mm[lookup((ids.LIVER, ids.SPLEEN, *ids.LUNG_LOBES))[labels]]
+    if len(depth) > 40:
+        # The liver's wall lies where fat is 0.75 of the patient's own.
+        return float(np.clip((np.percentile(depth, 2) - _ORGAN_DEPTH_MM) / 0.75, 4.0, 60.0))
     ends = outline_ends(labels > 0, axes)
     widths = (ends[:, 2] - ends[:, 1])[np.isfinite(ends[:, 1:3]).all(axis=1)] if len(ends) else np.empty(0)
     if not len(widths):
@@ -217,7 +316,7 @@ def fit_patient(patient: PatientShape, grid: Grid, seed: int) -> Fit:
     outline = np.empty((0, 5)) if patient.skin_mm is None else outline_ends(patient.skin_mm < 0, axes)
     default_z = float(numpy_generator(seed, "height in the body").uniform(*_DEFAULT_Z_MM))
     reference = reference_body()
-    first = fit_ends(patient.surfaces, outline, reference, fat_mm=patient.fat_mm, default_z_mm=default_z)
+    first = fit_ends(patient.surfaces, outline, reference, fat_mm=0.9 * patient.fat_mm, default_z_mm=default_z)
     skin = None if patient.skin_mm is None else _muscle_surface(patient, axes, first)
     return fit_surfaces(patient.surfaces, skin, reference, first)
 
@@ -226,13 +325,17 @@ def _muscle_surface(patient: PatientShape, axes: tuple[NDArray[np.float32], ...]
     """Points below the skin by the thickness of fat, in the range of the trunk; they leave out the grid's border."""
     assert patient.skin_mm is not None
     spacing = [float(axis[1] - axis[0]) if len(axis) > 1 else 1.0 for axis in axes]
-    near = np.abs(patient.skin_mm + patient.fat_mm) < 0.5 * max(spacing)
+    near = np.abs(patient.skin_mm + np.float32(max(spacing))) < 0.6 * max(spacing)
     near[[0, -1]] = near[:, [0, -1]] = False
     index = np.argwhere(near)
-    if not len(index):
+    if len(index) < 20:
         return None
     index = index[np.linspace(0, len(index) - 1, min(len(index), 900)).astype(int)]
     points = np.stack([axes[a][index[:, a]] for a in range(3)], axis=1).astype(np.float64)
+    canonical = first.to_canonical(points)
+    where = tuple(index.T)
+    depth = patient.fat_at(canonical.T, where) + patient.skin_mm[where]
+    points -= depth[:, None] * _outward(patient.skin_mm, index, spacing)
     canonical = first.to_canonical(points)
     # The arms and what lies above the shoulders are not part of the canonical outline.
     points = points[(canonical[:, 2] > -40) & (canonical[:, 2] < 570) & (np.abs(canonical[:, 0]) < 185)]
@@ -241,12 +344,30 @@ def _muscle_surface(patient: PatientShape, axes: tuple[NDArray[np.float32], ...]
     return Surface(points, points.min(axis=0), points.max(axis=0))
 
 
-def _taken(labels: Labels) -> frozenset[int]:
-    """Labels that are not painted: those of the map, and single bones where the map has one label for many."""
-    present = {int(label) for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))}
-    taken = set(present)
-    if ids.HEPATIC_TUMOR in present:
-        taken.add(ids.LIVER)
+def _outward(skin_mm: F32, index: NDArray[np.int64], spacing_mm: list[float]) -> F64:
+    """Unit vectors ``(N, 3)`` that point out of the body at voxels inside of the grid's border."""
+    smooth = ndimage.gaussian_filter(skin_mm, [6.0 / step for step in spacing_mm], truncate=2.0)
+    slope = np.zeros((len(index), 3))
+    for a in range(3):
+        step = np.eye(3, dtype=int)[a]
+        ahead = np.minimum(index + step, np.array(skin_mm.shape) - 1)
+        back = np.maximum(index - step, 0)
+        slope[:, a] = (smooth[tuple(ahead.T)] - smooth[tuple(back.T)]) / spacing_mm[a]
+    result: F64 = slope / np.maximum(np.linalg.norm(slope, axis=1, keepdims=True), 1e-6)
+    return result
+
+
+def find_taken(labels: Labels, surfaces: dict[int, Surface]) -> frozenset[int]:
+    """Return the labels that are not painted: those of the map, and all bones of which the map has one label for many.
+
+    Args:
+        labels: ``(I, J, K)`` vocabulary ids.
+        surfaces: Surfaces of the labels, with the keys of groups.
+    """
+    taken = {int(label) for label in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))}
+    for group, key, _ in COARSE_GROUPS:
+        if key in surfaces:
+            taken.update(group)
     return frozenset(taken - {ids.BACKGROUND, ids.BODY})
 
 
@@ -261,7 +382,10 @@ def _fit_layers(layers: Envelope, frame: Frame, patient: PatientShape, labels: L
         enclosed = np.minimum(enclosed, _hull(labels > 0, spacing, close_mm=0.0) - MIN_FAT_MM - 1.0)
         skin = enclosed.astype(np.float32)
     cavity = np.minimum(layers.cavity, organs - np.float32(1.0))
-    fascia = np.minimum(np.minimum(layers.fascia, cavity - np.float32(WALL_MM)), wall - np.float32(3.0))
+    fascia = layers.fascia
+    if patient.near_fat_mm is not None and patient.certainty is not None:
+        fascia = fascia + patient.certainty * (skin + patient.near_fat_mm - fascia)
+    fascia = np.minimum(np.minimum(fascia, cavity - np.float32(WALL_MM)), wall - np.float32(3.0))
     fascia = np.maximum(fascia, skin + np.float32(MIN_FAT_MM))
     cavity = np.maximum(cavity, fascia + np.float32(WALL_MM - 2.0))
     bones = _hull(lookup((*ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE))[labels], spacing, close_mm=0.0)
@@ -273,10 +397,8 @@ def _hull(mask: Mask, spacing_mm: tuple[float, float, float], *, close_mm: float
     """Distance in mm to a mask whose gaps up to twice ``close_mm`` are closed, on a coarse grid; far away if empty."""
     if not mask.any():
         return np.full(mask.shape, np.float32(_FAR_MM))
-    steps = tuple(max(1, round(_COARSE_MM / step)) for step in spacing_mm)
-    padded = np.pad(mask, [(0, -side % step) for side, step in zip(mask.shape, steps, strict=True)])
-    blocks = padded.reshape([n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)])
-    fraction = blocks.mean(axis=(1, 3, 5))
+    steps = _coarse_steps(spacing_mm)
+    fraction = _blocks(mask, steps, False).mean(axis=(1, 3, 5))
     coarse_mm = tuple(s * f for s, f in zip(spacing_mm, steps, strict=True))
     far = _distance_to(fraction >= 0.34, coarse_mm)
     if close_mm > 0:
@@ -307,5 +429,6 @@ def _paint_limbs(canvas: Canvas, layers: Envelope, patient: PatientShape) -> Non
     """Muscle below the fat where the body reaches beyond the trunk: arms, head and thighs."""
     depth = -layers.skin
     z = canvas.frame.z
-    outside = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1]) | (layers.fascia > np.float32(patient.fat_mm + 18.0))
+    fat = patient.fat_at(np.stack([canvas.frame.x, canvas.frame.y, z]))
+    outside = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1]) | (layers.fascia > fat + np.float32(18.0))
     canvas.tissue[outside & (depth > min(patient.fat_mm, 14.0))] = ids.TISSUE_MUSCLE

@@ -88,9 +88,9 @@ def _paint_tissues(
     body = labels == ids.BODY
     shown = np.where(lookup(ids.TISSUES)[tissue], tissue, np.uint8(ids.TISSUE_FAT)) + np.uint8(ids.DETAIL_TISSUE)
     shape = (labels.shape[0], labels.shape[1], labels.shape[2])
-    first, second = smooth_noise(shape, spacing_mm, rng, 34.0), smooth_noise(shape, spacing_mm, rng, 34.0)
+    first, second = smooth_noise(shape, spacing_mm, rng, 30.0), smooth_noise(shape, spacing_mm, rng, 30.0)
     # Two sheets of noise cross in lines: strings of vessels as in the mesentery.
-    strings = first * first + second * second < np.float32(0.03)
+    strings = first * first + second * second < np.float32(0.05)
     shown[strings & (shown == ids.VISCERAL_FAT)] = ids.UNLABELLED_VESSEL
     skin = (labels > 0) & ~inner(labels > 0, SKIN_MM, spacing_mm)
     shown[skin] = ids.SKIN

@@ -12,6 +12,7 @@ from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.ids import (
     BODY,
+    TISSUE_FASCIA,
     TISSUE_FAT,
     TISSUE_MUSCLE,
     TISSUE_SOFT,
@@ -81,6 +82,7 @@ WIDEST_Y_TABLE: Final = np.array(
 _TABLE_START_MM: Final = -100.0
 _TABLE_STEP_MM: Final = 0.5
 _TABLE_Z: Final = np.arange(_TABLE_START_MM, 740.0, _TABLE_STEP_MM)
+OUTLINE_EXPONENT: Final = 2.25  # 2 is an ellipse, larger is boxier
 BREAST_CENTRE_MM: Final = (74.0, 92.0, 462.0)
 BELLY_Z_MM: Final = (130.0, 255.0, 400.0)  # where the belly's bulge begins, peaks and ends
 
@@ -115,7 +117,9 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
     widest = np.interp(_TABLE_Z, *WIDEST_Y_TABLE.T)
     cavity = _outline(frame, index, CAVITY_TABLE, widest, belly, 0.25 * belly)
     fascia = _outline(frame, index, _FASCIA, widest, belly, 0.25 * belly)
+    fascia -= _axilla(frame)
     skin = fascia - _fat_thickness(frame, habitus, seed)
+    fascia = fascia + _relief(frame, habitus)
     return Envelope(skin, fascia, cavity, diaphragm_height(frame.x, frame.y, habitus.inspiration_mm))
 
 
@@ -145,7 +149,7 @@ def _outline(
     forward: NDArray[np.float64],
     sideways: NDArray[np.float64],
 ) -> F32:
-    """Distance to a superelliptic outline (exponent 2.5) with different anterior and posterior half-depths."""
+    """Distance to a superelliptic outline with different anterior and posterior half-depths."""
     half_width = (np.interp(_TABLE_Z, table[:, 0], table[:, 1]) + sideways).astype(np.float32)
     front = (np.interp(_TABLE_Z, table[:, 0], table[:, 2]) + forward - widest).astype(np.float32)
     back = (widest - np.interp(_TABLE_Z, table[:, 0], table[:, 3])).astype(np.float32)
@@ -153,11 +157,38 @@ def _outline(
     from_widest = frame.y - widest.astype(np.float32)[index]
     b = np.maximum(np.where(from_widest > 0, front[index], back[index]), np.float32(2))
     u, v = np.abs(frame.x) / a, np.abs(from_widest) / b
-    u_steep, v_steep = u * np.sqrt(u), v * np.sqrt(v)
+    u_steep, v_steep = u ** np.float32(OUTLINE_EXPONENT - 1), v ** np.float32(OUTLINE_EXPONENT - 1)
     total = u * u_steep + v * v_steep
-    rho = np.maximum(total, np.float32(1e-6)) ** np.float32(0.4)
-    gradient = np.hypot(u_steep / a, v_steep / b) / (rho * np.sqrt(rho))
+    rho = np.maximum(total, np.float32(1e-6)) ** np.float32(1 / OUTLINE_EXPONENT)
+    gradient = np.hypot(u_steep / a, v_steep / b) / rho ** np.float32(OUTLINE_EXPONENT - 1)
     result: F32 = np.maximum((rho - 1) / np.maximum(gradient, np.float32(1e-3)), -np.minimum(a, b))
+    return result
+
+
+def _axilla(frame: Frame) -> F32:
+    """How far in mm the muscles of the shoulder blade and the armpit stand out behind the side of the chest."""
+    x, y, z = np.abs(frame.x), frame.y, frame.z
+    height = np.clip((z - 430) / np.float32(90), 0, 1) * np.clip((640 - z) / np.float32(50), 0, 1)
+    place = ((x - 126) / np.float32(42)) ** 2 + ((y + 48) / np.float32(46)) ** 2
+    result: F32 = np.float32(19) * height * np.exp(-place)
+    return result
+
+
+def _relief(frame: Frame, habitus: Habitus) -> F32:
+    """How far in mm the muscles' surface lies below its outline: furrows of the back and of the belly."""
+    x, y, z = np.abs(frame.x), frame.y, frame.z
+    trunk = np.clip((z - 170) / np.float32(40), 0, 1) * np.clip((560 - z) / np.float32(60), 0, 1)
+    belly = np.clip((z - 110) / np.float32(50), 0, 1) * np.clip((395 - z) / np.float32(40), 0, 1)
+    behind = np.clip((-y - 30) / np.float32(30), 0, 1)
+    lumbar = np.clip((z - 180) / np.float32(40), 0, 1) * np.clip((360 - z) / np.float32(60), 0, 1)
+    back = np.float32(9) * np.exp(-((x / np.float32(9)) ** 2))  # between the erectors of the spine
+    back += (np.float32(2) + np.float32(9) * lumbar) * np.exp(-(((x - 84) / np.float32(21)) ** 2))  # and beside them
+    front = np.clip((y - 20) / np.float32(30), 0, 1)
+    rectus = np.float32(3.0) * np.exp(-((x / np.float32(52)) ** 6))
+    line = np.float32(4.0) * np.exp(-(((x - 64) / np.float32(7)) ** 2))  # between rectus and the oblique muscles
+    line += np.float32(3.5) * np.exp(-((x / np.float32(6)) ** 2))
+    lean = np.float32(1.25 - 0.5 * (habitus.muscle - 0.75))
+    result: F32 = (trunk * behind * back + belly * front * (rectus + line)) * lean
     return result
 
 
@@ -214,17 +245,34 @@ def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: i
     canvas.tissue[envelope.fascia < 0] = TISSUE_MUSCLE
     canvas.tissue[envelope.cavity < 0] = TISSUE_FAT
     rng = numpy_generator(seed, "tissue")
-    depth = np.minimum(-envelope.fascia, envelope.cavity)
     seam = frame.smooth_noise(rng, 42.0) + np.float32(0.5) * frame.smooth_noise(rng, 20.0)
-    # Muscles of the shoulder and the hip are parted by sheets of fat; the armpit holds a pad of it.
-    sheets = np.abs(frame.smooth_noise(rng, 62.0)) < np.float32(0.07 + 0.10 * habitus.visceral_fat)
-    armpit = (depth > 7) & (frame.z > 520) & (frame.y > -45) & (np.abs(frame.x) > 85) & (seam > -0.5)
-    outer = (depth > 3.5) & ((frame.z > 470) | (frame.z < 150))
-    canvas.tissue[(sheets & outer) | armpit] = TISSUE_FAT
+    _paint_wall_layers(canvas, envelope, habitus, seam)
+    armpit = (envelope.cavity > 11) & (envelope.fascia < -9) & (frame.z > 490) & (frame.y > -52)
+    armpit &= (np.abs(frame.x) > 92) & (frame.y < 45) & (seam > -0.6)
+    canvas.tissue[armpit] = TISSUE_FAT
+    canvas.tissue[(envelope.cavity < 0) & (np.abs(frame.z - envelope.diaphragm_z) < 2)] = TISSUE_MUSCLE
     midline = (np.abs(frame.x) < 3.0) & (frame.y > 60) & (frame.z < 400) & (envelope.cavity > 3) & (envelope.fascia < 0)
-    canvas.tissue[midline] = TISSUE_FAT
+    canvas.tissue[midline] = TISSUE_FASCIA
     if habitus.is_female:
         cx, cy, cz = BREAST_CENTRE_MM
         gland = (((np.abs(frame.x) - cx) / 34) ** 2 + ((frame.z - cz) / 32) ** 2) < 1 + 0.3 * seam
         gland &= (envelope.fascia > 4) & (envelope.skin < -7) & (frame.y > cy - 25) & (seam > -0.4)
         canvas.tissue[gland] = TISSUE_SOFT
+
+
+def _paint_wall_layers(canvas: Canvas, envelope: Envelope, habitus: Habitus, seam: F32) -> None:
+    """Part the wall of belly and chest into its layers of muscle by thin fat, more of it in fat patients."""
+    frame = canvas.frame
+    x, z = np.abs(frame.x), frame.z
+    wall = (envelope.fascia < 0) & (envelope.cavity > 0)
+    half = np.float32(max(0.7, 0.32 * float(np.cbrt(np.prod(frame.spacing_mm)))))
+    thickness = envelope.cavity - envelope.fascia
+    often = np.float32(0.9 - 1.7 * habitus.visceral_fat)  # the layers show where the seam is above this
+    side = wall & (z > 190) & (z < 375) & (x > 72) & (frame.y > -62)
+    for share in (0.36, 0.68):
+        near = np.abs(envelope.cavity - np.float32(share) * thickness) < half
+        canvas.tissue[side & near & (seam > often)] = TISSUE_FASCIA
+    # Outside of ribs and intercostal muscles lie the muscles of the shoulder, on a gliding layer of fat.
+    gap = np.float32(0.6 + 3.2 * habitus.visceral_fat) * np.clip(seam + np.float32(0.9), 0, 1.6)
+    chest = wall & (z > 395) & (envelope.fascia < -3)
+    canvas.tissue[chest & (np.abs(envelope.cavity - 12.5) < gap)] = TISSUE_FASCIA

@@ -15,16 +15,16 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, ndimage, sparse
 
 from maisi_aug.phantom.frame import Frame, Pose
-from maisi_aug.phantom.landmarks import FASCIA, F64, Reference, Surface, weight_of
+from maisi_aug.phantom.landmarks import F64, FASCIA, Reference, Surface, weight_of
 from maisi_aug.phantom.noise import F32, spline_basis, spread
 from maisi_aug.volumes.grid import Grid
 
 MATCH_MM: Final = 8.0  # by how much labels of two patients differ
 AFFINE_SPREAD: Final = 0.05  # spread of stretch and shear between patients, relative to the first estimate
 SCALE_LIMITS: Final = (0.72, 1.45)
-_FAR_MM: Final = (40.0, 25.0, 18.0, 14.0)  # distance at which a pair counts half, per iteration
-_STIFFNESS: Final = (12.0, 5.0, 2.0, 1.0)
-_KNOTS_MM: Final = (80.0, 80.0, 55.0, 55.0)
+_FAR_MM: Final = (40.0, 25.0, 16.0)  # distance at which a pair counts half, per iteration
+_STIFFNESS: Final = (10.0, 4.0, 1.0)
+_KNOTS_MM: Final = (85.0, 85.0, 60.0)
 _WARP_WEIGHT: Final = 1.2e-4  # price of one mm^2 of bending between neighbouring knots, at a stiffness of 1
 
 
@@ -47,7 +47,10 @@ class Warp:
         counts = np.array(self.coefficients.shape[1:])
         knots = np.clip((points - self.origin_mm) / self.spacing_mm, 1.0, counts - 2.001).T
         return np.stack(
-            [ndimage.map_coordinates(part, knots, order=3, prefilter=False, mode="nearest") for part in self.coefficients],
+            [
+                ndimage.map_coordinates(part, knots, order=3, prefilter=False, mode="nearest")
+                for part in self.coefficients
+            ],
             axis=1,
         )
 
@@ -103,7 +106,9 @@ class FittedFrame(Frame):
             bases = self.bases(warp.origin_mm, warp.spacing_mm, (sides[0], sides[1], sides[2]))
         for a in range(3):
             straight = matrix[a, 0] * x + matrix[a, 1] * y + matrix[a, 2] * z + np.float32(self._fit.offset[a])
-            canonical.append(straight if bases is None or warp is None else straight + spread(warp.coefficients[a], bases))
+            canonical.append(
+                straight if bases is None or warp is None else straight + spread(warp.coefficients[a], bases)
+            )
         return canonical[0], canonical[1], canonical[2]
 
     def to_patient(self, points: ArrayLike) -> NDArray[np.float64]:
@@ -243,15 +248,20 @@ def _solve_warp(
     points: F64, residual: F64, weights: F64, low: F64, high: F64, knots_mm: float, stiffness: float
 ) -> Warp:
     """Penalised least squares for the coefficients of a warp."""
-    origin = low - 2 * knots_mm
-    counts = np.maximum(np.ceil((high - low) / knots_mm).astype(int) + 5, 5)
-    rows = [spline_basis(points[:, a], origin_mm=float(origin[a]), spacing_mm=knots_mm, count=int(counts[a])) for a in range(3)]
+    origin = low - knots_mm
+    counts = np.maximum(np.ceil((high - low) / knots_mm).astype(int) + 3, 4)
+    rows = [
+        spline_basis(points[:, a], origin_mm=float(origin[a]), spacing_mm=knots_mm, count=int(counts[a]))
+        for a in range(3)
+    ]
     design = _row_products(rows, counts)
     weighted = design.multiply(weights[:, None]).tocsr()
     normal = (design.T @ weighted).toarray() + stiffness * _bending(counts, knots_mm)
     normal[np.diag_indices_from(normal)] += 1e-6
     right = design.T @ (weights[:, None] * residual)
-    solved = linalg.cho_solve(linalg.cho_factor(normal, overwrite_a=True, check_finite=False), right, check_finite=False)
+    solved = linalg.cho_solve(
+        linalg.cho_factor(normal, overwrite_a=True, check_finite=False), right, check_finite=False
+    )
     return Warp(origin, knots_mm, np.ascontiguousarray(solved.T).reshape(3, *counts))
 
 

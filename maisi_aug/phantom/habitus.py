@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 
 from maisi_aug.system.seeds import numpy_generator
 
+Variety = Literal["fitting", "any"]
+VARIETIES: Final[tuple[Variety, ...]] = get_args(Variety)
 WIDTH_LIMIT_MM: Final = 372.0
 DEPTH_LIMIT_MM: Final = 272.0
 FASCIA_WIDTH_MM: Final = 318.0  # widest muscle surface of the canonical body, at the hips
@@ -38,8 +40,14 @@ class Habitus:
     muscle: float
 
 
-def draw_habitus(seed: int) -> Habitus:
-    """Draw a body build whose outline fits into 410 x 307 mm."""
+def draw_habitus(seed: int, *, variety: Variety = "fitting") -> Habitus:
+    """Draw a body build.
+
+    Args:
+        seed: Seed of the patient.
+        variety: ``fitting``: usual adults whose outline fits into 410 x 307 mm; ``any``: from slight to obese, about
+            270 to 480 mm wide.
+    """
     rng = numpy_generator(seed, "habitus")
     is_female = bool(rng.random() < 0.5)
     size = rng.normal(0.955 if is_female else 0.99, 0.03)
@@ -49,9 +57,16 @@ def draw_habitus(seed: int) -> Habitus:
     belly = float(np.clip(22.0 * visceral - 8.0 + rng.normal(0, 4.0), -12.0, 22.0))
     room_x = 0.5 * (WIDTH_LIMIT_MM - FASCIA_WIDTH_MM * scale_x)
     room_y = 0.5 * (DEPTH_LIMIT_MM - FASCIA_DEPTH_MM * scale_y - max(belly, 0.0))
+    thickest = max(5.0, min(room_x / 1.12, room_y / 1.35))
+    if variety == "any":
+        more = numpy_generator(seed, "habitus, any")
+        factor, stockiness = float(more.uniform(0.84, 1.14)), float(more.uniform(0.95, 1.06))
+        scale_x, scale_y, scale_z = factor * stockiness * scale_x, factor * stockiness * scale_y, factor * scale_z
+        thickest = 60.0
+        subcutaneous = 5.0 + 55.0 * float(more.beta(1.1, 2.0))
     return Habitus(
         scale=(float(scale_x), float(scale_y), float(scale_z)),
-        subcutaneous_mm=float(np.clip(subcutaneous, 4.0, max(5.0, min(room_x / 1.12, room_y / 1.35)))),
+        subcutaneous_mm=float(np.clip(subcutaneous, 4.0, thickest)),
         visceral_fat=visceral,
         belly_mm=belly,
         is_female=is_female,

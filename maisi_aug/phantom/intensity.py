@@ -78,14 +78,14 @@ _HU: Final[dict[int, Row]] = {
     ids.DISC: (82, 82, 84, 84, 6),
     ids.UNLABELLED_VESSEL: (40, 120, 140, 105, 12),
     ids.SKIN: (-8, -8, -6, -6, 14),
-    ids.CORTICAL_BONE: (640, 640, 640, 640, 70),
+    ids.CORTICAL_BONE: (840, 840, 840, 840, 80),
     ids.GUT_GAS: (-965, -965, -965, -965, 12),
     ids.GUT_FLUID: (18, 18, 18, 18, 8),
-    ids.STOOL: (-15, -15, -15, -15, 22),
+    ids.STOOL: (22, 22, 22, 22, 20),
     ids.ORAL_CONTRAST: (190, 190, 190, 190, 55),
-    ids.FASCIA: (-55, -55, -52, -52, 10),  # thinner than a voxel
+    ids.FASCIA: (-40, -40, -37, -37, 20),  # thinner than a voxel
     ids.LUNG_VESSEL: (-40, 30, 10, -10, 25),
-    ids.LUNG_LINE: (-660, -640, -640, -645, 25),  # thinner than a voxel
+    ids.LUNG_LINE: (-690, -680, -680, -682, 25),  # thinner than a voxel
 }  # fmt: skip
 _FALLBACK: Final[Row] = (42, 56, 72, 68, 5)  # other soft tissue of the vocabulary
 _ENHANCEMENT_SPREAD: Final = 0.13  # dose of contrast per weight, and how fast the heart moves it

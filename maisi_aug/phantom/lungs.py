@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.lumen import bounding_box, eroded
+from maisi_aug.phantom.noise import smooth_noise
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.trees import grow_tree, tree_fraction
 
@@ -17,10 +18,12 @@ Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 _LEFT_LUNG: Final = (ids.LEFT_UPPER_LOBE, ids.LEFT_LOWER_LOBE)
 _RIGHT_LUNG: Final = (ids.RIGHT_UPPER_LOBE, ids.RIGHT_MIDDLE_LOBE, ids.RIGHT_LOWER_LOBE)
-LUNG_TWIGS: Final = 420
+LUNG_TWIGS: Final = 900
 _MIN_TWIG_MM: Final = 0.55
 _VESSEL_SHARE: Final = 0.45  # share of a voxel from which it counts as a vessel
-_LINE_SHARE: Final = 0.14  # and from which it counts as a line
+_LINE_SHARE: Final = 0.12  # and from which it counts as a line
+
+_FISSURE_SEEN: Final = 0.4  # fissures are thin: in scans they show in places only
 
 
 def paint_lungs(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
@@ -40,7 +43,8 @@ def paint_lungs(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.ran
         mask, local, view = lung[box], labels[box], detail[box]
         airway = local == ids.AIRWAY
         if max(spacing_mm) <= 4.0:
-            view[mask & (_fissures(local, mask) | _touches(airway))] = ids.LUNG_LINE
+            seen = smooth_noise((mask.shape[0], mask.shape[1], mask.shape[2]), spacing_mm, rng, 70.0) > _FISSURE_SEEN
+            view[mask & ((_fissures(local, mask) & seen) | _touches(airway))] = ids.LUNG_LINE
         share = _vessel_share(mask, local, spacing_mm, rng)
         view[mask & (share > _LINE_SHARE)] = ids.LUNG_LINE
         view[mask & (share > _VESSEL_SHARE)] = ids.LUNG_VESSEL

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from maisi_aug.phantom.envelope import Envelope
 from maisi_aug.phantom.girdles import SIDES, one_side, wing_sheet
@@ -21,13 +22,15 @@ from maisi_aug.phantom.ids import (
     RIGHT_GLUTEUS_MEDIUS,
     RIGHT_GLUTEUS_MINIMUS,
     RIGHT_ILIOPSOAS,
-    TISSUE_FAT,
+    TISSUE_FASCIA,
     TISSUE_MUSCLE,
     TISSUE_VESSEL,
 )
 from maisi_aug.phantom.shapes import Canvas, Field, Knots, ellipsoid, tube
 from maisi_aug.phantom.skeleton import spine_y
+from maisi_aug.system.seeds import numpy_generator
 
+_BELLY_MM: Final = np.array([34.0, 30.0, 110.0])  # usual size of a muscle belly
 _PSOAS: Final[Knots] = (
     (26, -34, 322, 7), (30, -32, 296, 12), (36, -28, 262, 18), (43, -22, 225, 22), (52, -14, 190, 23),
     (64, 2, 152, 21), (80, 24, 112, 17), (96, 26, 80, 16), (110, 6, 48, 13), (114, -8, 28, 9),
@@ -43,14 +46,16 @@ _AUTOCHTHON: Final = np.array(
 )  # fmt: skip
 
 
-def paint_muscles(canvas: Canvas, envelope: Envelope, habitus: Habitus) -> None:
-    """Paint all labelled muscles over body tissue that has no organ label.
+def paint_muscles(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
+    """Paint all labelled muscles over body tissue that has no organ label, and part the others into bellies.
 
     Args:
         canvas: Canvas of the patient, painted in place.
         envelope: Layers of the patient's trunk.
         habitus: Build of the patient.
+        seed: Seed of the patient.
     """
+    _part_bellies(canvas, envelope, habitus, seed)
     for side in SIDES:
         _paint_autochthon(canvas, envelope, habitus, side)
         _paint_iliopsoas(canvas, habitus, side)
@@ -62,17 +67,38 @@ def paint_muscles(canvas: Canvas, envelope: Envelope, habitus: Habitus) -> None:
         canvas.paint_tissue(quadratus, TISSUE_MUSCLE, also=unlabelled & ~vessel)
 
 
+def _part_bellies(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: int) -> None:
+    """Part the unlabelled muscles of shoulders and hips into bellies along the body, with thin fat between them."""
+    frame = canvas.frame
+    z = frame.z
+    muscle = (canvas.tissue == TISSUE_MUSCLE) & (canvas.labels == BODY) & ((z < 200) | (z > 455))
+    muscle &= envelope.cavity > np.float32(11)
+    if not muscle.any():
+        return
+    rng = numpy_generator(seed, "muscle bellies")
+    points = np.stack([frame.x[muscle], frame.y[muscle], z[muscle]], axis=1) / _BELLY_MM
+    lattice = np.stack(np.meshgrid(*[np.arange(-n, n + 1.0) for n in (10, 8, 7)], indexing="ij"), axis=-1)
+    centres = lattice.reshape(-1, 3) + rng.uniform(-0.42, 0.42, (lattice.size // 3, 3)) + np.array([0.0, 0.0, 2.5])
+    near, _ = cKDTree(centres).query(points, k=2)
+    half = max(0.9 + 1.6 * habitus.visceral_fat, 0.5 * float(np.cbrt(np.prod(frame.spacing_mm))))
+    seams = (near[:, 1] - near[:, 0]) * _BELLY_MM[0] < 1.2 * half
+    chosen = np.zeros(int(muscle.sum()), dtype=np.uint8) + np.uint8(TISSUE_MUSCLE)
+    chosen[seams] = TISSUE_FASCIA
+    canvas.tissue[muscle] = chosen
+
+
 def _paint_autochthon(canvas: Canvas, envelope: Envelope, habitus: Habitus, side: int) -> None:
     knots = [(side * x, spine_y(z) - back, z, r * habitus.muscle) for z, back, x, r in _AUTOCHTHON]
     field = tube(canvas.frame, knots, step_mm=12.0)
     box = field.slices
     z, x, y = canvas.frame.z[box], canvas.frame.x[box], canvas.frame.y[box]
-    mm = np.maximum(field.mm, envelope.fascia[box] + 1.5)
+    mm = np.maximum(field.mm, envelope.fascia[box] + 0.5)
     mm = np.where(z > 345, np.maximum(mm, -envelope.cavity[box] - 3), mm)  # lung, not muscle, lies in the cavity
     mm = np.maximum(mm, 2.0 - side * x)
     # Around the two muscles and the spinous processes lies ordinary muscle and ligament.
-    canvas.paint_tissue(Field(box, np.maximum(field.mm - 6, y + 30).astype(np.float32)), TISSUE_MUSCLE)
-    _paint_with_fat_plane(canvas, Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
+    around = np.maximum(np.maximum(field.mm - 6, y + 30), envelope.fascia[box])
+    canvas.paint_tissue(Field(box, around.astype(np.float32)), TISSUE_MUSCLE)
+    canvas.paint(Field(box, mm.astype(np.float32)), RIGHT_AUTOCHTHON if side > 0 else LEFT_AUTOCHTHON)
 
 
 def _paint_iliopsoas(canvas: Canvas, habitus: Habitus, side: int) -> None:
@@ -83,9 +109,11 @@ def _paint_iliopsoas(canvas: Canvas, habitus: Habitus, side: int) -> None:
 
 
 def _paint_with_fat_plane(canvas: Canvas, field: Field, label: int) -> None:
-    """Paint a muscle a little thinner, wrapped in the fat that parts it from its neighbours."""
+    """Paint a muscle a little thinner, wrapped in the thin fat that parts it from its neighbours."""
+    if label in canvas.taken:
+        return
     free = canvas.labels[field.slices] == BODY
-    canvas.paint_tissue(field.grown(2.2), TISSUE_FAT, also=free)
+    canvas.paint_tissue(field.grown(1.8), TISSUE_FASCIA, also=free & (canvas.tissue[field.slices] == TISSUE_MUSCLE))
     canvas.paint_tissue(field.grown(-0.8), TISSUE_MUSCLE, also=free)
     canvas.paint(field.grown(-0.8), label)
 

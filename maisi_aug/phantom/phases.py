@@ -17,6 +17,7 @@ from maisi_aug.phantom import ids
 from maisi_aug.phantom.intensity import PHASES, Phase, draw_phase
 from maisi_aug.system.seeds import derive_seed
 
+SEED_STREAM: Final = "completion"
 BASE_PHASE: Final[Phase] = "portal"
 OTHER_PHASES: Final[tuple[Phase, ...]] = tuple(phase for phase in PHASES if phase != BASE_PHASE)
 SPARE_IDS: Final = (*range(136, 200), *range(201, 240))
@@ -102,3 +103,19 @@ def phase_for(modality: str, seed: int) -> Phase:
         number += 1
         drawn = draw_phase(derive_seed(seed, "phase", number))
     return drawn
+
+
+def condition_seed(seed: int) -> int:
+    """Return the seed of what completes a case's map, from the seed of the case's image."""
+    return derive_seed(seed, SEED_STREAM)
+
+
+def describe_completion(seed: int, modality: str) -> dict[str, int | str]:
+    """Return how a map is completed, for the manifest of a cohort.
+
+    Args:
+        seed: Seed of the case's image.
+        modality: Modality that the networks are conditioned on.
+    """
+    own = condition_seed(seed)
+    return {"unlabelled": "procedural anatomy", "phase": phase_for(modality, own), "seed": own}

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from maisi_aug.phantom.envelope import BELLY_Z_MM, CAVITY_TABLE, WIDEST_Y_TABLE, bump
+from maisi_aug.phantom.envelope import BELLY_Z_MM, CAVITY_TABLE, OUTLINE_EXPONENT, WIDEST_Y_TABLE, bump
 from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.ids import (
@@ -191,7 +191,9 @@ def cavity_point(angle_rad: float, z: float, habitus: Habitus, *, outwards_mm: f
     half_width, front = half_width + 0.25 * belly + outwards_mm, front + belly + outwards_mm - widest
     sin, cos = float(np.sin(angle_rad)), -float(np.cos(angle_rad))
     depth = front if cos > 0 else widest - back + outwards_mm
-    reach = ((abs(sin) / half_width) ** 2.5 + (abs(cos) / depth) ** 2.5) ** -0.4
+    reach = ((abs(sin) / half_width) ** OUTLINE_EXPONENT + (abs(cos) / depth) ** OUTLINE_EXPONENT) ** (
+        -1 / OUTLINE_EXPONENT
+    )
     return reach * sin, widest + reach * cos
 
 
@@ -207,10 +209,21 @@ def paint_ribs(canvas: Canvas, habitus: Habitus) -> None:
         ends = []
         for number in range(1, 13):
             path = rib_path(number, side, habitus)
-            canvas.paint(tube(canvas.frame, path, step_mm=13.0), first_id + number - 1)
+            canvas.paint(_rib(canvas.frame, path), first_id + number - 1)
             ends.append(smooth_path(path, step_mm=8.0)[-1])
         for number in range(1, 11):
             canvas.paint(tube(canvas.frame, _cartilage(number, side, ends, habitus), step_mm=11.0), COSTAL_CARTILAGE)
+
+
+def _rib(frame: Frame, path: Knots) -> Field:
+    """Distances to a rib: twice as high as it is thick."""
+    line = smooth_path(path, step_mm=13.0)
+    thin = line * np.array([1.0, 1.0, 1.0, 0.68])
+    rise = np.zeros_like(line)
+    rise[:, 2] = 0.42 * line[:, 3]
+    starts = np.concatenate([thin[:-1] - rise[:-1], thin[:-1] + rise[:-1]])
+    ends = np.concatenate([thin[1:] - rise[1:], thin[1:] + rise[1:]])
+    return capsules(frame, starts, ends)
 
 
 def _cartilage(number: int, side: int, ends: list[np.ndarray], habitus: Habitus) -> Knots:

@@ -49,7 +49,7 @@ def paint_textures(
     if stool.any():
         mottle = smooth_noise(shape, spacing_mm, rng, 13.0)[stool]
         grain = rng.standard_normal(mottle.size, dtype=np.float32)
-        image[stool] += np.float32(28) * mottle - np.float32(90) * np.maximum(grain - np.float32(0.9), 0)
+        image[stool] += np.float32(28) * mottle - np.float32(190) * np.maximum(grain - np.float32(1.0), 0)
 
 
 def _paint_fat(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
@@ -69,6 +69,6 @@ def _paint_fat(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random.G
 def _paint_bones(image: F32, detail: Labels, labels: Labels, rng: np.random.Generator) -> None:
     cortex = detail == ids.CORTICAL_BONE
     factor = np.ones(256, dtype=np.float32)
-    factor[list(_THIN_CORTEX)], factor[list(_THICK_CORTEX)] = 0.62, 1.5
+    factor[list(_THIN_CORTEX)], factor[list(_THICK_CORTEX)] = 0.62, 1.45
     count = int(cortex.sum())
     image[cortex] *= factor[labels[cortex]] * (1 + np.float32(0.10) * rng.standard_normal(count, dtype=np.float32))

@@ -91,20 +91,29 @@ def _tumor_texture(
     spacing_mm: tuple[float, float, float],
     rng: np.random.Generator,
 ) -> F32:
-    """HU over the tumour's box: a drawn mean, slow texture, and in larger ones a dark core or a bright rim."""
+    """HU over the tumour's box: a drawn mean, texture, and in larger ones a dark core and a bright rim.
+
+    Core and rim keep the mean of the tumour, so that its contrast to the host is the drawn one.
+    """
     mean = draw_tumor_hu(tumor, appearance, rng, seen=seen)
     shape = (mask.shape[0], mask.shape[1], mask.shape[2])
-    texture = np.float32(mean) + np.float32(5.0) * smooth_noise(shape, spacing_mm, rng, 12.0)
     diameter_mm = 2 * (3 * float(mask.sum()) * float(np.prod(spacing_mm)) / (4 * np.pi)) ** (1 / 3)
-    if diameter_mm <= NECROSIS_DIAMETER_MM or tumor == ids.COLON_TUMOR:
-        return texture
-    depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-    depth = (depth / max(float(depth.max()), 1e-6)).astype(np.float32)
-    if rng.random() < 0.6:
-        texture -= np.float32(rng.uniform(8, 18)) * np.clip((depth - np.float32(0.45)) / np.float32(0.25), 0, 1)
-    if appearance.phase in ("arterial", "portal") and rng.random() < 0.5:
-        texture += np.float32(rng.uniform(6, 14)) * (depth < 0.22)
-    return texture
+    grown = float(np.clip((diameter_mm - 12) / 20, 0, 1))  # large lesions are more varied inside
+    texture = np.float32(3.0 + 4.0 * grown) * smooth_noise(shape, spacing_mm, rng, 12.0)
+    if diameter_mm > NECROSIS_DIAMETER_MM and tumor != ids.COLON_TUMOR:
+        depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+        ragged = depth.astype(np.float32) + np.float32(1.2) * smooth_noise(shape, spacing_mm, rng, 14.0)
+        if rng.random() < 0.65:
+            start = rng.uniform(0.35, 0.6) * float(depth.max())
+            core = np.clip((ragged - np.float32(start)) / np.float32(3.0), 0, 1)
+            texture -= np.float32(rng.uniform(12, 26) * (0.5 + 0.5 * grown)) * core
+        if tumor == ids.BONE_LESION:
+            if rng.random() < 0.4:  # a sclerotic margin, no marrow beyond it is lost
+                texture += np.float32(rng.uniform(25, 70)) * (depth < 3.2)
+        elif appearance.phase in ("arterial", "portal") and rng.random() < 0.6:
+            texture += np.float32(rng.uniform(9, 22)) * (ragged < np.float32(rng.uniform(2.6, 4.5)))
+        texture -= texture[mask].mean()
+    return np.float32(mean) + texture
 
 
 def draw_tumor_hu(tumor: int, appearance: Appearance, rng: np.random.Generator, *, seen: float = 1.0) -> float:
@@ -130,4 +139,4 @@ def draw_tumor_hu(tumor: int, appearance: Appearance, rng: np.random.Generator, 
         return float(rng.uniform(60, 90) if enhanced else rng.uniform(45, 60))
     if tumor == ids.LUNG_TUMOR:
         return float(rng.uniform(38, 64) if enhanced else rng.uniform(28, 50))
-    return float(rng.uniform(20, 68))
+    return float(rng.uniform(30, 75))
