@@ -1,4 +1,4 @@
-"""Contrast phases as ids: none is a label or taken twice, and a map of one phase differs from the others where it must."""
+"""Contrast phases as ids: none is a label or taken twice, and maps of two phases differ where they must."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ GRID = Grid.from_spacing((48, 36, 30), (8.4, 8.4, 8.4))
 
 def test_every_group_and_phase_has_an_id_that_nothing_else_has() -> None:
     table = phase_table()
-    own = {tuple(sorted({table[label, phase] for label in group})) for group in ENHANCED_GROUPS for phase in OTHER_PHASES}
+    own = {
+        tuple(sorted({table[label, phase] for label in group})) for group in ENHANCED_GROUPS for phase in OTHER_PHASES
+    }
     assert len(own) == len(ENHANCED_GROUPS) * len(OTHER_PHASES) == len({ids_of[0] for ids_of in own})
     assert all(len(ids_of) == 1 for ids_of in own)
     for (used,) in own:
