@@ -79,6 +79,19 @@ def freeze_signals(unet: Any, controlnet: Any, num_channels: int) -> None:
             parameter.register_hook(_Mask(~frozen))
 
 
+def keep_signals_precise(unet: Any, controlnet: Any, num_channels: int) -> None:
+    """Run the layers of the signal path in float32 under autocast, in place.
+
+    Where large numbers cancel, bfloat16 would leave more noise than an image has.
+    """
+    parts = _Parts(unet, controlnet, num_channels)
+    for layer in (parts.first, parts.last, parts.shortcut, parts.control_first, parts.hand_over):
+        layer.__class__ = _PreciseConv3d
+    for layer in controlnet.controlnet_cond_embedding.modules():
+        if type(layer) is nn.Conv3d:
+            layer.__class__ = _PreciseConv3d
+
+
 @torch.no_grad()
 def set_noise_share(unet: Any, num_channels: int, noise_share: float) -> None:
     """Set the share of the starting noise that is left in the image, in place."""
@@ -100,6 +113,12 @@ class _Mask:
 
     def __call__(self, gradient: Tensor) -> Tensor:
         return gradient * self.trains.to(gradient.device)
+
+
+class _PreciseConv3d(nn.Conv3d):
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.float())
 
 
 class _Parts:
@@ -142,7 +161,7 @@ class _Parts:
             (self.unet.time_embed[0], [0, 1]), (self.unet.time_embed[2], [0, 1]),
         ):  # fmt: skip
             yield from _rows(layer, rows)
-        yield from _columns(self.last, signals)
+        yield from _columns(self.last, bound)
         yield from _columns(self.unet.class_embedding, [0, 1])
         yield self.last.bias, torch.ones_like(self.last.bias, dtype=torch.bool)
         if self.controlnet is not None:

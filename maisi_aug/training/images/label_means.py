@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit, to_label_bits
+from maisi_aug.networks.pointwise import use_pointwise_layers
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore, LatentSet
 from maisi_aug.training.images.anchors import NUM_SIGNAL_EXTRAS, build_signal_path, freeze_signals
@@ -131,6 +132,7 @@ def freeze_lookup(controlnet: nn.Module) -> None:
     embedding: Any = controlnet.controlnet_cond_embedding
     for layer in (embedding.conv_in, *embedding.blocks):
         layer.requires_grad_(False)
+    use_pointwise_layers(embedding)
 
 
 def measure_label_means(

@@ -22,7 +22,7 @@ from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
-from maisi_aug.training.images.anchors import freeze_signals
+from maisi_aug.training.images.anchors import freeze_signals, keep_signals_precise
 from maisi_aug.training.images.case_sources import open_source
 from maisi_aug.training.images.checks import require_divisible, require_same_settings
 from maisi_aug.training.images.contrastive import LabelRemover
@@ -196,6 +196,7 @@ class TrainingFolder(StageFolder):
                 if self.recipe.controlnet.start == "label-means":  # the checkpoint has the weights
                     freeze_signals(unet, controlnet, len(data.training.latents[0]))
                     freeze_lookup(controlnet)
+                    keep_signals_precise(unet, controlnet, len(data.training.latents[0]))
             else:
                 self._start_controlnet(unet, controlnet, data.store, data.training)
                 if self.processes.is_main:
@@ -216,6 +217,7 @@ class TrainingFolder(StageFolder):
                 faint_gain=self.recipe.controlnet.faint_gain,
                 noise_share=self.recipe.controlnet.noise_share,
             )
+            keep_signals_precise(unet, controlnet, len(latents.latents[0]))
         else:
             copy_model_state(controlnet, unet.state_dict())
 
