@@ -23,7 +23,7 @@ Row = tuple[float, float, float, float, float]  # HU per phase, standard deviati
 
 _VEIN: Final[Row] = (40, 70, 145, 112, 10)
 _ARTERY: Final[Row] = (41, 300, 150, 112, 14)
-_MUSCLE: Final[Row] = (52, 56, 61, 61, 5)
+_MUSCLE: Final[Row] = (51, 55, 60, 60, 6)
 _LUNG: Final[Row] = (-862, -860, -858, -858, 20)
 _BONE: Final[Row] = (175, 178, 185, 185, 40)  # marrow with its trabeculae; the cortex has an id of its own
 _GUT: Final[Row] = (36, 62, 78, 68, 6)  # wall

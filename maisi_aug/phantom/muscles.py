@@ -23,6 +23,7 @@ from maisi_aug.phantom.ids import (
     RIGHT_GLUTEUS_MINIMUS,
     RIGHT_ILIOPSOAS,
     TISSUE_FASCIA,
+    TISSUE_FAT,
     TISSUE_MUSCLE,
     TISSUE_VESSEL,
 )
@@ -108,12 +109,13 @@ def _paint_iliopsoas(canvas: Canvas, habitus: Habitus, side: int) -> None:
     canvas.paint(wing_sheet(canvas, side, outwards_mm=-10.0, thickness_mm=3.0 * habitus.muscle, lower=0.15), label)
 
 
-def _paint_with_fat_plane(canvas: Canvas, field: Field, label: int) -> None:
+def _paint_with_fat_plane(canvas: Canvas, field: Field, label: int, habitus: Habitus) -> None:
     """Paint a muscle a little thinner, wrapped in the thin fat that parts it from its neighbours."""
     if label in canvas.taken:
         return
     free = canvas.labels[field.slices] == BODY
-    canvas.paint_tissue(field.grown(1.8), TISSUE_FASCIA, also=free & (canvas.tissue[field.slices] == TISSUE_MUSCLE))
+    plane = TISSUE_FAT if habitus.visceral_fat > 0.4 else TISSUE_FASCIA
+    canvas.paint_tissue(field.grown(2.2), plane, also=free & (canvas.tissue[field.slices] == TISSUE_MUSCLE))
     canvas.paint_tissue(field.grown(-0.8), TISSUE_MUSCLE, also=free)
     canvas.paint(field.grown(-0.8), label)
 
@@ -121,15 +123,17 @@ def _paint_with_fat_plane(canvas: Canvas, field: Field, label: int) -> None:
 def _paint_glutei(canvas: Canvas, envelope: Envelope, habitus: Habitus, side: int) -> None:
     frame = canvas.frame
     minimus = wing_sheet(canvas, side, outwards_mm=9.0, thickness_mm=2.0 * habitus.muscle, lower=0.35)
-    _paint_with_fat_plane(canvas, minimus, RIGHT_GLUTEUS_MINIMUS if side > 0 else LEFT_GLUTEUS_MINIMUS)
+    _paint_with_fat_plane(canvas, minimus, RIGHT_GLUTEUS_MINIMUS if side > 0 else LEFT_GLUTEUS_MINIMUS, habitus)
     tail = tube(frame, one_side(((112, 2, 98, 10), (134, -8, 66, 7)), side))
-    _paint_with_fat_plane(canvas, tail, RIGHT_GLUTEUS_MINIMUS if side > 0 else LEFT_GLUTEUS_MINIMUS)
+    _paint_with_fat_plane(canvas, tail, RIGHT_GLUTEUS_MINIMUS if side > 0 else LEFT_GLUTEUS_MINIMUS, habitus)
     medius = wing_sheet(canvas, side, outwards_mm=20.0, thickness_mm=7.0 * habitus.muscle, lower=0.10)
     clipped = Field(medius.slices, np.maximum(medius.mm, envelope.fascia[medius.slices] + 2))
     label = RIGHT_GLUTEUS_MEDIUS if side > 0 else LEFT_GLUTEUS_MEDIUS
-    _paint_with_fat_plane(canvas, clipped, label)
+    _paint_with_fat_plane(canvas, clipped, label, habitus)
     tail = tube(frame, one_side(((130, -8, 104, 15), (148, -14, 64, 8)), side))
-    _paint_with_fat_plane(canvas, Field(tail.slices, np.maximum(tail.mm, envelope.fascia[tail.slices] + 2)), label)
+    _paint_with_fat_plane(
+        canvas, Field(tail.slices, np.maximum(tail.mm, envelope.fascia[tail.slices] + 2)), label, habitus
+    )
     maximus = ellipsoid(
         frame, (side * 84.0, -78.0, 84.0), (80.0, 34.0, 78.0), turn_deg=(-10.0, side * 24.0, side * 22.0)
     )
@@ -140,5 +144,5 @@ def _paint_glutei(canvas: Canvas, envelope: Envelope, habitus: Habitus, side: in
     front = frame.y[box] + 46 - 0.22 * np.maximum(side * frame.x[box] - 60, 0)
     mm = np.maximum(mm, front)
     _paint_with_fat_plane(
-        canvas, Field(box, mm.astype(np.float32)), RIGHT_GLUTEUS_MAXIMUS if side > 0 else LEFT_GLUTEUS_MAXIMUS
+        canvas, Field(box, mm.astype(np.float32)), RIGHT_GLUTEUS_MAXIMUS if side > 0 else LEFT_GLUTEUS_MAXIMUS, habitus
     )

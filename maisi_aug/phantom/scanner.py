@@ -17,7 +17,8 @@ from maisi_aug.phantom.noise import F32
 Spacing = tuple[float, float, float]
 PIXEL_MM: Final = 0.75  # the pixel at which an appearance's noise is meant
 _BOX: Final = 0.29  # standard deviation of a box of side 1
-_RESAMPLED: Final = 0.40  # blur in voxels that resampling to a coarser grid leaves
+_RESAMPLED: Final = 0.40  # blur of edges in voxels: a voxel averages over its size
+_RESAMPLED_GRAIN: Final = 0.30  # and of noise
 
 
 def blur_voxels(appearance: Appearance, spacing_mm: Spacing) -> tuple[float, float, float]:
@@ -68,7 +69,7 @@ def draw_noise(
     """
     white = rng.standard_normal(shape, dtype=np.float32)
     sigma = [
-        float(np.hypot(own, _RESAMPLED * step) / step)
+        float(np.hypot(own, _RESAMPLED_GRAIN * step) / step)
         for own, step in zip(_grain_mm(appearance), spacing_mm, strict=True)
     ]
     noise: F32 = ndimage.gaussian_filter(white, sigma, truncate=2.5)

@@ -140,10 +140,10 @@ def _paint_sacrum(canvas: Canvas) -> None:
         return
     middle = np.interp(z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1]).astype(np.float32)
     half_width = np.interp(z, (18, 32, 60, 95, 125, 160, 178), (6, 9, 22, 34, 45, 53, 50)).astype(np.float32)
-    half_depth = np.interp(z, (18, 40, 80, 120, 160, 178), (4, 7, 11, 15, 19, 18)).astype(np.float32)
-    bow = 0.006 * x * x  # the alae lie further back than the promontory
+    half_depth = np.interp(z, (18, 40, 80, 120, 160, 178), (4, 7, 12, 18, 22, 20)).astype(np.float32)
+    bow = 0.0045 * x * x  # the alae lie further back than the promontory
     plate = np.sqrt((x / half_width) ** 2 + ((y - middle + bow + 3) / half_depth) ** 2) - 1
-    caps = np.maximum(z - 163 - 0.55 * (y - middle) - 0.1 * np.abs(x), 20 - z)
+    caps = np.maximum(z - 163 + 0.55 * (y - middle) + 0.1 * np.abs(x), 20 - z)
     wedge = np.maximum(plate * half_depth, caps).astype(np.float32)
     crest = np.maximum(np.maximum(np.abs(x) - 4, np.abs(y - middle + 26) - 9), np.abs(z - 115) - 40)
     canvas.paint(Field(box, np.minimum(wedge, crest).astype(np.float32)), SACRUM)
