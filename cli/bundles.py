@@ -556,6 +556,9 @@ bundles_app.command("verify")(verify_command)
 bundles_app.command("prove-steps")(prove_steps_command)
 
 
+_UNLABELLED = {"as-is": "", "complete": "completed from procedural anatomy that is fitted to the label map"}
+
+
 def _spell(described: Mapping[str, Any]) -> list[str]:
     """The lines of `bundles show`."""
     from maisi_aug.api.bundles import WIDTH_KEYS
@@ -567,6 +570,7 @@ def _spell(described: Mapping[str, Any]) -> list[str]:
         "modalities": ", ".join(described["modalities"]),
         "guidance": described["guidance_scale"] and f"{described['guidance_scale']:g} by default",
         "advice": described["advice"],
+        "unlabelled tissue": _UNLABELLED[described["unlabelled"]],
         "without a label map": described["advice_without_map"],
         "licence": described["licence"],
         "default grid": f"{_spell_grid(described['grid'])}; sides are multiples of {described['sides_multiple_of']}",

@@ -146,12 +146,15 @@ def show_plan(
         maps = {"maps": [outlook.to_json(cohort.bundle.vocabulary) for outlook in outlooks]} if outlooks else {}
         balanced = {} if balance is None else {"balance": balance.to_json()}
         typer.echo(json.dumps({**cohort.to_document(), "plan": cohort.plan.to_json(), **maps, **balanced}, indent=1))
-    elif outlooks:
+        return
+    if outlooks:
         print_given_table(cohort, outlooks)
     else:
         print_plan_table(cohort)
         if balance is not None:
             print_balance(balance)
+    if cohort.bundle.completes_maps and cohort.request.has_maps:
+        typer.echo("Unlabelled tissue is completed from procedural anatomy for the networks; label maps stay as they are.")
 
 
 def view_plan(config: CohortRequest, *, is_quiet: bool) -> None:

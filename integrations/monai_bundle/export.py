@@ -35,6 +35,11 @@ TARGETS: Final[Mapping[str, str]] = {
 }
 INIT = '"""What the configurations of this bundle call."""\n\nfrom . import sampler as sampler\n'
 LABEL_CHANNELS = 8
+_COMPLETES: Final = (
+    "What is unlabelled in a map is completed by procedural anatomy before the networks see it. The script calls the",
+    "package maisi-aug for that, and stops with a message where it is not installed.",
+    "",
+)
 SAVED_AS: Final[Mapping[str, object]] = {
     "output_postfix": "image",
     "output_ext": ".nii.gz",
@@ -73,7 +78,7 @@ def export_monai_bundle(bundle: Bundle, folder: Path) -> None:
     """Write a bundle as a MONAI bundle, whole or not at all.
 
     ``python -m monai.bundle run`` then draws the same images as ``synthesize --mask-source given`` for the same map and
-    seed, up to rounding. It requires MONAI, nibabel and safetensors, but not this package.
+    seed, up to rounding. It requires MONAI, nibabel and safetensors; this package only where a bundle completes maps.
 
     Args:
         bundle: Bundle with a ControlNet that takes label maps; its files are first compared with their hashes.
@@ -173,6 +178,7 @@ def _build_workflow(bundle: Bundle) -> dict[str, Any]:
             "usual_regions": [BODY_REGIONS.index(name) for name in USUAL_REGIONS],
             "latent_factor": latent_factor(bundle.definition("autoencoder")),
             "grid_factor": bundle.grid_factor,
+            "completes": bundle.completes_maps,
             **{name: f"@{name}" for name in settings},
         },
         "postprocessing": {"_target_": "SaveImage", "output_dir": "@output_dir", **SAVED_AS},
@@ -202,7 +208,10 @@ def build_metadata(bundle: Bundle) -> dict[str, Any]:
         "monai_version": version("monai"),
         "pytorch_version": version("torch").partition("+")[0],
         "numpy_version": version("numpy"),
-        "required_packages_version": {"nibabel": version("nibabel"), "safetensors": version("safetensors")},
+        "required_packages_version": {
+            **{name: version(name) for name in ("nibabel", "safetensors")},
+            **({"maisi-aug": __version__} if bundle.completes_maps else {}),
+        },
         "supported_apps": {},
         "name": f"{bundle.name} (MAISI)",
         "task": "CT images drawn from label maps",
@@ -228,7 +237,7 @@ def build_readme(bundle: Bundle) -> str:
         bundle.spec.description,
         "",
         "```sh",
-        "pip install 'monai[fire,nibabel]' safetensors",
+        f"pip install 'monai[fire,nibabel]' safetensors{' maisi-aug' if bundle.completes_maps else ''}",
         "python -m monai.bundle run --config_file configs/inference.json --label_map MAP.nii.gz",
         "```",
         "",
@@ -240,6 +249,7 @@ def build_readme(bundle: Bundle) -> str:
         f"grids such as {'x'.join(map(str, grid.shape))} at {'x'.join(f'{side:g}' for side in grid.spacing_mm)} mm; "
         f"sides are multiples of {bundle.grid_factor}.",
         "",
+        *(_COMPLETES if bundle.completes_maps else []),
         *(["Ids that this bundle gives a meaning:", "", *names, ""] if names else []),
         f"Licence of the weights, and of what they draw: {bundle.licence}.",
         "",

@@ -44,7 +44,7 @@ def load_network(network: nn.Module, path: str, device: torch.device) -> nn.Modu
 
 
 class LabelMapSampler:
-    """Draws CT images from label maps inside an exported MONAI bundle, without this package.
+    """Draws CT images from label maps inside an exported MONAI bundle, without this package unless it completes maps.
 
     Args:
         autoencoder: VAE, of which the decoder is used.
@@ -63,6 +63,7 @@ class LabelMapSampler:
         decode_window: Latent voxels along I, J, K that are decoded at once; None decodes the whole image.
         decode_overlap: Fraction of a window that overlaps with the next one.
         amp: Whether to compute in float16, on a CUDA device.
+        completes: Whether the networks take completed label maps, which the package maisi-aug makes of others.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class LabelMapSampler:
         decode_window: Sequence[int] | None = None,
         decode_overlap: float = 0.4,
         amp: bool = False,
+        completes: bool = False,
     ) -> None:
         self.autoencoder, self.diffusion_unet, self.controlnet = autoencoder, diffusion_unet, controlnet
         self.scheduler, self.scale_factor = scheduler, scale_factor
@@ -95,6 +97,7 @@ class LabelMapSampler:
                 f"found {num_inference_steps}. Leave it out, or use maisi-aug, which draws with fewer."
             )
         self.latent_factor, self.grid_factor, self.amp = latent_factor, grid_factor, amp
+        self.completes = completes
         self.decode_window, self.decode_overlap = decode_window, decode_overlap
         self.device = next(diffusion_unet.parameters()).device
 
@@ -110,9 +113,12 @@ class LabelMapSampler:
 
         Raises:
             ValueError: For a label map that the networks cannot take.
+            ImportError: The networks take completed label maps, and maisi-aug is not installed.
         """
         self._require_drawable(label_map.as_tensor())
         ids = label_map.as_tensor().round().to(torch.uint8)
+        if self.completes:
+            ids = self._complete(ids, torch.as_tensor(label_map.affine))
         spacing_mm = [float(length) for length in torch.as_tensor(label_map.affine)[:3, :3].norm(dim=0)]
         with torch.autocast(self.device.type, dtype=torch.float16, enabled=self.amp):
             latent = self._sample(ids.to(self.device), self._condition(ids, spacing_mm))
@@ -121,12 +127,29 @@ class LabelMapSampler:
         image_hu[ids.cpu() == 0] = HU_MINIMUM
         return MetaTensor(image_hu.round().to(torch.int16), meta=dict(label_map.meta))
 
+    def _complete(self, ids: Tensor, affine: Tensor) -> Tensor:
+        """The label map with procedural anatomy where nothing is labelled, by the seed and the modality."""
+        try:
+            from maisi_aug.phantom.condition import condition_map
+            from maisi_aug.vocabulary.modalities import MODALITY_CODES
+            from maisi_aug.volumes.grid import Grid
+        except ImportError as error:
+            raise ImportError(
+                "These networks take label maps that procedural anatomy completes, which needs the package maisi-aug. "
+                "Run: pip install maisi-aug"
+            ) from error
+        names = {code: name for name, code in MODALITY_CODES.items()}
+        maps = ids[0].cpu().numpy()
+        grid = Grid(maps.shape, affine.cpu().numpy())
+        completed = condition_map(maps, grid=grid, seed=self.seed, modality=names[self.modality or 1])
+        return torch.from_numpy(completed)[None]
+
     def _require_drawable(self, ids: Tensor) -> None:
         if any(side % self.grid_factor for side in ids.shape[1:]):
             raise ValueError(
                 f"Label map: its sides {tuple(ids.shape[1:])} are not all multiples of {self.grid_factor}. Resample it."
             )
-        if not bool((ids == BODY_ID).any()):
+        if not self.completes and not bool((ids == BODY_ID).any()):
             raise ValueError(
                 f"Label map: the body around the organs (id {BODY_ID}) is missing, without which images are poor. "
                 "Add it."

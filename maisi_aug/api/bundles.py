@@ -369,6 +369,7 @@ def _describe(bundle: Bundle) -> dict[str, Any]:
         "modalities": list(bundle.spec.modalities),
         "guidance_scale": bundle.spec.guidance_scale,
         "mixed_precision": bundle.spec.mixed_precision,
+        "unlabelled": bundle.spec.unlabelled,
         "scheduler": str(bundle.spec.scheduler.get("class", "")),
         "slots": {
             name: {

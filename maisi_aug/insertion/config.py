@@ -224,6 +224,11 @@ def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
                     f"Bundle '{bundle.name}': draws MR, and lesions can only be drawn into CTs. Use a CT bundle, or "
                     "--painter procedural."
                 )
+        if config.painter == "network" and bundle.completes_maps:
+            raise BundleError(
+                f"Bundle '{bundle.name}': completes the label maps of whole patients, so it cannot draw into a crop of "
+                "a CT. Use --painter procedural, or lung-nodule-ct for lung nodules."
+            )
         knows_how = (
             bundle.has_controlnet
             and bundle.definition("controlnet")["conditioning_embedding_in_channels"] > NUM_LABEL_BITS

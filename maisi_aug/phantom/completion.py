@@ -117,6 +117,7 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     canvas.fixed, canvas.taken = fixed, find_taken(labels, patient.surfaces)
     paint_organs(canvas, layers, habitus, seed)
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
+    canvas.tissue[(canvas.tissue == ids.TISSUE_FASCIA) & (frame.z > _Z_RANGE_MM[1])] = ids.TISSUE_MUSCLE
     return canvas.labels, canvas.tissue
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, ndimage, sparse
 
+from maisi_aug.phantom import ids
 from maisi_aug.phantom.frame import Frame, Pose
 from maisi_aug.phantom.landmarks import F64, FASCIA, Reference, Surface, weight_of
 from maisi_aug.phantom.noise import F32, spline_basis, spread
@@ -25,6 +26,11 @@ SCALE_LIMITS: Final = (0.72, 1.45)
 _FAR_MM: Final = (40.0, 25.0, 16.0)  # distance at which a pair counts half, per iteration
 _STIFFNESS: Final = (10.0, 4.0, 1.0)
 _KNOTS_MM: Final = (85.0, 85.0, 60.0)
+# Middle heights of labels above the canonical body, and height, width and depth of the head in mm.
+ABOVE_Z_MM: Final = {52: 649.0, 53: 665.0, 54: 682.0, 55: 700.0, 56: 716.0, ids.SKULL: 790.0, 22: 790.0}
+_HEAD_MM: Final = (
+    (645.0, 120.0, 120.0), (675.0, 122.0, 145.0), (720.0, 150.0, 195.0), (790.0, 155.0, 200.0), (840.0, 115.0, 140.0),
+)  # fmt: skip
 _WARP_WEIGHT: Final = 1.2e-4  # price of one mm^2 of bending between neighbouring knots, at a stiffness of 1
 
 
@@ -137,6 +143,11 @@ def fit_ends(
             for own, theirs in ((surface.low_mm[a], known.low_mm[a]), (surface.high_mm[a], known.high_mm[a])):
                 if np.isfinite(own) and np.isfinite(theirs) and (key < FASCIA or a < 2):
                     pairs[a].append((float(own), float(theirs), weight_of(key)))
+    for key, height in ABOVE_Z_MM.items():
+        if key in surfaces and len(surfaces[key].points):
+            pairs[2].append((float(surfaces[key].points[:, 2].mean()), height, 1.0))
+    if not pairs[2]:
+        default_z_mm = _guess_height(outline_mm, reference, fat_mm, default_z_mm)
     scale_z, offset_z = _fit_line(pairs[2], scale=1.0, spread=0.10, default=default_z_mm)
     fascia = reference.fascia_mm
     step = max(1, len(outline_mm) // 12)
@@ -150,6 +161,28 @@ def fit_ends(
     scale_x, offset_x = _fit_line(pairs[0], scale=scale_z, spread=0.10, default=0.0)
     scale_y, offset_y = _fit_line(pairs[1], scale=0.5 * (scale_x + scale_z), spread=0.10, default=-8.0)
     return Fit(np.diag([scale_x, scale_y, scale_z]), np.array([offset_x, offset_y, offset_z]))
+
+
+def _guess_height(outline_mm: F64, reference: Reference, fat_mm: float, default_z_mm: float) -> float:
+    """Canonical height of the grid's middle by the outline alone: where its widths and depths fit the body's best."""
+    rows = outline_mm[np.isfinite(outline_mm[:, 1:]).all(axis=1)]
+    if len(rows) < 2:
+        return default_z_mm
+    body = np.array(
+        [(row[0], row[2] - row[1] + 2 * fat_mm, row[4] - row[3] + 2 * fat_mm) for row in reference.fascia_mm]
+    )
+    body = np.concatenate([body[body[:, 0] < _HEAD_MM[0][0]], np.array(_HEAD_MM)])
+    sides = np.log(np.column_stack([rows[:, 2] - rows[:, 1], rows[:, 4] - rows[:, 3]]) + 1.0)
+
+    def misfit(height: float) -> float:
+        z = np.clip(rows[:, 0] + height, body[0, 0], body[-1, 0])
+        theirs = np.log(np.column_stack([np.interp(z, body[:, 0], body[:, column]) for column in (1, 2)]))
+        away = sides - theirs
+        beyond = float(np.mean((rows[:, 0] + height < body[0, 0] - 40) | (rows[:, 0] + height > body[-1, 0] + 20)))
+        # Where shapes say little, the expected height decides.
+        return float(np.mean(away**2)) + beyond + 0.01 * ((height - default_z_mm) / 300.0) ** 2
+
+    return min((float(height) for height in np.arange(-40.0, 800.0, 10.0)), key=misfit)
 
 
 def _fit_line(

@@ -126,6 +126,12 @@ def draw_phase(seed: int) -> Phase:
     return PHASES[int(numpy_generator(seed, "phase").choice(len(PHASES), p=_PHASE_WEIGHTS))]
 
 
+def mean_hu(phase: Phase) -> NDArray[np.float32]:
+    """Return the mean HU over patients of every id of a detail map in a contrast phase, ``(256,)``."""
+    column = PHASES.index(phase)
+    return np.array([_HU.get(number, _FALLBACK)[column] for number in range(256)], dtype=np.float32)
+
+
 def draw_appearance(seed: int, phase: Phase) -> Appearance:
     """Draw the HU of organs, the reconstruction kernel and the noise of one scan.
 

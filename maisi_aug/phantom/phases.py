@@ -14,12 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maisi_aug.phantom import ids
-from maisi_aug.phantom.intensity import PHASES, Phase, draw_phase
+from maisi_aug.phantom.intensity import PHASES, Phase, draw_phase, mean_hu
 from maisi_aug.system.seeds import derive_seed
 
 SEED_STREAM: Final = "completion"
 BASE_PHASE: Final[Phase] = "portal"
 OTHER_PHASES: Final[tuple[Phase, ...]] = tuple(phase for phase in PHASES if phase != BASE_PHASE)
+_LEAST_VOXELS: Final = 30
+_TELLING: Final = (
+    ids.AORTA, ids.INFERIOR_VENA_CAVA, ids.PORTAL_AND_SPLENIC_VEIN, ids.LIVER, ids.SPLEEN, ids.RIGHT_KIDNEY,
+    ids.LEFT_KIDNEY, ids.PANCREAS, ids.SUPERIOR_VENA_CAVA, ids.PULMONARY_VEIN,
+)  # fmt: skip
 SPARE_IDS: Final = (*range(136, 200), *range(201, 240))
 ENHANCED_GROUPS: Final[tuple[tuple[int, ...], ...]] = (
     (ids.AORTA, ids.LEFT_ILIAC_ARTERY, ids.RIGHT_ILIAC_ARTERY, ids.BRACHIOCEPHALIC_TRUNK, ids.LEFT_COMMON_CAROTID,
@@ -103,6 +108,31 @@ def phase_for(modality: str, seed: int) -> Phase:
         number += 1
         drawn = draw_phase(derive_seed(seed, "phase", number))
     return drawn
+
+
+def infer_phase(label_map: NDArray[np.uint8], image_hu: NDArray[np.int16], *, modality: str) -> Phase:
+    """Return the contrast phase of a real CT: the one whose usual HU are nearest to those of the labelled organs.
+
+    Args:
+        label_map: ``(I, J, K)`` vocabulary ids.
+        image_hu: ``(I, J, K)`` HU.
+        modality: Modality of the image; ``ct_wo_contrast`` decides, ``ct_contrast`` rules the unenhanced phase out.
+
+    Returns:
+        The phase; the portal venous one if no organ tells it.
+    """
+    if modality == "ct_wo_contrast":
+        return "non-contrast"
+    phases = [phase for phase in PHASES if modality != "ct_contrast" or phase != "non-contrast"]
+    away = dict.fromkeys(phases, 0.0)
+    for label in _TELLING:
+        inside = image_hu[label_map == label]
+        if inside.size >= _LEAST_VOXELS:
+            median = float(np.median(inside))
+            for phase in phases:
+                # No single organ outweighs the others, such as an aorta of 400 HU.
+                away[phase] += min(abs(median - float(mean_hu(phase)[label])), 80.0)
+    return min(phases, key=lambda phase: (away[phase], phase != BASE_PHASE))
 
 
 def condition_seed(seed: int) -> int:

@@ -310,3 +310,23 @@ def test_outline_of_a_bundle_that_is_there_is_the_bundle() -> None:
     assert load_outline("phantom-ct") == load_bundle("phantom-ct")
     with pytest.raises(BundleError, match="Bundle 'phantom': expected "):
         load_outline("phantom")
+
+
+def test_bundle_says_whether_maps_are_completed(write: Callable[..., Path]) -> None:
+    assert not load_bundle(write("plain")).completes_maps
+    assert load_bundle(write("completing", unlabelled="complete")).completes_maps
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"unlabelled": "guess"}, "guess"),
+        ({"unlabelled": "complete", "modalities": ["mri_t1"]}, "for CT bundles with a ControlNet"),
+        ({"unlabelled": "complete", "slots": {"gland": {"id": 133, "hosts": []}}}, "found 133 for 'gland'"),
+    ],
+)
+def test_maps_that_cannot_be_completed_are_refused(
+    write: Callable[..., Path], changes: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(BundleError, match=found):
+        load_bundle(write(**changes))

@@ -14,7 +14,8 @@ from maisi_aug.cli.shared.balance import parse_lesion_map
 from maisi_aug.cohort.balance import SizeBins, read_targets
 from maisi_aug.errors import EarlierSpelling
 from maisi_aug.vocabulary.labels import MAISI
-from tests.builders.tiny_bundle import write_tiny_bundle
+from tests.builders.random_bundle import write_random_bundle
+from tests.builders.tiny_bundle import build_header, write_tiny_bundle
 from tests.cohort.test_census import write_dataset
 
 Run = Callable[..., Any]
@@ -136,3 +137,11 @@ def test_plan_needs_no_weights_and_says_how_to_fetch_them(run_cli: Run) -> None:
     assert (
         "its weights have not been downloaded to this machine yet" in run_cli("synthesize", *words, "--out", "x").stderr
     )
+
+
+def test_plan_says_that_unlabelled_tissue_is_completed(run_cli: Run, tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "completing", {**build_header(), "unlabelled": "complete"}, seed=0)
+    words = ("plan", "--labels", "hepatic tumor:0.5", "-n", "1", "--bundle")
+    sentence = "Unlabelled tissue is completed from procedural anatomy"
+    assert sentence in run_cli(*words, tmp_path / "completing").stdout
+    assert sentence not in run_cli(*words, write_tiny_bundle(tmp_path / "plain").path).stdout

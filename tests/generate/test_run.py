@@ -33,9 +33,10 @@ from maisi_aug.generate.run import CohortSummary, synthesize_cohort
 from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_label_map
 from tests.builders.counted import counted
+from tests.builders.random_bundle import write_random_bundle
 from tests.builders.resolver import GATES_OFF, resolver
 from tests.builders.tiny_bank import build_trunk, write_case
-from tests.builders.tiny_bundle import TINY_SHAPE
+from tests.builders.tiny_bundle import TINY_SHAPE, build_header
 
 NUM_CASES = 3
 NUM_MANY = 40
@@ -553,3 +554,17 @@ def test_manifest_says_what_was_computed_in(reference: CohortSummary) -> None:
     for record in reference.manifest.records:
         assert record.settings["precision"] == "float32"
         assert record.settings["num_threads"] == torch.get_num_threads()
+
+
+def test_manifest_tells_how_maps_were_completed(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "completing", {**build_header(), "unlabelled": "complete"}, seed=0)
+    asked = {"labels": ["hepatic tumor:25-40mm"], "num_cases": 1, "seed": 5, "modality": "ct_wo_contrast"}
+    run = resolver(**asked, bundle=str(tmp_path / "completing"), gates=GATES_OFF)()
+    summary = synthesize_cohort(run, tmp_path / "cohort", device="cpu")
+    (record,) = load_manifest(summary.folder).accepted
+    told = record.settings["completion"]
+    assert isinstance(told, dict)
+    assert told["phase"] == "non-contrast"
+    saved = np.asarray(load_label_map(summary.folder / record.files["anatomy"].path).array)
+    known = {label.id for label in run.bundle.vocabulary}
+    assert set(np.unique(saved).tolist()) <= known

@@ -50,3 +50,11 @@ def test_networks_of_mr_do_not_draw_into_cts(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="Bundle 'tiny': draws MR.*--painter procedural"):
         choose(**asked)
     assert choose(**asked, painter="procedural") == ("tiny", "procedural")
+
+
+def test_networks_that_complete_whole_patients_do_not_draw_into_crops(tmp_path: Path) -> None:
+    write_random_bundle(tmp_path / "tiny", {**build_header(), "unlabelled": "complete"}, seed=0)
+    asked = {"labels": ("lung nodule:8mm",), "bundle": str(tmp_path / "tiny")}
+    with pytest.raises(BundleError, match="Bundle 'tiny': completes the label maps of whole patients"):
+        choose(**asked, painter="network")
+    assert choose(**asked) == ("tiny", "procedural")

@@ -39,9 +39,9 @@ def draw_map(bundle: Bundle, shape: tuple[int, int, int]) -> tuple[NDArray[np.ui
     return label_map, Grid.from_spacing(shape, bundle.spec.grid.spacing_mm)
 
 
-def run_monai(folder: Path, label_map: Path, *words: str, cwd: Path) -> NDArray[np.int16]:
-    """Run the exported bundle in a process that cannot import this package; the image it writes."""
-    blocked = "import sys; sys.modules['maisi_aug'] = None\n"
+def run_monai(folder: Path, label_map: Path, *words: str, cwd: Path, is_blocked: bool = True) -> NDArray[np.int16]:
+    """Run the exported bundle in a process that cannot import this package, unless it needs it; the image it writes."""
+    blocked = "import sys; sys.modules['maisi_aug'] = None\n" if is_blocked else ""
     given = {"label_map": str(label_map), "seed": SEED, "bundle_root": str(folder)}
     given |= dict(word.split("=") for word in words)
     program = (
@@ -72,7 +72,7 @@ def test_embedded_bundle_run_by_monai_draws_the_same_image(tmp_path: Path) -> No
     export_monai_bundle(bundle, folder)
     label_map, grid = draw_map(bundle, (96, 80, 16))
     save_label_map(tmp_path / "map.nii.gz", label_map, grid)
-    image = run_monai(folder, tmp_path / "map.nii.gz", cwd=tmp_path)
+    image = run_monai(folder, tmp_path / "map.nii.gz", cwd=tmp_path, is_blocked=not bundle.completes_maps)
     expected = Pipeline.load(bundle, "cpu", fast_paths=FastPaths.none()).synthesize_image(label_map, grid, seed=SEED)
     require_same(image, expected)
     assert (image[label_map == 0] == -1000).all()
@@ -228,3 +228,17 @@ def test_command_says_how_it_is_run(run_cli: Callable[..., Any], bundle_path: Pa
     assert "python -m monai.bundle run --config_file configs/inference.json" in outcome.stdout
     again = run_cli("bundles", "export", bundle_path, "--to", tmp_path / "out", "--json")
     assert again.code == 1
+
+
+def test_bundle_that_completes_maps_asks_for_this_package(tmp_path: Path) -> None:
+    header = {**build_header(), "unlabelled": "complete"}
+    bundle, folder = write_random_bundle(tmp_path / "tiny", header, seed=0), tmp_path / "exported"
+    export_monai_bundle(bundle, folder)
+    assert "completed by procedural anatomy" in (folder / "docs" / "README.md").read_text(encoding="utf-8")
+    assert "maisi-aug" in json.loads((folder / "configs" / "metadata.json").read_text())["required_packages_version"]
+    label_map, grid = draw_map(bundle, (32, 24, 16))
+    save_label_map(tmp_path / "map.nii.gz", label_map, grid)
+    with pytest.raises(AssertionError, match="pip install maisi-aug"):
+        run_monai(folder, tmp_path / "map.nii.gz", cwd=tmp_path)
+    image = run_monai(folder, tmp_path / "map.nii.gz", cwd=tmp_path, is_blocked=False)
+    require_same(image, Pipeline.load(bundle, "cpu").synthesize_image(label_map, grid, seed=SEED))

@@ -13,9 +13,12 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.bundle_spec.decoding import ComputeType, DecodingConfig
 from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
+from maisi_aug.networks import pipeline as pipeline_module
 from maisi_aug.networks.building import compute_in, computes_in, mixed_precision, store_in
 from maisi_aug.networks.pipeline import Pipeline, choose_image_precision, resolve_device
 from maisi_aug.networks.weights import load_networks
+from maisi_aug.phantom.condition import condition_map
+from maisi_aug.phantom.phases import phase_table
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.grid import Grid
 from tests.builders.random_bundle import write_random_bundle
@@ -261,3 +264,52 @@ def test_gpu_draws_the_image_of_the_cpu(bundle: Bundle, pipeline: Pipeline, grid
     on_gpu = Pipeline.load(bundle, "cuda").synthesize_image(label_map, grid, seed=1).astype(int)
     on_cpu = pipeline.synthesize_image(label_map, grid, seed=1).astype(int)
     assert np.abs(on_gpu - on_cpu).mean() < 20
+
+
+@pytest.fixture(scope="module")
+def completing(tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    """The same networks in a bundle that completes label maps."""
+    folder = tmp_path_factory.mktemp("completing")
+    return Pipeline.load(write_random_bundle(folder, {**build_header(), "unlabelled": "complete"}, seed=0), "cpu")
+
+
+def test_networks_of_a_completing_bundle_see_the_completed_map(
+    completing: Pipeline, grid: Grid, label_map: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, shown = label_map.copy(), []
+    to_bits = pipeline_module.to_label_bits
+
+    def remember(maps: torch.Tensor) -> torch.Tensor:
+        shown.append(maps[0].numpy().copy())
+        return to_bits(maps)
+
+    monkeypatch.setattr(pipeline_module, "to_label_bits", remember)
+    image_hu = completing.synthesize_image(label_map, grid, seed=1, modality="ct_contrast", guidance_scale=1.5)
+    np.testing.assert_array_equal(label_map, before)
+    with_lesion, without = sorted(shown, key=lambda maps: -np.isin(maps, lesion_ids()).sum())
+    np.testing.assert_array_equal(with_lesion, condition_map(label_map, grid=grid, seed=1, modality="ct_contrast"))
+    np.testing.assert_array_equal(with_lesion != without, label_map == 26)
+    assert (image_hu[label_map == 0] == -1000).all()
+
+
+def lesion_ids() -> list[int]:
+    """The hepatic tumour's id in all contrast phases."""
+    return [26, *(own for (label, _), own in phase_table().items() if label == 26)]
+
+
+def test_other_bundles_see_the_map_as_it_is(
+    pipeline: Pipeline, grid: Grid, label_map: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("completed")
+
+    monkeypatch.setattr(pipeline_module, "complete_map", refuse)
+    pipeline.synthesize_image(label_map, grid, seed=1)
+
+
+def test_outline_that_is_missing_is_drawn_by_a_completing_bundle(
+    completing: Pipeline, grid: Grid, label_map: NDArray[np.uint8]
+) -> None:
+    organs = np.where(label_map == 200, 0, label_map).astype(np.uint8)
+    image_hu = completing.synthesize_image(organs, grid, seed=1)
+    assert (image_hu > -1000).sum() > 2 * (organs > 0).sum()

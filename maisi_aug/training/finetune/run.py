@@ -22,7 +22,8 @@ from maisi_aug.pictures.preview import save_picture
 from maisi_aug.system.progress import ReportPhase, ReportStep, Say, report_nothing
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import write_json_whole
-from maisi_aug.training.cases.data import LatentSet
+from maisi_aug.training.cases.completed import CompletedStore
+from maisi_aug.training.cases.data import CaseStore, LatentSet
 from maisi_aug.training.cases.prepared import PreparedStore
 from maisi_aug.training.cases.taught_label import TaughtLabel
 from maisi_aug.training.finetune.bundle import measure_labels, write_finetuned
@@ -48,7 +49,7 @@ from maisi_aug.training.images.validation import FlowValidation
 from maisi_aug.training.loop.processes import ALONE, Processes
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, TrainingRun
 from maisi_aug.training.loop.stopping import TimeLimit
-from maisi_aug.vocabulary.labels import Vocabulary
+from maisi_aug.vocabulary.labels import FREE_IDS, Vocabulary
 
 LABELS_NAME = "labels.json"
 START_NAME = "start.json"
@@ -187,7 +188,7 @@ class Finetuning:
         return run
 
     def _write_bundle(
-        self, weights: Mapping[str, Tensor], store: SlotStore, loop: LoopResult, *, self_contained: bool
+        self, weights: Mapping[str, Tensor], store: CaseStore, loop: LoopResult, *, self_contained: bool
     ) -> None:
         write_finetuned(
             self.folder / BUNDLE_FOLDER,
@@ -252,10 +253,11 @@ class Finetuning:
             )
         if lookup is None or (self.folder / TRAINING_FOLDER / CHECKPOINT_NAME).is_file():
             return lookup is not None  # a checkpoint has the intensities
-        store = SlotStore(self.training, self.table)
+        store = self._open(self.training)
         means = measure_label_means(store, range(len(store)), self.vocabulary)
         wanted = choose_intensities(means, lookup, [label.id for label in self.taught], self.vocabulary)
         known = [label.id for label in self.base.vocabulary if label.kind != "slot"]
+        known += FREE_IDS if self.base.completes_maps else ()  # which stand for hidden structure
         change = teach_lookup(controlnet, lookup, wanted, known_ids=known)
         self._tell_change(change)
         return True
@@ -269,7 +271,7 @@ class Finetuning:
         content = {**asdict(change), "new_hu": {str(key): list(value) for key, value in change.new_hu.items()}}
         write_json_whole(self.folder / START_NAME, content)
 
-    def _encode(self, store: PreparedStore, trainable: FinetuneNetworks) -> tuple[SlotStore, LatentSet]:
+    def _encode(self, store: PreparedStore, trainable: FinetuneNetworks) -> tuple[CaseStore, LatentSet]:
         owner = self.base.owner_of("autoencoder")
         latents = store.encode(
             trainable.all.autoencoder,
@@ -278,9 +280,14 @@ class Finetuning:
             scale_factor=self.base.spec.scale_factor,
             report=self.report_phase("Encoding latents"),
         )
-        return SlotStore(store, self.table), latents
+        return self._open(store), latents
 
-    def _build_objective(self, trainable: FinetuneNetworks, store: SlotStore, latents: LatentSet) -> FlowObjective:
+    def _open(self, store: PreparedStore) -> CaseStore:
+        """Cases with the bundle's ids, completed where the base completes label maps."""
+        slots = SlotStore(store, self.table)
+        return CompletedStore(slots, seed=self.config.seed) if self.base.completes_maps else slots
+
+    def _build_objective(self, trainable: FinetuneNetworks, store: CaseStore, latents: LatentSet) -> FlowObjective:
         """The loss on cases that hold the taught labels, which take the place of MAISI's tumours; the U-Net is frozen.
 
         Labels that the base learnt earlier count as much as the new ones, or they would be forgotten.
@@ -327,7 +334,7 @@ class _Validation:
         finetuning: Finetuning,
         objective: FlowObjective,
         trainable: FinetuneNetworks,
-        store: SlotStore,
+        store: CaseStore,
         latents: LatentSet,
         *,
         with_tensorboard: bool,

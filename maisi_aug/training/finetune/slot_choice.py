@@ -76,6 +76,8 @@ def choose_slots(
     chosen: dict[str, int] = {}
     known = base.vocabulary
     bound = {label.id for label in known if label.kind != "slot"}
+    if base.completes_maps:
+        bound |= set(FREE_IDS)  # which stand for hidden structure
     in_data = {label_id for case in dataset.cases for label_id, count in case.voxels.items() if count}
     new_ids = {label.id for label in dataset.spec.new_labels.values()}
     for source in sorted(sources, key=lambda label: wanted.get(label.name, AUTO_SLOT) == AUTO_SLOT):

@@ -95,6 +95,32 @@ def _only_these_are_tumors(taught: Sequence[TaughtLabel], vocabulary: Vocabulary
     return Vocabulary(tuple(map(redo, vocabulary)))
 
 
+def show_without(
+    shown: NDArray[np.uint8], label_maps: NDArray[np.uint8], without: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """Return what networks are shown of cases without a label, where they are shown other ids than the label maps'.
+
+    Args:
+        shown: ``(B, I, J, K)`` ids that the networks are shown.
+        label_maps: ``(B, I, J, K)`` vocabulary ids of the same cases.
+        without: ``(B, I, J, K)`` vocabulary ids after the removal; what changed is shown as most of the label that
+            takes its place.
+
+    Returns:
+        A new ``(B, I, J, K)`` array; ``without`` itself where label maps are shown as they are.
+    """
+    if np.array_equal(shown, label_maps):
+        return without
+    result = shown.copy()
+    for case in range(len(shown)):
+        changed = label_maps[case] != without[case]
+        for label in np.unique(without[case][changed]):
+            same = shown[case][label_maps[case] == label]
+            usual = int(np.argmax(np.bincount(same, minlength=256))) if same.size else int(label)
+            result[case][changed & (without[case] == label)] = usual
+    return result
+
+
 def find_regions(
     with_label: NDArray[np.uint8], without_label: NDArray[np.uint8], latent_shape: torch.Size
 ) -> ChangedRegions:

@@ -29,7 +29,13 @@ from maisi_aug.networks.conditioning import (
 )
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.training.cases.data import Ahead, CaseStore, LatentSet
-from maisi_aug.training.images.contrastive import ChangedRegions, LabelRemover, find_regions, region_contrastive_loss
+from maisi_aug.training.images.contrastive import (
+    ChangedRegions,
+    LabelRemover,
+    find_regions,
+    region_contrastive_loss,
+    show_without,
+)
 from maisi_aug.training.images.patches import LesionPlaces, draw_hidden
 from maisi_aug.training.images.wavelet import haar_kernels
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
@@ -218,7 +224,8 @@ class FlowObjective(Stateless):
         regions = find_regions(batch.label_maps, without_maps, batch.clean.shape)
         if not regions.changed.any():
             return None
-        on_maps = torch.from_numpy(without_maps).to(self.device)
+        shown = without_maps if batch.shown is None else show_without(batch.shown, batch.label_maps, without_maps)
+        on_maps = torch.from_numpy(shown).to(self.device)
         without = self._predict(predicted.noisy, predicted.timesteps, batch, on_maps).float()
         on_device = ChangedRegions(*(part.to(self.device) for part in regions))
         reward, outside = region_contrastive_loss(

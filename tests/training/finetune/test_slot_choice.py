@@ -151,3 +151,10 @@ def test_hosts_that_are_new_labels_get_the_bundles_ids(base: Bundle, tmp_path: P
     table, _, dropped = remap_table([gland], dataset=data, base=base)
     assert table[NODULE] == 18
     assert dropped == {"bright nodule": "gland"}
+
+
+def test_ids_of_hidden_structure_are_no_slots(dataset: PreparedDataset, tmp_path: Path) -> None:
+    completing = write_tiny_base(tmp_path, unlabelled="complete")
+    assert set(choose(dataset, completing).values()) <= set(SLOT_IDS)
+    with pytest.raises(TrainingError, match="255"):
+        choose(dataset, completing, bright_nodule="255")

@@ -5,7 +5,12 @@ import pytest
 import torch
 
 from maisi_aug.training.cases.taught_label import TaughtLabel
-from maisi_aug.training.images.contrastive import LabelRemover, find_regions, region_contrastive_loss
+from maisi_aug.training.images.contrastive import (
+    LabelRemover,
+    find_regions,
+    region_contrastive_loss,
+    show_without,
+)
 from maisi_aug.vocabulary.labels import MAISI, SlotBinding
 
 GLAND, BODY, LIVER = 133, 200, 1
@@ -97,3 +102,14 @@ def test_error_counts_outside_the_margin_alone() -> None:
     assert float(region_contrastive_loss(target, near, target, regions, bound=2.0)[1]) == 0.0
     expected = 3.0 * 2 / int(regions.outside[0, 0, :, 0, 0].sum())
     assert float(region_contrastive_loss(target, far, target, regions, bound=2.0)[1]) == pytest.approx(expected, 1e-3)
+
+
+def test_completed_maps_show_the_host_as_the_networks_know_it() -> None:
+    label_map = build_map()
+    without = np.where(label_map == GLAND, LIVER, label_map)
+    shown = np.where(label_map == LIVER, 160, np.where(label_map == BODY, 240, label_map)).astype(np.uint8)
+    found = show_without(shown[None], label_map[None], without[None])[0]
+    assert set(np.unique(found[label_map == GLAND])) == {160}
+    np.testing.assert_array_equal(found[label_map != GLAND], shown[label_map != GLAND])
+    assert show_without(label_map[None], label_map[None], without[None])[0] is not None
+    np.testing.assert_array_equal(show_without(label_map[None], label_map[None], without[None])[0], without)
