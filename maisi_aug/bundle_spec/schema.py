@@ -68,10 +68,11 @@ _MOST: Mapping[str, int] = {
     "num_res_blocks": 64,
     "transformer_num_layers": 64,
     "num_train_timesteps": 10**6,
+    "base_img_size_numel": 2**40,
     "num_channels": 2**16,
     "channels": 2**16,
 }
-_ONE_NUMBER = {"num_train_timesteps", "transformer_num_layers"}
+_ONE_NUMBER = {"num_train_timesteps", "base_img_size_numel", "transformer_num_layers"}
 _LEVELLED_ROLES = {"autoencoder", "diffusion_unet", "mask_autoencoder"}
 _MOST_OTHERWISE = 2**24
 _MAX_LEVELS = 16

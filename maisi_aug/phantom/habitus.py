@@ -60,10 +60,10 @@ def draw_habitus(seed: int, *, variety: Variety = "fitting") -> Habitus:
     thickest = max(5.0, min(room_x / 1.12, room_y / 1.35))
     if variety == "any":
         more = numpy_generator(seed, "habitus, any")
-        factor, stockiness = float(more.uniform(0.84, 1.14)), float(more.uniform(0.95, 1.06))
+        factor, stockiness = float(more.uniform(0.79, 1.15)), float(more.uniform(0.95, 1.06))
         scale_x, scale_y, scale_z = factor * stockiness * scale_x, factor * stockiness * scale_y, factor * scale_z
         thickest = 60.0
-        subcutaneous = 5.0 + 55.0 * float(more.beta(1.1, 2.0))
+        subcutaneous = 3.0 + 57.0 * float(more.beta(0.8, 2.0))
     return Habitus(
         scale=(float(scale_x), float(scale_y), float(scale_z)),
         subcutaneous_mm=float(np.clip(subcutaneous, 4.0, thickest)),

@@ -11,6 +11,7 @@ from scipy import ndimage
 
 from maisi_aug.errors import GridError
 from maisi_aug.phantom import REGIONS, AnatomyMap, Region, build_label_map, ids, region_for
+from maisi_aug.phantom.habitus import VARIETIES
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.volumes.grid import Grid
 
@@ -168,3 +169,29 @@ def test_regions_show_what_they_are_chosen_for() -> None:
             label for label in (*ids.LUNG_LOBES, ids.LIVER, ids.PANCREAS, ids.BLADDER) if region_for(label) == region
         ]
         assert np.isin(hosts, shown).all()
+
+
+def test_any_variety_spans_slight_to_obese_patients_and_their_shares_of_air() -> None:
+    assert VARIETIES == ("fitting", "any")
+    grid = Grid.from_spacing((32, 28, 12), (12.0, 12.0, 20.0))
+    shares = [
+        float(np.mean(build_label_map(seed=seed, grid=grid, region="abdomen", variety="any").label_map == 0))
+        for seed in range(12)
+    ]
+    assert min(shares) < 0.30
+    assert max(shares) > 0.58
+
+
+def test_unknown_variety_is_refused() -> None:
+    with pytest.raises(GridError, match="'huge'"):
+        build_label_map(seed=1, grid=Grid.from_spacing((8, 8, 8), (40.0, 40.0, 40.0)), variety="huge")  # type: ignore[arg-type]
+
+
+def test_muscles_are_parted_by_fascia() -> None:
+    """The wall of the trunk is not one block of muscle: thin fat parts its layers and bellies."""
+    grid = Grid.from_spacing((128, 112, 40), (3.0, 3.0, 3.0))
+    for region in REGIONS:
+        anatomy = build_label_map(seed=4, grid=grid, region=region)
+        body = anatomy.label_map == ids.BODY
+        muscle, fascia = (int((body & (anatomy.tissue == t)).sum()) for t in (ids.TISSUE_MUSCLE, ids.TISSUE_FASCIA))
+        assert 0.03 * muscle < fascia < 0.5 * muscle, region

@@ -14,7 +14,7 @@ import maisi_aug
 from maisi_aug.errors import GridError, LesionError
 from maisi_aug.lesions.planting import measure_lesions
 from maisi_aug.phantom import PHASES, REGIONS, Phantom, Phase, Region, build_label_map, build_phantom, ids, render_hu
-from maisi_aug.phantom.intensity import draw_phase
+from maisi_aug.phantom.intensity import draw_appearance, draw_phase
 from maisi_aug.phantom.rendering import guess_tissue
 from maisi_aug.volumes.grid import Grid
 from tests.builders.lesions import ask_for
@@ -160,3 +160,21 @@ def test_foreign_labels_and_empty_maps_render() -> None:
     label_map[10:14, 8:12, 5:9] = 22
     image = render_hu(label_map, seed=1, grid=COARSE)
     assert 0 < median_hu(image, label_map, (22,)) < 120
+
+
+def test_one_dose_scales_the_enhancement_of_all_organs() -> None:
+    """Patients who enhance more do so in the aorta, the portal vein and the spleen alike."""
+    plain = draw_appearance(0, "non-contrast").hu
+    drawn = np.array([draw_appearance(seed, "portal").hu - plain for seed in range(60)])
+    for organ in (ids.PORTAL_AND_SPLENIC_VEIN, ids.SPLEEN, ids.KIDNEY_MEDULLA):
+        assert np.corrcoef(drawn[:, ids.AORTA], drawn[:, organ])[0, 1] > 0.4, organ
+
+
+def test_compact_bone_of_the_femur_is_denser_than_that_of_vertebrae() -> None:
+    grid = Grid.from_spacing((128, 90, 40), (3.0, 3.0, 3.0))
+    phantom = build_phantom(seed=5, grid=grid, region="pelvis", lesions=False)
+    cortex = phantom.detail == ids.CORTICAL_BONE
+    femur = phantom.image_hu[cortex & np.isin(phantom.label_map, (ids.LEFT_FEMUR, ids.RIGHT_FEMUR))]
+    spine = phantom.image_hu[cortex & np.isin(phantom.label_map, (*ids.VERTEBRAE, ids.SACRUM))]
+    assert 700 < np.percentile(femur, 90) < 1300
+    assert 250 < np.median(spine) < np.median(femur) - 100

@@ -1,9 +1,9 @@
 """A signal path through MAISI's U-Net and ControlNet that no content of the image can disturb.
 
 Group normalisation divides features by their deviation over the volume, which depends on the share of air in it: what a
-network draws would change with the field of view. Here two channels of constant and opposite values, the anchors, are so
-large that they alone decide the deviation, and what they are is made from the time step. With the share c of the noise
-that is left in the image as its noise, the image is x_0 = e + c n, noisy latents are x_t = (1 - t) e + d n with
+network draws would change with the field of view. Here two channels of constant and opposite values, the anchors, are
+so large that they alone decide the deviation, and what they are is made from the time step. With the share c of the
+noise that is left in the image as its noise, the image is x_0 = e + c n, noisy latents are x_t = (1 - t) e + d n with
 d = t + (1 - t) c, and the U-Net answers with the exact velocity
 
     v = x_0 - n = (e - (1 - c) x_t) / d,
@@ -144,7 +144,9 @@ class _Parts:
     def anchors(self) -> list[tuple[int, int]]:
         """Anchors of every group: after the signals and their sum in the first, in front in the others."""
         first = self.num_channels + 1
-        return [(first, first + 1)] + [(start, start + 1) for start in range(self.group, self.norm.num_channels, self.group)]
+        return [(first, first + 1)] + [
+            (start, start + 1) for start in range(self.group, self.norm.num_channels, self.group)
+        ]
 
     @property
     def bound(self) -> list[int]:

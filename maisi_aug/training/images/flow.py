@@ -168,7 +168,9 @@ class FlowObjective(Stateless):
         drawn = self._draw_step(step, share)
         batch = drawn.batches[share.index // self.processes.count]
         noise, timesteps = self._draw_noise(step, batch.clean, share)
-        return self.compare(batch, noise if batch.noise is None else batch.noise, timesteps, mean_weights=drawn.mean_weights)
+        return self.compare(
+            batch, noise if batch.noise is None else batch.noise, timesteps, mean_weights=drawn.mean_weights
+        )
 
     def compare(
         self, batch: Batch, noise: Tensor, timesteps: Tensor, *, mean_weights: Tensor | None = None

@@ -221,9 +221,7 @@ def _taps(volume: Tensor) -> Tensor:
     """``(27 C, I * J * K)``: every voxel's neighbours, those beyond the volume 0, tap by tap."""
     _, i, j, k = volume.shape
     wide = functional.pad(volume, (1,) * 6)
-    return torch.cat(
-        [wide[:, a : a + i, b : b + j, c : c + k].flatten(1) for a, b, c in product(range(3), repeat=3)]
-    )
+    return torch.cat([wide[:, a : a + i, b : b + j, c : c + k].flatten(1) for a, b, c in product(range(3), repeat=3)])
 
 
 def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -232,9 +230,7 @@ def _core(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return core if core.any() else mask
 
 
-def _fit_lookup(
-    means: LabelMeans, tumor_ids: Sequence[int], *, width: int, num_wavelets: int, seed: int
-) -> Lookup:
+def _fit_lookup(means: LabelMeans, tumor_ids: Sequence[int], *, width: int, num_wavelets: int, seed: int) -> Lookup:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed("label means", seed))
         lookup = Lookup(nn.Linear(8, width), nn.Linear(width, width), nn.Linear(width, 1), num_wavelets)
@@ -289,7 +285,7 @@ def bits_of_ids() -> Tensor:
 
 
 def _fit_latents(table: Tensor, store: CaseStore, latents: LatentSet, cases: range) -> Tensor:
-    """``(C, 27 C + 1)`` least-squares weights from wavelets of the looked-up image around a voxel, and 1, to the latent.
+    """``(C, 27 C + 1)`` least-squares weights from the wavelets of the looked-up image around a voxel to the latent.
 
     The image that is looked up has sharp edges; fitted over neighbours, the latent has the blur of a CT.
     """
@@ -337,7 +333,10 @@ def write_lookup(embedding: Any, lookup: Lookup) -> None:
 
 
 def _write_matrix(last: nn.Conv3d, matrix: Tensor) -> None:
-    """Have the last layer of a condition embedding make the latent from wavelets of both signs, silu(a) - silu(-a) = a."""
+    """Have the last layer of a condition embedding make the latent from wavelets of both signs.
+
+    They have passed an activation, for which silu(a) - silu(-a) = a.
+    """
     count = len(matrix)
     assert last.bias is not None
     last.weight[:count] = 0.0
@@ -363,8 +362,8 @@ def _require_fitting(unet: Any, controlnet: Any, store: CaseStore, latents: Late
     if not is_half or len(blocks) != 2 or not is_wide or down.out_channels < 2 * num_channels:
         raise TrainingError(
             "Start from label means: expected latents half as wide as images, two widths of the condition embedding, "
-            f"the last of {2 * num_channels} or more, and two or more groups of num_channels[0] / norm_num_groups of at "
-            f"least {least}, found latents of {tuple(latent_shape)}, {len(blocks) // 2 + 1} widths, the last of "
+            f"the last of {2 * num_channels} or more, and two or more groups of num_channels[0] / norm_num_groups of "
+            f"at least {least}, found latents of {tuple(latent_shape)}, {len(blocks) // 2 + 1} widths, the last of "
             f"{down.out_channels}, and {norm.num_groups} groups of {group}. Change the definitions, or start from the "
             "encoder."
         )

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM
-from maisi_aug.training.images.label_means import FIT_GAIN, LabelMeans, Lookup, bits_of_ids, write_lookup
+from maisi_aug.networks.pointwise import is_pointwise
+from maisi_aug.training.images.label_means import CENTRE, FIT_GAIN, LabelMeans, Lookup, bits_of_ids, write_lookup
 from maisi_aug.training.images.wavelet import haar_kernels, only_convolution
 from maisi_aug.vocabulary.labels import Vocabulary
 
@@ -51,15 +52,20 @@ def find_lookup(controlnet: nn.Module) -> Lookup | None:
     mean = haar_kernels()[0]
     readout = taps[:, 1, 1, 1] / mean[0, 0, 0]
     is_mean = torch.equal(taps[:, 1:, 1:, 1:], readout[:, None, None, None] * mean.to(taps))
-    if not (_is_pointwise(first) and _is_pointwise(second) and is_mean and bool(readout.any())):
+    if not (is_pointwise(first) and is_pointwise(second) and is_mean and bool(readout.any())):
         return None
-    lookup = Lookup(nn.Linear(8, first.out_channels), nn.Linear(*_widths(second)), nn.Linear(second.out_channels, 1))
+    layers = nn.Linear(8, first.out_channels), nn.Linear(*_widths(second)), nn.Linear(second.out_channels, 1)
+    lookup = Lookup(*layers, num_wavelets=only_convolution(controlnet.conv_in).in_channels, centre=0.0)
     with torch.no_grad():
         for layer, source in ((lookup.first, first), (lookup.second, second)):
             layer.weight.copy_(source.weight[:, :, 1, 1, 1])
             layer.bias.copy_(source.bias)
         lookup.readout.weight.copy_(readout[None] * FIT_GAIN)
         lookup.readout.bias.copy_(down.bias[:1] * FIT_GAIN)
+        # Air is 0 in [0, 1], and far below it where the next layer takes soft tissue for 0.
+        if float(lookup(bits_of_ids()[0])) < -CENTRE / 2:
+            lookup = replace(lookup, centre=CENTRE)
+            lookup.readout.bias += CENTRE * FIT_GAIN
     return lookup
 
 
@@ -138,16 +144,6 @@ def choose_intensities(
             intensity = intensity + (share * (drawn[hosts] - means.intensity[hosts])).sum()
         wanted[label_id] = float(intensity.clamp(0.0, 1.0))
     return wanted
-
-
-def _is_pointwise(convolution: nn.Conv3d) -> bool:
-    """Whether only the middle tap of a kernel of 3x3x3 is used."""
-    weight = convolution.weight.detach()
-    if convolution.kernel_size != (3, 3, 3):
-        return False
-    middle = torch.zeros_like(weight)
-    middle[:, :, 1, 1, 1] = weight[:, :, 1, 1, 1]
-    return torch.equal(weight, middle)
 
 
 def _widths(convolution: nn.Conv3d) -> tuple[int, int]:

@@ -41,6 +41,8 @@ StageName = Literal["vae", "diffusion", "controlnet"]
 STAGE_NAMES: tuple[StageName, ...] = ("vae", "diffusion", "controlnet")
 MAX_VOXELS_KEPT = 160**3
 """Number of voxels above which the ControlNet's condition embedding is recomputed in the backward pass."""
+LARGE_TENSOR = 1 << 16
+"""Number of elements from which a tensor is stored in float16."""
 START_ROLE = "controlnet_start"
 
 
@@ -144,7 +146,8 @@ class TrainingFolder(StageFolder):
         }
         with self.processes.main_first():
             if self.processes.is_main:
-                return write_bundle(self.folder / "bundle", header, weights)
+                stored = {role: _to_stored(state) for role, state in weights.items()}
+                return write_bundle(self.folder / "bundle", header, stored, dtype=None)
         return load_bundle(self.folder / "bundle")
 
     def _move_to_start(self, role: str, state: StateDict) -> StateDict:
@@ -271,6 +274,14 @@ class TrainingFolder(StageFolder):
                 report=self.report_phase("Encoding latents"),
             )
         return _Latents(store, training, held_out_store, held_out)
+
+
+def _to_stored(state: StateDict) -> dict[str, Any]:
+    """Weights as they are stored: large tensors in float16, small ones as they are.
+
+    Small ones cost little, and may be part of a signal path (:mod:`maisi_aug.training.images.anchors`).
+    """
+    return {key: value.half() if value.numel() >= LARGE_TENSOR else value for key, value in state.items()}
 
 
 def _rename(state: StateDict, names: dict[str, str]) -> dict[str, Any]:
