@@ -25,7 +25,8 @@ _VEIN: Final[Row] = (40, 70, 145, 112, 10)
 _ARTERY: Final[Row] = (41, 300, 150, 112, 14)
 _MUSCLE: Final[Row] = (51, 55, 60, 60, 6)
 _LUNG: Final[Row] = (-862, -860, -858, -858, 20)
-_BONE: Final[Row] = (175, 178, 185, 185, 40)  # marrow with its trabeculae; the cortex has an id of its own
+_BONE: Final[Row] = (150, 153, 160, 160, 38)  # marrow with its trabeculae; the cortex has an id of its own
+_FATTY_BONE: Final[Row] = (105, 107, 112, 112, 28)
 _GUT: Final[Row] = (36, 62, 78, 68, 6)  # wall
 _RENAL_CORTEX: Final[Row] = (34, 168, 182, 160, 9)
 _HU: Final[dict[int, Row]] = {
@@ -64,6 +65,7 @@ _HU: Final[dict[int, Row]] = {
     ids.THYROID: (96, 160, 140, 125, 12),
     **dict.fromkeys(ids.LUNG_LOBES, _LUNG),
     **dict.fromkeys(ids.BONES, _BONE),
+    **dict.fromkeys(range(ids.LEFT_HUMERUS, ids.SACRUM + 1), _FATTY_BONE),
     **dict.fromkeys(ids.MUSCLES, _MUSCLE),
     **dict.fromkeys((ids.LEFT_ILIAC_ARTERY, ids.RIGHT_ILIAC_ARTERY), (41, 285, 148, 112, 14)),
     **dict.fromkeys((ids.LEFT_ILIAC_VEIN, ids.RIGHT_ILIAC_VEIN), (40, 50, 112, 112, 8)),
@@ -78,10 +80,10 @@ _HU: Final[dict[int, Row]] = {
     ids.DISC: (82, 82, 84, 84, 6),
     ids.UNLABELLED_VESSEL: (40, 120, 140, 105, 12),
     ids.SKIN: (-8, -8, -6, -6, 14),
-    ids.CORTICAL_BONE: (840, 840, 840, 840, 80),
+    ids.CORTICAL_BONE: (540, 540, 540, 540, 60),
     ids.GUT_GAS: (-965, -965, -965, -965, 12),
     ids.GUT_FLUID: (18, 18, 18, 18, 8),
-    ids.STOOL: (22, 22, 22, 22, 20),
+    ids.STOOL: (12, 12, 12, 12, 18),
     ids.ORAL_CONTRAST: (190, 190, 190, 190, 55),
     ids.FASCIA: (-40, -40, -37, -37, 20),  # thinner than a voxel
     ids.LUNG_VESSEL: (-40, 30, 10, -10, 25),
@@ -95,7 +97,7 @@ _TEXTURE_HU: Final[dict[int, float]] = {
     ids.LIVER: 4.0, ids.SPLEEN: 4.0, ids.PANCREAS: 11.0, ids.GALLBLADDER: 1.5, ids.BLADDER: 1.5, ids.HEART: 4.0,
     **dict.fromkeys(ids.LUNG_LOBES, 16.0), **dict.fromkeys(ids.BONES, 42.0), **dict.fromkeys(ids.MUSCLES, 5.0),
     ids.TRACHEA: 0.0, ids.AIRWAY: 0.0, ids.COSTAL_CARTILAGE: 12.0, ids.BACKGROUND: 0.0,
-    ids.LEFT_BLOOD_POOL: 2.0, ids.RIGHT_BLOOD_POOL: 5.0, ids.CORTICAL_BONE: 60.0, ids.GUT_GAS: 0.0,
+    ids.LEFT_BLOOD_POOL: 2.0, ids.RIGHT_BLOOD_POOL: 5.0, ids.CORTICAL_BONE: 0.0, ids.GUT_GAS: 0.0,
     ids.LUNG_VESSEL: 40.0, ids.LUNG_LINE: 40.0, ids.ORAL_CONTRAST: 18.0, ids.STOOL: 12.0,
 }  # fmt: skip
 

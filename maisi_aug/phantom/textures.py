@@ -15,8 +15,8 @@ from maisi_aug.phantom.shapes import lookup
 Labels = NDArray[np.uint8]
 Spacing = tuple[float, float, float]
 _LUNG_GRADIENT_HU: Final = 38.0  # from front to back, by gravity
-# How compact the cortex is, relative to that of ribs and hips.
-_THIN_CORTEX: Final = (ids.STERNUM, *ids.VERTEBRAE, ids.SACRUM)
+# How compact the cortex is, relative to that of the hips.
+_THIN_CORTEX: Final = (ids.STERNUM, *ids.VERTEBRAE, *ids.RIBS, ids.SACRUM)
 _THICK_CORTEX: Final = (ids.LEFT_FEMUR, ids.RIGHT_FEMUR, ids.LEFT_HUMERUS, ids.RIGHT_HUMERUS)
 
 
@@ -41,7 +41,7 @@ def paint_textures(
     shape = (image.shape[0], image.shape[1], image.shape[2])
     image += smooth_noise(shape, spacing_mm, rng, 24.0) * appearance.texture_hu[detail]
     _paint_fat(image, detail, spacing_mm, rng)
-    _paint_bones(image, detail, labels, rng)
+    _paint_bones(image, detail, labels, spacing_mm, rng)
     lung = lookup(ids.LUNG_LOBES)[detail]
     height = np.linspace(0.5, -0.5, shape[1], dtype=np.float32).reshape(1, -1, 1)
     image += np.where(lung, np.float32(_LUNG_GRADIENT_HU) * height, 0)
@@ -66,9 +66,14 @@ def _paint_fat(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random.G
     image += np.where(muscle, np.float32(-22) * np.clip(ridge * (other < 0.3), 0, 1), 0)
 
 
-def _paint_bones(image: F32, detail: Labels, labels: Labels, rng: np.random.Generator) -> None:
+def _paint_bones(image: F32, detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+    """Vary the density of the cortex from bone to bone and from place to place."""
     cortex = detail == ids.CORTICAL_BONE
+    if not cortex.any():
+        return
     factor = np.ones(256, dtype=np.float32)
-    factor[list(_THIN_CORTEX)], factor[list(_THICK_CORTEX)] = 0.62, 1.45
-    count = int(cortex.sum())
-    image[cortex] *= factor[labels[cortex]] * (1 + np.float32(0.10) * rng.standard_normal(count, dtype=np.float32))
+    factor[list(_THIN_CORTEX)], factor[list(_THICK_CORTEX)] = 0.74, 1.7
+    shape = (image.shape[0], image.shape[1], image.shape[2])
+    places = smooth_noise(shape, spacing_mm, rng, 26.0)[cortex]
+    grain = rng.standard_normal(places.size, dtype=np.float32)
+    image[cortex] *= factor[labels[cortex]] * np.exp(np.float32(0.22) * places + np.float32(0.12) * grain)

@@ -139,4 +139,4 @@ def draw_tumor_hu(tumor: int, appearance: Appearance, rng: np.random.Generator, 
         return float(rng.uniform(60, 90) if enhanced else rng.uniform(45, 60))
     if tumor == ids.LUNG_TUMOR:
         return float(rng.uniform(38, 64) if enhanced else rng.uniform(28, 50))
-    return float(rng.uniform(30, 75))
+    return float(rng.uniform(22, 64))
