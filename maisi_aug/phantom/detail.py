@@ -26,6 +26,9 @@ Labels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Spacing = tuple[float, float, float]
 SKIN_MM: Final = 2.2
+# How compact the cortex is, relative to that of the hips.
+_THIN_CORTEX: Final = (ids.STERNUM, *ids.VERTEBRAE, *ids.RIBS, ids.SACRUM)
+_THICK_CORTEX: Final = (ids.LEFT_FEMUR, ids.RIGHT_FEMUR, ids.LEFT_HUMERUS, ids.RIGHT_HUMERUS)
 CORTEX_MM: Final = 2.0
 RENAL_CORTEX_MM: Final = 6.5
 
@@ -78,6 +81,7 @@ def draw_healthy_detail(labels: Labels, tissue: NDArray[np.uint8], *, seed: int,
     _paint_blood(detail, labels, spacing, numpy_generator(seed, "heart"))
     paint_lungs(detail, labels, spacing, numpy_generator(seed, "lungs"))
     fill_gut(detail, labels, spacing, numpy_generator(seed, "gut"))
+    _paint_texture(detail, spacing, numpy_generator(seed, "detail texture"))
     return detail
 
 
@@ -99,7 +103,27 @@ def _paint_tissues(
 
 def _paint_cortex(detail: Labels, labels: Labels, spacing_mm: Spacing) -> None:
     bone = lookup(ids.BONES)[labels]
-    detail[bone & ~inner(bone, CORTEX_MM, spacing_mm)] = ids.CORTICAL_BONE
+    cortex = np.full(256, ids.CORTICAL_BONE, dtype=np.uint8)
+    cortex[list(_THIN_CORTEX)], cortex[list(_THICK_CORTEX)] = ids.THIN_CORTEX, ids.THICK_CORTEX
+    shell = bone & ~inner(bone, CORTEX_MM, spacing_mm)
+    detail[shell] = cortex[labels[shell]]
+
+
+def _paint_texture(detail: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+    """Strands in visceral fat, streaks of fat in muscle, and the crumbs of stool."""
+    shape = (detail.shape[0], detail.shape[1], detail.shape[2])
+    is_ridge = np.abs(smooth_noise(shape, spacing_mm, rng, 15.0)) < np.float32(0.17)
+    other = smooth_noise(shape, spacing_mm, rng, 34.0)
+    muscle = lookup((*ids.MUSCLES, ids.UNLABELLED_MUSCLE))[detail]
+    detail[is_ridge & (other > np.float32(0.3)) & (detail == ids.VISCERAL_FAT)] = ids.FAT_STRAND
+    detail[is_ridge & (other < np.float32(0.3)) & muscle] = ids.MUSCLE_STREAK
+    stool = detail == ids.STOOL
+    count = int(stool.sum())
+    if count:
+        mottle = smooth_noise(shape, spacing_mm, rng, 13.0)[stool]
+        crumbs = np.where(mottle > np.float32(0.6), ids.DENSE_STOOL, ids.STOOL).astype(np.uint8)
+        crumbs[rng.standard_normal(count, dtype=np.float32) > np.float32(1.3)] = ids.STOOL_GAS
+        detail[stool] = crumbs
 
 
 def _paint_medulla(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:

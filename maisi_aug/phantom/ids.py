@@ -150,7 +150,20 @@ ORAL_CONTRAST: Final = 251
 FASCIA: Final = DETAIL_TISSUE + TISSUE_FASCIA
 LUNG_VESSEL: Final = 253
 LUNG_LINE: Final = 254  # what is thinner than a voxel: fissures, walls of bronchi, small vessels
-DETAIL_IDS: Final = (KIDNEY_MEDULLA, LEFT_BLOOD_POOL, RIGHT_BLOOD_POOL, *range(DETAIL_TISSUE, LUNG_LINE + 1))
+# Texture that is coarse enough to be anatomy.
+THIN_CORTEX: Final = 232  # of spine, ribs and sternum
+THICK_CORTEX: Final = 233  # of femur and humerus
+STOOL_GAS: Final = 234  # bubbles smaller than a voxel
+DENSE_STOOL: Final = 235
+FAT_STRAND: Final = 236  # vessels and septa in visceral fat, thinner than a voxel
+MUSCLE_STREAK: Final = 237  # fat between bundles of a muscle, thinner than a voxel
+TEXTURE_IDS: Final = (THIN_CORTEX, THICK_CORTEX, STOOL_GAS, DENSE_STOOL, FAT_STRAND, MUSCLE_STREAK)
+CORTICES: Final = (CORTICAL_BONE, THIN_CORTEX, THICK_CORTEX)
+DETAIL_IDS: Final = (
+    *(KIDNEY_MEDULLA, LEFT_BLOOD_POOL, RIGHT_BLOOD_POOL),
+    *TEXTURE_IDS,
+    *range(DETAIL_TISSUE, LUNG_LINE + 1),
+)
 
 
 def vertebra_name_to_id(name: str) -> int:

@@ -81,6 +81,12 @@ _HU: Final[dict[int, Row]] = {
     ids.UNLABELLED_VESSEL: (40, 120, 140, 105, 12),
     ids.SKIN: (-8, -8, -6, -6, 14),
     ids.CORTICAL_BONE: (540, 540, 540, 540, 60),
+    ids.THIN_CORTEX: (400, 400, 400, 400, 45),
+    ids.THICK_CORTEX: (920, 920, 920, 920, 100),
+    ids.STOOL_GAS: (-150, -150, -150, -150, 30),
+    ids.DENSE_STOOL: (48, 48, 48, 48, 18),
+    ids.FAT_STRAND: (-78, -78, -76, -76, 5),
+    ids.MUSCLE_STREAK: (32, 36, 41, 41, 5),
     ids.GUT_GAS: (-965, -965, -965, -965, 12),
     ids.GUT_FLUID: (18, 18, 18, 18, 8),
     ids.STOOL: (12, 12, 12, 12, 18),
@@ -97,7 +103,7 @@ _TEXTURE_HU: Final[dict[int, float]] = {
     ids.LIVER: 4.0, ids.SPLEEN: 4.0, ids.PANCREAS: 11.0, ids.GALLBLADDER: 1.5, ids.BLADDER: 1.5, ids.HEART: 4.0,
     **dict.fromkeys(ids.LUNG_LOBES, 16.0), **dict.fromkeys(ids.BONES, 42.0), **dict.fromkeys(ids.MUSCLES, 5.0),
     ids.TRACHEA: 0.0, ids.AIRWAY: 0.0, ids.COSTAL_CARTILAGE: 12.0, ids.BACKGROUND: 0.0,
-    ids.LEFT_BLOOD_POOL: 2.0, ids.RIGHT_BLOOD_POOL: 5.0, ids.CORTICAL_BONE: 0.0, ids.GUT_GAS: 0.0,
+    ids.LEFT_BLOOD_POOL: 2.0, ids.RIGHT_BLOOD_POOL: 5.0, **dict.fromkeys(ids.CORTICES, 0.0), ids.GUT_GAS: 0.0,
     ids.LUNG_VESSEL: 40.0, ids.LUNG_LINE: 40.0, ids.ORAL_CONTRAST: 18.0, ids.STOOL: 12.0,
 }  # fmt: skip
 

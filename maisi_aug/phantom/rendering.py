@@ -76,7 +76,7 @@ def draw_case(
     healthy = without_tumors(labels, tumors)
     detail = draw_healthy_detail(healthy, tissue, seed=seed, grid=grid)
     image = appearance.hu[detail]
-    textures.paint_textures(image, detail, healthy, appearance, grid.spacing_mm, numpy_generator(seed, "texture"))
+    textures.paint_textures(image, detail, appearance, grid.spacing_mm, numpy_generator(seed, "texture"))
     image = ndimage.gaussian_filter(image, blur_voxels(appearance, grid.spacing_mm), truncate=3.0)
     blend_tumors(image, tumors, appearance, grid.spacing_mm, numpy_generator(seed, "tumors"))
     image += draw_noise(grid.shape, appearance, grid.spacing_mm, numpy_generator(seed, "noise"))

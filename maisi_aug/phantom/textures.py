@@ -15,15 +15,11 @@ from maisi_aug.phantom.shapes import lookup
 Labels = NDArray[np.uint8]
 Spacing = tuple[float, float, float]
 _LUNG_GRADIENT_HU: Final = 38.0  # from front to back, by gravity
-# How compact the cortex is, relative to that of the hips.
-_THIN_CORTEX: Final = (ids.STERNUM, *ids.VERTEBRAE, *ids.RIBS, ids.SACRUM)
-_THICK_CORTEX: Final = (ids.LEFT_FEMUR, ids.RIGHT_FEMUR, ids.LEFT_HUMERUS, ids.RIGHT_HUMERUS)
 
 
 def paint_textures(
     image: F32,
     detail: Labels,
-    labels: Labels,
     appearance: Appearance,
     spacing_mm: Spacing,
     rng: np.random.Generator,
@@ -33,7 +29,6 @@ def paint_textures(
     Args:
         image: ``(I, J, K)`` HU, painted in place.
         detail: ``(I, J, K)`` detail map.
-        labels: ``(I, J, K)`` vocabulary ids.
         appearance: HU and texture of the scan.
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of all randomness.
@@ -41,39 +36,30 @@ def paint_textures(
     shape = (image.shape[0], image.shape[1], image.shape[2])
     image += smooth_noise(shape, spacing_mm, rng, 24.0) * appearance.texture_hu[detail]
     _paint_fat(image, detail, spacing_mm, rng)
-    _paint_bones(image, detail, labels, spacing_mm, rng)
+    _paint_bones(image, detail, spacing_mm, rng)
     lung = lookup(ids.LUNG_LOBES)[detail]
     height = np.linspace(0.5, -0.5, shape[1], dtype=np.float32).reshape(1, -1, 1)
     image += np.where(lung, np.float32(_LUNG_GRADIENT_HU) * height, 0)
-    stool = detail == ids.STOOL
-    if stool.any():
-        mottle = smooth_noise(shape, spacing_mm, rng, 13.0)[stool]
-        grain = rng.standard_normal(mottle.size, dtype=np.float32)
-        image[stool] += np.float32(28) * mottle - np.float32(190) * np.maximum(grain - np.float32(1.0), 0)
 
 
 def _paint_fat(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
-    """Strands in visceral fat, septa under the skin and fatty streaks in muscle."""
+    """Septa under the skin, and fat between strands."""
     shape = (image.shape[0], image.shape[1], image.shape[2])
     fine = smooth_noise(shape, spacing_mm, rng, 15.0)
     ridge = np.exp(-((fine / np.float32(0.20)) ** 2))
     other = smooth_noise(shape, spacing_mm, rng, 34.0)
     strands = ridge * np.clip(other + np.float32(0.2), 0, 1.2)
     gain = np.zeros(256, dtype=np.float32)
-    gain[ids.VISCERAL_FAT], gain[ids.SUBCUTANEOUS_FAT] = 34, 14
+    gain[ids.VISCERAL_FAT], gain[ids.SUBCUTANEOUS_FAT] = 12, 14
     image += gain[detail] * strands
-    muscle = lookup((*ids.MUSCLES, ids.UNLABELLED_MUSCLE))[detail]
-    image += np.where(muscle, np.float32(-22) * np.clip(ridge * (other < 0.3), 0, 1), 0)
 
 
-def _paint_bones(image: F32, detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
-    """Vary the density of the cortex from bone to bone and from place to place."""
-    cortex = detail == ids.CORTICAL_BONE
+def _paint_bones(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
+    """Vary the density of the cortex from place to place."""
+    cortex = lookup(ids.CORTICES)[detail]
     if not cortex.any():
         return
-    factor = np.ones(256, dtype=np.float32)
-    factor[list(_THIN_CORTEX)], factor[list(_THICK_CORTEX)] = 0.74, 1.7
     shape = (image.shape[0], image.shape[1], image.shape[2])
     places = smooth_noise(shape, spacing_mm, rng, 26.0)[cortex]
     grain = rng.standard_normal(places.size, dtype=np.float32)
-    image[cortex] *= factor[labels[cortex]] * np.exp(np.float32(0.22) * places + np.float32(0.12) * grain)
+    image[cortex] *= np.exp(np.float32(0.22) * places + np.float32(0.12) * grain)
