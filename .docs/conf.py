@@ -136,7 +136,7 @@ def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines
 
 
 def list_fields(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Make a list of the fields that ``takes_fields_of`` has added to a docstring; a section's keys are a list in it."""
+    """Make a list of the fields that ``takes_fields_of`` has added to a docstring; a section has its own."""
     if FIELDS_HEADING not in lines:
         return
     start = lines.index(FIELDS_HEADING) + 1

@@ -209,8 +209,8 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
             takes=Path,
             panel=_DATA,
             everyday=True,
-            in_python="Patients to test on, which the cohort's networks have not seen: a text file with one per line, or "
-            "a sequence of names (default: drawn by ``test_share``).",
+            in_python="Patients to test on, which the cohort's networks have not seen: a text file with one per line, "
+            "or a sequence of names (default: drawn by ``test_share``).",
         ),
     ] = ()
     """Text file with one test patient per line: patients that the cohort's networks have not seen."""

@@ -217,8 +217,8 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
             metavar="NAME|FILE",
             takes=str,
             panel=_MASKS,
-            in_python="Meaning of the label ids in the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, a JSON "
-            "file, or a dict, id -> label of the vocabulary.",
+            in_python="Meaning of the label ids in the bank: auto, maisi, totalsegmentator-v1, totalsegmentator-v2, "
+            "totalsegmentator-v3, a JSON file, or a dict, id -> label of the vocabulary.",
         ),
     ] = AUTO_MAPPING
     """Meaning of the label ids in the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file."""

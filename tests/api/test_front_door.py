@@ -69,7 +69,9 @@ def test_functions_are_reached_without_torch() -> None:
 def test_fields_of_the_command_are_keywords_that_are_shown_and_explained(function: object) -> None:
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
     assert all(part.kind is not inspect.Parameter.VAR_KEYWORD for part in parameters.values())
-    shown = re.findall(r"^    ([a-z_]+) \(", (inspect.getdoc(function) or "").partition(f"\n{FIELDS_HEADING}\n")[2], re.M)
+    shown = re.findall(
+        r"^    ([a-z_]+) \(", (inspect.getdoc(function) or "").partition(f"\n{FIELDS_HEADING}\n")[2], re.M
+    )
     assert len(shown) >= 8
     assert set(shown) <= set(parameters)
 
