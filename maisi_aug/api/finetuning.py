@@ -107,12 +107,12 @@ def finetune(
         with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
 
-    Raises:
-        MaisiAugError: The request cannot be met.
-
     Returns:
         The bundle and the progress of training; None if the time limit was reached before training began, and in all
         processes of ``torchrun`` except the first.
+
+    Raises:
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.training.loop.stopping import TimeLimit

@@ -136,11 +136,11 @@ def train_stage(
         display: Shows progress.
         with_tensorboard: Whether to log for TensorBoard as well.
 
-    Raises:
-        MaisiAugError: The request is invalid.
-
     Returns:
         Path of the result and progress; None in all processes except the first.
+
+    Raises:
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
 
