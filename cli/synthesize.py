@@ -156,7 +156,7 @@ def describe_summary(summary: CohortSummary) -> str:
     if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
         lines.append(f"Rejected in review and left out of exports: {reviewed}. Use --redraw-rejected to replace them.")
     if summary.skipped:
-        lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
+        lines.append(f"Skipped {spell_count(len(summary.skipped), 'file')} of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if summary.shard is not None:
         lines.append(f"Shard {summary.shard}. When all shards have ended: {shlex.join(merge_command(summary.folder))}")

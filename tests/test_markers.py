@@ -21,17 +21,8 @@ def test_needs_none():
 
 def test_gpu_tests_pass_on_a_gpu_and_are_skipped_with_the_reason_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "test_marked.py").write_text(PROGRAM, encoding="utf-8")
-    options = [
-        "-rs",
-        "-m",
-        "gpu",
-        "-p",
-        "tests.conftest",
-        "-c",
-        REPOSITORY / "pyproject.toml",
-        "-p",
-        "no:cacheprovider",
-    ]
+    options = ["-rs", "-m", "gpu", "-p", "tests.conftest", "-p", "no:cacheprovider"]
+    options += ["-c", str(REPOSITORY / "pyproject.toml")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, tmp_path], cwd=REPOSITORY, capture_output=True, text=True
     )

@@ -447,7 +447,9 @@ def parse_labels(
     for word in words:
         name, equals, ids = (part.strip() for part in word.partition("="))
         if not name or (equals and _read_ids(ids) is None):
-            raise ValueError(f"--label {word}: expected NAME, and its ids with --map ID+ID=NAME, found '{ids}'")
+            raise ValueError(
+                f"--label {word}: takes a name only, found '=' with '{ids}'; give its ids with --map ID+ID=NAME"
+            )
         labels[name] = _read_ids(ids) or ()
         if equals:
             warn_of_spelling(f"--label '{word}'", f"--map '{ids}={name}'")

@@ -371,7 +371,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Return an SVG chart of the figures of :func:`measure_hu`: medians of every label over its range, outliers marked."""
+    """Return an SVG chart of what :func:`measure_hu` found: medians of every label over its range, outliers marked."""
     rows = []
     for row in document["labels"]:
         if row["medians_hu"]:

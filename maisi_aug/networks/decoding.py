@@ -117,8 +117,8 @@ def decode_windows(
 ) -> Tensor:
     """Decode a latent in windows and blend them with Gaussian weights.
 
-    The result equals that of MONAI's ``sliding_window_inference`` up to rounding. Since the weights are constant within a
-    latent voxel, they are held at the size of the latent, which takes 1/64 of the memory. With ``on_host`` the device
+    The result equals that of MONAI's ``sliding_window_inference`` up to rounding. Since the weights are constant within
+    a latent voxel, they are held at the size of the latent, which takes 1/64 of the memory. With ``on_host`` the device
     holds only the part of the image to which windows still contribute; finished slabs are copied to pinned memory.
 
     Args:
