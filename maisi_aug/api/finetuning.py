@@ -59,7 +59,7 @@ def finetune_controlnet(
         self_contained: Copy the base's weights and the label maps into the bundle, which otherwise refers to them.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         ``bundle`` (with the best weights so far; its folder is ``bundle.path``), ``taught`` (labels with their ids),

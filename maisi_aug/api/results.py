@@ -108,7 +108,8 @@ class Case:
 class SavedCase(Case):
     """A case of a cohort on disk, with the attributes of :class:`Case`; arrays are read once, when first used.
 
-    Reading an array raises ``VolumeError`` if its file is missing or damaged.
+    :attr:`Cohort.cases` and :attr:`Cohort.rejected` contain them. Reading an array raises ``VolumeError`` if its file is
+    missing or damaged.
 
     Attributes:
         record: The case's line of the manifest: request, seed, sizes, verdicts, origin of the label map, bundle and
@@ -201,7 +202,13 @@ class Cohort:
 
         Args:
             dataset_id: Number of the dataset, 1 to 999, not in use.
-            **options: See :func:`maisi_aug.export_nnunet`, also for result and errors.
+            **options: Keywords of :func:`maisi_aug.export_nnunet`, such as ``name``, ``out`` and ``like``.
+
+        Returns:
+            The report of :func:`maisi_aug.export_nnunet`: ``path``, ``labels`` (name -> number) and others.
+
+        Raises:
+            MaisiAugError: As :func:`maisi_aug.export_nnunet`, such as for an unfinished cohort or a number in use.
         """
         from maisi_aug.api.exporting import export_nnunet
 
@@ -212,7 +219,13 @@ class Cohort:
 
         Args:
             out: New or empty folder.
-            **options: See :func:`maisi_aug.export_monai`, also for result and errors.
+            **options: Keywords of :func:`maisi_aug.export_monai`, such as ``labels`` and ``like``.
+
+        Returns:
+            The report of :func:`maisi_aug.export_monai`: ``path``, ``labels`` (name -> number), ``num_folds`` etc.
+
+        Raises:
+            MaisiAugError: As :func:`maisi_aug.export_monai`, such as for an unfinished cohort or a folder in use.
         """
         from maisi_aug.api.exporting import export_monai
 
@@ -223,7 +236,13 @@ class Cohort:
 
         Args:
             out: New or empty folder.
-            **options: See :func:`maisi_aug.export_dicom`, also for result and errors.
+            **options: Keywords of :func:`maisi_aug.export_dicom`: ``labels``, ``include_anatomy`` and ``progress``.
+
+        Returns:
+            The report of :func:`maisi_aug.export_dicom`: ``path``, ``num_cases``, ``num_segmentations`` and others.
+
+        Raises:
+            MaisiAugError: As :func:`maisi_aug.export_dicom`, such as for an unfinished cohort or a folder in use.
         """
         from maisi_aug.api.exporting import export_dicom
 
