@@ -108,8 +108,8 @@ class Case:
 class SavedCase(Case):
     """A case of a cohort on disk, with the attributes of :class:`Case`; arrays are read once, when first used.
 
-    :attr:`Cohort.cases` and :attr:`Cohort.rejected` contain them. Reading an array raises ``VolumeError`` if its file is
-    missing or damaged.
+    :attr:`Cohort.cases` and :attr:`Cohort.rejected` contain them. Reading an array raises ``VolumeError`` if its file
+    is missing or damaged.
 
     Attributes:
         record: The case's line of the manifest: request, seed, sizes, verdicts, origin of the label map, bundle and
