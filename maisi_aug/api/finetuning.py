@@ -234,7 +234,7 @@ def _prepare_embeddings(
 
     if request.organs:
         raise PreparationError(
-            f"--organs: expected none for {request.data}, whose label maps hold the organs, found one. Leave it out."
+            f"--organs cannot be used with {request.data}, whose label maps contain the organs. Leave it out."
         )
     with display.count_stages() as report:
         prepare_embeddings(
