@@ -149,7 +149,9 @@ def describe_summary(summary: CohortSummary) -> str:
     lines = [f"{summary.folder}: {facts['num_accepted']} of {spell_count(facts['num_cases'], 'case')} accepted."]
     if facts["first_attempt_rate"] is not None:
         share = f"{facts['first_attempt_rate']:.0%} of the cases at the first attempt"
-        lines.append(f"Accepted {share}; {spell_count(facts['num_attempts'], 'attempt')} in all; {summary.seconds:.0f} s.")
+        lines.append(
+            f"Accepted {share}; {spell_count(facts['num_attempts'], 'attempt')} in all; {summary.seconds:.0f} s."
+        )
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
     if facts["rejected"]:
         lines.append("To try again: run the same command with a larger --max-attempts.")

@@ -230,7 +230,14 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """
     real_counts: Annotated[
         tuple[Annotated[int, Field(ge=1, le=EVERY)], ...] | None,
-        Option(metavar="N,N,...,all", takes=str, panel=_TRAINING),
+        Option(
+            metavar="N,N,...,all",
+            takes=str,
+            panel=_TRAINING,
+            in_python="Numbers of real patients to train on, such as (3, 10, 30, 'all'), to measure how many real "
+            "cases the cohort is worth. Replaces ``arms``; see ``ratios`` and ``draws``.",
+            python_type="Sequence[int | Literal['all']]",
+        ),
     ] = None
     """Numbers of real patients to train on, such as 3,10,30,all, to measure how many real cases the cohort is worth.
     Replaces --arms; see --ratios and --draws.
@@ -412,17 +419,19 @@ def _plan_counts(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingProxyType({})) -> tuple[Any, ...]:
-    """Numbers that are joined by commas; anything but a text as it is, for the model to check."""
-    if not isinstance(value, str):
-        return tuple(value) if isinstance(value, Sequence) else (value,)
-    numbers = []
-    for part in filter(None, map(str.strip, value.split(","))):
-        try:
-            numbers.append(words.get(part) or (int(part) if words else float(part)))
-        except ValueError:
-            raise ValueError(
-                f"{flag}: expected numbers such as {'3,10,all' if words else '0,1,3'}, found '{value}'"
-            ) from None
+    """Numbers that are joined by commas or given one by one; what is no text is left for the model to check."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+    numbers: list[Any] = []
+    for part in parts:
+        if not isinstance(part, str):
+            numbers.append(part)
+        elif text := part.strip():
+            try:
+                numbers.append(words.get(text) or (int(text) if words else float(text)))
+            except ValueError:
+                raise ValueError(
+                    f"{flag}: expected numbers such as {'3,10,all' if words else '0,1,3'}, found '{value}'"
+                ) from None
     return tuple(numbers)
 
 

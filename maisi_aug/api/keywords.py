@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from maisi_aug.api.field_help import describe_fields, spell_type
 from maisi_aug.errors import MaisiAugError, RecipeError, did_you_mean
-from maisi_aug.system.models import explain_problems
+from maisi_aug.system.models import Option, explain_problems
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -133,8 +133,11 @@ def to_plain(value: Any) -> Any:
 
 
 def _holds_texts(field: FieldInfo) -> bool:
-    """Whether a field is any number of texts, and does not read a single one itself."""
-    reads = any(isinstance(one, BeforeValidator) for one in field.metadata)
+    """Whether a field is any number of texts, and does not read a single one itself, such as a list of names."""
+    reads = any(
+        isinstance(one, BeforeValidator) or (isinstance(one, Option) and one.takes in (str, Path))
+        for one in field.metadata
+    )
     return not reads and any(_is_texts(kind) for kind in (field.annotation, *get_args(field.annotation)))
 
 

@@ -6,14 +6,16 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BeforeValidator, Field, PositiveInt
 
 import maisi_aug as ma
 from maisi_aug.api.field_help import describe_fields, spell_type
-from maisi_aug.api.keywords import FIELDS_HEADING
+from maisi_aug.api.keywords import FIELDS_HEADING, build_model
+from maisi_aug.errors import BenchmarkError
+from maisi_aug.evaluation.benchmark.config import EVERY, BenchmarkConfig
 from maisi_aug.system.models import Option, PathText, StrictModel
 
 
@@ -95,6 +97,28 @@ def test_types_are_spelt_without_validators_and_limits(annotation: object, spelt
 
     model = create_model("M", field=(annotation, None))  # type: ignore[call-overload]
     assert spell_type(model.model_fields["field"]) == spelt
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [
+        ({"arms": "real, copy-paste:1"}, "arms", ("real", "copy-paste:1")),
+        ({"arms": ["real", "copy-paste:1"]}, "arms", ("real", "copy-paste:1")),
+        ({"test_patients": "patients.txt"}, "test_patients", ("anna", "bert")),
+        ({"test_patients": Path("patients.txt")}, "test_patients", ("anna", "bert")),
+        ({"test_patients": ["bert", "anna"]}, "test_patients", ("anna", "bert")),
+        ({"real_counts": (3, "all"), "synthetic": ["cohort"]}, "real_counts", (3, EVERY)),
+        ({"real_counts": "3,all", "synthetic": ["cohort"]}, "real_counts", (3, EVERY)),
+        ({"lesion_labels": "tumor"}, "lesion_labels", ("tumor",)),
+    ],
+)
+def test_benchmarks_take_lists_as_texts_or_as_sequences(
+    given: dict[str, Any], field: str, value: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("patients.txt").write_text("bert\nanna\n", encoding="utf-8")
+    config = build_model(BenchmarkConfig, {"real": "real", **given}, source="benchmark", error=BenchmarkError)
+    assert getattr(config, field) == value
 
 
 def functions_with_fields() -> Iterator[tuple[str, Callable[..., object]]]:
