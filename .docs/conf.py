@@ -8,6 +8,7 @@ Nothing is fetched: fonts are the reader's own, the search index is part of the 
 from __future__ import annotations
 
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 import maisi_aug  # noqa: E402
+from maisi_aug.api.keywords import FIELDS_HEADING  # noqa: E402
 from maisi_aug.cli.app import VERBS, load_verb  # noqa: E402
 
 PAGES = {
@@ -134,10 +136,22 @@ def escape_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines
 
 
 def list_fields(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Make a list of the fields that ``takes_fields_of`` has added to a docstring, one a line."""
-    start = next((number for number, line in enumerate(lines) if line.startswith("Fields, of ")), len(lines))
-    for number, line in enumerate(lines[start + 1 :], start + 1):
-        lines[number] = re.sub(r"^    (\w+): ", "    - **\\1** \N{EN DASH} ", line)
+    """Make a list of the fields that ``takes_fields_of`` has added to a docstring; a section has its own."""
+    if FIELDS_HEADING not in lines:
+        return
+    start = lines.index(FIELDS_HEADING) + 1
+    listed, depth = [""], 0
+    fields = list(itertools.takewhile(str.strip, lines[start:]))
+    for line in fields:
+        item = re.match(r"(?P<indent>(?: {4})+)(?P<name>\w+) \(", line)
+        if item is None:
+            listed.append("  " * (depth + 1) + line.strip())
+            continue
+        if (here := len(item["indent"]) // 4 - 1) != depth:
+            listed.append("")
+            depth = here
+        listed.append("  " * depth + f"- **{item['name']}** ({line[item.end() :]}")
+    lines[start : start + len(fields)] = [*listed, ""]
 
 
 def write_dashes(app: Any, doctree: Any) -> None:

@@ -149,14 +149,16 @@ def describe_summary(summary: CohortSummary) -> str:
     lines = [f"{summary.folder}: {facts['num_accepted']} of {spell_count(facts['num_cases'], 'case')} accepted."]
     if facts["first_attempt_rate"] is not None:
         share = f"{facts['first_attempt_rate']:.0%} of the cases at the first attempt"
-        lines.append(f"Accepted {share}; {facts['num_attempts']} attempts in all; {summary.seconds:.0f} s.")
+        lines.append(
+            f"Accepted {share}; {spell_count(facts['num_attempts'], 'attempt')} in all; {summary.seconds:.0f} s."
+        )
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
     if facts["rejected"]:
         lines.append("To try again: run the same command with a larger --max-attempts.")
     if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
         lines.append(f"Rejected in review and left out of exports: {reviewed}. Use --redraw-rejected to replace them.")
     if summary.skipped:
-        lines.append(f"Skipped {len(summary.skipped)} files of the mask bank:")
+        lines.append(f"Skipped {spell_count(len(summary.skipped), 'file')} of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
     if summary.shard is not None:
         lines.append(f"Shard {summary.shard}. When all shards have ended: {shlex.join(merge_command(summary.folder))}")

@@ -24,15 +24,31 @@ NAME_KEY: Final = "filename_or_obj"
 
 
 class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
-    """MONAI dataset of a finished cohort, one item per accepted case, read from disk when it is asked for.
+    """MONAI dataset of a finished cohort, one item per accepted case, read from disk whenever it is indexed.
 
     An item is a dict: ``image`` (float32, in HU) and ``label`` (uint8, numbers of the labels) are MetaTensors
     ``(1, I, J, K)`` in RAS+ with their affine, so that MONAI's ``LoadImaged`` and ``EnsureChannelFirstd`` must be left
-    out; ``case_id``, ``request`` and ``seed`` say which case it is. Reading an item raises ``ExportError`` if a file is
-    missing or altered::
+    out of the transform; ``case_id``, ``request`` and ``seed`` identify the case. Reading an item raises
+    ``ExportError`` if a file is missing or altered::
 
         dataset = CohortDataset("cohort", transform=RandFlipd(["image", "label"], prob=0.5))
         dataset[0]["image"].shape, dataset.numbering.to_dict()
+
+    Args:
+        folder: Folder that :func:`maisi_aug.synthesize` or :func:`maisi_aug.insert` wrote.
+        transform: Function or MONAI transform of an item; the dataset returns its result. None returns items as they
+            are.
+        labels: Names or ids of the labels to keep, numbered 1, 2, ... in the order of their ids; those requested for
+            the cohort when empty. All others become 0, the background.
+        include_anatomy: Whether to keep every other label of the maps as well, except the body envelope.
+        numbers: Label name -> number, such as a real dataset's, instead of ``labels`` and ``include_anatomy``; 0 for
+            labels that become background.
+
+    Raises:
+        CohortError: The folder is not a cohort.
+        ExportError: The cohort is unfinished, or no case contains one of the labels.
+        RequestError: ``numbers`` has no entry for a label requested for the cohort, or an invalid number.
+        VocabularyError: A label name is unknown.
 
     Attributes:
         numbering: Numbers of the labels; ``numbering.to_dict()`` returns label name -> number.
@@ -47,23 +63,6 @@ class CohortDataset(Dataset):  # type: ignore[misc]  # MONAI has no types here
         include_anatomy: bool = False,
         numbers: Mapping[str, int] | None = None,
     ) -> None:
-        """Open the cohort.
-
-        Args:
-            folder: Folder that ``synthesize`` or ``insert`` wrote.
-            transform: Function or MONAI transform of an item; its result is what the dataset returns.
-            labels: Names or ids to keep, numbered 1, 2, ... in the order of their ids; those requested for the cohort
-                when empty. Everything else becomes 0, the background.
-            include_anatomy: Whether to keep every other label of the maps as well, except the body envelope.
-            numbers: Label name -> number, such as a real dataset's, instead of ``labels`` and ``include_anatomy``; 0
-                for labels that become background.
-
-        Raises:
-            CohortError: It is not a cohort.
-            ExportError: It is unfinished, or a label occurs nowhere.
-            RequestError: ``numbers`` lack a label requested for the cohort, or do not fit otherwise.
-            VocabularyError: An unknown label name.
-        """
         self._pairs = open_pairs(folder, labels, include_anatomy=include_anatomy, numbers=numbers)
         self.numbering = self._pairs.numbering
         super().__init__([{"case_id": case.case_id} for case in self._pairs.cohort.cases], transform)

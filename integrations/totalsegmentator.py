@@ -115,7 +115,8 @@ def _segment(run: Callable[..., Any], case_id: str, image: Path, result: Path, *
             ) from error
         if not written.is_file():
             raise PreparationError(
-                f"TotalSegmentator, case {case_id}: wrote no label map. Give its results with --organs."
+                f"TotalSegmentator, case {case_id}: it wrote no label map. Run TotalSegmentator on this image by "
+                "hand, and give its results with --organs."
             )
         written.replace(result)
     finally:

@@ -42,6 +42,16 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[object]) -> N
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // len(specs))))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test for a GPU where PyTorch finds none, with its reason."""
+    if item.get_closest_marker("gpu") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            pytest.skip(f"needs a CUDA device: PyTorch {torch.__version__} ({built}) finds none")
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The folder that holds pyproject.toml."""

@@ -154,17 +154,42 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     real: Annotated[PathText, Option(takes=Path, complete="datasets", panel=_DATA, everyday=True)]
     """Real cases: raw dataset of nnU-Net, prepared folder, or pairs."""
     synthetic: Annotated[
-        dict[str, PathText], Option(metavar="[NAME=]FOLDER", takes=list[str], panel=_DATA, everyday=True)
+        dict[str, PathText],
+        Option(
+            metavar="[NAME=]FOLDER",
+            takes=list[str],
+            panel=_DATA,
+            everyday=True,
+            in_python="Synthetic cases: a cohort, an nnU-Net raw dataset or a folder of pairs; several as a dict, name "
+            "of the source in the arms -> folder.",
+            python_type="str | Path | dict[str, str | Path]",
+        ),
     ] = Field(default={})
     """Synthetic cases: cohort, nnU-Net raw dataset or folder of pairs; with several, give each a name for its arms."""
     labels: Annotated[
         dict[str, tuple[int, ...]] | None,
-        Option("--label", metavar="NAME", takes=list[str], panel=_DATA, everyday=True),
+        Option(
+            "--label",
+            metavar="NAME",
+            takes=list[str],
+            panel=_DATA,
+            everyday=True,
+            python_type="str | Sequence[str]",
+        ),
     ] = None
     """Label to learn and evaluate; may repeat (default: all)."""
     mapping: Annotated[
         dict[str, tuple[str, ...]],
-        Option("--map", metavar="LABEL=NAME", takes=list[str], panel=_DATA, everyday=True),
+        Option(
+            "--map",
+            metavar="LABEL=NAME",
+            takes=list[str],
+            panel=_DATA,
+            everyday=True,
+            in_python="Label of the real cases -> its name or id in the synthetic maps, or several of them. A label "
+            "without a name is written as its id; '+' joins the ids of a label that has several.",
+            python_type="dict[str, str | Sequence[str]]",
+        ),
     ] = Field(default={})
     """Label of the real cases, and its names or ids in the synthetic maps, joined by '+'. If the real cases do not name
     their labels, LABEL is one or more ids joined by '+'.
@@ -177,17 +202,42 @@ class BenchmarkConfig(StrictModel, use_attribute_docstrings=True):
     """Share of patients to test on."""
     num_train: Annotated[PositiveInt | None, Option(panel=_DATA)] = None
     """Number of patients to train on, instead of a share."""
-    test_patients: Annotated[tuple[str, ...], Option("--test-list", takes=Path, panel=_DATA, everyday=True)] = ()
+    test_patients: Annotated[
+        tuple[str, ...],
+        Option(
+            "--test-list",
+            takes=Path,
+            panel=_DATA,
+            everyday=True,
+            in_python="Patients to test on, which the cohort's networks have not seen: a text file with one per line, "
+            "or a sequence of names (default: drawn by ``test_share``).",
+        ),
+    ] = ()
     """Text file with one test patient per line: patients that the cohort's networks have not seen."""
-    arms: Annotated[tuple[str, ...], Option(metavar="ARM,ARM,...", takes=str, panel=_TRAINING, everyday=True)] = (
-        DEFAULT_ARMS
-    )
+    arms: Annotated[
+        tuple[str, ...],
+        Option(
+            metavar="ARM,ARM,...",
+            takes=str,
+            panel=_TRAINING,
+            everyday=True,
+            in_python="Arms to compare, as a sequence or separated by commas: real, real+synthetic:RATIO, "
+            "real-duplicated, synthetic-only, copy-paste:RATIO, warped:RATIO. All others are compared with the first.",
+        ),
+    ] = DEFAULT_ARMS
     """Comma-separated: real, real+synthetic:RATIO, real-duplicated, synthetic-only, copy-paste:RATIO, warped:RATIO.
     All others are compared with the first.
     """
     real_counts: Annotated[
         tuple[Annotated[int, Field(ge=1, le=EVERY)], ...] | None,
-        Option(metavar="N,N,...,all", takes=str, panel=_TRAINING),
+        Option(
+            metavar="N,N,...,all",
+            takes=str,
+            panel=_TRAINING,
+            in_python="Numbers of real patients to train on, such as (3, 10, 30, 'all'), to measure how many real "
+            "cases the cohort is worth. Replaces ``arms``; see ``ratios`` and ``draws``.",
+            python_type="Sequence[int | Literal['all']]",
+        ),
     ] = None
     """Numbers of real patients to train on, such as 3,10,30,all, to measure how many real cases the cohort is worth.
     Replaces --arms; see --ratios and --draws.
@@ -369,17 +419,19 @@ def _plan_counts(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _split_numbers(value: object, flag: str, words: Mapping[str, int] = MappingProxyType({})) -> tuple[Any, ...]:
-    """Numbers that are joined by commas; anything but a text as it is, for the model to check."""
-    if not isinstance(value, str):
-        return tuple(value) if isinstance(value, Sequence) else (value,)
-    numbers = []
-    for part in filter(None, map(str.strip, value.split(","))):
-        try:
-            numbers.append(words.get(part) or (int(part) if words else float(part)))
-        except ValueError:
-            raise ValueError(
-                f"{flag}: expected numbers such as {'3,10,all' if words else '0,1,3'}, found '{value}'"
-            ) from None
+    """Numbers that are joined by commas or given one by one; what is no text is left for the model to check."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else (value,)
+    numbers: list[Any] = []
+    for part in parts:
+        if not isinstance(part, str):
+            numbers.append(part)
+        elif text := part.strip():
+            try:
+                numbers.append(words.get(text) or (int(text) if words else float(text)))
+            except ValueError:
+                raise ValueError(
+                    f"{flag}: expected numbers such as {'3,10,all' if words else '0,1,3'}, found '{value}'"
+                ) from None
     return tuple(numbers)
 
 
@@ -404,7 +456,9 @@ def parse_labels(
     for word in words:
         name, equals, ids = (part.strip() for part in word.partition("="))
         if not name or (equals and _read_ids(ids) is None):
-            raise ValueError(f"--label {word}: expected NAME, and its ids with --map ID+ID=NAME, found '{ids}'")
+            raise ValueError(
+                f"--label {word}: takes a name only, found '=' with '{ids}'; give its ids with --map ID+ID=NAME"
+            )
         labels[name] = _read_ids(ids) or ()
         if equals:
             warn_of_spelling(f"--label '{word}'", f"--map '{ids}={name}'")

@@ -272,8 +272,8 @@ def compose_draws(
                 continue
             if EVERY > arm.count > len(names):
                 raise BenchmarkError(
-                    f"Arm '{arm.name}': only {len(names)} real patients are available for training, found "
-                    f"{arm.count}. Correct --real-counts."
+                    f"Arm '{arm.name}': needs {arm.count} real patients for training, but there are only "
+                    f"{len(names)}. Correct --real-counts."
                 )
             chosen = [case_id for patient in order[: arm.count] for case_id in patients[patient]]
             added: tuple[CaseRef, ...] = ()

@@ -153,11 +153,11 @@ def measure_agreement(
         seed: Seed of the bootstrap over cases.
         notify: Progress callback, called with (cases done, cases in all).
 
-    Raises:
-        EvaluationError: No case has a label map, or none can be read.
-
     Returns:
         Figures as a JSON-able dict.
+
+    Raises:
+        EvaluationError: No case has a label map, or none can be read.
     """
 
     def measure(case: EvaluatedCase) -> tuple[str, dict[str, float | None]]:

@@ -304,11 +304,11 @@ def measure_each(
         notify: Progress callback, called with (items done, items in all).
         num_workers: Number of processes; None for one per core, or for a few items none.
 
-    Raises:
-        EvaluationError: No item could be measured.
-
     Returns:
         The results, and the skipped items.
+
+    Raises:
+        EvaluationError: No item could be measured.
     """
     if num_workers is None:
         num_workers = max(1, min(count_cores(), len(items) // MIN_ITEMS_PER_WORKER))

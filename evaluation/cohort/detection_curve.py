@@ -92,11 +92,11 @@ def measure_detection_curve(
         seed: Seed of the bootstrap over patients.
         notify: Progress callback, called with (cases done, cases in all).
 
-    Raises:
-        EvaluationError: The cases are not a cohort, none of the labels is a lesion, or no case can be read.
-
     Returns:
         Figures as a JSON-able dict.
+
+    Raises:
+        EvaluationError: The cases are not a cohort, none of the labels is a lesion, or no case can be read.
     """
     records = {record.case_id: record for record in require_cohort(case_set).cases}
     asked = {lesion.label_id: lesion.label for record in records.values() for lesion in record.lesions}

@@ -140,11 +140,11 @@ def measure_reference(
         notify: Progress callback, called with (cases done, cases in all).
         num_workers: Number of processes; None for one per core.
 
-    Raises:
-        EvaluationError: No case can be read, or no label occurs in three cases.
-
     Returns:
         The reference, and the skipped cases.
+
+    Raises:
+        EvaluationError: No case can be read, or no label occurs in three cases.
     """
     rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     bounds = {}
@@ -174,11 +174,11 @@ def measure_label_hu(
         notify: Progress callback, called with (cases done, cases in all).
         num_workers: Number of processes; None for one per core.
 
-    Raises:
-        EvaluationError: No case has a label map, or none can be read.
-
     Returns:
         Measurements by label and case, and the skipped cases.
+
+    Raises:
+        EvaluationError: No case has a label map, or none can be read.
     """
     cases, skipped = measure_each(
         require_labelled(case_set),
@@ -253,11 +253,11 @@ def measure_hu(
         skipped_reference: Cases that could not be read for the reference.
         num_workers: Number of processes; None for one per core.
 
-    Raises:
-        EvaluationError: No case has a label map, or none can be read.
-
     Returns:
         Figures as a JSON-able dict.
+
+    Raises:
+        EvaluationError: No case has a label map, or none can be read.
     """
     rows, skipped = measure_label_hu(case_set, notify, num_workers=num_workers)
     vocabulary = case_set.vocabulary
@@ -371,7 +371,7 @@ def to_report(document: Mapping[str, Any]) -> str:
 
 
 def draw_chart(document: Mapping[str, Any]) -> str:
-    """Draw the medians of every label over its range as an SVG chart, with outliers marked."""
+    """Return an SVG chart of what :func:`measure_hu` found: medians of every label over its range, outliers marked."""
     rows = []
     for row in document["labels"]:
         if row["medians_hu"]:

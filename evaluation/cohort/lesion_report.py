@@ -53,11 +53,11 @@ def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | 
         notify: Progress callback, called with (cases done, cases in all).
         num_workers: Number of processes; None for one per core.
 
-    Raises:
-        EvaluationError: The cases are not a cohort, or no case can be read.
-
     Returns:
         Figures as a JSON-able dict.
+
+    Raises:
+        EvaluationError: The cases are not a cohort, or no case can be read.
     """
     source = require_cohort(case_set)
     sizes = measure_lesion_sizes(source.manifest)

@@ -136,10 +136,16 @@ class Autoencoder:
         return cls(bundle, device, precision, decoder, Encoder(network, memory_gb), memory_gb)
 
     def rebuild(self, image_hu: NDArray[Any]) -> NDArray[np.float32]:
-        """Encode and decode an ``(I, J, K)`` CT; HU from -1000 to 1000.
+        """Encode a CT to a latent and decode it again.
+
+        Args:
+            image_hu: ``(I, J, K)`` CT in HU, of any shape; not modified.
+
+        Returns:
+            ``(I, J, K)`` reconstruction in HU, within [-1000, 1000].
 
         Raises:
-            MemoryShortageError: When it can be encoded or decoded in no number of parts.
+            MemoryShortageError: The memory does not suffice for any number of parts.
         """
         factor = latent_factor(self.bundle.definition("autoencoder"))
         filled = np.pad(image_hu, [(0, -side % factor) for side in image_hu.shape], mode="edge")

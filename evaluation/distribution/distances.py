@@ -289,8 +289,8 @@ def to_report(document: Mapping[str, Any]) -> str:
     if singular:
         parts.append(
             "- Fewer rows than features, so that distances are far too large and only p can be trusted: "
-            f"{', '.join(singular)}. Sensible from about "
-            f"{spell_count(2 * len(document['features']), 'case')} of each set on.\n"
+            f"{', '.join(singular)}. Use at least "
+            f"{spell_count(2 * len(document['features']), 'case')} of each set.\n"
         )
     parts += [f"- {note}\n" for note in document["notes"]]
     parts += spell_left_out(document)

@@ -65,11 +65,11 @@ def measure_fid(
         seed: Seed of the halves of the real cases, of the bootstrap and of the kernel's subsets.
         notify: Progress callback, called with (stage, steps done, steps in all).
 
-    Raises:
-        EvaluationError: A set has no readable case, or too few slices.
-
     Returns:
         Figures as a JSON-able dict.
+
+    Raises:
+        EvaluationError: A set has no readable case, or too few slices.
     """
     features = collect_features(
         (real, synthetic), extractor, protocol, cache=cache, engine=engine, notify=partial(notify, "volumes")

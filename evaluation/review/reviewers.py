@@ -27,12 +27,12 @@ def measure_reviewers(folder: Path, *, seed: int = 0) -> dict[str, Any]:
         folder: Folder with ``review.jsonl``, ``reader_test.jsonl`` or both.
         seed: Seed of the bootstrap over cases.
 
+    Returns:
+        Figures as a JSON-able dict.
+
     Raises:
         EvaluationError: The folder has no decisions or readings.
         CohortError: A decision cannot be read.
-
-    Returns:
-        Figures as a JSON-able dict.
     """
     review, readings = load_review(folder), load_readings(folder)
     names = review.reviewers

@@ -73,7 +73,7 @@ def patient_id(case: AttemptRecord) -> str:
 
 
 def build_series(case: AttemptRecord, image_hu: NDArray[np.int16], grid: Grid) -> Iterator[Dataset]:
-    """Yield the DICOM slices of a case, from the lowest to the highest.
+    """Yield the DICOM slices of a case, from the most inferior to the most superior.
 
     Args:
         case: Record of the case, for names, UIDs and provenance.

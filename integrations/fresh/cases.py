@@ -46,10 +46,10 @@ ERROR_NAME = "stderr.txt"
 
 
 class FreshCases:
-    """Map-style dataset whose cases are drawn during training.
+    """Map-style dataset for a PyTorch loader whose cases are drawn by the networks during training.
 
     An item is a dict: ``image`` (float32, in HU) and ``label`` (uint8, numbers of the labels) are MetaTensors
-    ``(1, I, J, K)`` in RAS+; ``case_id``, ``request``, ``seed`` and ``epoch`` say which case it is.
+    ``(1, I, J, K)`` in RAS+; ``case_id``, ``request``, ``seed`` and ``epoch`` identify the case.
 
     An epoch has ``num_items`` items of ``ceil(num_items / reuse)`` fresh cases. Networks run in a separate process on
     one device; the training process and the workers of its loader request cases over a local socket.
@@ -62,6 +62,26 @@ class FreshCases:
             for epoch in range(100):
                 cases.set_epoch(epoch)
                 for batch in DataLoader(cases, batch_size=2, num_workers=2): ...
+
+    Args:
+        configuration: Dict with the fields of a recipe, as :func:`maisi_aug.synthesize` takes them; its ``num_cases``
+            and ``seed`` are ignored in favour of those below.
+        num_items: Number of items of an epoch.
+        reuse: Largest number of items of an epoch that show the same case, each varied by the transform.
+        buffer: Largest number of cases held in the memory of the drawing process; half of them are in use at a time.
+        seed: Random seed that determines every case of every epoch.
+        device: Device on which the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
+        transform: Function or transform of an item, called in the process that indexes the dataset; the dataset returns
+            its result. None returns items as they are.
+        as_subjects: Whether items are TorchIO subjects instead of dicts of MetaTensors; needs the extra ``torchio``.
+        numbers: Label name -> number, such as a real dataset's, 0 for background; when None, the labels of the
+            configuration are numbered 1, 2, ... in the order of their ids, see :attr:`numbering`.
+        is_quiet: Whether to suppress the messages on stderr while a case is waited for.
+
+    Raises:
+        RecipeError: The configuration is invalid, or draws images without label maps.
+        RequestError: A number is too small, or ``numbers`` contains one that a uint8 label map cannot hold.
+        CohortError: The system is Windows, which lacks the sockets that are used.
     """
 
     _process: subprocess.Popen[str] | None  # None in the workers of a loader
@@ -80,28 +100,7 @@ class FreshCases:
         numbers: Mapping[str, int] | None = None,
         is_quiet: bool = False,
     ) -> None:
-        """Start the process; the weights are loaded while the training prepares.
-
-        Args:
-            configuration: Dict with the fields of a recipe, as :func:`maisi_aug.synthesize` takes them; ``num_cases``
-                and ``seed`` are ignored, because those below count.
-            num_items: Number of items of an epoch.
-            reuse: Largest number of items of an epoch that show the same case; how often a transform may vary it.
-            buffer: Largest number of cases held ready in the memory of the process; half are in use at a time.
-            seed: Seed that decides every case of every epoch.
-            device: Device on which the networks run: ``auto``, ``cpu``, ``cuda``, ``cuda:N``, ``mps`` or ``xpu``.
-            transform: Function or transform of an item, called in the process that asks; its result is returned.
-            as_subjects: Whether items are TorchIO subjects instead of dicts of MetaTensors; needs the extra
-                ``torchio``.
-            numbers: Label name -> number, such as a real dataset's, 0 for background; without it the labels that are
-                requested are 1, 2, ... in the order of their ids, see :attr:`numbering`.
-            is_quiet: Whether to say nothing on stderr while a case is waited for.
-
-        Raises:
-            RecipeError: The configuration does not validate, or draws without label maps.
-            RequestError: A number is too small, or ``numbers`` cannot stand in a label map.
-            CohortError: The system is Windows, which lacks the sockets that are used.
-        """
+        # Only starts the process: the weights are loaded while the training prepares.
         if not isinstance(configuration, CohortRequest):
             configuration = build_request(configuration, source="FreshCases")
         if not configuration.has_maps:

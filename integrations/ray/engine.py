@@ -163,7 +163,7 @@ class Office:
     _has_warned: bool = False
 
     def hire(self, assignment: Assignment) -> Any:
-        """Create an actor for a worker, which may wait for resources."""
+        """Create a Ray actor for a worker and return its handle; the actor starts once its resources are free."""
         shape, threads = self.shape, limit_threads(self.shape.num_cpus)
         made = self.ray.remote(RemoteWorker).options(
             num_cpus=shape.num_cpus,

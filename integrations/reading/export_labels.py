@@ -91,7 +91,9 @@ def number_labels(
     for name, number in numbers.items():
         label_id = BACKGROUND_ID if _is_background(name) else vocabulary.id_of(name)
         if found.setdefault(label_id, number) != number:
-            raise RequestError(f"numbers, '{name}': the label already has a number. Leave one out.")
+            raise RequestError(
+                f"numbers, '{name}': the label has another number already, {found[label_id]}. Keep one of the two."
+            )
     missing = [name_of(label_id) for label_id in requested_ids if label_id not in found]
     if missing:
         raise RequestError(

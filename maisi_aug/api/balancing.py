@@ -100,11 +100,11 @@ class Balance:
     def save_picture(self, path: Path) -> None:
         """Draw the balance as a picture: lesions by size and number, before and after.
 
-        Raises:
-            VolumeError: The file cannot be written.
-
         Args:
             path: Image file to write.
+
+        Raises:
+            VolumeError: The file cannot be written.
         """
         from maisi_aug.cohort.balance_picture import draw_balance
         from maisi_aug.pictures.preview import save_picture
@@ -219,11 +219,11 @@ def find_balance(
         least_ml: Smallest lesion volume in mL that the output grid can show; smaller ones are not planned.
         report: Progress callback, called with (label maps measured, label maps in all).
 
-    Raises:
-        BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
-
     Returns:
         Existing and planned cases of each label.
+
+    Raises:
+        BankError, RequestError, VocabularyError, VolumeError: The dataset cannot be measured or balanced.
     """
     from maisi_aug.cohort.balance import DEFAULT_MAX_LESIONS, SizeBins, count_lesions, fill_deficits, read_targets
     from maisi_aug.cohort.census import take_census

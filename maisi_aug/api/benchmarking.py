@@ -93,7 +93,7 @@ def plan_benchmark(
             ``labels/``, whose files have the same names.
         device: Device on which one training step is timed: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         progress: True for bars, False for none, or a function called with ``(stage, done, total)``.
-        **fields: Fields of the benchmark, see below; in the forms of :func:`benchmark`.
+        **fields: The keywords listed below, settings of the benchmark.
 
     Returns:
         The plan, as ``figures`` with ``train_cases``, ``test_cases``, ``arms``, ``num_trainings``, ``num_steps`` and
@@ -149,8 +149,7 @@ def benchmark(
         plan_only: Only write the plan; trainings are then run with :func:`run_arm` or the commands of the result.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: Fields of the benchmark, see below. ``synthetic`` may be one folder, several, or a dict, name of the
-            source -> folder; ``labels`` one name or several; ``mapping`` a dict, label -> name or names.
+        **fields: The keywords listed below, settings of the benchmark.
 
     Returns:
         ``states`` (of every training), ``is_complete``, ``figures`` (scores and, under ``comparisons``, differences

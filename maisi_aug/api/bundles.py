@@ -61,8 +61,18 @@ def list_bundles() -> list[BundleRow]:
     'maisi-aug bundles pull rflow-ct'
 
     Returns:
-        One dict per bundle, the installed ones first, with the keys ``name``, ``description``,
-        ``licence``, ``grid``, ``num_bytes``, ``has_masks``, ``path``, ``pull`` and ``download_size``.
+        One dict per bundle, the installed ones first:
+
+        - ``name``: name to pass as ``bundle``, such as ``"phantom-ct"``.
+        - ``description``: what the bundle generates, a sentence.
+        - ``licence``: licence of the weights, such as ``"Apache-2.0"``.
+        - ``grid``: dict with ``shape`` (voxels) and ``spacing_mm`` along I, J, K that are used by default.
+        - ``num_bytes``: size of the files; None for a bundle that is not installed.
+        - ``base``: name of the bundle that it was fine-tuned from; absent for others.
+        - ``has_masks``: whether it includes the networks that generate label maps, for ``mask_source="diffusion"``.
+        - ``path``: its folder; None for a bundle that is not installed.
+        - ``pull``: command that downloads it; None for an installed bundle.
+        - ``download_size``: size of the download, such as ``"2.6 GB"``; None for an installed bundle.
     """
     from maisi_aug.bundle_spec.bundle import list_bundles as list_at_hand
     from maisi_aug.bundle_spec.known_bundles import known_bundles
@@ -83,9 +93,10 @@ def show_bundle(bundle: str | Path) -> dict[str, Any]:
         bundle: Name of an installed bundle, or its folder.
 
     Returns:
-        The row of :func:`list_bundles`, and among others ``networks`` (by role), ``slots`` (labels that it was taught),
-        ``modalities``, ``num_inference_steps``, ``proven_steps``, ``sides_multiple_of`` and ``grid_limits`` (which
-        shapes and spacings it takes).
+        The dict of :func:`list_bundles`, and among others ``networks`` (role -> class, widths, file and its
+        hash), ``slots`` (labels that it was taught by fine-tuning), ``modalities``, ``num_inference_steps`` (default),
+        ``proven_steps`` (of :func:`prove_steps`), ``sides_multiple_of`` (voxels; every side of an image is a multiple
+        of it) and ``grid_limits`` (shapes in voxels and spacings in mm that it can draw).
 
     Raises:
         BundleError: The bundle was not found.
@@ -215,9 +226,12 @@ def push_bundle(
     >>> [file.name for file in files][:2]
     ['README.md', 'autoencoder.safetensors']
 
+    Uploading needs a token that may write to the repository: log in once with ``hf auth login``, or set the environment
+    variable ``HF_TOKEN``. A dry run needs neither token nor network.
+
     Args:
         bundle: Name of an installed bundle, or its folder.
-        repository: ``owner/name``; made if it is not there.
+        repository: ``owner/name`` on the hub; created if it does not exist.
         private: Whether a new repository can be read by its owner alone.
         self_contained: Whether to include the weights of the base that it was fine-tuned from.
         with_label_maps: Whether to include its label maps, which are those of the training patients.
@@ -230,7 +244,8 @@ def push_bundle(
         address of the repository, which is None for a dry run.
 
     Raises:
-        BundleError: The bundle is altered, ``to`` is in use, or the hub refuses.
+        BundleError: A weight file differs from its hash, ``to`` is in use, there is no valid token, or the hub cannot
+            be reached.
     """
     from maisi_aug.networks.checkpoints import sharing
 

@@ -129,7 +129,7 @@ def fid(
         gpus_per_worker: GPUs of each worker, such as 0.5.
         out: Folder for ``fid.json``, ``fid.md`` and ``fid.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["planes"]`` has, for ``xy`` (axial), ``yz`` (sagittal), ``zx``
@@ -185,7 +185,7 @@ def distribution(
         synthetic: Synthetic cases, ten or more, of any of these kinds.
         out: Folder for ``distribution.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["regions"]`` has a row for the body and for every label in enough
@@ -225,7 +225,7 @@ def equivalence(
         synthetic: Labelled synthetic cases, of any of these kinds.
         out: Folder for ``equivalence.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["rows"]`` has a row for every label and quantity, with means and
@@ -263,7 +263,7 @@ def hu(cases: str | Path, *, out: str | Path | None = None, progress: Progress =
         out: Folder for the results, created if missing: ``hu.json``, ``hu.md`` and ``hu.svg``; with ``reference`` also
             ``hu_ranges.json``, which a later call takes as ``ranges``. None to write nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["labels"]`` has a row per label, with ``label``, ``num_cases``,
@@ -315,7 +315,7 @@ def lesions(
         cohort: Folder that ``synthesize`` or ``insert`` wrote.
         out: Folder for ``lesions.json``, ``lesions.md`` and charts, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["calibration"]`` has the errors of the diameter by label,
@@ -347,8 +347,7 @@ def agreement(
         cases: Labelled cases: cohort, nnU-Net dataset, MONAI data list, or folder of ``prepare`` or image-label pairs.
         out: Folder for ``agreement.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
-            segmenter -> name in the vocabulary.
+        **fields: The keywords listed below; either ``model`` or ``predictions`` is required.
 
     Returns:
         A :class:`Measurement`, in which ``figures["labels"]`` has a row per label, with ``label``, ``num_cases``,
@@ -390,8 +389,7 @@ def detection_curve(
             sensitivity is given by this factor, else by size.
         out: Folder for ``detection_curve.json``, ``.md`` and ``.svg``, created if missing; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below; either ``model`` or ``predictions`` is required. ``map`` may also be a dict, label of the
-            segmenter -> name in the vocabulary.
+        **fields: The keywords listed below; either ``model`` or ``predictions`` is required.
 
     Returns:
         A :class:`Measurement`, in which ``figures["groups"]`` has a row per value or range of sizes, with ``name``,
@@ -437,7 +435,7 @@ def memorization(
         train: Cases that the generator was trained on, two or more, of any of these kinds.
         out: Folder for ``memorization.json``, ``.md``, ``.svg`` and ``closest_pairs.png``; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["images"]`` and the further comparisons have a ``verdict`` and
@@ -491,7 +489,7 @@ def reconstruction(
         gpus_per_worker: GPUs of each worker, such as 0.5.
         out: Folder for ``reconstruction.json``, ``.md``, ``.svg`` and ``worst_slices.png``; None writes nothing.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         A :class:`Measurement`, in which ``figures["summary"]`` has over all cases ``psnr_db``, ``ssim``, ``lpips``
@@ -554,7 +552,7 @@ def blind_pack(
         out: New folder for the readers, with a picture per item, ``answers.csv`` and ``README.txt``. The answer key
             ``OUT_key.json`` is written next to it.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         The paths ``folder``, ``key`` and ``answers``; and ``skipped``, the cases that could not be read.

@@ -47,8 +47,7 @@ def export_nnunet(
         dataset_id: Number of the dataset, 1 to 999, not in use.
         copy: Without ``like``: copy the images instead of hard-linking them.
         progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
-        **fields: See below; ``name`` is required without ``like``. ``map`` may also be a dict, label of the real
-            dataset -> name in the cohort.
+        **fields: The keywords listed below; ``name`` is required without ``like``.
 
     Returns:
         Without ``like`` an object with ``path``, ``labels`` (name -> number, with the background), ``num_cases`` and
@@ -80,7 +79,7 @@ def export_monai(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
         out: New or empty folder. It gets ``datalist.json`` and ``task.yaml`` next to the images and label maps, whose
             numbers are those of the report's ``labels``.
         progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
-        **fields: See below; ``map`` may also be a dict, label of the real dataset -> name in the cohort.
+        **fields: The keywords listed below.
 
     Returns:
         ``path``, ``labels`` (name -> number), ``num_synthetic``, ``num_real``, ``num_folds`` and ``notes``.
@@ -116,7 +115,7 @@ def export_dicom(cohorts: Cohorts, out: str | Path, *, progress: Progress = True
         cohorts: A :class:`Cohort` or its folder, or several of them.
         out: New or empty folder; ``maisi_aug_index.json`` in it lists the files of every case.
         progress: True for a bar, False for none, or a function called with ``(stage, done, total)``.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         ``path``, ``num_cases`` (CT series), ``num_segmentations``, ``segments`` (names of the labels) and ``notes``.

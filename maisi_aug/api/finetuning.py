@@ -59,7 +59,7 @@ def finetune_controlnet(
         self_contained: Copy the base's weights and the label maps into the bundle, which otherwise refers to them.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         ``bundle`` (with the best weights so far; its folder is ``bundle.path``), ``taught`` (labels with their ids),
@@ -107,12 +107,12 @@ def finetune(
         with_tensorboard: Whether to log for TensorBoard as well.
         self_contained: Copy the base's weights and the label maps into the bundle.
 
-    Raises:
-        MaisiAugError: The request cannot be met.
-
     Returns:
         The bundle and the progress of training; None if the time limit was reached before training began, and in all
         processes of ``torchrun`` except the first.
+
+    Raises:
+        MaisiAugError: The request cannot be met.
     """
     from maisi_aug.bundle_spec.bundle import load_bundle
     from maisi_aug.training.loop.stopping import TimeLimit
@@ -234,7 +234,7 @@ def _prepare_embeddings(
 
     if request.organs:
         raise PreparationError(
-            f"--organs: expected none for {request.data}, whose label maps hold the organs, found one. Leave it out."
+            f"--organs cannot be used with {request.data}, whose label maps contain the organs. Leave it out."
         )
     with display.count_stages() as report:
         prepare_embeddings(

@@ -78,7 +78,7 @@ def insert(
         redraw_rejected: Make another attempt at cases that reviewers rejected in ``maisi-aug view``.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: See below.
+        **fields: The keywords listed below.
 
     Returns:
         The cohort. Cases that failed a quality gate in every attempt raise nothing; they are in ``cohort.rejected``.

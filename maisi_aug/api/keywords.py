@@ -12,12 +12,14 @@ from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator
 from pydantic.fields import FieldInfo
 
+from maisi_aug.api.field_help import describe_fields, spell_type
 from maisi_aug.errors import MaisiAugError, RecipeError, did_you_mean
-from maisi_aug.system.models import explain_problems
+from maisi_aug.system.models import Option, explain_problems
 
 P = ParamSpec("P")
 R = TypeVar("R")
 Model = TypeVar("Model", bound=BaseModel)
+FIELDS_HEADING = "Fields, given as keyword arguments (where not given or None, the default applies):"
 
 
 def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -37,14 +39,16 @@ def takes_fields_of(model: type[BaseModel], *, but: Sequence[str] = ()) -> Calla
         names = {part.name for part in own}.union(but)
         fields = {name: field for name, field in model.model_fields.items() if name not in names}
         shown = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=field.annotation)
+            inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=f"{spell_type(field)} | None"
+            )
             for name, field in fields.items()
         ]
         function.__signature__ = signature.replace(parameters=[*own, *shown])  # type: ignore[attr-defined]
-        described = [f"{name}: {' '.join(one.description.split())}" for name, one in fields.items() if one.description]
+        described = list(describe_fields(fields, model))
         if described:
-            heading = f"\n\nFields, of maisi_aug.{model.__module__.removeprefix('maisi_aug.')}.{model.__name__}:\n"
-            function.__doc__ = inspect.cleandoc(function.__doc__ or "") + heading + indent("\n".join(described), "    ")
+            own_text = inspect.cleandoc(function.__doc__ or "")
+            function.__doc__ = f"{own_text}\n\n{FIELDS_HEADING}\n" + indent("\n".join(described), "    ")
         return function
 
     return show
@@ -129,8 +133,11 @@ def to_plain(value: Any) -> Any:
 
 
 def _holds_texts(field: FieldInfo) -> bool:
-    """Whether a field is any number of texts, and does not read a single one itself."""
-    reads = any(isinstance(one, BeforeValidator) for one in field.metadata)
+    """Whether a field is any number of texts, and does not read a single one itself, such as a list of names."""
+    reads = any(
+        isinstance(one, BeforeValidator) or (isinstance(one, Option) and one.takes in (str, Path))
+        for one in field.metadata
+    )
     return not reads and any(_is_texts(kind) for kind in (field.annotation, *get_args(field.annotation)))
 
 

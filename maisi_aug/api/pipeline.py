@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 LABEL_MAP_NAME, CT_NAME, PAIR_NAME = "label_map.nii.gz", "ct.nii.gz", "pair.json"
 # What the arguments of a call, or the pipeline itself, decide.
 _DECIDED = (
-    *("labels", "num_cases", "grown_from", "anatomy", "bundle", "precision", "keep_rejected", "mask_source", "plant"),
-    *("mask_bank", "mask_steps", "size_of", "size_reference", "size_label"),
+    *("labels", "num_cases", "grown_from", "twins", "anatomy", "bundle", "precision", "keep_rejected", "mask_source"),
+    *("plant", "mask_bank", "mask_steps", "size_of", "size_reference", "size_label"),
 )
 
 
@@ -127,9 +127,7 @@ class Pipeline:
             seed: Seed from 0 of everything random; the same seed gives the same case.
             progress: True for a bar on a terminal or in a notebook, False for none, or a function that is called with
                 ``(stage, done, total)``.
-            **fields: Of a recipe: ``mask_labels`` (what the ids mean), ``num_inference_steps``, ``guidance_scale``,
-                ``modality``, ``body_region``, ``preset``, ``shape``, ``spacing_mm``, ``allow_unseen_grid``,
-                ``max_attempts``, ``hu_reference``, ``decoding``, ``gates``.
+            **fields: The keywords listed below, which are fields of a recipe.
 
         Returns:
             The last attempt, with ``image`` (``(I, J, K)`` int16 HU), ``label_map`` (uint8 ids), ``affine``,
@@ -182,7 +180,10 @@ class Pipeline:
 
 
 class DrawnCase(Case):
-    """A case in memory, from a :class:`Pipeline`, with the attributes of :class:`Case`; nothing of it is on disk."""
+    """A case in memory, with the attributes of :class:`Case`, which a call of :class:`Pipeline` returns.
+
+    Nothing of it is on disk until :meth:`save` is called.
+    """
 
     def __init__(self, attempt: Attempt, run: CohortRun, networks: ImagePipeline) -> None:
         case = attempt.case

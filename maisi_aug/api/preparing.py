@@ -48,7 +48,7 @@ def prepare(
         num_workers: Number of processes; one per core when not given.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: See below. ``map`` and ``tissues`` may also be dicts, as in the example.
+        **fields: The keywords listed below.
 
     Returns:
         ``dataset`` (``path``, ``cases`` and ``vocabulary`` of the prepared folder), ``summary`` (content of

@@ -25,16 +25,24 @@ if TYPE_CHECKING:
 
 
 class Case:
-    """A CT image with its label map, lesions and quality verdicts.
+    """A CT image with its label map, lesions and quality verdicts: what saved and drawn cases have in common.
 
-    Arrays have axes ``I J K`` along right, anterior, superior (RAS+), with the same grid for both.
+    Cases come from :attr:`Cohort.cases` (:class:`SavedCase`) or from calling a :class:`Pipeline` (:class:`DrawnCase`);
+    they are not constructed by hand. Arrays have axes ``I J K`` along right, anterior, superior (RAS+); image and label
+    map have the same grid.
+
+    >>> import maisi_aug as ma
+    >>> case = ma.load_cohort("cohort").cases[0]
+    >>> case.image.dtype, case.label_map.dtype, case.spacing_mm
+    (dtype('int16'), dtype('uint8'), (4.0, 4.0, 4.0))
 
     Attributes:
         id: Name of the case.
         request: Label request that it was made for, such as ``hepatic tumor:0.3``.
         seed: Seed of everything random in the case.
-        lesions: Lesions, each with ``label``, ``label_id``, requested size (``requested_ml``, ``requested_mm``) and
-            realised size (``realised_ml``, ``diameter_mm``), ``centre_ijk`` (voxel) and ``host_id``.
+        lesions: Lesions, each with ``label``, ``label_id``, requested size (volume ``requested_ml``, equivalent
+            diameter ``requested_mm``) and realised size (``realised_ml``, ``diameter_mm``), ``centre_ijk`` (voxel) and
+            ``host_id`` (label id of the organ that contains it).
         verdicts: Verdict of each quality gate that was run: ``gate`` (its name), ``passed``, ``figures`` (what it
             measured) and ``message`` (a sentence about it).
         reason: Why a quality gate refused the case, a sentence; empty if it was accepted.
@@ -100,7 +108,8 @@ class Case:
 class SavedCase(Case):
     """A case of a cohort on disk, with the attributes of :class:`Case`; arrays are read once, when first used.
 
-    Reading an array raises ``VolumeError`` if its file is missing or damaged.
+    :attr:`Cohort.cases` and :attr:`Cohort.rejected` contain them. Reading an array raises ``VolumeError`` if its file
+    is missing or damaged.
 
     Attributes:
         record: The case's line of the manifest: request, seed, sizes, verdicts, origin of the label map, bundle and
@@ -138,7 +147,7 @@ class SavedCase(Case):
 
 
 class Cohort:
-    """A cohort on disk, made by ``synthesize``, ``insert`` or saved cases.
+    """A cohort on disk, made by :func:`synthesize`, :func:`insert` or :meth:`DrawnCase.save`.
 
     >>> import maisi_aug as ma
     >>> cohort = ma.load_cohort("cohort")
@@ -148,23 +157,21 @@ class Cohort:
     >>> case.image.shape == case.label_map.shape == case.shape
     True
 
+    Args:
+        folder: Folder of the cohort; :func:`load_cohort` opens one as well.
+        summary: Summary of the run that has just made it; None to read it from the manifest.
+
+    Raises:
+        CohortError: The folder is not a cohort, or its manifest is damaged.
+
     Attributes:
         folder: Folder of the cohort.
         summary: Figures of the whole cohort: ``num_cases`` (planned), ``manifest`` (all attempts), ``is_complete``
-            (whether every case was accepted), and of the run that made it ``num_new`` and ``seconds``;
-            ``to_json()`` returns them as a dict.
+            (whether every case was accepted), and of the run that made it ``num_new`` (cases that it made) and
+            ``seconds`` (its wall time); ``to_json()`` returns them as a dict.
     """
 
     def __init__(self, folder: str | Path, summary: CohortSummary | None = None) -> None:
-        """Open a cohort.
-
-        Args:
-            folder: Folder of the cohort.
-            summary: Summary of the run that has just made it; None to read it from the manifest.
-
-        Raises:
-            CohortError: The folder is not a cohort, or its manifest is damaged.
-        """
         self.folder = Path(folder)
         self._manifest: Manifest | None = None
         if summary is None:
@@ -195,7 +202,13 @@ class Cohort:
 
         Args:
             dataset_id: Number of the dataset, 1 to 999, not in use.
-            **options: See :func:`maisi_aug.export_nnunet`, also for result and errors.
+            **options: Keywords of :func:`maisi_aug.export_nnunet`, such as ``name``, ``out`` and ``like``.
+
+        Returns:
+            The report of :func:`maisi_aug.export_nnunet`: ``path``, ``labels`` (name -> number) and others.
+
+        Raises:
+            MaisiAugError: As :func:`maisi_aug.export_nnunet`, such as for an unfinished cohort or a number in use.
         """
         from maisi_aug.api.exporting import export_nnunet
 
@@ -206,7 +219,13 @@ class Cohort:
 
         Args:
             out: New or empty folder.
-            **options: See :func:`maisi_aug.export_monai`, also for result and errors.
+            **options: Keywords of :func:`maisi_aug.export_monai`, such as ``labels`` and ``like``.
+
+        Returns:
+            The report of :func:`maisi_aug.export_monai`: ``path``, ``labels`` (name -> number), ``num_folds`` etc.
+
+        Raises:
+            MaisiAugError: As :func:`maisi_aug.export_monai`, such as for an unfinished cohort or a folder in use.
         """
         from maisi_aug.api.exporting import export_monai
 
@@ -217,7 +236,13 @@ class Cohort:
 
         Args:
             out: New or empty folder.
-            **options: See :func:`maisi_aug.export_dicom`, also for result and errors.
+            **options: Keywords of :func:`maisi_aug.export_dicom`: ``labels``, ``include_anatomy`` and ``progress``.
+
+        Returns:
+            The report of :func:`maisi_aug.export_dicom`: ``path``, ``num_cases``, ``num_segmentations`` and others.
+
+        Raises:
+            MaisiAugError: As :func:`maisi_aug.export_dicom`, such as for an unfinished cohort or a folder in use.
         """
         from maisi_aug.api.exporting import export_dicom
 

@@ -94,7 +94,7 @@ def synthesize(
         redraw_rejected: Make another attempt at cases that reviewers rejected in ``maisi-aug view``.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: The fields of a recipe, see below; sections as ``gates={"organ_hu": False}``.
+        **fields: The keywords listed below, fields of a recipe; sections as ``gates={"organ_hu": False}``.
 
     Returns:
         The cohort. ``cohort.cases`` are the accepted ones. Cases that failed a quality gate in every attempt raise
@@ -163,7 +163,7 @@ def plan(
         max_lesions: Largest number of lesions in a case.
         balance_picture: PNG file to draw the balance into; the only file that is written.
         progress: True for bars, False for none, or a function that is called with ``(stage, done, total)``.
-        **fields: The fields of a recipe, see below.
+        **fields: The keywords listed below, which are the fields of a recipe.
 
     Returns:
         The plan. ``plan.cases`` are the cases in the order in which they would be made, each with ``case_id``,

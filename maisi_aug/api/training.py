@@ -89,7 +89,7 @@ def train(
         with_tensorboard: Whether to log for TensorBoard as well; needs the extra ``tensorboard``.
         progress: True for bars on a terminal or in a notebook, False for none, or a function that is called with
             ``(stage, done, total)``: a text and two numbers.
-        **fields: See below; image stages take only ``recipe``, ``data`` and ``embedded_by``, and only
+        **fields: The keywords listed below; image stages take only ``recipe``, ``data`` and ``embedded_by``, and only
             ``mask-diffusion`` takes ``base``.
 
     Returns:
@@ -136,11 +136,11 @@ def train_stage(
         display: Shows progress.
         with_tensorboard: Whether to log for TensorBoard as well.
 
-    Raises:
-        MaisiAugError: The request is invalid.
-
     Returns:
         Path of the result and progress; None in all processes except the first.
+
+    Raises:
+        MaisiAugError: The request is invalid.
     """
     from maisi_aug.training.loop.stopping import TimeIsUp, TimeLimit
 

@@ -198,11 +198,11 @@ class FolderBank:
     def load(self, index: int) -> BankMap | None:
         """Read one map of the bank; None if it cannot be used, with the reason added to :attr:`skipped`.
 
-        Raises:
-            BankError: No usable map is left.
-
         Args:
             index: Place of the map in :attr:`names`.
+
+        Raises:
+            BankError: No usable map is left.
         """
         if index in self._bad:
             return None

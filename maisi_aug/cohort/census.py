@@ -45,13 +45,13 @@ def take_census(
         mapping: Names of the lesions in the dataset (default: matched by name).
         report: Progress callback, called with (label maps read, label maps in all).
 
+    Returns:
+        One census per target.
+
     Raises:
         BankError: There is no label map, or the name of a lesion in the dataset is unknown.
         RequestError: The mapping names a label that is not balanced.
         VolumeError: A label map cannot be read.
-
-    Returns:
-        One census per target.
     """
     entries = _list_label_maps(path, vocabulary)
     mapping = _by_label(mapping or {}, targets, vocabulary)

@@ -213,7 +213,13 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """
     mask_labels: Annotated[
         Annotated[str, Field(min_length=1)] | dict[str | int, str | int],
-        Option(metavar="NAME|FILE", takes=str, panel=_MASKS),
+        Option(
+            metavar="NAME|FILE",
+            takes=str,
+            panel=_MASKS,
+            in_python="Meaning of the label ids in the bank: auto, maisi, totalsegmentator-v1, totalsegmentator-v2, "
+            "totalsegmentator-v3, a JSON file, or a dict, id -> label of the vocabulary.",
+        ),
     ] = AUTO_MAPPING
     """Meaning of the label ids in the bank: auto, maisi, totalsegmentator-v1, -v2 or -v3, or a JSON file."""
     mask_steps: Annotated[PositiveInt | None, Option(panel=_MASKS)] = None
@@ -221,7 +227,13 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     size_of: Annotated[
         dict[str, Finite] | None,
         BeforeValidator(_read_organ_sizes),
-        Option(metavar="ORGAN:SIZE", takes=list[str], panel=_MASKS),
+        Option(
+            metavar="ORGAN:SIZE",
+            takes=list[str],
+            panel=_MASKS,
+            in_python="Organ (gallbladder, liver, stomach, pancreas or colon) -> its size percentile in generated "
+            "maps: 0 to 1, or -1 for absent (default: random).",
+        ),
     ] = None
     """Size percentile (0-1, or -1 for absent) of gallbladder, liver, stomach, pancreas or colon in generated maps; may
     repeat (default: random).
@@ -281,7 +293,12 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     size_label: Annotated[
         PositiveInt | dict[str, PositiveInt] | None,
         BeforeValidator(_read_size_label),
-        Option(metavar="ID", takes=list[str], panel=_WHAT),
+        Option(
+            metavar="ID",
+            takes=list[str],
+            panel=_WHAT,
+            in_python="Id of the lesion in the size reference; if it has several, a dict, lesion -> id.",
+        ),
     ] = None
     """Id of the lesion in the size reference; if it has several, use --map."""
     hu_reference: Annotated[PathText | None, Option(takes=Path, panel=_GATES)] = None
@@ -294,9 +311,16 @@ class CohortRequest(StrictModel, strict=True, use_attribute_docstrings=True):
     """Floating-point type of the networks; auto: float16 on CUDA, float32 elsewhere. bfloat16 is fast on CPUs but
     shifts organs by several HU.
     """
-    gates: Annotated[GateConfig, Option("--gate", metavar="NAME=off|NUMBER", takes=list[str], panel=_GATES)] = (
-        GateConfig()
-    )
+    gates: Annotated[
+        GateConfig,
+        Option(
+            "--gate",
+            metavar="NAME=off|NUMBER",
+            takes=list[str],
+            panel=_GATES,
+            in_python="Quality gates to turn off, and their thresholds.",
+        ),
+    ] = GateConfig()
     """Turn a quality gate off or set its threshold; may repeat: presence, lesion-size, size-tolerance, lesion-place,
     max-share-outside, max-spread, organ-hu, hu-bias, max-dark-hu, max-bright-hu, visibility, minimum-cnr.
     """

@@ -108,7 +108,7 @@ def check_geometry(
     if image_hu.shape != expected.shape or (label_map is not None and label_map.shape != expected.shape):
         problems.append("shapes that are not the expected one")
     if not grid.is_close(expected):
-        problems.append("a grid that is not the expected one")
+        problems.append("another grid than expected")
     if not finite.all():
         problems.append(f"{figures['num_not_finite']} values that are not finite")
     if not low < high:

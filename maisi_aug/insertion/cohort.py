@@ -469,5 +469,5 @@ def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest:
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)
-        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; {cohort.painter_name}, real CTs"
+        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; {cohort.painter_name}, in given CTs"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

@@ -186,12 +186,12 @@ def insert_lesion(
         seed: Seed; the same seed gives the same lesion.
         size_tolerance: Deviation that the gate on size allows, as a fraction of the volume.
 
+    Returns:
+        The crop with the lesion and the verdicts of the gates, which may have failed.
+
     Raises:
         UnfitCtError: The lesion is smaller than a few voxels, or its host has no room.
         LesionError: There is no room for the shape that was drawn.
-
-    Returns:
-        The crop with the lesion and the verdicts of the gates, which may have failed.
     """
     voxel_ml = voxel_volume_ml(spacing_mm)
     sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)

@@ -113,7 +113,7 @@ def crop_nodules(folder: Path, *, copies: int, seed: int) -> Iterator[Crop]:
     """Yield windows around the nodules of training patients, each several times with other rotations.
 
     Args:
-        folder: Folder of the data set.
+        folder: Data set of the training patients: CTs, and masks of their nodules.
         copies: Windows per nodule.
         seed: Seed of positions and rotations.
     """

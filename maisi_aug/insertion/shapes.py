@@ -38,11 +38,11 @@ def draw_shape(room: Mask, centre: Shape, num_voxels: int, spacing_mm: Spacing, 
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Generator of all random draws.
 
-    Raises:
-        LesionError: The room around the centre is too small.
-
     Returns:
         ``(I, J, K)`` mask of the shape.
+
+    Raises:
+        LesionError: The room around the centre is too small.
     """
     radius_mm = (3.0 * num_voxels * float(np.prod(spacing_mm)) / (4.0 * np.pi)) ** (1.0 / 3.0)
     level = _draw_level(room.shape, centre, radius_mm, spacing_mm, rng)

@@ -85,7 +85,7 @@ class Decoder:
             config: Requested settings; None for the defaults.
 
         Returns:
-            ``(B, 1, I, J, K)`` float32 image, and the settings that were used.
+            ``(B, 1, I, J, K)`` float32 image in the networks' units, [0, 1] for CT, and the settings that were used.
 
         Raises:
             MemoryShortageError: Even the smallest windows take more memory than there is.

@@ -117,10 +117,9 @@ def decode_windows(
 ) -> Tensor:
     """Decode a latent in windows and blend them with Gaussian weights.
 
-    The weights are those of MONAI's ``sliding_window_inference``, and so is the image but for rounding. Its weights are
-    constant within a latent voxel: kept, summed and divided by at the latent's size, they take 1/64 of the memory. With
-    ``on_host`` the device holds the part of the image that windows still change, and each finished slab goes to pinned
-    memory once, without arithmetic on the host.
+    The result equals that of MONAI's ``sliding_window_inference`` up to rounding. Since the weights are constant within
+    a latent voxel, they are held at the size of the latent, which takes 1/64 of the memory. With ``on_host`` the device
+    holds only the part of the image to which windows still contribute; finished slabs are copied to pinned memory.
 
     Args:
         latent: ``(B, C, i, j, k)``, ready for the decoder.

@@ -41,11 +41,11 @@ def integrate_fast(
         num_steps: Number of steps.
         report: Progress callback, called with (steps done, steps in all).
 
-    Raises:
-        ValueError: There are more steps than the scheduler knows.
-
     Returns:
         ``(B, C, i, j, k)`` latent.
+
+    Raises:
+        ValueError: There are more steps than the scheduler knows.
     """
     # (T,)
     kept = scheduler.alphas_cumprod.cpu().double()  # a_t^2

@@ -226,7 +226,9 @@ def _integrate_flow(
     if not isinstance(scheduler, RFlowScheduler):
         raise ValueError(f"Sampling: expected a rectified flow for solver '{sampling.solver}', found DDPM.")
     if known is not None and known.num_resamplings > 1:
-        raise ValueError(f"Sampling: expected every step once for solver '{sampling.solver}', found resampling.")
+        raise ValueError(
+            f"Sampling: solver '{sampling.solver}' cannot be combined with resampling, which repeats steps."
+        )
     num_training = scheduler.num_train_timesteps
 
     def velocity(latent: Tensor, time: float) -> Tensor:

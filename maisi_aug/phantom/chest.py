@@ -35,7 +35,7 @@ PLEURA_MM: Final = 2.5  # chest wall between the cavity's outline and the lung
 
 
 def heart_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
-    """Return the distances to the heart: an egg that points to the left, front and down, resting on the diaphragm.
+    """Return the field of the heart: an egg that points to the left, front and down, resting on the diaphragm.
 
     Args:
         canvas: Canvas with the frame of the patient.

@@ -408,11 +408,11 @@ def _inside(box: Sequence[int], picture: Image.Image) -> tuple[int, int, int, in
     """A panel's left, upper, right and lower edge, checked: cropping beyond a picture makes a larger one.
 
     Raises:
-        ValueError: It is empty or leaves the picture.
+        ValueError: The box is empty or extends beyond the picture.
     """
     left, upper, right, lower = map(int, box)
     if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
-        raise ValueError(f"box {box} leaves the picture")
+        raise ValueError(f"box {box} extends beyond the picture")
     return left, upper, right, lower
 
 

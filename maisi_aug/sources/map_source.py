@@ -74,11 +74,11 @@ class MapSource(Protocol):
     def require_unchanged(self, origins: Iterable[Mapping[str, Any]]) -> None:
         """Raise if the files that cases were made from, according to their manifest, have changed.
 
-        Raises:
-            CohortError: The message names the first changed file.
-
         Args:
             origins: ``mask_origin`` of the cases, from their manifest.
+
+        Raises:
+            CohortError: The message names the first changed file.
         """
         return  # there are no files
 

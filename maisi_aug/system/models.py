@@ -61,6 +61,8 @@ class Option:
         complete: Name of the shell completion in ``cli.shared.completion``: ``"bundles"`` for ``complete_bundles``.
         is_everyday: Whether ``--help`` shows the option; otherwise only ``--help-all`` does, for commands that have
             both.
+        in_python: Description of the field as a keyword of a function, if its help describes what is typed.
+        python_type: Type of that keyword, if it is wider than the field's.
     """
 
     flags: tuple[str, ...]
@@ -69,6 +71,8 @@ class Option:
     takes: Any
     complete: str | None
     is_everyday: bool
+    in_python: str | None
+    python_type: str | None
 
     def __init__(
         self,
@@ -78,8 +82,10 @@ class Option:
         takes: Any = None,
         complete: str | None = None,
         everyday: bool = False,
+        in_python: str | None = None,
+        python_type: str | None = None,
     ) -> None:
-        values = (flags, panel, metavar, takes, complete, everyday)
+        values = (flags, panel, metavar, takes, complete, everyday, in_python, python_type)
         for name, value in zip(self.__dataclass_fields__, values, strict=True):
             object.__setattr__(self, name, value)
 

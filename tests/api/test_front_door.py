@@ -8,15 +8,18 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import maisi_aug as ma
+from maisi_aug.api.keywords import FIELDS_HEADING
 from maisi_aug.errors import RecipeError, RequestError
 
+MADE_FOR_USERS = {"Case", "DrawnCase", "SavedCase", "Pipeline"}
+"""Classes whose objects functions return; nobody calls their constructors."""
 SOURCE = ast.parse(Path(ma.__file__).read_text(encoding="utf-8"))
 
 
@@ -39,6 +42,41 @@ def test_every_name_is_there_and_explained(name: str) -> None:
     value = getattr(ma, name)
     assert value.__name__.rpartition(".")[2] == name
     assert len(inspect.getdoc(value) or "") > 20
+
+
+def list_callables() -> Iterator[tuple[str, Any]]:
+    """Every function, constructor and method that the front door offers, by name."""
+    for name in ma.__all__:
+        value = getattr(ma, name)
+        if inspect.isfunction(value):
+            yield name, value
+            continue
+        if inspect.isclass(value) and name not in MADE_FOR_USERS and not issubclass(value, Exception):
+            yield name, value
+        home = value.__name__ if inspect.ismodule(value) else value.__module__
+        for member, one in vars(value).items():
+            function = one.__func__ if isinstance(one, classmethod) else one
+            is_own = inspect.isfunction(function) and function.__module__ == home
+            if is_own and (member == "__call__" or not member.startswith("_")):
+                yield f"{name}.{member}", function
+
+
+CALLABLES = dict(list_callables())
+
+
+def test_callables_of_the_front_door_are_found() -> None:
+    assert len(CALLABLES) >= 50
+    assert {"Pipeline.from_bundle", "evaluate.fid", "FreshCases", "Cohort.export_nnunet"} <= set(CALLABLES)
+
+
+@pytest.mark.parametrize("name", sorted(CALLABLES))
+def test_arguments_and_result_are_documented(name: str) -> None:
+    thing = CALLABLES[name]
+    text, signature = inspect.getdoc(thing) or "", inspect.signature(thing)
+    names = [part for part in signature.parameters if part not in ("self", "cls")]
+    assert [one for one in names if not re.search(rf"^ *(\*\*|\*)?{one}(:| \()", text, re.M)] == []
+    if inspect.isfunction(thing) and signature.return_annotation not in (None, "None"):
+        assert "Returns:" in text
 
 
 def test_names_that_are_not_there_are_attribute_errors() -> None:
@@ -68,7 +106,9 @@ def test_functions_are_reached_without_torch() -> None:
 def test_fields_of_the_command_are_keywords_that_are_shown_and_explained(function: object) -> None:
     parameters = inspect.signature(function).parameters  # type: ignore[arg-type]
     assert all(part.kind is not inspect.Parameter.VAR_KEYWORD for part in parameters.values())
-    shown = re.findall(r"^    ([a-z_]+): ", (inspect.getdoc(function) or "").partition("\nFields, of ")[2], re.M)
+    shown = re.findall(
+        r"^    ([a-z_]+) \(", (inspect.getdoc(function) or "").partition(f"\n{FIELDS_HEADING}\n")[2], re.M
+    )
     assert len(shown) >= 8
     assert set(shown) <= set(parameters)
 

@@ -41,7 +41,7 @@ def test_command_makes_a_cohort_and_says_what_comes_next(run_cli: Run, recipe: P
     outcome = run_cli("synthesize", "--recipe", recipe, "--out", out, "--device", "cpu")
     assert outcome.code == 0
     assert f"{out}: 1 of 1 case accepted." in outcome.stdout
-    assert "Accepted 100% of the cases at the first attempt; 1 attempts in all" in outcome.stdout
+    assert "Accepted 100% of the cases at the first attempt; 1 attempt in all" in outcome.stdout
     assert f"maisi-aug export nnunet {out}" in outcome.stdout
     assert "Note: tiny has random weights: its images are noise." in outcome.stderr
     assert "[1/1] case_0001 accepted (attempt 1)" in outcome.stderr

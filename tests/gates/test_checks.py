@@ -43,7 +43,7 @@ def test_geometry_passes_only_on_the_expected_grid_with_a_real_image() -> None:
     wild = image.copy()
     wild[0, 0, 0] = 20_000
     for verdict, reason in (
-        (check_geometry(image, label_map, other, GRID), "a grid that is not the expected one"),
+        (check_geometry(image, label_map, other, GRID), "another grid than expected"),
         (check_geometry(image[:-1], label_map, GRID, GRID), "shapes that are not the expected one"),
         (check_geometry(image, label_map[:-1], GRID, GRID), "shapes that are not the expected one"),
         (check_geometry(broken, label_map, GRID, GRID), "1 values that are not finite"),

@@ -81,7 +81,7 @@ def test_items_take_the_numbers_of_a_real_dataset(tmp_path: Path) -> None:
         ({"hepatic tumor": 0}, "numbers: at least one label needs a number above 0"),
         ({"hepatic tumor": -1}, "'hepatic tumor': expected an integer from 0 to 255, found -1"),
         ({"hepatic tumor": 1, "background": 2}, "'background': expected 0, found 2"),
-        ({"hepatic tumor": 1, "liver tumor": 2}, "'liver tumor': the label already has a number"),
+        ({"hepatic tumor": 1, "liver tumor": 2}, "'liver tumor': the label has another number already, 1"),
     ],
 )
 def test_numbers_that_do_not_fit(tmp_path: Path, numbers: dict[str, int], message: str) -> None:

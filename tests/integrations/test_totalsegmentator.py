@@ -101,7 +101,7 @@ def test_failure_is_one_sentence_and_leaves_nothing(stand_in: StandIn, tmp_path:
     with pytest.raises(PreparationError, match="TotalSegmentator, case a: failed:"):
         segment_organs({"a": tmp_path / "a.nii.gz"}, tmp_path / "o")
     stand_in.error, stand_in.writes = None, False
-    with pytest.raises(PreparationError, match="TotalSegmentator, case a: wrote no label map"):
+    with pytest.raises(PreparationError, match="TotalSegmentator, case a: it wrote no label map"):
         segment_organs({"a": tmp_path / "a.nii.gz"}, tmp_path / "o")
     assert list((tmp_path / "o").iterdir()) == []
 

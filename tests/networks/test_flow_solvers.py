@@ -136,7 +136,7 @@ def test_what_has_no_second_order_is_refused() -> None:
     with pytest.raises(ValueError, match="rectified flow for solver 'multistep', found DDPM"):
         sample(networks, conditions)
     known = KnownLatent(draw_noise(), torch.ones(1, 1, *draw_noise().shape[2:], dtype=torch.bool), num_resamplings=2)
-    with pytest.raises(ValueError, match="every step once for solver 'multistep'"):
+    with pytest.raises(ValueError, match="solver 'multistep' cannot be combined with resampling"):
         sample(build_networks("rflow"), conditions, known=known)
 
 

@@ -164,11 +164,11 @@ def fetch_files(
         hub: Hub to download from.
         revision: Branch or commit to download from.
 
-    Raises:
-        BundleError: A file cannot be downloaded or differs; the message names it and the reason.
-
     Returns:
         Role -> downloaded file.
+
+    Raises:
+        BundleError: A file cannot be downloaded or differs; the message names it and the reason.
     """
     fetched: dict[str, FetchedFile] = {}
     for role, name in names.items():

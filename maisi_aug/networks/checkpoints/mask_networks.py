@@ -125,11 +125,11 @@ def add_mask_networks(
         files: Role -> checkpoint, and the size-conditions file.
         provenance: Origin of the files.
 
-    Raises:
-        BundleError: A checkpoint cannot be used, or other files lie in the bundle's folder.
-
     Returns:
         The bundle with mask networks.
+
+    Raises:
+        BundleError: A checkpoint cannot be used, or other files lie in the bundle's folder.
     """
     origin = str(present.spec.provenance["origin"])
     replaceable = partial(require_free, present.path, known.name, origin)

@@ -234,7 +234,9 @@ class Finetuning:
             self.say(f"{name}: not taught; its voxels count as {target}.")
         forgotten = sorted(set(self.base.spec.slots) - set(self.replayed) - {label.name for label in self.taught})
         if forgotten:
-            self.say(f"{', '.join(forgotten)}: taught earlier but not in these data; compare before and after.")
+            self.say(
+                f"{', '.join(forgotten)}: taught earlier but not in these data, so it may be forgotten; compare images."
+            )
 
     def _start(self, controlnet: torch.nn.Module) -> bool:
         """Set the intensities of the new labels where the ControlNet looks them up.

@@ -44,17 +44,39 @@ class FinetuneRequest(StrictModel, use_attribute_docstrings=True):
     """Label to teach; may repeat."""
     base: Annotated[PathText, Option(metavar="NAME|FOLDER", complete="bundles", panel=_WHAT, everyday=True)]
     """Bundle to start from, fine-tuned or not."""
-    slots: Annotated[dict[str, str], Option("--slot", metavar="auto|SLOT|NAME=SLOT", takes=list[str], panel=_WHAT)] = (
-        Field(default={})
-    )
+    slots: Annotated[
+        dict[str, str],
+        Option(
+            "--slot",
+            metavar="auto|SLOT|NAME=SLOT",
+            takes=list[str],
+            panel=_WHAT,
+            in_python="Label -> its slot: a placeholder (dummy1 to dummy8) or a free id (133-199, 201-255), as text "
+            "(default: a free one).",
+        ),
+    ] = Field(default={})
     """Slot for a label: a placeholder (dummy1 to dummy8) or a free id (133-199, 201-255) (default: a free one)."""
     hosts: Annotated[
-        dict[str, tuple[str, ...]], Option("--host", metavar="NAME=ORGAN[,ORGAN]", takes=list[str], panel=_WHAT)
+        dict[str, tuple[str, ...]],
+        Option(
+            "--host",
+            metavar="NAME=ORGAN[,ORGAN]",
+            takes=list[str],
+            panel=_WHAT,
+            in_python="Label -> its host organs (default: the organs around it in the training cases).",
+        ),
     ] = Field(default={})
     """Host organs of a label (default: the organs around it in the training cases)."""
     kinds: Annotated[
         dict[str, Literal["lesion", "organ"]],
-        Option("--kind", metavar="NAME=lesion|organ", takes=list[str], panel=_WHAT),
+        Option(
+            "--kind",
+            metavar="NAME=lesion|organ",
+            takes=list[str],
+            panel=_WHAT,
+            in_python="Label -> lesion (planted at any size) or organ (taken from label maps) (default: guessed from "
+            "name, hosts and sizes).",
+        ),
     ] = Field(default={})
     """lesion: planted at any size; organ: taken from label maps (default: guessed from name, hosts and sizes)."""
     map: Annotated[tuple[str, ...], Option(metavar="LABEL=NAME[@HOSTS]", panel=_WHAT, everyday=True)] = ()

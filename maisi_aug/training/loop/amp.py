@@ -72,7 +72,7 @@ class Precision:
 
 
 def choose_dtype(device: str) -> torch.dtype:
-    """Return the type for mixed precision: bfloat16 if the device supports it, float16 on other CUDA devices."""
+    """Return the type for mixed precision: bfloat16 where supported, else float16 on CUDA and float32 elsewhere."""
     if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16 if computes_in("bfloat16", device) else torch.float32

@@ -109,7 +109,7 @@ def test_synthetic_cases_of_patients_outside_the_draw_are_left_out(tmp_path: Pat
 
 
 def test_more_patients_than_there_are_is_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="Arm 'real@9': only 4 real patients are available for training, found"):
+    with pytest.raises(BenchmarkError, match="Arm 'real@9': needs 9 real patients for training, but there are only 4"):
         plan_benchmark(build_counts(tmp_path, real_counts="1,9"))
 
 

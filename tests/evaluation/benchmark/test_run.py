@@ -336,7 +336,10 @@ def test_command_line_names_what_is_wrong(tmp_path: Path, run_cli: Callable[...,
     config = build_config(tmp_path)
     words = ["benchmark", "run", "--real", config.real, "--out", str(tmp_path / "b")]
     for flags, message in (
-        (["--label", "liver="], "--label liver=: expected NAME, and its ids with --map ID+ID=NAME, found ''"),
+        (
+            ["--label", "liver="],
+            "--label liver=: takes a name only, found '=' with ''; give its ids with --map ID+ID=NAME",
+        ),
         (["--label", "lever"], "Label 'lever': "),
         (["--map", "=x"], "--map: expected LABEL=NAME such as 'tumor=hepatic tumor', found '=x'"),
         (["--map", "a=x+"], "--map a=x+: expected LABEL=NAME or LABEL=NAME+NAME, found 'x+'"),
