@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from maisi_aug.insertion.places import draw_place
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import open_whole
 from maisi_aug.vocabulary.sizes import volume_ml
+from maisi_aug.volumes.components import bounding_box
 from maisi_aug.volumes.grid import Spacing
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
@@ -51,6 +53,11 @@ class ChestCt:
     spacing_mm: Spacing
     occupied: NDArray[np.bool_]
     host: LungHost
+
+    @cached_property
+    def occupied_blocks(self) -> NDArray[np.bool_]:
+        """``(I', J', K')`` mask of the blocks of ``host.coarse`` with labelled voxels."""
+        return to_coarse(self.occupied, self.host.coarse.factors, fill=0.0) > 0
 
     def insert(self, request: LesionRequest, painter: Painter, *, seed: int) -> Insertion:
         """Insert a nodule into the CT, apart from labelled voxels; the CT itself is not modified.
@@ -174,7 +181,7 @@ def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, 
         chest.host.coarse,
         chest.image_hu.shape,
         nodule.diameter_mm / 2,
-        occupied=to_coarse(chest.occupied, chest.host.coarse.factors, fill=0.0) > 0,
+        occupied=chest.occupied_blocks,
         rng=rng,
     )
     middle = np.rint(np.argwhere(mask).mean(axis=0)).astype(int)
@@ -208,10 +215,11 @@ def _turn(array: NDArray[Any], turn: tuple[int, bool, bool]) -> NDArray[Any]:
 
 def _cut_stack(name: str, chest: ChestCt, image: NDArray[np.int16], mask: NDArray[np.bool_]) -> NoduleStack:
     """The surroundings of a nodule in a CT as a stack."""
-    middle = np.rint(np.argwhere(mask).mean(axis=0)).astype(int)
+    box = bounding_box(mask)
+    first = np.array([part.start for part in box])
+    middle = np.rint(first + np.argwhere(mask[box]).mean(axis=0)).astype(int)
     sides = [max(1, round(WINDOW_MM / step)) for step in chest.spacing_mm[:2]]
-    held = np.flatnonzero(mask.any(axis=(0, 1)))
-    sides.append(min(MOST_SLICES, int(held[-1] - held[0]) + 5))
+    sides.append(min(MOST_SLICES, box[2].stop - box[2].start + 4))
     start = [int(c - side // 2) for c, side in zip(middle, sides, strict=True)]
     crop, label = (cut_crop(array, start, sides, chest.spacing_mm) for array in (image, mask))
     return to_stack(name, chest.name, crop.image_hu, (label.image_hu > 0.5) & crop.is_inside, chest.spacing_mm)

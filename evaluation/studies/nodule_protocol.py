@@ -5,7 +5,9 @@ r"""Do inserted nodules help a segmenter that has few real patients? Arms that d
 ``LIDC`` holds crops around real nodules: ``images/``, ``labels/`` (1 = nodule) and ``index.csv`` with the columns file,
 patient and split. Rows of the split "train" are drawn from; those of "val" are tested on, or every nodule of
 ``--test FOLDER``. ``CHESTS`` holds whole CTs that nodules go into. Every pool of nodules and every training is kept in
-OUT: the same command continues from there, and with more draws, seeds, arms or patients adds to it.
+OUT: the same command continues from there, and with more draws, seeds, arms or patients adds to it. After every draw
+``OUT/nodule_protocol_trainings.csv`` lists the Dice of all trainings so far, a row each; another folder continues from
+such a table with ``--resume-from``.
 
 Arms: ``real`` alone; real with half of every batch from ``copy-paste`` of the same patients' nodules, from the
 ``procedural`` painter, from a bundle's ``network``, or from the ``oracle``, nodules of other training patients, pasted;
@@ -17,6 +19,7 @@ few real patients of its arm: the oracle does, too, and is what to compare it wi
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,9 +39,14 @@ from maisi_aug.evaluation.studies import nodule_slices as slices
 from maisi_aug.evaluation.studies.nodule_slices import NoduleStack
 from maisi_aug.system.content import read_json
 from maisi_aug.system.seeds import derive_seed, numpy_generator
-from maisi_aug.system.whole_files import write_json_whole
+from maisi_aug.system.whole_files import write_json_whole, write_text_whole
 
 REPORT_NAME: Final = "nodule_protocol"
+TABLE_NAME: Final = "nodule_protocol_trainings.csv"
+FACTS: Final = ("steps", "share", "nodules")
+"""What a training depends on apart from its name, as columns of the table."""
+NUM_DIGITS: Final = 4
+"""Decimals of the Dice that are kept."""
 ARMS: Final = ("real", "copy-paste", "procedural", "network", "oracle", "synthetic", "threshold")
 CLASSES_MM: Final = {"all": (0.0, 1e9), "under 6 mm": (0.0, 6.0), "6-10 mm": (6.0, 10.0), "10 mm and more": (10.0, 1e9)}
 NUM_RESAMPLES: Final = 10_000
@@ -130,24 +138,78 @@ class Protocol:
         path = self.out / "trainings" / f"{arm}-{num_patients}-{draw}-{seed}.json"
         if path.is_file():
             held: dict[str, Any] = read_json(path)
-            if held["names"] != [stack.name for stack in self.tested] or held["steps"] != self.settings.num_steps:
-                raise EvaluationError(f"{path}: not a training of this protocol. Choose another --out.")
-            return list(held["dice"])
+            self._require_own(arm, held, path, "Choose another --out.")
+            return [round(value, NUM_DIGITS) for value in held["dice"]]
         tell(f"Training {arm}, {num_patients} patients, draw {draw}, seed {seed}")
-        share = {"real": 0.0, "synthetic": 1.0}.get(arm, self.settings.share)
-        synthetic = [] if arm == "real" else self.pool(arm, num_patients, draw)
+        facts = self._facts(arm)
         network = slices.train_segmenter(
             self.real_nodules(num_patients, draw)[0],
-            synthetic,
-            share=share,
-            num_steps=self.settings.num_steps,
+            self.pool(arm, num_patients, draw) if facts["nodules"] else [],
+            share=facts["share"],
+            num_steps=facts["steps"],
             seed=derive_seed("training", draw, seed),
         )
-        found = [slices.dice(stack.mask, slices.find_nodule(network, stack)) for stack in self.tested]
-        names = [stack.name for stack in self.tested]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json_whole(path, {"names": names, "steps": self.settings.num_steps, "dice": found})
+        dice = [slices.dice(stack.mask, slices.find_nodule(network, stack)) for stack in self.tested]
+        found = [round(value, NUM_DIGITS) for value in dice]
+        self._keep(path, {"names": self.tested_names, **facts, "dice": found})
         return found
+
+    def take_table(self, table: Path) -> None:
+        """Take over the trainings of a table that are not in the folder yet.
+
+        Raises:
+            EvaluationError: The file is no such table, or that of another protocol.
+        """
+        with table.open(encoding="utf-8", newline="") as lines:
+            head, *rows = list(csv.reader(lines)) or [[]]
+        if tuple(head[: 1 + len(FACTS)]) != ("training", *FACTS) or any(len(row) != len(head) for row in rows):
+            raise EvaluationError(
+                f"{table}: expected the columns training, {', '.join(FACTS)} and one for every nodule. "
+                f"Give the {TABLE_NAME} of a run."
+            )
+        for row in rows:
+            name, *values = row
+            numbers = [float(value) for value in values]
+            held = {
+                "names": head[1 + len(FACTS) :],
+                **dict(zip(FACTS, numbers, strict=False)),
+                "dice": numbers[len(FACTS) :],
+            }
+            arm = name.rsplit("-", 3)[0]
+            self._require_own(arm, held, table, "Give the settings that it was made with.")
+            path = self.out / "trainings" / f"{name}.json"
+            if not path.is_file():
+                self._keep(path, held)
+
+    def save_table(self) -> None:
+        """Write the table of all trainings of the folder."""
+        rows = []
+        for path in sorted((self.out / "trainings").glob("*.json")):
+            held = read_json(path)
+            facts = [f"{held[key]:g}" for key in FACTS]
+            rows.append([path.stem, *facts, *(f"{value:.{NUM_DIGITS}f}" for value in held["dice"])])
+        lines = [",".join(row) for row in [["training", *FACTS, *self.tested_names], *rows]]
+        write_text_whole(self.out / TABLE_NAME, "\n".join(lines) + "\n")
+
+    @cached_property
+    def tested_names(self) -> list[str]:
+        """Names of the tested nodules."""
+        return [stack.name for stack in self.tested]
+
+    def _facts(self, arm: str) -> dict[str, Any]:
+        share = {"real": 0.0, "synthetic": 1.0}.get(arm, self.settings.share)
+        nodules = 0 if arm == "real" else self.settings.num_nodules
+        return dict(zip(FACTS, (self.settings.num_steps, share, nodules), strict=True))
+
+    def _require_own(self, arm: str, held: Mapping[str, Any], path: Path, advice: str) -> None:
+        facts = self._facts(arm)
+        if held["names"] != self.tested_names or any(held[key] != facts[key] for key in FACTS):
+            raise EvaluationError(f"{path}: not a training of this protocol. {advice}")
+
+    @staticmethod
+    def _keep(path: Path, held: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json_whole(path, held)
 
 
 def run_protocol(protocol: Protocol) -> dict[str, Any]:
@@ -160,6 +222,7 @@ def run_protocol(protocol: Protocol) -> dict[str, Any]:
         for draw in range(settings.draws):
             for arm in settings.arms:
                 by_arm[arm].append([protocol.scores(arm, number, draw, seed) for seed in range(settings.seeds)])
+            protocol.save_table()
         results.append(compare_arms({arm: np.array(held) for arm, held in by_arm.items()}, protocol.tested, number))
     return {
         "measurement": REPORT_NAME,
@@ -282,6 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nodules", type=int, default=200, help="of each pool")
     parser.add_argument("--share", type=float, default=0.5, help="share of synthetic nodules in a batch")
     parser.add_argument("--bundle", default="lung-nodule-ct", help="bundle that draws the nodules of the arm 'network'")
+    parser.add_argument("--resume-from", type=Path, help=f"{TABLE_NAME} of a run, whose trainings are not repeated")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -292,7 +356,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
     def body() -> None:
-        document = run_protocol(Protocol(args.lidc, args.chests, args.test, args.out, settings))
+        protocol = Protocol(args.lidc, args.chests, args.test, args.out, settings)
+        if args.resume_from is not None:
+            protocol.take_table(args.resume_from)
+        document = run_protocol(protocol)
         report = to_report(document)
         save_results(args.out, REPORT_NAME, document, report)
         sys.stdout.write(report)

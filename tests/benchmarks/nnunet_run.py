@@ -1,11 +1,12 @@
 """A real nnU-Net run on a CPU, start to end: export, preprocess, train, validate, predict, evaluate.
 
-    python -m tests.benchmarks.nnunet_run --out run --phantoms 8 --cohort cohort --label "hepatic tumor=tumor"
+    python -m tests.benchmarks.nnunet_run --out run --phantoms 8 --cohort cohort --map "tumor=hepatic tumor"
 
 ``--cohort`` is a folder of ``maisi-aug synthesize``. The real cases are phantoms (``--phantoms N``), or any raw dataset
-of nnU-Net (``--like DatasetXXX_Name``; ``nnunet_openkbp.py`` makes one of OpenKBP). Every step is the command that a
-user runs, as a process of its own; which cases validated is read from nnU-Net's own files. Results go to
-``results_nnunet_NAME.json`` and ``.md`` in ``--out``.
+of nnU-Net (``--like DatasetXXX_Name``; ``nnunet_openkbp.py`` makes one of OpenKBP, ``nnunet_chests.py`` one of chest
+CTs, into whose cases ``--insert`` draws nodules during training). Every step is the command that a user runs, as a
+process of its own; which cases validated is read from nnU-Net's own files. Results go to ``results_nnunet_NAME.json``
+and ``.md`` in ``--out``.
 """
 
 from __future__ import annotations
@@ -204,8 +205,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--phantoms", type=int, default=8, help="real cases to make, without --like")
     parser.add_argument("--like", type=Path, help="a raw dataset of nnU-Net in the role of the real one")
     parser.add_argument("--name", default="phantom", help="of the results")
-    parser.add_argument("--label", action="append", default=[])
+    parser.add_argument("--map", action="append", default=[])
     parser.add_argument("--absent", action="append", default=[])
+    parser.add_argument("--insert", action="append", default=[], help="lesions drawn into real cases during training")
     parser.add_argument("--side", default="64", help="of the compact plans' patch")
     parser.add_argument("--trainer", action="append", help="one or more; the first has to be one of maisi-aug's")
     given = parser.parse_args(arguments)
@@ -217,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_phantom_dataset(run.raw, run.out / "phantoms", given.phantoms)
     (real,) = run.raw.iterdir()
     maisi_aug = [sys.executable, "-m", "maisi_aug.cli.app"]
-    flags = [word for name in ("label", "absent") for value in getattr(given, name) for word in (f"--{name}", value)]
+    flags = [
+        word for name in ("map", "absent", "insert") for value in getattr(given, name) for word in (f"--{name}", value)
+    ]
     export = [*maisi_aug, "export", "nnunet", given.cohort.resolve(), "--like", real, "--dataset-id", str(MIXED_ID)]
     run.call("export", [*export, *flags])
     (mixed,) = run.raw.glob(f"Dataset{MIXED_ID}_*")

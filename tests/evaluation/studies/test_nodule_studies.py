@@ -99,6 +99,26 @@ def test_protocol_runs_and_goes_on(
     assert nodule_protocol.main([*words, "1", "--test", str(folders[0])]) == 1, "another protocol"
 
 
+def test_protocol_goes_on_from_a_table_in_another_folder(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*map(str, folders), "--patients", "2", "--seeds", "1", "--steps", "4", "--nodules", "3"]
+    words += ["--arms", "real", "copy-paste", "--draws", "1"]
+    assert nodule_protocol.main([*words, "--out", str(tmp_path / "first")]) == 0
+    table = tmp_path / "first" / nodule_protocol.TABLE_NAME
+    capsys.readouterr()
+    resumed = [*words, "--out", str(tmp_path / "second"), "--resume-from"]
+    assert nodule_protocol.main([*resumed, str(table)]) == 0
+    assert not capsys.readouterr().err, "nothing is trained or pasted again"
+    first, second = (json.loads((tmp_path / name / "nodule_protocol.json").read_text()) for name in ("first", "second"))
+    assert first == second
+    assert table.read_bytes() == (tmp_path / "second" / nodule_protocol.TABLE_NAME).read_bytes()
+    assert nodule_protocol.main([*resumed, str(table), "--share", "0.8"]) == 1
+    assert "not a training of this protocol" in capsys.readouterr().err
+    assert nodule_protocol.main([*resumed, str(folders[0] / "index.csv")]) == 1
+    assert "expected the columns training, steps, share, nodules" in capsys.readouterr().err
+
+
 def test_bootstrap_knows_a_gain_from_none() -> None:
     rng = np.random.default_rng(0)
     low, high, p = nodule_protocol.bootstrap_difference(0.05 + rng.normal(0, 0.05, (4, 40)), seed=1)
