@@ -18,6 +18,8 @@ much as a plain convolution. Attention goes through torch's fused kernel, which 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cached_property
 from itertools import product
 from typing import cast
 
@@ -74,9 +76,8 @@ class CpuConv3d(nn.Conv3d):
         if self.looks_one_voxel_far and self.groups == 1:
             if self.out_channels == 1:
                 return _convolve_into_one(features, self.weight, self.bias)
-            is_wide = min(self.in_channels, self.out_channels) >= MIN_CHANNELS
-            if is_wide and features.shape[2] > 2 and features[0, 0].numel() >= MIN_VOXELS:
-                return _convolve_by_winograd(features, self.weight, self.bias)
+            if self.is_wide and features.shape[2] > 2 and features[0, 0].numel() >= MIN_VOXELS:
+                return _convolve_by_winograd(features, _transform_kernel(self.weight), self.bias)
         return _convolve(
             features,
             self.weight,
@@ -91,6 +92,57 @@ class CpuConv3d(nn.Conv3d):
     def looks_one_voxel_far(self) -> bool:
         """Whether the kernel has 3x3x3 voxels and the output the size of the input."""
         return self.kernel_size == (3, 3, 3) and self.padding == self.stride == self.dilation == (1, 1, 1)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether Winograd's way saves more products than it costs additions."""
+        return min(self.in_channels, self.out_channels) >= MIN_CHANNELS
+
+
+class NormedConvolution:
+    """A norm whose statistics are known, SiLU and a convolution that looks one voxel far, for some planes at a time.
+
+    On a CPU the norm and the activation are computed for the few planes that are convolved next, in the processor's
+    cache, and no plane is convolved that is not wanted.
+
+    Attributes:
+        scale: Factor of every channel, ``(B, C, 1, 1, 1)``.
+        shift: What is added afterwards, the same.
+        layer: Convolution, possibly in MONAI's wrapper.
+    """
+
+    def __init__(self, scale: Tensor, shift: Tensor, layer: nn.Module) -> None:
+        self.scale, self.shift, self.layer = scale, shift, layer
+
+    def compute(self, features: Tensor, start: int, stop: int) -> Tensor:
+        """Return some planes of the output.
+
+        Args:
+            features: ``(B, C, I, J, K)`` features; beyond their ends are zeros.
+            start: First plane of the output along I.
+            stop: First plane after them.
+
+        Returns:
+            ``(B, D, stop - start, J, K)`` features.
+        """
+        inner = _inner_convolution(self.layer)
+        if not isinstance(inner, CpuConv3d) or not inner.looks_one_voxel_far or inner.groups > 1:
+            return cast(Tensor, self.layer(self._prepare(features.float())))[:, :, start:stop]
+        is_fast = _is_for_cpu(features, inner.weight) and inner.padding_mode == "zeros"
+        if is_fast and inner.is_wide and stop - start > 2 and features[0, 0].numel() >= MIN_VOXELS:
+            features = features.contiguous(memory_format=torch.channels_last_3d)
+            norms = tuple(zip(self.scale[..., 0], self.shift[..., 0], strict=True))
+            return _convolve_by_winograd(features, self._kernels, inner.bias, start, stop, norms)
+        first, last = max(start - 1, 0), min(stop + 1, features.shape[2])
+        output = cast(Tensor, self.layer(self._prepare(features[:, :, first:last].float())))
+        return output[:, :, start - first : stop - first]
+
+    def _prepare(self, features: Tensor) -> Tensor:
+        return functional.silu(torch.addcmul(self.shift, features, self.scale), inplace=True)
+
+    @cached_property
+    def _kernels(self) -> list[Tensor]:
+        return _transform_kernel(cast(CpuConv3d, _inner_convolution(self.layer)).weight)
 
 
 class CpuUpsampling(nn.ConvTranspose3d):
@@ -328,25 +380,65 @@ def _moved(offset: int, side: int) -> tuple[slice, slice]:
     return slice(max(-offset, 0), side - max(offset, 0)), slice(max(offset, 0), side - max(-offset, 0))
 
 
-def _convolve_by_winograd(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """F(4, 3) along I, with the interpolation points 0, 1, -1, 2, -2 and infinity."""
-    kernels = _transform_kernel(weight)
-    batch, _, side, *plane = features.shape
-    num_groups = -(-side // 4)
-    # (B, I / 4, 4, J, K, C)
-    output = features.new_empty((batch, num_groups, 4, *plane, weight.shape[0]))
-    step = max(CHUNK_NUMBERS // (4 * features[0, :, 0].numel()), 1)
-    for image, found in zip(features, output, strict=True):
+Norm = tuple[Tensor, Tensor]
+"""Scale and shift of an image's channels, ``(C, 1, 1)`` each."""
+
+
+def _convolve_by_winograd(
+    features: Tensor,
+    kernels: list[Tensor],
+    bias: Tensor | None,
+    start: int = 0,
+    stop: int | None = None,
+    norms: Sequence[Norm] | None = None,
+) -> Tensor:
+    """F(4, 3) along I, with the interpolation points 0, 1, -1, 2, -2 and infinity.
+
+    Args:
+        features: ``(B, C, I, J, K)`` in channels last.
+        kernels: What ``_transform_kernel`` makes of the weights.
+        bias: ``(D,)``.
+        start: First plane of the output along I.
+        stop: First plane after them; None for the end.
+        norms: Of every image, for features that are scaled, shifted and activated before.
+    """
+    batch, channels, side, *plane = features.shape
+    num_planes = (side if stop is None else stop) - start
+    num_groups, num_outputs = -(-num_planes // 4), kernels[0].shape[0]
+    # (B, I / 4, 4, J, K, D)
+    output = features.new_empty((batch, num_groups, 4, *plane, num_outputs))
+    step = min(max(CHUNK_NUMBERS // (4 * features[0, :, 0].numel()), 1), num_groups)
+    for number, (image, found) in enumerate(zip(features, output, strict=True)):
         planes = image.transpose(0, 1)  # (I, C, J, K)
+        chunk = torch.empty((4 * step + 2, channels, *plane), memory_format=torch.channels_last)
         for first in range(0, num_groups, step):
             last = min(first + step, num_groups)
-            begin, end = 4 * first - 1, 4 * last + 1
-            part = planes[max(begin, 0) : min(end, side)]
-            if begin < 0 or end > side:
-                part = functional.pad(part, (0, 0, 0, 0, 0, 0, max(-begin, 0), max(end - side, 0)))
+            begin, end = start + 4 * first - 1, start + 4 * last + 1
+            if norms is None and begin >= 0 and end <= side:
+                part = planes[begin:end]
+            else:
+                part = chunk[: end - begin]
+                num_known = 0 if first == 0 or norms is None else 2
+                part[:num_known] = chunk[4 * step : 4 * step + num_known]
+                _fill(part, num_known, planes, begin, None if norms is None else norms[number])
             _convolve_groups(part, kernels, bias, found[first:last])
-    whole = output.view(batch, 4 * num_groups, *plane, weight.shape[0])[:, :side]
+    whole = output.view(batch, 4 * num_groups, *plane, num_outputs)[:, :num_planes]
     return whole.permute(0, 4, 1, 2, 3)
+
+
+def _fill(part: Tensor, known: int, planes: Tensor, begin: int, norm: Norm | None) -> None:
+    """Fill the planes of a part from ``known`` on; it begins at plane ``begin``, and beyond the ends are zeros."""
+    low = min(max(begin + known, 0), len(planes))
+    high = min(begin + len(part), len(planes))
+    high = max(low, high)
+    part[known : low - begin].zero_()
+    part[high - begin :].zero_()
+    inner = part[low - begin : high - begin]
+    if norm is None:
+        inner.copy_(planes[low:high])
+    else:
+        torch.addcmul(norm[1], planes[low:high], norm[0], out=inner)
+        functional.silu(inner, inplace=True)
 
 
 def _transform_kernel(weight: Tensor) -> list[Tensor]:

@@ -27,10 +27,15 @@ from monai.apps.generation.maisi.networks.autoencoderkl_maisi import (
     MaisiUpsample,
 )
 from torch import Tensor, nn
-from torch.nn import functional
 
 from maisi_aug.bundle_spec.decoding import Keep
-from maisi_aug.networks.cpu_layers import CpuMaisiUpsample, is_measurable, measure_groups, to_scale_and_shift
+from maisi_aug.networks.cpu_layers import (
+    CpuMaisiUpsample,
+    NormedConvolution,
+    is_measurable,
+    measure_groups,
+    to_scale_and_shift,
+)
 from maisi_aug.networks.devices import in_float64
 
 MIN_THICKNESS = 4
@@ -38,8 +43,8 @@ MIN_THICKNESS = 4
 MIN_CPU_ROWS = 20480
 """Batch x channels x I x J up to which torch computes float32 convolutions on a CPU without oneDNN: several times
 slower, and with 27 copies of the slab. ``CpuConv3d`` does not leave that to torch."""
-
-
+MAX_SLACK = 1.1
+"""Memory that a kept slab may hold relative to its own; one that is part of a longer slab is copied."""
 ANY = sys.maxsize
 """Channels of what can be computed in slabs of any size."""
 
@@ -65,6 +70,8 @@ class Slabs:
     def append(self, piece: Tensor) -> None:
         """Append the next piece along I."""
         self.device = piece.device
+        owned = piece.untyped_storage().nbytes() <= MAX_SLACK * piece.numel() * piece.element_size()
+        piece = piece if owned else piece.clone()
         self.pieces.append(piece.cpu() if self.on_host else piece)
 
     def read(self, start: int, stop: int) -> Tensor:
@@ -234,12 +241,29 @@ class _Down:
 
 
 @dataclass(frozen=True)
+class _Normed:
+    """A norm whose statistics are known, the activation and the convolution."""
+
+    layer: NormedConvolution
+    num_channels: int
+
+    def side(self, side: int) -> int:
+        return side
+
+    def needs(self, start: int, stop: int, side: int) -> tuple[int, int]:
+        return max(start - 1, 0), min(stop + 1, side)
+
+    def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
+        return self.layer.compute(part, start - first, stop - first)
+
+
+@dataclass(frozen=True)
 class _Residual:
     """A residual block whose first convolution is computed along with the second."""
 
     block: MaisiResBlock
-    head: _Local
-    tail: Callable[[Tensor], Tensor]
+    head: _Normed
+    tail: NormedConvolution
 
     @property
     def num_channels(self) -> int:
@@ -256,26 +280,17 @@ class _Residual:
         # One voxel beyond the range, and no more than there is: beyond the ends are zeros, not features.
         inner = max(start - 1, first), min(stop + 1, last)
         hidden = self.head.compute(part, first, *inner)
-        return self.finish(hidden, inner[0], part[:, :, start - first : stop - first], start, stop)
-
-    def finish(self, hidden: Tensor, first: int, part: Tensor, start: int, stop: int) -> Tensor:
-        """Return the block's output from its first convolution's output, which begins at ``first``, and the input."""
-        output = self.tail(hidden)[:, :, start - first : stop - first]
-        shortcut: Tensor = self.block.nin_shortcut(part)
-        return output + shortcut
+        output = self.tail.compute(hidden, start - inner[0], stop - inner[0])
+        return _add(output, self.block.nin_shortcut(part[:, :, start - first : stop - first]))
 
 
 @dataclass(frozen=True)
-class _ResidualWithHidden:
-    """The same with the output of its first convolution kept."""
+class _Tail:
+    """The second half of a residual block, added to what its shortcut brings; the first half's output is kept."""
 
-    plain: _Residual
+    tail: NormedConvolution
     hidden: Slabs
-    depth: int
-
-    @property
-    def num_channels(self) -> int:
-        return self.plain.num_channels
+    num_channels: int
 
     def side(self, side: int) -> int:
         return side
@@ -284,10 +299,15 @@ class _ResidualWithHidden:
         return start, stop
 
     def compute(self, part: Tensor, first: int, start: int, stop: int) -> Tensor:
-        inner = max(start - 1, 0), min(stop + 1, self.depth)
-        output = self.plain.finish(self.hidden.read(*inner), inner[0], part, start, stop)
+        inner = max(start - 1, 0), min(stop + 1, self.hidden.side)
+        output = self.tail.compute(self.hidden.read(*inner), start - inner[0], stop - inner[0])
         self.hidden.drop_before(stop - 1)
-        return output
+        return _add(output, part)
+
+
+def _add(output: Tensor, shortcut: Tensor) -> Tensor:
+    """The sum, in the memory of the first if it has the type of the sum."""
+    return output.add_(shortcut) if output.dtype == shortcut.dtype else output + shortcut
 
 
 @dataclass
@@ -344,17 +364,34 @@ class Stream:
 
     def _as_residual(self, block: MaisiResBlock) -> Step:
         norm1, norm2 = cast(nn.GroupNorm, block.norm1), cast(nn.GroupNorm, block.norm2)
-        conv1 = cast(nn.Module, block.conv1)
-        head = _Local(_after_norm(*self._statistics(norm1), conv1), 1, _narrowest(conv1))
-        ahead = (*self.pending, head)
-        moments, hidden = Moments(norm2.num_groups), Slabs(on_host=self.on_host)
-        for slab in self._pull_all(ahead):
+        conv1, conv2 = cast(nn.Module, block.conv1), cast(nn.Module, block.conv2)
+        head = _Normed(NormedConvolution(*self._statistics(norm1), conv1), _narrowest(conv1))
+        moments = Moments(norm2.num_groups)
+        if self.keep == "least":
+            for slab in self._pull_all((*self.pending, head)):
+                moments.add(slab)
+            return _Residual(block, head, NormedConvolution(*moments.as_scale_and_shift(norm2), conv2))
+        hidden = self._pass_through_head(head, cast(nn.Module, block.nin_shortcut), moments)
+        tail = NormedConvolution(*moments.as_scale_and_shift(norm2), conv2)
+        return _Tail(tail, hidden, _narrowest(conv2))
+
+    def _pass_through_head(self, head: Step, shortcut: nn.Module, moments: Moments) -> Slabs:
+        """The output of a residual block's first half; what its shortcut brings becomes the features that are kept."""
+        hidden, brought = Slabs(on_host=self.on_host), Slabs(on_host=self.on_host)
+        are_features = not self.pending and isinstance(shortcut, nn.Identity)
+        sides = self._sides(self.pending)
+        for start, stop in pairwise(self._cuts((*self.pending, head), sides[-1])):
+            first, last = head.needs(start, stop, sides[-1])
+            part = self._pull(self.pending, sides, first, last)
+            slab = head.compute(part, first, start, stop)
             moments.add(slab)
-            if self.keep != "least":
-                hidden.append(slab.clone())
-        tail = _after_norm(*moments.as_scale_and_shift(norm2), cast(nn.Module, block.conv2))
-        plain = _Residual(block, head, tail)
-        return plain if self.keep == "least" else _ResidualWithHidden(plain, hidden, hidden.side)
+            hidden.append(slab)
+            if not are_features:
+                brought.append(shortcut(part[:, :, start - first : stop - first]))
+                self._drop_before(self.pending, sides, stop - 1)
+        if not are_features:
+            self.kept, self.pending = brought, ()
+        return hidden
 
     def _statistics(self, norm: nn.GroupNorm) -> tuple[Tensor, Tensor]:
         """Scale and shift of a norm of the features at hand."""
@@ -373,7 +410,7 @@ class Stream:
         for slab in self.take():
             if moments is not None:
                 moments.add(slab)
-            output.append(slab.clone())
+            output.append(slab)
         self.kept = output
         self.moments = {} if moments is None else {moments.num_groups: moments}
 
@@ -395,16 +432,25 @@ class Stream:
 
     def _pull_all(self, steps: Sequence[Step], *, is_last: bool = False) -> Iterator[Tensor]:
         """The output of steps, slab by slab; with ``is_last`` what they come from is freed meanwhile."""
-        sides = [self.kept.side]
-        for step in steps:
-            sides.append(step.side(sides[-1]))
+        sides = self._sides(steps)
         for start, stop in pairwise(self._cuts(steps, sides[-1])):
             yield self._pull(steps, sides, start, stop)
             if is_last and stop < sides[-1]:
-                first = stop
-                for step, side in zip(reversed(steps), reversed(sides[:-1]), strict=True):
-                    first, _ = step.needs(first, first + 1, side)
-                self.kept.drop_before(first)
+                self._drop_before(steps, sides, stop)
+
+    def _sides(self, steps: Sequence[Step]) -> list[int]:
+        """Voxels along I of the kept features, and of the output of every step."""
+        sides = [self.kept.side]
+        for step in steps:
+            sides.append(step.side(sides[-1]))
+        return sides
+
+    def _drop_before(self, steps: Sequence[Step], sides: Sequence[int], stop: int) -> None:
+        """Free kept features that the output of steps from ``stop`` on does not need."""
+        first = stop
+        for step, side in zip(reversed(steps), reversed(sides[:-1]), strict=True):
+            first, _ = step.needs(first, first + 1, side)
+        self.kept.drop_before(first)
 
     def _pull(self, steps: Sequence[Step], sides: Sequence[int], start: int, stop: int) -> Tensor:
         if not steps:
@@ -421,7 +467,10 @@ class Stream:
             columns = features.shape[3] * side // self.kept.side
             rows = features.shape[0] * channels * side * columns
             num_parts = max(min(num_parts, rows // MIN_CPU_ROWS), 1)
-        return [side * part // num_parts for part in range(num_parts + 1)]
+        # Winograd's way takes four voxels at once.
+        unit = MIN_THICKNESS if side >= MIN_THICKNESS * num_parts else 1
+        cuts = {unit * round(side * part / num_parts / unit) for part in range(num_parts)}
+        return sorted({*cuts, side} - {cut for cut in cuts if side - cut < unit})
 
 
 class _Affine:
@@ -432,16 +481,6 @@ class _Affine:
 
     def __call__(self, features: Tensor) -> Tensor:
         return torch.addcmul(self.shift, features.float(), self.scale)
-
-
-def _after_norm(scale: Tensor, shift: Tensor, convolution: nn.Module) -> Callable[[Tensor], Tensor]:
-    """A norm whose statistics are known, the activation and the convolution."""
-    affine = _Affine(scale, shift)
-
-    def compute(features: Tensor) -> Tensor:
-        return cast(Tensor, convolution(functional.silu(affine(features), inplace=True)))
-
-    return compute
 
 
 def _is_convolution(layer: nn.Module) -> bool:
