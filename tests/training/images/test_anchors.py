@@ -16,6 +16,7 @@ from maisi_aug.training.images.anchors import (
     keep_signals_precise,
     set_noise_share,
 )
+from maisi_aug.training.images.label_means import freeze_lookup
 from maisi_aug.training.images.wavelet import only_convolution
 from tests.training.images.test_label_means import build_networks
 
@@ -65,7 +66,7 @@ def test_velocity_is_that_of_a_straight_flow_whatever_the_share_of_air(time: flo
     image = drawn + SHARE * noise
     velocity = predict(unet, controlnet, (1 - time) * image + time * noise, time, label_map)
     torch.testing.assert_close(velocity, image - noise, atol=2e-3, rtol=1e-3)
-    assert float(drawn.std()) > 0.3
+    assert float(drawn.std()) > 0.1
 
 
 @torch.no_grad()
@@ -82,6 +83,7 @@ def test_share_of_noise_can_be_changed_afterwards() -> None:
 def test_training_changes_what_is_free_and_nothing_of_the_signal_path() -> None:
     unet, controlnet = build()
     freeze_signals(unet, controlnet, NUM_CHANNELS)
+    freeze_lookup(controlnet)
     parameters = [*unet.parameters(), *controlnet.parameters()]
     before = [parameter.detach().clone() for parameter in parameters]
     noise = torch.randn((1, NUM_CHANNELS, 8, 4, 12), generator=torch.Generator().manual_seed(2))
