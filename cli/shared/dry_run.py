@@ -154,7 +154,7 @@ def show_plan(
         if balance is not None:
             print_balance(balance)
     if cohort.bundle.completes_maps and cohort.request.has_maps:
-        typer.echo("Unlabelled tissue is completed from procedural anatomy for the networks; label maps stay as they are.")
+        typer.echo("Unlabelled tissue is completed from procedural anatomy for the networks; files keep their labels.")
 
 
 def view_plan(config: CohortRequest, *, is_quiet: bool) -> None:

@@ -149,7 +149,8 @@ class PatientShape:
         guessed = np.float32(self.fat_mm) * fat_share(canonical)
         if self.near_fat_mm is None or self.certainty is None:
             return guessed
-        return guessed + self.certainty[where] * (self.near_fat_mm[where] - guessed)
+        fat: F32 = guessed + self.certainty[where] * (self.near_fat_mm[where] - guessed)
+        return fat
 
 
 def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
@@ -191,7 +192,7 @@ def _axes(grid: Grid) -> tuple[NDArray[np.float32], ...]:
     )
 
 
-def signed_distance(mask: Mask, spacing_mm: tuple[float, float, float]) -> F32:
+def signed_distance(mask: Mask, spacing_mm: tuple[float, ...]) -> F32:
     """Return the distance in mm to the surface of a mask, negative inside; on a coarser grid where voxels are small.
 
     Args:

@@ -203,7 +203,10 @@ def paint_pulmonary_trunk(canvas: Canvas, seed: int) -> None:
     for knots in _PULMONARY_VEINS:
         canvas.paint(tube(canvas.frame, shifted(seed, "heart", knots), step_mm=6.0), PULMONARY_VEIN)
     for knots in _PULMONARY_TRUNK:
-        canvas.paint(tube(canvas.frame, shifted(seed, "heart", knots), step_mm=6.0), HEART)
+        trunk = tube(canvas.frame, shifted(seed, "heart", knots), step_mm=6.0)
+        canvas.paint(trunk, HEART)
+        if HEART in canvas.taken:  # of a map whose heart ends below it
+            canvas.paint_tissue(trunk, TISSUE_VESSEL, also=canvas.labels[trunk.slices] == BODY)
 
 
 def paint_unlabelled_vessels(canvas: Canvas, seed: int) -> None:

@@ -231,6 +231,9 @@ def test_command_says_how_it_is_run(run_cli: Callable[..., Any], bundle_path: Pa
 
 
 def test_script_says_what_completes_maps_where_it_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+
     bundle = write_tiny_bundle(tmp_path)
     networks = Pipeline.load(bundle, "cpu").networks
     sampler = LabelMapSampler(

@@ -111,6 +111,17 @@ def test_tissue_of_a_fully_labelled_map_agrees_with_its_phantom() -> None:
     assert agrees[both].mean() > 0.80
 
 
+def test_pulmonary_trunk_above_a_given_heart_is_a_vessel() -> None:
+    full = patient("chest").label_map
+    heart = np.argwhere(full == ids.HEART)
+    above = np.arange(full.shape[2]) > np.quantile(heart[:, 2], 0.85)
+    given = np.where((full == ids.HEART) & above, ids.BODY, full).astype(np.uint8)
+    completed, tissue = complete_anatomy(given, seed=1, grid=GRID)
+    cut = (full == ids.HEART) & (given == ids.BODY)
+    assert (completed[cut] != ids.HEART).all()
+    assert (tissue[cut & (completed == ids.BODY)] == ids.TISSUE_VESSEL).mean() > 0.3
+
+
 def test_lesions_are_never_painted() -> None:
     completed, _ = complete_anatomy(keep(patient().label_map), seed=1, grid=GRID)
     assert not np.isin(completed, (*ids.TUMORS, ids.LEFT_KIDNEY_CYST, ids.RIGHT_KIDNEY_CYST)).any()
