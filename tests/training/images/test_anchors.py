@@ -11,7 +11,9 @@ from torch import Tensor
 from maisi_aug.networks.building import use_plain_layers
 from maisi_aug.networks.conditioning import to_label_bits
 from maisi_aug.training.images.anchors import (
+    _control_layers,
     build_signal_path,
+    freeze_control_signals,
     freeze_signals,
     keep_signals_precise,
     set_noise_share,
@@ -102,6 +104,22 @@ def test_training_changes_what_is_free_and_nothing_of_the_signal_path() -> None:
         signals.weight.copy_(before[place])
         # Without what the last layer has learnt of the free channels, the output is that of the start.
         torch.testing.assert_close(predict(unet, controlnet, noise, 1.0, draw_map(0.3)), first)
+
+
+@pytest.mark.parametrize("whole_layers", [False, True])
+def test_controlnet_beside_a_frozen_unet_keeps_its_signals(whole_layers: bool) -> None:
+    unet, controlnet = build()
+    before = [layer.weight.detach().clone() for layer in _control_layers(controlnet)]
+    freeze_control_signals(controlnet, whole_layers=whole_layers)
+    noise = torch.randn((1, NUM_CHANNELS, 8, 4, 12), generator=torch.Generator().manual_seed(2))
+    optimizer = torch.optim.Adam([p for p in controlnet.parameters() if p.requires_grad], lr=1e-3)
+    with torch.no_grad():
+        only_convolution(unet.out[2]).weight.normal_()
+    predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()
+    optimizer.step()
+    for layer, old in zip(_control_layers(controlnet), before, strict=True):
+        assert torch.equal(layer.weight[:NUM_CHANNELS], old[:NUM_CHANNELS])
+        assert torch.equal(layer.weight, old) == whole_layers
 
 
 @torch.no_grad()
