@@ -293,7 +293,7 @@ def search_times(painter: BundlePainter, tasks: Sequence[PaintTask], converged: 
         return sum(differ(paint(painter, task, way), goal, task) for task, goal in zip(tasks, goals, strict=True))
 
     seen: list[list[float]] = []
-    spread = sampling.spread_times
+    spread = flow_solvers.spread_times
 
     def see(*arguments: Any) -> list[float]:
         seen.append(spread(*arguments))

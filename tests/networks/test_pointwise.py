@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -18,9 +20,10 @@ from maisi_aug.training.images.wavelet import only_convolution
 from tests.training.images.test_label_means import build_networks
 
 
-def build() -> nn.Sequential:
+def build() -> Any:
     torch.manual_seed(1)
-    layers = nn.Sequential(nn.Conv3d(3, 5, 3, padding=1), nn.Conv3d(5, 4, 3, padding=1), nn.Conv3d(4, 4, 3, 2, 1))
+    sizes = ((3, 5, 3, 1, 1), (5, 4, 3, 1, 1), (4, 4, 3, 2, 1))  # the last one has a stride
+    layers: Any = nn.Sequential(*(nn.Conv3d(*each) for each in sizes))
     with torch.no_grad():
         middle = layers[0].weight[:, :, 1, 1, 1].clone()
         layers[0].weight.zero_()
