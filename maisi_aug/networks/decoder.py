@@ -38,19 +38,20 @@ USABLE_SHARE = 0.9
 """Usable share of the free memory; the rest cannot be used by an allocator."""
 
 # Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
-# quarter of its width, 64^3 to 128^3 voxels, medians (tests/networks/test_decoding_memory.py). On a CUDA device,
+# quarter of its width, 64^3 to 128^3 voxels, medians (tests/networks/test_decoding_memory.py); kept features of parts at
+# 64^3, and at half the width at 128^3, once each. On a CUDA device,
 # whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
 # published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
 WHOLE_COPIES = {("cpu", "float32"): 3.0, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
-HELD_COPIES = {"all": 1.72, "most": 1.16, "least": 0.75, "host": 0.2}
+HELD_COPIES = {"all": 1.12, "most": 0.95, "least": 0.6, "host": 0.2}
 """Memory of kept features in float32 relative to the whole, by what is kept between passes; half precision: half."""
 PART_COPIES = {("cpu", "float32"): 3.2, ("cpu", "half"): 3.3, ("cuda", "float32"): 4.45, ("cuda", "half"): 3.3}
 """Memory of the part that is computed, relative to the whole."""
 HALO = 4
 """Number of voxels along I by which a part is longer than its output."""
-SCRATCH_BYTES = 45_000_000
-"""Scratch memory in bytes of convolutions of the whole on a CPU, whatever its size."""
+SCRATCH_BYTES = {"whole": 45_000_000, "parts": 15_000_000}
+"""Scratch memory in bytes of convolutions on a CPU, whatever the size of the image."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def estimate_decode_bytes(
 
     ``bytes = 4 V C n + 4 G + S`` with V the image voxels of the window, C the channels of the widest activation per
     image voxel (full resolution is reached before the number of channels is reduced), n the copies of it that are held,
-    G the voxels of the image that is gathered on the device, and S what convolutions of the whole take on a CPU.
+    G the voxels of the image that is gathered on the device, and S what convolutions take on a CPU.
 
     Args:
         definition: Definition of the autoencoder; ``num_channels`` from the finest level to the coarsest.
@@ -233,7 +234,7 @@ def estimate_decode_bytes(
     # Windows that are gathered in the host's memory leave a slab as thick as one of them on the device.
     thickness = window[0] if settings.on_host else sides[0]
     gathered = thickness * sides[1] * sides[2] * factor**3
-    scratch = SCRATCH_BYTES if kind == ("cpu", "float32") and settings.num_splits == 1 else 0
+    scratch = SCRATCH_BYTES["whole" if settings.num_splits == 1 else "parts"] if kind == ("cpu", "float32") else 0
     return int(FLOAT_BYTES * (activations + gathered)) + scratch
 
 
