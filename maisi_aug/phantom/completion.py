@@ -7,6 +7,7 @@ body's range, such as the head and the arms, is fat and muscle by the depth belo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from maisi_aug.phantom.anatomy import paint_organs
 from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
 from maisi_aug.phantom.fitting import Fit, FittedFrame, fit_ends, fit_surfaces
 from maisi_aug.phantom.frame import Frame
+from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.landmarks import (
     COARSE_GROUPS,
     F64,
@@ -42,6 +44,8 @@ WALL_MM: Final = 6.0  # of muscle between the cavity and the fascia, at least
 MIN_FAT_MM: Final = 2.5
 OUTLINE_SHARE: Final = 0.3  # of the labels' surface that may lie in air where a map has an outline
 _COARSE_MM: Final = 4.5
+_THIN_MM: Final = 3.0  # the fit reads voxels up to this far apart
+_AT_SKIN_MM: Final = np.float32(0.1)  # least distance to the skin of a voxel that is inside, or outside
 _FAR_MM: Final = 200.0
 _Z_RANGE_MM: Final = (-75.0, 640.0)
 _DEFAULT_Z_MM: Final = (240.0, 400.0)
@@ -59,7 +63,7 @@ _WALL: Final = (
     *ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE, *ids.MUSCLES, *ids.VERTEBRAE, ids.SACRUM, ids.LEFT_HIP,
     ids.RIGHT_HIP, ids.LEFT_SCAPULA, ids.RIGHT_SCAPULA, ids.LEFT_FEMUR, ids.RIGHT_FEMUR,
 )  # fmt: skip
-# Labels that lie right below the fascia, and by how much in mm; hip bones tell it where no gluteus is labelled.
+# Labels that lie right below the fascia, and by how much in mm; hip bones count where no gluteus is labelled.
 _BELOW_FASCIA_MM: Final = (
     (ids.RIBS, 7.0), ((ids.STERNUM, ids.COSTAL_CARTILAGE), 5.0), ((ids.LEFT_AUTOCHTHON, ids.RIGHT_AUTOCHTHON), 4.0),
     (tuple(range(ids.LEFT_GLUTEUS_MAXIMUS, ids.RIGHT_GLUTEUS_MEDIUS + 1)), 2.0),
@@ -104,13 +108,10 @@ def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Label
 
 
 def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np.uint8]]:
-    patient = measure_patient(labels, grid, seed)
-    fit = fit_patient(patient, grid, seed)
-    frame = FittedFrame(grid, fit)
+    patient, frame, layers, habitus = _fit_body(labels, grid, seed)
     canvas = Canvas(frame)
-    habitus = replace(neutral_habitus(seed), subcutaneous_mm=patient.fat_mm)
-    layers = _fit_layers(build_envelope(frame, habitus, seed), frame, patient, labels)
-    fixed = (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    layers = _fit_layers(layers, frame, patient, labels)
+    fixed = _is_organ(labels)
     paint_envelope(canvas, layers, habitus, seed)
     _paint_limbs(canvas, layers, patient)
     canvas.labels[fixed] = labels[fixed]
@@ -119,6 +120,42 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
     canvas.tissue[(canvas.tissue == ids.TISSUE_FASCIA) & (frame.z > _Z_RANGE_MM[1])] = ids.TISSUE_MUSCLE
     return canvas.labels, canvas.tissue
+
+
+def _fit_body(labels: Labels, grid: Grid, seed: int) -> tuple[PatientShape, Frame, Envelope, Habitus]:
+    """The patient, and the canonical body fitted to it; of fine maps every second, third, ... voxel is read."""
+    thin, first, steps = _thin_out(labels, grid.spacing_mm)
+    coarse = Grid.from_spacing(thin.shape, tuple(s * f for s, f in zip(grid.spacing_mm, steps, strict=True)))
+    patient = measure_patient(thin, coarse, seed)
+    fit = fit_patient(patient, coarse, seed)
+    habitus = replace(neutral_habitus(seed), subcutaneous_mm=patient.fat_mm)
+    frame: Frame = FittedFrame(coarse, fit)
+    layers = build_envelope(frame, habitus, seed, with_fat=patient.skin_mm is None)
+    if max(steps) == 1:
+        return patient, frame, layers, habitus
+
+    def fine(field: F32) -> F32:
+        return _refined(field, steps, labels.shape, first=first)
+
+    layers = Envelope(*(fine(field) for field in (layers.skin, layers.fascia, layers.cavity, layers.diaphragm_z)))
+    middle = np.array(first) + 0.5 * (np.array(thin.shape) - 1) * steps - 0.5 * (np.array(labels.shape) - 1)
+    return patient.refined(labels, fine), FittedFrame(grid, fit.moved(middle * grid.spacing_mm)), layers, habitus
+
+
+def _thin_out(
+    labels: Labels, spacing_mm: tuple[float, float, float]
+) -> tuple[Labels, tuple[int, int, int], tuple[int, int, int]]:
+    """Every nth voxel along I, J, K, up to ``_THIN_MM`` apart, the first one's index, and n."""
+    i, j, k = (max(1, int(_THIN_MM / step + 1e-3)) for step in spacing_mm)
+    first = [min((step - 1) // 2, side - 1) for step, side in zip((i, j, k), labels.shape, strict=True)]
+    thin = labels[first[0] :: i, first[1] :: j, first[2] :: k]
+    if not _is_organ(thin).any() and _is_organ(labels).any():  # a lesion alone may lie between them
+        return labels, (0, 0, 0), (1, 1, 1)
+    return np.ascontiguousarray(thin), (first[0], first[1], first[2]), (i, j, k)
+
+
+def _is_organ(labels: Labels) -> Mask:
+    return (labels != ids.BACKGROUND) & (labels != ids.BODY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +175,20 @@ class PatientShape:
     fat_mm: float
     near_fat_mm: F32 | None = None
     certainty: F32 | None = None
+
+    def refined(self, labels: Labels, fine: Callable[[F32], F32]) -> PatientShape:
+        """Return the same patient on a finer grid.
+
+        Args:
+            labels: ``(I, J, K)`` vocabulary ids on the finer grid, whose outline is kept to the voxel.
+            fine: Interpolates a field on the finer grid.
+        """
+        if self.skin_mm is None:
+            return self
+        skin = fine(self.skin_mm)
+        skin = np.where(labels > 0, np.minimum(skin, -_AT_SKIN_MM), np.maximum(skin, _AT_SKIN_MM))
+        near, certainty = (None if field is None else fine(field) for field in (self.near_fat_mm, self.certainty))
+        return replace(self, skin_mm=skin, near_fat_mm=near, certainty=certainty)
 
     def fat_at(self, canonical: F64 | F32, where: Any = ...) -> F32:
         """Return the thickness of fat in mm.
@@ -159,7 +210,7 @@ def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
     Args:
         labels: ``(I, J, K)`` vocabulary ids with axes R, A, S.
         grid: Grid of the labels.
-        seed: Seed of the thickness of the fat where nothing tells it.
+        seed: Seed of the thickness of the fat where no label shows it.
     """
     axes = _axes(grid)
     surfaces = merge_coarse_bones(find_surfaces(labels, axes))
@@ -176,7 +227,7 @@ def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
 
 def has_outline(labels: Labels) -> bool:
     """Whether a map has an outline of the body, rather than organs in air only."""
-    organs = (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    organs = _is_organ(labels)
     if not organs.any():
         return True
     if not (labels == ids.BODY).any():
@@ -193,22 +244,12 @@ def _axes(grid: Grid) -> tuple[NDArray[np.float32], ...]:
 
 
 def signed_distance(mask: Mask, spacing_mm: tuple[float, ...]) -> F32:
-    """Return the distance in mm to the surface of a mask, negative inside; on a coarser grid where voxels are small.
+    """Return the distance in mm to the surface of a mask, negative inside.
 
     Args:
         mask: ``(I, J, K)`` mask; what lies outside the grid counts as nothing.
         spacing_mm: Voxel sides along I, J, K in mm.
     """
-    steps = tuple(max(1, int(0.6 * _COARSE_MM / step)) for step in spacing_mm)
-    if mask.size > 3_000_000 and max(steps) > 1:
-        padded = np.pad(mask, [(0, -side % step) for side, step in zip(mask.shape, steps, strict=True)], mode="edge")
-        blocks = padded.reshape(
-            [n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)]
-        )
-        coarse = signed_distance(
-            blocks.mean(axis=(1, 3, 5)) >= 0.5, tuple(s * f for s, f in zip(spacing_mm, steps, strict=True))
-        )
-        return _refined(coarse, steps, mask.shape)
     if mask.all() or not mask.any():
         return np.full(mask.shape, -_FAR_MM if mask.all() else _FAR_MM, dtype=np.float32)
     half = 0.5 * min(spacing_mm)
@@ -218,15 +259,22 @@ def signed_distance(mask: Mask, spacing_mm: tuple[float, ...]) -> F32:
     return result
 
 
-def _refined(coarse: F32, factors: tuple[int, ...], shape: tuple[int, ...]) -> F32:
-    """Linear interpolation of a field of block centres at the voxels of a finer grid."""
+def _refined(
+    coarse: F32, factors: tuple[int, ...], shape: tuple[int, ...], *, first: tuple[int, ...] | None = None
+) -> F32:
+    """Linear interpolation of a field at the voxels of a grid that is finer by whole factors.
+
+    ``first`` is where on the fine grid the field's first voxel lies; None if the field's voxels are blocks of the
+    grid's.
+    """
     out = coarse
     for a, factor in enumerate(factors):
-        place = np.clip((np.arange(shape[a]) + 0.5) / factor - 0.5, 0, coarse.shape[a] - 1)
-        first = np.minimum(place.astype(int), max(coarse.shape[a] - 2, 0))
-        rest = (place - first).astype(np.float32).reshape([-1 if b == a else 1 for b in range(3)])
-        following = np.minimum(first + 1, coarse.shape[a] - 1)
-        out = np.take(out, first, axis=a) * (1 - rest) + np.take(out, following, axis=a) * rest
+        start = 0.5 * (factor - 1) if first is None else first[a]
+        place = np.clip((np.arange(shape[a]) - start) / factor, 0, coarse.shape[a] - 1)
+        before = np.minimum(place.astype(int), max(coarse.shape[a] - 2, 0))
+        rest = (place - before).astype(np.float32).reshape([-1 if b == a else 1 for b in range(3)])
+        after = np.minimum(before + 1, coarse.shape[a] - 1)
+        out = np.take(out, before, axis=a) * (1 - rest) + np.take(out, after, axis=a) * rest
     return out.astype(np.float32, copy=False)
 
 
@@ -290,7 +338,7 @@ def _blocks(volume: NDArray[Any], steps: tuple[int, int, int], fill: Any) -> NDA
 
 
 def _guess_fat(labels: Labels, skin_mm: F32 | None, axes: tuple[NDArray[np.float32], ...], seed: int) -> float:
-    """Thickness of fat in mm where no label below the fascia tells it: from organs at the wall, or by the width."""
+    """Thickness of fat in mm where no label lies below the fascia: from organs at the wall, or by the width."""
     drawn = float(numpy_generator(seed, "subcutaneous fat").uniform(8.0, 24.0))
     if skin_mm is None:
         return drawn
@@ -312,7 +360,7 @@ def fit_patient(patient: PatientShape, grid: Grid, seed: int) -> Fit:
     Args:
         patient: Shape of the patient.
         grid: Grid of the map, with axes R, A, S.
-        seed: Seed of the height in the body where no label tells it.
+        seed: Seed of the height in the body where no label shows it.
     """
     axes = _axes(grid)
     outline = np.empty((0, 5)) if patient.skin_mm is None else outline_ends(patient.skin_mm < 0, axes)
@@ -429,8 +477,11 @@ def _diaphragm(height_mm: F32, frame: Frame, labels: Labels) -> F32:
 
 def _paint_limbs(canvas: Canvas, layers: Envelope, patient: PatientShape) -> None:
     """Muscle below the fat where the body reaches beyond the trunk: arms, head and thighs."""
-    depth = -layers.skin
+    beyond = np.float32(18.0)
     z = canvas.frame.z
-    fat = patient.fat_at(np.stack([canvas.frame.x, canvas.frame.y, z]))
-    outside = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1]) | (layers.fascia > fat + np.float32(18.0))
-    canvas.tissue[outside & (depth > min(patient.fat_mm, 14.0))] = ids.TISSUE_MUSCLE
+    above_or_below = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1])
+    deep = (-layers.skin > min(patient.fat_mm, 14.0)) & (above_or_below | (layers.fascia > beyond))
+    where = np.nonzero(deep)
+    fat = patient.fat_at(np.stack([axis[where] for axis in (canvas.frame.x, canvas.frame.y, z)]), where)
+    deep[where] = above_or_below[where] | (layers.fascia[where] > fat + beyond)
+    canvas.tissue[deep] = ids.TISSUE_MUSCLE

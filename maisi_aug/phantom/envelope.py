@@ -104,13 +104,14 @@ class Envelope:
     diaphragm_z: F32
 
 
-def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
+def build_envelope(frame: Frame, habitus: Habitus, seed: int, *, with_fat: bool = True) -> Envelope:
     """Return the layers of the trunk for one patient.
 
     Args:
         frame: Placed grid, with canonical coordinates of its voxels.
         habitus: Build of the patient.
         seed: Seed of the patient.
+        with_fat: Whether to lay fat between muscles and skin; otherwise the skin is the muscles' surface.
     """
     index = np.clip((frame.z - _TABLE_START_MM) / _TABLE_STEP_MM, 0, len(_TABLE_Z) - 1).astype(np.int32)
     belly = habitus.belly_mm * bump(_TABLE_Z, *BELLY_Z_MM)
@@ -118,7 +119,7 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
     cavity = _outline(frame, index, CAVITY_TABLE, widest, belly, 0.25 * belly)
     fascia = _outline(frame, index, _FASCIA, widest, belly, 0.25 * belly)
     fascia -= _axilla(frame)
-    skin = fascia - _fat_thickness(frame, habitus, seed)
+    skin = fascia - _fat_thickness(frame, habitus, seed) if with_fat else fascia
     fascia = fascia + _relief(frame, habitus)
     return Envelope(skin, fascia, cavity, diaphragm_height(frame.x, frame.y, habitus.inspiration_mm))
 

@@ -7,7 +7,7 @@ Coordinates of a user's map are mm from the middle of its grid along R, A, S; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -77,6 +77,11 @@ class Fit:
     warp: Warp | None = None
     residual_mm: dict[int, float] = field(default_factory=dict)
 
+    def moved(self, shift_mm: F64) -> Fit:
+        """Return the fit of a grid whose middle lies at ``-shift_mm`` of this one's, ``(3,)`` in mm."""
+        warp = self.warp and replace(self.warp, origin_mm=self.warp.origin_mm + shift_mm)
+        return replace(self, offset=self.offset - self.matrix @ shift_mm, warp=warp)
+
     def to_canonical(self, points: F64) -> F64:
         """Return the canonical mm of ``(N, 3)`` points."""
         straight: F64 = points @ self.matrix.T + self.offset
@@ -132,7 +137,7 @@ def fit_ends(
         outline_mm: ``(N, 5)`` ends of the body per slice, see ``outline_ends``; may be empty.
         reference: Canonical body.
         fat_mm: Thickness of the fat below the skin.
-        default_z_mm: Canonical height of the middle of the grid, for maps without a label that tells it.
+        default_z_mm: Canonical height of the middle of the grid, for maps without a label that shows it.
     """
     pairs: list[list[tuple[float, float, float]]] = [[], [], []]
     for key, surface in surfaces.items():
