@@ -18,7 +18,7 @@ from scipy import ndimage
 from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import paint_organs
-from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
+from maisi_aug.phantom.envelope import Envelope, build_envelope, fat_share, paint_envelope
 from maisi_aug.phantom.fitting import Fit, FittedFrame, fit_ends, fit_surfaces
 from maisi_aug.phantom.frame import Frame
 from maisi_aug.phantom.habitus import Habitus
@@ -197,7 +197,8 @@ class PatientShape:
             canonical: ``(3, ...)`` canonical mm of the places.
             where: Index of the same places in the grid; all voxels by default.
         """
-        guessed = np.float32(self.fat_mm) * fat_share(canonical)
+        x, y, z = (np.asarray(part, dtype=np.float32) for part in canonical)
+        guessed: F32 = np.float32(self.fat_mm) * fat_share(x, y, z)
         if self.near_fat_mm is None or self.certainty is None:
             return guessed
         fat: F32 = guessed + self.certainty[where] * (self.near_fat_mm[where] - guessed)
@@ -276,21 +277,6 @@ def _refined(
         after = np.minimum(before + 1, coarse.shape[a] - 1)
         out = np.take(out, before, axis=a) * (1 - rest) + np.take(out, after, axis=a) * rest
     return out.astype(np.float32, copy=False)
-
-
-def fat_share(canonical: F64 | F32) -> F32:
-    """Return the thickness of fat relative to a patient's own: more on belly and buttocks, less towards the neck.
-
-    Args:
-        canonical: ``(3, ...)`` canonical mm.
-    """
-    x, y, z = (np.asarray(part, dtype=np.float32) for part in canonical)
-    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
-    side = np.clip(y / np.float32(90), -1, 1)
-    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * side * side)
-    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (side < 0)
-    result: F32 = share.astype(np.float32)
-    return result
 
 
 def measure_fat(labels: Labels, skin_mm: F32, grid: Grid) -> tuple[F32, F32]:

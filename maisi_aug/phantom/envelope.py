@@ -194,13 +194,10 @@ def _relief(frame: Frame, habitus: Habitus) -> F32:
 
 
 def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
-    """Subcutaneous fat in mm: thicker on belly and buttocks, thin over the spine and towards the neck."""
+    """Subcutaneous fat in mm, varied from place to place, with breasts."""
     rng = numpy_generator(seed, "subcutaneous fat")
     x, y, z = frame.x, frame.y, frame.z
-    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
-    front = np.clip(y / np.float32(90), -1, 1)
-    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * front * front)
-    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (front < 0)
+    share = fat_share(x, y, z)
     share *= 1 + np.float32(0.10) * frame.smooth_noise(rng, 160.0)
     thickness = np.maximum(np.float32(habitus.subcutaneous_mm) * share, np.float32(2.5))
     if habitus.is_female:
@@ -210,6 +207,24 @@ def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
         thickness += np.minimum(size, np.float32(55 - 0.9 * habitus.subcutaneous_mm)) * mound.astype(np.float32)
     result: F32 = thickness.astype(np.float32)
     return result
+
+
+def fat_share(x: F32, y: F32, z: F32) -> F32:
+    """Return the thickness of subcutaneous fat relative to a patient's own: thin over the spine and towards the neck.
+
+    Args:
+        x: Canonical x in mm, of any shape.
+        y: Canonical y in mm, of the same shape.
+        z: Canonical z in mm, of the same shape.
+
+    Returns:
+        Factors of the same shape, about 1 at the flanks and more on belly and buttocks.
+    """
+    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
+    front = np.clip(y / np.float32(90), -1, 1)
+    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * front * front)
+    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (front < 0)
+    return share
 
 
 def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:

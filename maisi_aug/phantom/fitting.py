@@ -7,7 +7,7 @@ Coordinates of a user's map are mm from the middle of its grid along R, A, S; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -69,13 +69,11 @@ class Fit:
         matrix: ``(3, 3)`` stretch and turn.
         offset: ``(3,)`` canonical mm of the middle of the grid.
         warp: Displacement in canonical mm; None for none.
-        residual_mm: Label -> mean distance of its surface to the reference's.
     """
 
     matrix: F64
     offset: F64
     warp: Warp | None = None
-    residual_mm: dict[int, float] = field(default_factory=dict)
 
     def moved(self, shift_mm: F64) -> Fit:
         """Return the fit of a grid whose middle lies at ``-shift_mm`` of this one's, ``(3,)`` in mm."""
@@ -236,8 +234,7 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
         robust = weights / (1 + (away / reach) ** 2)
         warp = _solve_warp(points, targets - straight, robust, low, high, knots_mm, stiffness)
         fit = Fit(fit.matrix, fit.offset, warp)
-    _, away = _closest(fit.to_canonical(points), keys, reference)
-    return Fit(fit.matrix, fit.offset, fit.warp, {key: float(away[keys == key].mean()) for key in np.unique(keys)})
+    return fit
 
 
 def _gather(
