@@ -57,7 +57,8 @@ def test_detail_replaces_only_what_hides_it(region: str) -> None:
 
 
 def test_all_kinds_of_structure_are_drawn() -> None:
-    found = {int(number) for region in ("chest", "abdomen") for number in np.unique(phantom_of(5, region).detail)}
+    regions = ("chest", "abdomen", "pelvis")
+    found = {int(number) for region in regions for number in np.unique(phantom_of(5, region).detail)}
     assert set(ids.DETAIL_IDS) - found <= {ids.GUT_FLUID, ids.ORAL_CONTRAST}  # a patient drank one of them
 
 
