@@ -125,7 +125,8 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
 def _fit_body(labels: Labels, grid: Grid, seed: int) -> tuple[PatientShape, Frame, Envelope, Habitus]:
     """The patient, and the canonical body fitted to it; of fine maps every second, third, ... voxel is read."""
     thin, first, steps = _thin_out(labels, grid.spacing_mm)
-    coarse = Grid.from_spacing(thin.shape, tuple(s * f for s, f in zip(grid.spacing_mm, steps, strict=True)))
+    i, j, k = (step * number for step, number in zip(grid.spacing_mm, steps, strict=True))
+    coarse = Grid.from_spacing((thin.shape[0], thin.shape[1], thin.shape[2]), (i, j, k))
     patient = measure_patient(thin, coarse, seed)
     fit = fit_patient(patient, coarse, seed)
     habitus = replace(neutral_habitus(seed), subcutaneous_mm=patient.fat_mm)
@@ -157,7 +158,8 @@ def _thin_out(
 
 
 def _is_organ(labels: Labels) -> Mask:
-    return (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    organs: Mask = (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    return organs
 
 
 @dataclass(frozen=True, eq=False)
