@@ -49,7 +49,8 @@ def count_organs(bank: FolderBank) -> tuple[int, str, tuple[int, ...]]:
 def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False) -> None:
     """Raise unless the maps of a bank include the organs around the lesions, which the networks expect.
 
-    Fine-tuned bundles take any map, because they were trained on maps like the user's.
+    Fine-tuned bundles take any map, because they were trained on maps like the user's, and so do bundles that complete
+    label maps by themselves.
 
     Args:
         bank: Bank of label maps.
@@ -59,7 +60,7 @@ def require_organs(bank: FolderBank, *, bundle: Bundle, is_allowed: bool = False
     Raises:
         BankError: The message has the command that completes the maps.
     """
-    if bundle.spec.base is not None:
+    if bundle.spec.base is not None or bundle.completes_maps:
         return
     num_organs, name, organs = count_organs(bank)
     if num_organs >= MIN_ORGANS:

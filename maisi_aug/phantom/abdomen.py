@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 
 from maisi_aug.phantom.envelope import Envelope
-from maisi_aug.phantom.frame import Slices
 from maisi_aug.phantom.habitus import jitter
 from maisi_aug.phantom.ids import (
     BODY,
@@ -27,7 +26,6 @@ from maisi_aug.phantom.ids import (
     STOMACH,
     TISSUE_FAT,
 )
-from maisi_aug.phantom.noise import F32
 from maisi_aug.phantom.shapes import Canvas, Field, Knots, ellipsoid, patient_capsules, smooth_max, tube
 from maisi_aug.phantom.trees import grow_tree, tree_capsules
 from maisi_aug.phantom.vessels import shifted
@@ -82,23 +80,12 @@ def paint_kidneys(canvas: Canvas, envelope: Envelope, seed: int, *, visceral_fat
         field = ellipsoid(canvas.frame, middle, radii, turn_deg=turn, margin_mm=12.0)
         hilum = middle + np.array([-side * 25.0, 9.0, 0.0])
         sinus = ellipsoid(canvas.frame, hilum, (20.0, 13.0, 21.0), turn_deg=turn, margin_mm=20.0)
-        mm = smooth_max(field.mm, -_match(sinus, field.slices), 6.0)
+        mm = smooth_max(field.mm, -sinus.over(field.slices), 6.0)
         mm = np.maximum(mm, envelope.cavity[field.slices] + 4)
         fields[label] = Field(field.slices, mm)
         canvas.paint(fields[label], label)
         canvas.paint_tissue(sinus, TISSUE_FAT)
     return fields
-
-
-def _match(field: Field, box: Slices) -> F32:
-    """Distances of ``field`` over another box; far away where it has none."""
-    out = np.full(tuple(s.stop - s.start for s in box), np.float32(60), dtype=np.float32)
-    shared = [slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(field.slices, box, strict=True)]
-    if all(s.stop > s.start for s in shared):
-        target = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(shared, box, strict=True))
-        source = tuple(slice(s.start - a.start, s.stop - a.start) for s, a in zip(shared, field.slices, strict=True))
-        out[target] = field.mm[source]
-    return out
 
 
 def paint_adrenals(canvas: Canvas, seed: int) -> None:
@@ -152,7 +139,7 @@ def paint_spleen(canvas: Canvas, envelope: Envelope, left_kidney: Field, seed: i
     box = field.slices
     mm = smooth_max(field.mm, envelope.cavity[box] + 3, 5.0)
     mm = np.maximum(mm, canvas.frame.z[box] - envelope.diaphragm_z[box] + 2.5)
-    mm = np.maximum(mm, 3 - _match(left_kidney, box))
+    mm = np.maximum(mm, 3 - left_kidney.over(box))
     rng = numpy_generator(seed, "spleen surface")
     if mm.size:
         mm = mm + np.float32(1.6) * canvas.frame.smooth_noise(rng, 45.0, box)
@@ -214,8 +201,8 @@ def paint_liver(canvas: Canvas, envelope: Envelope, others: dict[int, Field], st
         seed: Seed of the patient.
     """
     field = liver_field(canvas, envelope, seed)
-    mm = np.maximum(field.mm, 4 - _match(others[RIGHT_KIDNEY], field.slices))
-    mm = np.maximum(mm, 1.5 - _match(stomach, field.slices))
+    mm = np.maximum(field.mm, 4 - others[RIGHT_KIDNEY].over(field.slices))
+    mm = np.maximum(mm, 1.5 - stomach.over(field.slices))
     canvas.paint(Field(field.slices, mm), LIVER)
     _paint_hepatic_vessels(canvas, seed)
 

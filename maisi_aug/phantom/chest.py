@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from maisi_aug.phantom.envelope import Envelope
+from maisi_aug.phantom.frame import Slices
 from maisi_aug.phantom.habitus import jitter
 from maisi_aug.phantom.ids import (
     BODY,
@@ -49,16 +50,9 @@ def heart_field(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
     )
     box = field.slices
     base = ellipsoid(canvas.frame, centre + np.array([14.0, -14.0, 14.0]), (38.0, 34.0, 38.0), margin_mm=16.0)
-    mm = np.minimum(field.mm, _onto(base, field, canvas))
+    mm = np.minimum(field.mm, base.over(box))
     mm = np.maximum(mm, envelope.cavity[box] + 5)
     return Field(box, np.maximum(mm, envelope.diaphragm_z[box] - canvas.frame.z[box] - 3))
-
-
-def _onto(field: Field, target: Field, canvas: Canvas) -> F32:
-    """Distances of ``field`` on the box of ``target`` (far outside the field's own box)."""
-    whole = np.full(canvas.frame.shape, np.float32(100), dtype=np.float32)
-    whole[field.slices] = field.mm
-    return whole[target.slices]
 
 
 def paint_heart(canvas: Canvas, envelope: Envelope, seed: int) -> Field:
@@ -110,10 +104,10 @@ def paint_lungs(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> 
         return
     mm = np.maximum(envelope.cavity[box] + PLEURA_MM, envelope.diaphragm_z[box] + 1 - z)
     mm = np.maximum(mm, z - np.float32(LUNG_TOP_MM - 14))
-    mm = np.maximum(mm, -_mediastinum(canvas, envelope, heart, seed)[box])
+    mm = np.maximum(mm, -_mediastinum(canvas, envelope, heart, seed, box))
     lung = Field(box, mm.astype(np.float32))
     left = x < np.float32(-4)
-    fissure = _fissure_height(canvas, seed)[box]
+    fissure = _fissure_height(canvas, seed, box)
     upper = z > fissure
     rng = numpy_generator(seed, "fissures")
     horizontal = np.float32(474 + rng.normal(0, 6)) + np.float32(rng.normal(0, 0.05)) * y
@@ -124,34 +118,39 @@ def paint_lungs(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> 
     canvas.paint(lung, RIGHT_UPPER_LOBE, also=~left & upper & (z >= horizontal))
 
 
-def _fissure_height(canvas: Canvas, seed: int) -> F32:
-    """Height of the oblique fissures: high at the back, low at the front, gently warped."""
+def _fissure_height(canvas: Canvas, seed: int, box: Slices) -> F32:
+    """Height of the oblique fissures over a box of voxels: high at the back, low at the front, gently warped."""
     frame = canvas.frame
     rng = numpy_generator(seed, "oblique fissures")
     slope, height = np.float32(-0.90 + rng.normal(0, 0.05)), np.float32(462 + rng.normal(0, 6))
-    waves = np.float32(5) * frame.smooth_noise(rng, 120.0)
-    result: F32 = height + slope * frame.y + waves + np.float32(0.0006) * (np.abs(frame.x) - 70) ** 2 * 5
+    waves = np.float32(5) * frame.smooth_noise(rng, 120.0)[box]
+    result: F32 = height + slope * frame.y[box] + waves + np.float32(0.0006) * (np.abs(frame.x[box]) - 70) ** 2 * 5
     return result
 
 
-def _mediastinum(canvas: Canvas, envelope: Envelope, heart: Field, seed: int) -> F32:
-    """Distance to what lies between the lungs: heart with its fat, spine, great vessels, septum, cardiac fat pads."""
-    frame = canvas.frame
-    middle_y = np.interp(frame.z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1]).astype(np.float32)
-    spine = np.hypot(frame.x / np.float32(1.08), frame.y - middle_y + np.float32(4)) - np.float32(19.5)
-    arches = np.maximum(np.abs(frame.x) - np.float32(36), frame.y - middle_y + np.float32(24))
+def _mediastinum(canvas: Canvas, envelope: Envelope, heart: Field, seed: int, box: Slices) -> F32:
+    """Distance over a box of voxels to what lies between the lungs: heart, spine, great vessels, septum, fat pads."""
+    x, y, z = canvas.frame.x[box], canvas.frame.y[box], canvas.frame.z[box]
+    middle_y = np.interp(z, SPINE_Y_MM[:, 0], SPINE_Y_MM[:, 1]).astype(np.float32)
+    spine = np.hypot(x / np.float32(1.08), y - middle_y + np.float32(4)) - np.float32(19.5)
+    arches = np.maximum(np.abs(x) - np.float32(36), y - middle_y + np.float32(24))
     septum_y = np.float32(spine_y(500.0) + 10.0)
-    width = np.float32(8) + np.float32(10) * np.clip((frame.z - 520) / np.float32(70), 0, 1)
-    septum = np.maximum(np.abs(frame.x - np.float32(2)) - width, septum_y - frame.y)
-    septum = np.where(frame.y > 52, np.maximum(septum, np.abs(frame.x - 2) - 4), septum)
-    mm = np.minimum(np.minimum(spine, arches), septum)
-    mm[heart.slices] = np.minimum(mm[heart.slices], heart.mm - np.float32(4.5))
+    width = np.float32(8) + np.float32(10) * np.clip((z - 520) / np.float32(70), 0, 1)
+    septum = np.maximum(np.abs(x - np.float32(2)) - width, septum_y - y)
+    septum = np.where(y > 52, np.maximum(septum, np.abs(x - 2) - 4), septum)
+    mm: F32 = np.minimum(np.minimum(spine, arches), septum)
+    _add_field(mm, heart, box, margin_mm=4.5)
     # Cardiophrenic fat: a low mound in front, on the diaphragm beside the heart.
-    above = np.maximum(frame.z - envelope.diaphragm_z, 0) / np.float32(24)
-    pads = np.sqrt(((frame.x + 18) / np.float32(52)) ** 2 + ((frame.y - 66) / np.float32(38)) ** 2 + above**2) - 1
-    mm = np.minimum(mm, pads * np.float32(26))
+    above = np.maximum(z - envelope.diaphragm_z[box], 0) / np.float32(24)
+    pads = np.sqrt(((x + 18) / np.float32(52)) ** 2 + ((y - 66) / np.float32(38)) ** 2 + above**2) - 1
+    np.minimum(mm, pads * np.float32(26), out=mm)
     for field in mediastinal_tubes(canvas, seed):
-        view = mm[field.slices]
-        np.minimum(view, field.mm - np.float32(2.5), out=view)
-    result: F32 = mm
-    return result
+        _add_field(mm, field, box, margin_mm=2.5)
+    return mm
+
+
+def _add_field(mm: F32, field: Field, box: Slices, *, margin_mm: float) -> None:
+    """Add a solid and a margin around it to the distances over a box of voxels, in place."""
+    there, here = field.overlap(box)
+    view = mm[there]
+    np.minimum(view, field.mm[here] - np.float32(margin_mm), out=view)

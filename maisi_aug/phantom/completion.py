@@ -7,6 +7,7 @@ body's range, such as the head and the arms, is fat and muscle by the depth belo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -17,9 +18,10 @@ from scipy import ndimage
 from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import paint_organs
-from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
+from maisi_aug.phantom.envelope import Envelope, build_envelope, fat_share, paint_envelope
 from maisi_aug.phantom.fitting import Fit, FittedFrame, fit_ends, fit_surfaces
 from maisi_aug.phantom.frame import Frame
+from maisi_aug.phantom.habitus import Habitus
 from maisi_aug.phantom.landmarks import (
     COARSE_GROUPS,
     F64,
@@ -42,6 +44,8 @@ WALL_MM: Final = 6.0  # of muscle between the cavity and the fascia, at least
 MIN_FAT_MM: Final = 2.5
 OUTLINE_SHARE: Final = 0.3  # of the labels' surface that may lie in air where a map has an outline
 _COARSE_MM: Final = 4.5
+_THIN_MM: Final = 3.0  # the fit reads voxels up to this far apart
+_AT_SKIN_MM: Final = np.float32(0.1)  # least distance to the skin of a voxel that is inside, or outside
 _FAR_MM: Final = 200.0
 _Z_RANGE_MM: Final = (-75.0, 640.0)
 _DEFAULT_Z_MM: Final = (240.0, 400.0)
@@ -59,7 +63,7 @@ _WALL: Final = (
     *ids.RIBS, ids.STERNUM, ids.COSTAL_CARTILAGE, *ids.MUSCLES, *ids.VERTEBRAE, ids.SACRUM, ids.LEFT_HIP,
     ids.RIGHT_HIP, ids.LEFT_SCAPULA, ids.RIGHT_SCAPULA, ids.LEFT_FEMUR, ids.RIGHT_FEMUR,
 )  # fmt: skip
-# Labels that lie right below the fascia, and by how much in mm; hip bones tell it where no gluteus is labelled.
+# Labels that lie right below the fascia, and by how much in mm; hip bones count where no gluteus is labelled.
 _BELOW_FASCIA_MM: Final = (
     (ids.RIBS, 7.0), ((ids.STERNUM, ids.COSTAL_CARTILAGE), 5.0), ((ids.LEFT_AUTOCHTHON, ids.RIGHT_AUTOCHTHON), 4.0),
     (tuple(range(ids.LEFT_GLUTEUS_MAXIMUS, ids.RIGHT_GLUTEUS_MEDIUS + 1)), 2.0),
@@ -104,13 +108,10 @@ def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Label
 
 
 def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np.uint8]]:
-    patient = measure_patient(labels, grid, seed)
-    fit = fit_patient(patient, grid, seed)
-    frame = FittedFrame(grid, fit)
+    patient, frame, layers, habitus = _fit_body(labels, grid, seed)
     canvas = Canvas(frame)
-    habitus = replace(neutral_habitus(seed), subcutaneous_mm=patient.fat_mm)
-    layers = _fit_layers(build_envelope(frame, habitus, seed), frame, patient, labels)
-    fixed = (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    layers = _fit_layers(layers, frame, patient, labels)
+    fixed = _is_organ(labels)
     paint_envelope(canvas, layers, habitus, seed)
     _paint_limbs(canvas, layers, patient)
     canvas.labels[fixed] = labels[fixed]
@@ -119,6 +120,46 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
     canvas.tissue[(canvas.tissue == ids.TISSUE_FASCIA) & (frame.z > _Z_RANGE_MM[1])] = ids.TISSUE_MUSCLE
     return canvas.labels, canvas.tissue
+
+
+def _fit_body(labels: Labels, grid: Grid, seed: int) -> tuple[PatientShape, Frame, Envelope, Habitus]:
+    """The patient, and the canonical body fitted to it; of fine maps every second, third, ... voxel is read."""
+    thin, first, steps = _thin_out(labels, grid.spacing_mm)
+    i, j, k = (step * number for step, number in zip(grid.spacing_mm, steps, strict=True))
+    coarse = Grid.from_spacing((thin.shape[0], thin.shape[1], thin.shape[2]), (i, j, k))
+    patient = measure_patient(thin, coarse, seed)
+    fit = fit_patient(patient, coarse, seed)
+    habitus = replace(neutral_habitus(seed), subcutaneous_mm=patient.fat_mm)
+    frame: Frame = FittedFrame(coarse, fit)
+    layers = build_envelope(frame, habitus, seed, with_fat=patient.skin_mm is None)
+    if max(steps) == 1:
+        return patient, frame, layers, habitus
+
+    def fine(field: F32) -> F32:
+        return _refined(field, steps, labels.shape, first=first)
+
+    patient = patient.refined(labels, fine)
+    skin = fine(layers.skin) if patient.skin_mm is None else patient.skin_mm
+    layers = Envelope(skin, *(fine(field) for field in (layers.fascia, layers.cavity, layers.diaphragm_z)))
+    middle = np.array(first) + 0.5 * (np.array(thin.shape) - 1) * steps - 0.5 * (np.array(labels.shape) - 1)
+    return patient, FittedFrame(grid, fit.moved(middle * grid.spacing_mm)), layers, habitus
+
+
+def _thin_out(
+    labels: Labels, spacing_mm: tuple[float, float, float]
+) -> tuple[Labels, tuple[int, int, int], tuple[int, int, int]]:
+    """Every nth voxel along I, J, K, up to ``_THIN_MM`` apart, the first one's index, and n."""
+    i, j, k = (max(1, int(_THIN_MM / step + 1e-3)) for step in spacing_mm)
+    first = [min((step - 1) // 2, side - 1) for step, side in zip((i, j, k), labels.shape, strict=True)]
+    thin = labels[first[0] :: i, first[1] :: j, first[2] :: k]
+    if not _is_organ(thin).any() and _is_organ(labels).any():  # a lesion alone may lie between them
+        return labels, (0, 0, 0), (1, 1, 1)
+    return np.ascontiguousarray(thin), (first[0], first[1], first[2]), (i, j, k)
+
+
+def _is_organ(labels: Labels) -> Mask:
+    organs: Mask = (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    return organs
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +180,20 @@ class PatientShape:
     near_fat_mm: F32 | None = None
     certainty: F32 | None = None
 
+    def refined(self, labels: Labels, fine: Callable[[F32], F32]) -> PatientShape:
+        """Return the same patient on a finer grid.
+
+        Args:
+            labels: ``(I, J, K)`` vocabulary ids on the finer grid, whose outline is kept to the voxel.
+            fine: Interpolates a field on the finer grid.
+        """
+        if self.skin_mm is None:
+            return self
+        skin = fine(self.skin_mm)
+        skin = np.where(labels > 0, np.minimum(skin, -_AT_SKIN_MM), np.maximum(skin, _AT_SKIN_MM))
+        near, certainty = (None if field is None else fine(field) for field in (self.near_fat_mm, self.certainty))
+        return replace(self, skin_mm=skin, near_fat_mm=near, certainty=certainty)
+
     def fat_at(self, canonical: F64 | F32, where: Any = ...) -> F32:
         """Return the thickness of fat in mm.
 
@@ -146,7 +201,8 @@ class PatientShape:
             canonical: ``(3, ...)`` canonical mm of the places.
             where: Index of the same places in the grid; all voxels by default.
         """
-        guessed = np.float32(self.fat_mm) * fat_share(canonical)
+        x, y, z = (np.asarray(part, dtype=np.float32) for part in canonical)
+        guessed: F32 = np.float32(self.fat_mm) * fat_share(x, y, z)
         if self.near_fat_mm is None or self.certainty is None:
             return guessed
         fat: F32 = guessed + self.certainty[where] * (self.near_fat_mm[where] - guessed)
@@ -159,7 +215,7 @@ def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
     Args:
         labels: ``(I, J, K)`` vocabulary ids with axes R, A, S.
         grid: Grid of the labels.
-        seed: Seed of the thickness of the fat where nothing tells it.
+        seed: Seed of the thickness of the fat where no label shows it.
     """
     axes = _axes(grid)
     surfaces = merge_coarse_bones(find_surfaces(labels, axes))
@@ -176,7 +232,7 @@ def measure_patient(labels: Labels, grid: Grid, seed: int) -> PatientShape:
 
 def has_outline(labels: Labels) -> bool:
     """Whether a map has an outline of the body, rather than organs in air only."""
-    organs = (labels != ids.BACKGROUND) & (labels != ids.BODY)
+    organs = _is_organ(labels)
     if not organs.any():
         return True
     if not (labels == ids.BODY).any():
@@ -193,22 +249,12 @@ def _axes(grid: Grid) -> tuple[NDArray[np.float32], ...]:
 
 
 def signed_distance(mask: Mask, spacing_mm: tuple[float, ...]) -> F32:
-    """Return the distance in mm to the surface of a mask, negative inside; on a coarser grid where voxels are small.
+    """Return the distance in mm to the surface of a mask, negative inside.
 
     Args:
         mask: ``(I, J, K)`` mask; what lies outside the grid counts as nothing.
         spacing_mm: Voxel sides along I, J, K in mm.
     """
-    steps = tuple(max(1, int(0.6 * _COARSE_MM / step)) for step in spacing_mm)
-    if mask.size > 3_000_000 and max(steps) > 1:
-        padded = np.pad(mask, [(0, -side % step) for side, step in zip(mask.shape, steps, strict=True)], mode="edge")
-        blocks = padded.reshape(
-            [n for side, step in zip(padded.shape, steps, strict=True) for n in (side // step, step)]
-        )
-        coarse = signed_distance(
-            blocks.mean(axis=(1, 3, 5)) >= 0.5, tuple(s * f for s, f in zip(spacing_mm, steps, strict=True))
-        )
-        return _refined(coarse, steps, mask.shape)
     if mask.all() or not mask.any():
         return np.full(mask.shape, -_FAR_MM if mask.all() else _FAR_MM, dtype=np.float32)
     half = 0.5 * min(spacing_mm)
@@ -218,31 +264,28 @@ def signed_distance(mask: Mask, spacing_mm: tuple[float, ...]) -> F32:
     return result
 
 
-def _refined(coarse: F32, factors: tuple[int, ...], shape: tuple[int, ...]) -> F32:
-    """Linear interpolation of a field of block centres at the voxels of a finer grid."""
-    out = coarse
-    for a, factor in enumerate(factors):
-        place = np.clip((np.arange(shape[a]) + 0.5) / factor - 0.5, 0, coarse.shape[a] - 1)
-        first = np.minimum(place.astype(int), max(coarse.shape[a] - 2, 0))
-        rest = (place - first).astype(np.float32).reshape([-1 if b == a else 1 for b in range(3)])
-        following = np.minimum(first + 1, coarse.shape[a] - 1)
-        out = np.take(out, first, axis=a) * (1 - rest) + np.take(out, following, axis=a) * rest
-    return out.astype(np.float32, copy=False)
+def _refined(
+    coarse: F32, factors: tuple[int, ...], shape: tuple[int, ...], *, first: tuple[int, ...] | None = None
+) -> F32:
+    """Linear interpolation of a field at the voxels of a grid that is finer by whole factors.
 
-
-def fat_share(canonical: F64 | F32) -> F32:
-    """Return the thickness of fat relative to a patient's own: more on belly and buttocks, less towards the neck.
-
-    Args:
-        canonical: ``(3, ...)`` canonical mm.
+    ``first`` is where on the fine grid the field's first voxel lies; None if the field's voxels are blocks of the
+    grid's.
     """
-    x, y, z = (np.asarray(part, dtype=np.float32) for part in canonical)
-    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
-    side = np.clip(y / np.float32(90), -1, 1)
-    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * side * side)
-    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (side < 0)
-    result: F32 = share.astype(np.float32)
-    return result
+    out = coarse
+    for a in (2, 1, 0):  # last the axis whose voxels lie farthest apart in memory, which is the fastest
+        factor = factors[a]
+        start = 0.5 * (factor - 1) if first is None else first[a]
+        place = np.clip((np.arange(shape[a]) - start) / factor, 0, coarse.shape[a] - 1)
+        before = np.minimum(place.astype(int), max(coarse.shape[a] - 2, 0))
+        rest = (place - before).astype(np.float32).reshape([-1 if b == a else 1 for b in range(3)])
+        after = np.minimum(before + 1, coarse.shape[a] - 1)
+        low, high = np.take(out, before, axis=a), np.take(out, after, axis=a)
+        high *= rest
+        low *= 1 - rest
+        low += high
+        out = low
+    return out.astype(np.float32, copy=False)
 
 
 def measure_fat(labels: Labels, skin_mm: F32, grid: Grid) -> tuple[F32, F32]:
@@ -290,7 +333,7 @@ def _blocks(volume: NDArray[Any], steps: tuple[int, int, int], fill: Any) -> NDA
 
 
 def _guess_fat(labels: Labels, skin_mm: F32 | None, axes: tuple[NDArray[np.float32], ...], seed: int) -> float:
-    """Thickness of fat in mm where no label below the fascia tells it: from organs at the wall, or by the width."""
+    """Thickness of fat in mm where no label lies below the fascia: from organs at the wall, or by the width."""
     drawn = float(numpy_generator(seed, "subcutaneous fat").uniform(8.0, 24.0))
     if skin_mm is None:
         return drawn
@@ -312,7 +355,7 @@ def fit_patient(patient: PatientShape, grid: Grid, seed: int) -> Fit:
     Args:
         patient: Shape of the patient.
         grid: Grid of the map, with axes R, A, S.
-        seed: Seed of the height in the body where no label tells it.
+        seed: Seed of the height in the body where no label shows it.
     """
     axes = _axes(grid)
     outline = np.empty((0, 5)) if patient.skin_mm is None else outline_ends(patient.skin_mm < 0, axes)
@@ -383,7 +426,7 @@ def _fit_layers(layers: Envelope, frame: Frame, patient: PatientShape, labels: L
         enclosed = np.minimum(np.minimum(organs - 18.0, wall - 6.0) - patient.fat_mm, layers.skin)
         enclosed = np.minimum(enclosed, _hull(labels > 0, spacing, close_mm=0.0) - MIN_FAT_MM - 1.0)
         skin = enclosed.astype(np.float32)
-    cavity = np.minimum(layers.cavity, organs - np.float32(1.0))
+    cavity: F32 = np.minimum(layers.cavity, organs - np.float32(1.0))
     fascia = layers.fascia
     if patient.near_fat_mm is not None and patient.certainty is not None:
         fascia = fascia + patient.certainty * (skin + patient.near_fat_mm - fascia)
@@ -395,10 +438,10 @@ def _fit_layers(layers: Envelope, frame: Frame, patient: PatientShape, labels: L
     return Envelope(skin, fascia, cavity, _diaphragm(layers.diaphragm_z, frame, labels))
 
 
-def _hull(mask: Mask, spacing_mm: tuple[float, float, float], *, close_mm: float) -> F32:
-    """Distance in mm to a mask whose gaps up to twice ``close_mm`` are closed, on a coarse grid; far away if empty."""
+def _hull(mask: Mask, spacing_mm: tuple[float, float, float], *, close_mm: float) -> F32 | np.float32:
+    """Distance in mm to a mask whose gaps up to twice ``close_mm`` are closed; the one number ``_FAR_MM`` if empty."""
     if not mask.any():
-        return np.full(mask.shape, np.float32(_FAR_MM))
+        return np.float32(_FAR_MM)
     steps = _coarse_steps(spacing_mm)
     fraction = _blocks(mask, steps, False).mean(axis=(1, 3, 5))
     coarse_mm = tuple(s * f for s, f in zip(spacing_mm, steps, strict=True))
@@ -429,8 +472,11 @@ def _diaphragm(height_mm: F32, frame: Frame, labels: Labels) -> F32:
 
 def _paint_limbs(canvas: Canvas, layers: Envelope, patient: PatientShape) -> None:
     """Muscle below the fat where the body reaches beyond the trunk: arms, head and thighs."""
-    depth = -layers.skin
+    beyond = np.float32(18.0)
     z = canvas.frame.z
-    fat = patient.fat_at(np.stack([canvas.frame.x, canvas.frame.y, z]))
-    outside = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1]) | (layers.fascia > fat + np.float32(18.0))
-    canvas.tissue[outside & (depth > min(patient.fat_mm, 14.0))] = ids.TISSUE_MUSCLE
+    above_or_below = (z < _Z_RANGE_MM[0]) | (z > _Z_RANGE_MM[1])
+    deep = (-layers.skin > min(patient.fat_mm, 14.0)) & (above_or_below | (layers.fascia > beyond))
+    where = np.nonzero(deep)
+    fat = patient.fat_at(np.stack([axis[where] for axis in (canvas.frame.x, canvas.frame.y, z)]), where)
+    deep[where] = above_or_below[where] | (layers.fascia[where] > fat + beyond)
+    canvas.tissue[deep] = ids.TISSUE_MUSCLE

@@ -58,7 +58,7 @@ def complete_map(
     """Complete the label map of a case.
 
     Args:
-        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        label_map: ``(I, J, K)`` vocabulary ids along R, A, S; not modified.
         grid: Grid of the label map.
         seed: Seed of the case's image; the same gives the same map.
         tissue: ``(I, J, K)`` tissue ids under label 200, as phantoms have them; None completes the anatomy.
@@ -83,7 +83,7 @@ def condition_map(
     """Return what the networks are conditioned on: the completed map with hidden structure and the contrast phase.
 
     Args:
-        label_map: ``(I, J, K)`` vocabulary ids; not modified.
+        label_map: ``(I, J, K)`` vocabulary ids along R, A, S; not modified.
         grid: Shape and affine of the label map.
         seed: Seed of the case's image; the same gives the same map.
         modality: Modality of the image, which decides whether there is contrast agent.

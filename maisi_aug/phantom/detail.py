@@ -37,7 +37,7 @@ def draw_detail(label_map: Labels, tissue: NDArray[np.uint8], *, seed: int, grid
     """Draw the detail map of a label map; the same seed gives the same map.
 
     Args:
-        label_map: ``(I, J, K)`` uint8 vocabulary ids, with or without tumours; not modified.
+        label_map: ``(I, J, K)`` uint8 vocabulary ids along R, A, S, with or without tumours; not modified.
         tissue: ``(I, J, K)`` uint8 tissue ids (``ids.TISSUES``); read where the label is 200.
         seed: Seed of the content of the bowel, of vessels and of everything else that labels leave open.
         grid: Shape and spacing of the label map.

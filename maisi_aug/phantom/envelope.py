@@ -104,13 +104,14 @@ class Envelope:
     diaphragm_z: F32
 
 
-def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
+def build_envelope(frame: Frame, habitus: Habitus, seed: int, *, with_fat: bool = True) -> Envelope:
     """Return the layers of the trunk for one patient.
 
     Args:
         frame: Placed grid, with canonical coordinates of its voxels.
         habitus: Build of the patient.
         seed: Seed of the patient.
+        with_fat: Whether to lay fat between muscles and skin; otherwise the skin is the muscles' surface.
     """
     index = np.clip((frame.z - _TABLE_START_MM) / _TABLE_STEP_MM, 0, len(_TABLE_Z) - 1).astype(np.int32)
     belly = habitus.belly_mm * bump(_TABLE_Z, *BELLY_Z_MM)
@@ -118,7 +119,7 @@ def build_envelope(frame: Frame, habitus: Habitus, seed: int) -> Envelope:
     cavity = _outline(frame, index, CAVITY_TABLE, widest, belly, 0.25 * belly)
     fascia = _outline(frame, index, _FASCIA, widest, belly, 0.25 * belly)
     fascia -= _axilla(frame)
-    skin = fascia - _fat_thickness(frame, habitus, seed)
+    skin = fascia - _fat_thickness(frame, habitus, seed) if with_fat else fascia
     fascia = fascia + _relief(frame, habitus)
     return Envelope(skin, fascia, cavity, diaphragm_height(frame.x, frame.y, habitus.inspiration_mm))
 
@@ -193,13 +194,10 @@ def _relief(frame: Frame, habitus: Habitus) -> F32:
 
 
 def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
-    """Subcutaneous fat in mm: thicker on belly and buttocks, thin over the spine and towards the neck."""
+    """Subcutaneous fat in mm, varied from place to place, with breasts."""
     rng = numpy_generator(seed, "subcutaneous fat")
     x, y, z = frame.x, frame.y, frame.z
-    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
-    front = np.clip(y / np.float32(90), -1, 1)
-    share = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * front * front)
-    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (front < 0)
+    share = fat_share(x, y, z)
     share *= 1 + np.float32(0.10) * frame.smooth_noise(rng, 160.0)
     thickness = np.maximum(np.float32(habitus.subcutaneous_mm) * share, np.float32(2.5))
     if habitus.is_female:
@@ -209,6 +207,24 @@ def _fat_thickness(frame: Frame, habitus: Habitus, seed: int) -> F32:
         thickness += np.minimum(size, np.float32(55 - 0.9 * habitus.subcutaneous_mm)) * mound.astype(np.float32)
     result: F32 = thickness.astype(np.float32)
     return result
+
+
+def fat_share(x: F32, y: F32, z: F32) -> F32:
+    """Return the thickness of subcutaneous fat relative to a patient's own: thin over the spine and towards the neck.
+
+    Args:
+        x: Canonical x in mm, of any shape.
+        y: Canonical y in mm, of the same shape.
+        z: Canonical z in mm, of the same shape.
+
+    Returns:
+        Factors of the same shape, about 1 at the flanks and more on belly and buttocks.
+    """
+    low = np.clip((np.float32(430) - z) / np.float32(260), 0, 1)
+    front = np.clip(y / np.float32(90), -1, 1)
+    share: F32 = np.float32(0.62) + low * (np.float32(0.38) + np.float32(0.35) * front * front)
+    share -= np.float32(0.35) * np.exp(-((x / np.float32(24)) ** 2)) * (front < 0)
+    return share
 
 
 def diaphragm_height(x: F32, y: F32, raised_mm: float) -> F32:
@@ -246,13 +262,8 @@ def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: i
     canvas.tissue[envelope.cavity < 0] = TISSUE_FAT
     rng = numpy_generator(seed, "tissue")
     seam = frame.smooth_noise(rng, 42.0) + np.float32(0.5) * frame.smooth_noise(rng, 20.0)
-    _paint_wall_layers(canvas, envelope, habitus, seam)
-    armpit = (envelope.cavity > 11) & (envelope.fascia < -9) & (frame.z > 490) & (frame.y > -52)
-    armpit &= (np.abs(frame.x) > 92) & (frame.y < 45) & (seam > -0.6)
-    canvas.tissue[armpit] = TISSUE_FAT
+    _paint_wall(canvas, envelope, habitus, seam)
     canvas.tissue[(envelope.cavity < 0) & (np.abs(frame.z - envelope.diaphragm_z) < 2)] = TISSUE_MUSCLE
-    midline = (np.abs(frame.x) < 3.0) & (frame.y > 60) & (frame.z < 400) & (envelope.cavity > 3) & (envelope.fascia < 0)
-    canvas.tissue[midline] = TISSUE_FASCIA
     if habitus.is_female:
         cx, cy, cz = BREAST_CENTRE_MM
         gland = (((np.abs(frame.x) - cx) / 34) ** 2 + ((frame.z - cz) / 32) ** 2) < 1 + 0.3 * seam
@@ -260,19 +271,23 @@ def paint_envelope(canvas: Canvas, envelope: Envelope, habitus: Habitus, seed: i
         canvas.tissue[gland] = TISSUE_SOFT
 
 
-def _paint_wall_layers(canvas: Canvas, envelope: Envelope, habitus: Habitus, seam: F32) -> None:
+def _paint_wall(canvas: Canvas, envelope: Envelope, habitus: Habitus, seam: F32) -> None:
     """Part the wall of belly and chest into its layers of muscle by thin fat, more of it in fat patients."""
     frame = canvas.frame
-    x, z = np.abs(frame.x), frame.z
-    wall = (envelope.fascia < 0) & (envelope.cavity > 0)
+    wall = np.flatnonzero((envelope.fascia < 0) & (envelope.cavity > 0))
+    fields = (frame.x, frame.y, frame.z, envelope.cavity, envelope.fascia, seam)
+    x, y, z, cavity, fascia, seam = (np.take(field, wall) for field in fields)
+    x = np.abs(x)
+    tissue = np.take(canvas.tissue, wall)
     half = np.float32(max(0.7, 0.32 * float(np.cbrt(np.prod(frame.spacing_mm)))))
-    thickness = envelope.cavity - envelope.fascia
     often = np.float32(0.9 - 1.7 * habitus.visceral_fat)  # the layers show where the seam is above this
-    side = wall & (z > 190) & (z < 375) & (x > 72) & (frame.y > -62)
+    side = (z > 190) & (z < 375) & (x > 72) & (y > -62) & (seam > often)
     for share in (0.36, 0.68):
-        near = np.abs(envelope.cavity - np.float32(share) * thickness) < half
-        canvas.tissue[side & near & (seam > often)] = TISSUE_FASCIA
+        tissue[side & (np.abs(cavity - np.float32(share) * (cavity - fascia)) < half)] = TISSUE_FASCIA
     # Outside of ribs and intercostal muscles lie the muscles of the shoulder, on a gliding layer of fat.
     gap = np.float32(0.6 + 3.2 * habitus.visceral_fat) * np.clip(seam + np.float32(0.9), 0, 1.6)
-    chest = wall & (z > 395) & (envelope.fascia < -3)
-    canvas.tissue[chest & (np.abs(envelope.cavity - 12.5) < gap)] = TISSUE_FASCIA
+    tissue[(z > 395) & (fascia < -3) & (np.abs(cavity - 12.5) < gap)] = TISSUE_FASCIA
+    armpit = (cavity > 11) & (fascia < -9) & (z > 490) & (y > -52) & (x > 92) & (y < 45) & (seam > -0.6)
+    tissue[armpit] = TISSUE_FAT
+    tissue[(x < 3.0) & (y > 60) & (z < 400) & (cavity > 3)] = TISSUE_FASCIA  # the white line
+    np.put(canvas.tissue, wall, tissue)

@@ -7,7 +7,7 @@ Coordinates of a user's map are mm from the middle of its grid along R, A, S; th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -69,13 +69,16 @@ class Fit:
         matrix: ``(3, 3)`` stretch and turn.
         offset: ``(3,)`` canonical mm of the middle of the grid.
         warp: Displacement in canonical mm; None for none.
-        residual_mm: Label -> mean distance of its surface to the reference's.
     """
 
     matrix: F64
     offset: F64
     warp: Warp | None = None
-    residual_mm: dict[int, float] = field(default_factory=dict)
+
+    def moved(self, shift_mm: F64) -> Fit:
+        """Return the fit of a grid whose middle lies at ``-shift_mm`` of this one's, ``(3,)`` in mm."""
+        warp = self.warp and replace(self.warp, origin_mm=self.warp.origin_mm + shift_mm)
+        return replace(self, offset=self.offset - self.matrix @ shift_mm, warp=warp)
 
     def to_canonical(self, points: F64) -> F64:
         """Return the canonical mm of ``(N, 3)`` points."""
@@ -132,7 +135,7 @@ def fit_ends(
         outline_mm: ``(N, 5)`` ends of the body per slice, see ``outline_ends``; may be empty.
         reference: Canonical body.
         fat_mm: Thickness of the fat below the skin.
-        default_z_mm: Canonical height of the middle of the grid, for maps without a label that tells it.
+        default_z_mm: Canonical height of the middle of the grid, for maps without a label that shows it.
     """
     pairs: list[list[tuple[float, float, float]]] = [[], [], []]
     for key, surface in surfaces.items():
@@ -231,8 +234,7 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
         robust = weights / (1 + (away / reach) ** 2)
         warp = _solve_warp(points, targets - straight, robust, low, high, knots_mm, stiffness)
         fit = Fit(fit.matrix, fit.offset, warp)
-    _, away = _closest(fit.to_canonical(points), keys, reference)
-    return Fit(fit.matrix, fit.offset, fit.warp, {key: float(away[keys == key].mean()) for key in np.unique(keys)})
+    return fit
 
 
 def _gather(

@@ -131,14 +131,24 @@ class Frame:
             low_mm: ``(3,)`` lower corner of the box in patient mm.
             high_mm: ``(3,)`` upper corner.
         """
-        low, high = np.asarray(low_mm, dtype=np.float64), np.asarray(high_mm, dtype=np.float64)
-        bounds = []
-        for a in range(3):
-            first = self._axes64[a][0]
-            start = int(np.clip(np.floor((low[a] - first) / self.spacing_mm[a]), 0, self.shape[a]))
-            stop = int(np.clip(np.ceil((high[a] - first) / self.spacing_mm[a]) + 1, start, self.shape[a]))
-            bounds.append(slice(start, stop))
-        return bounds[0], bounds[1], bounds[2]
+        start, stop = self.bounds_of(np.atleast_2d(low_mm), np.atleast_2d(high_mm))
+        i, j, k = (slice(*pair) for pair in zip(start[0].tolist(), stop[0].tolist(), strict=True))
+        return i, j, k
+
+    def bounds_of(self, low_mm: ArrayLike, high_mm: ArrayLike) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the first voxels inside of boxes in patient space, and the voxels behind the last ones.
+
+        Args:
+            low_mm: ``(N, 3)`` lower corners of the boxes in patient mm.
+            high_mm: ``(N, 3)`` upper corners.
+
+        Returns:
+            Two ``(N, 3)`` indices along I, J, K, limited to the grid; equal where a box lies outside of it.
+        """
+        first, step = np.array([axis[0] for axis in self._axes64]), np.asarray(self.spacing_mm)
+        start = np.clip(np.floor((np.asarray(low_mm, dtype=np.float64) - first) / step), 0, self.shape)
+        stop = np.ceil((np.asarray(high_mm, dtype=np.float64) - first) / step) + 1
+        return start.astype(np.int64), np.clip(stop, start, self.shape).astype(np.int64)
 
     def box(self, low: ArrayLike, high: ArrayLike, *, pad_mm: float = 6.0) -> Slices:
         """Return the slices of voxels along I, J, K that contain a canonical box, with a margin for the warp.

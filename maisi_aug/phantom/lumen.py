@@ -93,7 +93,7 @@ def fill_gut(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random
     """Write the content of oesophagus, stomach, duodenum, small bowel and colon; their walls keep the label.
 
     Args:
-        detail: ``(I, J, K)`` detail map, painted in place.
+        detail: ``(I, J, K)`` detail map along R, A, S, painted in place; gas rises along A.
         labels: ``(I, J, K)`` vocabulary ids without tumours.
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of all randomness.

@@ -22,7 +22,7 @@ LUNG_TWIGS: Final = 900
 _MIN_TWIG_MM: Final = 0.55
 _VESSEL_SHARE: Final = 0.45  # share of a voxel from which it counts as a vessel
 _LINE_SHARE: Final = 0.12  # and from which it counts as a line
-
+_THICKEST_MM: Final = 4.0  # voxel side up to which fissures and walls of bronchi show
 _FISSURE_SEEN: Final = 0.4  # fissures are thin: in scans they show in places only
 
 
@@ -42,7 +42,7 @@ def paint_lungs(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.ran
             continue
         mask, local, view = lung[box], labels[box], detail[box]
         airway = local == ids.AIRWAY
-        if max(spacing_mm) <= 4.0:
+        if max(spacing_mm) <= _THICKEST_MM:
             seen = smooth_noise((mask.shape[0], mask.shape[1], mask.shape[2]), spacing_mm, rng, 70.0) > _FISSURE_SEEN
             view[mask & ((_fissures(local, mask) & seen) | _touches(airway))] = ids.LUNG_LINE
         share = _vessel_share(mask, local, spacing_mm, rng)

@@ -119,7 +119,7 @@ def infer_phase(label_map: NDArray[np.uint8], image_hu: NDArray[np.int16], *, mo
         modality: Modality of the image; ``ct_wo_contrast`` decides, ``ct_contrast`` rules the unenhanced phase out.
 
     Returns:
-        The phase; the portal venous one if no organ tells it.
+        The phase; the portal venous one if no organ shows it.
     """
     if modality == "ct_wo_contrast":
         return "non-contrast"

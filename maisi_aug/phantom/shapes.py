@@ -32,6 +32,21 @@ class Field:
         """Return the solid with its surface moved outwards by a distance in mm."""
         return Field(self.slices, self.mm - np.float32(by_mm))
 
+    def overlap(self, box: Slices) -> tuple[Slices, Slices]:
+        """Return what the field shares with a box of the grid, as slices of that box and of ``mm``; may be empty."""
+        shared = []
+        for own, other in zip(self.slices, box, strict=True):
+            start = max(own.start, other.start)
+            shared.append(slice(start, max(start, min(own.stop, other.stop))))
+        return _relative(shared, box), _relative(shared, self.slices)
+
+    def over(self, box: Slices) -> F32:
+        """Return the distances in mm over another box of the grid; ``FAR_MM`` where they are not known."""
+        out = np.full(tuple(side.stop - side.start for side in box), FAR_MM, dtype=np.float32)
+        there, here = self.overlap(box)
+        out[there] = self.mm[here]
+        return out
+
 
 class Canvas:
     """Label map that is being painted and, below label 200, the tissue map.
@@ -84,6 +99,12 @@ class Canvas:
         if also is not None:
             inside &= also
         self.tissue[field.slices][inside] = tissue
+
+
+def _relative(box: Sequence[slice], outer: Slices) -> Slices:
+    """The slices of a box of the grid within an outer box."""
+    i, j, k = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, outer, strict=True))
+    return i, j, k
 
 
 def lookup(ids: Iterable[int]) -> NDArray[np.bool_]:
@@ -190,9 +211,9 @@ def capsules(frame: Frame, starts: NDArray[np.float64], ends: NDArray[np.float64
         ends: ``(N, 4)`` the same of the other end.
         margin_mm: Distance in mm up to which the result reaches beyond the surface.
     """
-    first = np.column_stack([frame.to_patient(starts[:, :3]), starts[:, 3] * frame.radius_scale])
-    last = np.column_stack([frame.to_patient(ends[:, :3]), ends[:, 3] * frame.radius_scale])
-    return patient_capsules(frame, first, last, margin_mm=margin_mm)
+    both = np.concatenate([starts, ends])
+    placed = np.column_stack([frame.to_patient(both[:, :3]), both[:, 3] * frame.radius_scale])
+    return patient_capsules(frame, placed[: len(starts)], placed[len(starts) :], margin_mm=margin_mm)
 
 
 def patient_capsules(
@@ -214,11 +235,11 @@ def patient_capsules(
     box = frame.slices_of(low.min(axis=0), high.max(axis=0))
     out = np.full(tuple(side.stop - side.start for side in box), FAR_MM, dtype=np.float32)
     if out.size:
-        for n in range(len(first)):
-            local = frame.slices_of(low[n], high[n])
-            if all(side.stop > side.start for side in local):
-                view = out[tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(local, box, strict=True))]
-                np.minimum(view, _capsule(frame, local, first[n], last[n], radius_first[n], radius_last[n]), out=view)
+        start, stop = frame.bounds_of(low, high)
+        for n in np.flatnonzero((stop > start).all(axis=1)):
+            i, j, k = (slice(*pair) for pair in zip(start[n].tolist(), stop[n].tolist(), strict=True))
+            view = out[_relative((i, j, k), box)]
+            np.minimum(view, _capsule(frame, (i, j, k), first[n], last[n], radius_first[n], radius_last[n]), out=view)
     return Field(box, out)
 
 

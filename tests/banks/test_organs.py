@@ -15,8 +15,9 @@ from maisi_aug.errors import BankError
 from maisi_aug.vocabulary.labels import MAISI
 from tests.builders.tiny_bank import BODY, HEPATIC_TUMOR, LIVER, build_trunk, network_grid, write_case
 
-ORIGINAL: Any = SimpleNamespace(name="rflow-ct", spec=SimpleNamespace(base=None))
-FINE_TUNED: Any = SimpleNamespace(name="kidney", spec=SimpleNamespace(base=object()))
+ORIGINAL: Any = SimpleNamespace(name="rflow-ct", spec=SimpleNamespace(base=None), completes_maps=False)
+FINE_TUNED: Any = SimpleNamespace(name="kidney", spec=SimpleNamespace(base=object()), completes_maps=False)
+COMPLETING: Any = SimpleNamespace(name="phantom-ct", spec=SimpleNamespace(base=None), completes_maps=True)
 
 
 def open_bank(folder: Path, *, num_bare: int, num_whole: int = 0) -> FolderBank:
@@ -43,8 +44,9 @@ def test_bank_of_livers_and_tumours_is_refused_with_the_command_to_type(tmp_path
         require_organs(bank, bundle=ORIGINAL, is_allowed=True)
 
 
-def test_bundle_that_learnt_from_such_maps_takes_them(tmp_path: Path) -> None:
-    require_organs(open_bank(tmp_path, num_bare=1), bundle=FINE_TUNED)
+@pytest.mark.parametrize("bundle", [FINE_TUNED, COMPLETING], ids=lambda bundle: str(bundle.name))
+def test_bundle_that_learnt_from_such_maps_or_completes_them_takes_them(tmp_path: Path, bundle: Any) -> None:
+    require_organs(open_bank(tmp_path, num_bare=1), bundle=bundle)
 
 
 def test_one_whole_map_among_the_first_is_enough(tmp_path: Path) -> None:

@@ -197,13 +197,40 @@ def test_empty_map_and_another_shape_are_refused() -> None:
         complete_anatomy(np.ones((4, 4, 4), dtype=np.uint8), seed=1, grid=GRID)
 
 
-def test_fine_maps_have_about_the_distance_of_coarse_ones() -> None:
-    grid = Grid.from_spacing((180, 150, 120), (1.5, 1.5, 1.5))
+def test_distance_is_negative_inside_and_in_millimetres() -> None:
+    grid = Grid.from_spacing((45, 38, 30), (3.0, 3.0, 3.0))
     i, j, k = np.indices(grid.shape)
-    ball = (i - 90) ** 2 + (j - 75) ** 2 + (k - 60) ** 2 < 40**2
-    true = 1.5 * (np.sqrt((i - 90) ** 2 + (j - 75) ** 2 + (k - 60) ** 2) - 40)
-    near = np.abs(true) < 30
-    assert np.abs(signed_distance(ball, grid.spacing_mm) - true)[near].max() < 2.5
+    away = 3.0 * np.sqrt((i - 22) ** 2 + (j - 19) ** 2 + (k - 15) ** 2)
+    distance = signed_distance(away < 33, grid.spacing_mm)
+    assert np.abs(distance - (away - 33)).max() < 2.5
+
+
+def test_fine_map_keeps_its_outline_and_its_labels_to_the_voxel() -> None:
+    part = keep(patient().label_map, ids.LIVER)[24:62, 6:44, 12:34]
+    fine = np.repeat(np.repeat(np.repeat(part, 4, axis=0), 4, axis=1), 4, axis=2)
+    i, j, k = np.indices(fine.shape)
+    fine[(fine == ids.BODY) & ((i + j + k) % 7 == 0) & (np.abs(i - 70) > 60)] = 0  # as ragged as a noisy outline
+    completed, tissue = complete_anatomy(fine, seed=1, grid=Grid.from_spacing(fine.shape, (1.35, 1.35, 1.35)))
+    np.testing.assert_array_equal(completed > 0, fine > 0)
+    np.testing.assert_array_equal(completed[fine == ids.LIVER], ids.LIVER)
+    coarse, coarse_tissue = complete_anatomy(part, seed=1, grid=Grid.from_spacing(part.shape, (5.4, 5.4, 5.4)))
+    picked = tuple(slice(1, None, 4) for _ in range(3))
+    both = (completed[picked] == ids.BODY) & (coarse == ids.BODY)
+    fat = [
+        np.isin(of, (ids.TISSUE_FAT, ids.TISSUE_SUBCUTANEOUS, ids.TISSUE_FASCIA))
+        for of in (tissue[picked], coarse_tissue)
+    ]
+    assert (fat[0] == fat[1])[both].mean() > 0.85
+    bones = [np.isin(of, (*ids.VERTEBRAE, *ids.RIBS)) for of in (completed[picked], coarse)]
+    assert 2 * (bones[0] & bones[1]).sum() / (bones[0].sum() + bones[1].sum()) > 0.75
+
+
+def test_lesion_between_the_voxels_that_a_fit_reads_is_not_lost() -> None:
+    given = np.zeros((40, 36, 30), dtype=np.uint8)
+    given[20, 18, 14] = ids.HEPATIC_TUMOR
+    completed, _ = complete_anatomy(given, seed=1, grid=Grid.from_spacing(given.shape, (0.7, 0.7, 1.0)))
+    assert completed[20, 18, 14] == ids.HEPATIC_TUMOR
+    assert (completed > 0).mean() > 0.5
 
 
 def test_reference_body_has_the_labels_of_the_phantoms() -> None:

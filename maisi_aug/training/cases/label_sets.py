@@ -1,8 +1,8 @@
-"""Label maps as users have them: some labels are missing, some are told coarsely.
+"""Label maps as users have them: some labels are missing, some are coarse.
 
 A bundle that has learnt from full label maps alone draws a grey cylinder around the liver of a map that knows nothing
-else. These are the labels of TotalSegmentator's versions, of organs alone, of one organ and its lesion, bones told
-coarsely, and labels left out at random; what is left out is body, as in a real map.
+else. These are the labels of TotalSegmentator's versions, of organs alone, of one organ and its lesion, coarse
+bones, and labels left out at random; what is left out is body, as in a real map.
 """
 
 from __future__ import annotations

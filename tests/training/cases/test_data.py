@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import nn
 
 from maisi_aug.errors import TrainingError
 from maisi_aug.networks.building import build_network
 from maisi_aug.networks.conditioning import hu_to_unit
+from maisi_aug.phantom import ids
 from maisi_aug.training.cases.data import Memory, PhantomStore, encode_store
 from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from tests.builders.tiny_bundle import build_header
@@ -48,6 +50,30 @@ def test_phantoms_are_built_once_and_do_not_depend_on_their_number(tmp_path: Pat
     alone.ensure(3, num_workers=1)
     assert [hash_of(alone, index) for index in range(3)] == [first, hash_of(store, 1), hash_of(store, 2)]
     assert len({hash_of(store, index) for index in range(3)}) == 3
+
+
+def test_noise_of_a_phantom_is_the_noise_in_its_image(tmp_path: Path) -> None:
+    store = PhantomStore(tmp_path, seed=5, shape=(44, 40, 24), spacing_mm=(3.0, 3.0, 3.0))
+    store.ensure(1, num_workers=1)
+    label_map, white = store.label_map(0), store.noise(0)
+    muscle = ndimage.binary_erosion(np.isin(label_map, (ids.HEART, *ids.MUSCLES)))
+    assert muscle.sum() > 100
+    grain = [volume - ndimage.gaussian_filter(volume, 2.0) for volume in (store.image_hu(0).astype(np.float32), white)]
+    assert np.corrcoef(grain[0][muscle], grain[1][muscle])[0, 1] > 0.4
+    assert abs(np.corrcoef(grain[0][muscle], np.roll(grain[1], 1, axis=0)[muscle])[0, 1]) < 0.4
+
+
+def test_phantoms_have_fields_of_view_of_their_own_and_show_detail(tmp_path: Path) -> None:
+    store = PhantomStore(tmp_path, seed=5, shape=SHAPE, spacing_mm=SPACING_MM, zoom_range=(0.8, 1.2), completes=True)
+    spacings = {store.spacing_of(index) for index in range(20)}
+    assert len(spacings) > 15
+    assert all(0.79 < side / own < 1.21 for place in spacings for side, own in zip(place, SPACING_MM, strict=True))
+    store.ensure(1, num_workers=1)
+    assert store.facts(0).spacing_mm == store.spacing_of(0)
+    shown, label_map = store.condition_map(0), store.label_map(0)
+    assert not (shown == ids.BODY).any()
+    np.testing.assert_array_equal(shown > 0, label_map > 0)
+    assert store.folder != build_phantoms(tmp_path).folder
 
 
 def test_phantom_becomes_a_training_case(tmp_path: Path) -> None:
