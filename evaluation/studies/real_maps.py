@@ -29,7 +29,9 @@ from maisi_aug.evaluation.output.files import Cell, percent, run_command, save_r
 from maisi_aug.evaluation.studies.train_segmenter import build_held_out_phantom, held_out_seed, print_progress
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.phantom import build_phantom, ids
-from maisi_aug.phantom.intensity import draw_phase
+from maisi_aug.phantom.condition import condition_seed
+from maisi_aug.phantom.intensity import Phase, draw_phase
+from maisi_aug.phantom.phases import phase_for
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.pictures.slices import BACKGROUND, SOFT_TISSUE, Plane, draw_slice, write_text
 from maisi_aug.sources.given import GridChoice, fit_map
@@ -203,7 +205,8 @@ def measure_real_maps(
             images.append(figures)
             tiles.append(tile)
             report(len(images), num_images)
-    phantoms = [artist.draw_phantom(bundle, index) for index in find_phantoms(settings)]
+    phase = phase_for(settings.modality, condition_seed(artist.seed)) if bundle.spec.unlabelled == "complete" else None
+    phantoms = [artist.draw_phantom(bundle, index) for index in find_phantoms(settings, phase)]
     report(num_maps + len(phantoms), num_images)
     views = [artist.draw_view(bundle, width_mm) for width_mm in settings.widths_mm]
     report(num_images, num_images)
@@ -213,11 +216,19 @@ def measure_real_maps(
     return document
 
 
-def find_phantoms(settings: RealMapSettings) -> list[int]:
-    """Return the indices of the first held-out phantoms whose contrast phase suits the settings."""
+def find_phantoms(settings: RealMapSettings, phase: Phase | None = None) -> list[int]:
+    """Return the indices of the first held-out phantoms whose contrast phase suits the settings.
+
+    Args:
+        settings: Settings of the study.
+        phase: Phase in which the bundle draws the real maps; None if it does not know one.
+    """
 
     def is_wanted(index: int) -> bool:
-        is_plain = draw_phase(held_out_seed(settings.seed, index)) == "non-contrast"
+        own = draw_phase(held_out_seed(settings.seed, index))
+        if phase is not None:
+            return own == phase
+        is_plain = own == "non-contrast"
         return settings.modality == "ct" or is_plain == (settings.modality == "ct_wo_contrast")
 
     return list(itertools.islice(filter(is_wanted, itertools.count()), settings.num_phantoms))
@@ -237,9 +248,14 @@ class _Artist:
     pipeline: Pipeline
     settings: RealMapSettings
 
+    @property
+    def seed(self) -> int:
+        """Seed of all images."""
+        return derive_seed("real map image", self.settings.seed)
+
     def draw(self, label_map: NDArray[np.uint8], grid: Grid, modality: str | None = None) -> NDArray[np.int16]:
-        seed = derive_seed("real map image", self.settings.seed)
-        return self.pipeline.synthesize_image(label_map, grid, seed=seed, modality=modality or self.settings.modality)
+        modality = modality or self.settings.modality
+        return self.pipeline.synthesize_image(label_map, grid, seed=self.seed, modality=modality)
 
     def draw_subset(
         self, label_map: NDArray[np.uint8], grid: Grid, number: int, turn: int

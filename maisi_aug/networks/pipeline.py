@@ -44,6 +44,7 @@ from maisi_aug.networks.conditioning import (
 from maisi_aug.networks.decoder import Decoder
 from maisi_aug.networks.devices import explain_missing
 from maisi_aug.networks.encoder import Encoder
+from maisi_aug.networks.pointwise import use_label_table
 from maisi_aug.networks.sampling import Conditions, KnownLatent, sample_latent
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.phantom.condition import complete_map
@@ -148,6 +149,8 @@ class Pipeline:
         )
         # Recomputing activations in a backward pass that there is not; torch would import its compiler for it.
         networks.controlnet.use_checkpointing = False  # type: ignore[assignment]
+        if fast_paths.plain_layers and fast_paths.cpu_layers and device.startswith("cpu"):
+            use_label_table(networks.controlnet)
         pipeline = cls(bundle, networks, fast_paths, compiler, chosen)
         for network in (networks.autoencoder, networks.diffusion_unet, networks.controlnet):
             store_in(pipeline._autocast_type, network)

@@ -115,7 +115,8 @@ def start_from_label_means(
     embedding: Any = controlnet.controlnet_cond_embedding
     width = only_convolution(embedding.conv_in).out_channels
     lookup = _fit_lookup(means, vocabulary.tumor_ids, width=width, num_wavelets=num_channels, seed=seed)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed("label features", seed))
         matrix = _fit_latents(lookup(bits_of_ids()), store, latents, cases)
         build_signal_path(unet, controlnet, num_channels, noise_share=noise_share)
         write_lookup(embedding, lookup)

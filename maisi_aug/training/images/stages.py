@@ -196,7 +196,9 @@ class TrainingFolder(StageFolder):
         data = self._open_latents()
         with self.processes.main_first():
             if (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
-                if self.recipe.controlnet.start == "label-means":  # the checkpoint has the weights
+                if self.recipe.controlnet.start == "label-means":  # the checkpoint has the other weights
+                    start = self._load_weights("controlnet", START_ROLE)
+                    controlnet.load_state_dict({plain: start[name] for plain, name in controlnet_names.items()})
                     freeze_signals(unet, controlnet, len(data.training.latents[0]))
                     freeze_lookup(controlnet)
                     keep_signals_precise(unet, controlnet, len(data.training.latents[0]))
