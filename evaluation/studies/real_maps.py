@@ -29,9 +29,8 @@ from maisi_aug.evaluation.output.files import Cell, percent, run_command, save_r
 from maisi_aug.evaluation.studies.train_segmenter import build_held_out_phantom, held_out_seed, print_progress
 from maisi_aug.networks.pipeline import Pipeline
 from maisi_aug.phantom import build_phantom, ids
-from maisi_aug.phantom.condition import condition_seed
 from maisi_aug.phantom.intensity import Phase, draw_phase
-from maisi_aug.phantom.phases import phase_for
+from maisi_aug.phantom.phases import condition_seed, phase_for
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.pictures.slices import BACKGROUND, SOFT_TISSUE, Plane, draw_slice, write_text
 from maisi_aug.sources.given import GridChoice, fit_map

@@ -38,9 +38,9 @@ USABLE_SHARE = 0.9
 """Usable share of the free memory; the rest cannot be used by an allocator."""
 
 # Float32 copies of the widest activation that are held at once. On a CPU measured with rflow-ct's autoencoder at a
-# quarter of its width, 64^3 to 128^3 voxels, medians (tests/networks/test_decoding_memory.py); kept features of parts at
-# 64^3, and at half the width at 128^3, once each. On a CUDA device,
-# whose norms are in float32 also under autocast, not measured: the whole is a little above the slope of NVIDIA's
+# quarter of its width, 64^3 to 128^3 voxels, medians (tests/networks/test_decoding_memory.py); kept features of parts
+# at 64^3, and at half the width at 128^3, once each. On a CUDA device, whose norms are in float32 also under autocast,
+# not measured: the whole is a little above the slope of NVIDIA's
 # published peaks over the size of the window (2.4; NV-Generate-CTMR, docs/inference.md: 15.0 GB for 64x64x32, 45.3 GB
 # for 80x80x80 latent voxels); parts are counted by the tensors that are held.
 WHOLE_COPIES = {("cpu", "float32"): 3.0, ("cpu", "half"): 1.85, ("cuda", "float32"): 4.0, ("cuda", "half"): 2.75}
