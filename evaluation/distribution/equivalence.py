@@ -30,6 +30,8 @@ from maisi_aug.system.seeds import numpy_generator
 
 REPORT_NAME: Final = "equivalence"
 NUM_SPLITS: Final = 50
+MAX_NAMED = 5
+"""Largest number of labels that an error names."""
 VERDICTS: Final = ("equivalent", "different", "cannot tell")
 
 
@@ -102,7 +104,8 @@ def measure_equivalence(
         for quantity in QUANTITIES:
             values[name, quantity.name] = [_values_of(cases, name, quantity) for cases in owners]
     if not values:
-        said = f": {', '.join(short)}" if short else ""
+        rest = f" and {len(short) - MAX_NAMED} more" if len(short) > MAX_NAMED else ""
+        said = f": {', '.join(short[:MAX_NAMED])}{rest}" if short else ""
         raise EvaluationError(
             f"{synthetic.path} and {real.path}: no label occurs in at least {MIN_CASES} cases of each{said}. Add "
             "cases, or check the names of the labels."

@@ -19,6 +19,7 @@ from maisi_aug.evaluation.report.scorecard import (
     build_evidence_html,
     build_scorecard,
     build_scorecard_html,
+    find_other_cohorts,
     read_evidence,
     to_scorecard_text,
 )
@@ -161,7 +162,8 @@ def _report_benchmark(path: Path, fid_file: Path | None, notify: ReportStage) ->
 def _report_cohort(path: Path, document: dict[str, Any], folders: Sequence[Path]) -> Report:
     lead = f"{document['num_accepted']} of {spell_count(document['num_cases'], 'case')} accepted, in {path}."
     evidence, notes = read_evidence(folders)
-    document["notes"] += notes
+    given = {"fid": document["fid"]} if document.get("fid") else {}
+    document["notes"] += notes + find_other_cohorts(path, {**given, **evidence})
     entries = build_scorecard(document, evidence)
     sections = build_cohort_sections(path, document)
     sections.insert(1, Section("Scorecard", build_scorecard_html(entries)))

@@ -119,6 +119,29 @@ def _take(content: dict[str, Any], path: Path, found: dict[str, dict[str, Any]],
     return True
 
 
+def find_other_cohorts(path: Path, evidence: Mapping[str, Figures]) -> list[str]:
+    """Return a sentence about every measurement of cases in a folder of another name than the cohort's.
+
+    Folders may have moved since; their names tell enough.
+
+    Args:
+        path: Folder of the cohort that is reported on.
+        evidence: Measurement -> figures.
+    """
+    notes = []
+    for name, content in evidence.items():
+        synthetic = content.get("synthetic")
+        measured = (
+            content.get("path") if name == "hu" else synthetic.get("path") if isinstance(synthetic, dict) else None
+        )
+        if isinstance(measured, str) and Path(measured).name not in ("", path.resolve().name):
+            notes.append(
+                f"{MEASUREMENTS[name].title}: measured on {measured}, this report is of {path}. Measure this cohort, "
+                "or check --evidence and --fid."
+            )
+    return notes
+
+
 def build_scorecard(cohort: Figures, evidence: Mapping[str, Figures]) -> list[Entry]:
     """Build a cohort's scorecard: the seven criteria with what was found.
 

@@ -28,6 +28,8 @@ from torch.overrides import TorchFunctionMode
 
 from maisi_aug.bundle_spec.decoding import ComputeType, PrecisionName
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
+from maisi_aug.networks.conditioning import NUM_LABEL_BITS
+from maisi_aug.networks.pointwise import LabelTable
 from maisi_aug.system.content import ContentError, content_errors
 
 # MONAI writes to stdout how many weights it copied; stdout carries results.
@@ -174,6 +176,8 @@ def takes_regions(unet: nn.Module) -> bool:
 def count_control_channels(controlnet: nn.Module) -> int:
     """Return the number of condition channels of a ControlNet: 8 for a label map, or 10 with surroundings."""
     embedding = cast(nn.Module, controlnet.controlnet_cond_embedding)
+    if isinstance(embedding.conv_in, LabelTable):
+        return NUM_LABEL_BITS
     first = next(layer for layer in embedding.modules() if isinstance(layer, nn.Conv3d))
     return first.in_channels
 

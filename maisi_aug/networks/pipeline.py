@@ -52,8 +52,8 @@ from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.regions import USUAL_REGIONS, Regions, find_body_regions
 from maisi_aug.volumes.grid import Grid
 
-CPU_SPLITS = 4
-"""Parts in which a CPU decodes in float32 by default: as fast as the whole or faster, in two thirds of its memory."""
+CPU_SPLITS = 16
+"""Parts in which a CPU decodes in float32 by default: faster than the whole, in less than half of its memory."""
 
 
 def resolve_device(text: str) -> str:

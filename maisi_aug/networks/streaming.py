@@ -38,8 +38,10 @@ from maisi_aug.networks.cpu_layers import (
 )
 from maisi_aug.networks.devices import in_float64
 
-MIN_THICKNESS = 4
-"""Number of voxels of a slab along I; a thinner slab would mostly consist of its halo."""
+MIN_THICKNESS = 8
+"""Number of voxels of a slab along I; a thinner slab takes more time for its halo than it saves memory."""
+CUT_MULTIPLE = 4
+"""Slabs begin at multiples of that many voxels, as many as Winograd's way computes at once."""
 MIN_CPU_ROWS = 20480
 """Batch x channels x I x J up to which torch computes float32 convolutions on a CPU without oneDNN: several times
 slower, and with 27 copies of the slab. ``CpuConv3d`` does not leave that to torch."""
@@ -467,10 +469,9 @@ class Stream:
             columns = features.shape[3] * side // self.kept.side
             rows = features.shape[0] * channels * side * columns
             num_parts = max(min(num_parts, rows // MIN_CPU_ROWS), 1)
-        # Winograd's way takes four voxels at once.
-        unit = MIN_THICKNESS if side >= MIN_THICKNESS * num_parts else 1
+        unit = CUT_MULTIPLE if side >= CUT_MULTIPLE * num_parts else 1
         cuts = {unit * round(side * part / num_parts / unit) for part in range(num_parts)}
-        return sorted({*cuts, side} - {cut for cut in cuts if side - cut < unit})
+        return [*sorted(cut for cut in cuts if side - cut >= unit), side]
 
 
 class _Affine:

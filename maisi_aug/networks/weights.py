@@ -32,7 +32,7 @@ from maisi_aug.networks.building import (
 )
 from maisi_aug.networks.cpu_layers import use_cpu_layers
 from maisi_aug.networks.mask_conditions import load_size_conditions
-from maisi_aug.networks.pointwise import use_pointwise_layers
+from maisi_aug.networks.pointwise import use_label_table
 from maisi_aug.system.content import ContentError, content_errors
 from maisi_aug.system.whole_files import open_whole, sha256_of, write_text_whole
 
@@ -132,9 +132,8 @@ def _prepare(network: nn.Module, device: str, *, plain_layers: bool, cpu_layers:
     else:
         keep_norms_in_float32(network)
     if cpu_layers and device.startswith("cpu"):
-        embedding = getattr(network, "controlnet_cond_embedding", None)
-        if plain_layers and embedding is not None:
-            use_pointwise_layers(embedding)
+        if plain_layers:
+            use_label_table(network)
         use_cpu_layers(network)
 
 

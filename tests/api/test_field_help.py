@@ -95,7 +95,8 @@ def test_fields_without_a_docstring_are_left_out_and_sections_are_indented() -> 
 def test_types_are_spelt_without_validators_and_limits(annotation: object, spelt: str) -> None:
     from pydantic import create_model
 
-    model = create_model("M", field=(annotation, None))  # type: ignore[call-overload]
+    fields: dict[str, Any] = {"field": (annotation, None)}
+    model = create_model("M", **fields)
     assert spell_type(model.model_fields["field"]) == spelt
 
 

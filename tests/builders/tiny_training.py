@@ -55,7 +55,7 @@ class ArrayStore:
         return self.cases[index].label_map[box]
 
     def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
-        return self.label_map(index, box)
+        return self.cases[index].label_map[box]
 
     def noise(self, index: int) -> NDArray[np.float32] | None:
         return None

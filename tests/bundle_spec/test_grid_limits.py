@@ -14,6 +14,14 @@ from maisi_aug.volumes.grid import Grid, Shape, Spacing
 
 RFLOW = GridLimits.model_validate(known_bundles()["rflow-ct"].header["grid_limits"])
 PHANTOM = load_training_recipe(training_recipe_path("train-phantom-ct")).bundle.grid_limits or RFLOW
+# Limits of networks that see the share of air, like those of the first phantom-ct.
+BOUNDED = GridLimits.model_validate(
+    {
+        "sides": [[96], [80], [16, 32, 48, 64, 80, 96]],
+        "spacing_mm": [[4.0, 4.0]] * 3,
+        "extent_mm": [[350.0, 420.0], [300.0, 350.0]],
+    }
+)
 NUM_RECOMMENDED = 9
 
 
@@ -43,6 +51,13 @@ def test_embedded_bundle_carries_the_limits_of_its_recipe() -> None:
     bundle = load_bundle("phantom-ct")
     assert bundle.spec.grid_limits == PHANTOM != RFLOW
     assert PHANTOM.admits(bundle.grid)
+
+
+def test_no_grid_is_refused_by_the_embedded_bundle() -> None:
+    for shape, spacing_mm in (((256, 64, 48), (1.0, 5.0, 9.0)), ((32, 32, 32), (20.0, 20.0, 20.0))):
+        found = lacks(shape, spacing_mm, PHANTOM)
+        assert found
+        assert not any(is_refused for _, is_refused in found)
 
 
 @pytest.mark.parametrize(
@@ -86,15 +101,15 @@ def test_head_needs_less_field_of_view() -> None:
     ]
 
 
-def test_field_of_view_of_phantom_slices_is_bounded_both_ways() -> None:
-    assert lacks((112, 96, 64), (3.2, 3.2, 3.2), PHANTOM) == [
+def test_field_of_view_may_be_bounded_both_ways() -> None:
+    assert lacks((112, 96, 64), (3.2, 3.2, 3.2), BOUNDED) == [
         ("96 voxels along I", False),
         ("80 voxels along J", False),
         ("a spacing of 4 mm along I, J and K", False),
     ]
     small = ("a field of view of 350 to 420 mm along I", True), ("a field of view of 300 to 350 mm along J", True)
-    assert [*small] == [item for item in lacks((64, 64, 64), (4.0, 4.0, 4.0), PHANTOM) if item[1]]
-    assert [*small] == [item for item in lacks((128, 96, 64), (4.0, 4.0, 4.0), PHANTOM) if item[1]]
+    assert [*small] == [item for item in lacks((64, 64, 64), (4.0, 4.0, 4.0), BOUNDED) if item[1]]
+    assert [*small] == [item for item in lacks((128, 96, 64), (4.0, 4.0, 4.0), BOUNDED) if item[1]]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +132,7 @@ def test_nearest_grid_changes_as_little_as_it_can(
     assert nearest.spacing_mm == pytest.approx(nearest_spacing_mm)
 
 
-@pytest.mark.parametrize("limits", [RFLOW, PHANTOM], ids=["rflow-ct", "phantom-ct"])
+@pytest.mark.parametrize("limits", [RFLOW, PHANTOM, BOUNDED], ids=["rflow-ct", "phantom-ct", "bounded"])
 @pytest.mark.parametrize("is_head", [False, True])
 def test_nearest_grid_lacks_nothing_whatever_was_asked_for(
     limits: GridLimits, is_head: bool, rng: np.random.Generator
@@ -153,4 +168,4 @@ def test_limits_are_told_in_a_line() -> None:
         "256, 384 or 512 voxels of 0.5 to 3 mm along I and J; "
         "128, 256, 384, 512, 640 or 768 voxels of 0.5 to 5 mm along K"
     )
-    assert spell_limits(PHANTOM).startswith("96 voxels of 4 mm along I; 80 voxels of 4 mm along J; 16, 32, ")
+    assert spell_limits(BOUNDED).startswith("96 voxels of 4 mm along I; 80 voxels of 4 mm along J; 16, 32, ")

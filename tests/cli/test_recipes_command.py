@@ -111,7 +111,7 @@ def test_copied_training_recipe_can_be_edited_and_validated(run_cli: Run, tmp_pa
     ("old", "new", "message"),
     [
         ("num_phantoms:", "num_fantoms:", "data.num_fantoms: "),
-        ("shape: [96, 80, 64]", "shape: [97, 80, 64]", "bundle.grid.shape: expected sides that are multiples of"),
+        ("shape: [128, 112, 80]", "shape: [129, 112, 80]", "bundle.grid.shape: expected sides that are multiples of"),
     ],
     ids=["key", "shape"],
 )

@@ -219,7 +219,7 @@ def test_altered_bundle_and_used_folder_are_refused(tmp_path: Path) -> None:
 def test_metadata_names_what_is_drawn() -> None:
     metadata = build_metadata(load_bundle("phantom-ct"))
     assert metadata["copyright"] == "Apache-2.0"
-    assert metadata["network_data_format"]["inputs"]["label"]["spatial_shape"] == [96, 80, 64]
+    assert metadata["network_data_format"]["inputs"]["label"]["spatial_shape"] == [128, 112, 80]
 
 
 def test_command_says_how_it_is_run(run_cli: Callable[..., Any], bundle_path: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from monai.apps.generation.maisi.networks.autoencoderkl_maisi import MaisiUpsample
 from monai.networks.blocks.selfattention import SABlock
 from torch import Tensor, nn
+from torch.nn import functional
 
 from maisi_aug.networks.building import build_network, use_plain_layers
 from maisi_aug.networks.cpu_layers import (
@@ -15,6 +16,7 @@ from maisi_aug.networks.cpu_layers import (
     CpuGroupNorm,
     CpuMaisiUpsample,
     CpuUpsampling,
+    NormedConvolution,
     is_measurable,
     measure_groups,
     use_cpu_layers,
@@ -77,6 +79,22 @@ def test_chunks_of_winograd_are_seamless(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("maisi_aug.networks.cpu_layers.CHUNK_NUMBERS", 1)  # four planes at a time
     exact = copy.deepcopy(plain).double()(features.double())
     require_same_sums(fast(features), whole, exact, num_terms=plain.weight[0].numel())
+
+
+@pytest.mark.parametrize("channels", [32, 8])
+def test_planes_of_a_normed_convolution_are_those_of_the_whole(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("maisi_aug.networks.cpu_layers.CHUNK_NUMBERS", 1)  # four planes at a time
+    plain = with_random_bias(nn.Conv3d(channels, channels, 3, padding=1))
+    features, scale = draw(2, channels, 22, 10, 12), draw(2, channels, 1, 1, 1)
+    shift, untouched = scale.flip(1), features.clone()
+    whole = plain(functional.silu(features * scale + shift))
+    exact = copy.deepcopy(plain).double()(functional.silu(features.double() * scale.double() + shift.double()))
+    normed = NormedConvolution(scale, shift, CpuConv3d.sharing(plain))
+    for start, stop in ((0, 22), (0, 5), (7, 15), (3, 14), (16, 22), (21, 22)):
+        found, planes = normed.compute(features, start, stop), slice(start, stop)
+        assert found.shape[2] == stop - start
+        require_same_sums(found, whole[:, :, planes], exact[:, :, planes], num_terms=27 * channels)
+    assert torch.equal(features, untouched)
 
 
 @pytest.mark.parametrize("shape", [(2, 8, 5, 6, 7), (1, 8, 1, 1, 1), (1, 8, 2, 1, 9)])

@@ -15,6 +15,7 @@ from maisi_aug.errors import BundleError, GridError, RecipeError
 from maisi_aug.lesions.editing import remove_lesions
 from maisi_aug.networks import pipeline as pipeline_module
 from maisi_aug.networks.building import compute_in, computes_in, mixed_precision, store_in
+from maisi_aug.networks.conditioning import to_label_bits
 from maisi_aug.networks.pipeline import Pipeline, choose_image_precision, resolve_device
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.phantom.condition import condition_map
@@ -277,7 +278,7 @@ def test_networks_of_a_completing_bundle_see_the_completed_map(
     completing: Pipeline, grid: Grid, label_map: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, shown = label_map.copy(), []
-    to_bits = pipeline_module.to_label_bits
+    to_bits = to_label_bits
 
     def remember(maps: torch.Tensor) -> torch.Tensor:
         shown.append(maps[0].numpy().copy())

@@ -69,7 +69,8 @@ def test_any_subset_of_labels_becomes_a_patient(label_set: LabelSet, region: Reg
     before = given.copy()
     completed, tissue = complete_anatomy(given, seed=1, grid=GRID)
     np.testing.assert_array_equal(given, before)
-    assert (completed.dtype, completed.shape) == (tissue.dtype, tissue.shape) == (np.dtype(np.uint8), GRID.shape)
+    assert completed.dtype == tissue.dtype == np.dtype(np.uint8)
+    assert completed.shape == tissue.shape == GRID.shape
     labelled = ~np.isin(given, (0, ids.BODY))
     np.testing.assert_array_equal(completed[labelled], given[labelled])
     np.testing.assert_array_equal(completed > 0, given > 0)

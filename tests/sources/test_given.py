@@ -345,7 +345,7 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     values = {"mask_source": "given", "mask_bank": str(tmp_path), "mask_labels": "maisi"}
     run = resolve_request(build_request(values))
     source, plan = open_given_source(run), run.plan
-    with pytest.warns(UserWarning, match=r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*4 mm along K"):
+    with pytest.warns(UserWarning, match=r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*2.2 to 4 mm along K"):
         source.draw(plan.cases[0], 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

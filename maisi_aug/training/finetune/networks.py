@@ -22,6 +22,7 @@ from maisi_aug.networks.building import Networks
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.finetune.settings import FinetuneConfig
+from maisi_aug.training.images.anchors import freeze_control_signals
 from maisi_aug.training.images.label_means import freeze_lookup
 
 PARTIAL_BLOCKS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
@@ -91,6 +92,7 @@ def set_up(networks: Networks, config: FinetuneConfig, *, is_looked_up: bool) ->
             getattr(controlnet, block).requires_grad_(True)
     if is_looked_up:
         freeze_lookup(controlnet)
+        freeze_control_signals(controlnet, whole_layers=config.tune == "low-rank")
     if config.tune == "low-rank":
         add_low_rank(controlnet, config.rank, seed=derive_seed(config.seed, "low rank"))
     num_trained = sum(parameter.numel() for parameter in controlnet.parameters() if parameter.requires_grad)

@@ -57,6 +57,7 @@ def build_signal_path(unet: Any, controlnet: Any, num_channels: int, *, noise_sh
     # MAISI starts with zeros here, with which no gradient reaches the label map.
     nn.init.kaiming_uniform_(parts.embedded.weight, a=math.sqrt(5))
     parts.hand_over.weight.zero_()
+    assert parts.hand_over.bias is not None
     parts.hand_over.bias.zero_()
     for parameter, frozen in parts.frozen():
         parameter[frozen] = 0.0
@@ -76,7 +77,27 @@ def freeze_signals(unet: Any, controlnet: Any, num_channels: int) -> None:
     """
     for parameter, frozen in _Parts(unet, controlnet, num_channels).frozen():
         if parameter.requires_grad:
-            parameter.register_hook(_Mask(~frozen))
+            parameter.register_hook(_Mask(~frozen))  # type: ignore[no-untyped-call]
+
+
+def freeze_control_signals(controlnet: Any, *, whole_layers: bool) -> None:
+    """Keep a ControlNet's part of a signal path from changing in training; does nothing where there is none.
+
+    Args:
+        controlnet: ControlNet that is trained beside a frozen U-Net.
+        whole_layers: Freeze the layers as a whole, for training that adds to all of a weight.
+    """
+    first = only_convolution(controlnet.conv_in)
+    signals = list(range(first.in_channels))
+    if bool(first.weight[signals].any()):
+        return
+    for layer in _control_layers(controlnet):
+        if whole_layers:
+            layer.requires_grad_(False)
+            continue
+        for parameter, frozen in _rows(layer, signals):
+            if parameter.requires_grad:
+                parameter.register_hook(_Mask(~frozen))  # type: ignore[no-untyped-call]
 
 
 def keep_signals_precise(unet: Any, controlnet: Any, num_channels: int) -> None:
@@ -131,9 +152,7 @@ class _Parts:
         self.shortcut = only_convolution(self.block.skip_connection)
         self.before, self.after = only_convolution(self.block.conv1), only_convolution(self.block.conv2)
         if controlnet is not None:
-            self.control_first = only_convolution(controlnet.conv_in)
-            self.embedded = only_convolution(controlnet.controlnet_cond_embedding.conv_out)
-            self.hand_over = only_convolution(controlnet.controlnet_down_blocks[0])
+            self.control_first, self.embedded, self.hand_over = _control_layers(controlnet)
 
     @property
     def group(self) -> int:
@@ -169,6 +188,13 @@ class _Parts:
         if self.controlnet is not None:
             for layer in (self.control_first, self.embedded, self.hand_over):
                 yield from _rows(layer, signals)
+
+
+def _control_layers(controlnet: Any) -> tuple[nn.Conv3d, nn.Conv3d, nn.Conv3d]:
+    """The ControlNet's layers on the signal path: from the noisy latent, from the label map, and to the U-Net."""
+    parts = controlnet.conv_in, controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_down_blocks[0]
+    first, embedded, hand_over = map(only_convolution, parts)
+    return first, embedded, hand_over
 
 
 def _rows(layer: Any, rows: list[int]) -> Iterator[tuple[nn.Parameter, Tensor]]:

@@ -9,6 +9,7 @@ import pytest
 
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.evaluation.distribution import equivalence
 from maisi_aug.evaluation.distribution.equivalence import (
     QUANTITIES,
     count_verdicts,
@@ -61,6 +62,13 @@ def test_other_voxels_are_said(tmp_path: Path) -> None:
 def test_no_common_label_is_a_sentence(tmp_path: Path) -> None:
     real = find_case_set(write_folder(tmp_path / "real", [1, 2], labelled=False))
     with pytest.raises(EvaluationError, match="no label occurs in at least 6 cases of each"):
+        measure_equivalence(real, real, spacing_mm=6.0, notify=report_nothing)
+
+
+def test_few_cases_of_many_labels_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(equivalence, "MAX_NAMED", 1)
+    real = find_case_set(write_folder(tmp_path / "real", [1, 2]))
+    with pytest.raises(EvaluationError, match=r"of each: \w[\w ]* \(2 and 2\) and \d more\. Add cases"):
         measure_equivalence(real, real, spacing_mm=6.0, notify=report_nothing)
 
 

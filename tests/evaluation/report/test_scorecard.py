@@ -48,6 +48,11 @@ def test_evidence_fills_the_scorecard_and_is_shown(run_cli: RunCli, tmp_path: Pa
     for command in ("distribution", "equivalence"):
         assert f'<h2 id="{MEASUREMENTS[command].title.lower().replace(" ", "-")}">' in html
     assert "Fréchet radiomics distance" in html
+    assert not any("measured on" in note for note in document["notes"])
+    other = build_report(write_cohort(tmp_path / "other", [1, 2]), evidence=[tmp_path / "equivalence"])
+    (note,) = [note for note in other.document["notes"] if "measured on" in note]
+    assert note.startswith(f"Equivalence: measured on {cohort}, this report is of {tmp_path / 'other'}.")
+    assert "measured on" in other.html
 
 
 def test_evidence_that_is_none_leaves_the_rest_of_the_report(tmp_path: Path) -> None:

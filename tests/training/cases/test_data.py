@@ -18,7 +18,7 @@ from maisi_aug.phantom import ids
 from maisi_aug.training.cases.data import Memory, PhantomStore, encode_store
 from maisi_aug.vocabulary.modalities import MODALITY_CODES
 from tests.builders.tiny_bundle import build_header
-from tests.builders.tiny_training import SHAPE, SPACING_MM, ArrayStore, build_store
+from tests.builders.tiny_training import BODY, SHAPE, SPACING_MM, ArrayStore, build_store
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +96,32 @@ def test_stores_of_other_seeds_and_grids_lie_apart(tmp_path: Path) -> None:
     coarser = PhantomStore(tmp_path, seed=5, shape=SHAPE, spacing_mm=(16.0, 16.0, 16.0))
     folders = {build_phantoms(tmp_path).folder, build_phantoms(tmp_path, seed=6).folder, coarser.folder}
     assert len(folders) == 3
+
+
+def test_completed_phantoms_show_their_detail_on_grids_of_their_own(tmp_path: Path) -> None:
+    store = PhantomStore(tmp_path, seed=5, shape=SHAPE, spacing_mm=SPACING_MM, zoom_range=(0.5, 1.5), completes=True)
+    store.ensure(2, num_workers=1)
+    spacings = [store.facts(index).spacing_mm for index in range(2)]
+    assert spacings[0] != spacings[1]
+    for spacing in spacings:
+        assert all(0.5 * step <= own <= 1.5 * step for own, step in zip(spacing, SPACING_MM, strict=True))
+    shown, label_map = store.condition_map(0), store.label_map(0)
+    np.testing.assert_array_equal(shown == 0, label_map == 0)
+    assert not (shown == BODY).any()
+    assert store.folder != build_phantoms(tmp_path).folder
+
+
+def test_noise_of_a_phantom_is_made_from_the_white_noise_that_the_store_tells(tmp_path: Path) -> None:
+    store = PhantomStore(tmp_path, seed=5, shape=SHAPE, spacing_mm=(3.0, 3.0, 3.0))
+    store.ensure(1, num_workers=1)
+    white = store.noise(0)
+    assert white.shape == SHAPE
+    assert float(white.std()) == pytest.approx(1.0, abs=0.05)
+    image = store.image_hu(0).astype(float)
+    change = np.diff(image, axis=0)
+    is_flat = (np.abs(change) < 60) & (np.diff(store.label_map(0).astype(int), axis=0) == 0) & (image[1:] > -200)
+    assert np.corrcoef(change[is_flat], np.diff(white, axis=0)[is_flat])[0, 1] > 0.4
+    assert abs(np.corrcoef(change[is_flat], np.diff(np.roll(white, 5, axis=2), axis=0)[is_flat])[0, 1]) < 0.1
 
 
 def test_latents_are_the_means_of_the_posterior(autoencoder: nn.Module, tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_velocity_is_right_before_the_first_step(time: float, started: tuple[nn.
 def test_means_are_those_of_the_labels() -> None:
     means = measure_label_means(build_store(3), range(3), MAISI)
     for label_id, hu in ((0, -1000), (BODY, 20), (LIVER, 110), (HEPATIC_TUMOR, 60)):
-        assert float(means.intensity[label_id]) == pytest.approx((hu + 1000) / 2000, abs=1e-5)
+        assert float(means.intensity[label_id]) == pytest.approx((hu + 1000) / 2000, abs=1e-4)
     assert set(means.num_voxels.nonzero()[:, 0].tolist()) == {0, LIVER, HEPATIC_TUMOR, BODY}
 
 
@@ -136,7 +136,9 @@ def test_only_what_need_not_learn_is_frozen(started: tuple[nn.Module, nn.Module]
 )
 def test_other_architectures_are_refused(changes: dict[str, Any]) -> None:
     store = build_store(1)
-    with pytest.raises(TrainingError, match=r"num_channels\[0\] / norm_num_groups of 8, found"):
+    with pytest.raises(
+        TrainingError, match=r"two or more groups of num_channels\[0\] / norm_num_groups of at least 7, found"
+    ):
         start_from_label_means(*build_networks(**changes), store, encode(store), vocabulary=MAISI, seed=1)
 
 

@@ -199,6 +199,15 @@ def test_gain_needs_a_start_from_label_means(tmp_path: Path) -> None:
         load_training_recipe(path)
 
 
+def test_share_of_noise_needs_a_start_from_label_means_which_keeps_its_weights(tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "noise.yaml", controlnet__noise_share=0.1)
+    with pytest.raises(RecipeError, match="controlnet: .*noise_share: applies to start: label-means only"):
+        load_training_recipe(path)
+    path = write_recipe(tmp_path / "decay.yaml", controlnet__start="label-means", controlnet__loss__train_unet=True)
+    with pytest.raises(RecipeError, match="loop.weight_decay: start: label-means keeps weights unchanged and needs 0"):
+        load_training_recipe(path)
+
+
 def test_embedded_bundle_is_the_one_of_its_recipe() -> None:
     wanted = load_training_recipe(training_recipe_path("train-phantom-ct"))
     bundle = load_bundle("phantom-ct")

@@ -46,6 +46,7 @@ HALF_WIDE_LATENTS = {
     "bundle__networks__controlnet__num_channels": [16, 16],
     "bundle__networks__controlnet__norm_num_groups": 2,
     "bundle__networks__controlnet__conditioning_embedding_num_channels": [16, 16],
+    "controlnet__loop__weight_decay": 0.0,
 }
 
 OpenFolder = Callable[..., TrainingFolder]

@@ -89,6 +89,19 @@ def test_eight_channels_lose_nothing(level: float) -> None:
     assert mean.std(dim=(0, 2, 3, 4)).min() > 0.005
 
 
+def test_gains_scale_mean_and_differences_and_lose_nothing() -> None:
+    image = smooth_image(2, level=0.5) + 0.02 * torch.randn((1, 1, *SHAPE), generator=torch.Generator().manual_seed(3))
+    means = []
+    for gains in ((1.0, 1.0, 1.0, 1.0), (2.0, 3.0, 4.0, 5.0)):
+        autoencoder = build(latent_channels=8)
+        start_as_wavelet(autoencoder, gains=gains)
+        mean, rebuilt = rebuild(autoencoder, image)
+        assert (rebuilt - image).abs().max() < 0.008
+        means.append(mean)
+    for channel, gain in enumerate((2, 3, 3, 3, 4, 4, 4, 5)):
+        torch.testing.assert_close(means[1][:, channel], gain * means[0][:, channel], atol=2e-3, rtol=0.02)
+
+
 def test_eight_channels_need_wider_levels() -> None:
     with pytest.raises(TrainingError, match="or 8 with 12, found 1 transposed convolutions, 1 groups, 8 channels"):
         start_as_wavelet(build(latent_channels=8, num_channels=[8, 16]))
