@@ -46,11 +46,13 @@ class BaseMap:
         label_map: ``(I, J, K)`` uint8 vocabulary ids with body (200).
         grid: Shape and affine of the label map.
         origin: Where the map comes from, as JSON values for the manifest.
+        tissue: ``(I, J, K)`` uint8 tissue ids under body (200), which procedural anatomies know; None otherwise.
     """
 
     label_map: NDArray[np.uint8]
     grid: Grid
     origin: dict[str, Any]
+    tissue: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, eq=False)

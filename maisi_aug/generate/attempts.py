@@ -163,6 +163,7 @@ class AttemptMaker:
             attempt.drawn.label_map,
             attempt.drawn.grid,
             seed=seed,
+            tissue=attempt.drawn.tissue,
             num_inference_steps=self.run.sampling.num_steps,
             solver=self.run.sampling.solver,
             guidance_scale=self.run.guidance_scale,

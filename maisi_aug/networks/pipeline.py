@@ -182,6 +182,7 @@ class Pipeline:
         grid: Grid,
         *,
         seed: int,
+        tissue: NDArray[np.uint8] | None = None,
         num_inference_steps: int | None = None,
         solver: SolverName = PLAIN_SOLVER,
         guidance_scale: float | None = None,
@@ -198,6 +199,8 @@ class Pipeline:
                 the ControlNet stays out.
             grid: Grid of the label map and the image; every side a multiple of the bundle's factor.
             seed: The same seed gives the same image on the same type of device.
+            tissue: ``(I, J, K)`` tissue ids under label 200, as procedural anatomies know them, for bundles that
+                complete label maps; None completes the anatomy.
             num_inference_steps: None for the bundle's default.
             solver: Solver of a rectified flow.
             guidance_scale: 0 for none; 1-5 enforces the label map's tumours, or without one the modality, at twice the
@@ -232,7 +235,7 @@ class Pipeline:
         grid.require_multiple_of(self.bundle.grid_factor, subject=f"Grid for bundle '{self.bundle.name}'")
         if takes_regions(self.networks.diffusion_unet):
             regions = regions or (USUAL_REGIONS if label_map is None else find_body_regions(label_map))
-        shown, healthy = self._show_map(label_map, grid, seed, modality, with_healthy=guidance_scale > 0)
+        shown, healthy = self._show_map(label_map, grid, seed, modality, tissue, with_healthy=guidance_scale > 0)
         with compute_in(self._autocast_type, self.networks.device), explain_compilation(self.compiler):
             latent = sample_latent(
                 self.networks,
@@ -372,12 +375,19 @@ class Pipeline:
         )
 
     def _show_map(
-        self, label_map: NDArray[np.uint8] | None, grid: Grid, seed: int, modality: str, *, with_healthy: bool
+        self,
+        label_map: NDArray[np.uint8] | None,
+        grid: Grid,
+        seed: int,
+        modality: str,
+        tissue: NDArray[np.uint8] | None,
+        *,
+        with_healthy: bool,
     ) -> tuple[NDArray[np.uint8] | None, NDArray[np.uint8] | None]:
         """What the networks are shown of a label map, and the same without lesions, from which guidance leads away."""
         if label_map is None:
             return None, None
-        completed = complete_map(label_map, grid=grid, seed=seed) if self.bundle.completes_maps else None
+        completed = complete_map(label_map, grid=grid, seed=seed, tissue=tissue) if self.bundle.completes_maps else None
         healthy = None
         if with_healthy:
             whole = label_map if completed is None else completed.label_map

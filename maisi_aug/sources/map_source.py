@@ -33,6 +33,7 @@ class DrawnMap:
         grid: Shape and affine of the map and its image.
         origin: Origin of the map as JSON values, the same for the same seed and bank.
         image_hu: ``(I, J, K)`` HU of a real CT into which the lesions were drawn; None if networks draw the image.
+        tissue: ``(I, J, K)`` uint8 tissue ids under body (200), if the anatomy knows them; None otherwise.
     """
 
     case: CasePlan
@@ -40,6 +41,7 @@ class DrawnMap:
     grid: Grid
     origin: dict[str, Any]
     image_hu: NDArray[Any] | None = None
+    tissue: NDArray[np.uint8] | None = None
 
     @property
     def lesions(self) -> tuple[Lesion, ...]:
@@ -240,7 +242,7 @@ def plant_case(case: CasePlan, base: BaseMap, rng: np.random.Generator) -> Drawn
     label_map, planted = plant_lesions(base.label_map, case.lesions, spacing_mm=base.grid.spacing_mm, rng=rng)
     if not has_all(label_map, case.required_ids):
         return None
-    return DrawnMap(replace(case, lesions=planted), label_map, base.grid, base.origin)
+    return DrawnMap(replace(case, lesions=planted), label_map, base.grid, base.origin, tissue=base.tissue)
 
 
 def has_all(label_map: NDArray[np.uint8], label_ids: Sequence[int]) -> bool:

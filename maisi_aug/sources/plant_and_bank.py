@@ -77,7 +77,7 @@ class PhantomBank(MaskBank):
             phantom_seed = derive_seed(seed, "phantom", number)
             anatomy = build_label_map(seed=phantom_seed, grid=self.grid, region=regions[number % len(regions)])
             origin = {"phantom_seed": phantom_seed, "region": anatomy.region}
-            yield BaseMap(anatomy.label_map, self.grid, origin)
+            yield BaseMap(anatomy.label_map, self.grid, origin, anatomy.tissue)
             number += 1
 
 
@@ -178,10 +178,12 @@ class PlantSource(BankedSource):
         spacing_mm = base.grid.spacing_mm
         label_map = remove_lesions(base.label_map, self.bank.vocabulary, spacing_mm=spacing_mm)
         origin = self.describe_base("plant", base, number=number, seed=seed)
+        tissue = base.tissue
         if not self.bank.varies:
             label_map, strength = deform_at_random(label_map, spacing_mm, rng, most=self.deform_strength)
             origin |= strength
-        healthy = BaseMap(label_map, base.grid, origin)
+            tissue = None  # of the anatomy before it was deformed
+        healthy = BaseMap(label_map, base.grid, origin, tissue)
         first = plant_case(largest, healthy, deepcopy(rng))
         if first is None:
             return None
@@ -212,7 +214,7 @@ def _shrink(planted: DrawnMap, case: CasePlan) -> DrawnMap | None:
     if not lesion.any() or not has_all(label_map, case.required_ids):
         return None
     sized = describe_lesion(label_map, lesion, wish, spacing_mm=spacing_mm)
-    return DrawnMap(replace(case, lesions=(sized,)), label_map, planted.grid, planted.origin)
+    return DrawnMap(replace(case, lesions=(sized,)), label_map, planted.grid, planted.origin, tissue=planted.tissue)
 
 
 @dataclass(frozen=True)
