@@ -94,12 +94,15 @@ class ControlNetStage(FlowStage):
         faint_gain: With ``label-means``, factor on the contrast of tumours that differ from their host by less than 100
             HU, which compensates for what training and sampling lose.
         noise_share: With ``label-means``, share of the starting noise that is left in the image, as its noise.
+        kept_noise_share: The share in the weights that are kept, because training adds noise to it; None for
+            ``noise_share``.
     """
 
     start: Literal["encoder", "label-means"] = "encoder"
     start_share: float = Field(default=0.0, ge=0, lt=1)
     faint_gain: float = Field(default=1.0, gt=0)
     noise_share: float = Field(default=0.0, ge=0, lt=1)
+    kept_noise_share: float | None = Field(default=None, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _require_trained_unet(self) -> Self:
@@ -107,7 +110,7 @@ class ControlNetStage(FlowStage):
             raise ValueError("start: label-means changes the U-Net and needs loss.train_unet: true")
         if self.start != "label-means" and self.faint_gain != 1.0:
             raise ValueError("faint_gain: applies to start: label-means only")
-        if self.start != "label-means" and self.noise_share != 0.0:
+        if self.start != "label-means" and (self.noise_share != 0.0 or self.kept_noise_share is not None):
             raise ValueError("noise_share: applies to start: label-means only")
         if self.start == "label-means" and self.loop.weight_decay != 0.0:
             raise ValueError("loop.weight_decay: start: label-means keeps weights unchanged and needs 0")

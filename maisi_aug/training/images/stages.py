@@ -22,7 +22,7 @@ from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
-from maisi_aug.training.images.anchors import freeze_signals, keep_signals_precise
+from maisi_aug.training.images.anchors import freeze_signals, keep_signals_precise, set_noise_share
 from maisi_aug.training.images.case_sources import open_source
 from maisi_aug.training.images.checks import require_divisible, require_same_settings
 from maisi_aug.training.images.contrastive import LabelRemover
@@ -32,7 +32,7 @@ from maisi_aug.training.images.recipe import TrainingRecipe
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
 from maisi_aug.training.images.vae import VaeObjective
 from maisi_aug.training.images.validation import FlowValidation, VaeValidation
-from maisi_aug.training.images.wavelet import start_as_wavelet
+from maisi_aug.training.images.wavelet import only_convolution, start_as_wavelet
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LoopResult, Objective, Validate
 from maisi_aug.training.loop.settings import LoopConfig
 from maisi_aug.training.loop.stopping import TimeLimit
@@ -113,6 +113,8 @@ class TrainingFolder(StageFolder):
 
     def _keep(self, stage: StageName, result: LoopResult, names: dict[str, dict[str, str]]) -> None:
         for role, state in result.averaged_weights.items():
+            if stage == "controlnet" and role == "diffusion_unet":
+                state = self._with_kept_noise(state)
             self._save_weights(stage, role, self._move_to_start(role, _rename(state, names[role])))
         best = {} if result.best_step is None else {"best_step": result.best_step, "best_loss": result.best_loss}
         summary = {"steps": result.num_steps_done, "complete": result.is_complete, **best}
@@ -157,6 +159,16 @@ class TrainingFolder(StageFolder):
             return state
         start = self._load_weights("controlnet", START_ROLE)
         return {key: torch.lerp(value, start[key], share) for key, value in state.items()}
+
+    def _with_kept_noise(self, state: StateDict) -> StateDict:
+        """The weights of a trained U-Net with the share of noise that the recipe keeps."""
+        share = self.recipe.controlnet.kept_noise_share
+        if share is None:
+            return state
+        unet, _ = self._build("diffusion_unet")
+        unet.load_state_dict(state)
+        set_noise_share(unet, only_convolution(unet.conv_in).in_channels, share)
+        return unet.state_dict()
 
     def _unet_stage(self) -> StageName:
         return "controlnet" if self.recipe.controlnet.loss.train_unet else "diffusion"

@@ -17,7 +17,7 @@ class LoopConfig(StrictModel, strict=True):
     """Settings of a training loop: number of steps, optimiser, averaging, checkpoints and validation.
 
     Attributes:
-        num_steps: Number of optimiser steps of the whole run; 0 keeps the initial weights.
+        num_steps: Number of optimiser steps of the whole run.
         learning_rate: Peak of the learning rate.
         num_warmup_steps: Steps over which the learning rate rises linearly from zero.
         decay_power: None decays the learning rate to zero along half a cosine; a number p along (1 - step /
@@ -40,7 +40,7 @@ class LoopConfig(StrictModel, strict=True):
             steps.
     """
 
-    num_steps: int = Field(ge=0)
+    num_steps: int = Field(gt=0)
     learning_rate: float = Field(default=3e-4, gt=0)
     num_warmup_steps: int = Field(default=100, ge=0)
     decay_power: float | None = Field(default=None, ge=0)

@@ -19,7 +19,9 @@ from maisi_aug.evaluation.studies.real_maps import (
     measure_real_maps,
     to_document,
 )
+from maisi_aug.evaluation.studies.train_segmenter import held_out_seed
 from maisi_aug.phantom import build_label_map, ids
+from maisi_aug.phantom.intensity import draw_phase
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import save_label_map
 
@@ -84,6 +86,9 @@ def test_phantoms_are_those_that_were_scanned_as_told() -> None:
     assert len(plain) == len(enhanced) == 3
     assert not set(plain) & set(enhanced)
     assert find_phantoms(RealMapSettings(num_phantoms=3, modality="ct")) == [0, 1, 2]
+    settings = RealMapSettings(num_phantoms=3, modality="ct_contrast")
+    arterial = find_phantoms(settings, "arterial")
+    assert {draw_phase(held_out_seed(settings.seed, index)) for index in arterial} == {"arterial"}
 
 
 def test_criteria_count_what_lies_within_their_bounds(bundle: Bundle) -> None:

@@ -234,6 +234,18 @@ def test_start_from_label_means_is_made_once(
         assert all(torch.equal(found[name][key], value) for key, value in state.items())
 
 
+def test_kept_weights_have_the_share_of_noise_of_the_recipe(
+    open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(label_means, "NUM_FIT_STEPS", 20)
+    shares = {"controlnet__noise_share": 0.2, "controlnet__kept_noise_share": 0.05}
+    folder = open_folder(tmp_path, controlnet__start="label-means", **shares, **HALF_WIDE_LATENTS)
+    for stage in ("vae", "diffusion", "controlnet"):
+        folder.train(stage)
+    kept = torch.load(tmp_path / "controlnet" / "diffusion_unet.pt", weights_only=True)["conv_in.conv.weight"]
+    assert kept[range(4), range(4), 1, 1, 1].tolist() == pytest.approx([0.95] * 4)
+
+
 def test_stage_before_its_predecessor_is_refused(open_folder: OpenFolder, tmp_path: Path) -> None:
     folder = open_folder(tmp_path)
     with pytest.raises(TrainingError, match="the weights of stage vae are missing"):
