@@ -7,6 +7,7 @@ import pytest
 
 from maisi_aug.integrations.nnunet.real import load_real_dataset
 from tests.benchmarks import nnunet_export
+from tests.benchmarks.nnunet_chests import write_chest_dataset
 from tests.benchmarks.nnunet_openkbp import write_openkbp_dataset
 
 
@@ -27,3 +28,12 @@ def test_openkbp_becomes_a_dataset_of_nnunet(real_data: Path, tmp_path: Path) ->
     assert dataset.orientations == {"LPS": 1}
     assert [case.case_id for case in dataset.cases] == ["pt_105"]
     assert sorted(path.name for path in (folder / "labelsTs").iterdir()) == ["pt_100.nii.gz", "pt_101.nii.gz"]
+
+
+@pytest.mark.slow
+def test_chests_become_a_dataset_of_nnunet(real_data: Path, tmp_path: Path) -> None:
+    dataset = load_real_dataset(write_chest_dataset(real_data / "chest-ct", tmp_path))
+    assert [target.name for target in dataset.targets] == ["nodule"]
+    names = sorted(path.name.removesuffix("_seg.nii.gz") for path in (real_data / "chest-ct").glob("*_seg.nii.gz"))
+    assert sorted(case.case_id for case in dataset.cases) == names
+    assert len(names) >= 4
