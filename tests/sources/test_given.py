@@ -340,7 +340,7 @@ def test_map_that_fails_a_gate_leaves_an_image_when_asked(resolve: Callable[...,
 
 def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for(tmp_path: Path) -> None:
     save_label_map(tmp_path / "a_seg.nii.gz", build_map((96, 80, 64)), Grid.from_spacing((96, 80, 64), (4, 4, 5)))
-    narrow = Grid.from_spacing((48, 32, 32), (6, 7, 8))
+    narrow = Grid.from_spacing((96, 64, 32), (3, 3.5, 4))
     save_label_map(tmp_path / "b_seg.nii.gz", build_map(narrow.shape), narrow)
     values = {"mask_source": "given", "mask_bank": str(tmp_path), "mask_labels": "maisi"}
     run = resolve_request(build_request(values))
