@@ -56,8 +56,8 @@ def build_signal_path(unet: Any, controlnet: Any, num_channels: int, *, noise_sh
         _centre(convolution)[num_channels:] *= NOISY_SHARE
     # MAISI starts with zeros here, with which no gradient reaches the label map.
     nn.init.kaiming_uniform_(parts.embedded.weight, a=math.sqrt(5))
-    parts.hand_over.weight.zero_()
-    parts.hand_over.bias.zero_()
+    for parameter in parts.hand_over.parameters():
+        parameter.zero_()
     for parameter, frozen in parts.frozen():
         parameter[frozen] = 0.0
     _start_ends(parts, noise_share)
@@ -76,7 +76,7 @@ def freeze_signals(unet: Any, controlnet: Any, num_channels: int) -> None:
     """
     for parameter, frozen in _Parts(unet, controlnet, num_channels).frozen():
         if parameter.requires_grad:
-            parameter.register_hook(_Mask(~frozen))
+            parameter.register_hook(_Mask(~frozen))  # type: ignore[no-untyped-call]
 
 
 def freeze_control_signals(controlnet: Any, *, whole_layers: bool) -> None:
@@ -96,7 +96,7 @@ def freeze_control_signals(controlnet: Any, *, whole_layers: bool) -> None:
             continue
         for parameter, frozen in _rows(layer, signals):
             if parameter.requires_grad:
-                parameter.register_hook(_Mask(~frozen))
+                parameter.register_hook(_Mask(~frozen))  # type: ignore[no-untyped-call]
 
 
 def keep_signals_precise(unet: Any, controlnet: Any, num_channels: int) -> None:
