@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -338,12 +339,20 @@ def test_map_that_fails_a_gate_leaves_an_image_when_asked(resolve: Callable[...,
     assert {verdict.gate for verdict in record.verdicts} >= {"lesion size", "geometry"}
 
 
+def with_bounded_view(run: CohortRun) -> CohortRun:
+    """The run with a bundle that refuses slices that show much more or less than 384 x 320 mm."""
+    spec = run.bundle.spec
+    assert spec.grid_limits is not None
+    limits = spec.grid_limits.model_copy(update={"extent_mm": ((350.0, 420.0), (300.0, 350.0))})
+    return replace(run, bundle=replace(run.bundle, spec=spec.model_copy(update={"grid_limits": limits})))
+
+
 def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for(tmp_path: Path) -> None:
     save_label_map(tmp_path / "a_seg.nii.gz", build_map((96, 80, 64)), Grid.from_spacing((96, 80, 64), (4, 4, 5)))
     narrow = Grid.from_spacing((48, 32, 32), (6, 7, 8))
     save_label_map(tmp_path / "b_seg.nii.gz", build_map(narrow.shape), narrow)
     values = {"mask_source": "given", "mask_bank": str(tmp_path), "mask_labels": "maisi"}
-    run = resolve_request(build_request(values))
+    run = with_bounded_view(resolve_request(build_request(values)))
     source, plan = open_given_source(run), run.plan
     with pytest.warns(UserWarning, match=r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*2.2 to 4 mm along K"):
         source.draw(plan.cases[0], 0)
@@ -356,7 +365,8 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     assert "4 mm along K" in first.warning
     assert (first.fault, second.warning) == ("", "")
     assert second.fault.startswith("b_seg.nii.gz: Grid for bundle 'phantom-ct'")
-    allowed = open_given_source(resolve_request(build_request({**values, "allow_unseen_grid": True})))
+    run = with_bounded_view(resolve_request(build_request({**values, "allow_unseen_grid": True})))
+    allowed = open_given_source(run)
     with pytest.warns(UserWarning, match="b_seg.nii.gz: Grid for bundle"):
         allowed.draw(plan.cases[1], 0)
 

@@ -56,9 +56,8 @@ def build_signal_path(unet: Any, controlnet: Any, num_channels: int, *, noise_sh
         _centre(convolution)[num_channels:] *= NOISY_SHARE
     # MAISI starts with zeros here, with which no gradient reaches the label map.
     nn.init.kaiming_uniform_(parts.embedded.weight, a=math.sqrt(5))
-    parts.hand_over.weight.zero_()
-    assert parts.hand_over.bias is not None
-    parts.hand_over.bias.zero_()
+    for parameter in parts.hand_over.parameters():
+        parameter.zero_()
     for parameter, frozen in parts.frozen():
         parameter[frozen] = 0.0
     _start_ends(parts, noise_share)

@@ -171,24 +171,30 @@ def measure_label_means(
                 found = tumors.setdefault(int(shown[core][0]), _TumorSum())
                 found.contrast += float((image[core] - image[is_host].mean()).sum())
                 found.num_voxels += int(core.sum())
-                found.hosts.update(np.unique(shown[is_host]).tolist())
+                found.hosts += core.sum() * np.bincount(shown[is_host], minlength=256) / is_host.sum()
     means = LabelMeans(torch.from_numpy(total / np.maximum(count, 1)).float(), torch.from_numpy(count).float())
     means = _sharpen(means, store, cases, kept=tumors)
     for tumor, found in tumors.items():
-        hosts = list(found.hosts)
+        hosts = torch.from_numpy(found.hosts / found.num_voxels).float()
         difference = found.contrast / found.num_voxels
         gain = faint_gain if abs(difference) * (HU_MAXIMUM - HU_MINIMUM) < FAINT_HU else 1.0
-        means.intensity[tumor] = float(total[hosts].sum() / count[hosts].sum()) + gain * difference
+        means.intensity[tumor] = (hosts * means.intensity).sum() + gain * difference
     return means
 
 
 @dataclass(eq=False)
 class _TumorSum:
-    """Of the cores of a kind of tumour: summed contrast to their hosts, voxels, and the ids of the hosts."""
+    """Of the cores of a kind of tumour: summed contrast to their hosts, voxels, and what the hosts are made of.
+
+    Attributes:
+        contrast: Sum over the voxels of all cores.
+        num_voxels: Number of these voxels.
+        hosts: ``(256,)`` share of every id in the hosts, summed over the same voxels.
+    """
 
     contrast: float = 0.0
     num_voxels: int = 0
-    hosts: set[int] = field(default_factory=set)
+    hosts: NDArray[np.float64] = field(default_factory=lambda: np.zeros(256))
 
 
 def _sharpen(means: LabelMeans, store: CaseStore, cases: Sequence[int], *, kept: Iterable[int]) -> LabelMeans:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,9 +19,11 @@ from maisi_aug.training.cases.data import LatentSet
 from maisi_aug.training.images.label_means import measure_label_means, start_from_label_means
 from maisi_aug.training.images.wavelet import haar_kernels
 from maisi_aug.vocabulary.labels import MAISI
+from maisi_aug.volumes.components import Box
 from tests.builders.tiny_training import BODY, HEPATIC_TUMOR, LIVER, ArrayStore, build_case, build_store
 
 SCALE_FACTOR = 8.0
+GAS = 248
 SHARED = {
     "spatial_dims": 3,
     "in_channels": 4,
@@ -109,6 +113,25 @@ def test_contrast_of_a_tumor_is_that_of_its_core_within_the_patient() -> None:
     contrast_hu = 2000 * float(means.intensity[HEPATIC_TUMOR] - means.intensity[LIVER])
     # 50 HU darker in one patient, 56 in the other, with as many voxels in each core.
     assert contrast_hu == pytest.approx(-53, abs=0.1)
+
+
+def test_level_of_a_host_is_that_of_its_own_parts() -> None:
+    """Where an id is shown in the host and elsewhere, as gas in the bowel, the host's share of it counts."""
+    case = build_case(1)
+    liver = np.argwhere(case.label_map == LIVER)
+    shown = case.label_map.copy()
+    gas = [tuple(place) for place in liver[: len(liver) // 4]]
+    for place in gas:
+        shown[place], case.image_hu[place] = GAS, -900
+    shown[4:12, 4:8], case.image_hu[4:12, 4:8] = GAS, -900
+
+    class Store(ArrayStore):
+        def condition_map(self, index: int, box: Box = ()) -> NDArray[np.uint8]:
+            return shown[box]
+
+    means = measure_label_means(Store([case]), range(1), MAISI)
+    core_hu = 2000 * float(means.intensity[HEPATIC_TUMOR]) - 1000
+    assert core_hu == pytest.approx(60, abs=1)
 
 
 def test_gain_raises_the_contrast_of_faint_tumors_alone() -> None:
