@@ -306,7 +306,11 @@ def _build_and_save(task: tuple[Path, int, int, Shape, Spacing, bool]) -> None:
     grid = Grid.from_spacing(shape, spacing_mm)
     region = REGIONS[index % len(REGIONS)]
     phantom = build_phantom(seed=_phantom_seed(seed, index), grid=grid, region=region)  # type: ignore[arg-type]
-    arrays = {"image_hu": phantom.image_hu, "label_map": phantom.label_map, "modality": np.asarray(phantom.modality)}
+    arrays: dict[str, Any] = {
+        "image_hu": phantom.image_hu,
+        "label_map": phantom.label_map,
+        "modality": np.asarray(phantom.modality),
+    }
     if completes:
         arrays["condition_map"] = with_phase(phantom.detail, phantom.phase)
     with open_whole(path) as file:

@@ -259,7 +259,7 @@ class FlowObjective(Stateless):
         assert self.config.sampling_steps is not None
         numel = self.latents.latents[0][0].numel()
         self.scheduler.set_timesteps(self.config.sampling_steps, input_img_size_numel=numel)
-        levels = self.scheduler.timesteps.float()
+        levels: Tensor = self.scheduler.timesteps.float()
         return levels[(positions * len(levels)).long()]
 
     def _draw_step(self, step: int, share: Share) -> DrawnStep:

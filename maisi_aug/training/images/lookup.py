@@ -65,7 +65,7 @@ def find_lookup(controlnet: nn.Module) -> Lookup | None:
         # Air is 0 in [0, 1], and far below it where the next layer takes soft tissue for 0.
         if float(lookup(bits_of_ids()[0])) < -CENTRE / 2:
             lookup = replace(lookup, centre=CENTRE)
-            lookup.readout.bias += CENTRE * FIT_GAIN
+            lookup.readout.bias.add_(CENTRE * FIT_GAIN)
     return lookup
 
 

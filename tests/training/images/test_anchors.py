@@ -28,7 +28,8 @@ SHARE = 0.1
 
 def build(share: float = SHARE) -> tuple[Any, Any]:
     """Networks with a signal path, whose embedding makes some image of the label map."""
-    unet, controlnet = build_networks(is_plain=False)
+    networks: tuple[Any, Any] = build_networks(is_plain=False)
+    unet, controlnet = networks
     build_signal_path(unet, controlnet, NUM_CHANNELS, noise_share=share)
     use_plain_layers(unet)
     use_plain_layers(controlnet)
@@ -94,7 +95,7 @@ def test_training_changes_what_is_free_and_nothing_of_the_signal_path() -> None:
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     for _ in range(3):
         optimizer.zero_grad()
-        predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()
+        predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     signals = only_convolution(unet.out[2])
     place = next(i for i, parameter in enumerate(parameters) if parameter is signals.weight)
@@ -115,7 +116,7 @@ def test_controlnet_beside_a_frozen_unet_keeps_its_signals(whole_layers: bool) -
     optimizer = torch.optim.Adam([p for p in controlnet.parameters() if p.requires_grad], lr=1e-3)
     with torch.no_grad():
         only_convolution(unet.out[2]).weight.normal_()
-    predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()
+    predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     for layer, old in zip(_control_layers(controlnet), before, strict=True):
         assert torch.equal(layer.weight[:NUM_CHANNELS], old[:NUM_CHANNELS])
