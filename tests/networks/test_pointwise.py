@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -20,14 +18,15 @@ from maisi_aug.training.images.wavelet import only_convolution
 from tests.training.images.test_label_means import build_networks
 
 
-def build() -> Any:
+def build() -> nn.Sequential:
     torch.manual_seed(1)
-    sizes = ((3, 5, 3, 1, 1), (5, 4, 3, 1, 1), (4, 4, 3, 2, 1))  # the last one has a stride
-    layers: Any = nn.Sequential(*(nn.Conv3d(*each) for each in sizes))
+    layers = nn.Sequential(nn.Conv3d(3, 5, 3, padding=1), nn.Conv3d(5, 4, 3, padding=1), nn.Conv3d(4, 4, 3, 2, 1))
+    first = layers[0]
+    assert isinstance(first, nn.Conv3d)
     with torch.no_grad():
-        middle = layers[0].weight[:, :, 1, 1, 1].clone()
-        layers[0].weight.zero_()
-        layers[0].weight[:, :, 1, 1, 1] = middle
+        middle = first.weight[:, :, 1, 1, 1].clone()
+        first.weight.zero_()
+        first.weight[:, :, 1, 1, 1] = middle
     return layers
 
 
@@ -44,8 +43,11 @@ def test_only_pointwise_layers_are_replaced_and_the_result_is_the_same() -> None
 
 def test_kernels_of_other_sizes_are_not_pointwise() -> None:
     assert not is_pointwise(nn.Conv3d(2, 2, 1))
-    assert is_pointwise(build()[0])
-    assert not is_pointwise(build()[1])
+    first, second, _ = build()
+    assert isinstance(first, nn.Conv3d)
+    assert isinstance(second, nn.Conv3d)
+    assert is_pointwise(first)
+    assert not is_pointwise(second)
 
 
 @torch.no_grad()

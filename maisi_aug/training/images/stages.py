@@ -113,9 +113,9 @@ class TrainingFolder(StageFolder):
 
     def _keep(self, stage: StageName, result: LoopResult, names: dict[str, dict[str, str]]) -> None:
         for role, state in result.averaged_weights.items():
-            if stage == "controlnet" and role == "diffusion_unet":
-                state = self._with_kept_noise(state)
-            self._save_weights(stage, role, self._move_to_start(role, _rename(state, names[role])))
+            is_shared = stage == "controlnet" and role == "diffusion_unet"
+            kept = self._with_kept_noise(state) if is_shared else state
+            self._save_weights(stage, role, self._move_to_start(role, _rename(kept, names[role])))
         best = {} if result.best_step is None else {"best_step": result.best_step, "best_loss": result.best_loss}
         summary = {"steps": result.num_steps_done, "complete": result.is_complete, **best}
         write_json_whole(self.folder / stage / "summary.json", summary)
