@@ -95,7 +95,7 @@ class ImageFigures:
     Attributes:
         name: Name of the label map, and of the set of labels that it was drawn from.
         organs_hu: Organ -> median HU, for all organs of the full label map.
-        told: Organs that the bundle was conditioned on.
+        labelled: Organs that the label map shown to the bundle labels.
         fat_hu: Median HU of unlabelled voxels that are fat; None if there are hardly any.
         muscle_hu: Median HU of unlabelled voxels that are muscle; None if there are hardly any.
         between: Fraction of unlabelled voxels with HU between fat and muscle.
@@ -104,7 +104,7 @@ class ImageFigures:
 
     name: str
     organs_hu: dict[str, float]
-    told: tuple[str, ...]
+    labelled: tuple[str, ...]
     fat_hu: float | None
     muscle_hu: float | None
     between: float
@@ -123,18 +123,18 @@ def measure_image(
         shown: ``(I, J, K)`` label map that the bundle was conditioned on.
         grid: Shape and affine of all arrays.
     """
-    organs, told = {}, []
+    organs, labelled = {}, []
     for organ, label_ids in ORGANS.items():
         inside = np.isin(label_map, label_ids)
         if inside.sum() >= MIN_VOXELS:
             organs[organ] = float(np.median(image_hu[inside]))
-            told += [organ] * bool(np.isin(shown, label_ids).any())
+            labelled += [organ] * bool(np.isin(shown, label_ids).any())
     body = image_hu[ndimage.binary_erosion(label_map > 0, iterations=2) & (label_map == BODY_ID)].astype(np.float32)
     between = (body > BETWEEN_HU[0]) & (body < BETWEEN_HU[1])
     return ImageFigures(
         name,
         organs,
-        tuple(told),
+        tuple(labelled),
         _median_within(body, FAT_HU),
         _median_within(body, MUSCLE_HU),
         float(between.mean()) if body.size else 0.0,
@@ -324,14 +324,14 @@ def _criteria(
     organs = [
         abs(image.organs_hu[organ] - expected[organ]) <= ORGAN_TOLERANCE_HU
         for image in images
-        for organ in image.told
+        for organ in image.labelled
         if organ in expected
     ]
     fat, muscle = ([value for image in images if (value := getattr(image, name)) is not None] for name in _TISSUES)
     noise = [image.liver_noise_hu for image in images if image.liver_noise_hu is not None]
     livers = [median for _, median in views]
     rows = (
-        (f"told organs within {ORGAN_TOLERANCE_HU:.0f} HU of phantoms'", organs),
+        (f"labelled organs within {ORGAN_TOLERANCE_HU:.0f} HU of phantoms'", organs),
         (f"unlabelled fat from {FAT_RANGE_HU[0]:.0f} to {FAT_RANGE_HU[1]:.0f} HU", [_in(v, FAT_RANGE_HU) for v in fat]),
         (
             f"unlabelled muscle from {MUSCLE_RANGE_HU[0]:.0f} to {MUSCLE_RANGE_HU[1]:.0f} HU",
@@ -374,7 +374,7 @@ def to_report(document: Mapping[str, Any]) -> str:
             ["criterion", "met by", "of"],
             [[row["name"], percent(row["found"]), row["num"]] for row in document["criteria"]],
         ),
-        "## Real maps, medians in HU of organs that the map shows, told or not\n",
+        "## Real maps, medians in HU of all organs of the full map, labelled or left out\n",
         to_markdown(
             header,
             [["phantoms", *expected.values(), None, None, None, document["expected_liver_noise_hu"]]]
@@ -436,7 +436,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--modality",
         default=defaults.modality,
         choices=("ct", "ct_contrast", "ct_wo_contrast"),
-        help="what the bundle is told of the contrast agent",
+        help="contrast agent that the bundle is conditioned on",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser.parse_args(arguments)

@@ -34,7 +34,7 @@ NUM_POLISH_STEPS = 1000
 NUM_SHARPENINGS = 4
 # Intensities span [0, 1] and soft tissue 2% of it: the fit works on larger numbers.
 FIT_GAIN = 10.0
-MAX_CASES = 60
+MAX_CASES = 160
 # A tumor's contrast is a few HU in a thousand and its voxels are few: in the fit they count as so many more.
 TUMOR_FIT_WEIGHT = 5.0
 FAINT_HU = 100.0
@@ -98,7 +98,7 @@ def start_from_label_means(
         unet: U-Net whose first level has groups of at least three channels more than the latent.
         controlnet: ControlNet with a condition embedding of two widths; its encoder is copied from the U-Net, as in
             MAISI.
-        store: Training cases, of which the first 60 are measured.
+        store: Training cases, of which the first ``MAX_CASES`` (160) are measured.
         latents: Latents of these cases, half as wide as the images along every axis.
         vocabulary: Vocabulary, which names tumours and their hosts.
         seed: Seed of the fit.

@@ -32,7 +32,7 @@ def figures(**changes: object) -> ImageFigures:
     known: dict[str, object] = {
         "name": "map 1, all labels",
         "organs_hu": {"liver": 100.0, "spleen": 110.0},
-        "told": ("liver", "spleen"),
+        "labelled": ("liver", "spleen"),
         "fat_hu": -100.0,
         "muscle_hu": 55.0,
         "between": 0.1,
@@ -52,11 +52,11 @@ def test_figures_of_an_image_are_medians_of_its_parts() -> None:
     image[22:24, 6:30][label_map[22:24, 6:30] == ids.BODY] = -20
     image[label_map == ids.LIVER] = 90
     found = measure_image("one", image, label_map, shown, GRID)
-    assert (found.organs_hu, found.told) == ({"liver": 90.0}, ())
+    assert (found.organs_hu, found.labelled) == ({"liver": 90.0}, ())
     assert (found.fat_hu, found.muscle_hu) == (-105.0, 60.0)
     assert 0.02 < found.between < 0.15
     assert found.liver_noise_hu == pytest.approx(0.0, abs=1e-3)
-    assert measure_image("one", image, label_map, label_map, GRID).told == ("liver",)
+    assert measure_image("one", image, label_map, label_map, GRID).labelled == ("liver",)
 
 
 def test_noise_is_measured_without_what_changes_slowly() -> None:
@@ -80,7 +80,7 @@ def test_first_turn_shows_all_labels_and_others_fewer() -> None:
         assert len(np.unique(reduced)) < len(np.unique(label_map))
 
 
-def test_phantoms_are_those_that_were_scanned_as_told() -> None:
+def test_phantoms_are_those_that_were_scanned_as_requested() -> None:
     plain = find_phantoms(RealMapSettings(num_phantoms=3, modality="ct_wo_contrast"))
     enhanced = find_phantoms(RealMapSettings(num_phantoms=3, modality="ct_contrast"))
     assert len(plain) == len(enhanced) == 3
@@ -94,8 +94,8 @@ def test_phantoms_are_those_that_were_scanned_as_told() -> None:
 def test_criteria_count_what_lies_within_their_bounds(bundle: Bundle) -> None:
     images = [
         figures(),
-        figures(organs_hu={"liver": 130.0, "spleen": 111.0}, told=("spleen",), fat_hu=-60.0, liver_noise_hu=13.0),
-        figures(muscle_hu=None, told=("liver",), organs_hu={"liver": 80.0}),
+        figures(organs_hu={"liver": 130.0, "spleen": 111.0}, labelled=("spleen",), fat_hu=-60.0, liver_noise_hu=13.0),
+        figures(muscle_hu=None, labelled=("liver",), organs_hu={"liver": 80.0}),
     ]
     document = to_document(bundle, RealMapSettings(), images, [(figures(), figures())], [(300.0, 90.0), (400.0, 110.0)])
     assert [(row["found"], row["num"]) for row in document["criteria"]] == [
@@ -111,7 +111,7 @@ def test_maps_subsets_phantoms_and_views_are_drawn(bundle: Bundle, tmp_path: Pat
     grid = Grid.from_spacing((48, 40, 24), (6.4, 6.4, 6.4))
     save_label_map(tmp_path / "maps" / "a.nii.gz", build_label_map(seed=3, grid=grid, region="abdomen").label_map, grid)
     settings = RealMapSettings(num_subsets=2, num_phantoms=1, widths_mm=(320.0, 400.0))
-    told: list[tuple[int, int]] = []
+    reported: list[tuple[int, int]] = []
     document = measure_real_maps(
         bundle,
         tmp_path / "maps",
@@ -119,12 +119,12 @@ def test_maps_subsets_phantoms_and_views_are_drawn(bundle: Bundle, tmp_path: Pat
         settings=settings,
         mapping="maisi",
         device="cpu",
-        report=lambda done, total: told.append((done, total)),
+        report=lambda done, total: reported.append((done, total)),
     )
     assert [image["name"].partition(",")[0] for image in document["images"]] == ["map 1"] * 3
     assert len(document["phantoms"]) == 1
     assert [view["width_mm"] for view in document["fields_of_view"]] == pytest.approx([307.2, 409.6])
-    assert told[-1] == (6, 6)
+    assert reported[-1] == (6, 6)
     assert json.loads((tmp_path / "out" / f"{REPORT_NAME}.json").read_text()) == json.loads(json.dumps(document))
     assert "Held-out phantoms" in (tmp_path / "out" / f"{REPORT_NAME}.md").read_text()
     assert (tmp_path / "out" / f"{REPORT_NAME}.png").is_file()
