@@ -48,7 +48,7 @@ class Pipeline:
     >>> pipe = ma.Pipeline.from_bundle("phantom-ct", device="cpu")
     >>> case = pipe(plant="hepatic tumor:30mm", seed=3)
     >>> case.image.dtype, case.spacing_mm, case.is_accepted
-    (dtype('int16'), (4.0, 4.0, 4.0), True)
+    (dtype('int16'), (3.0, 3.0, 3.0), True)
     >>> another = pipe(case.label_map, case.affine, plant="hepatic tumor:20mm", seed=8)
     >>> round(another.lesions[0].diameter_mm)
     20

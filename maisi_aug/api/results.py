@@ -34,7 +34,7 @@ class Case:
     >>> import maisi_aug as ma
     >>> case = ma.load_cohort("cohort").cases[0]
     >>> case.image.dtype, case.label_map.dtype, case.spacing_mm
-    (dtype('int16'), dtype('uint8'), (4.0, 4.0, 4.0))
+    (dtype('int16'), dtype('uint8'), (3.0, 3.0, 3.0))
 
     Attributes:
         id: Name of the case.

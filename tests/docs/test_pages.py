@@ -41,6 +41,7 @@ FOREIGN_FLAGS = {
     "--strict",
     "--segmenter",
     "--folder",
+    "--width",
     "--test",
 }
 """Flags of other programs, and of the scripts of tests and studies, that pages mention."""

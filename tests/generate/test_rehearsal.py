@@ -44,11 +44,13 @@ def test_lesion_larger_than_its_host_bears_is_refused_with_the_largest_that_fits
         rehearse_config(labels=[label], num_cases=2)
 
 
-def test_bank_without_organs_is_refused_as_a_run_would(tmp_path: Path) -> None:
+def test_bank_without_organs_is_refused_unless_the_bundle_completes_maps(tmp_path: Path, bundle_path: Path) -> None:
     label_map = build_trunk(tumours_mm=(15.0,))
     label_map[(label_map != LIVER) & (label_map != HEPATIC_TUMOR) & (label_map != 0)] = BODY
     save_label_map(tmp_path / "a_seg.nii.gz", label_map, trunk_grid())
     values = {"labels": ["hepatic tumor:20mm"], "mask_bank": str(tmp_path), "mask_labels": "maisi"}
+    assert rehearse_config(**values)[-1] == (1, 1)
+    values["bundle"] = str(bundle_path)
     with pytest.raises(BankError, match=r"found 1 \(liver\) in a_seg.nii.gz.*--run-totalsegmentator"):
         rehearse_config(**values)
     with pytest.warns(UserWarning, match="organs around the lesions"):

@@ -47,9 +47,9 @@ def test_embedded_autoencoder_keeps_organs_and_says_so(tmp_path: Path) -> None:
     assert [row["case"] for row in document["skipped"]] == ["broken"]
     by_label = {row["name"]: row for row in document["labels"]}
     assert {"liver", "spleen"} <= set(by_label)
-    assert abs(by_label["liver"]["bias_hu"]) < 40
+    assert abs(by_label["liver"]["bias_hu"]) < 2
     assert document["summary"]["lpips"]["mean"] is None
-    assert 20 < document["summary"]["psnr_db"]["mean"] < 60
+    assert document["summary"]["psnr_db"]["mean"] > 60, "a wavelet transform loses next to nothing"
     assert document["peak_memory_gb"]["host"] > 0.1
     assert any("the networks of the bundle were not trained on its grid" in note for note in document["notes"])
     assert picture.height > 600

@@ -104,9 +104,10 @@ def test_bundle_of_a_run_loads_strictly_into_maisis_classes(trained: Trained) ->
 def test_bundle_holds_the_averaged_weights_of_the_stages(stage: StageName, role: str, trained: Trained) -> None:
     averaged = trained.results[stage].averaged_weights[role]
     kept = read_weights(trained.bundle, role)
+    assert all((each.dtype == torch.float16) == (each.numel() >= stages.LARGE_TENSOR) for each in kept.values())
     # The order of the tensors is that of the network, whatever plain layers call them.
     assert all(
-        torch.equal(ours, theirs.half())
+        torch.equal(ours, theirs.to(ours.dtype))
         for ours, theirs in zip(
             (kept[key] for key in MAISI_CLASSES[role](**_arguments(trained.bundle, role)).state_dict()),
             averaged.values(),
@@ -154,7 +155,7 @@ def test_frozen_unet_comes_from_the_diffusion_stage(trained: Trained, open_folde
     assert set(frozen.train("controlnet").averaged_weights) == {"controlnet"}
     kept = read_weights(frozen.write_bundle(), "diffusion_unet")
     averaged = trained.results["diffusion"].averaged_weights["diffusion_unet"]
-    assert all(torch.equal(kept[key], averaged[key].half()) for key in averaged)
+    assert all(torch.equal(kept[key], averaged[key].to(kept[key].dtype)) for key in averaged)
 
 
 def test_kept_controlnet_lies_between_end_and_start(trained: Trained, open_folder: OpenFolder, tmp_path: Path) -> None:
