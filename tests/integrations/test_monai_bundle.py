@@ -118,12 +118,9 @@ def test_monais_command_line_runs_it_in_its_folder(bundle: Bundle, exported: Pat
     require_same(read_image(exported), expected)
 
 
-def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bundle, tmp_path: Path) -> None:
-    import torch
-    from monai.data.meta_tensor import MetaTensor
-
+def build_sampler(bundle: Bundle, **options: Any) -> LabelMapSampler:
     networks = Pipeline.load(bundle, "cpu").networks
-    sampler = LabelMapSampler(
+    return LabelMapSampler(
         networks.autoencoder,
         networks.diffusion_unet,
         networks.controlnet,
@@ -131,8 +128,15 @@ def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bund
         scale_factor=1.0,
         num_inference_steps=1,
         latent_factor=4,
-        grid_factor=bundle.grid_factor,
+        **options,
     )
+
+
+def test_map_that_the_networks_cannot_take_is_refused_in_a_sentence(bundle: Bundle, tmp_path: Path) -> None:
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+
+    sampler = build_sampler(bundle, grid_factor=bundle.grid_factor)
     with pytest.raises(ValueError, match=r"sides \(32, 24, 15\) are not all multiples of 8"):
         sampler(MetaTensor(torch.full((1, 32, 24, 15), 200)))
     with pytest.raises(ValueError, match=r"the body around the organs \(id 200\)"):
@@ -235,17 +239,7 @@ def test_script_says_what_completes_maps_where_it_is_missing(monkeypatch: pytest
     from monai.data.meta_tensor import MetaTensor
 
     bundle = write_tiny_bundle(tmp_path)
-    networks = Pipeline.load(bundle, "cpu").networks
-    sampler = LabelMapSampler(
-        networks.autoencoder,
-        networks.diffusion_unet,
-        networks.controlnet,
-        networks.scheduler,
-        scale_factor=1.0,
-        num_inference_steps=1,
-        latent_factor=4,
-        completes=True,
-    )
+    sampler = build_sampler(bundle, completes=True)
     monkeypatch.setitem(sys.modules, "maisi_aug.phantom.condition", None)
     with pytest.raises(ImportError, match="pip install maisi-aug"):
         sampler(MetaTensor(torch.ones(1, 32, 24, 16)))

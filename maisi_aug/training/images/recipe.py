@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag, fiel
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, SlotSpec, bind_slots
 from maisi_aug.bundle_spec.grid_limits import GridLimits, GridSpec
 from maisi_aug.bundle_spec.known_bundles import find_known_bundle
+from maisi_aug.bundle_spec.schema import UnlabelledRule
 from maisi_aug.cohort.recipe_files import list_training_recipes
 from maisi_aug.errors import BundleError, RecipeError, did_you_mean
 from maisi_aug.system.models import StrictModel, explain_problems, read_yaml
@@ -141,7 +142,7 @@ class BundleHeader(StrictModel):
     scheduler: dict[str, Any]
     networks: dict[str, dict[str, Any]]
     slots: dict[str, SlotSpec] = Field(default={})
-    unlabelled: Literal["as-is", "complete"] = "as-is"
+    unlabelled: UnlabelledRule = "as-is"
 
     def describe(self) -> dict[str, Any]:
         """Return the fields of ``bundle.yaml`` that the header sets, in the order of the class."""

@@ -20,7 +20,7 @@ from maisi_aug.training.images.anchors import (
 )
 from maisi_aug.training.images.label_means import freeze_lookup
 from maisi_aug.training.images.wavelet import only_convolution
-from tests.training.images.test_label_means import build_networks
+from tests.training.images.test_label_means import build_networks, run_networks
 
 NUM_CHANNELS = 4
 SHARE = 0.1
@@ -39,19 +39,6 @@ def build(share: float = SHARE) -> tuple[Any, Any]:
     return unet, controlnet
 
 
-def predict(unet: Any, controlnet: Any, noisy: Tensor, time: float, label_maps: Tensor) -> Tensor:
-    told = {"timesteps": torch.tensor([1000.0 * time]), "class_labels": torch.tensor([1])}
-    down, middle = controlnet(x=noisy, controlnet_cond=to_label_bits(label_maps), **told)
-    output: Tensor = unet(
-        x=noisy,
-        spacing_tensor=torch.tensor([[400.0, 400.0, 400.0]]),
-        down_block_additional_residuals=down,
-        mid_block_additional_residual=middle,
-        **told,
-    )
-    return output
-
-
 def draw_map(share_of_air: float) -> Tensor:
     label_map = torch.randint(1, 120, (1, 16, 8, 24), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
     label_map[:, :, :, : round(24 * share_of_air)] = 0
@@ -67,7 +54,7 @@ def test_velocity_is_that_of_a_straight_flow_whatever_the_share_of_air(time: flo
     drawn = controlnet.controlnet_cond_embedding(to_label_bits(label_map))[:, :NUM_CHANNELS]
     noise = torch.randn(drawn.shape, generator=torch.Generator().manual_seed(2))
     image = drawn + SHARE * noise
-    velocity = predict(unet, controlnet, (1 - time) * image + time * noise, time, label_map)
+    velocity = run_networks(unet, controlnet, (1 - time) * image + time * noise, time, label_map)
     torch.testing.assert_close(velocity, image - noise, atol=2e-3, rtol=1e-3)
     assert float(drawn.std()) > 0.1
 
@@ -78,8 +65,8 @@ def test_share_of_noise_can_be_changed_afterwards() -> None:
     set_noise_share(unet, NUM_CHANNELS, 0.05)
     noise = torch.randn((1, NUM_CHANNELS, 8, 4, 12), generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(
-        predict(unet, controlnet, noise, 1.0, draw_map(0.3)),
-        predict(*build(share=0.05), noise, 1.0, draw_map(0.3)),
+        run_networks(unet, controlnet, noise, 1.0, draw_map(0.3)),
+        run_networks(*build(share=0.05), noise, 1.0, draw_map(0.3)),
     )
 
 
@@ -91,11 +78,11 @@ def test_training_changes_what_is_free_and_nothing_of_the_signal_path() -> None:
     before = [parameter.detach().clone() for parameter in parameters]
     noise = torch.randn((1, NUM_CHANNELS, 8, 4, 12), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        first = predict(unet, controlnet, noise, 1.0, draw_map(0.3))
+        first = run_networks(unet, controlnet, noise, 1.0, draw_map(0.3))
     optimizer = torch.optim.Adam(parameters, lr=1e-3)
     for _ in range(3):
         optimizer.zero_grad()
-        predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()  # type: ignore[no-untyped-call]
+        run_networks(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     signals = only_convolution(unet.out[2])
     place = next(i for i, parameter in enumerate(parameters) if parameter is signals.weight)
@@ -104,7 +91,7 @@ def test_training_changes_what_is_free_and_nothing_of_the_signal_path() -> None:
     with torch.no_grad():
         signals.weight.copy_(before[place])
         # Without what the last layer has learnt of the free channels, the output is that of the start.
-        torch.testing.assert_close(predict(unet, controlnet, noise, 1.0, draw_map(0.3)), first)
+        torch.testing.assert_close(run_networks(unet, controlnet, noise, 1.0, draw_map(0.3)), first)
 
 
 @pytest.mark.parametrize("whole_layers", [False, True])
@@ -116,7 +103,7 @@ def test_controlnet_beside_a_frozen_unet_keeps_its_signals(whole_layers: bool) -
     optimizer = torch.optim.Adam([p for p in controlnet.parameters() if p.requires_grad], lr=1e-3)
     with torch.no_grad():
         only_convolution(unet.out[2]).weight.normal_()
-    predict(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()  # type: ignore[no-untyped-call]
+    run_networks(unet, controlnet, noise, 1.0, draw_map(0.3)).square().mean().backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     for layer, old in zip(_control_layers(controlnet), before, strict=True):
         assert torch.equal(layer.weight[:NUM_CHANNELS], old[:NUM_CHANNELS])
@@ -127,9 +114,9 @@ def test_controlnet_beside_a_frozen_unet_keeps_its_signals(whole_layers: bool) -
 def test_signals_are_not_rounded_under_autocast() -> None:
     noise = torch.randn((1, NUM_CHANNELS, 8, 4, 12), generator=torch.Generator().manual_seed(2))
     unet, controlnet = build()
-    wanted = predict(unet, controlnet, noise, 0.2, draw_map(0.3))
+    wanted = run_networks(unet, controlnet, noise, 0.2, draw_map(0.3))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = float((predict(unet, controlnet, noise, 0.2, draw_map(0.3)) - wanted).abs().mean())
+        rounded = float((run_networks(unet, controlnet, noise, 0.2, draw_map(0.3)) - wanted).abs().mean())
         keep_signals_precise(unet, controlnet, NUM_CHANNELS)
-        precise = float((predict(unet, controlnet, noise, 0.2, draw_map(0.3)) - wanted).abs().mean())
+        precise = float((run_networks(unet, controlnet, noise, 0.2, draw_map(0.3)) - wanted).abs().mean())
     assert precise < rounded / 3

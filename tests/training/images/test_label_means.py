@@ -62,10 +62,10 @@ def encode(store: ArrayStore) -> LatentSet:
     return LatentSet(latents, SCALE_FACTOR)
 
 
-@torch.no_grad()
-def predict(unet: nn.Module, controlnet: nn.Module, noisy: Tensor, time: float, label_map: Tensor) -> Tensor:
+def run_networks(unet: Any, controlnet: Any, noisy: Tensor, time: float, label_maps: Tensor) -> Tensor:
+    """The velocity at a time from 0 to 1, of a batch of one."""
     told = {"timesteps": torch.tensor([1000.0 * time]), "class_labels": torch.tensor([1])}
-    down, middle = controlnet(x=noisy, controlnet_cond=to_label_bits(label_map[None]), **told)
+    down, middle = controlnet(x=noisy, controlnet_cond=to_label_bits(label_maps), **told)
     output: Tensor = unet(
         x=noisy,
         spacing_tensor=torch.tensor([[400.0, 400.0, 400.0]]),
@@ -74,6 +74,11 @@ def predict(unet: nn.Module, controlnet: nn.Module, noisy: Tensor, time: float, 
         **told,
     )
     return output
+
+
+@torch.no_grad()
+def predict(unet: nn.Module, controlnet: nn.Module, noisy: Tensor, time: float, label_map: Tensor) -> Tensor:
+    return run_networks(unet, controlnet, noisy, time, label_map[None])
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["maisi layers", "plain layers"])
