@@ -33,13 +33,13 @@ def register(app: typer.Typer) -> None:
         ("vae", _image_command("vae"), "Train the autoencoder on images."),
         ("diffusion", _image_command("diffusion"), "Train the diffusion U-Net on the autoencoder's latents."),
         ("controlnet", _image_command("controlnet"), "Train the ControlNet, then write the bundle."),
-        ("mask-vae", train_mask_vae, "Train the autoencoder of label maps."),
+        ("mask-vae", train_mask_vae, "Experimental: train the autoencoder of label maps."),
         (
             "mask-diffusion",
             train_mask_diffusion,
             (
-                "Train the diffusion U-Net on latents of label maps, conditioned on the sizes of organs and tumours, "
-                "then write both mask networks into a bundle."
+                "Experimental: train the diffusion U-Net on latents of label maps, conditioned on the sizes of organs and "
+                "tumours, then write both mask networks into a bundle."
             ),
         ),
     ):

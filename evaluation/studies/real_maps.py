@@ -211,7 +211,7 @@ def measure_real_maps(
     report(num_images, num_images)
     document = to_document(bundle, settings, images, phantoms, views)
     save_results(out, REPORT_NAME, document, to_report(document))
-    save_picture(out / f"{REPORT_NAME}.png", _draw_sheet(tiles))
+    save_picture(out / f"{REPORT_NAME}.png", lay_out_tiles(tiles))
     return document
 
 
@@ -408,8 +408,9 @@ def _draw_tile(image_hu: NDArray[np.int16], grid: Grid, title: str) -> Image.Ima
     return tile
 
 
-def _draw_sheet(tiles: Sequence[Image.Image]) -> Image.Image:
-    num_columns = min(3, len(tiles))
+def lay_out_tiles(tiles: Sequence[Image.Image], num_columns: int = 3) -> Image.Image:
+    """Return a picture of tiles, row after row."""
+    num_columns = min(num_columns, len(tiles))
     width, height = max(tile.width for tile in tiles), max(tile.height for tile in tiles)
     sheet = Image.new("RGB", (num_columns * width, -(-len(tiles) // num_columns) * height), BACKGROUND)
     for number, tile in enumerate(tiles):

@@ -72,7 +72,8 @@ def train(
     """Train a stage of a bundle's networks from a training recipe; ``maisi-aug train``.
 
     The stages of one run share ``out``: ``vae``, ``diffusion``, ``controlnet``, which ends in a bundle; or ``mask-vae``
-    and ``mask-diffusion``, which adds networks for label maps to the bundle ``base``.
+    and ``mask-diffusion``, which adds networks for label maps to the bundle ``base``. The mask stages are experimental:
+    no settings are known here with which they learn plausible anatomy.
 
     >>> import maisi_aug as ma
     >>> ma.train("vae", recipe="train-phantom-ct", mask_bank="maps", out="run")
