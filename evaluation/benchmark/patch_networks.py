@@ -114,7 +114,9 @@ class StrongVariation:
             Both, cut to the patch.
         """
         self.transforms.set_random_state(int(rng.integers(2**31)))
-        varied = self.transforms({"image": image[None], "classes": classes[None]})
+        # A training step computes in bfloat16 where the processor can, but the transforms compute with positions.
+        with torch.autocast("cpu", enabled=False):
+            varied = self.transforms({"image": image[None], "classes": classes[None]})
         return np.asarray(varied["image"][0], np.float32), np.asarray(varied["classes"][0], np.uint8)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
-from maisi_aug.errors import ArmBusyError, BenchmarkError, did_you_mean
+from maisi_aug.errors import ArmBusyError, BenchmarkError, MaisiAugError, did_you_mean
 from maisi_aug.evaluation.benchmark.arm_job import ArmJob, Engine
 from maisi_aug.evaluation.benchmark.config import PLAN_NAME, PREPARED_NAME, BenchmarkConfig
 from maisi_aug.evaluation.benchmark.data import load_case
@@ -234,7 +234,7 @@ def run_arm(
             )
         # Whatever stops an arm, memory or a broken file, is that arm's result: the others and the report continue.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = _spell_failure(error)
             write_json_whole(folder / FAILURE_NAME, {"reason": reason, "traceback": traceback.format_exc()})
             return ArmState(arm, seed, "failed", reason)
         (folder / FAILURE_NAME).unlink(missing_ok=True)
@@ -242,6 +242,19 @@ def run_arm(
         for shared in (benchmark.folder, *benchmark.folder.joinpath(PREPARED_NAME).glob("*/")):
             remove_leftovers(shared)
     return ArmState(arm, seed, "done")
+
+
+def _spell_failure(error: BaseException) -> str:
+    """The sentence of an error of this package; of others type and message of what was raised first.
+
+    Libraries wrap errors: MONAI's ``Compose`` only says which transform was applied.
+    """
+    while not isinstance(error, MaisiAugError) and error.__cause__ is not None:
+        error = error.__cause__
+    message, name = " ".join(str(error).split()), type(error).__name__
+    if isinstance(error, MaisiAugError):
+        return message
+    return f"{name}: {message}" if message else name
 
 
 def build_engine(config: BenchmarkConfig) -> Engine:

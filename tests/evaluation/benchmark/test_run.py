@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from maisi_aug.errors import BenchmarkError
 from maisi_aug.evaluation.benchmark.arm_job import make_case
 from maisi_aug.evaluation.benchmark.config import MADE_KINDS, PLAN_NAME
+from maisi_aug.evaluation.benchmark.data import TrainingPlan
 from maisi_aug.evaluation.benchmark.plan import compose_arms, plan_benchmark
 from maisi_aug.evaluation.benchmark.results import summarise_benchmark
 from maisi_aug.evaluation.benchmark.run import (
@@ -227,6 +229,20 @@ def test_failed_arm_is_named_and_the_others_are_reported(benchmark_of: Callable[
     assert run_arm(benchmark, "real+synthetic:1", 0, device="cpu").status == "done"
     assert not (benchmark.folder_of("real+synthetic:1", 0) / FAILURE_NAME).exists()
     assert summarise_benchmark(benchmark)["failures"] == []
+
+
+def test_failure_names_what_was_raised_first(
+    benchmark_of: Callable[..., Benchmark], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def normalise(plan: TrainingPlan, image_hu: NDArray[Any]) -> NDArray[np.float32]:
+        try:
+            raise TypeError("Got unsupported ScalarType BFloat16")
+        except TypeError as error:
+            raise RuntimeError("applying transform <RandAffined>") from error
+
+    monkeypatch.setattr(TrainingPlan, "normalise", normalise)
+    state = run_arm(benchmark_of(), "real", 0, device="cpu")
+    assert (state.status, state.reason) == ("failed", "TypeError: Got unsupported ScalarType BFloat16")
 
 
 def test_damaged_scores_are_a_failure_of_their_arm(benchmark_of: Callable[..., Benchmark]) -> None:

@@ -71,6 +71,16 @@ def test_strong_augmentation_moves_image_and_classes_alike() -> None:
     assert 2 <= moved <= 10
 
 
+def test_strong_augmentation_is_the_same_in_a_training_step_of_half_precision() -> None:
+    image, classes = np.random.default_rng(1).standard_normal((28, 28, 28), np.float32), np.ones((28, 28, 28), np.uint8)
+    variation = StrongVariation((20, 20, 20))
+    for seed in range(6):
+        plain, _ = variation.apply(image, classes, np.random.default_rng(seed))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed, _ = variation.apply(image, classes, np.random.default_rng(seed))
+        np.testing.assert_array_equal(mixed, plain)
+
+
 def test_strong_patches_have_the_planned_shape_and_show_labels() -> None:
     objective = replace(build_objective(), strong=StrongVariation(PLAN.patch_shape))
     images, classes = objective.draw_batch(3)
