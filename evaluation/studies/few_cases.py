@@ -91,7 +91,11 @@ class Sizes(NamedTuple):
 
 
 def write_crops(cts: Path, crops: Path, patients: Sequence[str]) -> None:
-    """Write the jaws of CTs and of their label maps on the grid of the networks, unless they are there."""
+    """Write the jaws of CTs and of their label maps on the grid of the networks, unless they are there.
+
+    Label maps keep ``LABELS`` alone: whether a box shows the upper end of the larynx, too, differs between patients.
+    """
+    wanted = [int(number) for number in LABELS]
     for patient in patients:
         names = [f"{patient}_{kind}.nii.gz" for kind in ("ct", "oar")]
         if all((crops / name).is_file() for name in names):
@@ -100,7 +104,8 @@ def write_crops(cts: Path, crops: Path, patients: Sequence[str]) -> None:
         centre_mm = (image.grid.affine @ [*JAW_VOXEL, 1])[:3]
         target = centre_grid_on(centre_mm.tolist(), shape=SHAPE, spacing_mm=SPACING_MM, like=image.grid)
         save_image(crops / names[0], resample_image(image.array, image.grid, target), target)
-        save_label_map(crops / names[1], resample_label_map(labels.array, labels.grid, target), target)
+        kept = np.where(np.isin(labels.array, wanted), labels.array, 0).astype(np.uint8)
+        save_label_map(crops / names[1], resample_label_map(kept, labels.grid, target), target)
 
 
 def write_base_recipe(path: Path) -> None:
@@ -221,8 +226,8 @@ def _prepare(
         words += ["--tissue", tissue]
     if labelled:
         words += ["--labels", str(cts), "--label-pattern", "{id}_oar"]
-        for number in range(1, 8):
-            words += ["--map", f"{number}={LABELS.get(str(number), '-')}"]
+        for number, label in LABELS.items():
+            words += ["--map", f"{number}={label}"]
     for patient in sorted(set(patients) - set(kept)):
         words += ["--exclude", patient]
     return Step(name, (*words, "--out", str(target)))

@@ -17,6 +17,7 @@ from torch import nn
 
 from maisi_aug.bundle_spec.bundle import NETWORK_ROLES, load_bundle
 from maisi_aug.bundle_spec.decoding import DecodingConfig, PrecisionName
+from maisi_aug.bundle_spec.solvers import PLAIN_SOLVER
 from maisi_aug.gates.checks import check_organ_hu
 from maisi_aug.networks.acceleration import Compiler
 from maisi_aug.networks.pipeline import Pipeline
@@ -46,6 +47,8 @@ class Case:
         own_precision: What ours computes in.
         compiler: What ours is compiled by.
         warm_ups: Rounds before those that count.
+        own_steps: Of our sampler, which then is the multistep solver; None for ``steps`` of the plain one, as the
+            reference takes them.
     """
 
     bundle: str
@@ -59,6 +62,7 @@ class Case:
     own_precision: PrecisionName = "auto"
     compiler: Compiler = "none"
     warm_ups: int = 0
+    own_steps: int | None = None
 
 
 class _EmbeddingTimer:
@@ -105,7 +109,8 @@ def run_ours(case: Case, folder: Path, clock: Clock) -> dict[str, Any]:
             label_map,
             grid,
             seed=abs(number),
-            num_inference_steps=case.steps,
+            num_inference_steps=case.steps if case.own_steps is None else case.own_steps,
+            solver=PLAIN_SOLVER if case.own_steps is None else "multistep",
             decoding=DecodingConfig(window=case.window),  # type: ignore[arg-type]  # a list, from JSON
             report=lambda done, total: clock.start("image decode") if done == total else None,
             report_decoding=lambda settings: used.append(settings.to_dict()),

@@ -3,9 +3,10 @@
     python -m tests.benchmarks.pipeline --out results
 
 Each side runs in a process of its own, on the same random weights, label map and number of steps, and is measured stage
-by stage. ``--source diffusion`` has the label map generated first: random weights draw no anatomy, so that both sides
-clean up the same spoilt phantom, and draw the image of the same given map. ``--device cuda`` measures 256x256x256 and
-512x512x128 voxels at full width.
+by stage. ``--own-steps`` takes fewer on our side, for bundles that have a proof that they draw the same. ``--source
+diffusion`` has the label map generated first: random weights draw no anatomy, so that both sides clean up the same
+spoilt phantom, and draw the image of the same given map. ``--device cuda`` measures 256x256x256 and 512x512x128 voxels
+at full width.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--width", action="append", choices=list(WIDTHS), help="may repeat (default: quarter; on cuda full)"
     )
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--own-steps", type=int, help="steps of ours, by the multistep solver (default: --steps)")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--warm-ups", type=int, default=0, help="rounds before those that count")
@@ -113,7 +115,7 @@ def describe(options: argparse.Namespace) -> dict[str, Any]:
         key: getattr(options, key)
         for key in (
             *("bundle", "source", "width", "steps", "device", "repeats", "warm_ups", "window", "precision"),
-            *("own_precision", "compile"),
+            *("own_precision", "compile", "own_steps"),
         )
     }
 
@@ -143,6 +145,7 @@ def prepare(options: argparse.Namespace, grid: str, folder: Path) -> Case:
         options.own_precision,
         options.compile,
         options.warm_ups,
+        options.own_steps,
     )
 
 
@@ -269,8 +272,11 @@ def to_markdown(results: Mapping[str, Any]) -> str:
         published = (
             f" Published for an A100 (decode + sampling): {PUBLISHED[run['grid']]}." if run["grid"] in PUBLISHED else ""
         )
+        steps = f"{run['steps']} steps"
+        if run.get("own_steps") is not None:
+            steps += f" against {run['own_steps']} of multistep"
         parts += [
-            f"## {run['bundle']} at {run['width']} width, {run['grid']}, {run['steps']} steps, {run['device']}, "
+            f"## {run['bundle']} at {run['width']} width, {run['grid']}, {steps}, {run['device']}, "
             + describe_source(run),
             f"Reference in {run['precision']}; ours in {run['own_precision']}"
             + ("" if run["compile"] == "none" else f", compiled by {run['compile']}")

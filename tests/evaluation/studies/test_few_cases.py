@@ -142,6 +142,7 @@ def test_crops_show_the_jaw_on_the_grid_of_the_recipe(tmp_path: Path) -> None:
     i, j, k = few_cases.JAW_VOXEL
     image[i - 10 : i + 10, j - 10 : j + 10, k - 10 : k + 10] = 40
     labels[i - 10 : i + 10, j - 10 : j + 10, k - 10 : k + 10] = 7
+    labels[i - 20 : i - 12, j - 10 : j + 10, k - 10 : k + 10] = 6  # a larynx, which is no label of the study
     save_image(tmp_path / "pt_1_ct.nii.gz", image, grid)
     save_label_map(tmp_path / "pt_1_oar.nii.gz", labels, grid)
     few_cases.write_crops(tmp_path, tmp_path / "crops", ["pt_1"])
@@ -154,6 +155,7 @@ def test_crops_show_the_jaw_on_the_grid_of_the_recipe(tmp_path: Path) -> None:
     assert crop.grid.shape == tuple(recipe.bundle.grid.shape)
     assert crop.grid.spacing_mm == pytest.approx(recipe.bundle.grid.spacing_mm)
     assert recipe.controlnet.loop.num_steps == few_cases.BASE_STEPS["controlnet"]
+    assert set(np.unique(label_map.array)) == {0, 7}
     middle = np.argwhere(label_map.array == 7).mean(axis=0)
     np.testing.assert_allclose(middle, (np.array(few_cases.SHAPE) - 1) / 2, atol=1)
     volume = (label_map.array == 7).sum() * np.prod(few_cases.SPACING_MM)
