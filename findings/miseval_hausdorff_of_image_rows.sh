@@ -11,8 +11,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet "miseval==1.3.0" "hausdorff==0.2.6" "numpy<3" "scipy==1.17.1" \
-    "scikit-image==0.26.0"
+"$work/venv/bin/pip" install --quiet "miseval==1.3.0" "hausdorff==0.2.6" "dictances==1.5.3" "numba==0.68.1" \
+    "numpy<3" "scipy==1.17.1" "scikit-image==0.26.0" "scikit-learn==1.9.1"
 cd "$work"
 "$work/venv/bin/python" - <<'PY'
 import sys

@@ -2,12 +2,12 @@
 # MONAI's MMDMetric: maximum mean discrepancy of real and synthetic cases.
 #
 # A maximum mean discrepancy with a Gaussian kernel is 0 only where two distributions are equal, and MONAI documents its
-# metric as kernel-based and never negative (Gretton et al., JMLR 2012). MMDMetric of MONAI 1.6.1 multiplies the cases
-# themselves, a linear kernel, and has no other: it is the squared distance of the two means and of nothing else. The
-# Gaussian filter that the documentation suggests for `y_mapping` blurs each image and does not change this. Cases that
-# spread three times as wide pass as equal; a generator that has collapsed to one mean image scores below held-out real
-# cases, at less than 0. A cohort is not shown to be varied by it: use a kernel MMD or KID of features. Exits 0 while
-# this is so, 1 when it changes.
+# metric as kernel-based and never negative (Gretton et al., JMLR 2012). MMDMetric of MONAI 1.6.1 has a linear kernel
+# only: it estimates the squared distance between the two mean images, or between the means of what `y_mapping` returns.
+# The Gaussian filter that is documented for `y_mapping` blurs each image, which is no Gaussian kernel and changes
+# nothing. Cases that spread three times as wide pass as equal, and a generator that has collapsed to one mean image
+# scores better than held-out real cases, below 0. So it does not show whether a synthetic cohort is varied: use a
+# kernel MMD, or KID of features. Exits 0 while this is so, 1 when it changes.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -10,7 +10,8 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet "seg-metrics==1.2.8" "SimpleITK==2.5.7" "numpy<3" "pandas<4" "matplotlib<4"
+"$work/venv/bin/pip" install --quiet "seg-metrics==1.2.8" "medutils==0.1.21" "SimpleITK==2.5.7" "numpy<3" "pandas<4" \
+    "matplotlib<4"
 cd "$work"
 MPLBACKEND=Agg "$work/venv/bin/python" - <<'PY'
 import logging
