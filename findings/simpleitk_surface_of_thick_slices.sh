@@ -5,7 +5,7 @@
 # weights by spacing (Crofton's formula; Lehmann and Legland, The Insight Journal 2012). With isotropic voxels it is
 # right within 1 % here. With slices of 3 or 5 mm SimpleITK 2.5.7 finds a fifth too little for a flat body that stands
 # upright and a tenth to a fifth too much for the same body when it lies, while its volume is right within 4 %.
-# Roundness, which no body can bring above 1 (a ball has 1), exceeds 1. A ball does not show this, so a test with
+# Roundness, which no body can bring above 1 (a ball has 1), exceeds 1. A ball is off by 4 % at most, so a test with
 # spheres passes. A shape feature then tells how a lesion is turned and how thick its slices are. Resample masks to
 # isotropic voxels before comparing surfaces. Exits 0 while this is so, 1 when it changes.
 set -euo pipefail
