@@ -25,6 +25,7 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from monai.networks.utils import copy_model_state
 from torch import Tensor, nn
 
+from maisi_aug.networks.pointwise import middle_tap
 from maisi_aug.training.images.wavelet import only_convolution
 
 # Channels beside the signals in their group: two anchors, and the negative sum of the signals, which keeps the mean 0.
@@ -53,7 +54,7 @@ def build_signal_path(unet: Any, controlnet: Any, num_channels: int, *, noise_sh
     copy_model_state(controlnet, unet.state_dict())
     parts = _Parts(unet, controlnet, num_channels)
     for convolution in (parts.first, parts.control_first):
-        _centre(convolution)[num_channels:] *= NOISY_SHARE
+        middle_tap(convolution)[num_channels:] *= NOISY_SHARE
     # MAISI starts with zeros here, with which no gradient reaches the label map.
     nn.init.kaiming_uniform_(parts.embedded.weight, a=math.sqrt(5))
     for parameter in parts.hand_over.parameters():
@@ -117,7 +118,7 @@ def set_noise_share(unet: Any, num_channels: int, noise_share: float) -> None:
     """Set the share of the starting noise that is left in the image, in place."""
     parts = _Parts(unet, None, num_channels)
     for channel in range(num_channels):
-        _centre(parts.first)[channel, channel] = 1.0 - noise_share
+        middle_tap(parts.first)[channel, channel] = 1.0 - noise_share
     projection, gain = parts.block.time_emb_proj, TIME_GAIN
     for sign, place in ((1.0, 2), (-1.0, 3)):
         projection.weight[place, 0] = sign * gain * (1.0 - noise_share)
@@ -217,21 +218,21 @@ def _start_ends(parts: _Parts, noise_share: float) -> None:
     parts.norm.weight.fill_(deviation)
     parts.norm.bias.zero_()
     for channel in range(parts.num_channels):
-        _centre(parts.hand_over)[channel, channel] = -1.0
-        _centre(parts.first)[channel, channel] = 1.0 - noise_share
+        middle_tap(parts.hand_over)[channel, channel] = -1.0
+        middle_tap(parts.first)[channel, channel] = 1.0 - noise_share
         parts.norm.weight[channel], parts.norm.bias[channel] = SCALE * deviation, LEVEL
-        _centre(parts.last)[channel, channel] = -1.0 / SCALE
+        middle_tap(parts.last)[channel, channel] = -1.0 / SCALE
     # What the label map tells goes on to the last block, too.
     for channel in range(parts.num_channels, parts.hand_over.out_channels):
-        _centre(parts.hand_over)[channel, channel] = 1.0
+        middle_tap(parts.hand_over)[channel, channel] = 1.0
 
 
 def _start_shortcut(parts: _Parts) -> None:
     """The last block reads the features below it and then the first skip connection."""
     skip = parts.shortcut.in_channels - parts.first.out_channels
     for channel in range(parts.num_channels):
-        _centre(parts.shortcut)[channel, skip + channel] = 1.0
-        _centre(parts.shortcut)[parts.num_channels, skip + channel] = -1.0
+        middle_tap(parts.shortcut)[channel, skip + channel] = 1.0
+        middle_tap(parts.shortcut)[parts.num_channels, skip + channel] = -1.0
 
 
 def _start_time(parts: _Parts) -> None:
@@ -255,10 +256,4 @@ def _start_time(parts: _Parts) -> None:
     block.norm2.weight[2:4], block.norm2.bias[2:4] = deviation / TIME_GAIN, 0.0
     for high, low in parts.anchors:
         for sign, place in ((1.0, high), (-1.0, low)):
-            _centre(parts.after)[place, 2], _centre(parts.after)[place, 3] = sign * ANCHOR, -sign * ANCHOR
-
-
-def _centre(convolution: nn.Conv3d) -> Tensor:
-    """The weights of the middle tap, ``(out, in)``, as a view."""
-    i, j, k = (side // 2 for side in convolution.kernel_size)
-    return convolution.weight[:, :, i, j, k]
+            middle_tap(parts.after)[place, 2], middle_tap(parts.after)[place, 3] = sign * ANCHOR, -sign * ANCHOR

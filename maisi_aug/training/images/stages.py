@@ -27,9 +27,10 @@ from maisi_aug.training.images.case_sources import open_source
 from maisi_aug.training.images.checks import require_divisible, require_same_settings
 from maisi_aug.training.images.contrastive import LabelRemover
 from maisi_aug.training.images.flow import FlowObjective
-from maisi_aug.training.images.label_means import freeze_lookup, start_from_label_means
+from maisi_aug.training.images.lookup import freeze_lookup
 from maisi_aug.training.images.recipe import TrainingRecipe
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
+from maisi_aug.training.images.start import start_from_label_means
 from maisi_aug.training.images.vae import VaeObjective
 from maisi_aug.training.images.validation import FlowValidation, VaeValidation
 from maisi_aug.training.images.wavelet import only_convolution, start_as_wavelet

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.networks.pointwise import middle_tap
 
 NUM_WAVELETS = 4
 NUM_ALL_WAVELETS = 8
@@ -142,8 +143,8 @@ def _start_trunk(blocks: nn.ModuleList, count: int, *, num_signals: int) -> None
     last.weight.zero_()
     _bias(last).zero_()
     for channel in range(last.out_channels):
-        last.weight[channel, channel, 1, 1, 1] = 1.0
-        last.weight[channel, count + 2, 1, 1, 1] = -1.0
+        middle_tap(last)[channel, channel] = 1.0
+        middle_tap(last)[channel, count + 2] = -1.0
 
 
 def _scale(norm: nn.GroupNorm) -> float:
@@ -158,11 +159,10 @@ def _ignore_anchors(norm: Any, count: int) -> None:
 
 
 def _start_identity(convolution: nn.Conv3d, channels: range) -> None:
-    centre = tuple(side // 2 for side in convolution.kernel_size)
     for channel in channels:
         if channel < min(convolution.in_channels, convolution.out_channels):
             convolution.weight[channel] = 0.0
-            convolution.weight[(channel, channel, *centre)] = 1.0
+            middle_tap(convolution)[channel, channel] = 1.0
             _bias(convolution)[channel] = 0.0
 
 
