@@ -137,7 +137,7 @@ def _start_trunk(blocks: nn.ModuleList, count: int, *, num_signals: int) -> None
             _ignore_anchors(block.norm1, count)
     norm = next(layer for block in blocks for layer in block.modules() if layer is blocks[-2])
     assert isinstance(norm, nn.GroupNorm)
-    norm.weight.fill_(_scale(norm))
+    norm.weight.fill_(anchored_deviation(ANCHOR, norm.num_channels))
     norm.weight[count : count + 2] = 0.0
     norm.bias.zero_()
     last.weight.zero_()
@@ -147,14 +147,19 @@ def _start_trunk(blocks: nn.ModuleList, count: int, *, num_signals: int) -> None
         middle_tap(last)[channel, count + 2] = -1.0
 
 
-def _scale(norm: nn.GroupNorm) -> float:
-    """The standard deviation that the anchors alone make, which normalisation divides by."""
-    return ANCHOR * math.sqrt(2.0 / norm.num_channels)
+def anchored_deviation(anchor: float, num_channels: int) -> float:
+    """Return what group normalisation divides a group by if two large constants of opposite sign decide it.
+
+    Args:
+        anchor: Absolute value of the two constants, against which all other channels are small.
+        num_channels: Channels of the group, anchors included.
+    """
+    return anchor * math.sqrt(2.0 / num_channels)
 
 
 def _ignore_anchors(norm: Any, count: int) -> None:
     """Give the signals back their scale before the first convolution of a residual block, and hide the anchors."""
-    norm.weight.fill_(_scale(norm))
+    norm.weight.fill_(anchored_deviation(ANCHOR, norm.num_channels))
     norm.weight[_anchors(count)] = 0.0
 
 
