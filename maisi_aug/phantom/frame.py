@@ -175,4 +175,4 @@ class Frame:
             ``(I, J, K)`` float32 noise of the grid or the box.
         """
         sides = self.shape if within is None else tuple(side.stop - side.start for side in within)
-        return smooth_noise((sides[0], sides[1], sides[2]), self.spacing_mm, rng, wavelength_mm)
+        return smooth_noise(sides, self.spacing_mm, rng, wavelength_mm)

@@ -17,6 +17,7 @@ from maisi_aug.phantom import ids
 from maisi_aug.phantom.intensity import Appearance
 from maisi_aug.phantom.noise import F32, smooth_noise
 from maisi_aug.phantom.scanner import blur_voxels
+from maisi_aug.volumes.grid import Spacing
 
 Labels = NDArray[np.uint8]
 Box = tuple[slice, slice, slice]
@@ -62,7 +63,7 @@ def blend_tumors(
     image: F32,
     tumors: list[tuple[int, Box, NDArray[np.bool_]]],
     appearance: Appearance,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     rng: np.random.Generator,
 ) -> None:
     """Blend every tumour over the blurred image of the healthy patient, in place.
@@ -88,7 +89,7 @@ def _tumor_texture(
     mask: NDArray[np.bool_],
     seen: float,
     appearance: Appearance,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     rng: np.random.Generator,
 ) -> F32:
     """HU over the tumour's box: a drawn mean, texture, and in larger ones a dark core and a bright rim.
@@ -96,13 +97,12 @@ def _tumor_texture(
     Core and rim keep the mean of the tumour, so that its contrast to the host is the drawn one.
     """
     mean = draw_tumor_hu(tumor, appearance, rng, seen=seen)
-    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     diameter_mm = 2 * (3 * float(mask.sum()) * float(np.prod(spacing_mm)) / (4 * np.pi)) ** (1 / 3)
     grown = float(np.clip((diameter_mm - 12) / 20, 0, 1))  # large lesions are more varied inside
-    texture = np.float32(3.0 + 4.0 * grown) * smooth_noise(shape, spacing_mm, rng, 12.0)
+    texture = np.float32(3.0 + 4.0 * grown) * smooth_noise(mask.shape, spacing_mm, rng, 12.0)
     if diameter_mm > NECROSIS_DIAMETER_MM and tumor != ids.COLON_TUMOR:
         depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-        ragged = depth.astype(np.float32) + np.float32(1.2) * smooth_noise(shape, spacing_mm, rng, 14.0)
+        ragged = depth.astype(np.float32) + np.float32(1.2) * smooth_noise(mask.shape, spacing_mm, rng, 14.0)
         if rng.random() < 0.65:
             start = rng.uniform(0.35, 0.6) * float(depth.max())
             core = np.clip((ragged - np.float32(start)) / np.float32(3.0), 0, 1)
