@@ -2,6 +2,9 @@
 
 ``build_label_map`` makes a tumour-free anatomy, ``render_hu`` an image that obeys a label map, ``build_phantom`` both
 with lesions planted between the two. Arrays have axes ``I J K`` along R, A, S; everything is deterministic in the seed.
+
+``completion.complete_anatomy`` fits the same body to a user's label map, and ``condition.condition_map`` makes of both
+the ids that networks see: "From label map to image" in CONTRIBUTING shows the way, module by module.
 """
 
 from __future__ import annotations
