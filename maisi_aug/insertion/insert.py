@@ -22,10 +22,8 @@ from maisi_aug.insertion.shapes import draw_shape
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.sizes import diameter_mm
-from maisi_aug.volumes.components import is_any_of
+from maisi_aug.volumes.components import Mask, is_any_of
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
-
-Mask = NDArray[np.bool_]
 
 LEAST_VOXELS = 4
 CONTEXT_MM = 9.0
