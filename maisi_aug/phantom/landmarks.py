@@ -33,8 +33,8 @@ _MOST_POINTS: Final = 90  # of the surface of a label of a user's map, which are
 # One label for many bones, as in coarsely labelled maps: the group, its key, and the height in mm of a single one.
 COARSE_GROUPS: Final = (
     (ids.VERTEBRAE, SPINE, 95.0),
-    (tuple(range(ids.LEFT_RIB_1, ids.RIGHT_RIB_1)), LEFT_RIBS, 190.0),
-    (tuple(range(ids.RIGHT_RIB_1, ids.RIGHT_RIB_12 + 1)), RIGHT_RIBS, 190.0),
+    (ids.LEFT_RIBS, LEFT_RIBS, 190.0),
+    (ids.RIGHT_RIBS, RIGHT_RIBS, 190.0),
 )
 # How far a label is to be trusted as a landmark; what is not listed counts as 1, and soft or mobile organs less.
 _WEIGHTS: Final[dict[int, float]] = {
