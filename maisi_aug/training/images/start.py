@@ -21,7 +21,7 @@ from torch.nn import functional
 from maisi_aug.errors import TrainingError
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore, LatentSet
-from maisi_aug.training.images.anchors import NUM_SIGNAL_EXTRAS, build_signal_path, freeze_signals
+from maisi_aug.training.images.anchors import NUM_SIGNAL_EXTRAS, build_signal_path, freeze_signals, keep_signals_precise
 from maisi_aug.training.images.label_means import SOFT_TISSUE, measure_label_means, neighbours
 from maisi_aug.training.images.lookup import bits_of_ids, fit_lookup, freeze_lookup, write_lookup
 from maisi_aug.training.images.wavelet import haar_kernels, only_convolution
@@ -71,8 +71,20 @@ def start_from_label_means(
         build_signal_path(unet, controlnet, num_channels, noise_share=noise_share)
         write_lookup(embedding, lookup)
         _write_matrix(only_convolution(embedding.conv_out), matrix)
+    hold_start(unet, controlnet, num_channels)
+
+
+def hold_start(unet: nn.Module, controlnet: nn.Module, num_channels: int) -> None:
+    """Keep training from changing the weights of the start, and mixed precision from rounding what they draw.
+
+    Args:
+        unet: U-Net with the weights of the start, or with what training made of them.
+        controlnet: Its ControlNet.
+        num_channels: Channels of the latent.
+    """
     freeze_signals(unet, controlnet, num_channels)
     freeze_lookup(controlnet)
+    keep_signals_precise(unet, controlnet, num_channels)
 
 
 def _fit_latents(table: Tensor, store: CaseStore, latents: LatentSet, cases: range) -> Tensor:

@@ -68,7 +68,7 @@ class VaeObjective:
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
         mean, sigma = mean.float(), sigma.float()
         l1 = (rebuilt - image).abs().mean()
-        divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(image)
+        divergence = kl_divergence(mean, sigma)
         loss = l1 + self.config.kl_weight * divergence
         figures = {"mean_error_hu": l1 * HU_PER_UNIT, "kl": divergence}
         if self.config.window_weight > 0:
@@ -159,6 +159,19 @@ class _Adversary:
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of latents to the standard normal distribution, summed over a latent.
+
+    Args:
+        mean: ``(B, C, i, j, k)`` float32 means.
+        sigma: ``(B, C, i, j, k)`` float32 standard deviations.
+
+    Returns:
+        Mean over the batch.
+    """
+    return 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(mean)
 
 
 @torch.no_grad()
