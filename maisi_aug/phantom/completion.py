@@ -78,10 +78,7 @@ def complete_anatomy(label_map: Labels, *, seed: int, grid: Grid) -> tuple[Label
     Raises:
         GridError: The map does not have the grid's shape, or nothing is labelled in it.
     """
-    if label_map.shape != grid.shape:
-        raise GridError(
-            f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
-        )
+    grid.require_shape_of(label_map, subject="Label map")
     if not label_map.any():
         raise GridError(
             "Label map: expected a label or an outline of the body (200), found only 0. Nothing to complete."

@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.erosion import inner
 from maisi_aug.phantom.lumen import fill_gut
@@ -48,9 +47,8 @@ def draw_detail(label_map: Labels, tissue: NDArray[np.uint8], *, seed: int, grid
     Raises:
         GridError: The maps do not have the grid's shape.
     """
-    for name, given in (("Label map", label_map), ("Tissue map", tissue)):
-        if given.shape != grid.shape:
-            raise GridError(f"{name}: expected the grid's shape {grid.shape}, found {given.shape}. Pass its own grid.")
+    grid.require_shape_of(label_map, subject="Label map")
+    grid.require_shape_of(tissue, subject="Tissue map")
     labels = np.ascontiguousarray(label_map, dtype=np.uint8)
     tumors = find_tumors(labels)
     return with_tumors(draw_healthy_detail(without_tumors(labels, tumors), tissue, seed=seed, grid=grid), labels)

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids, textures
 from maisi_aug.phantom.detail import draw_healthy_detail, with_tumors
 from maisi_aug.phantom.erosion import eroded
@@ -47,10 +46,7 @@ def render_hu(
     Raises:
         GridError: The map does not have the grid's shape.
     """
-    if label_map.shape != grid.shape:
-        raise GridError(
-            f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
-        )
+    grid.require_shape_of(label_map, subject="Label map")
     tissues = guess_tissue(label_map, grid.spacing_mm) if tissue is None else tissue
     return draw_case(label_map, tissues, seed=seed, grid=grid, phase=phase or draw_phase(seed))[1]
 

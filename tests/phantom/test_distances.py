@@ -21,7 +21,7 @@ def test_distance_is_negative_inside_and_in_millimetres() -> None:
 def test_hull_closes_gaps_up_to_twice_the_radius(close_mm: float, is_closed: bool) -> None:
     mask = np.zeros((48, 32, 16), dtype=bool)
     mask[8:18], mask[28:38] = True, True  # 20 mm apart along I
-    distance = distance_to_hull(mask, SPACING_MM, close_mm=close_mm)
+    distance = np.asarray(distance_to_hull(mask, SPACING_MM, close_mm=close_mm))
     assert (distance[23, 16, 8] < 0) == is_closed
     assert distance[13, 16, 8] < 0 < distance[2, 16, 8]
 
