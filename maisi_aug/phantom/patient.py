@@ -159,6 +159,7 @@ def has_outline(labels: Labels) -> bool:
 
 
 def _axes(grid: Grid) -> tuple[NDArray[np.float32], ...]:
+    """Where the voxel centres lie along I, J, K, in mm from the middle of the grid."""
     return tuple(
         ((np.arange(side) - 0.5 * (side - 1)) * step).astype(np.float32)
         for side, step in zip(grid.shape, grid.spacing_mm, strict=True)
