@@ -100,28 +100,39 @@ class _TumorSum:
 def _sharpen(means: LabelMeans, store: CaseStore, cases: Sequence[int], *, kept: Iterable[int]) -> LabelMeans:
     """Means from which the blur of the images is taken away: in it, thin labels share the intensity of what is around.
 
-    Blur (least squares over 27 taps) and means (by the mean error of every label) are fitted in turns.
+    Blur (least squares over 27 taps) and means (by the mean error of every label) are fitted in turns; background and
+    the ``kept`` ids stay as they are.
     """
     intensity = means.intensity.clone()
     for _ in range(NUM_SHARPENINGS if len(cases) else 0):
-        left, right = torch.zeros(27, 27, dtype=torch.float64), torch.zeros(27, dtype=torch.float64)
-        for index in cases:
-            taps = neighbours(intensity[torch.from_numpy(store.condition_map(index)).long()][None] - SOFT_TISSUE)
-            wanted = hu_to_unit(torch.from_numpy(store.image_hu(index))).flatten() - SOFT_TISSUE
-            left += (taps @ taps.T).double()
-            right += (taps @ wanted).double()
-        left.diagonal().add_(1e-4 * left.diagonal().mean())
-        kernel = torch.linalg.solve(left, right).float()
+        blur = _fit_blur(intensity, store, cases)
         error = torch.zeros(256)
         for index in cases:
-            ids = torch.from_numpy(store.condition_map(index)).long()
-            blurred = kernel @ neighbours(intensity[ids][None] - SOFT_TISSUE) + SOFT_TISSUE
-            rest = hu_to_unit(torch.from_numpy(store.image_hu(index))).flatten() - blurred
-            error += torch.bincount(ids.flatten(), rest, minlength=256)
+            shown, taps, image = _look_up_case(intensity, store, index)
+            error += torch.bincount(shown, image - (blur @ taps + SOFT_TISSUE), minlength=256)
         error /= means.num_voxels.clamp_min(1.0)
         error[[0, *kept]] = 0.0
         intensity = (intensity + error).clamp(0.0, 1.0)
     return LabelMeans(intensity, means.num_voxels)
+
+
+def _fit_blur(intensity: Tensor, store: CaseStore, cases: Sequence[int]) -> Tensor:
+    """``(27,)`` kernel that makes images of cases from the maps in which every label has its intensity."""
+    left, right = torch.zeros(27, 27, dtype=torch.float64), torch.zeros(27, dtype=torch.float64)
+    for index in cases:
+        _, taps, image = _look_up_case(intensity, store, index)
+        left += (taps @ taps.T).double()
+        right += (taps @ (image - SOFT_TISSUE)).double()
+    left.diagonal().add_(1e-4 * left.diagonal().mean())
+    kernel: Tensor = torch.linalg.solve(left, right).float()
+    return kernel
+
+
+def _look_up_case(intensity: Tensor, store: CaseStore, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a case's voxels: ids ``(N,)``, intensities of their neighbourhoods ``(27, N)``, and of the image ``(N,)``."""
+    shown = torch.from_numpy(store.condition_map(index)).long()
+    image = hu_to_unit(torch.from_numpy(store.image_hu(index))).flatten()
+    return shown.flatten(), neighbours(intensity[shown][None] - SOFT_TISSUE), image
 
 
 def neighbours(volume: Tensor) -> Tensor:
