@@ -20,11 +20,10 @@ from maisi_aug.cohort.grammar import SizeRange, parse_requests
 from maisi_aug.errors import LesionError, MaisiAugWarning, RequestError, UnfitCtError
 from maisi_aug.insertion.config import draw_texture
 from maisi_aug.insertion.insert import Host, LabelledHost, LesionRequest, LungHost, insert_lesion
-from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.painting import Painter, ProceduralPainter, Texture
 from maisi_aug.insertion.request import Attachment
 from maisi_aug.vocabulary.hu import expected_contrast_sign
-from maisi_aug.vocabulary.labels import FULL_VOCABULARY
+from maisi_aug.vocabulary.labels import FULL_VOCABULARY, LUNG_LOBE_IDS
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.orientation import turn_volume
@@ -100,7 +99,7 @@ class LesionPool:
         part, size = request.lesions[0], request.lesions[0].size
         if len(request.lesions) > 1 or part.count > 1 or size is None:
             raise RequestError(f"'{lesion}': expected one lesion with a size, such as 'lung nodule:6-20mm'.")
-        self._is_lung = LUNG_LOBES.issuperset(FULL_VOCABULARY.hosts_of(part.label_id))
+        self._is_lung = LUNG_LOBE_IDS.issuperset(FULL_VOCABULARY.hosts_of(part.label_id))
         if not self._is_lung and not host_numbers:
             raise RequestError(f"'{lesion}': needs host_numbers, the numbers of its host organs in the label maps.")
         self._label_id, self._name, self._size = part.label_id, part.label_name, size

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from maisi_aug.insertion.config import TEXTURE_SHARES
 from maisi_aug.insertion.crops import blend, cut_crop, weigh_zone
 from maisi_aug.insertion.insert import Insertion, LesionRequest, LungHost, insert_lesion
 from maisi_aug.insertion.lungs import to_coarse
+from maisi_aug.insertion.nodule_crops import draw_turn
 from maisi_aug.insertion.painting import TEXTURES, Painter, ProceduralPainter
 from maisi_aug.insertion.places import draw_place
 from maisi_aug.system.seeds import derive_seed, numpy_generator
@@ -28,9 +29,12 @@ from maisi_aug.volumes.grid import Spacing
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 SIZES_MM: Final = (4.0, 25.0)
+"""Range of the diameters of drawn nodules."""
 WINDOW_MM: Final = 48.0
+"""Side of the slices of a stack."""
 MOST_SLICES: Final = 16
 TRIES: Final = 8
+"""Places at which a nodule is tried before it is left out."""
 LEAST_ON_LUNG: Final = 0.6
 """Share of a pasted nodule that must come to lie in the lung; the rest may touch the pleura."""
 NODULE_ID: Final = 23
@@ -171,7 +175,7 @@ def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, 
     Its HU are blended into those of the CT over the same zone as those of a drawn lesion.
     """
     own_mm = (PIXEL_MM, PIXEL_MM, nodule.spacing_mm[2])
-    image, mask = (_turn(np.moveaxis(array, 0, -1), rng_turn) for array, rng_turn in _with_turn(nodule, rng))
+    image, mask = draw_turn(np.moveaxis(nodule.image_hu, 0, -1), np.moveaxis(nodule.mask, 0, -1), rng)
     factors = [own / other for own, other in zip(own_mm, chest.spacing_mm, strict=True)]
     image = ndimage.zoom(image, factors, order=1, mode="nearest", grid_mode=True)
     mask = ndimage.zoom(mask.astype(np.float32), factors, order=1, mode="nearest", grid_mode=True) > 0.5
@@ -199,18 +203,6 @@ def paste_nodule(chest: ChestCt, nodule: NoduleStack, rng: np.random.Generator, 
     whole[in_image] = blend(whole[in_image], drawn[in_crop].astype(np.float32), weight[in_crop])
     label[in_image] = mask[in_crop]
     return _cut_stack(name, chest, whole, label)
-
-
-def _with_turn(nodule: NoduleStack, rng: np.random.Generator) -> list[tuple[NDArray[Any], tuple[int, bool, bool]]]:
-    turn = int(rng.integers(4)), bool(rng.random() < 0.5), bool(rng.random() < 0.5)
-    return [(nodule.image_hu, turn), (nodule.mask, turn)]
-
-
-def _turn(array: NDArray[Any], turn: tuple[int, bool, bool]) -> NDArray[Any]:
-    quarters, is_mirrored, is_upside_down = turn
-    turned = np.rot90(array, quarters, (0, 1))
-    turned = np.flip(turned, 0) if is_mirrored else turned
-    return np.flip(turned, 2) if is_upside_down else turned
 
 
 def _cut_stack(name: str, chest: ChestCt, image: NDArray[np.int16], mask: NDArray[np.bool_]) -> NoduleStack:

@@ -25,18 +25,26 @@ from torch.nn import functional
 from maisi_aug.errors import EvaluationError
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.sizes import diameter_mm
+from maisi_aug.volumes.components import measure_dice
 from maisi_aug.volumes.grid import Spacing, voxel_volume_ml
 from maisi_aug.volumes.image_files import load_image, load_label_map
 
 PIXEL_MM: Final = 0.8
 PATCH: Final = 40
+"""Side of a training patch in pixels: 32 mm."""
 NUM_SLICES: Final = 5
 BATCH: Final = 16
+"""Patches per training step."""
 WINDOW_HU: Final = (-1000.0, 400.0)
 LEARNING_RATE: Final = 2e-3
 LESION_SLICES: Final = 0.8
 """Share of the patches whose middle slice shows the nodule."""
-SHIFT_PIXELS, MOST_LOG_SCALE, MOST_SHIFT_HU, MOST_GAIN, MOST_NOISE_HU = 9.0, 0.25, 40.0, 0.1, 25.0
+# How much patches vary: the place of the nodule, the logarithm of its scale, and offset, gain and added noise of HU.
+SHIFT_PIXELS: Final = 9.0
+MOST_LOG_SCALE: Final = 0.25
+MOST_SHIFT_HU: Final = 40.0
+MOST_GAIN: Final = 0.1
+MOST_NOISE_HU: Final = 25.0
 DIVISOR: Final = 8
 """Sides of the network's input must be multiples of this."""
 
@@ -237,4 +245,6 @@ def find_by_threshold(stack: NoduleStack, threshold_hu: float = -500.0) -> NDArr
 
 def dice(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
     """Return the Dice coefficient of two masks, of which the first is not empty."""
-    return float(2 * (expected & found).sum() / (expected.sum() + found.sum()))
+    measured = measure_dice(expected, found)
+    assert measured is not None
+    return measured

@@ -15,9 +15,8 @@ from scipy import ndimage
 
 from maisi_aug.gates.checks import Verdict
 from maisi_aug.insertion.painting import Texture, find_fine_structure, measure_noise, robust_deviation
+from maisi_aug.volumes.components import Mask
 from maisi_aug.volumes.grid import Spacing
-
-Mask = NDArray[np.bool_]
 
 RING_MM = (2.0, 8.0)
 """Distance from the lesion of the lung that it is compared with."""

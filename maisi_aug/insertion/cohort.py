@@ -31,7 +31,6 @@ from maisi_aug.insertion.backgrounds import Background
 from maisi_aug.insertion.config import ResolvedInsertion
 from maisi_aug.insertion.crops import cut_crop
 from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LungHost, insert_lesion
-from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.lesions.lesion import Lesion
@@ -39,6 +38,7 @@ from maisi_aug.pictures.preview import Caption, build_preview, save_contact_shee
 from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
 from maisi_aug.system.seeds import derive_seed
+from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
 from maisi_aug.volumes.components import bounding_box, is_any_of
 from maisi_aug.volumes.grid import Grid
 
@@ -258,7 +258,7 @@ class Inserter:
 
     def _find_host(self, index: int, background: Background, lesion: Lesion) -> Host:
         """The host of a lesion in a CT."""
-        if index in self.lungs and LUNG_LOBES.issuperset(lesion.hosts):
+        if index in self.lungs and LUNG_LOBE_IDS.issuperset(lesion.hosts):
             return self.lungs[index]
         host = find_host(background, lesion.hosts, lesion.label)
         if isinstance(host, LungHost):
@@ -405,7 +405,7 @@ class InsertionSource(MapSource):
 
 
 def _is_lung(host: Host) -> bool:
-    return isinstance(host, LungHost) or bool(LUNG_LOBES.intersection(getattr(host, "host_ids", ())))
+    return isinstance(host, LungHost) or bool(LUNG_LOBE_IDS.intersection(getattr(host, "host_ids", ())))
 
 
 def _largest_first(lesions: Sequence[Lesion]) -> list[Lesion]:
@@ -427,7 +427,7 @@ def find_host(background: Background, host_ids: Sequence[int], label: str) -> Ho
     known = background.label_map
     if known is not None and is_any_of(known, host_ids).any():
         return LabelledHost.of(known, host_ids, background.grid.spacing_mm)
-    if LUNG_LOBES.issuperset(host_ids):
+    if LUNG_LOBE_IDS.issuperset(host_ids):
         return LungHost.of(background.image, background.grid.spacing_mm)
     raise LesionError(
         f"{label}: no label map of the CT has its host organ. Give organ labels with --into-organs, such as "

@@ -19,13 +19,13 @@ from maisi_aug.cohort.twins import ORIGIN_KEY, Twins, parse_twins, plan_twins
 from maisi_aug.errors import BundleError, LesionError, MaisiAugWarning, RequestError, did_you_mean
 from maisi_aug.insertion.backgrounds import Backgrounds, find_backgrounds
 from maisi_aug.insertion.insert import LesionRequest
-from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.painting import TEXTURES, Texture
 from maisi_aug.insertion.request import Attachment, InsertConfig
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.preparation.mapping import parse_rule
 from maisi_aug.system.seeds import case_seed, numpy_generator
 from maisi_aug.vocabulary.hu import expected_contrast_sign
+from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
 
 ChosenPainter = Literal["procedural", "network"]
 NODULE_BUNDLE, PLAIN_BUNDLE = "lung-nodule-ct", "phantom-ct"
@@ -239,7 +239,7 @@ def choose_painter(config: InsertConfig) -> tuple[Bundle, ChosenPainter]:
     plain = load_bundle(PLAIN_BUNDLE)
     if config.painter == "auto" and NODULE_BUNDLE in embedded_bundles():
         asked = {plain.vocabulary.id_of(name) for name in label_names(config.labels)}
-        if all(LUNG_LOBES.issuperset(plain.vocabulary.hosts_of(label_id) or (0,)) for label_id in asked):
+        if all(LUNG_LOBE_IDS.issuperset(plain.vocabulary.hosts_of(label_id) or (0,)) for label_id in asked):
             return load_bundle(NODULE_BUNDLE), "network"
     return plain, "procedural"
 

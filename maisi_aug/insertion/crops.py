@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from maisi_aug.volumes.components import Mask
 from maisi_aug.volumes.grid import Shape, Spacing
-
-Mask = NDArray[np.bool_]
 
 ZONE_MM, ZONE_VOXELS = 3.0, 2.6
 """How far around a lesion the image is drawn anew, at least: coarse voxels blur a lesion over its neighbours."""

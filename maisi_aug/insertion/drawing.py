@@ -39,6 +39,7 @@ Measured on the nodules of the 300 train patients of LIDC-IDRI (Armato et al., M
 saw no calcification: 392 solid ones (texture score 4 or 5; up to 8 mm, 8 to 12, 12 to 20 and above), 21 part-solid (3)
 and 62 of ground-glass (1 or 2). A small nodule is blurred by the scanner, and its outline holds some lung."""
 MOST_GAIN, NUM_GAINS = 3.0, 12
+"""Largest factor by which a nodule fainter than usual ones is raised, and how many from 1 to it are tried."""
 MOTTLING_MM, MOTTLED_SIZES_MM, MOTTLING_HU = 1.5, (8.0, 20.0), (0.0, 25.0)
 """Large nodules are uneven inside: what patients' have of this scale beyond what is drawn, by diameter."""
 RIM_MM = 2.0

@@ -22,12 +22,11 @@ from maisi_aug.insertion.shapes import draw_shape
 from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.vocabulary.sizes import diameter_mm
-from maisi_aug.volumes.components import is_any_of
+from maisi_aug.volumes.components import Mask, is_any_of
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
-Mask = NDArray[np.bool_]
-
 LEAST_VOXELS = 4
+"""Of the smallest lesion: fewer show no shape."""
 CONTEXT_MM = 9.0
 """Margin in mm of a crop around a lesion's ball."""
 REACH_RADII = 1.7
@@ -193,15 +192,73 @@ def insert_lesion(
         UnfitCtError: The lesion is smaller than a few voxels, or its host has no room.
         LesionError: There is no room for the shape that was drawn.
     """
+    site = _choose_site(image, spacing_mm, host, request, painter, occupied, numpy_generator(seed, "insertion"))
+    weight = weigh_zone(site.lesion, spacing_mm)
+    task = PaintTask(
+        image_hu=site.crop.image_hu,
+        label_map=np.where(site.lesion, request.label_id, site.label_map).astype(np.uint8),
+        lesion=site.lesion,
+        hidden=weight > 0,
+        host=site.host,
+        spacing_mm=spacing_mm,
+        texture=request.texture,
+        seed=derive_seed(seed, "paint"),
+        sign=request.sign,
+    )
+    drawn = painter.paint(task)
+    if request.contrast_hu is not None:
+        drawn = set_contrast(task, drawn, request.contrast_hu)
+    in_image, in_crop = site.crop.box_in(image.shape)
+    before, zone, lesion = image[in_image], weight[in_crop] > 0, site.lesion[in_crop]
+    after = blend(before, drawn[in_crop], weight[in_crop])
     voxel_ml = voxel_volume_ml(spacing_mm)
-    sizes_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)
-    if round(sizes_ml[0] / voxel_ml) < LEAST_VOXELS:
+    volume_ml = float(lesion.sum()) * voxel_ml
+    look = measure_look(after, lesion, site.host[in_crop], zone, spacing_mm, before_hu=before)
+    verdicts = (
+        check_lesion_size(request.volume_ml, volume_ml, voxel_ml, size_tolerance),
+        *judge_look(look, request.texture, sign=request.sign, wanted_hu=request.contrast_hu),
+        check_untouched(before, after, zone),
+    )
+    return Insertion(in_image, after, lesion, zone, site.place, volume_ml, look, verdicts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Site:
+    """Where a lesion is to be drawn.
+
+    Attributes:
+        place: Centre of the lesion, and its position relative to the host's surface.
+        crop: Box around it, cut out of the CT.
+        label_map: ``(I, J, K)`` vocabulary ids of the crop without the lesion, 0 beyond the CT.
+        lesion: ``(I, J, K)`` mask of the lesion in the crop.
+        host: ``(I, J, K)`` mask of the host in the crop, without lesions.
+    """
+
+    place: Place
+    crop: Crop
+    label_map: NDArray[np.uint8]
+    lesion: Mask
+    host: Mask
+
+
+def _choose_site(
+    image: NDArray[Any],
+    spacing_mm: Spacing,
+    host: Host,
+    request: LesionRequest,
+    painter: Painter,
+    occupied: Mask | None,
+    rng: np.random.Generator,
+) -> _Site:
+    """Draw a place for a lesion and its shape there, and cut the crop that the painter needs to see."""
+    least_ml, most_ml = request.place_sizes_ml or (request.volume_ml, request.volume_ml)
+    voxel_ml = voxel_volume_ml(spacing_mm)
+    if round(least_ml / voxel_ml) < LEAST_VOXELS:
         raise UnfitCtError(
-            f"Lesion of {sizes_ml[0]:.3g} mL: has {round(sizes_ml[0] / voxel_ml)} voxels of {voxel_ml:.2g} mL, at "
+            f"Lesion of {least_ml:.3g} mL: has {round(least_ml / voxel_ml)} voxels of {voxel_ml:.2g} mL, at "
             f"least {LEAST_VOXELS} are needed. Request a larger lesion, or use a CT with smaller voxels."
         )
-    rng = numpy_generator(seed, "insertion")
-    least_mm, radius_mm = (diameter_mm(size_ml) / 2.0 for size_ml in sizes_ml)
+    radius_mm = diameter_mm(most_ml) / 2.0
     place = draw_place(
         host.coarse,
         _shape_of(image),
@@ -209,7 +266,7 @@ def insert_lesion(
         occupied=None if occupied is None else blocks_with(occupied, host.coarse.factors),
         rng=rng,
         attachment=request.attachment,
-        least_radius_mm=least_mm,
+        least_radius_mm=diameter_mm(least_ml) / 2.0,
     )
     start, shape = choose_box(
         place.centre,
@@ -220,53 +277,12 @@ def insert_lesion(
     )
     crop = cut_crop(image, start, shape, spacing_mm)
     label_map, room = host.label(crop)
-    in_image, in_crop = crop.box_in(image.shape)
     if occupied is not None:
+        in_image, in_crop = crop.box_in(image.shape)
         room[in_crop] &= ~occupied[in_image]
-    centre = tuple(c - s for c, s in zip(place.centre, start, strict=True))
-    lesion = draw_shape(room, centre, round(request.volume_ml / voxel_ml), spacing_mm, rng)  # type: ignore[arg-type]
-    return _draw(image, crop, label_map, room & ~lesion, lesion, place, request, painter, seed, size_tolerance)
-
-
-def _draw(
-    image: NDArray[Any],
-    crop: Crop,
-    label_map: NDArray[np.uint8],
-    host: Mask,
-    lesion: Mask,
-    place: Place,
-    request: LesionRequest,
-    painter: Painter,
-    seed: int,
-    size_tolerance: float,
-) -> Insertion:
-    weight = weigh_zone(lesion, crop.spacing_mm)
-    task = PaintTask(
-        crop.image_hu,
-        np.where(lesion, request.label_id, label_map).astype(np.uint8),
-        lesion,
-        weight > 0,
-        host,
-        crop.spacing_mm,
-        request.texture,
-        derive_seed(seed, "paint"),
-        request.sign,
-    )
-    drawn = painter.paint(task)
-    if request.contrast_hu is not None:
-        drawn = set_contrast(task, drawn, request.contrast_hu)
-    in_image, in_crop = crop.box_in(image.shape)
-    before, zone, own = image[in_image], weight[in_crop] > 0, lesion[in_crop]
-    after = blend(before, drawn[in_crop], weight[in_crop])
-    voxel_ml = voxel_volume_ml(crop.spacing_mm)
-    volume_ml = float(own.sum()) * voxel_ml
-    look = measure_look(after, own, host[in_crop], zone, crop.spacing_mm, before_hu=before)
-    verdicts = (
-        check_lesion_size(request.volume_ml, volume_ml, voxel_ml, size_tolerance),
-        *judge_look(look, request.texture, sign=request.sign, wanted_hu=request.contrast_hu),
-        check_untouched(before, after, zone),
-    )
-    return Insertion(in_image, after, own, zone, place, volume_ml, look, verdicts)
+    i, j, k = (centre - first for centre, first in zip(place.centre, start, strict=True))
+    lesion = draw_shape(room, (i, j, k), round(request.volume_ml / voxel_ml), spacing_mm, rng)
+    return _Site(place, crop, label_map, lesion, room & ~lesion)
 
 
 def _shape_of(image: NDArray[Any]) -> Shape:

@@ -16,22 +16,21 @@ from scipy import ndimage
 from skimage.transform import downscale_local_mean
 
 from maisi_aug.errors import UnfitCtError, VolumeError
+from maisi_aug.insertion.surroundings import AERATED_HU
 from maisi_aug.volumes.body import find_body
-from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.components import Mask, bounding_box
 from maisi_aug.volumes.grid import Shape, Spacing, voxel_volume_ml
 
-Mask = NDArray[np.bool_]
-
-LUNG_LOBES = frozenset(range(28, 33))
-"""Their ids in label maps."""
 COARSE_MM = 2.0
-AIR_HU = -500.0
+"""Side of the blocks on which lungs are found."""
 LUNG_HU = (-940.0, -550.0)
 """Range of the median HU inside a lung; bowel gas and airways are outside of it."""
 LEAST_LUNG_ML = 30.0
 """Smallest volume of a lung in mL; a slab of a few slices shows no more."""
 VESSEL_MM = 4.0
+"""Radius of the ball that closes the gaps of vessels."""
 SLAB_VOXELS = 8_000_000
+"""Voxels that are averaged at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def find_lungs(image_hu: NDArray[Any], spacing_mm: Spacing) -> CoarseMask:
         body = find_body(coarse, coarse_mm)
     except VolumeError as error:
         raise UnfitCtError(f"Lungs: no patient was found in the CT. {error}") from error
-    parts, num_parts = ndimage.label((coarse < AIR_HU) & body)
+    parts, num_parts = ndimage.label((coarse < AERATED_HU) & body)
     lungs = np.zeros(coarse.shape, dtype=bool)
     if num_parts:
         numbers = np.arange(1, num_parts + 1)

@@ -32,6 +32,7 @@ from maisi_aug.preparation.prepared import NewLabel, PreparedCase, PreparedSpec,
 from maisi_aug.system.seeds import derive_seed, numpy_generator
 from maisi_aug.system.whole_files import sha256_of
 from maisi_aug.system.whole_folder import open_whole_folder
+from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
 from maisi_aug.volumes.body import find_body
 from maisi_aug.volumes.grid import Grid, Shape, Spacing
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
@@ -39,8 +40,8 @@ from maisi_aug.volumes.image_files import load_image, load_label_map, save_image
 SOLID_ID, PART_SOLID_ID, GROUND_GLASS_ID = 23, 129, 130
 LABELS = {"body": 200, "lung tumor": SOLID_ID, "left lung upper lobe": LUNG_ID}
 NEW_LABELS = {
-    "part-solid nodule": NewLabel(id=PART_SOLID_ID, hosts=(28, 29, 30, 31, 32)),
-    "ground-glass nodule": NewLabel(id=GROUND_GLASS_ID, hosts=(28, 29, 30, 31, 32)),
+    "part-solid nodule": NewLabel(id=PART_SOLID_ID, hosts=tuple(sorted(LUNG_LOBE_IDS))),
+    "ground-glass nodule": NewLabel(id=GROUND_GLASS_ID, hosts=tuple(sorted(LUNG_LOBE_IDS))),
 }
 WINDOW: Shape = (40, 40, 8)
 """Room for most nodules with some lung around: half of the crops have no more than six slices."""

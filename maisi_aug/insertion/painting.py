@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft, ndimage
 
+from maisi_aug.insertion.surroundings import AERATED_HU
 from maisi_aug.system.seeds import numpy_generator
+from maisi_aug.volumes.components import Mask
 from maisi_aug.volumes.grid import Shape, Spacing
 
-Mask = NDArray[np.bool_]
 Texture = Literal["solid", "part-solid", "ground-glass", "soft"]
 """Texture of a lesion: three kinds of lung nodules, and "soft" for lesions of other organs."""
 TEXTURES: tuple[Texture, ...] = ("solid", "part-solid", "ground-glass")
@@ -32,8 +33,6 @@ CORE_SHARE = (0.15, 0.5)
 POINT_SPREAD_MM = (0.6, 1.0)
 MOTTLING_HU, SOFT_MOTTLING_HU = 25.0, 6.0
 MOTTLING_MM = 2.0
-THIN_HU = -500.0
-"""HU threshold between aerated lung (below) and its vessels (above)."""
 NOISE_MM = 1.5
 """Structure finer than this is taken for noise where the surroundings are measured."""
 
@@ -137,7 +136,7 @@ def _fill(task: PaintTask) -> NDArray[np.float32]:
 
 def _choose_noise(task: PaintTask) -> Mask:
     """Choose where noise is measured: in the host, without the vessels of a lung; anywhere if there is no host."""
-    thin = task.host if task.texture == "soft" else task.host & (task.image_hu < THIN_HU)
+    thin = task.host if task.texture == "soft" else task.host & (task.image_hu < AERATED_HU)
     return next((mask for mask in (thin, task.host) if mask.any()), task.label_map > 0)
 
 

@@ -9,11 +9,9 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
+from maisi_aug.volumes.components import TOUCHING, Mask
 from maisi_aug.volumes.grid import Shape, Spacing
 
-Mask = NDArray[np.bool_]
-
-TOUCHING = np.ones((3, 3, 3), dtype=bool)
 SIZES_MM = (6.0, 17.0)
 """Diameters that the following are given for; between them they are interpolated. All were set on the masks of the 300
 train patients of LIDC-IDRI: their axes, their volume against that of the ellipsoid, and the readers' spiculation."""

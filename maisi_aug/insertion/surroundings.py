@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.vocabulary.labels import BODY_ID
+from maisi_aug.volumes.components import Mask
 from maisi_aug.volumes.grid import Spacing
-
-Mask = NDArray[np.bool_]
 
 LUNG_ID = 28
 """Id used for the whole lung, because a crop does not reveal which lobe it shows."""
-LUNG_HU = -500.0
-"""Halfway between aerated lung and soft tissue."""
+AERATED_HU = -500.0
+"""Halfway between aerated lung (below) and soft tissue, such as its vessels (above)."""
 SMOOTHING_MM = 0.7
 VESSEL_RADIUS_MM = 4.0
 """Dense tissue in the lung thinner than twice this is taken for vessels, and they are part of the lung."""
@@ -33,7 +32,7 @@ def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: M
     Returns:
         ``(I, J, K)`` label map of ``LUNG_ID``, body (200) and 0.
     """
-    dense = smooth_mm(image_hu, spacing_mm, SMOOTHING_MM) > LUNG_HU
+    dense = smooth_mm(image_hu, spacing_mm, SMOOTHING_MM) > AERATED_HU
     if lesion is not None:
         dense &= ~lesion
     label_map: NDArray[np.uint8] = np.where(keep_thick_parts(dense, spacing_mm), BODY_ID, LUNG_ID).astype(np.uint8)

@@ -25,6 +25,8 @@ SURROUNDINGS_HU = (-600.0, 300.0)
 """HU represented by 0 in the channel of surroundings, and HU per unit, which spread out lung and its noise."""
 SPACING_SCALE = 100.0
 HU_MINIMUM, HU_MAXIMUM = -1000.0, 1000.0
+HU_PER_UNIT = HU_MAXIMUM - HU_MINIMUM
+"""Width of the range of HU that the networks know as [0, 1]."""
 MR_MAXIMUM = 1000.0
 """MR intensity that the networks know as 1; bright voxels may lie above it. 0 is 0."""
 
@@ -55,7 +57,7 @@ def to_surroundings(image: Tensor, is_known: Tensor) -> Tensor:
     """
     centre_hu, scale_hu = SURROUNDINGS_HU
     known = is_known.float()
-    spread = (image * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM - centre_hu) / scale_hu  # (B, I, J, K)
+    spread = (image * HU_PER_UNIT + HU_MINIMUM - centre_hu) / scale_hu  # (B, I, J, K)
     return torch.stack((spread * known, known), dim=1)  # (B, 2, I, J, K)
 
 
@@ -159,7 +161,7 @@ def hu_to_unit(image_hu: Tensor) -> Tensor:
     Returns:
         float32 tensor of the same shape: -1000 HU and less become 0, 1000 HU and more become 1.
     """
-    return (image_hu.float().clamp(HU_MINIMUM, HU_MAXIMUM) - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM)
+    return (image_hu.float().clamp(HU_MINIMUM, HU_MAXIMUM) - HU_MINIMUM) / HU_PER_UNIT
 
 
 def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) -> NDArray[np.int16]:
@@ -173,7 +175,7 @@ def unit_to_hu(image: NDArray[np.float32], label_map: NDArray[np.uint8] | None) 
     Returns:
         ``(I, J, K)`` int16 HU in [-1000, 1000], rounded.
     """
-    scaled = np.clip(image, 0.0, 1.0) * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM
+    scaled = np.clip(image, 0.0, 1.0) * HU_PER_UNIT + HU_MINIMUM
     image_hu: NDArray[np.int16] = np.rint(scaled).astype(np.int16)
     if label_map is not None:
         image_hu[label_map == 0] = int(HU_MINIMUM)

@@ -30,8 +30,8 @@ from maisi_aug.networks.building import (
     takes_regions,
 )
 from maisi_aug.networks.conditioning import (
-    HU_MAXIMUM,
     HU_MINIMUM,
+    HU_PER_UNIT,
     hu_to_unit,
     to_label_bits,
     to_modality_tensor,
@@ -322,7 +322,7 @@ class Pipeline:
                 )
                 drawn.append(self.decoder.decode(latent)[0][:, 0].float().cpu().numpy())
         scaled = np.clip(np.concatenate(drawn), 0.0, 1.0)
-        return np.asarray(scaled * (HU_MAXIMUM - HU_MINIMUM) + HU_MINIMUM, dtype=np.float32)
+        return np.asarray(scaled * HU_PER_UNIT + HU_MINIMUM, dtype=np.float32)
 
     def _conditions_of(self, label_maps: NDArray[np.uint8], grid: Grid) -> Conditions:
         """Conditions of several label maps ``(B, I, J, K)`` of one grid."""

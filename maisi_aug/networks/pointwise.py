@@ -20,13 +20,19 @@ class PointwiseConv3d(nn.Conv3d):
             return functional.conv3d(features.float(), self.weight[:, :, 1:2, 1:2, 1:2], self.bias)
 
 
+def middle_tap(convolution: nn.Conv3d) -> Tensor:
+    """Return the weights of a kernel's middle tap, ``(out, in)``, as a view: what a voxel makes of itself."""
+    i, j, k = (side // 2 for side in convolution.kernel_size)
+    return convolution.weight[:, :, i, j, k]
+
+
 def is_pointwise(convolution: nn.Conv3d) -> bool:
     """Whether only the middle tap of a kernel of 3x3x3 is used."""
     weight = convolution.weight.detach()
     if convolution.kernel_size != (3, 3, 3):
         return False
     middle = torch.zeros_like(weight)
-    middle[:, :, 1, 1, 1] = weight[:, :, 1, 1, 1]
+    middle[:, :, 1, 1, 1] = middle_tap(convolution).detach()
     return torch.equal(weight, middle)
 
 

@@ -2,6 +2,20 @@
 
 ``build_label_map`` makes a tumour-free anatomy, ``render_hu`` an image that obeys a label map, ``build_phantom`` both
 with lesions planted between the two. Arrays have axes ``I J K`` along R, A, S; everything is deterministic in the seed.
+
+``completion.complete_anatomy`` fits the same body to a user's label map, and ``condition.condition_map`` makes of both
+the ids that networks see: "From label map to image" in CONTRIBUTING shows the way, module by module.
+
+The modules:
+
+* tools: ``ids``, ``noise``, ``frame`` (where a grid lies in the body), ``shapes`` (solids and the canvas that they are
+  painted on), ``trees`` (branching vessels), ``erosion``, ``distances``;
+* the body: ``habitus``, ``envelope``, ``skeleton``, ``girdles``, ``vessels``, ``chest``, ``muscles``, ``pelvis``,
+  ``bowel`` and ``abdomen``, painted in turn by ``anatomy``;
+* its detail, as ids: ``detail`` with ``lungs`` and ``lumen``;
+* its image: ``intensity``, ``textures``, ``tumors`` and ``scanner``, put together by ``rendering``; ``build`` makes
+  whole phantoms;
+* users' maps: ``landmarks``, ``fitting`` and ``patient`` for ``completion``, ``phases`` for ``condition``.
 """
 
 from __future__ import annotations

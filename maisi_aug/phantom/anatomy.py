@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from maisi_aug.errors import GridError
 from maisi_aug.phantom import abdomen, bowel, chest, girdles, muscles, pelvis, skeleton, vessels
 from maisi_aug.phantom.envelope import Envelope, build_envelope, paint_envelope
-from maisi_aug.phantom.frame import Frame, draw_pose
+from maisi_aug.phantom.frame import BODY_MIDDLE_Y_MM, Frame, draw_pose
 from maisi_aug.phantom.habitus import VARIETIES, Habitus, Variety, draw_habitus
 from maisi_aug.phantom.ids import BODY, LEFT_KIDNEY
 from maisi_aug.phantom.shapes import Canvas
@@ -24,7 +24,6 @@ REGIONS: Final[tuple[Region, ...]] = get_args(Region)
 _WINDOW_CENTRE_MM: Final[dict[Region, float]] = {"chest": 470.0, "abdomen": 312.0, "pelvis": 122.0}
 _WINDOW_SPREAD_MM: Final = 22.0
 _ANY_RANGE_MM: Final = (112.0, 486.0)
-_BODY_MIDDLE_Y_MM: Final = -8.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def build_label_map(
         off_x, off_y = off_x + float(rng.normal(0, 12.0)), off_y + float(rng.normal(0, 10.0))
     centre = (
         off_x,
-        _BODY_MIDDLE_Y_MM * habitus.scale[1] + off_y + 0.45 * habitus.belly_mm,
+        BODY_MIDDLE_Y_MM * habitus.scale[1] + off_y + 0.45 * habitus.belly_mm,
         centre_z * habitus.scale[2],
     )
     frame = Frame(grid, draw_pose(seed, scale=habitus.scale), centre_mm=centre)

@@ -12,19 +12,18 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids
-from maisi_aug.phantom.lumen import bounding_box, fill_gut, inner
+from maisi_aug.phantom.erosion import inner
+from maisi_aug.phantom.lumen import fill_gut
 from maisi_aug.phantom.lungs import paint_lungs
 from maisi_aug.phantom.noise import F32, smooth_noise
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.tumors import find_tumors, without_tumors
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.grid import Grid, Spacing
 
 Labels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
-Spacing = tuple[float, float, float]
 SKIN_MM: Final = 2.2
 # How compact the cortex is, relative to that of the hips.
 _THIN_CORTEX: Final = (ids.STERNUM, *ids.VERTEBRAE, *ids.RIBS, ids.SACRUM)
@@ -48,9 +47,8 @@ def draw_detail(label_map: Labels, tissue: NDArray[np.uint8], *, seed: int, grid
     Raises:
         GridError: The maps do not have the grid's shape.
     """
-    for name, given in (("Label map", label_map), ("Tissue map", tissue)):
-        if given.shape != grid.shape:
-            raise GridError(f"{name}: expected the grid's shape {grid.shape}, found {given.shape}. Pass its own grid.")
+    grid.require_shape_of(label_map, subject="Label map")
+    grid.require_shape_of(tissue, subject="Tissue map")
     labels = np.ascontiguousarray(label_map, dtype=np.uint8)
     tumors = find_tumors(labels)
     return with_tumors(draw_healthy_detail(without_tumors(labels, tumors), tissue, seed=seed, grid=grid), labels)
@@ -91,8 +89,7 @@ def _paint_tissues(
     """What is under id 200, the vessels of visceral fat, and the skin."""
     body = labels == ids.BODY
     shown = np.where(lookup(ids.TISSUES)[tissue], tissue, np.uint8(ids.TISSUE_FAT)) + np.uint8(ids.DETAIL_TISSUE)
-    shape = (labels.shape[0], labels.shape[1], labels.shape[2])
-    first, second = smooth_noise(shape, spacing_mm, rng, 30.0), smooth_noise(shape, spacing_mm, rng, 30.0)
+    first, second = (smooth_noise(labels.shape, spacing_mm, rng, 30.0) for _ in range(2))
     # Two sheets of noise cross in lines: strings of vessels as in the mesentery.
     strings = first * first + second * second < np.float32(0.05)
     shown[strings & (shown == ids.VISCERAL_FAT)] = ids.UNLABELLED_VESSEL
@@ -111,16 +108,15 @@ def _paint_cortex(detail: Labels, labels: Labels, spacing_mm: Spacing) -> None:
 
 def _paint_texture(detail: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
     """Strands in visceral fat, streaks of fat in muscle, and the crumbs of stool."""
-    shape = (detail.shape[0], detail.shape[1], detail.shape[2])
-    is_ridge = np.abs(smooth_noise(shape, spacing_mm, rng, 15.0)) < np.float32(0.17)
-    other = smooth_noise(shape, spacing_mm, rng, 34.0)
+    is_ridge = np.abs(smooth_noise(detail.shape, spacing_mm, rng, 15.0)) < np.float32(0.17)
+    other = smooth_noise(detail.shape, spacing_mm, rng, 34.0)
     muscle = lookup((*ids.MUSCLES, ids.UNLABELLED_MUSCLE))[detail]
     detail[is_ridge & (other > np.float32(0.3)) & (detail == ids.VISCERAL_FAT)] = ids.FAT_STRAND
     detail[is_ridge & (other < np.float32(0.3)) & muscle] = ids.MUSCLE_STREAK
     stool = detail == ids.STOOL
     count = int(stool.sum())
     if count:
-        mottle = smooth_noise(shape, spacing_mm, rng, 13.0)[stool]
+        mottle = smooth_noise(detail.shape, spacing_mm, rng, 13.0)[stool]
         crumbs = np.where(mottle > np.float32(0.6), ids.DENSE_STOOL, ids.STOOL).astype(np.uint8)
         crumbs[rng.standard_normal(count, dtype=np.float32) > np.float32(1.3)] = ids.STOOL_GAS
         detail[stool] = crumbs
@@ -128,12 +124,12 @@ def _paint_texture(detail: Labels, spacing_mm: Spacing, rng: np.random.Generator
 
 def _paint_medulla(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
     """Pyramids inside the renal cortex, parted by columns of it."""
-    box = bounding_box(lookup(ids.KIDNEYS)[labels])
-    if box is None:
+    kidneys = lookup(ids.KIDNEYS)[labels]
+    if not kidneys.any():
         return
-    kidney = lookup(ids.KIDNEYS)[labels[box]]
-    columns = smooth_noise((kidney.shape[0], kidney.shape[1], kidney.shape[2]), spacing_mm, rng, 17.0)
-    deep = inner(kidney, RENAL_CORTEX_MM, spacing_mm)
+    box = bounding_box(kidneys, margin=1)
+    columns = smooth_noise(kidneys[box].shape, spacing_mm, rng, 17.0)
+    deep = inner(kidneys[box], RENAL_CORTEX_MM, spacing_mm)
     detail[box][deep & (columns > np.float32(-0.55))] = ids.KIDNEY_MEDULLA
 
 
@@ -145,20 +141,19 @@ _RIGHT_CHAMBERS: Final = (((-0.05, 0.85, -0.25), 0.86), ((1.05, 0.25, 0.05), 0.8
 def _paint_blood(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
     """The blood pools of the four chambers and of the pulmonary trunk inside the myocardium."""
     heart = labels == ids.HEART
-    box = bounding_box(heart, pad=0)
-    if box is None:
+    if not heart.any():
         return
+    box = bounding_box(heart)
     mask = heart[box]
     places = np.argwhere(mask)
     middle, extent = places.mean(axis=0), np.maximum(places.std(axis=0), 0.5)
-    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
     u: list[F32] = [
-        ((np.arange(shape[a]) - middle[a]) / extent[a])
+        ((np.arange(mask.shape[a]) - middle[a]) / extent[a])
         .astype(np.float32)
         .reshape([-1 if b == a else 1 for b in range(3)])
         for a in range(3)
     ]
-    wobble = np.float32(0.10) * smooth_noise(shape, spacing_mm, rng, 40.0)
+    wobble = np.float32(0.10) * smooth_noise(mask.shape, spacing_mm, rng, 40.0)
     view = detail[box]
     for chambers, blood in ((_LEFT_CHAMBERS, ids.LEFT_BLOOD_POOL), (_RIGHT_CHAMBERS, ids.RIGHT_BLOOD_POOL)):
         for (cx, cy, cz), radius in chambers:

@@ -8,26 +8,47 @@ Coordinates of a user's map are mm from the middle of its grid along R, A, S; th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import linalg, ndimage, sparse
 
 from maisi_aug.phantom import ids
-from maisi_aug.phantom.frame import Frame, Pose
-from maisi_aug.phantom.landmarks import F64, FASCIA, Reference, Surface, weight_of
+from maisi_aug.phantom.frame import BODY_MIDDLE_Y_MM, Frame, Pose
+from maisi_aug.phantom.ids import vertebra_name_to_id
+from maisi_aug.phantom.landmarks import F64, FASCIA, Outline, Reference, Surface, weight_of
 from maisi_aug.phantom.noise import F32, spline_basis, spread
 from maisi_aug.volumes.grid import Grid
 
 MATCH_MM: Final = 8.0  # by how much labels of two patients differ
+# The first fit: spread of the stretch between patients; weight of an end of the outline, slices that are read of it,
+# and the canonical height from which on it shows arms.
+_STRETCH_SPREAD: Final = 0.10
+_OUTLINE_WEIGHT: Final = 0.3
+_NUM_SLICES: Final = 12
+_SHOULDERS_Z_MM: Final = 560.0
+# Its refinement by surfaces: weights of all points of the outline, and of a label that stands for many bones, against 1
+# for a bone, and the distance at which a pair counts half, per iteration without a warp.
+_SKIN_WEIGHT: Final = 4.0
+_COARSE_WEIGHT: Final = 6.0
+_AFFINE_FAR_MM: Final = (60.0, 40.0, 25.0)
 AFFINE_SPREAD: Final = 0.05  # spread of stretch and shear between patients, relative to the first estimate
 SCALE_LIMITS: Final = (0.72, 1.45)
-_FAR_MM: Final = (40.0, 25.0, 16.0)  # distance at which a pair counts half, per iteration
+# Per iteration with a warp: the same distance, the warp's stiffness, and the distance of its knots.
+_WARP_FAR_MM: Final = (40.0, 25.0, 16.0)
 _STIFFNESS: Final = (10.0, 4.0, 1.0)
 _KNOTS_MM: Final = (85.0, 85.0, 60.0)
 # Middle heights of labels above the canonical body, and height, width and depth of the head in mm.
-ABOVE_Z_MM: Final = {52: 649.0, 53: 665.0, 54: 682.0, 55: 700.0, 56: 716.0, ids.SKULL: 790.0, 22: 790.0}
+ABOVE_Z_MM: Final = {
+    vertebra_name_to_id("C5"): 649.0,
+    vertebra_name_to_id("C4"): 665.0,
+    vertebra_name_to_id("C3"): 682.0,
+    vertebra_name_to_id("C2"): 700.0,
+    vertebra_name_to_id("C1"): 716.0,
+    ids.SKULL: 790.0,
+    ids.BRAIN: 790.0,
+}
 _HEAD_MM: Final = (
     (645.0, 120.0, 120.0), (675.0, 122.0, 145.0), (720.0, 150.0, 195.0), (790.0, 155.0, 200.0), (840.0, 115.0, 140.0),
 )  # fmt: skip
@@ -125,72 +146,104 @@ class FittedFrame(Frame):
         return self._fit.to_patient(np.atleast_2d(np.asarray(points, dtype=np.float64)))
 
 
+class Pair(NamedTuple):
+    """An end that user's map and canonical body have in common, along one axis.
+
+    Attributes:
+        own_mm: Where it lies in the user's map.
+        canonical_mm: Where it lies in the canonical body.
+        weight: How far it is trusted, 1 as an end of a bone.
+    """
+
+    own_mm: float
+    canonical_mm: float
+    weight: float
+
+
 def fit_ends(
-    surfaces: dict[int, Surface], outline_mm: F64, reference: Reference, *, fat_mm: float, default_z_mm: float
+    surfaces: dict[int, Surface], outline: Outline, reference: Reference, *, fat_mm: float, default_z_mm: float
 ) -> Fit:
     """Return a first fit without turns: one stretch and shift per axis, from the ends of labels and of the outline.
 
     Args:
         surfaces: Surfaces of the map's labels.
-        outline_mm: ``(N, 5)`` ends of the body per slice, see ``outline_ends``; may be empty.
+        outline: Extent of the body; may be empty.
         reference: Canonical body.
         fat_mm: Thickness of the fat below the skin.
         default_z_mm: Canonical height of the middle of the grid, for maps without a label that shows it.
     """
-    pairs: list[list[tuple[float, float, float]]] = [[], [], []]
+    x, y, z = _pair_labels(surfaces, reference)
+    if not z:
+        default_z_mm = _guess_height(outline, reference, fat_mm, default_z_mm)
+    scale_z, offset_z = _fit_line(z, scale=1.0, spread=_STRETCH_SPREAD, default=default_z_mm)
+    outline_x, outline_y = _pair_outline(outline, scale_z * outline.z_mm + offset_z, reference, fat_mm)
+    scale_x, offset_x = _fit_line(x + outline_x, scale=scale_z, spread=_STRETCH_SPREAD, default=0.0)
+    scale_y, offset_y = _fit_line(
+        y + outline_y, scale=0.5 * (scale_x + scale_z), spread=_STRETCH_SPREAD, default=BODY_MIDDLE_Y_MM
+    )
+    return Fit(np.diag([scale_x, scale_y, scale_z]), np.array([offset_x, offset_y, offset_z]))
+
+
+def _pair_labels(surfaces: dict[int, Surface], reference: Reference) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """The ends of labels that neither map nor reference cuts off, along x, y and z."""
+    pairs: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
     for key, surface in surfaces.items():
         known = reference.surfaces.get(key)
         if known is None or weight_of(key) == 0:
             continue
         for a in range(3):
+            if key >= FASCIA and a == 2:  # one label for many bones: how many of them, it does not say
+                continue
             for own, theirs in ((surface.low_mm[a], known.low_mm[a]), (surface.high_mm[a], known.high_mm[a])):
-                if np.isfinite(own) and np.isfinite(theirs) and (key < FASCIA or a < 2):
-                    pairs[a].append((float(own), float(theirs), weight_of(key)))
-    for key, height in ABOVE_Z_MM.items():
+                if np.isfinite(own) and np.isfinite(theirs):
+                    pairs[a].append(Pair(float(own), float(theirs), weight_of(key)))
+    for key, height_mm in ABOVE_Z_MM.items():
         if key in surfaces and len(surfaces[key].points):
-            pairs[2].append((float(surfaces[key].points[:, 2].mean()), height, 1.0))
-    if not pairs[2]:
-        default_z_mm = _guess_height(outline_mm, reference, fat_mm, default_z_mm)
-    scale_z, offset_z = _fit_line(pairs[2], scale=1.0, spread=0.10, default=default_z_mm)
-    fascia = reference.fascia_mm
-    step = max(1, len(outline_mm) // 12)
-    for row in outline_mm[::step]:
-        z = scale_z * row[0] + offset_z
-        if fascia[0, 0] <= z <= 560.0:
-            for column, sign in ((1, 1), (2, -1), (3, 1), (4, -1)):
-                if np.isfinite(row[column]):
-                    theirs = float(np.interp(z, fascia[:, 0], fascia[:, column]))
-                    pairs[0 if column < 3 else 1].append((float(row[column]) + sign * fat_mm, theirs, 0.3))
-    scale_x, offset_x = _fit_line(pairs[0], scale=scale_z, spread=0.10, default=0.0)
-    scale_y, offset_y = _fit_line(pairs[1], scale=0.5 * (scale_x + scale_z), spread=0.10, default=-8.0)
-    return Fit(np.diag([scale_x, scale_y, scale_z]), np.array([offset_x, offset_y, offset_z]))
+            pairs[2].append(Pair(float(surfaces[key].points[:, 2].mean()), height_mm, 1.0))
+    return pairs
 
 
-def _guess_height(outline_mm: F64, reference: Reference, fat_mm: float, default_z_mm: float) -> float:
+def _pair_outline(
+    outline: Outline, canonical_z: F64, reference: Reference, fat_mm: float
+) -> tuple[list[Pair], list[Pair]]:
+    """The ends of some slices of the outline, less the fat, with those of the muscle surface, along x and y."""
+    fascia = reference.fascia
+    pairs: tuple[list[Pair], list[Pair]] = ([], [])
+    for number in range(0, len(canonical_z), max(1, len(canonical_z) // _NUM_SLICES)):
+        z = canonical_z[number]
+        if not fascia.z_mm[0] <= z <= _SHOULDERS_Z_MM:
+            continue
+        for a, (own, theirs) in enumerate(((outline.x_mm, fascia.x_mm), (outline.y_mm, fascia.y_mm))):
+            for side, inwards in ((0, 1), (1, -1)):
+                if np.isfinite(own[number, side]):
+                    canonical = float(np.interp(z, fascia.z_mm, theirs[:, side]))
+                    pairs[a].append(Pair(float(own[number, side]) + inwards * fat_mm, canonical, _OUTLINE_WEIGHT))
+    return pairs
+
+
+def _guess_height(outline: Outline, reference: Reference, fat_mm: float, default_z_mm: float) -> float:
     """Canonical height of the grid's middle by the outline alone: where its widths and depths fit the body's best."""
-    rows = outline_mm[np.isfinite(outline_mm[:, 1:]).all(axis=1)]
-    if len(rows) < 2:
+    is_whole = np.isfinite(outline.width_mm) & np.isfinite(outline.depth_mm)
+    if is_whole.sum() < 2:
         return default_z_mm
-    body = np.array(
-        [(row[0], row[2] - row[1] + 2 * fat_mm, row[4] - row[3] + 2 * fat_mm) for row in reference.fascia_mm]
-    )
-    body = np.concatenate([body[body[:, 0] < _HEAD_MM[0][0]], np.array(_HEAD_MM)])
-    sides = np.log(np.column_stack([rows[:, 2] - rows[:, 1], rows[:, 4] - rows[:, 3]]) + 1.0)
+    z_mm = outline.z_mm[is_whole]
+    fascia = reference.fascia
+    body = np.column_stack([fascia.z_mm, fascia.width_mm + 2 * fat_mm, fascia.depth_mm + 2 * fat_mm])
+    body = np.concatenate([body[body[:, 0] < _HEAD_MM[0][0]], np.array(_HEAD_MM)])  # z, width, depth
+    sides = np.log(np.column_stack([outline.width_mm, outline.depth_mm])[is_whole] + 1.0)
 
     def misfit(height: float) -> float:
-        z = np.clip(rows[:, 0] + height, body[0, 0], body[-1, 0])
+        z = np.clip(z_mm + height, body[0, 0], body[-1, 0])
         theirs = np.log(np.column_stack([np.interp(z, body[:, 0], body[:, column]) for column in (1, 2)]))
         away = sides - theirs
-        beyond = float(np.mean((rows[:, 0] + height < body[0, 0] - 40) | (rows[:, 0] + height > body[-1, 0] + 20)))
+        beyond = float(np.mean((z_mm + height < body[0, 0] - 40) | (z_mm + height > body[-1, 0] + 20)))
         # Where shapes say little, the expected height decides.
         return float(np.mean(away**2)) + beyond + 0.01 * ((height - default_z_mm) / 300.0) ** 2
 
     return min((float(height) for height in np.arange(-40.0, 800.0, 10.0)), key=misfit)
 
 
-def _fit_line(
-    pairs: list[tuple[float, float, float]], *, scale: float, spread: float, default: float
-) -> tuple[float, float]:
+def _fit_line(pairs: list[Pair], *, scale: float, spread: float, default: float) -> tuple[float, float]:
     """Stretch and shift by robust least squares, with the stretch drawn to an expected one."""
     if not pairs:
         return scale, default
@@ -224,11 +277,11 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
     if not len(points):
         return first
     fit = first
-    for reach in (60.0, 40.0, 25.0):
+    for reach in _AFFINE_FAR_MM:
         targets, away = _closest(fit.to_canonical(points), keys, reference)
         fit = _affine(points, targets, weights / (1 + (away / reach) ** 2), first)
     low, high = points.min(axis=0), points.max(axis=0)
-    for reach, stiffness, knots_mm in zip(_FAR_MM, _STIFFNESS, _KNOTS_MM, strict=True):
+    for reach, stiffness, knots_mm in zip(_WARP_FAR_MM, _STIFFNESS, _KNOTS_MM, strict=True):
         targets, away = _closest(fit.to_canonical(points), keys, reference)
         straight = points @ fit.matrix.T + fit.offset
         robust = weights / (1 + (away / reach) ** 2)
@@ -245,8 +298,7 @@ def _gather(
         if key not in reference.trees or weight_of(key) == 0 or not len(surface.points):
             continue
         count = len(surface.points)
-        # A group's key stands for many bones. The outline says as much as a few organs do.
-        total = 4.0 if key == FASCIA else 6.0 if key > FASCIA else weight_of(key)
+        total = _SKIN_WEIGHT if key == FASCIA else _COARSE_WEIGHT if key > FASCIA else weight_of(key)
         points.append(surface.points)
         keys.append(np.full(count, key, dtype=np.int64))
         weights.append(np.full(count, total / count))

@@ -24,6 +24,7 @@ from maisi_aug.volumes.grid import Grid
 
 Slices = tuple[slice, slice, slice]
 
+BODY_MIDDLE_Y_MM: Final = -8.0  # canonical y of the middle of the trunk
 KNOT_SPACING_MM: Final = 85.0
 KNOT_ORIGIN_MM: Final = np.array([-510.0, -425.0, -510.0])
 KNOT_COUNTS: Final = (13, 11, 19)  # covers x, y to about 425 and z to 930 mm, far beyond any torso window
@@ -175,4 +176,4 @@ class Frame:
             ``(I, J, K)`` float32 noise of the grid or the box.
         """
         sides = self.shape if within is None else tuple(side.stop - side.start for side in within)
-        return smooth_noise((sides[0], sides[1], sides[2]), self.spacing_mm, rng, wavelength_mm)
+        return smooth_noise(sides, self.spacing_mm, rng, wavelength_mm)

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import paint_patient
-from maisi_aug.phantom.frame import KNOT_COUNTS, Frame, Pose
+from maisi_aug.phantom.frame import BODY_MIDDLE_Y_MM, KNOT_COUNTS, Frame, Pose
 from maisi_aug.phantom.habitus import Habitus, draw_habitus
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.volumes.grid import Grid
@@ -25,20 +25,21 @@ SPINE: Final = 257
 LEFT_RIBS: Final = 258
 RIGHT_RIBS: Final = 259
 REFERENCE_SEED: Final = 5
+# Grid of the reference: voxels of 5 mm over the trunk, from the thighs to the neck, and its middle in canonical mm.
 _STEP_MM: Final = 5.0
-_CENTRE_MM: Final = (0.0, -8.0, 285.0)
+_CENTRE_MM: Final = (0.0, BODY_MIDDLE_Y_MM, 285.0)
 _SHAPE: Final = (72, 54, 142)
-_MOST_POINTS: Final = 90
+_MOST_POINTS: Final = 90  # of the surface of a label of a user's map, which are enough for a fit
 # One label for many bones, as in coarsely labelled maps: the group, its key, and the height in mm of a single one.
 COARSE_GROUPS: Final = (
     (ids.VERTEBRAE, SPINE, 95.0),
-    (tuple(range(ids.LEFT_RIB_1, ids.RIGHT_RIB_1)), LEFT_RIBS, 190.0),
-    (tuple(range(ids.RIGHT_RIB_1, ids.RIGHT_RIB_12 + 1)), RIGHT_RIBS, 190.0),
+    (ids.LEFT_RIBS, LEFT_RIBS, 190.0),
+    (ids.RIGHT_RIBS, RIGHT_RIBS, 190.0),
 )
 # How far a label is to be trusted as a landmark; what is not listed counts as 1, and soft or mobile organs less.
 _WEIGHTS: Final[dict[int, float]] = {
     **dict.fromkeys((ids.COSTAL_CARTILAGE, ids.HEPATIC_VESSEL, ids.AIRWAY, ids.SPINAL_CORD,
-                     ids.LEFT_HUMERUS, ids.LEFT_HUMERUS + 1, ids.BODY, ids.BACKGROUND, ids.BONE_LESION), 0.0),
+                     ids.LEFT_HUMERUS, ids.RIGHT_HUMERUS, ids.BODY, ids.BACKGROUND, ids.BONE_LESION), 0.0),
     **dict.fromkeys((ids.COLON, ids.SMALL_BOWEL), 0.1),
     **dict.fromkeys((ids.STOMACH, ids.DUODENUM, ids.GALLBLADDER, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN,
                      ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.PROSTATE, ids.THYROID), 0.3),
@@ -70,18 +71,43 @@ class Surface:
 
 
 @dataclass(frozen=True, eq=False)
+class Outline:
+    """Extent of a body in the slices that show it, in mm; NaN for an end at the border of the grid.
+
+    Attributes:
+        z_mm: ``(N,)`` heights of the slices.
+        x_mm: ``(N, 2)`` left and right end.
+        y_mm: ``(N, 2)`` back and front end.
+    """
+
+    z_mm: F64
+    x_mm: F64
+    y_mm: F64
+
+    @property
+    def width_mm(self) -> F64:
+        """``(N,)`` distance of the left and the right end; NaN where one is cut off."""
+        return self.x_mm[:, 1] - self.x_mm[:, 0]
+
+    @property
+    def depth_mm(self) -> F64:
+        """``(N,)`` distance of the back and the front; NaN where one is cut off."""
+        return self.y_mm[:, 1] - self.y_mm[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
 class Reference:
     """The canonical body.
 
     Attributes:
         surfaces: Label id or key of a group -> surface in canonical mm.
         trees: The same keys -> search tree of the points of the surface.
-        fascia_mm: ``(Z, 5)`` height and, at it, the left, right, back and front end of the muscle surface.
+        fascia: Extent of the muscle surface.
     """
 
     surfaces: dict[int, Surface]
     trees: dict[int, cKDTree]
-    fascia_mm: F64
+    fascia: Outline
 
 
 def neutral_habitus(seed: int) -> Habitus:
@@ -106,28 +132,25 @@ def reference_body() -> Reference:
     points = np.stack([frame.axes[a][index] for a, index in enumerate(np.nonzero(shell))], axis=1).astype(np.float64)
     surfaces[FASCIA] = Surface(points, points.min(axis=0), points.max(axis=0))
     trees = {key: cKDTree(surface.points) for key, surface in surfaces.items() if len(surface.points)}
-    return Reference(surfaces, trees, outline_ends(inside, frame.axes))
+    return Reference(surfaces, trees, find_outline(inside, frame.axes))
 
 
-def outline_ends(inside: NDArray[np.bool_], axes: tuple[NDArray[np.float32], ...]) -> F64:
-    """Return the extent of an outline in every slice that shows it.
+def find_outline(inside: NDArray[np.bool_], axes: tuple[NDArray[np.float32], ...]) -> Outline:
+    """Return the extent of a body in every slice that shows it.
 
     Args:
-        inside: ``(I, J, K)`` mask.
+        inside: ``(I, J, K)`` mask of the body.
         axes: mm of the voxel centres along I, J, K.
-
-    Returns:
-        ``(N, 5)``: height, left, right, back and front end in mm. An end at the border of the grid is NaN.
     """
-    rows = []
-    for k in np.flatnonzero(inside.any(axis=(0, 1))):
-        row = [float(axes[2][k])]
+    shown = np.flatnonzero(inside.any(axis=(0, 1)))
+    ends = np.full((2, len(shown), 2), np.nan)
+    for number, k in enumerate(shown):
         for axis in (0, 1):
             seen = np.flatnonzero(inside[:, :, k].any(axis=1 - axis))
-            for end, border in ((int(seen[0]), 0), (int(seen[-1]), inside.shape[axis] - 1)):
-                row.append(np.nan if end == border else float(axes[axis][end]))
-        rows.append(row)
-    return np.array(rows, dtype=np.float64).reshape(-1, 5)
+            for side, (end, border) in enumerate(((seen[0], 0), (seen[-1], inside.shape[axis] - 1))):
+                if end != border:
+                    ends[axis, number, side] = axes[axis][end]
+    return Outline(axes[2][shown].astype(np.float64), ends[0], ends[1])
 
 
 def find_surfaces(

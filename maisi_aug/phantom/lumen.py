@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from maisi_aug.phantom import ids
+from maisi_aug.phantom.erosion import inner
+from maisi_aug.volumes.components import Mask, bounding_box
+from maisi_aug.volumes.grid import Spacing
 
-Mask = NDArray[np.bool_]
 Labels = NDArray[np.uint8]
-Spacing = tuple[float, float, float]
 ORAL_CONTRAST_SHARE: Final = 0.14  # patients who drank positive contrast
 WALL_MM: Final = 2.2
 
@@ -35,58 +36,6 @@ class Filling:
     with_gas: float
     gas: tuple[float, float]
     content: int
-
-
-def bounding_box(mask: Mask, *, pad: int = 1) -> tuple[slice, slice, slice] | None:
-    """Return the smallest box around the true voxels of a mask, with a margin in voxels; None if there are none.
-
-    Args:
-        mask: ``(I, J, K)`` mask.
-        pad: Margin in voxels, as far as the array reaches.
-    """
-    box = []
-    for axis in range(3):
-        along = np.flatnonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))
-        if along.size == 0:
-            return None
-        box.append(slice(max(0, int(along[0]) - pad), min(mask.shape[axis], int(along[-1]) + 1 + pad)))
-    return box[0], box[1], box[2]
-
-
-def eroded(mask: Mask) -> Mask:
-    """Return the voxels whose six neighbours all belong to a mask; the grid's border does not count as outside."""
-    inner = mask.copy()
-    inner[1:] &= mask[:-1]
-    inner[:-1] &= mask[1:]
-    inner[:, 1:] &= mask[:, :-1]
-    inner[:, :-1] &= mask[:, 1:]
-    inner[:, :, 1:] &= mask[:, :, :-1]
-    inner[:, :, :-1] &= mask[:, :, 1:]
-    return inner
-
-
-def layers(thickness_mm: float, spacing_mm: Spacing) -> int:
-    """Return how many voxels a layer takes; 0 where voxels are more than twice as thick.
-
-    Args:
-        thickness_mm: Thickness of the layer in mm.
-        spacing_mm: Voxel sides along I, J, K in mm.
-    """
-    share = thickness_mm / float(np.cbrt(np.prod(spacing_mm)))
-    return round(share) if share >= 1.5 else int(share >= 0.5)
-
-
-def inner(mask: Mask, thickness_mm: float, spacing_mm: Spacing) -> Mask:
-    """Return a mask without its outer layer.
-
-    Args:
-        mask: ``(I, J, K)`` mask; the grid's border does not count as outside.
-        thickness_mm: Thickness of the layer in mm.
-        spacing_mm: Voxel sides along I, J, K in mm.
-    """
-    for _ in range(layers(thickness_mm, spacing_mm)):
-        mask = eroded(mask)
-    return mask
 
 
 def fill_gut(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
@@ -114,9 +63,8 @@ def fill_gut(detail: Labels, labels: Labels, spacing_mm: Spacing, rng: np.random
 
 
 def _fill(detail: Labels, gut: Mask, filling: Filling, spacing_mm: Spacing, rng: np.random.Generator) -> None:
-    box = bounding_box(gut, pad=2)
-    if box is None:
-        return
+    """Fill one organ; its segments are the voxels nearest to random ones of its lumen, of which some are collapsed."""
+    box = bounding_box(gut, margin=2)
     places = np.argwhere(inner(gut[box], WALL_MM, spacing_mm))
     if not len(places):
         return
@@ -125,7 +73,7 @@ def _fill(detail: Labels, gut: Mask, filling: Filling, spacing_mm: Spacing, rng:
     count = max(1, min(len(points), round(volume_ml / filling.segment_ml))) if filling.segment_ml else 1
     centres = points[rng.choice(len(points), size=count, replace=False)]
     segment = cKDTree(centres).query(points)[1]
-    kinds = rng.random(count)
+    draws = rng.random(count)
     shares = np.where(rng.random(count) < filling.with_gas, rng.uniform(*filling.gas, count), 0.0)
     content = np.full(len(points), filling.content, dtype=np.uint8)
     height = points[:, 1]
@@ -133,7 +81,7 @@ def _fill(detail: Labels, gut: Mask, filling: Filling, spacing_mm: Spacing, rng:
         own = segment == number
         level = np.quantile(height[own], 1 - shares[number]) if shares[number] else np.inf
         content[own & (height > level)] = ids.GUT_GAS
-    filled = (kinds >= filling.collapsed)[segment]
+    filled = (draws >= filling.collapsed)[segment]
     view = detail[box]
     where = tuple(places[filled].T)
     view[where] = content[filled]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from maisi_aug.volumes.grid import Spacing
+
 F32 = NDArray[np.float32]
 # Variance of a cubic B-spline field with unit white knots, along one axis (average over the position between knots).
 _SPLINE_VARIANCE = 0.48
@@ -45,13 +47,11 @@ def spread(coefficients: ArrayLike, bases: tuple[F32, F32, F32]) -> F32:
     return result
 
 
-def smooth_noise(
-    shape: tuple[int, int, int], spacing_mm: tuple[float, float, float], rng: np.random.Generator, wavelength_mm: float
-) -> F32:
+def smooth_noise(shape: tuple[int, ...], spacing_mm: Spacing, rng: np.random.Generator, wavelength_mm: float) -> F32:
     """Return low-frequency noise of zero mean and about unit standard deviation.
 
     Args:
-        shape: Voxels of the field.
+        shape: Voxels of the field along I, J, K.
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of the knots' values.
         wavelength_mm: Knots lie half of it apart; never closer than the voxels.

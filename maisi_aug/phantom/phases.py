@@ -20,11 +20,15 @@ from maisi_aug.system.seeds import derive_seed
 SEED_STREAM: Final = "completion"
 BASE_PHASE: Final[Phase] = "portal"
 OTHER_PHASES: Final[tuple[Phase, ...]] = tuple(phase for phase in PHASES if phase != BASE_PHASE)
+# Organs whose HU tell the phase of a real CT; each counts from some voxels on, and no more than some HU, so that none
+# outweighs the others, such as an aorta of 400 HU.
 _LEAST_VOXELS: Final = 30
+_MOST_AWAY_HU: Final = 80.0
 _TELLING: Final = (
     ids.AORTA, ids.INFERIOR_VENA_CAVA, ids.PORTAL_AND_SPLENIC_VEIN, ids.LIVER, ids.SPLEEN, ids.RIGHT_KIDNEY,
     ids.LEFT_KIDNEY, ids.PANCREAS, ids.SUPERIOR_VENA_CAVA, ids.PULMONARY_VEIN,
 )  # fmt: skip
+# Ids that neither the vocabulary nor detail maps use.
 SPARE_IDS: Final = (*range(136, 200), *range(201, 232))
 ENHANCED_GROUPS: Final[tuple[tuple[int, ...], ...]] = (
     (ids.AORTA, ids.LEFT_ILIAC_ARTERY, ids.RIGHT_ILIAC_ARTERY, ids.BRACHIOCEPHALIC_TRUNK, ids.LEFT_COMMON_CAROTID,
@@ -130,8 +134,7 @@ def infer_phase(label_map: NDArray[np.uint8], image_hu: NDArray[np.int16], *, mo
         if inside.size >= _LEAST_VOXELS:
             median = float(np.median(inside))
             for phase in phases:
-                # No single organ outweighs the others, such as an aorta of 400 HU.
-                away[phase] += min(abs(median - float(mean_hu(phase)[label])), 80.0)
+                away[phase] += min(abs(median - float(mean_hu(phase)[label])), _MOST_AWAY_HU)
     return min(phases, key=lambda phase: (away[phase], phase != BASE_PHASE))
 
 

@@ -8,16 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import GridError
 from maisi_aug.phantom import ids, textures
 from maisi_aug.phantom.detail import draw_healthy_detail, with_tumors
+from maisi_aug.phantom.erosion import eroded
 from maisi_aug.phantom.intensity import Phase, draw_appearance, draw_phase
-from maisi_aug.phantom.lumen import bounding_box, eroded
 from maisi_aug.phantom.scanner import blur_voxels, draw_noise
 from maisi_aug.phantom.shapes import lookup
 from maisi_aug.phantom.tumors import blend_tumors, find_tumors, without_tumors
 from maisi_aug.system.seeds import numpy_generator
-from maisi_aug.volumes.grid import Grid
+from maisi_aug.volumes.grid import Grid, Spacing
 
 Labels = NDArray[np.uint8]
 HU_LIMITS: Final = (-1000.0, 1400.0)
@@ -47,10 +46,7 @@ def render_hu(
     Raises:
         GridError: The map does not have the grid's shape.
     """
-    if label_map.shape != grid.shape:
-        raise GridError(
-            f"Label map: expected the grid's shape {grid.shape}, found {label_map.shape}. Pass its own grid."
-        )
+    grid.require_shape_of(label_map, subject="Label map")
     tissues = guess_tissue(label_map, grid.spacing_mm) if tissue is None else tissue
     return draw_case(label_map, tissues, seed=seed, grid=grid, phase=phase or draw_phase(seed))[1]
 
@@ -85,7 +81,7 @@ def draw_case(
     return with_tumors(detail, labels), np.rint(image).astype(np.int16)
 
 
-def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, float]) -> NDArray[np.uint8]:
+def guess_tissue(labels: NDArray[np.uint8], spacing_mm: Spacing) -> NDArray[np.uint8]:
     """Return the tissue of voxels with label 200, guessed from the labels: muscle around bones, else fat.
 
     Args:
@@ -96,7 +92,7 @@ def guess_tissue(labels: NDArray[np.uint8], spacing_mm: tuple[float, float, floa
         ``(I, J, K)`` uint8 tissue ids.
     """
     tissue = np.full(labels.shape, ids.TISSUE_FAT, dtype=np.uint8)
-    if bounding_box(labels > 0) is None:
+    if not labels.any():
         return tissue
     frame = lookup((*ids.BONES, *ids.MUSCLES, ids.COSTAL_CARTILAGE))[labels]
     sigma = [_WALL_REACH_MM / 1.6 / step for step in spacing_mm]

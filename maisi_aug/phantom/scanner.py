@@ -13,12 +13,16 @@ from scipy import ndimage
 
 from maisi_aug.phantom.intensity import Appearance
 from maisi_aug.phantom.noise import F32
+from maisi_aug.volumes.grid import Spacing
 
-Spacing = tuple[float, float, float]
 PIXEL_MM: Final = 0.75  # the pixel at which an appearance's noise is meant
-_BOX: Final = 0.29  # standard deviation of a box of side 1
+_BOX: Final = 0.29  # standard deviation of a box of side 1: 1 / sqrt(12)
 _RESAMPLED: Final = 0.40  # blur of edges in voxels: a voxel averages over its size
 _RESAMPLED_GRAIN: Final = 0.30  # and of noise
+# Standard deviation in the slice in mm at the softest kernel, and by how much it is less at the sharpest: of edges, and
+# of the grain of noise.
+_EDGE_MM: Final = (0.85, 0.45)
+_GRAIN_MM: Final = (0.75, 0.40)
 
 
 def blur_voxels(appearance: Appearance, spacing_mm: Spacing) -> tuple[float, float, float]:
@@ -28,7 +32,7 @@ def blur_voxels(appearance: Appearance, spacing_mm: Spacing) -> tuple[float, flo
         appearance: Kernel and slice thickness of the scan.
         spacing_mm: Voxel sides along I, J, K in mm.
     """
-    plane = 0.85 - 0.45 * appearance.sharpness
+    plane = _EDGE_MM[0] - _EDGE_MM[1] * appearance.sharpness
     mm = (plane, plane, _BOX * appearance.slice_mm)
     i, j, k = (float(np.hypot(own, _RESAMPLED * step) / step) for own, step in zip(mm, spacing_mm, strict=True))
     return i, j, k
@@ -48,8 +52,9 @@ def noise_level_hu(appearance: Appearance, spacing_mm: Spacing) -> float:
     return level
 
 
-def _grain_mm(appearance: Appearance) -> tuple[float, float, float]:
-    plane = 0.75 - 0.40 * appearance.sharpness
+def _grain_mm(appearance: Appearance) -> Spacing:
+    """Standard deviation along I, J, K of the filter that makes the scanner's noise from white noise."""
+    plane = _GRAIN_MM[0] - _GRAIN_MM[1] * appearance.sharpness
     return plane, plane, _BOX * appearance.slice_mm
 
 

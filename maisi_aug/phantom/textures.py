@@ -11,9 +11,9 @@ from maisi_aug.phantom import ids
 from maisi_aug.phantom.intensity import Appearance
 from maisi_aug.phantom.noise import F32, smooth_noise
 from maisi_aug.phantom.shapes import lookup
+from maisi_aug.volumes.grid import Spacing
 
 Labels = NDArray[np.uint8]
-Spacing = tuple[float, float, float]
 _LUNG_GRADIENT_HU: Final = 38.0  # from front to back, by gravity
 
 
@@ -33,21 +33,19 @@ def paint_textures(
         spacing_mm: Voxel sides along I, J, K in mm.
         rng: Source of all randomness.
     """
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    image += smooth_noise(shape, spacing_mm, rng, 24.0) * appearance.texture_hu[detail]
+    image += smooth_noise(image.shape, spacing_mm, rng, 24.0) * appearance.texture_hu[detail]
     _paint_fat(image, detail, spacing_mm, rng)
     _paint_bones(image, detail, spacing_mm, rng)
     lung = lookup(ids.LUNG_LOBES)[detail]
-    height = np.linspace(0.5, -0.5, shape[1], dtype=np.float32).reshape(1, -1, 1)
+    height = np.linspace(0.5, -0.5, image.shape[1], dtype=np.float32).reshape(1, -1, 1)
     image += np.where(lung, np.float32(_LUNG_GRADIENT_HU) * height, 0)
 
 
 def _paint_fat(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random.Generator) -> None:
     """Septa under the skin, and fat between strands."""
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    fine = smooth_noise(shape, spacing_mm, rng, 15.0)
+    fine = smooth_noise(image.shape, spacing_mm, rng, 15.0)
     ridge = np.exp(-((fine / np.float32(0.20)) ** 2))
-    other = smooth_noise(shape, spacing_mm, rng, 34.0)
+    other = smooth_noise(image.shape, spacing_mm, rng, 34.0)
     strands = ridge * np.clip(other + np.float32(0.2), 0, 1.2)
     gain = np.zeros(256, dtype=np.float32)
     gain[ids.VISCERAL_FAT], gain[ids.SUBCUTANEOUS_FAT] = 12, 14
@@ -59,7 +57,6 @@ def _paint_bones(image: F32, detail: Labels, spacing_mm: Spacing, rng: np.random
     cortex = lookup(ids.CORTICES)[detail]
     if not cortex.any():
         return
-    shape = (image.shape[0], image.shape[1], image.shape[2])
-    places = smooth_noise(shape, spacing_mm, rng, 26.0)[cortex]
+    places = smooth_noise(image.shape, spacing_mm, rng, 26.0)[cortex]
     grain = rng.standard_normal(places.size, dtype=np.float32)
     image[cortex] *= np.exp(np.float32(0.22) * places + np.float32(0.12) * grain)

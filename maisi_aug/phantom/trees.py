@@ -89,7 +89,7 @@ def tree_capsules(tree: Tree, *, min_radius_mm: float) -> tuple[NDArray[np.float
 
 def tree_fraction(
     tree: Tree,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     origin_mm: NDArray[np.float64],
     spacing_mm: NDArray[np.float64],
     *,

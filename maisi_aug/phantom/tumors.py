@@ -7,7 +7,7 @@ blended over it, so that its edge is as sharp as the rest of the image.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,33 +17,51 @@ from maisi_aug.phantom import ids
 from maisi_aug.phantom.intensity import Appearance
 from maisi_aug.phantom.noise import F32, smooth_noise
 from maisi_aug.phantom.scanner import blur_voxels
+from maisi_aug.volumes.components import TOUCHING, Mask
+from maisi_aug.volumes.grid import Spacing
 
 Labels = NDArray[np.uint8]
-Box = tuple[slice, slice, slice]
 NECROSIS_DIAMETER_MM: Final = 20.0  # larger lesions may have a dark core or a bright rim
-_CONNECTED: Final = np.ones((3, 3, 3), dtype=bool)
 _PAD_VOXELS: Final = 3
 # The edge's half-way point lies a little outside the mask: small and ragged lesions keep their HU at 3 mm.
 _EDGE_GAIN: Final = 1.3
-_HYPODENSE: Final = (ids.HEPATIC_TUMOR, ids.PANCREATIC_TUMOR, ids.KIDNEY_TUMOR)
+# Kinds that are darker than their hosts, and by how many HU, with contrast agent and without.
+_HYPODENSE: Final[dict[int, tuple[tuple[float, float], tuple[float, float]]]] = {
+    ids.HEPATIC_TUMOR: ((34.0, 60.0), (28.0, 38.0)),
+    ids.PANCREATIC_TUMOR: ((34.0, 50.0), (27.0, 35.0)),
+    ids.KIDNEY_TUMOR: ((55.0, 95.0), (27.0, 33.0)),
+}
 
 
-def find_tumors(label_map: Labels) -> list[tuple[int, Box, NDArray[np.bool_]]]:
-    """Return every connected tumour of a label map: its id, a box with a margin, and its mask inside that box."""
+class Tumor(NamedTuple):
+    """A connected tumour of a label map.
+
+    Attributes:
+        label: Id of its kind.
+        box: Slices of the map along I, J, K that hold it, with a margin.
+        mask: Its mask inside the box.
+    """
+
+    label: int
+    box: tuple[slice, slice, slice]
+    mask: Mask
+
+
+def find_tumors(label_map: Labels) -> list[Tumor]:
+    """Return the tumours of an ``(I, J, K)`` label map, kind by kind."""
     found = []
     counts = np.bincount(label_map.ravel(), minlength=256)
-    for tumor in ids.TUMORS:
-        if not counts[tumor]:
+    for label in ids.TUMORS:
+        if not counts[label]:
             continue
-        components, _ = ndimage.label(label_map == tumor, _CONNECTED)
+        components, _ = ndimage.label(label_map == label, TOUCHING)
         for number, box in enumerate(ndimage.find_objects(components), start=1):
-            wide = [slice(max(0, s.start - _PAD_VOXELS), s.stop + _PAD_VOXELS) for s in box]
-            padded = (wide[0], wide[1], wide[2])
-            found.append((tumor, padded, components[padded] == number))
+            i, j, k = (slice(max(0, side.start - _PAD_VOXELS), side.stop + _PAD_VOXELS) for side in box)
+            found.append(Tumor(label, (i, j, k), components[i, j, k] == number))
     return found
 
 
-def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bool_]]]) -> Labels:
+def without_tumors(label_map: Labels, tumors: list[Tumor]) -> Labels:
     """Return a label map without tumours: each is replaced by the host organ that surrounds it most.
 
     Args:
@@ -51,18 +69,18 @@ def without_tumors(label_map: Labels, tumors: list[tuple[int, Box, NDArray[np.bo
         tumors: Tumours of the label map, as :func:`find_tumors` returns them.
     """
     healthy = label_map.copy()
-    for tumor, box, mask in tumors:
-        hosts = ids.TUMOR_HOSTS[tumor]
-        around = np.bincount(label_map[box].ravel(), minlength=256)
-        healthy[box][mask] = hosts[int(np.argmax(around[list(hosts)]))]
+    for tumor in tumors:
+        hosts = ids.TUMOR_HOSTS[tumor.label]
+        around = np.bincount(label_map[tumor.box].ravel(), minlength=256)
+        healthy[tumor.box][tumor.mask] = hosts[int(np.argmax(around[list(hosts)]))]
     return healthy
 
 
 def blend_tumors(
     image: F32,
-    tumors: list[tuple[int, Box, NDArray[np.bool_]]],
+    tumors: list[Tumor],
     appearance: Appearance,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     rng: np.random.Generator,
 ) -> None:
     """Blend every tumour over the blurred image of the healthy patient, in place.
@@ -75,39 +93,38 @@ def blend_tumors(
         rng: Source of all randomness.
     """
     blur = blur_voxels(appearance, spacing_mm)
-    for tumor, box, mask in tumors:
-        share = ndimage.gaussian_filter(mask.astype(np.float32), blur, truncate=3.0)
+    for tumor in tumors:
+        share = ndimage.gaussian_filter(tumor.mask.astype(np.float32), blur, truncate=3.0)
         share = np.minimum(np.float32(_EDGE_GAIN) * share, 1)
-        seen = float(np.clip(share[mask].mean(), 0.55, 1.0))
-        value = _tumor_texture(tumor, mask, seen, appearance, spacing_mm, rng)
-        image[box] += share * (value - image[box])
+        seen = float(np.clip(share[tumor.mask].mean(), 0.55, 1.0))
+        value = _tumor_texture(tumor, seen, appearance, spacing_mm, rng)
+        image[tumor.box] += share * (value - image[tumor.box])
 
 
 def _tumor_texture(
-    tumor: int,
-    mask: NDArray[np.bool_],
+    tumor: Tumor,
     seen: float,
     appearance: Appearance,
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     rng: np.random.Generator,
 ) -> F32:
     """HU over the tumour's box: a drawn mean, texture, and in larger ones a dark core and a bright rim.
 
     Core and rim keep the mean of the tumour, so that its contrast to the host is the drawn one.
     """
-    mean = draw_tumor_hu(tumor, appearance, rng, seen=seen)
-    shape = (mask.shape[0], mask.shape[1], mask.shape[2])
+    label, mask = tumor.label, tumor.mask
+    mean = draw_tumor_hu(label, appearance, rng, seen=seen)
     diameter_mm = 2 * (3 * float(mask.sum()) * float(np.prod(spacing_mm)) / (4 * np.pi)) ** (1 / 3)
     grown = float(np.clip((diameter_mm - 12) / 20, 0, 1))  # large lesions are more varied inside
-    texture = np.float32(3.0 + 4.0 * grown) * smooth_noise(shape, spacing_mm, rng, 12.0)
-    if diameter_mm > NECROSIS_DIAMETER_MM and tumor != ids.COLON_TUMOR:
+    texture = np.float32(3.0 + 4.0 * grown) * smooth_noise(mask.shape, spacing_mm, rng, 12.0)
+    if diameter_mm > NECROSIS_DIAMETER_MM and label != ids.COLON_TUMOR:
         depth = ndimage.distance_transform_edt(np.pad(mask, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
-        ragged = depth.astype(np.float32) + np.float32(1.2) * smooth_noise(shape, spacing_mm, rng, 14.0)
+        ragged = depth.astype(np.float32) + np.float32(1.2) * smooth_noise(mask.shape, spacing_mm, rng, 14.0)
         if rng.random() < 0.65:
             start = rng.uniform(0.35, 0.6) * float(depth.max())
             core = np.clip((ragged - np.float32(start)) / np.float32(3.0), 0, 1)
             texture -= np.float32(rng.uniform(12, 26) * (0.5 + 0.5 * grown)) * core
-        if tumor == ids.BONE_LESION:
+        if label == ids.BONE_LESION:
             if rng.random() < 0.4:  # a sclerotic margin, no marrow beyond it is lost
                 texture += np.float32(rng.uniform(25, 70)) * (depth < 3.2)
         elif appearance.phase in ("arterial", "portal") and rng.random() < 0.6:
@@ -127,13 +144,8 @@ def draw_tumor_hu(tumor: int, appearance: Appearance, rng: np.random.Generator, 
     """
     enhanced = appearance.phase != "non-contrast"
     if tumor in _HYPODENSE:
-        low, high, low_plain, high_plain = {
-            ids.HEPATIC_TUMOR: (34, 60, 28, 38),
-            ids.PANCREATIC_TUMOR: (34, 50, 27, 35),
-            ids.KIDNEY_TUMOR: (55, 95, 27, 33),
-        }[tumor]
         host = float(appearance.hu[ids.TUMOR_HOSTS[tumor][0]])
-        contrast = float(rng.uniform(low, high) if enhanced else rng.uniform(low_plain, high_plain))
+        contrast = float(rng.uniform(*_HYPODENSE[tumor][0 if enhanced else 1]))
         return host - contrast / seen
     if tumor == ids.COLON_TUMOR:
         return float(rng.uniform(60, 90) if enhanced else rng.uniform(45, 60))

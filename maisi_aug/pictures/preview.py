@@ -35,6 +35,7 @@ from maisi_aug.pictures.slices import (
 )
 from maisi_aug.system.content import ContentError, content_errors, parse_json
 from maisi_aug.system.whole_files import write_whole
+from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
 from maisi_aug.volumes.components import label_parts
 from maisi_aug.volumes.grid import Grid
 
@@ -45,7 +46,6 @@ MIN_ZOOM_MM = 70.0
 MAX_LEGEND_LABELS = 24
 TEXT_KEY = "maisi-aug"
 
-LUNG_IDS = frozenset({28, 29, 30, 31, 32})
 BONE_IDS = frozenset({*range(33, 57), *range(63, 98), 120, 122, 127})
 MAX_CASES = 48
 THUMB_PX = 200
@@ -190,7 +190,7 @@ def choose_window(label_map: NDArray[np.uint8], focus: NDArray[np.bool_]) -> Win
     around = np.bincount(label_map[shell], minlength=256)
     around[0] = 0
     most = int(np.argmax(around))
-    if most in LUNG_IDS and around[most]:
+    if most in LUNG_LOBE_IDS and around[most]:
         return LUNG
     return BONE if most in BONE_IDS and around[most] else SOFT_TISSUE
 

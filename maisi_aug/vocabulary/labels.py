@@ -23,6 +23,7 @@ LabelKind = Literal["organ", "tumor", "slot", "body", "background"]
 
 BACKGROUND_ID = 0
 BODY_ID = 200
+LUNG_LOBE_IDS = frozenset(range(28, 33))
 SLOT_IDS = (2, 16, 18, 20, 21, 129, 130, 131)
 FREE_IDS = (*range(133, 200), *range(201, 256))
 _NAME_SEPARATORS = "+:@"

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, get_args
 
+from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -19,7 +21,7 @@ Regions = tuple[BodyRegion, BodyRegion]
 BODY_REGIONS: tuple[BodyRegion, ...] = get_args(BodyRegion)
 REGION_LABELS: dict[BodyRegion, tuple[int, ...]] = {
     "head": (22, 120),
-    "thorax": (28, 29, 30, 31, 32),
+    "thorax": tuple(sorted(LUNG_LOBE_IDS)),
     "abdomen": (1, 3, 4, 5, 14),
     "pelvis": (93, 94),
 }

@@ -128,6 +128,21 @@ class Grid:
         """
         return self.shape == other.shape and bool(np.allclose(self.affine, other.affine, rtol=0, atol=tolerance_mm))
 
+    def require_shape_of(self, array: NDArray[Any], *, subject: str) -> None:
+        """Raise unless an array has the grid's shape.
+
+        Args:
+            array: Array of any type, one value per voxel.
+            subject: Name of the array in the message.
+
+        Raises:
+            GridError: The array has another shape.
+        """
+        if array.shape != self.shape:
+            raise GridError(
+                f"{subject}: expected the grid's shape {self.shape}, found {array.shape}. Pass its own grid."
+            )
+
     def require_multiple_of(self, factor: int, *, subject: str) -> None:
         """Raise unless every side is a multiple of a number.
 

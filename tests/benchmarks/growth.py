@@ -33,6 +33,7 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.preview import Caption, build_plain_preview, save_picture
 from maisi_aug.system.seeds import case_seed
 from maisi_aug.system.whole_files import sha256_of
+from maisi_aug.vocabulary.labels import BODY_ID
 from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.tiny_cohort import GRID, HEPATIC_TUMOR, LUNG_TUMOR, build_anatomy
 
@@ -74,18 +75,56 @@ def _write_sources(folder: Path, number: int) -> dict[str, Path]:
     tissue_hu = 50 + noise - 60 * (anatomy == HEPATIC_TUMOR)
     image_hu = np.where(anatomy == 0, -1000, tissue_hu).astype(np.int16)
     save_image(paths["image"], image_hu, GRID)
-    save_label_map(paths["label"], np.where(anatomy < BODY_AND_ORGANS, anatomy, 0).astype(np.uint8), GRID)
+    save_label_map(paths["label"], np.where(anatomy < BODY_ID, anatomy, 0).astype(np.uint8), GRID)
     save_label_map(paths["anatomy"], anatomy, GRID)
     paths["preview"] = place / "preview.png"
     save_picture(paths["preview"], build_plain_preview(image_hu, GRID, Caption("case", ("a preview",))))
     return paths
 
 
-BODY_AND_ORGANS: Final = 200
+def _build_verdicts(case: CasePlan, lesions: Sequence[Lesion]) -> tuple[VerdictRecord, ...]:
+    """Verdicts with figures as the gates give them."""
+    label = lesions[0].label
+    organs: list[JsonValue] = [
+        {
+            "organ": name,
+            "median_hu": 50.0 + case.index % 13,
+            "low_hu": -21.6,
+            "high_hu": 162.0,
+            "num_voxels": 20000 + case.index,
+            "inside": True,
+            "judged": True,
+        }
+        for name in ORGANS
+    ]
+    sizes: dict[str, JsonValue] = {
+        "label": label,
+        "requested_ml": [part.requested_ml for part in case.lesions],
+        "realised_ml": [lesion.realised_ml for lesion in lesions],
+        "errors_ml": [0.001 * (case.index % 7)],
+        "voxel_ml": GRID.voxel_ml,
+        "tolerance": 0.1,
+    }
+    seen: dict[str, JsonValue] = {
+        "label": label,
+        "num_voxels": 92,
+        "lesion_hu": 13.0,
+        "host_hu": 74.0,
+        "contrast_hu": -61.0,
+    }
+    return (
+        VerdictRecord("presence", True, {"num_voxels": {"26": 92}, "missing_ids": []}, "Presence: all are there."),
+        VerdictRecord("lesion size", True, sizes, f"{label}: Lesion size: 1 of 1 as requested."),
+        VerdictRecord(
+            "geometry", True, {"image_shape": list(GRID.shape), "lowest_hu": -1000.0}, "Geometry: as expected."
+        ),
+        VerdictRecord("organ HU", True, {"organs": organs, "num_judged": 6}, "Organ HU: 6 of 6 inside their range."),
+        VerdictRecord("lesion visibility", True, seen, "Lesion visibility: found -61 HU at 22.4 mm."),
+    )
 
 
 def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
-    """An accepted attempt with figures as the gates give them."""
+    """An accepted attempt, whose lesions are up to 0.6% larger than requested."""
     lesions = tuple(
         Lesion(
             part.label_id,
@@ -100,42 +139,6 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
         )
         for part in case.lesions
     )
-    organs: list[JsonValue] = [
-        {
-            "organ": name,
-            "median_hu": 50.0 + case.index % 13,
-            "low_hu": -21.6,
-            "high_hu": 162.0,
-            "num_voxels": 20000 + case.index,
-            "inside": True,
-            "judged": True,
-        }
-        for name in ORGANS
-    ]
-    sizes: dict[str, JsonValue] = {
-        "label": lesions[0].label,
-        "requested_ml": [part.requested_ml for part in case.lesions],
-        "realised_ml": [lesion.realised_ml for lesion in lesions],
-        "errors_ml": [0.001 * (case.index % 7)],
-        "voxel_ml": GRID.voxel_ml,
-        "tolerance": 0.1,
-    }
-    seen: dict[str, JsonValue] = {
-        "label": lesions[0].label,
-        "num_voxels": 92,
-        "lesion_hu": 13.0,
-        "host_hu": 74.0,
-        "contrast_hu": -61.0,
-    }
-    verdicts = (
-        VerdictRecord("presence", True, {"num_voxels": {"26": 92}, "missing_ids": []}, "Presence: all are there."),
-        VerdictRecord("lesion size", True, sizes, f"{lesions[0].label}: Lesion size: 1 of 1 as requested."),
-        VerdictRecord(
-            "geometry", True, {"image_shape": list(GRID.shape), "lowest_hu": -1000.0}, "Geometry: as expected."
-        ),
-        VerdictRecord("organ HU", True, {"organs": organs, "num_judged": 6}, "Organ HU: 6 of 6 inside their range."),
-        VerdictRecord("lesion visibility", True, seen, "Lesion visibility: found -61 HU at 22.4 mm."),
-    )
     seed = case_seed(cohort.seed, case.asked, case.index, 0)
     return AttemptRecord(
         case_id=case.case_id,
@@ -146,7 +149,7 @@ def _build_record(cohort: CohortRun, case: CasePlan) -> AttemptRecord:
         request=case.request,
         lesions=lesions,
         required_ids=case.required_ids,
-        verdicts=verdicts,
+        verdicts=_build_verdicts(case, lesions),
         reason="",
         mask_origin={"source": "plant", "bank": "phantom", "phantom_seed": seed, "region": "abdomen", "base": 0},
         bundle=cohort.bundle.name,

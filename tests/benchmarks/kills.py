@@ -187,93 +187,132 @@ class RayNodes:
         process.wait()
 
 
-def list_cases(folder: Path, nodes: RayNodes) -> dict[str, Callable[[], Case]]:
-    """The commands, each with what writes its inputs."""
-    from tests.builders.resolver import GATES_OFF
-    from tests.builders.tiny_bundle import write_tiny_bundle
-    from tests.builders.tiny_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, write_cohort
-    from tests.builders.tiny_lab import GRID_WORDS, write_lab
+@dataclass(frozen=True)
+class Commands:
+    """The commands that are killed. Each method writes the inputs of one and says how it is called.
 
-    place = folder / "place"
+    Attributes:
+        folder: For inputs and results.
+        nodes: Ray cluster, of which commands on it make use.
+    """
 
-    def synthesize() -> Case:
-        bundle = write_tiny_bundle(folder / "tiny").path
-        recipe = folder / "recipe.yaml"
+    folder: Path
+    nodes: RayNodes
+
+    @property
+    def place(self) -> Path:
+        """Folder of the results."""
+        return self.folder / "place"
+
+    def by_name(self) -> dict[str, Callable[[], Case]]:
+        """All commands, by their names in ``KILLS`` and ``ENGINE_KILLS``."""
+        return {
+            "synthesize": self.synthesize,
+            "prepare": self.prepare,
+            "export nnunet": self.export_nnunet,
+            "export monai": lambda: self.export("monai"),
+            "export dicom": lambda: self.export("dicom"),
+            "finetune-controlnet": self.finetune,
+            "benchmark run": self.benchmark,
+            "bundles import": self.import_bundle,
+            "devices: the driver": self.synthesize_on_devices,
+            "devices: a worker": lambda: self.synthesize_on_devices(list_workers),
+            "shards": self.synthesize_in_shards,
+            "cohort merge": self.merge,
+            "ray: the driver": self.synthesize_on_ray,
+            "ray: a worker": lambda: self.synthesize_on_ray(lambda _: self.nodes.find_actors()),
+            "ray: a node": lambda: self.synthesize_on_ray(lambda _: self.nodes.find_second()),
+        }
+
+    def synthesize(self) -> Case:
+        """Two cases in one process."""
+        from tests.builders.resolver import GATES_OFF
+        from tests.builders.tiny_bundle import write_tiny_bundle
+
+        bundle = write_tiny_bundle(self.folder / "tiny").path
+        recipe = self.folder / "recipe.yaml"
         labels = ["hepatic tumor:25-40mm", "lung tumor:20-40mm"]
         recipe.write_text(json.dumps({"labels": labels, "gates": GATES_OFF, "seed": 5}))
         words = ["synthesize", "--recipe", str(recipe), "--bundle", str(bundle), "-n", "2", "--device", "cpu"]
-        return Case([*words, "--out", str(place / "cohort")], place)
+        return Case([*words, "--out", str(self.place / "cohort")], self.place)
 
-    def prepare() -> Case:
-        lab = write_lab(folder / "lab", 4)
+    def prepare(self) -> Case:
+        """Four CTs of a lab."""
+        from tests.builders.tiny_lab import GRID_WORDS, write_lab
+
+        lab = write_lab(self.folder / "lab", 4)
         words = ["prepare", "--images", str(lab), "--labels", str(lab), "--folds", "2", "--workers", "1"]
         words += ["--map", "1=node@liver", "--map", "2=liver"]
-        return Case([*words, *GRID_WORDS, "--out", str(place / "data")], place)
+        return Case([*words, *GRID_WORDS, "--out", str(self.place / "data")], self.place)
 
-    def cohort() -> Path:
-        path = folder / "cohort"
+    def export_nnunet(self) -> Case:
+        """A new dataset of nnU-Net."""
+        words = ["export", "nnunet", str(self._cohort()), "--dataset-id", "7", "--name", "Kills"]
+        return Case([*words, "--out", str(self.place / "raw")], self.place)
+
+    def export(self, kind: str) -> Case:
+        """Another export of the same cohort."""
+        return Case(["export", kind, str(self._cohort()), "--out", str(self.place / kind)], self.place)
+
+    def _cohort(self) -> Path:
+        from tests.builders.tiny_cohort import HEPATIC_TUMOR, KIDNEY_TUMOR, write_cohort
+
+        path = self.folder / "cohort"
         if not path.exists():
             write_cohort(path, *([HEPATIC_TUMOR], [KIDNEY_TUMOR], [HEPATIC_TUMOR, KIDNEY_TUMOR]) * 8)
         return path
 
-    def nnunet() -> Case:
-        words = ["export", "nnunet", str(cohort()), "--dataset-id", "7", "--name", "Kills", "--out", str(place / "raw")]
-        return Case(words, place)
-
-    def finetune() -> Case:
+    def finetune(self) -> Case:
+        """Four steps on three cases."""
         from tests.builders.tiny_prepared import write_prepared, write_tiny_base
 
-        data, base = write_prepared(folder / "data", num_cases=3), write_tiny_base(folder / "base").path
+        data = write_prepared(self.folder / "data", num_cases=3)
+        base = write_tiny_base(self.folder / "base").path
         words = ["finetune-controlnet", "--label", "gland", "--data", str(data), "--base", str(base)]
         words += ["--steps", "4", "--pictures", "0", "--crop", "16x16x16", "--tune", "low-rank", "--rank", "2"]
-        return Case([*words, "--device", "cpu", "--out", str(place / "run")], place)
+        return Case([*words, "--device", "cpu", "--out", str(self.place / "run")], self.place)
 
-    def benchmark() -> Case:
+    def benchmark(self) -> Case:
+        """Two arms of two steps."""
         from tests.builders.tiny_benchmark import write_dataset, write_pairs
 
-        real, made = write_dataset(folder / "Dataset900_Tiny", 6), write_pairs(folder / "made", 4)
+        real = write_dataset(self.folder / "Dataset900_Tiny", 6)
+        made = write_pairs(self.folder / "made", 4)
         words = ["benchmark", "run", "--real", str(real), "--synthetic", str(made), "--arms", "real,real+synthetic:1"]
-        return Case([*words, "--seeds", "1", "--steps", "2", "--device", "cpu", "--out", str(place / "bench")], place)
+        words += ["--seeds", "1", "--steps", "2", "--device", "cpu"]
+        return Case([*words, "--out", str(self.place / "bench")], self.place)
 
-    def bundles() -> Case:
-        source = _write_checkpoints(folder)
-        words = ["bundles", "import", str(source), "--accept-license", "--to", str(place / "rflow-ct")]
-        return Case(words, place)
+    def import_bundle(self) -> Case:
+        """Checkpoints as NVIDIA publishes them."""
+        words = ["bundles", "import", str(_write_checkpoints(self.folder)), "--accept-license"]
+        return Case([*words, "--to", str(self.place / "rflow-ct")], self.place)
 
-    def export(kind: str) -> Callable[[], Case]:
-        return lambda: Case(["export", kind, str(cohort()), "--out", str(place / kind)], place)
+    def synthesize_on_devices(self, find_victims: Callable[[int], list[int]] | None = None) -> Case:
+        """Two workers on this machine."""
+        words = [word for word in self.synthesize().words if word not in ("--device", "cpu")]
+        return Case([*words, "--devices", "cpu,cpu"], self.place, find_victims=find_victims)
 
-    def shards() -> Case:
-        words = list(synthesize().words)
+    def synthesize_in_shards(self) -> Case:
+        """Two shards, one after the other, which are then merged."""
+        words = list(self.synthesize().words)
         first, second = ([*words, "--shard", f"{number}/2"] for number in (1, 2))
-        return Case(first, place, [second, ["cohort", "merge", str(place / "cohort")]])
+        return Case(first, self.place, [second, ["cohort", "merge", str(self.place / "cohort")]])
 
-    def merge() -> Case:
-        case, template = shards(), folder / "unmerged"
+    def merge(self) -> Case:
+        """The last step of the shards alone; what the first ones leave is the template."""
+        case, template = self.synthesize_in_shards(), self.folder / "unmerged"
         case.empty()
         for words in (case.words, case.more[0]):
-            if wait(start([words], folder / "log")):
-                raise RuntimeError((folder / "log").read_text())
-        shutil.copytree(place, template, dirs_exist_ok=True)
-        return Case(case.more[-1], place, template=template)
+            if wait(start([words], self.folder / "log")):
+                raise RuntimeError((self.folder / "log").read_text())
+        shutil.copytree(self.place, template, dirs_exist_ok=True)
+        return Case(case.more[-1], self.place, template=template)
 
-    def devices(find_victims: Callable[[int], list[int]] | None) -> Case:
-        words = [word for word in synthesize().words if word not in ("--device", "cpu")]
-        return Case([*words, "--devices", "cpu,cpu"], place, find_victims=find_victims)
-
-    def ray(find_victims: Callable[[int], list[int]] | None) -> Case:
-        words = [*synthesize().words, "--engine", "ray", "--address", nodes.address, "--num-workers", "2"]
+    def synthesize_on_ray(self, find_victims: Callable[[int], list[int]] | None = None) -> Case:
+        """Six cases on both nodes."""
+        words = [*self.synthesize().words, "--engine", "ray", "--address", self.nodes.address, "--num-workers", "2"]
         words[words.index("-n") + 1] = "6"
-        return Case(words, place, find_victims=find_victims, repair=nodes.start)
-
-    made = (synthesize, prepare, nnunet, export("monai"), export("dicom"), finetune, benchmark, bundles)
-    engines = (lambda: devices(None), lambda: devices(list_workers), shards, merge)
-    clusters = (
-        lambda: ray(None),
-        lambda: ray(lambda process: nodes.find_actors()),
-        lambda: ray(lambda process: nodes.find_second()),
-    )
-    return dict(zip([*KILLS, *ENGINE_KILLS], [*made, *engines, *clusters], strict=True))
+        return Case(words, self.place, find_victims=find_victims, repair=self.nodes.start)
 
 
 def _write_checkpoints(folder: Path) -> Path:
@@ -491,7 +530,7 @@ def main() -> None:
         os.environ["RAY_AUTH_MODE"] = "disabled"  # a cluster that listens on this machine alone
         nodes = RayNodes(Path(scratch, "ray"))
         open_things.callback(nodes.end)
-        for command, build in list_cases(Path(scratch), nodes).items():
+        for command, build in Commands(Path(scratch), nodes).by_name().items():
             if command in commands:
                 num_kills = options.kills if options.kills is not None else every[command]
                 rows.append(asdict(measure(command, build(), num_kills, draws, Path(scratch, "log"))))

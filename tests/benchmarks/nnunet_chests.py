@@ -12,43 +12,33 @@ without labels are backgrounds for the cohort. Images are linked, label maps wri
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from maisi_aug.volumes.image_files import load_label_map, load_stored_grid, save_label_map
-from maisi_aug.volumes.orientation import axis_codes, turn_volume
+from maisi_aug.volumes.image_files import load_label_map
+from tests.benchmarks.nnunet_raw import add_case, describe_dataset
 
 
 def write_chest_dataset(source: Path, out: Path) -> Path:
-    """Write the dataset; label maps keep the voxel axes of their images.
+    """Write the dataset.
 
     Args:
         source: Folder with the chest CTs and their label maps.
         out: Where the dataset's folder goes.
+
+    Returns:
+        The dataset's folder.
     """
     folder = out / "Dataset211_Chests"
     paths = sorted(source.glob("*_seg.nii.gz"))
     for path in paths:
         name = path.name.removesuffix("_seg.nii.gz")
-        image = path.with_name(f"{name}_ct.nii.gz").resolve()
-        place = folder / "imagesTr" / f"{name}_0000.nii.gz"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(image)
         labels = load_label_map(path)
         nodule = (labels.array == 1).astype(np.uint8)
-        turned = turn_volume(nodule, labels.grid, axis_codes(load_stored_grid(image).affine))
-        save_label_map(folder / "labelsTr" / f"{name}.nii.gz", *turned)
-    description = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "nodule": 1},
-        "numTraining": len(paths),
-        "file_ending": ".nii.gz",
-        "licence": "CC BY 3.0, LIDC-IDRI and 4D-Lung",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+        add_case(folder, "Tr", name, path.with_name(f"{name}_ct.nii.gz"), nodule, labels.grid)
+    describe_dataset(folder, ["nodule"], num_training=len(paths), licence="CC BY 3.0, LIDC-IDRI and 4D-Lung")
     return folder
 
 

@@ -17,15 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
-from maisi_aug.volumes.image_files import load_label_map, load_stored_grid, save_label_map
-from maisi_aug.volumes.orientation import axis_codes, turn_volume
+from maisi_aug.volumes.image_files import load_label_map
+from tests.benchmarks.nnunet_raw import Part, add_case, describe_dataset
 
 NUM_TEST_CASES = 2
 LABELS = {"LeftParotid": "left parotid", "RightParotid": "right parotid", "Mandible": "mandible"}
 
 
 def write_openkbp_dataset(source: Path, out: Path, num_cases: int, held_out: Sequence[str] = ()) -> Path:
-    """Write the dataset; label maps keep the voxel axes of their images.
+    """Write the dataset.
 
     Args:
         source: Folder of OpenKBP.
@@ -38,25 +38,13 @@ def write_openkbp_dataset(source: Path, out: Path, num_cases: int, held_out: Seq
     patients = [path.name.removesuffix("_ct.nii.gz") for path in sorted(source.glob("*_ct.nii.gz"))]
     others = [patient for patient in patients if patient not in held_out]
     tested = (held_out or others[num_cases:])[:NUM_TEST_CASES]
-    parts = [*(("Tr", patient) for patient in others[:num_cases]), *(("Ts", patient) for patient in tested)]
-    for part, patient in parts:
-        image = (source / f"{patient}_ct.nii.gz").resolve()
-        place = folder / f"images{part}" / f"{patient}_0000.nii.gz"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.symlink_to(image)
+    parts: dict[Part, Sequence[str]] = {"Tr": others[:num_cases], "Ts": tested}
+    for part, patient in ((part, patient) for part, patients in parts.items() for patient in patients):
         organs = load_label_map(source / f"{patient}_oar.nii.gz")
         masks = [organs.array == given[name] for name in LABELS]
         values = np.select(masks, range(1, len(LABELS) + 1), 0).astype(np.uint8)
-        turned = turn_volume(values, organs.grid, axis_codes(load_stored_grid(image).affine))
-        save_label_map(folder / f"labels{part}" / f"{patient}.nii.gz", *turned)
-    description = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, **{name: value for value, name in enumerate(LABELS.values(), start=1)}},
-        "numTraining": num_cases,
-        "file_ending": ".nii.gz",
-        "licence": "MIT, ababier/open-kbp",
-    }
-    (folder / "dataset.json").write_text(json.dumps(description, indent=2), encoding="utf-8")
+        add_case(folder, part, patient, source / f"{patient}_ct.nii.gz", values, organs.grid)
+    describe_dataset(folder, list(LABELS.values()), num_training=num_cases, licence="MIT, ababier/open-kbp")
     return folder
 
 

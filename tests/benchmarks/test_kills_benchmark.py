@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.benchmarks.kills import ENGINE_KILLS, KILLS, Row, _judge, hash_all
+from tests.benchmarks.kills import ENGINE_KILLS, KILLS, Commands, RayNodes, Row, _judge, hash_all
 
 
 def test_times_in_texts_do_not_count_and_everything_else_does(tmp_path: Path) -> None:
@@ -28,3 +28,12 @@ def test_what_is_left_or_differs_is_a_fault(tmp_path: Path) -> None:
     _judge(row, expected, {}, {"out": "folder", "out/a": "2"}, 0, "differs", tmp_path / "log")
     assert (row.num_same, row.num_left, len(row.faults)) == (3, 1, 2)
     assert sum(KILLS.values()) == sum(ENGINE_KILLS.values()) == 200
+
+
+def test_every_command_that_is_killed_can_be_called(tmp_path: Path) -> None:
+    commands = Commands(tmp_path, RayNodes(tmp_path / "ray")).by_name()
+    assert list(commands) == [*KILLS, *ENGINE_KILLS]
+    case = commands["devices: the driver"]()
+    assert case.words[:1] == ["synthesize"]
+    assert case.words[-2:] == ["--devices", "cpu,cpu"]
+    assert case.place == tmp_path / "place"

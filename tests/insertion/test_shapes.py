@@ -5,7 +5,8 @@ import pytest
 from scipy import ndimage
 
 from maisi_aug.errors import LesionError
-from maisi_aug.insertion.shapes import TOUCHING, draw_shape
+from maisi_aug.insertion.shapes import draw_shape
+from maisi_aug.volumes.components import TOUCHING
 
 SHAPE, SPACING_MM, CENTRE = (40, 36, 20), (0.7, 0.8, 2.0), (20, 18, 10)
 

@@ -15,7 +15,7 @@ from maisi_aug.networks.pointwise import (
     use_pointwise_layers,
 )
 from maisi_aug.training.images.wavelet import only_convolution
-from tests.training.images.test_label_means import build_networks
+from tests.builders.tiny_networks import build_networks
 
 
 def build() -> nn.Sequential:

@@ -14,9 +14,10 @@ from scipy import ndimage
 
 from maisi_aug.errors import GridError
 from maisi_aug.phantom import AnatomyMap, Region, build_label_map, ids, render_hu
-from maisi_aug.phantom.completion import complete_anatomy, has_outline, signed_distance
-from maisi_aug.phantom.fitting import ABOVE_Z_MM
+from maisi_aug.phantom.completion import complete_anatomy
+from maisi_aug.phantom.distances import signed_distance
 from maisi_aug.phantom.landmarks import reference_body
+from maisi_aug.phantom.patient import has_outline
 from maisi_aug.training.cases.label_sets import LABEL_SETS, LabelSet, reduce_labels
 from maisi_aug.vocabulary.labels import MAISI
 from maisi_aug.vocabulary.totalsegmentator import totalsegmentator_mapping
@@ -170,10 +171,9 @@ def test_head_without_labels_of_its_own_is_muscle_below_fat() -> None:
     given = np.zeros(grid.shape, dtype=np.uint8)
     i, j, k = np.indices(grid.shape)
     given[np.hypot((i - 20) / 13, (j - 22) / 16) < 1] = ids.BODY
-    brain = sorted(ABOVE_Z_MM)[0]
-    given[(given == ids.BODY) & (k > 15) & (np.hypot((i - 20) / 9, (j - 22) / 11) < 1)] = brain
+    given[(given == ids.BODY) & (k > 15) & (np.hypot((i - 20) / 9, (j - 22) / 11) < 1)] = ids.BRAIN
     completed, tissue = complete_anatomy(given, seed=1, grid=grid)
-    assert (completed[given == brain] == brain).all()
+    assert (completed[given == ids.BRAIN] == ids.BRAIN).all()
     assert not np.isin(completed, (ids.LIVER, ids.HEART, *ids.LUNG_LOBES)).any()
     rest = completed == ids.BODY
     assert np.isin(tissue[rest], (ids.TISSUE_MUSCLE, ids.TISSUE_FASCIA)).mean() > 0.3
@@ -195,14 +195,6 @@ def test_empty_map_and_another_shape_are_refused() -> None:
         complete_anatomy(np.zeros(GRID.shape, dtype=np.uint8), seed=1, grid=GRID)
     with pytest.raises(GridError, match=r"found \(4, 4, 4\)"):
         complete_anatomy(np.ones((4, 4, 4), dtype=np.uint8), seed=1, grid=GRID)
-
-
-def test_distance_is_negative_inside_and_in_millimetres() -> None:
-    grid = Grid.from_spacing((45, 38, 30), (3.0, 3.0, 3.0))
-    i, j, k = np.indices(grid.shape)
-    away = 3.0 * np.sqrt((i - 22) ** 2 + (j - 19) ** 2 + (k - 15) ** 2)
-    distance = signed_distance(away < 33, grid.spacing_mm)
-    assert np.abs(distance - (away - 33)).max() < 2.5
 
 
 def test_fine_map_keeps_its_outline_and_its_labels_to_the_voxel() -> None:

@@ -1,8 +1,8 @@
-"""Label maps as users have them: some labels are missing, some are coarse.
+"""Label maps as users have them, made of full ones: some labels are missing, some are coarse.
 
-A bundle that has learnt from full label maps alone draws a grey cylinder around the liver of a map that knows nothing
-else. These are the labels of TotalSegmentator's versions, of organs alone, of one organ and its lesion, coarse
-bones, and labels left out at random; what is left out is body, as in a real map.
+There are the labels of TotalSegmentator's versions, of organs alone, of one organ and its lesion, coarse bones, and
+labels left out at random; what is left out is body, as in a real map. What a bundle or a completion makes of them is
+measured against the full map.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from maisi_aug.vocabulary.totalsegmentator import totalsegmentator_mapping
 
 LabelSet = Literal["all", "v1", "v2", "organs", "one organ", "coarse bones", "random"]
 LABEL_SETS: Final[tuple[LabelSet, ...]] = get_args(LabelSet)
-_SHARES: Final = (0.10, 0.20, 0.20, 0.12, 0.13, 0.10, 0.15)
 _ORGANS: Final = (
     ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.GALLBLADDER, ids.STOMACH, ids.DUODENUM, ids.BLADDER,
     ids.SMALL_BOWEL, ids.COLON, ids.HEART, ids.AORTA, ids.INFERIOR_VENA_CAVA, *ids.LUNG_LOBES, ids.ESOPHAGUS,
@@ -31,16 +30,7 @@ _COARSER: Final[dict[int, int]] = {
     ids.VERTEBRA_S1: ids.SACRUM,
 }
 # Those who label bones coarsely have one label for many: any of them.
-_BONE_GROUPS: Final = (
-    ids.VERTEBRAE,
-    tuple(range(ids.LEFT_RIB_1, ids.RIGHT_RIB_1)),
-    tuple(range(ids.RIGHT_RIB_1, ids.RIGHT_RIB_12 + 1)),
-)
-
-
-def draw_label_set(rng: np.random.Generator) -> LabelSet:
-    """Draw a set of labels to which a training map is reduced, most often those of TotalSegmentator."""
-    return LABEL_SETS[int(rng.choice(len(LABEL_SETS), p=_SHARES))]
+_BONE_GROUPS: Final = (ids.VERTEBRAE, ids.LEFT_RIBS, ids.RIGHT_RIBS)
 
 
 def reduce_labels(label_map: NDArray[np.uint8], label_set: LabelSet, rng: np.random.Generator) -> NDArray[np.uint8]:

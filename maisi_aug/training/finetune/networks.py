@@ -23,7 +23,7 @@ from maisi_aug.networks.weights import load_networks
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.finetune.settings import FinetuneConfig
 from maisi_aug.training.images.anchors import freeze_control_signals
-from maisi_aug.training.images.label_means import freeze_lookup
+from maisi_aug.training.images.lookup import freeze_lookup
 
 PARTIAL_BLOCKS = ("controlnet_cond_embedding", "controlnet_down_blocks", "controlnet_mid_block")
 """Networks' parts that ``partial`` trains: the layers that read the label map, and those that feed the U-Net."""

@@ -1,4 +1,6 @@
 """Training of the image networks.
 
-Objectives, initial weights that already draw something, and the stages of a recipe.
+Objectives (``vae``, ``flow``, and the terms of their losses), initial weights that already draw something (``wavelet``
+for the autoencoder; ``start``, ``label_means``, ``lookup`` and ``anchors`` for U-Net and ControlNet), and the stages of
+a recipe (``stages``).
 """

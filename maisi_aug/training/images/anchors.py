@@ -11,6 +11,19 @@ d = t + (1 - t) c, and the U-Net answers with the exact velocity
 whose numerator the first skip connection carries and whose denominator the anchors are. The flow is straight, so that
 any number of steps draws the same image. All other channels are free to learn: they are divided by d, too, because a
 change of x_0 needs a change of v that is larger by as much.
+
+The way of the signals, by the names of MAISI's modules, for a latent of n channels. A pair of channels with both signs
+passes an activation, since silu(a) - silu(-a) = a.
+
+    x_t        -> conv_in                              first skip connection: (1 - c) x_t in channels 0 to n - 1
+    label map  -> condition embedding of the ControlNet
+               -> its first zero convolution           minus e, added to the same channels
+    time step  -> time_embed                           t and -t in channels 0 and 1
+               -> time_emb_proj, norm2 (last up block) d and -d in TIME_CHANNELS, scaled by TIME_ANCHORS
+               -> conv2 (last up block)                the anchors: ANCHOR d and -ANCHOR d, two in each group of out[0]
+    first skip -> skip_connection (last up block)      the signals and minus their sum, in the first group of out[0]
+               -> out[0], which divides by d
+               -> out[2]                               v
 """
 
 from __future__ import annotations
@@ -25,17 +38,21 @@ from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
 from monai.networks.utils import copy_model_state
 from torch import Tensor, nn
 
-from maisi_aug.training.images.wavelet import only_convolution
+from maisi_aug.networks.pointwise import middle_tap
+from maisi_aug.training.images.wavelet import anchored_deviation, only_convolution
 
-# Channels beside the signals in their group: two anchors, and the negative sum of the signals, which keeps the mean 0.
+SIGNS = (1.0, -1.0)
+# Channels next to the signals in their group: two anchors, and the negative sum of the signals, which keeps the mean 0.
 NUM_SIGNAL_EXTRAS = 3
+# Against signals of about 1; with 1000 they change the deviation by 1e-6.
 ANCHOR = 1000.0
 # The level around which SiLU is linear to 1e-4 for what the signals are after normalisation, and their scale there.
 LEVEL, SCALE = 20.0, 0.5
-# Hidden channels that carry the time, in a group of their own: two constants of opposite sign as their anchors, and d
-# with both signs.
+# Hidden channels of the last up block that carry the time, in a group of their own: two constants of opposite sign as
+# their anchors, and d with both signs, times a gain before it is normalised.
+TIME_ANCHORS, TIME_CHANNELS = (0, 1), (2, 3)
 TIME_GAIN = 10.0
-NUM_TIMESTEPS = 1000
+NUM_TIMESTEPS = 1000  # networks are given t times this
 # Noisy latents would drown what the label map tells in the features of the ControlNet.
 NOISY_SHARE = 0.3
 
@@ -53,7 +70,7 @@ def build_signal_path(unet: Any, controlnet: Any, num_channels: int, *, noise_sh
     copy_model_state(controlnet, unet.state_dict())
     parts = _Parts(unet, controlnet, num_channels)
     for convolution in (parts.first, parts.control_first):
-        _centre(convolution)[num_channels:] *= NOISY_SHARE
+        middle_tap(convolution)[num_channels:] *= NOISY_SHARE
     # MAISI starts with zeros here, with which no gradient reaches the label map.
     nn.init.kaiming_uniform_(parts.embedded.weight, a=math.sqrt(5))
     for parameter in parts.hand_over.parameters():
@@ -117,9 +134,9 @@ def set_noise_share(unet: Any, num_channels: int, noise_share: float) -> None:
     """Set the share of the starting noise that is left in the image, in place."""
     parts = _Parts(unet, None, num_channels)
     for channel in range(num_channels):
-        _centre(parts.first)[channel, channel] = 1.0 - noise_share
+        middle_tap(parts.first)[channel, channel] = 1.0 - noise_share
     projection, gain = parts.block.time_emb_proj, TIME_GAIN
-    for sign, place in ((1.0, 2), (-1.0, 3)):
+    for sign, place in zip(SIGNS, TIME_CHANNELS, strict=True):  # d = (1 - c) t + c
         projection.weight[place, 0] = sign * gain * (1.0 - noise_share)
         projection.weight[place, 1] = -sign * gain * (1.0 - noise_share)
         projection.bias[place] = sign * gain * noise_share
@@ -211,54 +228,55 @@ def _columns(layer: Any, columns: list[int]) -> Iterator[tuple[nn.Parameter, Ten
 
 def _start_ends(parts: _Parts, noise_share: float) -> None:
     """From x_t and e to the numerator, and from what normalisation makes of it to the velocity."""
-    deviation = ANCHOR * math.sqrt(2.0 / parts.group)
+    deviation = anchored_deviation(ANCHOR, parts.group)
     parts.last.weight.zero_()
     parts.last.bias.fill_(LEVEL / SCALE)
     parts.norm.weight.fill_(deviation)
     parts.norm.bias.zero_()
     for channel in range(parts.num_channels):
-        _centre(parts.hand_over)[channel, channel] = -1.0
-        _centre(parts.first)[channel, channel] = 1.0 - noise_share
+        middle_tap(parts.hand_over)[channel, channel] = -1.0
+        middle_tap(parts.first)[channel, channel] = 1.0 - noise_share
         parts.norm.weight[channel], parts.norm.bias[channel] = SCALE * deviation, LEVEL
-        _centre(parts.last)[channel, channel] = -1.0 / SCALE
+        middle_tap(parts.last)[channel, channel] = -1.0 / SCALE
     # What the label map tells goes on to the last block, too.
     for channel in range(parts.num_channels, parts.hand_over.out_channels):
-        _centre(parts.hand_over)[channel, channel] = 1.0
+        middle_tap(parts.hand_over)[channel, channel] = 1.0
 
 
 def _start_shortcut(parts: _Parts) -> None:
     """The last block reads the features below it and then the first skip connection."""
     skip = parts.shortcut.in_channels - parts.first.out_channels
     for channel in range(parts.num_channels):
-        _centre(parts.shortcut)[channel, skip + channel] = 1.0
-        _centre(parts.shortcut)[parts.num_channels, skip + channel] = -1.0
+        middle_tap(parts.shortcut)[channel, skip + channel] = 1.0
+        middle_tap(parts.shortcut)[parts.num_channels, skip + channel] = -1.0
 
 
 def _start_time(parts: _Parts) -> None:
-    """t through the time embedding, and d to the anchors; all in pairs of opposite sign."""
-    unet, block = parts.unet, parts.block
+    """t through the time embedding, and d, which ``set_noise_share`` makes of it, to the anchors."""
+    _pass_time(parts.unet.time_embed)
+    block = parts.block
+    deviation = anchored_deviation(ANCHOR, block.norm2.num_channels // block.norm2.num_groups)
+    for sign, place in zip(SIGNS, TIME_ANCHORS, strict=True):
+        parts.before.bias[place] = sign * ANCHOR
+    positive, negative = TIME_CHANNELS
+    block.norm2.weight[[positive, negative]], block.norm2.bias[[positive, negative]] = deviation / TIME_GAIN, 0.0
+    for pair in parts.anchors:
+        for sign, place in zip(SIGNS, pair, strict=True):
+            middle_tap(parts.after)[place, positive] = sign * ANCHOR
+            middle_tap(parts.after)[place, negative] = -sign * ANCHOR
+
+
+def _pass_time(time_embed: Any) -> None:
+    """Have a time embedding answer with t and -t in its first two channels, by least squares on its slowest waves."""
     t = torch.linspace(0.0, 1.0, 501, dtype=torch.float64)
-    waves = get_timestep_embedding(NUM_TIMESTEPS * t.float(), unet.time_embed[0].in_features).double()
+    waves = get_timestep_embedding(NUM_TIMESTEPS * t.float(), time_embed[0].in_features).double()
     half = waves.shape[1] // 2
     # The slowest sines are almost straight over the range of times; two of them are straight to 1e-5.
-    slow = torch.stack([waves[:, -1], waves[:, -2], waves[:, half - 1]], dim=1)
-    known = torch.cat([slow, torch.ones(len(t), 1, dtype=torch.float64)], dim=1)
-    solved = torch.linalg.lstsq(known, t[:, None]).solution[:, 0]
-    for sign, row in ((1.0, 0), (-1.0, 1)):
-        for place, value in zip((-1, -2, half - 1), solved[:3].tolist(), strict=True):
-            unet.time_embed[0].weight[row, place] = sign * value
-        unet.time_embed[0].bias[row] = sign * float(solved[3])
-        unet.time_embed[2].weight[row, 0], unet.time_embed[2].weight[row, 1] = sign, -sign
-    width = block.norm2.num_channels // block.norm2.num_groups
-    deviation = ANCHOR * math.sqrt(2.0 / width)
-    parts.before.bias[0], parts.before.bias[1] = ANCHOR, -ANCHOR
-    block.norm2.weight[2:4], block.norm2.bias[2:4] = deviation / TIME_GAIN, 0.0
-    for high, low in parts.anchors:
-        for sign, place in ((1.0, high), (-1.0, low)):
-            _centre(parts.after)[place, 2], _centre(parts.after)[place, 3] = sign * ANCHOR, -sign * ANCHOR
-
-
-def _centre(convolution: nn.Conv3d) -> Tensor:
-    """The weights of the middle tap, ``(out, in)``, as a view."""
-    i, j, k = (side // 2 for side in convolution.kernel_size)
-    return convolution.weight[:, :, i, j, k]
+    slowest = (-1, -2, half - 1)
+    known = torch.cat([waves[:, slowest], torch.ones(len(t), 1, dtype=torch.float64)], dim=1)
+    *slopes, offset = torch.linalg.lstsq(known, t[:, None]).solution[:, 0].tolist()
+    for row, sign in enumerate(SIGNS):
+        for place, slope in zip(slowest, slopes, strict=True):
+            time_embed[0].weight[row, place] = sign * slope
+        time_embed[0].bias[row] = sign * offset
+        time_embed[2].weight[row, 0], time_embed[2].weight[row, 1] = sign, -sign

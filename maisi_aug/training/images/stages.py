@@ -22,14 +22,14 @@ from maisi_aug.system.progress import ReportStep
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.system.whole_files import sha256_of, write_json_whole
 from maisi_aug.training.cases.data import CaseStore, LatentSet
-from maisi_aug.training.images.anchors import freeze_signals, keep_signals_precise, set_noise_share
+from maisi_aug.training.images.anchors import set_noise_share
 from maisi_aug.training.images.case_sources import open_source
 from maisi_aug.training.images.checks import require_divisible, require_same_settings
 from maisi_aug.training.images.contrastive import LabelRemover
 from maisi_aug.training.images.flow import FlowObjective
-from maisi_aug.training.images.label_means import freeze_lookup, start_from_label_means
 from maisi_aug.training.images.recipe import TrainingRecipe
 from maisi_aug.training.images.stage_folder import StageFolder, StageOptions
+from maisi_aug.training.images.start import hold_start, start_from_label_means
 from maisi_aug.training.images.vae import VaeObjective
 from maisi_aug.training.images.validation import FlowValidation, VaeValidation
 from maisi_aug.training.images.wavelet import only_convolution, start_as_wavelet
@@ -207,17 +207,14 @@ class TrainingFolder(StageFolder):
         controlnet, controlnet_names = self._build("controlnet")
         data = self._open_latents()
         with self.processes.main_first():
-            if (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
-                if self.recipe.controlnet.start == "label-means":  # the checkpoint has the other weights
-                    start = self._load_weights("controlnet", START_ROLE)
-                    controlnet.load_state_dict({plain: start[name] for plain, name in controlnet_names.items()})
-                    freeze_signals(unet, controlnet, len(data.training.latents[0]))
-                    freeze_lookup(controlnet)
-                    keep_signals_precise(unet, controlnet, len(data.training.latents[0]))
-            else:
+            if not (self.folder / "controlnet" / CHECKPOINT_NAME).is_file():
                 self._start_controlnet(unet, controlnet, data.store, data.training)
                 if self.processes.is_main:
                     self._save_weights("controlnet", START_ROLE, _rename(controlnet.state_dict(), controlnet_names))
+            elif self.recipe.controlnet.start == "label-means":  # a checkpoint has only the weights that are trained
+                start = self._load_weights("controlnet", START_ROLE)
+                controlnet.load_state_dict({plain: start[name] for plain, name in controlnet_names.items()})
+                hold_start(unet, controlnet, len(data.training.latents[0]))
         return self._prepare_flow(
             unet, controlnet, data, {"diffusion_unet": unet_names, "controlnet": controlnet_names}
         )
@@ -234,7 +231,6 @@ class TrainingFolder(StageFolder):
                 faint_gain=self.recipe.controlnet.faint_gain,
                 noise_share=self.recipe.controlnet.noise_share,
             )
-            keep_signals_precise(unet, controlnet, len(latents.latents[0]))
         else:
             copy_model_state(controlnet, unet.state_dict())
 

@@ -12,7 +12,7 @@ from monai.losses.adversarial_loss import PatchAdversarialLoss
 from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 from torch import Tensor, nn
 
-from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM
+from maisi_aug.networks.conditioning import HU_MINIMUM, HU_PER_UNIT
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import Ahead, CaseStore
 from maisi_aug.training.images.patches import PatchSource
@@ -68,9 +68,9 @@ class VaeObjective:
         rebuilt = self.autoencoder.decode(mean + sigma * self._draw_noise(step, share, mean.shape)).float()  # type: ignore[operator]
         mean, sigma = mean.float(), sigma.float()
         l1 = (rebuilt - image).abs().mean()
-        divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(image)
+        divergence = kl_divergence(mean, sigma)
         loss = l1 + self.config.kl_weight * divergence
-        figures = {"mean_error_hu": l1 * (HU_MAXIMUM - HU_MINIMUM), "kl": divergence}
+        figures = {"mean_error_hu": l1 * HU_PER_UNIT, "kl": divergence}
         if self.config.window_weight > 0:
             ours, theirs = (_to_window(volume, self.config.window_hu) for volume in (rebuilt, image))
             figures["window"] = (ours - theirs).abs().mean()
@@ -161,6 +161,19 @@ class _Adversary:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
+def kl_divergence(mean: Tensor, sigma: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of latents to the standard normal distribution, summed over a latent.
+
+    Args:
+        mean: ``(B, C, i, j, k)`` float32 means.
+        sigma: ``(B, C, i, j, k)`` float32 standard deviations.
+
+    Returns:
+        Mean over the batch.
+    """
+    return 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(mean)
+
+
 @torch.no_grad()
 def _set_log_variance(autoencoder: nn.Module, log_variance: float) -> None:
     for name, parameter in autoencoder.named_parameters():
@@ -170,5 +183,5 @@ def _set_log_variance(autoencoder: nn.Module, log_variance: float) -> None:
 
 def _to_window(image: Tensor, window_hu: tuple[float, float]) -> Tensor:
     """Map [0, 1] intensities so that the window spans [0, 1], clipped outside it."""
-    low, high = ((edge - HU_MINIMUM) / (HU_MAXIMUM - HU_MINIMUM) for edge in window_hu)
+    low, high = ((edge - HU_MINIMUM) / HU_PER_UNIT for edge in window_hu)
     return ((image - low) / (high - low)).clamp(0.0, 1.0)

@@ -12,7 +12,7 @@ from monai.metrics.regression import PSNRMetric, SSIMMetric
 from monai.networks.schedulers.ddpm import DDPMScheduler
 from torch import Tensor, nn
 
-from maisi_aug.networks.conditioning import HU_MAXIMUM, HU_MINIMUM, hu_to_unit
+from maisi_aug.networks.conditioning import HU_PER_UNIT, hu_to_unit
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.training.cases.data import CaseStore
 from maisi_aug.training.images.flow import FlowObjective
@@ -94,7 +94,7 @@ class VaeValidation:
         similarity = SSIMMetric(spatial_dims=3, data_range=1.0, win_size=side - 1 + side % 2)
         return {
             "loss": error,
-            "mean_error_hu": error * (HU_MAXIMUM - HU_MINIMUM),
+            "mean_error_hu": error * HU_PER_UNIT,
             "psnr_db": float(PSNRMetric(max_val=1.0)(rebuilt, image)),
             "ssim": float(similarity(rebuilt, image)),
         }

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from maisi_aug.errors import TrainingError
+from maisi_aug.networks.pointwise import middle_tap
 
 NUM_WAVELETS = 4
 NUM_ALL_WAVELETS = 8
@@ -136,33 +137,37 @@ def _start_trunk(blocks: nn.ModuleList, count: int, *, num_signals: int) -> None
             _ignore_anchors(block.norm1, count)
     norm = next(layer for block in blocks for layer in block.modules() if layer is blocks[-2])
     assert isinstance(norm, nn.GroupNorm)
-    norm.weight.fill_(_scale(norm))
+    norm.weight.fill_(anchored_deviation(ANCHOR, norm.num_channels))
     norm.weight[count : count + 2] = 0.0
     norm.bias.zero_()
     last.weight.zero_()
     _bias(last).zero_()
     for channel in range(last.out_channels):
-        last.weight[channel, channel, 1, 1, 1] = 1.0
-        last.weight[channel, count + 2, 1, 1, 1] = -1.0
+        middle_tap(last)[channel, channel] = 1.0
+        middle_tap(last)[channel, count + 2] = -1.0
 
 
-def _scale(norm: nn.GroupNorm) -> float:
-    """The standard deviation that the anchors alone make, which normalisation divides by."""
-    return ANCHOR * math.sqrt(2.0 / norm.num_channels)
+def anchored_deviation(anchor: float, num_channels: int) -> float:
+    """Return what group normalisation divides a group by if two large constants of opposite sign decide it.
+
+    Args:
+        anchor: Absolute value of the two constants, against which all other channels are small.
+        num_channels: Channels of the group, anchors included.
+    """
+    return anchor * math.sqrt(2.0 / num_channels)
 
 
 def _ignore_anchors(norm: Any, count: int) -> None:
     """Give the signals back their scale before the first convolution of a residual block, and hide the anchors."""
-    norm.weight.fill_(_scale(norm))
+    norm.weight.fill_(anchored_deviation(ANCHOR, norm.num_channels))
     norm.weight[_anchors(count)] = 0.0
 
 
 def _start_identity(convolution: nn.Conv3d, channels: range) -> None:
-    centre = tuple(side // 2 for side in convolution.kernel_size)
     for channel in channels:
         if channel < min(convolution.in_channels, convolution.out_channels):
             convolution.weight[channel] = 0.0
-            convolution.weight[(channel, channel, *centre)] = 1.0
+            middle_tap(convolution)[channel, channel] = 1.0
             _bias(convolution)[channel] = 0.0
 
 

@@ -24,6 +24,7 @@ from maisi_aug.networks.building import mixed_precision
 from maisi_aug.networks.conditioning import NUM_LABEL_BITS, to_label_bits
 from maisi_aug.networks.mask_decoding import MAX_LOGITS, class_ids, decode_classes
 from maisi_aug.system.seeds import derive_seed, numpy_generator
+from maisi_aug.training.images.vae import kl_divergence
 from maisi_aug.training.loop.processes import ALONE, WHOLE, Processes, Share
 from maisi_aug.training.loop.run import Stateless
 from maisi_aug.training.masks.label_maps import Classes, LabelMaps, draw_warp, mirror, take_patch
@@ -92,7 +93,7 @@ class MaskVaeObjective(Stateless):
         features, head = decode_features(self.autoencoder, mean + sigma * noise.to(self.device))
         cross_entropy, dice = compare_classes(head, features, classes, self.class_weights)
         mean, sigma = mean.float(), sigma.float()
-        divergence = 0.5 * (mean**2 + sigma**2 - torch.log(sigma**2 + 1e-8) - 1).sum() / len(classes)
+        divergence = kl_divergence(mean, sigma)
         loss = cross_entropy + self.config.dice_weight * (1.0 - dice) + self.config.kl_weight * divergence
         figures = {"cross_entropy": cross_entropy, "soft_dice": dice, "kl": divergence}
         return loss, {name: figure.detach() for name, figure in figures.items()}

@@ -18,9 +18,9 @@ from maisi_aug.training.images.anchors import (
     keep_signals_precise,
     set_noise_share,
 )
-from maisi_aug.training.images.label_means import freeze_lookup
+from maisi_aug.training.images.lookup import freeze_lookup
 from maisi_aug.training.images.wavelet import only_convolution
-from tests.training.images.test_label_means import build_networks, run_networks
+from tests.builders.tiny_networks import build_networks, run_networks
 
 NUM_CHANNELS = 4
 SHARE = 0.1

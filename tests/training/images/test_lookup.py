@@ -6,8 +6,8 @@ import torch
 from maisi_aug.bundle_spec.bundle import load_bundle
 from maisi_aug.networks.building import build_network
 from maisi_aug.networks.weights import load_weight_file
-from maisi_aug.training.images.label_means import LabelMeans, bits_of_ids
-from maisi_aug.training.images.lookup import choose_intensities, find_lookup, teach_lookup
+from maisi_aug.training.images.label_means import LabelMeans
+from maisi_aug.training.images.lookup import bits_of_ids, choose_intensities, find_lookup, teach_lookup
 from maisi_aug.vocabulary.labels import SlotBinding
 from tests.builders.tiny_bundle import build_header
 
