@@ -43,6 +43,7 @@ class CohortSummary:
         num_lost: Number of accepted cases that had lost files and were drawn again.
         shard: Shard of the run, to whose cases all figures refer; None for the whole cohort.
         skipped: ``(name, reason)`` of files of the mask bank that could not be used.
+        unfit_cts: ``(case, reason)`` of CTs that could not take lesions, for a cohort of inserted lesions.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class CohortSummary:
     skipped: tuple[tuple[str, str], ...] = ()
     num_lost: int = 0
     shard: Shard | None = None
+    unfit_cts: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -78,6 +80,7 @@ class CohortSummary:
             "seconds": round(self.seconds, 1),
             "accepted_per_label": labels,
             "skipped_bank_files": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "unfit_cts": [{"case": name, "reason": reason} for name, reason in self.unfit_cts],
             "rejected": [{"case_id": r.case_id, "reason": r.reason} for r in self.manifest.rejected],
         }
 
