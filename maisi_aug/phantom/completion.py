@@ -7,6 +7,7 @@ body's range, such as the head and the arms, is fat and muscle by the depth belo
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import GridError
+from maisi_aug.errors import GridError, MaisiAugWarning
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import paint_organs
 from maisi_aug.phantom.envelope import Envelope, build_envelope, fat_share, paint_envelope
@@ -48,6 +49,7 @@ _THIN_MM: Final = 3.0  # the fit reads voxels up to this far apart
 _AT_SKIN_MM: Final = np.float32(0.1)  # least distance to the skin of a voxel that is inside, or outside
 _FAR_MM: Final = 200.0
 _Z_RANGE_MM: Final = (-75.0, 640.0)
+_BEYOND_SHARE: Final = 0.25  # of the unlabelled body that may lie outside of this range
 _DEFAULT_Z_MM: Final = (240.0, 400.0)
 _ABDOMINAL: Final = (
     ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.GALLBLADDER,
@@ -119,7 +121,22 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     paint_organs(canvas, layers, habitus, seed)
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
     canvas.tissue[(canvas.tissue == ids.TISSUE_FASCIA) & (frame.z > _Z_RANGE_MM[1])] = ids.TISSUE_MUSCLE
+    _warn_of_parts_beyond(canvas)
     return canvas.labels, canvas.tissue
+
+
+def _warn_of_parts_beyond(canvas: Canvas) -> None:
+    """Warn where much of what is completed lies above or below the canonical body."""
+    height = canvas.frame.z[canvas.labels == ids.BODY]
+    beyond = (height < _Z_RANGE_MM[0]) | (height > _Z_RANGE_MM[1])
+    if len(height) and np.mean(beyond) > _BEYOND_SHARE:
+        warnings.warn(
+            "Label map: much of its body lies above the neck or below the hips, where the procedural anatomy has "
+            "neither bones nor organs; what is unlabelled there is drawn as muscle and fat. Label it, or choose a "
+            "bundle that was trained on such images.",
+            MaisiAugWarning,
+            stacklevel=2,
+        )
 
 
 def _fit_body(labels: Labels, grid: Grid, seed: int) -> tuple[PatientShape, Frame, Envelope, Habitus]:

@@ -16,13 +16,14 @@ from scipy import linalg, ndimage, sparse
 
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.frame import Frame, Pose
-from maisi_aug.phantom.landmarks import F64, FASCIA, Reference, Surface, weight_of
+from maisi_aug.phantom.landmarks import F64, FASCIA, LENGTHWISE, Reference, Surface, weight_of
 from maisi_aug.phantom.noise import F32, spline_basis, spread
 from maisi_aug.volumes.grid import Grid
 
 MATCH_MM: Final = 8.0  # by how much labels of two patients differ
 AFFINE_SPREAD: Final = 0.05  # spread of stretch and shear between patients, relative to the first estimate
 SCALE_LIMITS: Final = (0.72, 1.45)
+_BEYOND_MM: Final = 15.0  # by how much a cut label may exceed the canonical one's height in the first fit
 _FAR_MM: Final = (40.0, 25.0, 16.0)  # distance at which a pair counts half, per iteration
 _STIFFNESS: Final = (10.0, 4.0, 1.0)
 _KNOTS_MM: Final = (85.0, 85.0, 60.0)
@@ -31,6 +32,9 @@ ABOVE_Z_MM: Final = {52: 649.0, 53: 665.0, 54: 682.0, 55: 700.0, 56: 716.0, ids.
 _HEAD_MM: Final = (
     (645.0, 120.0, 120.0), (675.0, 122.0, 145.0), (720.0, 150.0, 195.0), (790.0, 155.0, 200.0), (840.0, 115.0, 140.0),
 )  # fmt: skip
+_ARMS_MM: Final = 110.0  # by which the arms widen slices of the shoulders
+_ARMS_Z_MM: Final = (430.0, 615.0)
+_LEAST_SIDE_MM: Final = 50.0  # of a slice that tells anything; less are labels in air and tubes
 _WARP_WEIGHT: Final = 1.2e-4  # price of one mm^2 of bending between neighbouring knots, at a stiffness of 1
 
 
@@ -140,7 +144,7 @@ def fit_ends(
     pairs: list[list[tuple[float, float, float]]] = [[], [], []]
     for key, surface in surfaces.items():
         known = reference.surfaces.get(key)
-        if known is None or weight_of(key) == 0:
+        if known is None or weight_of(key) == 0 or key in LENGTHWISE:
             continue
         for a in range(3):
             for own, theirs in ((surface.low_mm[a], known.low_mm[a]), (surface.high_mm[a], known.high_mm[a])):
@@ -169,6 +173,7 @@ def fit_ends(
 def _guess_height(outline_mm: F64, reference: Reference, fat_mm: float, default_z_mm: float) -> float:
     """Canonical height of the grid's middle by the outline alone: where its widths and depths fit the body's best."""
     rows = outline_mm[np.isfinite(outline_mm[:, 1:]).all(axis=1)]
+    rows = rows[((rows[:, [2, 4]] - rows[:, [1, 3]]) > _LEAST_SIDE_MM).all(axis=1)]
     if len(rows) < 2:
         return default_z_mm
     body = np.array(
@@ -179,8 +184,10 @@ def _guess_height(outline_mm: F64, reference: Reference, fat_mm: float, default_
 
     def misfit(height: float) -> float:
         z = np.clip(rows[:, 0] + height, body[0, 0], body[-1, 0])
-        theirs = np.log(np.column_stack([np.interp(z, body[:, 0], body[:, column]) for column in (1, 2)]))
-        away = sides - theirs
+        width, depth = (np.interp(z, body[:, 0], body[:, column]) for column in (1, 2))
+        away = sides - np.log(np.column_stack([width, depth]))
+        with_arms = np.where((z > _ARMS_Z_MM[0]) & (z < _ARMS_Z_MM[1]), sides[:, 0] - np.log(width + _ARMS_MM), np.inf)
+        away[:, 0] = np.where(np.abs(with_arms) < np.abs(away[:, 0]), with_arms, away[:, 0])
         beyond = float(np.mean((rows[:, 0] + height < body[0, 0] - 40) | (rows[:, 0] + height > body[-1, 0] + 20)))
         # Where shapes say little, the expected height decides.
         return float(np.mean(away**2)) + beyond + 0.01 * ((height - default_z_mm) / 300.0) ** 2
@@ -220,7 +227,7 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
         reference: Canonical body.
         first: Fit to begin with.
     """
-    points, keys, weights = _gather(surfaces, skin, reference)
+    points, keys, weights = _gather(surfaces, skin, reference, first)
     if not len(points):
         return first
     fit = first
@@ -238,16 +245,22 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
 
 
 def _gather(
-    surfaces: dict[int, Surface], skin: Surface | None, reference: Reference
+    surfaces: dict[int, Surface], skin: Surface | None, reference: Reference, first: Fit
 ) -> tuple[F64, NDArray[np.int64], F64]:
     points, keys, weights = [np.empty((0, 3))], [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for key, surface in ({**surfaces, FASCIA: skin} if skin is not None else surfaces).items():
-        if key not in reference.trees or weight_of(key) == 0 or not len(surface.points):
+        if key not in reference.trees or weight_of(key) == 0:
             continue
-        count = len(surface.points)
+        own = surface.points
+        if key in LENGTHWISE:  # a spinal cord goes on in the head, where the canonical one has ended
+            height, known = first.to_canonical(own)[:, 2], reference.surfaces[key].points[:, 2]
+            own = own[(height > known.min() - _BEYOND_MM) & (height < known.max() + _BEYOND_MM)]
+        if not len(own):
+            continue
+        count = len(own)
         # A group's key stands for many bones. The outline says as much as a few organs do.
         total = 4.0 if key == FASCIA else 6.0 if key > FASCIA else weight_of(key)
-        points.append(surface.points)
+        points.append(own)
         keys.append(np.full(count, key, dtype=np.int64))
         weights.append(np.full(count, total / count))
     return np.concatenate(points), np.concatenate(keys), np.concatenate(weights)
@@ -260,6 +273,8 @@ def _closest(canonical: F64, keys: NDArray[np.int64], reference: Reference) -> t
         own = keys == key
         distance, index = reference.trees[int(key)].query(canonical[own])
         targets[own], away[own] = reference.surfaces[int(key)].points[index], distance
+        if int(key) in LENGTHWISE:
+            targets[own, 2] = canonical[own, 2]
     return targets, away
 
 
