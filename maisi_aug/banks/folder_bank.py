@@ -437,9 +437,10 @@ class FolderBank:
             new = [name for name in names if name not in self._reported]
             self._reported.update(new)
             if new:
+                example = new[0].removeprefix("id ")
                 warnings.warn(
                     f"Mask bank {self._path}: labels not in the vocabulary: {', '.join(new)}; {fate}. If they "
-                    f'matter, map them with --map "{new[0].removeprefix("id ")}=NAME" or a JSON file for --mask-labels.',
+                    f'matter, map them with --map "{example}=NAME" or a JSON file for --mask-labels.',
                     MaisiAugWarning,
                     stacklevel=3,
                 )

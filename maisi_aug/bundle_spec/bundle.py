@@ -387,12 +387,7 @@ class Bundle:
         found, is_refused = lacking
         if is_refused and not allow_unseen:
             raise GridError(f"{found}. Use {nearest}{remedy}.")
-        return (
-            (
-                f"{found}. The networks were not trained on such grids, and images may be poor: try "
-                f"{nearest}."
-            ),
-        )
+        return (f"{found}. The networks were not trained on such grids, and images may be poor: try {nearest}.",)
 
     def definition(self, role: str) -> dict[str, Any]:
         """Return the definition of a network: its class and hyper-parameters, as in ``bundle.yaml``.

@@ -177,7 +177,7 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
         bundle.fingerprint if is_network else "",
         f"{bundle.licence} (weights); the CTs keep their own licences"
         if is_network
-        else "The CTs keep their own licences.",
+        else "no weights; the CTs keep their own licences",
         settings,
         max_attempts=config.max_attempts,
         kept_ids=cohort.plan.requested_ids,  # real lesions of the same label among them

@@ -125,7 +125,7 @@ def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCa
     Raises:
         PreparationError: No organ labels belong to a case.
     """
-    found = find_organs(folder, [case.id for case in cases])
+    found = find_organs(folder, [case.id for case in cases], images=[case.image for case in cases])
     with_organs = [replace(case, organs=(*case.organs, found[case.id])) if case.id in found else case for case in cases]
     return with_organs, [case.id for case in cases if case.id not in found]
 

@@ -14,6 +14,7 @@ from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError, MaisiAugWarning, RequestError
 from maisi_aug.evaluation.cohort.case_sets import find_case_set
 from maisi_aug.evaluation.cohort.lesion_report import measure_lesions_of
+from maisi_aug.evaluation.report.build import build_report
 from maisi_aug.insertion.backgrounds import Background, Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
 from maisi_aug.insertion.config import resolve_insertion
@@ -155,6 +156,10 @@ def test_ct_without_the_host_is_passed_over_and_read_once(
     for lesion in seen:
         assert lesion["contrast_hu"] > 100
         assert lesion["noise_hu"] == pytest.approx(NOISE_HU, rel=0.5)
+    page = build_report(tmp_path / "cohort").markdown
+    assert "4 cases by procedural painter; licence: no weights; the CTs keep their own licences; label maps by" in page
+    assert "4 of 4 cases record bundle or painter" in page
+    assert "organ medians" not in page  # no organ is labelled
 
 
 def test_lesions_of_other_organs_need_labels_of_them(chests: Path, tmp_path: Path) -> None:

@@ -354,7 +354,9 @@ def test_grid_that_the_bundle_has_not_seen_is_warned_of_as_one_that_is_asked_for
     values = {"mask_source": "given", "mask_bank": str(tmp_path), "mask_labels": "maisi"}
     run = with_bounded_view(resolve_request(build_request(values)))
     source, plan = open_given_source(run), run.plan
-    message = r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*2.2 to 4 mm along K.*poor: try --spacing 4x4x4\. Grids of all"
+    message = (
+        r"a_seg.nii.gz: Grid for bundle 'phantom-ct'.*2.2 to 4 mm along K.*poor: try --spacing 4x4x4\. Grids of all"
+    )
     with pytest.warns(UserWarning, match=message):  # a shape would crop other maps
         source.draw(plan.cases[0], 0)
     with warnings.catch_warnings():
