@@ -19,6 +19,7 @@ from maisi_aug.generate.driver import CaseDriver, CaseItem, Listener, Recorder, 
 from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import may_fail_as_a_whole, open_source
 from maisi_aug.system.engine.work import Engine, InProcess
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.networks.acceleration import Compiler
@@ -212,5 +213,5 @@ def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) 
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""
         subject = labels or ("all labels of the given maps" if run.request.has_maps else "no label map")
-        title = f"{len(previews)} of {len(run.plan.cases)} cases: {subject}; bundle {run.bundle.name}"
+        title = f"{len(previews)} of {spell_count(len(run.plan.cases), 'case')}: {subject}; bundle {run.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

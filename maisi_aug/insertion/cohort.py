@@ -37,6 +37,7 @@ from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.preview import Caption, build_preview, save_contact_sheet
 from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
@@ -469,5 +470,6 @@ def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest:
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)
-        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; {cohort.painter_name}, in given CTs"
+        made = f"{len(previews)} of {spell_count(len(cohort.plan.cases), 'case')}"
+        title = f"{made}: {labels}; {cohort.painter_name}, in given CTs"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

@@ -162,7 +162,7 @@ def _note_files_left_out(sources: Sources, used: Iterable[Path]) -> list[str]:
         reasons: dict[str, list[str]] = {}
         sorted_files = sort_images(images, labels)
         for out in sorted_files.others:
-            if out.path not in used:
+            if out.path not in used and images not in sources.organs:  # where organ labels lie next to the CTs
                 reasons.setdefault(out.reason, []).append(out.path.name)
         notes += [
             f"Left out of {images}, because {reason}: {_list(names, 'files')}." for reason, names in reasons.items()
