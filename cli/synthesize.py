@@ -153,13 +153,16 @@ def describe_summary(summary: CohortSummary) -> str:
             f"Accepted {share}; {spell_count(facts['num_attempts'], 'attempt')} in all; {summary.seconds:.0f} s."
         )
     lines += [f"Rejected {row['case_id']}: {row['reason']}" for row in facts["rejected"]]
-    if facts["rejected"]:
+    if any(record.attempt + 1 >= record.max_attempts for record in summary.manifest.rejected):
         lines.append("To try again: run the same command with a larger --max-attempts.")
     if reviewed := num_rejected_in_review(summary.folder, summary.manifest):
         lines.append(f"Rejected in review and left out of exports: {reviewed}. Use --redraw-rejected to replace them.")
     if summary.skipped:
         lines.append(f"Skipped {spell_count(len(summary.skipped), 'file')} of the mask bank:")
         lines += [f"  {name}: {reason}" for name, reason in summary.skipped]
+    if summary.unfit_cts:
+        lines.append(f"No lesion could be inserted into {spell_count(len(summary.unfit_cts), 'CT')}; others were used:")
+        lines += [f"  {name}: {reason}" for name, reason in summary.unfit_cts]
     if summary.shard is not None:
         lines.append(f"Shard {summary.shard}. When all shards have ended: {shlex.join(merge_command(summary.folder))}")
     elif facts["num_accepted"]:

@@ -92,8 +92,13 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
         typer.echo(f"Not usable: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
         for outlook in faults:
             typer.echo(f"  {clean_message(outlook.fault)}")
-    for warning, name in {outlook.warning: outlook.name for outlook in reversed(outlooks) if outlook.warning}.items():
-        typer.echo(clean_message(f"Note: {name}: {warning}"))
+    warned = [outlook for outlook in outlooks if outlook.warning]
+    if warned:
+        typer.echo(clean_message(f"Note: {warned[0].name}: {warned[0].warning}"))
+    if len(warned) > 1:
+        others = ", ".join(outlook.name for outlook in warned[1 : MAX_NAMES + 1])
+        more = f" and {len(warned) - 1 - MAX_NAMES} more" if len(warned) > MAX_NAMES + 1 else ""
+        typer.echo(clean_message(f"Also unlike the grids of the training: {others}{more} (details with --json)."))
 
 
 def _describe(outlook: MapOutlook, vocabulary: Vocabulary) -> tuple[str, str, str]:

@@ -127,8 +127,9 @@ class CaseSet:
         if translation is None:
             present = np.flatnonzero(np.bincount(source.array.ravel()))
             names = load_own_names(case.entry.label_paths[0]) if case.entry.label_paths else {}
-            translation = translate_own_names(names, self.vocabulary, subject=case.case_id)
-            translation = translation or guess_maisi_ids(present, self.vocabulary, subject=case.case_id)
+            subject = case.case_id
+            translation = translate_own_names(names, self.vocabulary, subject=subject, has_options=False)
+            translation = translation or guess_maisi_ids(present, self.vocabulary, subject=subject, has_options=False)
         return Volume(translation.apply(source.array), source.grid)
 
     def load_pair(self, case: EvaluatedCase) -> tuple[Volume, NDArray[np.uint8]]:
@@ -144,7 +145,12 @@ class CaseSet:
     def _translation_of(self, entry: BankEntry) -> Translation | None:
         names = dict(enumerate(entry.organ_names, start=1)) if entry.organ_names else entry.label_names
         return build_translation(
-            "auto", names, self.vocabulary, has_vocabulary_ids=entry.has_vocabulary_ids, subject=str(self.path)
+            "auto",
+            names,
+            self.vocabulary,
+            has_vocabulary_ids=entry.has_vocabulary_ids,
+            subject=str(self.path),
+            has_options=False,
         )
 
 

@@ -351,13 +351,15 @@ def to_report(document: Mapping[str, Any]) -> str:
     names = ("label", "from", "to", "cases", "median", "5%", "95%", "inside")
     keys = ("label", "low_hu", "high_hu", "num_cases", "median_hu", "p5_hu", "p95_hu")
     rows = [[*(row[key] for key in keys), percent(row["inside"])] for row in document["labels"]]
+    share = f"{percent(document['inside'])} of {spell_count(document['num_judged'], 'median')} inside"
+    judged = f"{share} {document['reference']}, {len(outliers)} outside."
+    if not document["num_judged"]:
+        judged = f"None of the labels can be compared with {document['reference']}."
     parts = [
         f"# HU of {spell_count(document['num_cases'], 'case')}\n",
         (
-            f"{percent(document['inside'])} of {spell_count(document['num_judged'], 'median')} inside "
-            f"{document['reference']}, "
-            f"{len(outliers)} outside. Organs of fewer than {document['min_voxels']} voxels in a case and labels "
-            "without a range are not judged.\n"
+            f"{judged} Organs of fewer than {document['min_voxels']} voxels in a case and labels without a range are "
+            "not judged.\n"
         ),
         to_markdown(names, rows, num_digits=0),
     ]

@@ -23,10 +23,13 @@ from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.gates.checks import SMALL_LESION_MM, check_label_visibility
+from maisi_aug.insertion.lungs import LUNG_LOBES
+from maisi_aug.insertion.surroundings import add_surroundings
 from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign
 from maisi_aug.vocabulary.sizes import diameter_mm
+from maisi_aug.volumes.components import is_any_of
 
 REPORT_NAME: Final = "lesions"
 MIN_FIT_LESIONS: Final = 3
@@ -97,16 +100,20 @@ def measure_lesions_of(case_set: CaseSet, notify: Report, *, num_workers: int | 
 
 def _see_lesions(case_set: CaseSet, pair: tuple[EvaluatedCase, AttemptRecord]) -> list[SeenLesion]:
     case, record = pair
-    image, label_map = case_set.load_pair(case)
+    image, known = case_set.load_pair(case)
     vocabulary = case_set.vocabulary
     seen = []
     for label_id in sorted({lesion.label_id for lesion in record.lesions}):
-        label = vocabulary.name_of(label_id)
+        label, host_ids, label_map = vocabulary.name_of(label_id), vocabulary.hosts_of(label_id), known
+        if LUNG_LOBES.issuperset(host_ids) and not is_any_of(known, host_ids).any():
+            # The CT has no labels of its lungs: insertion found them by HU.
+            lesion = is_any_of(known, vocabulary.tumor_ids)
+            label_map = add_surroundings(image.array, known, image.grid.spacing_mm, lesion=lesion)
         verdicts = check_label_visibility(
             image.array,
             label_map,
             label_id,
-            host_ids=vocabulary.hosts_of(label_id),
+            host_ids=host_ids,
             tumor_ids=vocabulary.tumor_ids,
             expected_sign=expected_contrast_sign(label),
             spacing_mm=image.grid.spacing_mm,

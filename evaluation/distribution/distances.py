@@ -150,10 +150,10 @@ def measure_distribution(
     found, left_out = collect_regions(case_sets, spacing_mm, notify, num_workers=num_workers)
     for case_set, cases, skipped in zip(case_sets, found, left_out, strict=True):
         if len(cases) < MIN_CASES:
-            first = f"; the first unreadable one: {skipped[0].reason}" if skipped else ""
+            first = f" The first unreadable one: {skipped[0].reason.rstrip('.')}." if skipped else ""
             raise EvaluationError(
-                f"{case_set.path}: needs at least {MIN_CASES} measurable cases, found "
-                f"{len(cases)}{first}. Fewer say nothing about a distribution; add cases."
+                f"{case_set.path}: needs at least {MIN_CASES} measurable cases, found {len(cases)}. Fewer say nothing "
+                f"about a distribution; add cases.{first}"
             )
     document: dict[str, Any] = {
         "measurement": REPORT_NAME,

@@ -137,7 +137,7 @@ def _facts(document: Mapping[str, Any]) -> dict[str, str]:
         "at the first attempt": percent(document["first_attempt_rate"]),
         "attempts": str(document["num_attempts"]),
     }
-    if document["hu"] is not None:
+    if document["hu"] is not None and document["hu"]["inside"] is not None:
         found["organ medians within range"] = percent(document["hu"]["inside"])
     if document["lesions"] is not None and document["lesions"]["calibration"][0].get("mean_absolute_error") is not None:
         found["mean error of size"] = f"{100 * document['lesions']['calibration'][0]['mean_absolute_error']:.1f}%"
@@ -272,12 +272,14 @@ def _describe_provenance(manifest: Manifest) -> list[dict[str, str]]:
 
 
 def _spell_provenance(document: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{spell_count(row['cases'], 'case')} of {row['bundle']} (weights {row['weights']}), licence "
-        f"{row['licence']}, label maps by "
-        f"{row['mask_source']} {row['mask_bank']}".rstrip()
-        for row in document["provenance"]
-    ]
+    lines = []
+    for row in document["provenance"]:
+        weights = f" (weights {row['weights']})" if row["weights"] else ""
+        lines.append(
+            f"{spell_count(int(row['cases']), 'case')} by {row['bundle']}{weights}; licence: {row['licence']}; label "
+            f"maps by {row['mask_source']} {row['mask_bank']}".rstrip()
+        )
+    return lines
 
 
 def _build_provenance(document: Mapping[str, Any]) -> str:

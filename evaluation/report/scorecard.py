@@ -210,7 +210,7 @@ def _judge_coverage(evidence: Mapping[str, Figures]) -> Entry:
 
 def _judge_constraint(cohort: Figures) -> Entry:
     found = [f"{cohort['num_accepted']} of {spell_count(cohort['num_cases'], 'case')} passed every gate."]
-    if cohort["hu"] is not None:
+    if cohort["hu"] is not None and cohort["hu"]["inside"] is not None:  # None where no label has a range
         found.append(f"{percent(cohort['hu']['inside'])} of organ medians within {cohort['hu']['reference']}.")
     if cohort["lesions"] is not None:
         error = cohort["lesions"]["calibration"][0].get("mean_absolute_error")
@@ -232,7 +232,7 @@ def _judge_completeness(cohort: Figures) -> Entry:
 
 def _judge_compliance(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry:
     licences = sorted({row["licence"] for row in cohort["provenance"]})
-    found = [f"Licence of the weights: {', '.join(licences) or 'unknown'}."]
+    found = [f"Licence: {', '.join(licences) or 'unknown'}."]
     if "memorization" not in evidence:
         return Entry("Compliance: privacy and licences", tuple(found), ("evaluate memorization",))
     audit = evidence["memorization"]
@@ -245,14 +245,14 @@ def _judge_compliance(cohort: Figures, evidence: Mapping[str, Figures]) -> Entry
 
 def _judge_comprehension(cohort: Figures) -> Entry:
     rows = cohort["provenance"]
-    named = sum(int(row["cases"]) for row in rows if row["weights"])
+    # Lesions that are painted without networks have no weights to name.
+    named = sum(int(row["cases"]) for row in rows if row["weights"] or row["mask_source"] == "insertion")
     return Entry(
         "Comprehension: is it documented how they were made?",
         (
             (
-                f"{named} of {spell_count(cohort['num_accepted'], 'case')} record bundle, hash of its "
-                "weights, licence and source of "
-                "their map."
+                f"{named} of {spell_count(cohort['num_accepted'], 'case')} record bundle or painter, hash of its "
+                "weights if it has any, licence and source of their map."
             ),
         ),
         (),

@@ -28,7 +28,7 @@ from maisi_aug.evaluation.fid.slices import PLANES, SliceProtocol, prepare_volum
 from maisi_aug.evaluation.output.files import Cell, run_command, save_results, to_markdown
 from maisi_aug.evaluation.studies.real_maps import lay_out_tiles
 from maisi_aug.evaluation.studies.train_segmenter import build_held_out_phantom, print_progress
-from maisi_aug.networks.pipeline import Pipeline
+from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.pictures.slices import BACKGROUND, SOFT_TISSUE, Plane, draw_slice, write_text
 from maisi_aug.system.printed_text import from_clean_document
@@ -62,7 +62,7 @@ def write_images(
     for index in range(num_cases):
         paths = {name: folder / f"trunk_{index:03d}_ct.nii.gz" for name, folder in folders.items()}
         if not all(path.is_file() for path in paths.values()):
-            pipeline = pipeline or Pipeline(bundle, device=device)
+            pipeline = pipeline or Pipeline.load(bundle, resolve_device(device))
             phantom = build_held_out_phantom(SEED, index, bundle.grid)
             drawn = pipeline.synthesize_image(
                 phantom.label_map,

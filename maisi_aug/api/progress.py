@@ -162,9 +162,9 @@ class CohortProgress(Listener):
         if not self._has_bar or record.reason:
             counts = f"[{self._num_settled}/{self._num_cases}] "
             line = f"{counts}{record.case_id} {record.status} (attempt {record.attempt + 1}){reason}"
-            self._console.print(
-                line + ("" if self._has_bar or not pace else f", {pace}"), highlight=False, markup=False
-            )
+            if pace and not self._has_bar:
+                line += f" ({pace})" if reason else f", {pace}"
+            self._console.print(line, highlight=False, markup=False)
 
     def _pace(self) -> str:
         if self._first_at is None or not self._num_new:

@@ -124,11 +124,11 @@ class FolderBank:
         for index, entry in enumerate(entries):
             translation = self._translation_of(entry)
             if isinstance(translation, BankError):
-                self._bad[index] = str(translation)
+                self._set_aside(index, str(translation))
             elif translation is not None:
                 self._report(translation)
                 if not translation.envelope_ids and entry.image_path is None:
-                    self._bad[index] = str(no_envelope(entry))
+                    self._set_aside(index, str(no_envelope(entry)))
         self._require_some_left()
         self._require_meaning()
 
@@ -168,12 +168,12 @@ class FolderBank:
         return [*self._missing, *((self._entries[index].name, self._bad[index]) for index in sorted(self._bad))]
 
     def fault_of(self, index: int) -> str:
-        """Return why a map cannot be used; empty if no fault is known.
+        """Return why a map cannot be used, with its name in front; empty if no fault is known.
 
         Args:
             index: Place of the map in :attr:`names`.
         """
-        return self._bad.get(index, "")
+        return f"{self._entries[index].name}: {self._bad[index]}" if index in self._bad else ""
 
     def image_path_of(self, index: int) -> Path | None:
         """Return the path of the CT that a map belongs to; None without one.
@@ -345,8 +345,12 @@ class FolderBank:
         try:
             read()
         except VolumeError as error:
-            self._bad[index] = str(error)
+            self._set_aside(index, str(error))
             self._require_some_left()
+
+    def _set_aside(self, index: int, reason: str) -> None:
+        """Note why a map cannot be used, without its name, which stands in front wherever reasons are shown."""
+        self._bad[index] = reason.removeprefix(f"{self._entries[index].name}: ")
 
     def _read_labels(self, index: int) -> _Labels:
         """The map in vocabulary ids, read once while there is room; its ids are noted on the way.
@@ -433,9 +437,10 @@ class FolderBank:
             new = [name for name in names if name not in self._reported]
             self._reported.update(new)
             if new:
+                example = new[0].removeprefix("id ")
                 warnings.warn(
-                    f"Mask bank {self._path}: labels not in the vocabulary: {', '.join(new)}; {fate}. Map them with "
-                    "a JSON file and --mask-labels if they matter.",
+                    f"Mask bank {self._path}: labels not in the vocabulary: {', '.join(new)}; {fate}. If they "
+                    f'matter, map them with --map "{example}=NAME" or a JSON file for --mask-labels.',
                     MaisiAugWarning,
                     stacklevel=3,
                 )

@@ -141,6 +141,7 @@ def build_translation(
     *,
     has_vocabulary_ids: bool,
     subject: str,
+    has_options: bool = True,
 ) -> Translation | None:
     """Return the translation from a bank's label ids to the vocabulary's.
 
@@ -151,6 +152,7 @@ def build_translation(
         vocabulary: Target vocabulary.
         has_vocabulary_ids: Whether the maps' ids are known to be the vocabulary's.
         subject: Name of the bank in messages.
+        has_options: Whether the command takes ``--map`` or ``--mask-labels``, for messages.
 
     Returns:
         The translation; None if ``auto`` finds no names, so that only the ids of each map can tell.
@@ -166,16 +168,19 @@ def build_translation(
         )
     if mapping == MAISI_IDS or (has_vocabulary_ids and mapping == AUTO):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
-    return None if names is None else _from_names(names, vocabulary, subject)
+    return None if names is None else _from_names(names, vocabulary, subject, has_options=has_options)
 
 
-def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str) -> Translation | None:
+def translate_own_names(
+    names: Mapping[int, str], vocabulary: Vocabulary, *, subject: str, has_options: bool = True
+) -> Translation | None:
     """Return the translation that the label names in a map's own header define; None for empty names.
 
     Args:
         names: Source id -> name.
         vocabulary: Target vocabulary.
         subject: Name of the map in messages.
+        has_options: Whether the command takes ``--map`` or ``--mask-labels``, for messages.
 
     Raises:
         VolumeError: None of the names is in the vocabulary; other maps of the bank may still be usable.
@@ -183,37 +188,52 @@ def translate_own_names(names: Mapping[int, str], vocabulary: Vocabulary, *, sub
     if not names:
         return None
     try:
-        return _from_names(names, vocabulary, subject)
+        return _from_names(names, vocabulary, subject, has_options=has_options)
     except BankError as error:
         raise VolumeError(str(error)) from error
 
 
-def guess_maisi_ids(present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str) -> Translation:
+def guess_maisi_ids(
+    present: NDArray[np.int_], vocabulary: Vocabulary, *, subject: str, has_options: bool = True
+) -> Translation:
     """Take the ids of a label map for MAISI's if body (200) is present and no id is outside of the vocabulary.
 
     Args:
         present: Ids of the map, ascending.
         vocabulary: Target vocabulary.
         subject: Name of the map in messages.
+        has_options: Whether the command takes ``--map`` or ``--mask-labels``, for messages.
 
     Raises:
         VolumeError: The ids are not evidently MAISI's; other maps of the bank may still be usable.
     """
     if BODY_ID in present and all(vocabulary.contains(int(label_id)) for label_id in present):
         return Translation({label.id: label.id for label in vocabulary}, frozenset({BODY_ID}))
+    remedy = (
+        f'Pass --map "1=liver", or --mask-labels with {", ".join(CHOICES[1:])} or a JSON file'
+        if has_options
+        else 'Put a labels.json with their names next to the label maps, such as {"1": "liver"}'
+    )
     raise VolumeError(
         f"{subject}: the meaning of its labels is unknown: it has ids up to {int(present.max())}, but no labels.json "
-        f"or dataset.json. Pass --mask-labels with {', '.join(CHOICES[1:])} or a JSON file."
+        f"or dataset.json. {remedy}."
     )
 
 
-def _from_names(names: Mapping[int, str], vocabulary: Vocabulary, subject: str) -> Translation:
+def _from_names(
+    names: Mapping[int, str], vocabulary: Vocabulary, subject: str, *, has_options: bool = True
+) -> Translation:
     translation = _complete({0: 0}, names, vocabulary)
     unknown = (*translation.unknown, *translation.unknown_lesions)
     if len(unknown) == sum(1 for source_id in names if source_id):
+        remedy = (
+            f'Map them with --map "{unknown[0]}=NAME" or a JSON file for --mask-labels'
+            if has_options
+            else "Correct the names in the file that holds them"
+        )
         raise BankError(
-            f"{subject}: none of its label names is in the vocabulary: {', '.join(unknown[:5])}. Map them in a JSON "
-            "file for --mask-labels; 'maisi-aug labels' lists the known names."
+            f"{subject}: none of its label names is in the vocabulary: {', '.join(unknown[:5])}. {remedy}; "
+            "'maisi-aug labels' lists the known names."
         )
     return translation
 

@@ -17,7 +17,7 @@ from typing import Any
 import platformdirs
 
 from maisi_aug.bundle_spec.decoding import latent_factor
-from maisi_aug.bundle_spec.grid_limits import nearest_grid, spell_flags, spell_shortfalls
+from maisi_aug.bundle_spec.grid_limits import spell_nearest, spell_shortfalls
 from maisi_aug.bundle_spec.known_bundles import known_bundles
 from maisi_aug.bundle_spec.schema import (
     MASK_ROLES,
@@ -351,6 +351,7 @@ class Bundle:
         shows_head_alone: bool = False,
         allow_unseen: bool = False,
         remedy: str = "; or add --allow-unseen-grid, if the weights were trained on such grids",
+        shape_follows: bool = False,
     ) -> tuple[str, ...]:
         """Check a grid against the bundle's limits; without limits, any grid with divisible sides is accepted.
 
@@ -360,6 +361,7 @@ class Bundle:
             allow_unseen: Only warn of grids that would be refused, for weights trained on more grids than the bundle
                 states.
             remedy: Alternative to using the nearest grid; empty for commands that take no unseen grid.
+            shape_follows: Whether the number of voxels follows from field of view and spacing.
 
         Returns:
             Warning with the nearest suitable grid; empty if there is none.
@@ -371,24 +373,21 @@ class Bundle:
         if limits is None:
             grid.require_multiple_of(self.grid_factor, subject=f"Shape for bundle '{self.name}'")
             return ()
-        nearest = nearest_grid(grid, limits, shows_head_alone=shows_head_alone)
+        nearest = spell_nearest(
+            grid, limits, self.grid_factor, shows_head_alone=shows_head_alone, shape_follows=shape_follows
+        )
         if any(side % self.grid_factor for side in grid.shape):
             raise GridError(
                 f"Shape for bundle '{self.name}': expected sides that are multiples of {self.grid_factor}, found "
-                f"{spell_grid(grid.shape, grid.spacing_mm)}. Use {spell_flags(nearest)}."
+                f"{spell_grid(grid.shape, grid.spacing_mm)}. Use {nearest}."
             )
         lacking = spell_shortfalls(grid, limits, f"Grid for bundle '{self.name}'", shows_head_alone=shows_head_alone)
         if lacking is None:
             return ()
         found, is_refused = lacking
         if is_refused and not allow_unseen:
-            raise GridError(f"{found}. Use {spell_flags(nearest)}{remedy}.")
-        return (
-            (
-                f"{found}. The networks were not trained on such grids, and images may be poor: try "
-                f"{spell_flags(nearest)}."
-            ),
-        )
+            raise GridError(f"{found}. Use {nearest}{remedy}.")
+        return (f"{found}. The networks were not trained on such grids, and images may be poor: try {nearest}.",)
 
     def definition(self, role: str) -> dict[str, Any]:
         """Return the definition of a network: its class and hyper-parameters, as in ``bundle.yaml``.

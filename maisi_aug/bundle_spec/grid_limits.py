@@ -200,6 +200,31 @@ def spell_flags(grid: Grid) -> str:
     return f"--shape {shape} --spacing {spacing} ({extent} mm)"
 
 
+def spell_nearest(
+    grid: Grid, limits: GridLimits, factor: int, *, shows_head_alone: bool = False, shape_follows: bool = False
+) -> str:
+    """Describe the options that lead from a grid to the nearest one within a bundle's limits.
+
+    Args:
+        grid: Requested grid.
+        limits: Limits of the bundle.
+        factor: Number of which every side must be a multiple.
+        shows_head_alone: Whether the images show nothing but the head, which needs less field of view.
+        shape_follows: Whether the number of voxels follows from field of view and spacing, as with given label maps.
+            Where the spacing alone then makes a good grid, no shape is named, which would crop other maps.
+    """
+    if shape_follows:
+        steps = [_clip(step, span) for step, span in zip(grid.spacing_mm, limits.spacing_mm, strict=True)]
+        i, j, k = (
+            max(factor, round(extent / step / factor) * factor)
+            for extent, step in zip(grid.extent_mm, steps, strict=True)
+        )
+        there = Grid.from_spacing((i, j, k), (steps[0], steps[1], steps[2]))
+        if spell_shortfalls(there, limits, "", shows_head_alone=shows_head_alone) is None:
+            return f"--spacing {'x'.join(f'{step:g}' for step in steps)}"
+    return spell_flags(nearest_grid(grid, limits, shows_head_alone=shows_head_alone))
+
+
 def nearest_grid(grid: Grid, limits: GridLimits, *, shows_head_alone: bool = False) -> Grid:
     """Return the grid within a bundle's limits that is nearest to a requested one.
 

@@ -109,7 +109,8 @@ class CaseResult:
     Attributes:
         records: Records of the cases that were wanted; their files are in the worker's folder.
         error: Error because of which no label map could be drawn; None otherwise.
-        skipped: ``(name, reason)`` of files of the mask bank that the worker could not use so far.
+        skipped: ``(name, reason)`` of files of the mask bank, or of CTs to insert lesions into, that the worker could
+            not use so far.
     """
 
     records: tuple[AttemptRecord, ...]
@@ -203,7 +204,7 @@ class CaseDriver:
         has_map: Whether a label map could be drawn for any case. Until then nothing is recorded, because the fault may
             be the bank's.
         leaves_hope: Function that returns whether another case may still succeed after a case has failed with an error.
-        skipped: Files of the mask bank that could not be used, with the reason.
+        skipped: Files of the mask bank, or CTs to insert lesions into, that could not be used, with the reason.
     """
 
     recorder: Recorder

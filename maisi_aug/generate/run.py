@@ -19,6 +19,7 @@ from maisi_aug.generate.driver import CaseDriver, CaseItem, Listener, Recorder, 
 from maisi_aug.pictures.preview import save_contact_sheet
 from maisi_aug.sources.opening import may_fail_as_a_whole, open_source
 from maisi_aug.system.engine.work import Engine, InProcess
+from maisi_aug.system.printed_text import spell_count
 
 if TYPE_CHECKING:
     from maisi_aug.networks.acceleration import Compiler
@@ -43,6 +44,7 @@ class CohortSummary:
         num_lost: Number of accepted cases that had lost files and were drawn again.
         shard: Shard of the run, to whose cases all figures refer; None for the whole cohort.
         skipped: ``(name, reason)`` of files of the mask bank that could not be used.
+        unfit_cts: ``(case, reason)`` of CTs that could not take lesions, for a cohort of inserted lesions.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class CohortSummary:
     skipped: tuple[tuple[str, str], ...] = ()
     num_lost: int = 0
     shard: Shard | None = None
+    unfit_cts: tuple[tuple[str, str], ...] = ()
 
     @property
     def is_complete(self) -> bool:
@@ -78,6 +81,7 @@ class CohortSummary:
             "seconds": round(self.seconds, 1),
             "accepted_per_label": labels,
             "skipped_bank_files": [{"name": name, "reason": reason} for name, reason in self.skipped],
+            "unfit_cts": [{"case": name, "reason": reason} for name, reason in self.unfit_cts],
             "rejected": [{"case_id": r.case_id, "reason": r.reason} for r in self.manifest.rejected],
         }
 
@@ -209,5 +213,5 @@ def draw_contact_sheet(place: CohortFolder, run: CohortRun, manifest: Manifest) 
     if previews := [place.path / name for name in names]:
         labels = spell_labels(run.plan.requested_ids, run.bundle.vocabulary) if run.plan.requested_ids else ""
         subject = labels or ("all labels of the given maps" if run.request.has_maps else "no label map")
-        title = f"{len(previews)} of {len(run.plan.cases)} cases: {subject}; bundle {run.bundle.name}"
+        title = f"{len(previews)} of {spell_count(len(run.plan.cases), 'case')}: {subject}; bundle {run.bundle.name}"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from math import ceil
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -32,20 +31,19 @@ from maisi_aug.insertion.config import ResolvedInsertion
 from maisi_aug.insertion.crops import cut_crop
 from maisi_aug.insertion.insert import Host, Insertion, LabelledHost, LungHost, insert_lesion
 from maisi_aug.insertion.painting import Painter, ProceduralPainter
-from maisi_aug.insertion.surroundings import LUNG_ID, label_surroundings
+from maisi_aug.insertion.surroundings import LUNG_ID, add_surroundings
 from maisi_aug.lesions.lesion import Lesion
 from maisi_aug.pictures.preview import Caption, build_preview, save_contact_sheet
 from maisi_aug.sources.map_source import DrawnMap, MapSource
 from maisi_aug.system.engine.work import Engine, InProcess, WorkerPlace, finished
+from maisi_aug.system.printed_text import spell_count
 from maisi_aug.system.seeds import derive_seed
 from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
-from maisi_aug.volumes.components import bounding_box, is_any_of
+from maisi_aug.volumes.components import is_any_of
 from maisi_aug.volumes.grid import Grid
 
 COHORT_HEADER = ("Made by maisi-aug insert; run the same command again to continue this cohort.",)
 PREVIEW_MM = 120.0
-SURROUNDINGS_MM = 10.0
-"""Margin in mm around labelled voxels in which lung and body are told apart; thick parts are found twice 4 mm deep."""
 
 
 def insert_cohort(
@@ -103,7 +101,8 @@ def insert_cohort(
     listener.enters("done")
     num_new = len(done.settled_indices) - len(manifest.settled_indices)
     seconds = perf_counter() - started
-    return CohortSummary(folder, len(chosen), done, seconds, num_new, num_lost=len(lost), shard=shard)
+    unfit = tuple(driver.skipped.items())
+    return CohortSummary(folder, len(chosen), done, seconds, num_new, num_lost=len(lost), shard=shard, unfit_cts=unfit)
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ class InsertionWorker:
     def work(self, item: CaseItem) -> Future[CaseResult]:
         """Draw the lesions of an item into a CT, judge and write it; the future holds the result."""
         attempts = [self.inserter.attempt(case, item.number) for case in item.cases]
-        return finished(CaseResult(write_group(attempts, item, self.writer)))
+        return finished(CaseResult(write_group(attempts, item, self.writer), skipped=self.inserter.skipped))
 
     def close(self) -> None:
         """Do nothing, because no resource stays open between items."""
@@ -179,7 +178,7 @@ def _facts_of(cohort: ResolvedInsertion) -> CohortFacts:
         bundle.fingerprint if is_network else "",
         f"{bundle.licence} (weights); the CTs keep their own licences"
         if is_network
-        else "The CTs keep their own licences.",
+        else "no weights; the CTs keep their own licences",
         settings,
         max_attempts=config.max_attempts,
         kept_ids=cohort.plan.requested_ids,  # real lesions of the same label among them
@@ -201,6 +200,11 @@ class Inserter:
     painter: Painter
     lungs: dict[int, LungHost] = field(default_factory=dict)
     unfit: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """``(case, reason)`` of the CTs that could not take some lesions so far."""
+        return tuple((self.cohort.backgrounds.cases[index].id, reason) for (index, _), reason in self.unfit.items())
 
     def attempt(self, case: CasePlan, number: int) -> Attempt:
         """Make an attempt at a case; after a failed one, the next attempt uses the next CT.
@@ -447,11 +451,8 @@ def _cut_for_preview(
     affine = grid.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ start
     crop = cut_crop(image, start, sides, grid.spacing_mm)
-    shown = label_map[box].copy()
-    near = bounding_box(shown > 0, margin=ceil(SURROUNDINGS_MM / min(grid.spacing_mm)))
-    known = shown[near]
-    around = label_surroundings(crop.image_hu[near], grid.spacing_mm, lesion=known > 0)
-    shown[near] = np.where(known == 0, around, known)
+    shown = label_map[box]
+    shown = add_surroundings(crop.image_hu, shown, grid.spacing_mm, lesion=shown > 0)
     return crop.image_hu, shown, Grid((sides[0], sides[1], sides[2]), affine)
 
 
@@ -469,5 +470,6 @@ def draw_contact_sheet(place: CohortFolder, cohort: ResolvedInsertion, manifest:
     previews = [place.path / record.files["preview"].path for record in manifest.accepted]
     if previews:
         labels = spell_labels(cohort.plan.requested_ids, cohort.backgrounds.vocabulary)
-        title = f"{len(previews)} of {len(cohort.plan.cases)} cases: {labels}; {cohort.painter_name}, in given CTs"
+        made = f"{len(previews)} of {spell_count(len(cohort.plan.cases), 'case')}"
+        title = f"{made}: {labels}; {cohort.painter_name}, in given CTs"
         save_contact_sheet(place.path / CONTACT_SHEET_NAME, previews, title)

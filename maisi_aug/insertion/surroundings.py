@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from maisi_aug.vocabulary.labels import BODY_ID
-from maisi_aug.volumes.components import Mask
+from maisi_aug.volumes.components import Mask, connected_parts
 from maisi_aug.volumes.grid import Spacing
 
 LUNG_ID = 28
@@ -19,6 +20,8 @@ AERATED_HU = -500.0
 SMOOTHING_MM = 0.7
 VESSEL_RADIUS_MM = 4.0
 """Dense tissue in the lung thinner than twice this is taken for vessels, and they are part of the lung."""
+SURROUNDINGS_MM = 10.0
+"""Margin in mm around lesions in which lung and body are told apart; thick parts are found twice 4 mm deep."""
 
 
 def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: Mask | None = None) -> NDArray[np.uint8]:
@@ -37,6 +40,29 @@ def label_surroundings(image_hu: NDArray[Any], spacing_mm: Spacing, *, lesion: M
         dense &= ~lesion
     label_map: NDArray[np.uint8] = np.where(keep_thick_parts(dense, spacing_mm), BODY_ID, LUNG_ID).astype(np.uint8)
     return label_map
+
+
+def add_surroundings(
+    image_hu: NDArray[Any], label_map: NDArray[np.uint8], spacing_mm: Spacing, *, lesion: Mask
+) -> NDArray[np.uint8]:
+    """Label lung and body around lesions in the lung, where a map has no label.
+
+    Args:
+        image_hu: ``(I, J, K)`` HU of a chest CT.
+        label_map: ``(I, J, K)`` label ids; not modified.
+        spacing_mm: Voxel sides along I, J, K in mm.
+        lesion: ``(I, J, K)`` mask of the lesions.
+
+    Returns:
+        A new ``(I, J, K)`` label map with ``LUNG_ID`` and body (200) within ``SURROUNDINGS_MM`` of every lesion.
+    """
+    labelled = label_map.copy()
+    margin = ceil(SURROUNDINGS_MM / min(spacing_mm))
+    for part, _ in connected_parts(lesion):
+        near = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in part)
+        around = label_surroundings(image_hu[near], spacing_mm, lesion=lesion[near])
+        labelled[near] = np.where(label_map[near] == 0, around, label_map[near])
+    return labelled
 
 
 def smooth_mm(image_hu: NDArray[Any], spacing_mm: Spacing, sigma_mm: float) -> NDArray[np.float32]:

@@ -7,13 +7,14 @@ body's range, such as the head and the arms, is fat and muscle by the depth belo
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from maisi_aug.errors import GridError
+from maisi_aug.errors import GridError, MaisiAugWarning
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.anatomy import paint_organs
 from maisi_aug.phantom.distances import distance_to_hull, refined
@@ -46,6 +47,7 @@ _DIAPHRAGM_MM: Final = np.float32(4.0)  # between the diaphragm and labels below
 # Beyond the trunk.
 _BEYOND_TRUNK_MM: Final = np.float32(18.0)  # outside of the canonical fascia, from where on it is an arm
 _LIMB_FAT_MM: Final = 14.0  # of fat on head, arms and thighs, at most
+_BEYOND_SHARE: Final = 0.25  # of the unlabelled body that may lie above or below the trunk without a warning
 
 _ABDOMINAL: Final = (
     ids.LIVER, ids.SPLEEN, ids.PANCREAS, *ids.KIDNEYS, ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.GALLBLADDER,
@@ -104,7 +106,22 @@ def _complete(labels: Labels, grid: Grid, seed: int) -> tuple[Labels, NDArray[np
     paint_organs(canvas, layers, habitus, seed)
     canvas.labels[(layers.skin >= 0) & ~fixed] = ids.BACKGROUND
     canvas.tissue[(canvas.tissue == ids.TISSUE_FASCIA) & (frame.z > TRUNK_Z_MM[1])] = ids.TISSUE_MUSCLE
+    _warn_of_parts_beyond(canvas)
     return canvas.labels, canvas.tissue
+
+
+def _warn_of_parts_beyond(canvas: Canvas) -> None:
+    """Warn where much of what is completed lies above or below the canonical body."""
+    height = canvas.frame.z[canvas.labels == ids.BODY]
+    beyond = (height < TRUNK_Z_MM[0]) | (height > TRUNK_Z_MM[1])
+    if len(height) and np.mean(beyond) > _BEYOND_SHARE:
+        warnings.warn(
+            "Label map: much of its body lies above the neck or below the hips, where the procedural anatomy has "
+            "neither bones nor organs; what is unlabelled there is drawn as muscle and fat. Label it, or choose a "
+            "bundle that was trained on such images.",
+            MaisiAugWarning,
+            stacklevel=2,
+        )
 
 
 def _fit_body(labels: Labels, grid: Grid, seed: int) -> tuple[PatientShape, Frame, Envelope, Habitus]:

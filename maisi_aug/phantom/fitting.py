@@ -17,7 +17,7 @@ from scipy import linalg, ndimage, sparse
 from maisi_aug.phantom import ids
 from maisi_aug.phantom.frame import BODY_MIDDLE_Y_MM, Frame, Pose
 from maisi_aug.phantom.ids import vertebra_name_to_id
-from maisi_aug.phantom.landmarks import F64, FASCIA, Outline, Reference, Surface, weight_of
+from maisi_aug.phantom.landmarks import F64, FASCIA, LENGTHWISE, Outline, Reference, Surface, weight_of
 from maisi_aug.phantom.noise import F32, spline_basis, spread
 from maisi_aug.volumes.grid import Grid
 
@@ -35,6 +35,7 @@ _COARSE_WEIGHT: Final = 6.0
 _AFFINE_FAR_MM: Final = (60.0, 40.0, 25.0)
 AFFINE_SPREAD: Final = 0.05  # spread of stretch and shear between patients, relative to the first estimate
 SCALE_LIMITS: Final = (0.72, 1.45)
+_BEYOND_MM: Final = 15.0  # by how much a cut label may exceed the canonical one's height in the first fit
 # Per iteration with a warp: the same distance, the warp's stiffness, and the distance of its knots.
 _WARP_FAR_MM: Final = (40.0, 25.0, 16.0)
 _STIFFNESS: Final = (10.0, 4.0, 1.0)
@@ -52,6 +53,9 @@ ABOVE_Z_MM: Final = {
 _HEAD_MM: Final = (
     (645.0, 120.0, 120.0), (675.0, 122.0, 145.0), (720.0, 150.0, 195.0), (790.0, 155.0, 200.0), (840.0, 115.0, 140.0),
 )  # fmt: skip
+_ARMS_MM: Final = 110.0  # by which the arms widen slices of the shoulders
+_ARMS_Z_MM: Final = (430.0, 615.0)
+_LEAST_SIDE_MM: Final = 50.0  # of a slice that tells anything; less are labels in air and tubes
 _WARP_WEIGHT: Final = 1.2e-4  # price of one mm^2 of bending between neighbouring knots, at a stiffness of 1
 
 
@@ -189,7 +193,7 @@ def _pair_labels(surfaces: dict[int, Surface], reference: Reference) -> tuple[li
     pairs: tuple[list[Pair], list[Pair], list[Pair]] = ([], [], [])
     for key, surface in surfaces.items():
         known = reference.surfaces.get(key)
-        if known is None or weight_of(key) == 0:
+        if known is None or weight_of(key) == 0 or key in LENGTHWISE:
             continue
         for a in range(3):
             if key >= FASCIA and a == 2:  # one label for many bones: how many of them, it does not say
@@ -223,7 +227,7 @@ def _pair_outline(
 
 def _guess_height(outline: Outline, reference: Reference, fat_mm: float, default_z_mm: float) -> float:
     """Canonical height of the grid's middle by the outline alone: where its widths and depths fit the body's best."""
-    is_whole = np.isfinite(outline.width_mm) & np.isfinite(outline.depth_mm)
+    is_whole = (outline.width_mm > _LEAST_SIDE_MM) & (outline.depth_mm > _LEAST_SIDE_MM)  # neither is NaN
     if is_whole.sum() < 2:
         return default_z_mm
     z_mm = outline.z_mm[is_whole]
@@ -234,8 +238,10 @@ def _guess_height(outline: Outline, reference: Reference, fat_mm: float, default
 
     def misfit(height: float) -> float:
         z = np.clip(z_mm + height, body[0, 0], body[-1, 0])
-        theirs = np.log(np.column_stack([np.interp(z, body[:, 0], body[:, column]) for column in (1, 2)]))
-        away = sides - theirs
+        width, depth = (np.interp(z, body[:, 0], body[:, column]) for column in (1, 2))
+        away = sides - np.log(np.column_stack([width, depth]))
+        with_arms = np.where((z > _ARMS_Z_MM[0]) & (z < _ARMS_Z_MM[1]), sides[:, 0] - np.log(width + _ARMS_MM), np.inf)
+        away[:, 0] = np.where(np.abs(with_arms) < np.abs(away[:, 0]), with_arms, away[:, 0])
         beyond = float(np.mean((z_mm + height < body[0, 0] - 40) | (z_mm + height > body[-1, 0] + 20)))
         # Where shapes say little, the expected height decides.
         return float(np.mean(away**2)) + beyond + 0.01 * ((height - default_z_mm) / 300.0) ** 2
@@ -273,7 +279,7 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
         reference: Canonical body.
         first: Fit to begin with.
     """
-    points, keys, weights = _gather(surfaces, skin, reference)
+    points, keys, weights = _gather(surfaces, skin, reference, first)
     if not len(points):
         return first
     fit = first
@@ -291,15 +297,21 @@ def fit_surfaces(surfaces: dict[int, Surface], skin: Surface | None, reference: 
 
 
 def _gather(
-    surfaces: dict[int, Surface], skin: Surface | None, reference: Reference
+    surfaces: dict[int, Surface], skin: Surface | None, reference: Reference, first: Fit
 ) -> tuple[F64, NDArray[np.int64], F64]:
     points, keys, weights = [np.empty((0, 3))], [np.empty(0, dtype=np.int64)], [np.empty(0)]
     for key, surface in ({**surfaces, FASCIA: skin} if skin is not None else surfaces).items():
-        if key not in reference.trees or weight_of(key) == 0 or not len(surface.points):
+        if key not in reference.trees or weight_of(key) == 0:
             continue
-        count = len(surface.points)
+        own = surface.points
+        if key in LENGTHWISE:  # a spinal cord goes on in the head, where the canonical one has ended
+            height, known = first.to_canonical(own)[:, 2], reference.surfaces[key].points[:, 2]
+            own = own[(height > known.min() - _BEYOND_MM) & (height < known.max() + _BEYOND_MM)]
+        if not len(own):
+            continue
+        count = len(own)
         total = _SKIN_WEIGHT if key == FASCIA else _COARSE_WEIGHT if key > FASCIA else weight_of(key)
-        points.append(surface.points)
+        points.append(own)
         keys.append(np.full(count, key, dtype=np.int64))
         weights.append(np.full(count, total / count))
     return np.concatenate(points), np.concatenate(keys), np.concatenate(weights)
@@ -312,6 +324,8 @@ def _closest(canonical: F64, keys: NDArray[np.int64], reference: Reference) -> t
         own = keys == key
         distance, index = reference.trees[int(key)].query(canonical[own])
         targets[own], away[own] = reference.surfaces[int(key)].points[index], distance
+        if int(key) in LENGTHWISE:
+            targets[own, 2] = canonical[own, 2]
     return targets, away
 
 

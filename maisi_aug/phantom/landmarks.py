@@ -38,14 +38,17 @@ COARSE_GROUPS: Final = (
 )
 # How far a label is to be trusted as a landmark; what is not listed counts as 1, and soft or mobile organs less.
 _WEIGHTS: Final[dict[int, float]] = {
-    **dict.fromkeys((ids.COSTAL_CARTILAGE, ids.HEPATIC_VESSEL, ids.AIRWAY, ids.SPINAL_CORD,
-                     ids.LEFT_HUMERUS, ids.RIGHT_HUMERUS, ids.BODY, ids.BACKGROUND, ids.BONE_LESION), 0.0),
+    **dict.fromkeys((ids.COSTAL_CARTILAGE, ids.HEPATIC_VESSEL, ids.AIRWAY, ids.LEFT_HUMERUS, ids.RIGHT_HUMERUS,
+                     ids.BODY, ids.BACKGROUND, ids.BONE_LESION), 0.0),
     **dict.fromkeys((ids.COLON, ids.SMALL_BOWEL), 0.1),
     **dict.fromkeys((ids.STOMACH, ids.DUODENUM, ids.GALLBLADDER, ids.BLADDER, ids.PORTAL_AND_SPLENIC_VEIN,
                      ids.RIGHT_ADRENAL, ids.LEFT_ADRENAL, ids.PROSTATE, ids.THYROID), 0.3),
     **dict.fromkeys((ids.PANCREAS, ids.ESOPHAGUS, *ids.MUSCLES, ids.AORTA, ids.INFERIOR_VENA_CAVA), 0.5),
     **dict.fromkeys(ids.RIBS, 0.7),
+    ids.SPINAL_CORD: 4.0,  # as long as the spine
 }  # fmt: skip
+LENGTHWISE: Final = frozenset({ids.SPINAL_CORD})
+"""Labels that run through the body and are mostly cut: they show where it lies across, and not how high."""
 # Lesions are part of their organ where they can only grow in one.
 _AS_HOST: Final = {tumor: hosts[0] for tumor, hosts in ids.TUMOR_HOSTS.items() if len(hosts) == 1}
 

@@ -51,6 +51,8 @@ MAX_CASES = 48
 THUMB_PX = 200
 CAPTION_PX = 42
 HEADER_PX = 48
+TITLE_LINE_PX = 24
+MAX_TITLE_LINES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,11 +361,14 @@ def build_contact_sheet(previews: Sequence[Path], title: str) -> Image.Image:
     tile_width = max((tile.width for tile in tiles), default=400)
     tile_height = max((tile.height for tile in tiles), default=0)
     width = MARGIN_PX + num_columns * (tile_width + MARGIN_PX)
-    sheet = Image.new("RGB", (width, HEADER_PX + num_rows * (tile_height + MARGIN_PX)), BACKGROUND)
-    write_text(sheet, (MARGIN_PX, MARGIN_PX), _fit(title, width - 2 * MARGIN_PX, 18), size_px=18)
+    lines = _wrap(title, width - 2 * MARGIN_PX, 18)
+    header_px = HEADER_PX + TITLE_LINE_PX * (len(lines) - 1)
+    sheet = Image.new("RGB", (width, header_px + num_rows * (tile_height + MARGIN_PX)), BACKGROUND)
+    for number, line in enumerate(lines):
+        write_text(sheet, (MARGIN_PX, MARGIN_PX + TITLE_LINE_PX * number), line, size_px=18)
     for position, tile in enumerate(tiles):
         row, column = divmod(position, num_columns)
-        place = (MARGIN_PX + column * (tile_width + MARGIN_PX), HEADER_PX + row * (tile_height + MARGIN_PX))
+        place = (MARGIN_PX + column * (tile_width + MARGIN_PX), header_px + row * (tile_height + MARGIN_PX))
         sheet.paste(tile, place)
     return sheet
 
@@ -414,6 +419,19 @@ def _inside(box: Sequence[int], picture: Image.Image) -> tuple[int, int, int, in
     if not (0 <= left < right <= picture.width and 0 <= upper < lower <= picture.height):
         raise ValueError(f"box {box} extends beyond the picture")
     return left, upper, right, lower
+
+
+def _wrap(text: str, width_px: int, size_px: int) -> list[str]:
+    """The text in lines that fit, of which the last is shortened if there are too many."""
+    face = font(size_px)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if not lines[-1] or face.getlength(longer) <= width_px or len(lines) == MAX_TITLE_LINES:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [_fit(line, width_px, size_px) for line in lines]
 
 
 def _fit(text: str, width_px: int, size_px: int) -> str:

@@ -125,7 +125,7 @@ def add_organs(cases: Sequence[SourceCase], folder: Path) -> tuple[list[SourceCa
     Raises:
         PreparationError: No organ labels belong to a case.
     """
-    found = find_organs(folder, [case.id for case in cases])
+    found = find_organs(folder, [case.id for case in cases], images=[case.image for case in cases])
     with_organs = [replace(case, organs=(*case.organs, found[case.id])) if case.id in found else case for case in cases]
     return with_organs, [case.id for case in cases if case.id not in found]
 
@@ -162,7 +162,7 @@ def _note_files_left_out(sources: Sources, used: Iterable[Path]) -> list[str]:
         reasons: dict[str, list[str]] = {}
         sorted_files = sort_images(images, labels)
         for out in sorted_files.others:
-            if out.path not in used:
+            if out.path not in used and images not in sources.organs:  # where organ labels lie next to the CTs
                 reasons.setdefault(out.reason, []).append(out.path.name)
         notes += [
             f"Left out of {images}, because {reason}: {_list(names, 'files')}." for reason, names in reasons.items()

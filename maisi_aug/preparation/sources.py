@@ -164,17 +164,24 @@ def find_labels(
     return found
 
 
-def find_organs(folder: Path, case_ids: Iterable[str]) -> dict[str, tuple[LabelFile, ...]]:
+def find_organs(
+    folder: Path, case_ids: Iterable[str], *, images: Iterable[Path] = ()
+) -> dict[str, tuple[LabelFile, ...]]:
     """Find organ labels in a folder, as TotalSegmentator writes them; returns case -> label map or masks.
 
     Args:
-        folder: Folder of the organ labels, ``ID.nii.gz`` or a folder ``ID`` of masks.
+        folder: Folder of the organ labels, ``ID.nii.gz`` or a folder ``ID`` of masks. CTs may lie among them, such as
+            ``ID_ct.nii.gz`` next to ``ID_seg.nii.gz``.
         case_ids: Ids of the cases to look for.
+        images: Files that are known to be images.
 
     Raises:
         PreparationError: No organ labels belong to a case.
     """
-    found = find_labels(folder, case_ids)
+    found = find_labels(folder, case_ids, images=images)
+    for case_id, files in found.items():
+        labels = [file for file in files if file.mask_name is not None or not is_image_name(file.path)]
+        found[case_id] = labels or files
     several = next((case_id for case_id, files in found.items() if len(files) > 1 and not files[0].mask_name), None)
     if several is not None:
         raise PreparationError(

@@ -216,26 +216,31 @@ class GivenSource(BankedSource):
             return str(error), ""
 
     def _require_known(self, bank_map: BankMap) -> None:
-        """Raise where the networks cannot work with a map's grid, and warn once of each that they have not seen."""
+        """Raise where the networks cannot work with a map's grid; warn of the first one that they have not seen."""
         fault, warning = self.look_at(bank_map.grid, bank_map.boxes)
         if fault:
             raise BankError(f"{bank_map.name}: {fault}")
-        if warning and warning not in self._warned:
-            self._warned.add(warning)
-            warnings.warn(f"{bank_map.name}: {warning}", MaisiAugWarning, stacklevel=4)
+        if warning and "unseen" not in self._warned:
+            self._warned.add("unseen")
+            warnings.warn(f"{bank_map.name}: {warning}{self._others()}", MaisiAugWarning, stacklevel=4)
+
+    def _others(self) -> str:
+        """Where to read of maps after the first, about each of which a warning would be no news."""
+        return " Grids of all maps: --dry-run." if len(self.bank) > 1 else ""
 
     def _is_wanted(self, label_id: int) -> bool:
         return label_id in self.label_ids if self.label_ids else label_id != BODY_ID
 
     def _warn(self, bank_map: BankMap, grid: Grid, lost: Sequence[str]) -> None:
-        """Say once of a map why it leaves its own grid, and what it loses on the way."""
+        """Say of the first map why it leaves its own grid, and of every map once what it loses on the way."""
         change = self.grids.name_change(bank_map.grid)
-        if change == "none" or bank_map.name in self._warned:
+        key = bank_map.name if lost else change
+        if change == "none" or key in self._warned:
             return
-        self._warned.add(bank_map.name)
+        self._warned.add(key)
         warnings.warn(
             f"{bank_map.name}: expected {self.grids.wish}, found {_spell(bank_map.grid)}; the map is {change} to "
-            f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.",
+            f"{_spell(grid)}{' and loses ' + ', '.join(lost) if lost else ''}.{self._others()}",
             MaisiAugWarning,
             stacklevel=3,
         )
@@ -293,7 +298,12 @@ def _compare_with(run: CohortRun) -> FindUnseen:
     def find_unseen(grid: Grid, label_ids: frozenset[int]) -> Sequence[str]:
         regions = {region for region, ids in REGION_LABELS.items() if label_ids.intersection(ids)}
         is_head = regions == {"head"}
-        return run.bundle.check_grid(grid, shows_head_alone=is_head, allow_unseen=run.request.allow_unseen_grid)
+        return run.bundle.check_grid(
+            grid,
+            shows_head_alone=is_head,
+            allow_unseen=run.request.allow_unseen_grid,
+            shape_follows=run.request.shape is None,
+        )
 
     return find_unseen
 

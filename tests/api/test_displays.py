@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -101,6 +103,21 @@ def test_every_worker_has_a_line_where_there_are_several(
     assert "worker 1: loading the networks" in shown
     assert "worker 2: case_0002" in shown
     assert "Note: worker 1 was killed, probably for lack of memory. Its unfinished cases are drawn again." in shown
+
+
+def test_line_of_a_case_ends_with_its_reason_and_the_pace(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with CohortProgress(is_quiet=False) as listener:
+        listener.starts(2, NOTHING_DONE)
+        listener.steps("case_0001", 1, 1)
+        listener.records(replace(build_record(0, status="rejected"), reason="The lesion is too small."))
+        listener.records(build_record(1))
+    first, second = (line for line in capsys.readouterr().err.splitlines() if line.startswith("["))
+    pace = r"[0-9.]+ cases/min, .* left"
+    assert re.fullmatch(rf"\[1/2\] .* rejected \(attempt 1\): The lesion is too small. \({pace}\)", first)
+    assert re.fullmatch(rf"\[2/2\] .* accepted \(attempt 1\), {pace}", second)
 
 
 def test_schedulers_read_json_lines(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,12 @@ import pytest
 
 from maisi_aug.bundle_spec.proven_steps import store_proof
 from maisi_aug.bundle_spec.solvers import Sampling
+from maisi_aug.cli.synthesize import describe_summary
 from maisi_aug.cohort.manifest import load_manifest
 from maisi_aug.errors import CohortError, MaisiAugWarning, RequestError
+from maisi_aug.evaluation.cohort.case_sets import find_case_set
+from maisi_aug.evaluation.cohort.lesion_report import measure_lesions_of
+from maisi_aug.evaluation.report.build import build_report
 from maisi_aug.insertion.backgrounds import Background, Backgrounds
 from maisi_aug.insertion.cohort import insert_cohort
 from maisi_aug.insertion.config import resolve_insertion
@@ -20,7 +24,7 @@ from maisi_aug.volumes.grid import Grid
 from maisi_aug.volumes.image_files import load_image, load_label_map, save_image, save_label_map
 from tests.builders.made_proofs import make_proof
 from tests.builders.tiny_bundle import write_tiny_bundle
-from tests.insertion.chest import SHAPE, SPACING_MM, build_chest
+from tests.insertion.chest import NOISE_HU, SHAPE, SPACING_MM, build_chest
 
 GRID = Grid.from_spacing(SHAPE, SPACING_MM)
 
@@ -117,6 +121,7 @@ def test_what_fits_nowhere_is_rejected_at_once(chests: Path, tmp_path: Path) -> 
     assert record.status == "rejected"
     assert len({str(record.mask_origin["background"]), *record.mask_origin["passed_over"]}) == 2  # type: ignore[misc]
     assert "mm: no room left in the host, which has" in record.reason
+    assert "--max-attempts" not in describe_summary(summary)  # more attempts would not help
     assert not list((tmp_path / "cohort").rglob("*.nii.gz"))
 
 
@@ -141,6 +146,20 @@ def test_ct_without_the_host_is_passed_over_and_read_once(
     assert len(summary.manifest.accepted) == 4
     assert any(record.mask_origin.get("passed_over") == ["b"] for record in summary.manifest.accepted)
     assert read.count(1) == 1
+    ((name, reason),) = summary.unfit_cts
+    assert name == "b"
+    assert summary.to_json()["unfit_cts"] == [{"case": "b", "reason": reason}]
+    assert f"No lesion could be inserted into 1 CT; others were used:\n  b: {reason}" in describe_summary(summary)
+    # Nodules of a CT without labels are compared with the lung around them, which is found by HU.
+    seen = measure_lesions_of(find_case_set(tmp_path / "cohort"), lambda done, total: None)["seen"]
+    assert [lesion["is_visible"] for lesion in seen] == [True] * 4
+    for lesion in seen:
+        assert lesion["contrast_hu"] > 100
+        assert lesion["noise_hu"] == pytest.approx(NOISE_HU, rel=0.5)
+    page = build_report(tmp_path / "cohort").markdown
+    assert "4 cases by procedural painter; licence: no weights; the CTs keep their own licences; label maps by" in page
+    assert "4 of 4 cases record bundle or painter" in page
+    assert "organ medians" not in page  # no organ is labelled
 
 
 def test_lesions_of_other_organs_need_labels_of_them(chests: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from functools import cache
 from pathlib import Path
 from time import process_time
@@ -12,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from maisi_aug.errors import GridError
+from maisi_aug.errors import GridError, MaisiAugWarning
 from maisi_aug.phantom import AnatomyMap, Region, build_label_map, ids, render_hu
 from maisi_aug.phantom.completion import complete_anatomy
 from maisi_aug.phantom.distances import signed_distance
@@ -172,11 +173,34 @@ def test_head_without_labels_of_its_own_is_muscle_below_fat() -> None:
     i, j, k = np.indices(grid.shape)
     given[np.hypot((i - 20) / 13, (j - 22) / 16) < 1] = ids.BODY
     given[(given == ids.BODY) & (k > 15) & (np.hypot((i - 20) / 9, (j - 22) / 11) < 1)] = ids.BRAIN
-    completed, tissue = complete_anatomy(given, seed=1, grid=grid)
+    with pytest.warns(MaisiAugWarning, match="much of its body lies above the neck or below the hips"):
+        completed, tissue = complete_anatomy(given, seed=1, grid=grid)
     assert (completed[given == ids.BRAIN] == ids.BRAIN).all()
     assert not np.isin(completed, (ids.LIVER, ids.HEART, *ids.LUNG_LOBES)).any()
     rest = completed == ids.BODY
     assert np.isin(tissue[rest], (ids.TISSUE_MUSCLE, ids.TISSUE_FASCIA)).mean() > 0.3
+
+
+def test_shoulders_and_neck_are_known_by_their_outline_and_the_spine_lies_around_the_given_cord() -> None:
+    """A trunk with arms and a head that are cut off; the cord, its only label, goes on in the air and lies in front."""
+    grid = Grid.from_spacing((100, 50, 60), (5.0, 5.0, 5.0))
+    given = np.zeros(grid.shape, dtype=np.uint8)
+    x, y, z = ((np.indices(grid.shape)[a] - 0.5 * (grid.shape[a] - 1)) * 5.0 for a in range(3))
+    width = np.interp(z, [-150, -40, 0, 50, 90], [225, 215, 170, 70, 65])
+    depth = np.interp(z, [-150, -40, 0, 50, 90], [115, 110, 95, 70, 85])
+    inside = (np.abs(x) / width) ** 2.3 + (np.abs(y) / depth) ** 2.3 < 1
+    given[inside & (z > -90) & (z < 90)] = ids.BODY
+    given[(np.hypot(x, y + 35) < 6) & (z > -125) & (z < 90)] = ids.SPINAL_CORD
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MaisiAugWarning)
+        completed, _ = complete_anatomy(given, seed=1, grid=grid)
+    lungs = np.flatnonzero(np.isin(completed, ids.LUNG_LOBES).any(axis=(0, 1)))
+    assert len(lungs)
+    assert -60 < z[0, 0, lungs.max()] < 50  # the apices: behind the collar bones, where the neck begins
+    spine = np.isin(completed[:, :, z[0, 0] < 0], ids.VERTEBRAE)
+    bones, cord = np.argwhere(spine), np.argwhere(given[:, :, z[0, 0] < 0] == ids.SPINAL_CORD)
+    across_mm = np.abs(np.median(bones, axis=0) - np.median(cord, axis=0))[:2] * 5.0
+    assert across_mm.max() < 12.0  # the cord is the middle of a vertebra with its processes
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 1), (7, 9, 11), (1, 40, 40)])

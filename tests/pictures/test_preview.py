@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from maisi_aug.pictures.preview import (
+    MARGIN_PX,
     MAX_CASES,
     TEXT_KEY,
+    TITLE_LINE_PX,
     Caption,
     build_contact_sheet,
     build_preview,
@@ -118,6 +120,10 @@ def test_contact_sheet_shows_every_case_of_a_small_cohort(
     one, five = build_contact_sheet(paths[:1], "one case"), build_contact_sheet(paths, "five cases")
     assert five.width > 3.5 * one.width
     assert five.height > 1.5 * one.height
+    long = build_contact_sheet(paths[:1], "1 of 1 case: hepatic tumor, kidney tumor; bundle phantom-ct")
+    assert (long.width, long.height) == (one.width, one.height + TITLE_LINE_PX)  # in two lines instead of cut off
+    written = np.asarray(long)[MARGIN_PX + TITLE_LINE_PX : MARGIN_PX + TITLE_LINE_PX + 18]
+    assert (written > 200).any()
     save_contact_sheet(tmp_path / "sheet_a.png", paths, "a title " * 90)
     save_contact_sheet(tmp_path / "sheet_b.png", paths, "a title " * 90)
     assert (tmp_path / "sheet_a.png").read_bytes() == (tmp_path / "sheet_b.png").read_bytes()

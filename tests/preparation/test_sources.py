@@ -115,6 +115,13 @@ def test_organs_are_one_map_or_masks(tmp_path: Path) -> None:
         PreparationError, match="case a: expected one label map or a folder of masks, found a.nii.gz, a_2"
     ):
         find_organs(touch(folder, "a_2.nii.gz"), ["a", "b"])
+    pairs = touch(tmp_path / "pairs", "c_ct.nii.gz", "c_seg_v1.nii.gz", "d.nii.gz", "d_seg.nii.gz")
+    organs = find_organs(pairs, ["c", "d"], images=[pairs / "d.nii.gz"])
+    assert names_of(organs) == {"c": ["c_seg_v1.nii.gz"], "d": ["d_seg.nii.gz"]}
+    beside = touch(tmp_path / "beside", "c_ct.nii.gz", "c_seg_v1.nii.gz")
+    (case,), notes = collect_cases(Sources(images=beside, organs=(beside,)))
+    assert [file.path.name for files in case.organs for file in files] == ["c_seg_v1.nii.gz"]
+    assert notes == ()  # nothing is left out
 
 
 def test_case_names_become_file_names() -> None:

@@ -66,6 +66,8 @@ def test_outliers_are_named_and_labels_without_range_are_not_judged(tmp_path: Pa
     assert "50% of 6 medians inside test ranges, 3 outside" in report
     assert "| case_0001 | spleen |" in report
     assert "spleen" in draw_chart(document)
+    unknown = to_report(measure_hu(cohort, Reference("test ranges", {}), quiet))
+    assert "\nNone of the labels can be compared with test ranges. Organs of fewer than 30 voxels" in unknown
 
 
 def test_published_ranges_judge_each_label_by_itself() -> None:
