@@ -38,8 +38,8 @@ def register(app: typer.Typer) -> None:
             "mask-diffusion",
             train_mask_diffusion,
             (
-                "Experimental: train the diffusion U-Net on latents of label maps, conditioned on the sizes of organs and "
-                "tumours, then write both mask networks into a bundle."
+                "Experimental: train the diffusion U-Net on latents of label maps, conditioned on the sizes of organs "
+                "and tumours, then write both mask networks into a bundle."
             ),
         ),
     ):

@@ -153,7 +153,7 @@ def to_report(document: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             "# How far drawn trunks are from patients'\n",
-            f"2.5D FID, {document['num_real']} CTs against {document['num_drawn']} images. {document['protocol']}"
+            f"2.5D FID, {document['num_real']} CTs against {document['num_drawn']} images: {document['protocol']}."
             f"{floor}\n",
             to_markdown(
                 ["images", "axial", "sagittal", "coronal", "mean", "95% interval"],
@@ -168,8 +168,9 @@ def _draw_page(sets: Mapping[str, CaseSet], protocol: SliceProtocol) -> Image.Im
     """A row of trunks for each set, as they are compared."""
     tiles = []
     for name, found in sets.items():
-        step = max(1, len(found.cases) // NUM_SHOWN)
-        for case in found.cases[::step][:NUM_SHOWN]:
+        # Evenly spread, but not a multiple of the number of body regions, which alternate.
+        for index in np.unique(np.linspace(0, len(found.cases) - 1, NUM_SHOWN).astype(int)):
+            case = found.cases[index]
             volume = prepare_volume(case.load_image(), protocol, subject=case.case_id)
             tiles.append(_draw_tile(volume, f"{name}, {case.case_id}" if name == "real" else name))
     return lay_out_tiles(tiles, num_columns=NUM_SHOWN)
