@@ -21,7 +21,8 @@ from PIL import Image
 
 from maisi_aug.api.engines import Where
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
-from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, find_case_set, require_some
+from maisi_aug.errors import EvaluationError
+from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, find_case_set
 from maisi_aug.evaluation.fid.extractors import find_extractor
 from maisi_aug.evaluation.fid.measurement import MEAN, measure_fid
 from maisi_aug.evaluation.fid.slices import PLANES, SliceProtocol, prepare_volume
@@ -92,11 +93,15 @@ def measure_trunks(
         Figures as a JSON-able dict.
 
     Raises:
-        EvaluationError: A folder has no CT, or its CTs cannot be read.
+        EvaluationError: A folder has no CT, none is as high as a trunk, or they cannot be read.
     """
     sets = [find_case_set(folder) for folder in cts]
     real = replace(sets[0], cases=tuple(case for found in sets for case in found.cases if _is_high(case)))
-    require_some(len(real.cases), ())
+    if not real.cases:
+        raise EvaluationError(
+            f"CTs: no CT is at least {MIN_HEIGHT_MM:g} mm high, as a trunk is; the first is "
+            f"{sets[0].cases[0].case_id} in {sets[0].path}. Give CTs of whole chests or abdomens."
+        )
     folders: dict[str, Path] = {}
     for number, bundle in enumerate(bundles):
         held = write_images(
