@@ -301,8 +301,8 @@ def _take_apart(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], ND
         except ValueError as error:
             found = type(image).__name__
             raise VolumeError(
-                f"{subject}: expected an array or an image of nibabel, SimpleITK or MONAI, found {found}. Pass an array "
-                "and its affine as two arguments."
+                f"{subject}: expected an array or an image of nibabel, SimpleITK or MONAI, found {found}. Pass array "
+                "and affine as two arguments."
             ) from error
         chosen = getattr(image, "affine", None)
     chosen = chosen if affine is None else affine

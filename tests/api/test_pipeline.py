@@ -235,7 +235,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(
         draw(build_trunk())
     with pytest.raises(VolumeError, match="label_map: expected three axes"):
         draw(build_trunk()[0], np.eye(4))
-    with pytest.raises(VolumeError, match="label_map: expected an array or an image .* found tuple. Pass an array and"):
+    with pytest.raises(VolumeError, match="label_map: expected an array or an image .* found tuple. Pass array and"):
         draw((build_trunk(), np.eye(4)))
     with pytest.raises(BankError, match="ct: requires label_map=, the label map that belongs to it"):
         draw(ct=build_ct(build_trunk()))
