@@ -90,15 +90,22 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
     faults = [outlook for outlook in outlooks if outlook.fault]
     if faults:
         typer.echo(f"Not usable: {len(faults)} of {len(outlooks)} maps; their cases will be rejected:")
+        names_of: dict[str, list[str]] = {}
         for outlook in faults:
-            typer.echo(f"  {clean_message(outlook.fault)}")
+            names_of.setdefault(outlook.fault.removeprefix(f"{outlook.name}: "), []).append(outlook.name)
+        for fault, names in names_of.items():
+            typer.echo(f"  {clean_message(f'{_name_some(names)}: {fault}')}")
     warned = [outlook for outlook in outlooks if outlook.warning]
     if warned:
         typer.echo(clean_message(f"Note: {warned[0].name}: {warned[0].warning}"))
     if len(warned) > 1:
-        others = ", ".join(outlook.name for outlook in warned[1 : MAX_NAMES + 1])
-        more = f" and {len(warned) - 1 - MAX_NAMES} more" if len(warned) > MAX_NAMES + 1 else ""
-        typer.echo(clean_message(f"Also unlike the grids of the training: {others}{more} (details with --json)."))
+        others = _name_some([outlook.name for outlook in warned[1:]])
+        typer.echo(clean_message(f"Also unlike the grids of the training: {others} (details with --json)."))
+
+
+def _name_some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"{', '.join(names[:MAX_NAMES])}{more}"
 
 
 def _describe(outlook: MapOutlook, vocabulary: Vocabulary) -> tuple[str, str, str]:

@@ -121,8 +121,9 @@ def _describe_labels(
         mask = label_map == number
         is_lesion = number in vocabulary.lesion_ids
         host_box = body_box
-        if is_lesion and vocabulary.hosts_of(number):
-            host_box = bounding_box(mask | np.isin(label_map, vocabulary.hosts_of(number)))
+        hosts = np.isin(label_map, vocabulary.hosts_of(number)) if is_lesion else None
+        if hosts is not None and hosts.any():  # without, a single lesion would lie in the middle of itself
+            host_box = bounding_box(mask | hosts)
         for box, part in connected_parts(mask) if is_lesion else iter([_whole(mask)]):
             wide = _widen(box, label_map.shape)
             # part placed in the widened box

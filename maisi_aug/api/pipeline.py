@@ -17,6 +17,7 @@ from maisi_aug.api.displays import Progress, listen_to_run
 from maisi_aug.api.keywords import require_known, takes_fields_of
 from maisi_aug.api.results import Case, SavedCase
 from maisi_aug.api.synthesis import read_request
+from maisi_aug.banks.label_ids import MAISI_IDS
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.cohort.folder import CohortFolder, open_scratch
 from maisi_aug.cohort.manifest import MANIFEST_NAME, ManifestWriter, load_manifest
@@ -116,8 +117,9 @@ class Pipeline:
 
         Args:
             label_map: A file, an nnU-Net case or a folder of masks such as TotalSegmentator's; or integers
-                ``(I, J, K)``, with ``affine``; or an image of nibabel, SimpleITK or MONAI. Its ids are those of the
-                vocabulary (:func:`labels`) unless ``mask_labels`` gives them another meaning. When not given, the
+                ``(I, J, K)``, with ``affine``; or an image of nibabel, SimpleITK or MONAI. The ids in memory are
+                those of the vocabulary (:func:`labels`) unless ``mask_labels`` gives them another meaning; for a file,
+                names next to it or in it count as well. When not given, the
                 bundle's own anatomy is used for ``plant``; without ``plant`` the image is drawn without a label map.
             affine: ``(4, 4)`` matrix from voxel index to RAS+ millimetres, required for an array and only used with
                 one; ``label_map`` and ``ct`` as arrays share it.
@@ -146,6 +148,8 @@ class Pipeline:
         with listen_to_run(progress) as listener, _as_file(label_map, affine, ct) as path:
             if path is not None:
                 fields |= {"mask_source": GIVEN, "mask_bank": path, "plant": wanted, "keep_rejected": True}
+                if not isinstance(label_map, str | Path):  # no file that could name its ids
+                    fields = {"mask_labels": MAISI_IDS, **fields}
             else:
                 fields |= {"mask_source": None if wanted else NO_MAP, "num_cases": 1}
             request = read_request(wanted if path is None else (), None, fields, source="Pipeline")

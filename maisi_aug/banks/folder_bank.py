@@ -350,7 +350,10 @@ class FolderBank:
 
     def _set_aside(self, index: int, reason: str) -> None:
         """Note why a map cannot be used, without its name, which stands in front wherever reasons are shown."""
-        self._bad[index] = reason.removeprefix(f"{self._entries[index].name}: ")
+        entry = self._entries[index]
+        for name in (entry.name, *map(str, entry.label_paths)):
+            reason = reason.removeprefix(f"{name}: ")
+        self._bad[index] = reason
 
     def _read_labels(self, index: int) -> _Labels:
         """The map in vocabulary ids, read once while there is room; its ids are noted on the way.

@@ -210,8 +210,9 @@ def label_colours(label_ids: NDArray[Any], lesion_ids: tuple[int, ...]) -> dict[
         if label_id == BODY_ID:
             colours[label_id] = BODY_CONTOUR
         elif label_id and label_id not in lesion_ids:
-            # Steps of the golden ratio keep neighbouring ids apart on the colour circle.
-            red, green, blue = colorsys.hls_to_rgb((label_id * 0.618034) % 1.0, 0.62, 0.55)
+            # Roberts' R2 sequence (2018) spreads any ids evenly over hue and lightness.
+            hue, share = (label_id * 0.7548777) % 1.0, (label_id * 0.5698403) % 1.0
+            red, green, blue = colorsys.hls_to_rgb(hue, 0.45 + 0.33 * share, 0.6)
             colours[label_id] = (round(red * 255), round(green * 255), round(blue * 255))
     for position, label_id in enumerate(sorted(lesion_ids)):
         colours[label_id] = LESION_COLOURS[position % len(LESION_COLOURS)]

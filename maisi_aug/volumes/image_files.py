@@ -296,7 +296,14 @@ def _take_apart(image: Any, affine: Any, subject: str) -> tuple[NDArray[Any], ND
     if hasattr(image, "GetDirection"):
         array, chosen = take_itk_image(image)
     else:
-        array = np.asarray(image.dataobj if hasattr(image, "dataobj") else image)
+        try:
+            array = np.asarray(image.dataobj if hasattr(image, "dataobj") else image)
+        except ValueError as error:
+            found = type(image).__name__
+            raise VolumeError(
+                f"{subject}: expected an array or an image of nibabel, SimpleITK or MONAI, found {found}. Pass array "
+                "and affine as two arguments."
+            ) from error
         chosen = getattr(image, "affine", None)
     chosen = chosen if affine is None else affine
     if chosen is None:

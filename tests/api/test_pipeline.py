@@ -184,8 +184,8 @@ def test_maps_in_memory_are_read_as_files_are(draw: Callable[..., ma.DrawnCase],
 def test_body_is_found_in_a_ct_that_is_given_beside(draw: Callable[..., ma.DrawnCase], tmp_path: Path) -> None:
     label_map = build_trunk(with_body=False)
     with pytest.raises(BankError, match="or a CT to find the body in"):
-        draw(label_map, GRID.affine, mask_labels="maisi")
-    case = draw(label_map, GRID.affine, ct=build_ct(label_map), mask_labels="maisi")
+        draw(label_map, GRID.affine)
+    case = draw(label_map, GRID.affine, ct=build_ct(label_map))
     assert (map_of(case) == BODY).sum() > 1000
     save_image(tmp_path / "ct.nii.gz", build_ct(label_map), GRID)
     again = draw(label_map, GRID.affine, ct=tmp_path / "ct.nii.gz", mask_labels="maisi")
@@ -235,6 +235,8 @@ def test_what_cannot_be_drawn_is_refused_with_a_sentence(
         draw(build_trunk())
     with pytest.raises(VolumeError, match="label_map: expected three axes"):
         draw(build_trunk()[0], np.eye(4))
+    with pytest.raises(VolumeError, match="label_map: expected an array or an image .* found tuple. Pass array and"):
+        draw((build_trunk(), np.eye(4)))
     with pytest.raises(BankError, match="ct: requires label_map=, the label map that belongs to it"):
         draw(ct=build_ct(build_trunk()))
     with pytest.raises(RecipeError, match="Pipeline: unknown keyword 'step'"):

@@ -443,7 +443,9 @@ def test_given_maps_are_shown_and_drawn(run_cli: Run, no_gates: Path, tmp_path: 
     assert table.code == 0
     for word in ("4 cases", "24 x 24 x 16 at 9 x 9 x 12 mm", "the same", "resampled", "hepatic tumor, liver"):
         assert word in table.stdout
-    assert "Not usable: 1 of 3 maps; their cases will be rejected:" in table.stdout
+    assert (
+        "Not usable: 1 of 3 maps; their cases will be rejected:\n  map_2.nii.gz: not a readable image" in table.stdout
+    )
     document = json.loads(run_cli(*words, "--dry-run", "--json").stdout)
     assert [row["change"] for row in document["maps"]] == ["none", "resampled", None]
     assert [row["shape"] for row in document["maps"]] == [[24, 24, 16], [24, 24, 16], None]

@@ -106,7 +106,12 @@ def test_colours_are_vivid_for_lesions_and_stay_the_same_for_organs() -> None:
     assert colours[26] == LESION_COLOURS[0]
     assert colours[BODY_ID] == BODY_CONTOUR
     assert label_colours(np.array([1]), ())[1] == colours[1]
-    assert len(set(label_colours(np.arange(1, 133), ()).values())) == 132
+    every = label_colours(np.arange(1, 133), ())
+    assert len(set(every.values())) == 132
+    # What is often shown together: oesophagus and spinal cord, organs of the belly, bones of the hip.
+    for together in ((11, 121), (1, 3, 4, 5, 14, 10, 12, 13, 62, 6, 7, 15), (93, 94, 95, 96)):
+        pairs = [(a, b) for a in together for b in together if a < b]
+        assert min(np.abs(np.subtract(every[a], every[b])).max() for a, b in pairs) > 10
 
 
 def test_annotation_leaves_the_middle_of_the_picture_alone() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from maisi_aug.evaluation.distribution.features import (
     measure_texture,
     to_levels,
 )
+from maisi_aug.volumes.components import bounding_box
+from maisi_aug.volumes.image_files import save_image, save_label_map
 from tests.builders.made_cases import GRID, HEPATIC_TUMOR, build_case, write_folder
 
 
@@ -105,6 +108,22 @@ def test_regions_of_a_case_are_in_their_units_and_places(tmp_path: Path) -> None
     assert all(0.3 < share < 0.7 for share in tumor.place)  # it grows in the middle of the liver
     assert by_name["liver"].place[0] > 0.5 > by_name["spleen"].place[0]
     assert len(tumor.features) == len(FEATURE_NAMES)
+
+
+def test_lesion_without_a_labelled_host_has_its_place_in_the_body(tmp_path: Path) -> None:
+    image, label_map = build_case(1)
+    save_image(tmp_path / "images" / "a.nii.gz", image, GRID)
+    alone = np.where(label_map == HEPATIC_TUMOR, label_map, 0).astype(np.uint8)
+    save_label_map(tmp_path / "labels" / "a.nii.gz", alone, GRID)
+    (tmp_path / "labels.json").write_text(json.dumps({str(HEPATIC_TUMOR): "hepatic tumor"}))
+    case_set = find_case_set(tmp_path)
+    _, tumor = measure_regions(case_set, 3.0, case_set.cases[0]).regions
+    assert tumor.name == "hepatic tumor"
+    box = bounding_box(image > -500)
+    centre = np.argwhere(alone).mean(axis=0)
+    expected = [(c - side.start) / (side.stop - side.start) for c, side in zip(centre, box, strict=True)]
+    assert tumor.place == pytest.approx(expected, abs=0.06)
+    assert max(np.abs(np.array(tumor.place) - 0.5)) > 0.07  # not the middle of itself
 
 
 def test_case_without_a_label_map_has_a_body(tmp_path: Path) -> None:
