@@ -24,7 +24,7 @@ from maisi_aug.bundle_spec.bundle import Bundle
 from maisi_aug.errors import GridError, TrainingError
 from maisi_aug.networks.weights import load_networks
 from maisi_aug.training.cases.data import PhantomStore
-from maisi_aug.training.images import label_means, stages
+from maisi_aug.training.images import lookup, stages
 from maisi_aug.training.images.stages import STAGE_NAMES, StageName, TrainingFolder
 from maisi_aug.training.loop.run import CHECKPOINT_NAME, LOG_NAME, LoopResult
 from tests.builders.tiny_training import SHAPE, SPACING_MM, build_recipe, write_prepared, write_recipe
@@ -221,7 +221,7 @@ def kill_training(recipe: Path, folder: Path, *, after_steps: int) -> None:
 def test_start_from_label_means_is_made_once(
     open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_means, "NUM_FIT_STEPS", 20)
+    monkeypatch.setattr(lookup, "NUM_FIT_STEPS", 20)
     whole = open_folder(tmp_path / "whole", controlnet__start="label-means", **HALF_WIDE_LATENTS)
     whole.train("vae")
     whole.train("diffusion")
@@ -238,7 +238,7 @@ def test_start_from_label_means_is_made_once(
 def test_kept_weights_have_the_share_of_noise_of_the_recipe(
     open_folder: OpenFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(label_means, "NUM_FIT_STEPS", 20)
+    monkeypatch.setattr(lookup, "NUM_FIT_STEPS", 20)
     shares = {"controlnet__noise_share": 0.2, "controlnet__kept_noise_share": 0.05}
     folder = open_folder(tmp_path, controlnet__start="label-means", **shares, **HALF_WIDE_LATENTS)
     for stage in ("vae", "diffusion", "controlnet"):
