@@ -23,11 +23,11 @@ from maisi_aug.evaluation.cohort.lesion_sizes import to_report as to_size_report
 from maisi_aug.evaluation.output.charts import DotRow, ScatterSeries, draw_dot_chart, draw_scatter
 from maisi_aug.evaluation.output.files import percent, share_of, to_markdown
 from maisi_aug.gates.checks import SMALL_LESION_MM, check_label_visibility
-from maisi_aug.insertion.lungs import LUNG_LOBES
 from maisi_aug.insertion.surroundings import add_surroundings
 from maisi_aug.system.printed_text import from_clean_document, spell_count
 from maisi_aug.system.progress import Report
 from maisi_aug.vocabulary.hu import expected_contrast_sign
+from maisi_aug.vocabulary.labels import LUNG_LOBE_IDS
 from maisi_aug.vocabulary.sizes import diameter_mm
 from maisi_aug.volumes.components import is_any_of
 
@@ -105,7 +105,7 @@ def _see_lesions(case_set: CaseSet, pair: tuple[EvaluatedCase, AttemptRecord]) -
     seen = []
     for label_id in sorted({lesion.label_id for lesion in record.lesions}):
         label, host_ids, label_map = vocabulary.name_of(label_id), vocabulary.hosts_of(label_id), known
-        if LUNG_LOBES.issuperset(host_ids) and not is_any_of(known, host_ids).any():
+        if LUNG_LOBE_IDS.issuperset(host_ids) and not is_any_of(known, host_ids).any():
             # The CT has no labels of its lungs: insertion found them by HU.
             lesion = is_any_of(known, vocabulary.tumor_ids)
             label_map = add_surroundings(image.array, known, image.grid.spacing_mm, lesion=lesion)
