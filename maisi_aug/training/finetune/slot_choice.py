@@ -253,4 +253,6 @@ def choose_kind(name: str, traits: LabelTraits) -> tuple[Kind, str]:
     share = len(traits.volumes_ml) / traits.num_patients
     spread = float(np.std([math.log(volume) for volume in traits.volumes_ml]))
     found = f"{share:.0%} of the patients have it, and its volume varies by a factor of {math.exp(spread):.1f}"
-    return ("organ" if share >= ORGAN_SHARE and spread <= ORGAN_SPREAD else "lesion"), found
+    if share >= ORGAN_SHARE and spread <= ORGAN_SPREAD:
+        return "organ", found
+    return "lesion", f"{found}; it will be planted anywhere in its hosts, unless --kind '{name}=organ' says otherwise"

@@ -115,7 +115,9 @@ def test_kind_is_told_by_name_then_by_sizes() -> None:
     assert choose_kind("left parotid", even)[0] == "organ"
     assert choose_kind("adrenal metastases", even)[0] == "lesion"
     assert choose_kind("bleeding", LabelTraits((0.5, 8.0, 120.0, 3.0), 4, {}))[0] == "lesion"
-    assert choose_kind("cuff", LabelTraits((20.0, 24.0), 4, {}))[0] == "lesion"
+    kind, reason = choose_kind("cuff", LabelTraits((20.0, 24.0), 4, {}))
+    assert kind == "lesion"
+    assert "unless --kind 'cuff=organ' says otherwise" in reason  # two of four patients leave it open
 
 
 def test_ids_are_moved_and_what_is_not_taught_becomes_its_host(dataset: PreparedDataset, base: Bundle) -> None:
