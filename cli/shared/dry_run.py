@@ -100,7 +100,7 @@ def print_given_table(cohort: CohortRun, outlooks: Sequence[MapOutlook]) -> None
         typer.echo(clean_message(f"Note: {warned[0].name}: {warned[0].warning}"))
     if len(warned) > 1:
         others = _name_some([outlook.name for outlook in warned[1:]])
-        typer.echo(clean_message(f"Also unlike the grids that the bundle was trained on: {others} (details with --json)."))
+        typer.echo(clean_message(f"Also unlike what the bundle was trained on: {others} (details with --json)."))
 
 
 def _name_some(names: Sequence[str]) -> str:

@@ -19,7 +19,6 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image
 
-from maisi_aug.api.engines import Where
 from maisi_aug.bundle_spec.bundle import Bundle, load_bundle
 from maisi_aug.errors import EvaluationError
 from maisi_aug.evaluation.cohort.case_sets import CaseSet, EvaluatedCase, find_case_set
@@ -32,6 +31,7 @@ from maisi_aug.evaluation.studies.train_segmenter import build_held_out_phantom,
 from maisi_aug.networks.pipeline import Pipeline, resolve_device
 from maisi_aug.pictures.preview import save_picture
 from maisi_aug.pictures.slices import BACKGROUND, SOFT_TISSUE, Plane, draw_slice, write_text
+from maisi_aug.system.engine.work import InProcess
 from maisi_aug.system.printed_text import from_clean_document
 from maisi_aug.system.progress import Report, report_nothing
 from maisi_aug.system.seeds import derive_seed
@@ -120,7 +120,7 @@ def measure_trunks(
             extractor,
             protocol,
             cache=out / "features",
-            engine=Where.read().open_engine(),
+            engine=InProcess(device),
             notify=lambda *_: None,
         )
         rows.append({"images": name, **{plane: document["planes"][plane] for plane in (*PLANES, MEAN)}})

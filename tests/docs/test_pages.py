@@ -36,6 +36,7 @@ FOREIGN_FLAGS = {
     "--input",
     "--maps",
     "--own-precision",
+    "--own-steps",
     "--scaling",
     "--source",
     "--strict",
