@@ -109,7 +109,7 @@ def measure_trunks(
         )
         folders[f"{bundle.name} {bundle.fingerprint[:12]}"] = held["drawn"]
         if number == 0:
-            folders = {**folders, PHANTOMS: held[PHANTOMS]}
+            folders[PHANTOMS] = held[PHANTOMS]
     protocol = SliceProtocol(spacing_mm=SPACING_MM, shape=SHAPE)
     extractor = find_extractor("efficientnet_lite0")
     rows = []
@@ -121,7 +121,6 @@ def measure_trunks(
             protocol,
             cache=out / "features",
             engine=InProcess(device),
-            notify=lambda *_: None,
         )
         rows.append({"images": name, **{plane: document["planes"][plane] for plane in (*PLANES, MEAN)}})
     document = {
